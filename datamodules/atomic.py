@@ -1,0 +1,57 @@
+"""Output that appears whole or not at all: written beside its place, moved there by rename when complete.
+
+A reader never sees half a folder, and a call that was killed leaves only a `.partial` sibling, which the next call of
+the same command clears away.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from datamodules.contract import UserError
+
+
+@contextmanager
+def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
+    """Yield an empty folder beside `path` to write into; on success it becomes `path`, replacing what was there.
+
+    `marker` names a file that every such output holds. A folder that is not empty and lacks it was not written by this
+    command: it is refused with a UserError, never replaced. On any exception, Ctrl-C included, the partial folder is
+    removed and `path` stays as it was.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file, and a folder is to be written there. Name another place.")
+    if path.is_dir() and any(path.iterdir()) and not (path / marker).exists():
+        raise UserError(f"{path}: holds files, but no {marker}, so keyart did not write it. Name a new or empty folder.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    replaced = path.with_name(f".{path.name}.replaced")
+    if replaced.exists() and not path.exists():  # killed between the two renames below: the old output is whole
+        os.rename(replaced, path)
+    for leftover in (partial, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            os.rename(path, replaced)
+        os.rename(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; on success it becomes `path`; on any exception it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
