@@ -1,0 +1,397 @@
+"""keyart, the front door: every command and nothing else.
+
+Each command is a function; what it needs is imported inside it, so that `keyart --help` answers at once. A command's
+parameters are its positional arguments and options; commands that have a section of a recipe take that section's
+fields as options (`keyart fit SHARDS RUN --passes 3 --model.width 32`) and `--config FILE` for a recipe of `configs/`.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from datamodules.prepare import PrepareConfig
+    from datamodules.simulate import SimulateConfig
+    from train.embed import EmbedConfig
+    from train.fit import FitConfig
+    from train.recipe import Recipe
+
+COMMANDS = {
+    "demo": ("the whole way on a simulated service, minutes on two CPU cores", "recipe"),
+    "pipeline": ("the whole way on a dataset: OUT/shards, run, bundle, scores, report", "recipe"),
+    "simulate": ("a service with known truth: images, plays, impressions, true click probabilities", "simulate"),
+    "check": ("the contract, with every violation counted and shown", None),
+    "prepare": ("raw tables -> shards", "prepare"),
+    "embed": ("image embeddings into the shards, cached by content", "embed"),
+    "fit": ("shards -> a run folder; called again it resumes", "fit"),
+    "evaluate": ("a run or a bundle on a dataset -> metrics, off-policy values, report.html", None),
+    "export": ("a run -> a bundle: ONNX and what a serving team needs", None),
+    "score": ("a bundle over a dataset -> a table of click probabilities and policies", None),
+}
+
+
+def demo(out: Path = Path("keyart-demo"), *, seed: int = 0, settings: Recipe) -> None:
+    """Simulate a small service and go the whole way on it: what `keyart pipeline` does, then what it means.
+
+    Args:
+        out: Folder for the dataset and everything made from it.
+        seed: Of the simulated service; another seed is another service.
+    """
+    from datamodules.fingerprint import fingerprint
+    from datamodules.simulate import SimulateConfig
+    from datamodules.simulate import simulate as simulate_service
+    from evaluation.evaluate import policy_table
+    from export.bundle import Bundle
+    from export.side_by_side import opposite_members
+
+    console = _console()
+    config = SimulateConfig(seed=seed)
+    dataset = out / "dataset"
+    record = dataset / "simulation.json"
+    if record.is_file() and _read_json(record).get("config") == _plain(config):
+        console.print(f"simulate: {dataset} is up to date")
+    else:
+        simulate_service(dataset, config)
+        console.print(f"simulate: {dataset}, seed {seed} ({fingerprint(config)})")
+    report = _pipeline(dataset, out, settings, console)
+    told = _told()
+    told.print(policy_table(report))
+    told.print(f"Captured lift, (greedy - uniform) / (best possible - uniform), by the true law: {report['captured_lift']:.2f}")
+    told.print(opposite_members(Bundle.open(out / "bundle"), dataset))
+    _written(out, told, f"keyart pipeline {dataset} another-folder --fit.model.width 32")
+
+
+def pipeline(dataset: Path, out: Path, *, settings: Recipe) -> None:
+    """Check, prepare, embed, fit, export, score and evaluate; what is up to date is skipped, what was cut short goes on.
+
+    Args:
+        dataset: A folder by the dataset contract.
+        out: Folder for shards, run, bundle, scores and report.
+    """
+    from evaluation.evaluate import policy_table
+
+    report = _pipeline(dataset, out, settings, _console())
+    told = _told()
+    told.print(policy_table(report))
+    _written(out, told, f"keyart score {out / 'bundle'} {dataset} {out / 'explore'} --policy epsilon:0.1")
+
+
+def simulate(out: Path, *, settings: SimulateConfig) -> None:
+    """Write a dataset of a simulated service whose law is known; `truth/` beside it holds the true probabilities.
+
+    Args:
+        out: Folder to write; replaced only where it holds a simulated dataset.
+    """
+    from datamodules.simulate import simulate as simulate_service
+
+    simulate_service(out, settings)
+    _next(f"{out} written", f"keyart pipeline {out} {out}-out")
+
+
+def check(dataset: Path) -> int:
+    """Hold a dataset against the contract: every violation is counted, with the first offenders and the remedy.
+
+    Args:
+        dataset: A folder by the dataset contract; it is only read.
+    """
+    from datamodules.check import check as check_dataset
+    from datamodules.check import print_findings
+
+    findings = check_dataset(dataset)
+    print_findings(findings, _told())
+    if findings.ok:
+        _next("", f"keyart pipeline {dataset} OUT")
+    return 0 if findings.ok else 1
+
+
+def prepare(dataset: Path, shards: Path, *, settings: PrepareConfig) -> None:
+    """Turn raw tables into shards, each member stored once, histories strictly before each impression.
+
+    Args:
+        dataset: A folder by the dataset contract; it is only read.
+        shards: Folder to write.
+    """
+    from datamodules.check import require_valid
+    from datamodules.prepare import prepare as prepare_shards
+
+    require_valid(dataset, images=False)
+    manifest = prepare_shards(dataset, shards, settings, console=_console())
+    _prepared(manifest, shards, _told())
+    _next("", f"keyart embed {dataset} {shards}")
+
+
+def embed(dataset: Path, shards: Path, *, settings: EmbedConfig) -> None:
+    """Embed every artwork's image and keep the embeddings in the shards.
+
+    Args:
+        dataset: The dataset the shards were prepared from.
+        shards: What `keyart prepare` wrote.
+    """
+    from train.embed import embed as embed_artworks
+
+    embed_artworks(dataset, shards, settings, _console())
+    _next("", f"keyart fit {shards} RUN")
+
+
+def fit(shards: Path, run: Path, *, settings: FitConfig) -> None:
+    """Train a ranker. Called again with the same arguments it resumes; a finished run is left alone.
+
+    Args:
+        shards: Prepared and embedded.
+        run: The run folder to write.
+    """
+    from train.fit import fit as fit_ranker
+
+    metrics = fit_ranker(shards, run, settings, console=_console())
+    _next(f"{run}: validation log loss {metrics['validation_log_loss']:.5f}", f"keyart export {run} BUNDLE")
+
+
+def evaluate(source: Path, dataset: Path, out: Path) -> None:
+    """Judge a run or a bundle on the test period: metrics, off-policy values with intervals, a report to look at.
+
+    A run is exported aside first: what is judged is always what would be served.
+
+    Args:
+        source: A run or a bundle.
+        dataset: A dataset by the contract.
+        out: Folder for report.json and report.html.
+    """
+    import tempfile
+
+    from evaluation.evaluate import evaluate as evaluate_scores
+    from evaluation.evaluate import policy_table
+    from export.bundle import ABOUT, Bundle
+    from export.score import score as score_dataset
+
+    console = _console()
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = Bundle.open(source) if (source / ABOUT).is_file() else _export(source, Path(folder) / "bundle", console)
+        since = datetime.fromisoformat(bundle.about["test_from"])
+        score_dataset(bundle, dataset, Path(folder) / "scores", since=since, console=console)
+        report = evaluate_scores(dataset, Path(folder) / "scores", out, since=since)
+    _told().print(policy_table(report))
+    _next(f"{out / 'report.html'} written", f"keyart score BUNDLE {dataset} SCORES")
+
+
+def export(run: Path, bundle: Path) -> None:
+    """Write the bundle of a finished run; refused where ONNX Runtime and torch disagree.
+
+    Args:
+        run: What `keyart fit` wrote.
+        bundle: Folder to write.
+    """
+    _export(run, bundle, _console())
+    _next("", f"keyart score {bundle} DATASET SCORES")
+
+
+def score(bundle: Path, dataset: Path, out: Path, *, policy: str = "greedy", since: str | None = None) -> None:
+    """Score a dataset's impressions with ONNX Runtime: click probabilities and the policy's choice, as Parquet.
+
+    Args:
+        bundle: What `keyart export` wrote.
+        dataset: A dataset by the contract, valid by `keyart check`.
+        out: Folder for the scores.
+        policy: greedy, softmax:TEMPERATURE or epsilon:SHARE.
+        since: Only impressions shown at or after this date or time (ISO 8601, UTC); default: all.
+    """
+    from datamodules.check import require_valid
+    from datamodules.contract import UserError
+    from export.bundle import Bundle
+    from export.score import score as score_dataset
+
+    try:
+        moment = None if since is None else datetime.fromisoformat(since)
+    except ValueError:
+        raise UserError(f"since={since}: is no date. Give one like 2026-03-31 or 2026-03-31T12:00:00+00:00.") from None
+    opened = Bundle.open(bundle)
+    require_valid(dataset, images=False)
+    score_dataset(opened, dataset, out, policy=policy, since=_utc(moment), console=_console())
+    _next("", f"keyart evaluate {bundle} {dataset} REPORT")
+
+
+def _pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
+    """Every stage in order, each skipped where its own fingerprint says that nothing changed; returns the report."""
+    import json
+
+    from datamodules.atomic import atomic_file
+    from datamodules.check import require_valid
+    from datamodules.fingerprint import dataset_fingerprint, files_fingerprint, fingerprint
+    from datamodules.prepare import prepare as prepare_shards
+    from datamodules.prepare import shards_fingerprint
+    from evaluation.evaluate import evaluate as evaluate_scores
+    from export.bundle import Bundle
+    from export.export import LAYOUT
+    from export.parity import compare
+    from export.score import RECORD, Policy, scores_fingerprint
+    from export.score import score as score_dataset
+    from train.embed import embed as embed_artworks
+    from train.fit import fit as fit_ranker
+    from train.fit import run_fingerprint
+    from train.run import Run
+
+    Policy.parse(recipe.policy)
+    shards, run, bundle_folder, scores, report_folder = (out / n for n in ("shards", "run", "bundle", "scores", "report"))
+
+    def said(path: Path) -> str | None:
+        return _read_json(path).get("fingerprint") if path.is_file() else None
+
+    images = files_fingerprint((p for p in (dataset / "images").rglob("*") if p.is_file()), dataset)
+    wanted = fingerprint(dataset_fingerprint(dataset), images)
+    if said(out / "check.json") == wanted:
+        console.print(f"check: {dataset} is unchanged since it was checked")
+    else:
+        require_valid(dataset, images=True)
+        with atomic_file(out / "check.json") as partial:
+            partial.write_text(json.dumps({"fingerprint": wanted}))
+        console.print(f"check: {dataset} holds the contract")
+    if said(shards / "manifest.json") == shards_fingerprint(dataset, recipe.prepare):
+        console.print(f"prepare: {shards} is up to date")
+    else:
+        _prepared(prepare_shards(dataset, shards, recipe.prepare, console=console), shards, console)
+    embed_artworks(dataset, shards, recipe.embed, console)
+    fit_ranker(shards, run, recipe.fit, restart=True, console=console)
+    wanted = fingerprint(run_fingerprint(shards, recipe.fit), LAYOUT)
+    if said(bundle_folder / "bundle.json") == wanted:
+        console.print(f"export: {bundle_folder} is up to date")
+    else:
+        _export(run, bundle_folder, console, wanted)
+    bundle = Bundle.open(bundle_folder)
+    since = datetime.fromisoformat(bundle.about["test_from"])
+    if said(scores / RECORD) == scores_fingerprint(bundle, dataset, recipe.policy, since):
+        console.print(f"score: {scores} is up to date")
+    else:
+        score_dataset(bundle, dataset, scores, policy=recipe.policy, since=since, console=console)
+    wanted = fingerprint(said(scores / RECORD), wanted)
+    if (report_folder / "report.json").is_file() and _read_json(report_folder / "report.json").get("made_from") == wanted:
+        console.print(f"evaluate: {report_folder} is up to date")
+        return _read_json(report_folder / "report.json")
+    difference = compare(Run.open(run).model, shards, scores)
+    console.print(f"evaluate: largest difference between ONNX and torch over the test period {difference:.1e}")
+    extra = {"made_from": wanted, "onnx_torch_largest_difference": difference, "validation": Run.open(run).metrics}
+    return evaluate_scores(dataset, scores, report_folder, since=since, scored_name=f"keyart {recipe.policy}", extra=extra)
+
+
+def _export(run: Path, out: Path, console: Console, fingerprint: str | None = None) -> Any:
+    from export.export import export as export_bundle
+    from train.run import Run
+
+    opened = Run.open(run)
+    kept = ("fingerprint", "test_from", "log_fingerprint", "shards_fingerprint", "image_encoder", "provenance")
+    about = {name: opened.config[name] for name in kept} | {"metrics": opened.metrics}
+    about |= {"fingerprint": fingerprint or about["fingerprint"]}
+    return export_bundle(opened.model, opened.vocabularies, out, about=about, console=console)
+
+
+def _prepared(manifest: dict[str, Any], shards: Path, console: Console) -> None:
+    """What `prepare` found, in a few lines."""
+    console.print(
+        f"prepare: {shards}: {manifest['impressions']:,} impressions, {manifest['plays']:,} plays, "
+        f"{manifest['members']:,} members, {manifest['share_randomised']:.0%} randomised"
+    )
+    for name, split in manifest["splits"].items():
+        rate = split["clicks"] / max(1, split["impressions"])
+        console.print(f"  {name}: {split['impressions']:,} impressions, {1000 * rate:.1f} clicks per 1,000")
+
+
+def _written(out: Path, console: Console, next_command: str) -> None:
+    names = ("shards", "run", "bundle", "scores", "report/report.html")
+    console.print("Written: " + ", ".join(str(out / name) for name in names if (out / name).exists()))
+    console.print(f"Next: {next_command}", soft_wrap=True)
+
+
+def _next(done: str, command: str) -> None:
+    console = _told()
+    if done:
+        console.print(done, soft_wrap=True)
+    console.print(f"Next: {command}", soft_wrap=True)
+
+
+def _console() -> Console:
+    """For progress and what happens meanwhile: standard error."""
+    from rich.console import Console
+
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def _told() -> Console:
+    """For results: standard output."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    import json
+
+    return json.loads(path.read_text())
+
+
+def _plain(config: Any) -> Any:
+    """A config as JSON would give it back."""
+    import json
+    from dataclasses import asdict
+
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    from datetime import UTC
+
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+
+
+def usage() -> str:
+    """What `keyart --help` prints."""
+    lines = ["usage: keyart COMMAND ...", "", "Learn which artwork makes a member want to watch a title.", ""]
+    lines += [f"  {name:<10} {summary}" for name, (summary, _) in COMMANDS.items()]
+    return "\n".join([*lines, "", "keyart COMMAND --help explains a command; start with: keyart demo"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code. 0 done, 1 something given cannot be used, 2 wrong words, 130 interrupted."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        print(f"keyart {version('keyart')}")
+        return 0
+    if words[0] not in COMMANDS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(words[0], COMMANDS, 1)
+        hint = f"Did you mean {near[0]}?" if near else "keyart --help lists them."
+        print(f"keyart: {words[0]}: is no command. {hint}", file=sys.stderr)
+        return 2
+    return _run(words[0], words[1:])
+
+
+def _run(name: str, words: list[str]) -> int:
+    """Parse the words of a command and call it; whatever a user can cause ends in one line."""
+    from configs.read import RECIPES, parse
+    from datamodules.contract import UserError
+
+    function, section = globals()[name], COMMANDS[name][1]
+    recipe = RECIPES / "demo.yaml" if name == "demo" else None
+    try:
+        return function(**parse(name, function, section, words, recipe)) or 0
+    except UserError as error:
+        print(f"keyart {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"keyart {name}: interrupted; nothing half-written. The same command again goes on.", file=sys.stderr)
+        return 130
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"keyart {name}: {where}{error.strerror or error}. What was finished before is kept.", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Recipes and command lines -> typed arguments.
+
+Defaults stand in the config dataclasses alone; a recipe names what differs; the command line has the last word.
+A word or a field nobody knows, or a value of the wrong type or range, ends in one line that names it.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from rich.text import Text
+
+from datamodules.contract import UserError
+
+RECIPES = Path(__file__).parent
+
+
+def section_class(section: str) -> type:
+    """The dataclass of a section of a recipe; `recipe` is the whole."""
+    if section == "prepare":
+        from datamodules.prepare import PrepareConfig as Section
+    elif section == "simulate":
+        from datamodules.simulate import SimulateConfig as Section
+    elif section == "embed":
+        from train.embed import EmbedConfig as Section
+    elif section == "fit":
+        from train.fit import FitConfig as Section
+    else:
+        from train.recipe import Recipe as Section
+    return Section
+
+
+def parse(name: str, function: Callable[..., Any], section: str | None, words: list[str], recipe: Path | None) -> dict[str, Any]:
+    """Keyword arguments for a command's function, `settings` included where it has a section.
+
+    `recipe` is read where the words name no `--config`. `--help` prints and exits with 0, as parsers do; words that do
+    not fit raise a UserError.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=f"keyart {name}", description=_summary(function), exit_on_error=False)
+    parser.add_function_arguments(function, as_positional=True, skip={"settings"} if section else set())
+    class_ = section_class(section) if section else None
+    if class_ is not None:
+        parser.add_argument("--config", type=Path, default=None, help="a recipe: a YAML file as those in configs/")
+        parser.add_class_arguments(class_, None)
+        chosen = _named(words) or recipe
+        if chosen is not None:
+            parser.set_defaults(_flat(read_section(chosen, section or "", class_)))
+    try:
+        found = parser.parse_args(words)
+        made = parser.instantiate_classes(found)
+    except UserError:
+        raise
+    except Exception as error:  # argparse, jsonargparse and a config's own checks each raise their own
+        raise UserError(f"{_one_line(error)} (keyart {name} --help explains).") from None
+    return _arguments(made, class_)
+
+
+def read_section(path: Path, section: str, class_: type) -> dict[str, Any]:
+    """The fields a recipe sets for one section, `recipe` for all; unknown fields and broken YAML are UserErrors."""
+    try:
+        whole = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}). Name a recipe, such as those in configs/.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is no YAML ({_one_line(error)}).") from None
+    if not isinstance(whole, dict):
+        raise UserError(f"{path}: holds no fields. A recipe has sections such as `fit:`.")
+    _known(whole, section_class("recipe"), path, "")
+    chosen = whole if section == "recipe" else whole.get(section, {})
+    return chosen if isinstance(chosen, dict) else {}
+
+
+def _known(found: dict[str, Any], class_: type, path: Path, where: str) -> None:
+    """Raise where a field is none of the dataclass's."""
+    hints = get_type_hints(class_)
+    names = [field.name for field in fields(class_)]
+    for name, value in found.items():
+        if name not in names:
+            near = get_close_matches(str(name), names, 1)
+            hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(names)}."
+            raise UserError(f"{path}: unknown field {where}{name}. {hint}")
+        if is_dataclass(hints[name]) and isinstance(hints[name], type):
+            if not isinstance(value, dict):
+                raise UserError(f"{path}: {where}{name}={value}: is a section and holds fields.")
+            _known(value, hints[name], path, f"{where}{name}.")
+
+
+def _named(words: list[str]) -> Path | None:
+    """The file after `--config`, read before the rest because it sets their defaults."""
+    for place, word in enumerate(words):
+        if word == "--config" and place + 1 < len(words):
+            return Path(words[place + 1])
+        if word.startswith("--config="):
+            return Path(word.partition("=")[2])
+    return None
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields as dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _arguments(made: Namespace, class_: type | None) -> dict[str, Any]:
+    """Split the parsed names into the function's own and the section's."""
+    values = dict(vars(made))
+    values.pop("config", None)
+    if class_ is None:
+        return values
+    own = {field.name: values.pop(field.name) for field in fields(class_)}
+    return values | {"settings": class_(**own)}
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    return " ".join((function.__doc__ or "").partition("Args:")[0].split())
+
+
+def _one_line(error: Exception) -> str:
+    text = re.sub(r"\s+", " ", Text.from_ansi(str(error)).plain).strip()
+    return text if len(text) <= 300 else text[:297] + "..."

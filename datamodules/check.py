@@ -1,0 +1,307 @@
+"""`keyart check`: is this folder a dataset by the contract?
+
+In: a dataset folder, which is only read. Out: `Findings`: every violation counted, with the first offenders and the
+remedy. Three passes, each over what the one before found sound: the files' schemas (`check_files`), the rows (the rules
+of `check_rules`, counted by DuckDB in one aggregation per table), the images (Pillow, decoded to the end).
+"""
+
+import glob
+import posixpath
+import tempfile
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import duckdb
+import ibis
+from ibis.backends.duckdb import Backend
+from ibis.expr.types import BooleanColumn
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table as TextTable
+from rich.text import Text
+
+from datamodules.check_files import TableFiles, Violation, place_of, printable
+from datamodules.check_rules import Relations, RowRule, rules_of, with_strangers
+from datamodules.contract import ARTWORKS, CONTRACT_VERSION, IMPRESSIONS, TABLES, Kind, UserError
+
+FILE = "keyart_file"
+"""The column that says which file a row came from."""
+OFFENDERS = 3
+"""How many of those who break a rule are named."""
+MEMORY = "1GB"
+"""What DuckDB may hold before it spills to the system's temporary folder."""
+IMAGES_AT_ONCE = 512
+"""Images handed to the threads at a time: keeps the queue short for a large catalogue, and Ctrl-C quick."""
+ABSENT: dict[Kind, str] = {
+    "string": "string",
+    "strings": "array<string>",
+    "float": "float32",
+    "floats": "array<float32>",
+    "integer": "int32",
+    "timestamp": "timestamp('UTC', 6)",
+    "boolean": "boolean",
+}
+"""The type, to Ibis, of an optional column that a dataset leaves out; it is read as null."""
+
+IMAGE_RULES = {
+    "image-outside": (
+        "whose image lies outside of the dataset",
+        "Copy the images into the dataset and write their paths relative to it",
+    ),
+    "missing-image": ("whose image does not exist", "Export the images too, or leave these artworks out"),
+    "unreadable-image": ("whose image cannot be decoded", "Export or copy the image again"),
+}
+"""By rule: the words after "3 artworks", and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a dataset holds and where it breaks the contract."""
+
+    dataset: Path
+    """The folder that was read."""
+    violations: tuple[Violation, ...]
+    """Of schema first, then of rows, then of images; within each in the contract's order."""
+    rows: dict[str, int]
+    """Rows of each table that is there, in the files that can be read."""
+    files: dict[str, int]
+    """Files of each table that is there."""
+    images: int
+    """Different images the artworks name; 0 where they were not asked for, or could not be."""
+
+    @property
+    def ok(self) -> bool:
+        """Nothing breaks the contract."""
+        return not self.violations
+
+
+def check(dataset: Path, *, images: bool = True, console: Console | None = None) -> Findings:
+    """Judge a dataset by the contract; the dataset is never written to.
+
+    Where a table's schema is broken, neither its rows are judged, nor its images, nor what other tables refer to in it.
+    With `images` false, no image is opened. Progress is drawn on `console`, standard error by default.
+    Raises `UserError` where the engine fails for a reason outside of the dataset, such as a full disk.
+    """
+    if not dataset.is_dir():
+        what = "is not a folder" if dataset.exists() else "does not exist"
+        remedy = "Name the folder that holds titles.parquet and impressions/"
+        broken = Violation(where=printable(dataset), rule="no-dataset", what=what, count=1, remedy=remedy)
+        return Findings(dataset=dataset, violations=(broken,), rows={}, files={}, images=0)
+
+    present = [TableFiles.read(dataset, table) for table in TABLES]
+    violations = [violation for files in present for violation in files.violations]
+    sound = [files for files in present if files.sound]
+    with _progress(console) as progress:
+        while True:
+            try:
+                with _engine() as engine:
+                    tables = _relations(engine, sound)
+                    row_violations = list(_row_violations(dataset, sound, tables, progress))
+                    listed = _listed_images(tables) if images else []
+                break
+            except duckdb.Error as error:
+                # the footers were fine, so damage is in the pages: name those files, then judge what is left
+                damage = [files.damage(dataset) for files in sound]
+                if not any(damage):
+                    reason = printable(str(error).splitlines()[0], 200)
+                    raise UserError(
+                        f"{dataset}: cannot be checked: {reason}. Free memory or disk, then retry."
+                    ) from error
+                violations += [violation for found in damage for violation in found]
+                sound = [files for files, found in zip(sound, damage, strict=True) if not found]
+        violations += row_violations
+        violations += _image_violations(dataset, listed, progress)
+    present = [files for files in present if files.paths]
+    return Findings(
+        dataset=dataset,
+        violations=tuple(violations),
+        rows={files.table.name: files.rows for files in present},
+        files={files.table.name: len(files.paths) for files in present},
+        images=len({image for _, image in listed}),
+    )
+
+
+def require_valid(dataset: Path, *, images: bool = True, console: Console | None = None) -> Findings:
+    """The findings of a dataset that keeps the contract.
+
+    Raises `UserError` with the first violation, and how many more there are, of one that does not.
+    """
+    findings = check(dataset, images=images, console=console)
+    if findings.ok:
+        return findings
+    more = len(findings.violations) - 1
+    rest = f" And {more} more: run keyart check {dataset}." if more else ""
+    raise UserError(f"{findings.violations[0].line()}{rest}")
+
+
+def print_findings(findings: Findings, console: Console) -> None:
+    """What was read, as a table; then one line that all is well, or one line per violation."""
+    if findings.rows:
+        table = TextTable(title=Text(printable(findings.dataset)), title_justify="left")
+        table.add_column("table")
+        table.add_column("files", justify="right")
+        table.add_column("rows", justify="right")
+        for name, rows in findings.rows.items():
+            table.add_row(name, f"{findings.files[name]:,}", f"{rows:,}")
+        if findings.images:
+            table.add_row("images", f"{findings.images:,}", "")
+        console.print(table)
+    if findings.ok:
+        counts = [f"{findings.rows[name]:,} {name}" for name in ("impressions", "plays", "titles", "artworks")]
+        console.print(Text(f"dataset holds contract {CONTRACT_VERSION}: {', '.join(counts)}"))
+        return
+    for violation in findings.violations:
+        console.print(Text.assemble(("violation ", "bold red"), violation.line()))
+    count = len(findings.violations)
+    console.print(Text(f"{count} {'violation' if count == 1 else 'violations'} of contract {CONTRACT_VERSION}"))
+
+
+@contextmanager
+def _engine() -> Iterator[Backend]:
+    """DuckDB inside the process, within `MEMORY`; by default it would spill into the working directory."""
+    with tempfile.TemporaryDirectory(prefix="keyart-check-") as spill:
+        engine = ibis.duckdb.connect(memory_limit=MEMORY, temp_directory=spill)
+        try:
+            engine.raw_sql("SET TimeZone = 'UTC'")
+            engine.raw_sql("SET enable_progress_bar = false")
+            yield engine
+        finally:
+            engine.disconnect()
+
+
+def _relations(engine: Backend, sound: list[TableFiles]) -> Relations:
+    """The sound tables with every column of the contract, in the types the files have; absent columns are null."""
+    tables = {}
+    for files in sound:
+        raw = engine.read_parquet(
+            # escaped, and without partitions: a path that holds * or country=NL is a path, not a pattern or a column
+            [glob.escape(str(path)) for path in files.paths],
+            table_name=files.table.name,
+            filename=FILE,
+            hive_partitioning=False,
+        )
+        columns = {
+            column.name: raw[column.name] if column.name in files.columns else ibis.null(ABSENT[column.kind])
+            for column in files.table.columns
+        }
+        tables[files.table.name] = raw.select(raw[FILE], **columns)
+    if IMPRESSIONS.name in tables and ARTWORKS.name in tables:
+        tables[IMPRESSIONS.name] = with_strangers(tables[IMPRESSIONS.name], tables[ARTWORKS.name])
+    return tables
+
+
+def _row_violations(
+    dataset: Path, sound: list[TableFiles], tables: Relations, progress: Progress
+) -> Iterator[Violation]:
+    """One pass per table counts every rule in every file; only for broken rules the first offenders are fetched."""
+    task = progress.add_task("rows", total=len(sound))
+    for files in sound:
+        table, rows = files.table, tables[files.table.name]
+        progress.update(task, description=f"rows of {table.name}")
+        rules = [rule for rule in rules_of(table) if all(other.name in tables for other in rule.reads)]
+        flags = rows.select(rows[FILE], *(rule.flags(rows, tables).name(rule.name) for rule in rules))
+        sums = {rule.name: cast(BooleanColumn, flags[rule.name]).sum() for rule in rules}
+        per_file = flags.group_by(FILE).agg(**sums).order_by(FILE).to_pyarrow().to_pylist()
+        for rule in rules:
+            broken = {Path(counts[FILE]): counts[rule.name] for counts in per_file if counts[rule.name]}
+            if broken:
+                count = sum(broken.values())
+                yield Violation(
+                    where=place_of(dataset, list(broken)),
+                    rule=rule.name,
+                    what=f"{count:,} {'row' if count == 1 else 'rows'} {rule.what}",
+                    count=count,
+                    first=_offenders(rule, tables),
+                    remedy=rule.remedy,
+                )
+        progress.advance(task)
+    progress.remove_task(task)
+
+
+def _offenders(rule: RowRule, tables: Relations) -> tuple[str, ...]:
+    rows = tables[rule.table.name]
+    key = rule.table.columns[0].name
+    found = rows.filter(rule.flags(rows, tables)).order_by([FILE, key]).limit(OFFENDERS)
+    shown = rule.shows(found).cast("string") if rule.shows else ibis.null("string")
+    pairs = found.select(key=found[key], shown=shown).to_pyarrow().to_pylist()
+    return tuple(
+        f"{printable(pair['key'])}, {printable(pair['shown'])}"
+        if pair["shown"] is not None
+        else printable("null" if pair["key"] is None else pair["key"])
+        for pair in pairs
+    )
+
+
+def _listed_images(tables: Relations) -> list[tuple[str, str]]:
+    """(artwork, image) of every artwork that names one, sorted by artwork."""
+    if ARTWORKS.name not in tables:
+        return []
+    artworks = tables[ARTWORKS.name]
+    listed = artworks.filter(artworks["image"].notnull()).select("artwork_id", "image").order_by("artwork_id")
+    return [(str(row["artwork_id"]), row["image"]) for row in listed.to_pyarrow().to_pylist()]
+
+
+def _image_violations(dataset: Path, listed: list[tuple[str, str]], progress: Progress) -> list[Violation]:
+    """Artworks whose image lies outside of the dataset, is missing, or does not decode."""
+    images = list(dict.fromkeys(image for _, image in listed))
+    faults: dict[str, tuple[str, str]] = {}
+    task = progress.add_task("images", total=len(images))
+    with warnings.catch_warnings(), ThreadPoolExecutor() as threads:
+        # Pillow warns of doubtful metadata, which nobody here reads, and of images too large to decode on most machines
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for start in range(0, len(images), IMAGES_AT_ONCE):
+            part = images[start : start + IMAGES_AT_ONCE]
+            for image, fault in zip(part, threads.map(lambda image: _image_fault(dataset, image), part), strict=True):
+                if fault:
+                    faults[image] = fault
+            progress.advance(task, len(part))
+    progress.remove_task(task)
+
+    violations = []
+    for rule, (what, remedy) in IMAGE_RULES.items():
+        broken = [(artwork, image) for artwork, image in listed if image in faults and faults[image][0] == rule]
+        if not broken:
+            continue
+        paths = [dataset / image for image in dict.fromkeys(image for _, image in broken)]
+        noun = "artwork" if len(broken) == 1 else "artworks"
+        violations.append(
+            Violation(
+                # a file that is not there, or not ours, is the table's mistake
+                where=place_of(dataset, paths) if rule == "unreadable-image" else "artworks.parquet",
+                rule=rule,
+                what=f"{len(broken):,} {noun} {what}",
+                count=len(broken),
+                first=tuple(f"{printable(a)}, {faults[image][1]}" for a, image in broken[:OFFENDERS]),
+                remedy=remedy,
+            )
+        )
+    return violations
+
+
+def _image_fault(dataset: Path, image: str) -> tuple[str, str] | None:
+    """Which of `IMAGE_RULES` an image breaks, and what to print of it; None for a sound one."""
+    if Path(image).is_absolute() or posixpath.normpath(image).split("/")[0] == "..":
+        return "image-outside", printable(image)
+    path = dataset / image
+    if not path.is_file():
+        return "missing-image", printable(image)
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except Exception as error:  # on broken bytes Pillow's decoders raise whatever they stumble over
+        lines = str(error).replace(str(path), path.name).splitlines()
+        return "unreadable-image", printable(lines[0] if lines else type(error).__name__)
+    return None
+
+
+def _progress(console: Console | None) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = console or Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

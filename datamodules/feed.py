@@ -1,0 +1,255 @@
+"""Shards -> batches: members x plays, plus impressions that point into them.
+
+In: mapped shards. Out: `Batch`es, a member's plays once for all impressions of a window. A window is a run of one
+member's impressions together with the plays they can see: each state depends on the last `reach` plays only, so a
+window keeps `reach` plays to its left, and cutting a long history changes no prediction. Gathering is one indexing
+operation per column; a thread stays one batch ahead. The order follows from (seed, epoch) alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from queue import Full, Queue
+from threading import Event, Thread
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.shards import Shard
+
+MICROSECONDS_AN_HOUR = 3_600_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """`M` windows of members, `T` plays, `N` impressions, `K` candidates. Padding is 0 and lies right of what counts."""
+
+    play_title: Tensor
+    """int64 (M, T): title rows."""
+    play_artwork: Tensor
+    """int64 (M, T): artwork rows, 0 where not logged."""
+    play_watched: Tensor
+    """float32 (M, T): fraction watched, NaN where not logged."""
+    member: Tensor
+    """int64 (N,): the window an impression belongs to."""
+    position: Tensor
+    """int64 (N,): how many of the window's plays lie before the impression; 0 = no history yet."""
+    title: Tensor
+    """int64 (N,)."""
+    artworks: Tensor
+    """int64 (N, K): candidates, or the shown artwork alone (K = 1) when training."""
+    country: Tensor
+    """int64 (N,)."""
+    device: Tensor
+    """int64 (N,)."""
+    hour: Tensor
+    """int64 (N,): of the day, UTC."""
+    row: Tensor
+    """int64 (N,): -1 where not logged."""
+    column: Tensor
+    """int64 (N,): -1 where not logged."""
+    clicked: Tensor
+    """float32 (N,)."""
+    engaged: Tensor
+    """float32 (N,): NaN where not logged."""
+    shown: Tensor
+    """int64 (N,): place of the shown artwork in `artworks`."""
+    shard: int
+    """Which shard the impressions are of."""
+    index: Tensor
+    """int64 (N,): their rows in the shard."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "shard"}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in moved.items()})
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, from which copies to a GPU overlap with work."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "shard"}
+        return replace(self, **{name: value.pin_memory() for name, value in moved.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Windows:
+    """Windows of a shard: flat arrays of shape (W,)."""
+
+    first: np.ndarray
+    """First impression, a place in the selected impressions."""
+    count: np.ndarray
+    """How many impressions."""
+    play: np.ndarray
+    """First play."""
+    plays: np.ndarray
+    """How many plays."""
+
+    def take(self, places: np.ndarray) -> "_Windows":
+        return _Windows(**{f.name: getattr(self, f.name)[places] for f in fields(self)})
+
+
+def _windows(shard: Shard, selected: np.ndarray, reach: int, most: int) -> _Windows:
+    """Cut selected impressions (rows, in order) into runs of at most `most` of one member, spanning `reach` plays."""
+    end, start = shard.history_end[selected], shard.history_start[selected]
+    member = np.searchsorted(shard.member_impressions, selected, side="right") - 1
+    new_member = np.flatnonzero(np.diff(member, prepend=-1))
+    rank = np.arange(len(selected)) - np.repeat(new_member, np.diff(np.append(new_member, len(selected))))
+    key = np.stack([member, rank // most, (end - start) // reach])
+    first = np.flatnonzero((np.diff(key, axis=1, prepend=-1) != 0).any(0))
+    count = np.diff(np.append(first, len(selected)))
+    play = np.maximum(start[first], end[first] - reach)
+    return _Windows(first=first, count=count, play=play, plays=end[first + count - 1] - play)
+
+
+class Feed:
+    """Batches of the impressions of one split; set `epoch` to say which pass. Iterating yields the whole pass."""
+
+    def __init__(
+        self,
+        shards: list[Shard],
+        split: int,
+        *,
+        reach: int,
+        impressions: int,
+        window: int = 32,
+        shuffle: bool,
+        candidates: bool = False,
+        seed: int = 0,
+        pin: bool = False,
+    ) -> None:
+        """`reach`: plays a state depends on; `impressions`: about how many a batch holds; `window`: at most, per window."""
+        self.shards, self.reach, self.impressions = shards, reach, impressions
+        self.shuffle, self.candidates, self.seed, self.pin = shuffle, candidates, seed, pin
+        self.selected = [np.flatnonzero(shard.split == split) for shard in shards]
+        self.windows = [_windows(s, rows, reach, window) for s, rows in zip(shards, self.selected, strict=True)]
+        self.epoch = 0
+        self._plan: tuple[int, list[tuple[int, np.ndarray]]] | None = None
+
+    @property
+    def size(self) -> int:
+        """Impressions of an epoch."""
+        return sum(len(rows) for rows in self.selected)
+
+    def padding(self) -> float:
+        """Share of this epoch's encoded positions that hold no play."""
+        encoded = held = 0
+        for s, places in self.plan():
+            plays = self.windows[s].plays[places]
+            encoded += len(plays) * max(1, int(plays.max(initial=0)))
+            held += int(plays.sum())
+        return 1 - held / max(1, encoded)
+
+    def __len__(self) -> int:
+        """Batches of this epoch."""
+        return len(self.plan())
+
+    def plan(self) -> list[tuple[int, np.ndarray]]:
+        """This epoch's batches as (shard, windows): windows of like length together, in random order where shuffled."""
+        if self._plan is not None and self._plan[0] == self.epoch:
+            return self._plan[1]
+        chance = np.random.default_rng((self.seed, self.epoch))
+        batches: list[tuple[int, np.ndarray]] = []
+        order = chance.permutation(len(self.shards)) if self.shuffle else range(len(self.shards))
+        for s in order:
+            windows = self.windows[s]
+            places = chance.permutation(len(windows.first)) if self.shuffle else np.arange(len(windows.first))
+            # Windows are sorted by length within a stretch of random ones: little padding, and still mixed members
+            stretch = max(1, 32 * self.impressions // max(1, int(windows.count.mean()) if len(places) else 1))
+            of_shard: list[tuple[int, np.ndarray]] = []
+            for begin in range(0, len(places), stretch):
+                some = places[begin : begin + stretch]
+                some = some[np.argsort(windows.plays[some], kind="stable")]
+                batch_of = np.cumsum(windows.count[some]) // self.impressions
+                of_shard += [(int(s), part) for part in np.split(some, np.flatnonzero(np.diff(batch_of)) + 1)]
+            batches += [of_shard[b] for b in chance.permutation(len(of_shard))] if self.shuffle else of_shard
+        self._plan = (self.epoch, batches)
+        return batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Every batch of this pass."""
+        return self.batches(0, len(self))
+
+    def batches(self, begin: int, end: int) -> Iterator[Batch]:
+        """Batches begin .. end of this pass; a thread gathers one ahead."""
+        plan = self.plan()[begin:end]
+        ahead: Queue[Batch | BaseException | None] = Queue(maxsize=2)
+        stop = Event()
+
+        def put(item: "Batch | BaseException | None") -> None:
+            while not stop.is_set():
+                try:
+                    return ahead.put(item, timeout=0.1)
+                except Full:
+                    continue
+
+        def work() -> None:
+            try:
+                for s, places in plan:
+                    if stop.is_set():
+                        return
+                    batch = self.gather(s, places)
+                    put(batch.pin_memory() if self.pin else batch)
+                put(None)
+            except BaseException as error:  # handed to the reader, who raises it
+                put(error)
+
+        thread = Thread(target=work, name="feed", daemon=True)
+        thread.start()
+        try:
+            while (item := ahead.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+    def gather(self, s: int, places: np.ndarray) -> Batch:
+        """The batch of some windows of a shard."""
+        shard, windows = self.shards[s], self.windows[s].take(places)
+        within = np.arange(max(1, int(windows.plays.max(initial=0))))
+        inside_MT = within < windows.plays[:, None]
+        play_MT = np.where(inside_MT, windows.play[:, None] + within, 0)
+        if len(shard.play_title):
+            title_MT = np.where(inside_MT, shard.play_title[play_MT], 0)
+            artwork_MT = np.where(inside_MT, shard.play_artwork[play_MT], 0)
+            watched_MT = np.where(inside_MT, shard.play_watched[play_MT], np.nan)
+        else:
+            title_MT = artwork_MT = np.zeros(play_MT.shape, np.int32)
+            watched_MT = np.full(play_MT.shape, np.nan)
+
+        member = np.repeat(np.arange(len(places)), windows.count)
+        run = np.cumsum(windows.count) - windows.count
+        rows = self.selected[s][np.arange(len(member)) - run[member] + windows.first[member]]
+        shown = shard.shown[rows].astype(np.int64)
+        start = shard.candidate_start[rows]
+        if self.candidates:
+            width = shard.candidate_start[rows + 1] - start
+            offset = np.arange(int(width.max(initial=1)))
+            there = offset < width[:, None]
+            artworks = np.where(there, shard.candidate[np.where(there, start[:, None] + offset, 0)], 0)
+        else:
+            artworks, shown = shard.candidate[start + shown][:, None], np.zeros_like(shown)
+
+        def whole(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values, np.int64))
+
+        engaged = shard.engaged[rows]
+        return Batch(
+            play_title=whole(title_MT),
+            play_artwork=whole(artwork_MT),
+            play_watched=torch.from_numpy(watched_MT.astype(np.float32)),
+            member=whole(member),
+            position=whole(shard.history_end[rows] - windows.play[member]),
+            title=whole(shard.title[rows]),
+            artworks=whole(artworks),
+            country=whole(shard.country[rows]),
+            device=whole(shard.device[rows]),
+            hour=whole(shard.shown_at[rows] // MICROSECONDS_AN_HOUR % 24),
+            row=whole(shard.row[rows]),
+            column=whole(shard.column[rows]),
+            clicked=torch.from_numpy(shard.clicked[rows].astype(np.float32)),
+            engaged=torch.from_numpy(np.where(engaged < 0, np.nan, engaged).astype(np.float32)),
+            shown=whole(shown),
+            shard=s,
+            index=whole(rows),
+        )

@@ -1,0 +1,70 @@
+"""Bundles: the folder a serving team gets, read without torch.
+
+`rank.onnx` (history + context + candidates -> probabilities), `vocabularies.json` (ids -> rows), `bundle.json` (what
+every input and output is, what the model was made of, what was measured, and each file's SHA-256).
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from datamodules.contract import CONTRACT_VERSION, UserError
+from datamodules.vocabulary import Vocabularies, load_vocabularies
+
+ABOUT, GRAPH, VOCABULARIES = "bundle.json", "rank.onnx", "vocabularies.json"
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle."""
+
+    folder: Path
+    about: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> "Bundle":
+        """Read and check a bundle; one that is no bundle, of another version, or changed since, is a UserError."""
+        path = folder / ABOUT
+        if not path.is_file():
+            raise UserError(f"{folder}: no {ABOUT}, so this is no bundle. Make one with keyart export RUN {folder}.")
+        about = json.loads(path.read_text())
+        if about.get("contract_version") != CONTRACT_VERSION:
+            raise UserError(
+                f"{path}: contract version {about.get('contract_version')}, and this keyart reads version "
+                f"{CONTRACT_VERSION}. Export the run again."
+            )
+        for name, digest in about["sha256"].items():
+            if not (folder / name).is_file() or sha256(folder / name) != digest:
+                raise UserError(f"{folder / name}: is missing or is not the file that was exported. Export the run again.")
+        return cls(folder, about)
+
+    @cached_property
+    def vocabularies(self) -> Vocabularies:
+        """Ids -> rows."""
+        return load_vocabularies(self.folder / VOCABULARIES)
+
+    @cached_property
+    def session(self) -> ort.InferenceSession:
+        """ONNX Runtime on the CPU, every core."""
+        return ort.InferenceSession(self.folder / GRAPH, providers=["CPUExecutionProvider"])
+
+    @property
+    def history_length(self) -> int:
+        """How many of the last plays a request carries at most."""
+        return int(self.about["history_length"])
+
+    def rank(self, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the graph: inputs and outputs by name, as `bundle.json` describes them."""
+        names = [output.name for output in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(names, request), strict=True))

@@ -1,0 +1,159 @@
+"""`keyart export`: a trained model -> a bundle, refused where ONNX Runtime and torch disagree.
+
+In: the model, its vocabularies and what is known of its run. Out: a bundle folder (see `export.bundle`).
+"""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from datamodules.atomic import atomic_folder
+from datamodules.contract import CONTRACT_VERSION, UserError
+from datamodules.vocabulary import Vocabularies, save_vocabularies
+from export.bundle import ABOUT, GRAPH, VOCABULARIES, Bundle, sha256
+from models.ranking import INPUTS, OUTPUTS, Ranking
+from models.two_tower import TwoTower
+
+OPSET = 20
+PARITY = 1e-4
+"""Largest difference of a probability between torch and ONNX Runtime that a bundle may have."""
+LAYOUT = 1
+"""Raised when the bundle's files change their meaning."""
+
+DESCRIPTIONS = {
+    "history_title": ("int64", "(N, T)", "title rows of the last plays, oldest first, padded with 0 on the right"),
+    "history_artwork": ("int64", "(N, T)", "artwork rows they were clicked through, 0 where not known"),
+    "history_watched": ("float32", "(N, T)", "fraction watched, 0 .. 1, NaN where not known"),
+    "history_length": ("int64", "(N,)", "plays in the history, 0 .. T; T at most `history_length`, at least 1"),
+    "country": ("int64", "(N,)", "country row"),
+    "device": ("int64", "(N,)", "device row"),
+    "hour": ("int64", "(N,)", "hour of the day, UTC, 0 .. 23"),
+    "row": ("int64", "(N,)", "row on the page from 0, -1 where not known"),
+    "column": ("int64", "(N,)", "column on the page from 0, -1 where not known"),
+    "title": ("int64", "(N,)", "title row"),
+    "artworks": ("int64", "(N, K)", "candidates: artwork rows, padded with 0"),
+    "click_probability": ("float32", "(N, K)", "calibrated probability of a click, were this artwork shown"),
+    "engaged_probability": ("float32", "(N, K)", "calibrated probability of a click that leads to a real viewing"),
+    "appeal": ("float32", "(N, K)", "what the artwork adds to the click logit, for this member"),
+    "affinity": ("float32", "(N,)", "what the title adds to the click logit, for this member"),
+}
+
+
+def export(
+    model: TwoTower,
+    vocabularies: Vocabularies,
+    out: Path,
+    *,
+    about: dict[str, Any],
+    console: Console | None = None,
+) -> Bundle:
+    """Write the bundle of a model in evaluation mode; UserError where its graph does not match torch.
+
+    `about` is what is known of the run, and goes into `bundle.json` as it is.
+    """
+    console = console or Console(stderr=True)
+    model = model.eval().cpu()
+    ranking = Ranking(model).eval()
+    reach = model.config.history.reach
+    with atomic_folder(out, marker=ABOUT) as folder:
+        _write_graph(ranking, vocabularies, reach, folder / GRAPH)
+        save_vocabularies(vocabularies, folder / VOCABULARIES)
+        files = {name: sha256(folder / name) for name in (GRAPH, VOCABULARIES)}
+        record = {
+            "contract_version": CONTRACT_VERSION,
+            "layout": LAYOUT,
+            "opset": OPSET,
+            "history_length": reach,
+            "inputs": [_described(name) for name in INPUTS],
+            "outputs": [_described(name) for name in OUTPUTS],
+            "rows": "an id's row is its place in vocabularies.json plus 1; 0 is the unknown row",
+            "sha256": files,
+            **about,
+        }
+        (folder / ABOUT).write_text(json.dumps(record, indent=1))
+        difference = _parity(ranking, Bundle.open(folder), vocabularies)
+        if not difference <= PARITY:
+            raise UserError(f"{out}: ONNX Runtime and torch differ by {difference:.2g}, more than {PARITY}. Not exported.")
+        record["parity"] = {"largest_difference": difference, "bound": PARITY, "requests": 256}
+        (folder / ABOUT).write_text(json.dumps(record, indent=1))
+    size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
+    console.print(f"export: {out}, {size:.1f} MB; largest difference from torch on 256 requests {difference:.1e}")
+    return Bundle.open(out)
+
+
+def _described(name: str) -> dict[str, str]:
+    dtype, shape, meaning = DESCRIPTIONS[name]
+    return {"name": name, "dtype": dtype, "shape": shape, "meaning": meaning}
+
+
+def _requests(vocabularies: Vocabularies, reach: int, n: int, plays: int, candidates: int, seed: int) -> dict[str, np.ndarray]:
+    """Random requests over the whole vocabularies, unknown rows, empty histories and missing values included."""
+    chance = np.random.default_rng(seed)
+
+    def rows(name: str, *shape: int) -> np.ndarray:
+        return chance.integers(0, len(vocabularies[name]), shape)
+
+    plays = min(plays, reach)
+    return {
+        "history_title": rows("titles", n, plays),
+        "history_artwork": rows("artworks", n, plays) * (chance.random((n, plays)) < 0.5),
+        "history_watched": np.where(chance.random((n, plays)) < 0.2, np.nan, chance.random((n, plays))).astype(np.float32),
+        "history_length": chance.integers(0, plays + 1, n),
+        "country": rows("countries", n),
+        "device": rows("devices", n),
+        "hour": chance.integers(0, 24, n),
+        "row": chance.integers(-1, 40, n),
+        "column": chance.integers(-1, 40, n),
+        "title": rows("titles", n),
+        "artworks": rows("artworks", n, candidates),
+    }
+
+
+def _write_graph(ranking: Ranking, vocabularies: Vocabularies, reach: int, path: Path) -> None:
+    """Trace and write one graph with dynamic requests, history length and candidates; weights inside the file."""
+    example = _requests(vocabularies, reach, 3, 7, 5, seed=0)
+    n, t, k = torch.export.Dim("requests"), torch.export.Dim("plays", max=4096), torch.export.Dim("candidates")
+    shapes = {name: {0: n} for name in INPUTS}
+    shapes |= {name: {0: n, 1: t} for name in ("history_title", "history_artwork", "history_watched")}
+    shapes |= {"artworks": {0: n, 1: k}}
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about its own internals
+        program = torch.onnx.export(
+            ranking,
+            tuple(torch.from_numpy(example[name]) for name in INPUTS),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+    log.setLevel(level)
+    assert program is not None
+    program.save(str(path), external_data=False)
+
+
+def _parity(ranking: Ranking, bundle: Bundle, vocabularies: Vocabularies) -> float:
+    """Largest difference of any probability between torch and ONNX Runtime over random requests of several sizes."""
+    worst = 0.0
+    for seed, (n, plays, candidates) in enumerate(((1, 1, 1), (55, 3, 40), (100, 4096, 5), (100, 20, 2))):
+        request = _requests(vocabularies, bundle.history_length, n, plays, candidates, seed + 1)
+        with torch.no_grad():
+            ours = ranking(*(torch.from_numpy(request[name]) for name in INPUTS))
+        theirs = bundle.rank(request)
+        for name, value in zip(OUTPUTS[:2], ours[:2], strict=True):
+            difference = np.abs(value.numpy() - theirs[name])
+            if not np.isfinite(difference).all():
+                return float("inf")
+            worst = max(worst, float(difference.max()))
+    return worst
+

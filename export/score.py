@@ -1,0 +1,160 @@
+"""`keyart score`: a bundle over a dataset -> a scores table, without torch.
+
+In: raw tables. Histories are cut by the same code that prepared the training log, so that a request holds exactly the
+plays strictly before it. Out: Parquet files of impression_id, candidates, click_probability, policy (aligned lists).
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from datamodules.atomic import atomic_folder
+from datamodules.contract import UserError
+from datamodules.fingerprint import dataset_fingerprint, fingerprint
+from datamodules.prepare import prepare
+from datamodules.shards import REQUESTS, Shard, Shards
+from export.bundle import Bundle
+
+RECORD = "scores.json"
+REQUESTS_AT_ONCE = 512
+MICROSECONDS_AN_HOUR = 3_600_000_000
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How click probabilities become the policy's probabilities."""
+
+    kind: str
+    """greedy, softmax or epsilon."""
+    strength: float = 0.0
+    """Temperature of the softmax over click logits, above 0; or the share shown uniformly, 0 .. 1."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Policy":
+        """`greedy`, `softmax:TEMPERATURE` or `epsilon:SHARE`; anything else is a UserError."""
+        kind, _, strength = text.partition(":")
+        try:
+            value = float(strength) if strength else 0.0
+        except ValueError:
+            value = np.nan
+        fits = {"greedy": not strength, "softmax": 0 < value < np.inf, "epsilon": bool(strength) and 0 <= value <= 1}
+        if not fits.get(kind, False):
+            raise UserError(f"policy={text}: give greedy, softmax:TEMPERATURE (above 0) or epsilon:SHARE (0 .. 1).")
+        return cls(kind, value)
+
+    def probabilities(self, click_NK: np.ndarray, there_NK: np.ndarray) -> np.ndarray:
+        """float32 (N, K), each row summing to 1 over the candidates that are there; ties go to the first."""
+        masked = np.where(there_NK, click_NK, -np.inf)
+        greedy = np.zeros(click_NK.shape)
+        greedy[np.arange(len(greedy)), masked.argmax(1)] = 1.0
+        if self.kind == "greedy":
+            chosen = greedy
+        elif self.kind == "epsilon":
+            chosen = (1 - self.strength) * greedy + self.strength * there_NK / there_NK.sum(1, keepdims=True)
+        else:
+            sure = np.clip(click_NK.astype(np.float64), 1e-9, 1 - 1e-9)
+            logit = np.where(there_NK, np.log(sure / (1 - sure)) / self.strength, -np.inf)
+            raised = np.exp(logit - logit.max(1, keepdims=True))
+            chosen = raised / raised.sum(1, keepdims=True)
+        return chosen.astype(np.float32)
+
+
+def scores_fingerprint(bundle: Bundle, dataset: Path, policy: str, since: datetime | None) -> str:
+    """What scores of this dataset by this bundle and policy carry as their fingerprint."""
+    return fingerprint(bundle.about["sha256"], dataset_fingerprint(dataset), policy, since)
+
+
+def score(
+    bundle: Bundle,
+    dataset: Path,
+    out: Path,
+    *,
+    policy: str = "greedy",
+    since: datetime | None = None,
+    console: Console | None = None,
+) -> int:
+    """Score every impression shown at or after `since` (default: all); returns how many. `out` appears when complete."""
+    console = console or Console(stderr=True)
+    choose = Policy.parse(policy)
+    with atomic_folder(out, marker=RECORD) as folder:
+        work = folder / "work"
+        prepare(dataset, work, vocabularies=bundle.vocabularies, since=since, keep_requests=True, console=console)
+        shards = Shards.open(work)
+        total = sum(shard.impressions for shard in shards.shards)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task("score", total=total)
+            for index, shard in enumerate(shards.shards):
+                if not shard.impressions:
+                    continue
+                clicks, policies = [], []
+                for request, there in requests(shard, bundle.history_length):
+                    click_NK = bundle.rank(request)["click_probability"]
+                    clicks.append(click_NK[there])
+                    policies.append(choose.probabilities(click_NK, there)[there])
+                    progress.advance(task, len(there))
+                _write(work / f"shard-{index:05d}" / REQUESTS, folder / f"part-{index:05d}.parquet", clicks, policies)
+        shutil.rmtree(work)
+        record = {"fingerprint": scores_fingerprint(bundle, dataset, policy, since), "policy": policy, "impressions": total}
+        (folder / RECORD).write_text(json.dumps(record | {"since": since and since.isoformat()}, indent=1))
+    console.print(f"score: {total:,} impressions in {out}")
+    return total
+
+
+def requests(shard: Shard, history_length: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """A shard's impressions as the graph's inputs, in order, with which candidates are there: bool (N, K)."""
+    for begin in range(0, shard.impressions, REQUESTS_AT_ONCE):
+        rows = slice(begin, begin + REQUESTS_AT_ONCE)
+        end = shard.history_end[rows]
+        start = np.maximum(shard.history_start[rows], end - history_length)
+        length = end - start
+        within = np.arange(max(1, int(length.max())))
+        inside = within < length[:, None]
+        play = np.where(inside, start[:, None] + within, 0)
+
+        def past(column: np.ndarray, fill: float, inside: np.ndarray = inside, play: np.ndarray = play) -> np.ndarray:
+            return np.where(inside, column[play] if len(column) else fill, fill)
+
+        first = shard.candidate_start[begin : begin + len(end)]
+        width = shard.candidate_start[begin + 1 : begin + 1 + len(end)] - first
+        place = np.arange(int(width.max()))
+        there = place < width[:, None]
+        request = {
+            "history_title": past(shard.play_title, 0).astype(np.int64),
+            "history_artwork": past(shard.play_artwork, 0).astype(np.int64),
+            "history_watched": past(shard.play_watched, np.nan).astype(np.float32),
+            "history_length": length.astype(np.int64),
+            "country": shard.country[rows].astype(np.int64),
+            "device": shard.device[rows].astype(np.int64),
+            "hour": shard.shown_at[rows] // MICROSECONDS_AN_HOUR % 24,
+            "row": shard.row[rows].astype(np.int64),
+            "column": shard.column[rows].astype(np.int64),
+            "title": shard.title[rows].astype(np.int64),
+            "artworks": np.where(there, shard.candidate[np.where(there, first[:, None] + place, 0)], 0).astype(np.int64),
+        }
+        yield request, there
+
+
+def _write(source: Path, target: Path, clicks: list[np.ndarray], policies: list[np.ndarray]) -> None:
+    """The scores of one shard, beside the ids and candidates as they were logged."""
+    logged = pq.read_table(source)
+    candidates = logged["candidates"].combine_chunks()
+    if isinstance(candidates, pa.ChunkedArray):
+        candidates = pa.concat_arrays(candidates.chunks)
+    offsets = pa.array(candidates.offsets.to_numpy() - candidates.offsets[0].as_py(), pa.int32())
+
+    def aligned(parts: list[np.ndarray]) -> pa.ListArray:
+        return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(parts), pa.float32()))
+
+    columns = {"impression_id": logged["impression_id"], "candidates": logged["candidates"]}
+    pq.write_table(pa.table(columns | {"click_probability": aligned(clicks), "policy": aligned(policies)}), target)
+

@@ -1,0 +1,112 @@
+"""The member's history encoder: reads each member's plays once, causally.
+
+In: one token per play. Out: one state per position, position 0 being the learned state of a member without history.
+Attention is banded: a state sees the last `span` plays, a layer deeper `span` more, so that it depends on the last
+`reach = layers * span` plays and on nothing else. Whatever window of the history is cut out around them, the state is
+the same: training on windows and serving on the last `reach` plays agree by construction.
+
+Legend: M members, T plays, D width, H heads.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryConfig:
+    """The history encoder's shape."""
+
+    span: int = 50
+    """How many plays back one layer looks."""
+    layers: int = 1
+    """Attention layers; each adds `span` plays to what a state depends on."""
+    heads: int = 4
+    """Attention heads; must divide the width."""
+    dropout: float = 0.1
+    """Of attention's and the feed-forward's output, while training."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 1 <= self.span <= 4096:
+            raise ValueError(f"span={self.span}: must lie in 1 .. 4096 plays.")
+        if not 1 <= self.layers <= 24:
+            raise ValueError(f"layers={self.layers}: must lie in 1 .. 24.")
+        if self.heads < 1:
+            raise ValueError(f"heads={self.heads}: must be at least 1.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: must lie in [0, 1).")
+
+    @property
+    def reach(self) -> int:
+        """How many plays back a state depends on."""
+        return self.span * self.layers
+
+
+class BandedAttention(nn.Module):
+    """Causal self-attention over the last `span` positions, with a learned bias by distance (Raffel et al., T5, 2020).
+
+    Keys start at zero, so that attention starts as the mean of the recent plays and learns where to look.
+    """
+
+    def __init__(self, width: int, config: HistoryConfig) -> None:
+        super().__init__()
+        if width % config.heads:
+            raise ValueError(f"heads={config.heads}: must divide the width, {width}.")
+        self.span, self.heads = config.span, config.heads
+        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+        self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.bias_HS = nn.Parameter(torch.zeros(config.heads, config.span))
+        nn.init.zeros_(self.key.weight)
+
+    def forward(self, tokens_MTD: Tensor) -> Tensor:
+        """Attend; (M, T, D) -> (M, T, D). Positions right of the end never reach those left of it."""
+        M, T, D = tokens_MTD.shape
+
+        def split(x_MTD: Tensor) -> Tensor:
+            return x_MTD.reshape(M, T, self.heads, D // self.heads).transpose(1, 2)
+
+        place = torch.arange(T, device=tokens_MTD.device)
+        distance_TT = place[:, None] - place[None, :]
+        outside_TT = (distance_TT < 0) | (distance_TT >= self.span)
+        mask_HTT = self.bias_HS[:, distance_TT.clamp(0, self.span - 1)].masked_fill(outside_TT, float("-inf"))
+        seen_MHTd = F.scaled_dot_product_attention(
+            split(self.query(tokens_MTD)), split(self.key(tokens_MTD)), split(self.value(tokens_MTD)), mask_HTT[None]
+        )
+        return self.out(seen_MHTd.transpose(1, 2).reshape(M, T, D))
+
+
+class HistoryLayer(nn.Module):
+    """Pre-norm attention and feed-forward, each added to its input."""
+
+    def __init__(self, width: int, config: HistoryConfig) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = nn.LayerNorm(width), BandedAttention(width, config)
+        self.forward_norm = nn.LayerNorm(width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_MTD: Tensor) -> Tensor:
+        """(M, T, D) -> (M, T, D)."""
+        x_MTD = x_MTD + self.dropout(self.attention(self.attention_norm(x_MTD)))
+        return x_MTD + self.dropout(self.feed_forward(self.forward_norm(x_MTD)))
+
+
+class HistoryEncoder(nn.Module):
+    """Play tokens -> a state after every number of plays."""
+
+    def __init__(self, width: int, config: HistoryConfig) -> None:
+        super().__init__()
+        self.no_history_D = nn.Parameter(torch.zeros(width))
+        self.layers = nn.ModuleList([HistoryLayer(width, config) for _ in range(config.layers)])
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens_MTD: Tensor) -> Tensor:
+        """(M, T, D) -> (M, T + 1, D): the state at position p has read the first p plays."""
+        x_MTD = tokens_MTD
+        for layer in self.layers:
+            x_MTD = layer(x_MTD)
+        first_M1D = self.no_history_D.expand(x_MTD.shape[0], 1, -1)
+        return torch.cat([first_M1D, self.norm(x_MTD)], dim=1)

@@ -1,0 +1,136 @@
+"""The image encoder: an artwork's pixels -> features of every level, from cells of colour to a backbone's last stage.
+
+In: images as uint8 (n, 3, height, width). Out: blocks of features, one per stage: colour and edge statistics of a grid,
+then the pooled activations of a torchvision ResNet's four stages. What makes people click sits at every level, so no
+stage is left out. `Projection` turns the blocks into one embedding of fixed width, each block standardised and reduced
+by its principal components.
+
+Legend: n images, C channels, F features of a block, E embedding.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import ResNet
+
+GRID = (4, 3)
+"""Rows and columns of cells for the pixel statistics."""
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet, which torchvision's weights were trained under."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoderConfig:
+    """Which backbone reads the images, and how wide their embedding is."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
+    """A torchvision ResNet."""
+    height: int = 96
+    """Images are resized to this height before the backbone reads them, pixels."""
+    width: int = 64
+    """And to this width, pixels."""
+    stage_width: int = 24
+    """Principal components kept of each backbone stage."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, size in (("height", self.height), ("width", self.width)):
+            if not 32 <= size <= 1024:
+                raise ValueError(f"{name}={size}: must lie in 32 .. 1024 pixels.")
+        if not 1 <= self.stage_width <= 512:
+            raise ValueError(f"stage_width={self.stage_width}: must lie in 1 .. 512.")
+
+
+class PixelStatistics(nn.Module):
+    """Colour and edges of a grid of cells: means of luma, red-green and blue-yellow, deviation of luma, edge energy."""
+
+    features = GRID[0] * GRID[1] * 6
+
+    def forward(self, images_nCHW: Tensor) -> Tensor:
+        """float (n, 3, H, W) in 0 .. 1 -> (n, 72)."""
+        red, green, blue = images_nCHW.unbind(1)
+        luma = 0.299 * red + 0.587 * green + 0.114 * blue
+        across = F.pad((luma[:, :, 1:] - luma[:, :, :-1]).abs(), (0, 1))
+        down = F.pad((luma[:, 1:] - luma[:, :-1]).abs(), (0, 0, 0, 1))
+        maps = torch.stack([luma, red - green, blue - (red + green) / 2, luma * luma, across, down], dim=1)
+        cells = F.adaptive_avg_pool2d(maps, GRID)
+        deviation = (cells[:, 3] - cells[:, 0] ** 2).clamp(min=0).sqrt()
+        return torch.stack([*cells[:, :3].unbind(1), deviation, *cells[:, 4:].unbind(1)], dim=1).flatten(1)
+
+
+class ImageEncoder(nn.Module):
+    """Pixel statistics and the pooled stages of a backbone; weights are random until somebody loads or trains them."""
+
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.statistics = PixelStatistics()
+        backbone = cast(ResNet, torchvision.models.get_model(config.backbone, weights=None))
+        backbone.fc = nn.Identity()  # type: ignore[assignment]
+        self.backbone = backbone
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def stages(self, images_nCHW: Tensor) -> list[Tensor]:
+        """Feature maps of the backbone's four stages from float images in 0 .. 1."""
+        net = self.backbone
+        x = F.interpolate(images_nCHW, (self.config.height, self.config.width), mode="bilinear", antialias=True)
+        x = net.maxpool(net.relu(net.bn1(net.conv1((x - self.mean) / self.std))))
+        maps = []
+        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, images_nCHW: Tensor) -> list[Tensor]:
+        """uint8 (n, 3, H, W) -> blocks [(n, 72), (n, F1), ... (n, F4)]: statistics, then each stage's mean and spread."""
+        pixels = images_nCHW.float() / 255
+        blocks = [self.statistics(pixels)]
+        for stage in self.stages(pixels):
+            blocks.append(torch.cat([stage.mean((2, 3)), stage.std((2, 3))], dim=1))
+        return blocks
+
+
+class Projection(nn.Module):
+    """Blocks of features -> one embedding: each block standardised; wide ones reduced to leading principal components.
+
+    Components keep their relative size (no whitening): on clicks as few as 30,000 a strong direction is worth more trust
+    than a weak one, and whitened features did worse. A block's mean variance per kept feature is one.
+    Fitted on a catalogue, then fixed: a new artwork gets its place among the old ones without moving them.
+    """
+
+    def __init__(self, features: list[int], kept: list[int]) -> None:
+        super().__init__()
+        self.blocks = len(features)
+        for i, (wide, narrow) in enumerate(zip(features, kept, strict=True)):
+            self.register_buffer(f"centre_{i}", torch.zeros(wide))
+            self.register_buffer(f"turn_{i}", torch.zeros(wide, narrow))
+
+    @classmethod
+    def fit(cls, blocks: list[Tensor], kept: list[int]) -> "Projection":
+        """Fit on the features of a catalogue; `kept` may exceed a block's width: it is then standardised alone."""
+        kept = [min(k, b.shape[1]) for b, k in zip(blocks, kept, strict=True)]
+        projection = cls([b.shape[1] for b in blocks], kept)
+        for i, (block, k) in enumerate(zip(blocks, kept, strict=True)):
+            centre, spread = block.double().mean(0), block.double().std(0, correction=0)
+            # a constant feature has no spread and is left at zero weight, not blown up
+            spread = torch.where(spread < 1e-6, torch.inf, spread)
+            turn = torch.eye(len(centre), dtype=torch.float64)
+            if k < len(centre):
+                values, turn = torch.linalg.eigh(((block.double() - centre) / spread).T.cov(correction=0))
+                turn = turn.flip(1)[:, :k]
+                # the sign of a component is arbitrary: fix it, so that two machines agree
+                turn = turn * torch.sign(turn.gather(0, turn.abs().argmax(0, keepdim=True)))
+                turn = turn / values.flip(0)[:k].mean().clamp(min=1e-6).sqrt()
+            getattr(projection, f"centre_{i}").copy_(centre)
+            getattr(projection, f"turn_{i}").copy_(turn / spread[:, None])
+        return projection
+
+    def forward(self, blocks: list[Tensor]) -> Tensor:
+        """[(n, F0), (n, F1), ...] -> (n, E)."""
+        turned = [(b - getattr(self, f"centre_{i}")) @ getattr(self, f"turn_{i}") for i, b in enumerate(blocks)]
+        return torch.cat(turned, dim=1)

@@ -1,0 +1,283 @@
+"""The two-tower ranker: click logit = affinity(member, title) + appeal(member, artwork) + presentation.
+
+In: rows of plays, of titles and of artworks, and the context. Out: the three terms and the logit of engagement given a
+click. Affinity and appeal are dot products with one encoding of the member; titles and artworks share the tables of
+people and genres and one projection of the images, so that what a member watched and what an artwork shows meet in one
+space, also where an id was never trained.
+
+Legend: M members, T plays, N impressions, K candidates, D width, I titles, A artworks, E image embedding, L list length.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.history import HistoryConfig, HistoryEncoder
+
+MOST_ROWS = 32
+"""Rows and columns of a page past this one share its presentation."""
+HOURS = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoTowerConfig:
+    """The ranker's shape."""
+
+    width: int = 64
+    """Of the member vector, and of everything that meets it in a dot product."""
+    history: HistoryConfig = field(default_factory=HistoryConfig)
+    """The history encoder."""
+    dropout: float = 0.3
+    """Of play tokens and artwork content, while training."""
+    id_dropout: float = 0.5
+    """Share of title ids sent to the unknown row while training, so that content alone learns to stand for a title."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 2 <= self.width <= 4096:
+            raise ValueError(f"width={self.width}: must lie in 2 .. 4096.")
+        for name, share in (("dropout", self.dropout), ("id_dropout", self.id_dropout)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{name}={share}: must lie in [0, 1).")
+
+
+class Content(NamedTuple):
+    """The catalogue by row, row 0 unknown; lists padded with 0. The model keeps it among its buffers."""
+
+    title_genres_IL: Tensor
+    title_people_IL: Tensor
+    title_year_I: Tensor
+    title_artworks_IL: Tensor
+    artwork_people_AL: Tensor
+    artwork_genres_AL: Tensor
+    artwork_image_AE: Tensor
+
+
+class Sizes(NamedTuple):
+    """Rows of the trained tables, the unknown row included."""
+
+    titles: int
+    artworks: int
+    people: int
+    genres: int
+    countries: int
+    devices: int
+
+
+class Context(NamedTuple):
+    """Where and when an impression is shown; each int64 of shape (N,). row and column: -1 = not known."""
+
+    country: Tensor
+    device: Tensor
+    hour: Tensor
+    row: Tensor
+    column: Tensor
+
+
+class Terms(NamedTuple):
+    """What adds up to a prediction, as logits."""
+
+    affinity_N: Tensor
+    appeal_NK: Tensor
+    presentation_N: Tensor
+    engaged_NK: Tensor
+    """Logit of engaged given clicked."""
+
+    def click_NK(self) -> Tensor:
+        """Logit of a click on each candidate."""
+        return self.appeal_NK + (self.affinity_N + self.presentation_N)[:, None]
+
+
+def _table(rows: int, width: int, scale: float) -> nn.Embedding:
+    """An embedding table whose row 0, unknown, starts at zero and is trained like any other."""
+    table = nn.Embedding(rows, width)
+    nn.init.normal_(table.weight, std=scale)
+    with torch.no_grad():
+        table.weight[0].zero_()
+    return table
+
+
+def _mean_of_known(table: nn.Embedding, rows_xL: Tensor) -> Tensor:
+    """Mean of the vectors of a list's rows, padding left out; zero for an empty list. (..., L) -> (..., D)."""
+    there_xL1 = (rows_xL > 0).unsqueeze(-1).to(table.weight.dtype)
+    return (table(rows_xL) * there_xL1).sum(-2) / there_xL1.sum(-2).clamp(min=1.0)
+
+
+class TwoTower(nn.Module):
+    """The ranker. `content` gives the catalogue, `sizes` the trained rows; ids past those count as unknown."""
+
+    def __init__(self, config: TwoTowerConfig, sizes: Sizes, content: Content) -> None:
+        super().__init__()
+        self.config, self.sizes = config, sizes
+        width, image_width = config.width, content.artwork_image_AE.shape[1]
+        for name, value in content._asdict().items():
+            self.register_buffer(name, value)
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0, 1.0, 0.0]))
+
+        self.genre, self.person = _table(sizes.genres, width, 0.3), _table(sizes.people, width, 0.3)
+        self.image = nn.Linear(image_width, width, bias=False)
+        nn.init.normal_(self.image.weight, std=0.5 / image_width**0.5)
+
+        self.title_id = _table(sizes.titles, width, 0.02)
+        self.title_content, self.title_vector = nn.Linear(3 * width + 1, width), nn.Linear(width, width)
+        self.title_bias = _table(sizes.titles, 1, 0.0)
+        self.token_content, self.watched = nn.Linear(4 * width, width), nn.Linear(2, width)
+        self.token_image = nn.Linear(width, width, bias=False)
+        self.history = HistoryEncoder(width, config.history)
+
+        self.country, self.device = _table(sizes.countries, width, 0.02), _table(sizes.devices, width, 0.02)
+        self.hour = _table(HOURS, width, 0.02)
+        self.member_affinity, self.member_appeal = nn.Linear(width, width), nn.Linear(width, width)
+
+        self.artwork_vector = nn.Linear(3 * width, width)
+        self.artwork_content_bias = nn.Linear(3 * width, 1)
+        self.artwork_bias = _table(sizes.artworks, 1, 0.0)
+
+        places = MOST_ROWS + 2
+        self.at_row = nn.Embedding(places * sizes.devices, 1)
+        self.at_column, self.at_hour = nn.Embedding(places, 1), nn.Embedding(HOURS, 1)
+        self.on_device, self.in_country = nn.Embedding(sizes.devices, 1), nn.Embedding(sizes.countries, 1)
+        for table in (self.at_row, self.at_column, self.at_hour, self.on_device, self.in_country):
+            nn.init.zeros_(table.weight)
+        self.base = nn.Parameter(torch.zeros(()))
+
+        self.engaged_member, self.engaged_artwork = nn.Linear(width, width), nn.Linear(width, width)
+        self.engaged_title = nn.Linear(width, width)
+        self.engaged_base = nn.Linear(3 * width, 1)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def _title_rows(self, rows: Tensor) -> Tensor:
+        """Rows of trained titles; others, and a share of all while training, become the unknown row."""
+        rows = torch.where(rows < self.sizes.titles, rows, 0)
+        if self.training and self.config.id_dropout:
+            rows = torch.where(torch.rand_like(rows, dtype=torch.float32) < self.config.id_dropout, 0, rows)
+        return rows
+
+    def images(self, rows: Tensor) -> Tensor:
+        """Projected image embeddings of artworks, (...,) -> (..., D)."""
+        return self.image(self.artwork_image_AE[rows])
+
+    def artwork_content(self, rows: Tensor) -> Tensor:
+        """Image, people and moods of artworks, (...,) -> (..., 3 D)."""
+        people = _mean_of_known(self.person, self.artwork_people_AL[rows])
+        moods = _mean_of_known(self.genre, self.artwork_genres_AL[rows])
+        return torch.cat([self.images(rows), people, moods], dim=-1)
+
+    def artworks(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The artwork tower: vectors (..., D) and biases (...,) of artwork rows."""
+        content = self.dropout(self.artwork_content(rows))
+        trained = torch.where(rows < self.sizes.artworks, rows, 0)
+        bias = self.artwork_content_bias(content) + self.artwork_bias(trained)
+        return self.artwork_vector(content), bias.squeeze(-1)
+
+    def titles(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The title tower: vectors (..., D) and biases (...,) of title rows."""
+        ids = self._title_rows(rows)
+        return self.title_vector(self._title_hidden(rows, ids)), self.title_bias(ids).squeeze(-1)
+
+    def _title_hidden(self, rows: Tensor, ids: Tensor) -> Tensor:
+        genres = _mean_of_known(self.genre, self.title_genres_IL[rows])
+        people = _mean_of_known(self.person, self.title_people_IL[rows])
+        year = self.title_year_I[rows].unsqueeze(-1)
+        return F.gelu(self.title_content(torch.cat([genres, people, self.title_id(ids), year], dim=-1)))
+
+    def title_tokens(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What a play of a title says, (..., D) each: by the title itself, and by the mean of its artworks."""
+        ids = self._title_rows(rows)
+        genres = _mean_of_known(self.genre, self.title_genres_IL[rows])
+        people = _mean_of_known(self.person, self.title_people_IL[rows])
+        parts = [self._title_hidden(rows, ids), genres, people, self.title_id(ids)]
+        artworks = self.title_artworks_IL[rows]
+        there = (artworks > 0).unsqueeze(-1).to(genres.dtype)
+        mean_image = (self.artwork_image_AE[artworks] * there).sum(-2) / there.sum(-2).clamp(min=1.0)
+        image = self.token_image(self.dropout(self.image(mean_image)))
+        return self.token_content(self.dropout(torch.cat(parts, dim=-1))), image
+
+    def artwork_tokens(self, rows: Tensor) -> Tensor:
+        """What a play says by the artwork it was clicked through, (..., D)."""
+        return self.token_image(self.dropout(self.images(rows)))
+
+    def watched_tokens(self, watched: Tensor) -> Tensor:
+        """What the fraction watched adds, (..., D); NaN = not logged."""
+        known = ~torch.isnan(watched)
+        shares = torch.where(known, watched - 0.5, 0.0)
+        return self.watched(torch.stack([shares, known.to(shares.dtype)], dim=-1))
+
+    def tokens(self, play_title_MT: Tensor, play_artwork_MT: Tensor, play_watched_MT: Tensor) -> Tensor:
+        """One token per play, (M, T, D): the title's id and content, the artwork it was clicked through, and how much
+        of it was watched. Where no artwork was logged, the mean of the title's artworks stands for it.
+
+        Each distinct title and artwork of the batch is computed once.
+        """
+        titles, title_of = torch.unique(play_title_MT, return_inverse=True)
+        artworks, artwork_of = torch.unique(play_artwork_MT, return_inverse=True)
+        content_UD, mean_image_UD = self.title_tokens(titles)
+        logged = (play_artwork_MT > 0).unsqueeze(-1)
+        image_MTD = torch.where(logged, self.artwork_tokens(artworks)[artwork_of], mean_image_UD[title_of])
+        return content_UD[title_of] + image_MTD + self.watched_tokens(play_watched_MT)
+
+    def states(self, play_title_MT: Tensor, play_artwork_MT: Tensor, play_watched_MT: Tensor) -> Tensor:
+        """States after every number of plays, (M, T + 1, D)."""
+        return self.history(self.tokens(play_title_MT, play_artwork_MT, play_watched_MT))
+
+    def members(self, state_ND: Tensor, context: Context) -> Tensor:
+        """The member tower: history state and context -> member encoding (N, D)."""
+        return state_ND + self.country(context.country) + self.device(context.device) + self.hour(context.hour)
+
+    def presentation(self, context: Context) -> Tensor:
+        """What place, device and hour add to the click logit, (N,)."""
+        row, column = context.row.clamp(-1, MOST_ROWS) + 1, context.column.clamp(-1, MOST_ROWS) + 1
+        by_device = self.at_row(row * self.sizes.devices + context.device)
+        terms = by_device + self.at_column(column) + self.at_hour(context.hour) + self.on_device(context.device)
+        return (terms + self.in_country(context.country)).squeeze(-1) + self.base
+
+    def rank(self, state_ND: Tensor, context: Context, title_N: Tensor, artworks_NK: Tensor) -> Terms:
+        """The terms of every candidate, from the member's state at the impression."""
+        titles, title_of = torch.unique(title_N, return_inverse=True)
+        artworks, artwork_of = torch.unique(artworks_NK, return_inverse=True)
+        title_UD, title_bias_U = self.titles(titles)
+        artwork_UD, artwork_bias_U = self.artworks(artworks)
+        return self.rank_vectors(
+            state_ND,
+            context,
+            (title_UD[title_of], title_bias_U[title_of]),
+            (artwork_UD[artwork_of], artwork_bias_U[artwork_of]),
+        )
+
+    def rank_vectors(
+        self, state_ND: Tensor, context: Context, title: tuple[Tensor, Tensor], artworks: tuple[Tensor, Tensor]
+    ) -> Terms:
+        """The terms from the towers' outputs: vectors and biases of titles (N, D), (N,), artworks (N, K, D), (N, K)."""
+        member_ND = self.members(state_ND, context)
+        (title_ND, title_bias_N), (artwork_NKD, artwork_bias_NK) = title, artworks
+        scale = self.config.width**-0.5
+        affinity_N = (self.member_affinity(member_ND) * title_ND).sum(-1) * scale + title_bias_N
+        appeal_NK = (artwork_NKD @ self.member_appeal(member_ND).unsqueeze(-1)).squeeze(-1) * scale + artwork_bias_NK
+        meets_ND = self.engaged_member(member_ND) + self.engaged_title(title_ND)
+        engaged_NK = (self.engaged_artwork(artwork_NKD) @ meets_ND.unsqueeze(-1)).squeeze(-1) * scale
+        level_N = self.engaged_base(torch.cat([member_ND, title_ND, member_ND * title_ND], dim=-1))
+        return Terms(affinity_N, appeal_NK, self.presentation(context), engaged_NK + level_N)
+
+    def forward(
+        self,
+        play_title_MT: Tensor,
+        play_artwork_MT: Tensor,
+        play_watched_MT: Tensor,
+        member_N: Tensor,
+        position_N: Tensor,
+        context: Context,
+        title_N: Tensor,
+        artworks_NK: Tensor,
+    ) -> Terms:
+        """Encode each member once and rank every impression that points into it, as in `datamodules.feed.Batch`."""
+        state_MTD = self.states(play_title_MT, play_artwork_MT, play_watched_MT)
+        return self.rank(state_MTD[member_N, position_N], context, title_N, artworks_NK)
+
+    def probabilities(self, terms: Terms) -> tuple[Tensor, Tensor]:
+        """Calibrated probabilities (N, K) of a click, and of a click that leads to a real viewing."""
+        click_scale, click_shift, engaged_scale, engaged_shift = self.calibration
+        click_NK = torch.sigmoid(terms.click_NK() * click_scale + click_shift)
+        return click_NK, click_NK * torch.sigmoid(terms.engaged_NK * engaged_scale + engaged_shift)

@@ -1,0 +1,319 @@
+"""Every way to break a small dataset, one rule at a time, and what `check` must say of it.
+
+The dataset is that of `test_check.py`. Each case is a function that writes into the folder, with the rule, the place,
+the count and the first offenders expected.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+PART_0, PART_1 = "impressions/part-0.parquet", "impressions/part-1.parquet"
+
+
+def cast_column(path: Path, column: str, type_: pa.DataType) -> None:
+    """Write one column in another type."""
+    table = pq.read_table(path)
+    place = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(place, column, table[column].cast(type_, safe=False)), path)
+
+
+def drop(path: Path, column: str) -> None:
+    """Leave a column out."""
+    pq.write_table(pq.read_table(path).drop_columns(column), path)
+
+
+def put(path: Path, row: int, **values: Any) -> None:
+    """Write other values into one row, in the types that are there."""
+    table = pq.read_table(path)
+    for name, value in values.items():
+        cells = table[name].to_pylist()
+        cells[row] = value
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, name, pa.array(cells, table.schema.field(name).type))
+    pq.write_table(table, path)
+
+
+def add(path: Path, column: str, values: pa.Array) -> None:
+    """Write one more column."""
+    pq.write_table(pq.read_table(path).append_column(column, values), path)
+
+
+def cut(path: Path, keep: float = 0.6) -> None:
+    """Keep the first part of a file's bytes."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+
+
+def scribble(path: Path) -> None:
+    """Damage the pages of a Parquet file and leave its footer whole."""
+    data = bytearray(path.read_bytes())
+    footer = int.from_bytes(data[-8:-4], "little") + 8
+    data[4 : len(data) - footer] = b"\xff" * (len(data) - footer - 4)
+    path.write_bytes(data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Break:
+    """One way to break a dataset, and what must be said of it."""
+
+    rule: str
+    """The one rule that is broken."""
+    where: str
+    """As the violation names it."""
+    by: Callable[[Path], object]
+    """Breaks the dataset in this folder."""
+    count: int = 1
+    """Of rows, images or files."""
+    first: tuple[str, ...] = ()
+    """The first offenders; empty: any."""
+    says: str = ""
+    """Part of the message."""
+
+
+def shown(**values: Any) -> Callable[[Path], None]:
+    """Other values in the second file's third row, impression i6 of title t0."""
+    return lambda d: put(d / PART_1, 2, **values)
+
+
+FUTURE = datetime.now(UTC).replace(microsecond=0) + timedelta(days=400)
+SCHEMA_BREAKS = (
+    Break(rule="missing-table", where="titles.parquet", by=lambda d: (d / "titles.parquet").unlink()),
+    Break(rule="missing-table", where="plays/", by=lambda d: (d / "plays/part-0.parquet").unlink()),
+    Break(
+        rule="empty-table",
+        where="plays/",
+        by=lambda d: pq.write_table(pq.read_table(d / "plays/part-0.parquet")[:0], d / "plays/part-0.parquet"),
+    ),
+    Break(rule="unreadable-file", where=PART_1, by=lambda d: cut(d / PART_1), says="cannot be read as Parquet"),
+    Break(rule="unreadable-file", where=PART_1, by=lambda d: scribble(d / PART_1), says="cannot be read as Parquet"),
+    Break(rule="unreadable-file", where=PART_1, by=lambda d: (d / PART_1).write_bytes(b"")),
+    Break(rule="missing-column", where=PART_1, by=lambda d: drop(d / PART_1, "clicked"), says="column clicked is"),
+    Break(
+        rule="missing-column",
+        where=f"{PART_0} and 1 more file",
+        count=2,
+        by=lambda d: [drop(d / part, "clicked") for part in (PART_0, PART_1)],
+    ),
+    Break(
+        rule="missing-column",
+        where="titles.parquet",
+        by=lambda d: pq.write_table(
+            pq.read_table(d / "titles.parquet").rename_columns(["title_id", "Name", "genres", "release_year"]),
+            d / "titles.parquet",
+        ),
+        says="Rename Name to name.",
+    ),
+    Break(
+        rule="ambiguous-column",
+        where="titles.parquet",
+        by=lambda d: add(d / "titles.parquet", "NAME", pa.array(["x", "y"])),
+        says="column name is there more than once",
+    ),
+    Break(
+        rule="wrong-type",
+        where=PART_1,
+        by=lambda d: cast_column(d / PART_1, "row", pa.float64()),
+        says="column row has type double. Write row as an integer of any width.",
+    ),
+    Break(
+        rule="wrong-type",
+        where="plays/part-0.parquet",
+        by=lambda d: cast_column(d / "plays/part-0.parquet", "watched", pa.int32()),
+        says="Write watched as float or double, or leave the column out.",
+    ),
+    Break(
+        rule="wrong-type",
+        where="artworks.parquet",
+        by=lambda d: add(d / "artworks.parquet", "depicts", pa.array([[1]] * 5)),
+        says="has type list of int64. Write depicts as list of string",
+    ),
+    Break(
+        rule="timestamp-without-zone",
+        where=PART_1,
+        by=lambda d: cast_column(d / PART_1, "shown_at", pa.timestamp("us")),
+        says="Write shown_at in UTC and mark it so",
+    ),
+    Break(
+        rule="schema-mismatch",
+        where=PART_1,
+        by=lambda d: cast_column(d / PART_1, "column", pa.int32()),
+        says="column column has type int32, in part-0.parquet it has type int16",
+    ),
+    Break(rule="schema-mismatch", where=PART_1, by=lambda d: drop(d / PART_1, "engaged"), says="has no column engaged"),
+    Break(
+        rule="no-propensity-column",
+        where=f"{PART_0} and 1 more file",
+        count=2,
+        by=lambda d: [drop(d / part, "propensities") for part in (PART_0, PART_1)],
+    ),
+)
+ROW_BREAKS = (
+    Break(rule="null-impression-id", where=PART_1, first=("null",), by=shown(impression_id=None)),
+    Break(rule="null-member-id", where=PART_1, first=("i6",), by=shown(member_id=None)),
+    Break(rule="null-clicked", where=PART_1, first=("i6",), by=shown(clicked=None)),
+    Break(
+        rule="null-title-id",
+        where="plays/part-0.parquet",
+        first=("m0",),
+        by=lambda d: put(d / "plays/part-0.parquet", 0, title_id=None),
+    ),
+    Break(
+        rule="null-in-genres",
+        where="titles.parquet",
+        first=("t1",),
+        by=lambda d: put(d / "titles.parquet", 1, genres=[None]),
+    ),
+    Break(
+        rule="duplicate-impression-id",
+        where=f"{PART_0} and 1 more file",
+        count=2,
+        first=("i2", "i2"),
+        by=shown(impression_id="i2"),
+    ),
+    Break(
+        rule="duplicate-title-id",
+        where="titles.parquet",
+        count=4,
+        first=("t0", "t0", "t1"),
+        by=lambda d: pq.write_table(pa.concat_tables([pq.read_table(d / "titles.parquet")] * 2), d / "titles.parquet"),
+    ),
+    Break(
+        rule="duplicate-artwork-id",
+        where="artworks.parquet",
+        count=10,
+        first=("a0", "a0", "a1"),
+        by=lambda d: pq.write_table(
+            pa.concat_tables([pq.read_table(d / "artworks.parquet")] * 2), d / "artworks.parquet"
+        ),
+    ),
+    Break(
+        rule="duplicate-member-id",
+        where="members.parquet",
+        count=2,
+        first=("m0", "m0"),
+        by=lambda d: pq.write_table(
+            pa.table({"member_id": ["m0", "m1", "m0"], "segment": [1, 2, 3]}), d / "members.parquet"
+        ),
+    ),
+    Break(
+        rule="unknown-title",
+        where="artworks.parquet",
+        first=("a9, title t9",),
+        by=lambda d: pq.write_table(
+            pa.concat_tables(
+                [
+                    pq.read_table(d / "artworks.parquet"),
+                    pa.table({"artwork_id": ["a9"], "title_id": ["t9"], "image": ["images/a0.png"]}),
+                ]
+            ),
+            d / "artworks.parquet",
+        ),
+    ),
+    Break(
+        rule="unknown-title",
+        where="plays/part-0.parquet",
+        first=("m0, title t9",),
+        by=lambda d: put(d / "plays/part-0.parquet", 1, title_id="t9"),
+    ),
+    Break(rule="unknown-title", where=PART_1, first=("i6, title t\\n9",), by=shown(title_id="t\n9")),
+    Break(rule="unknown-candidate", where=PART_1, first=("i6, candidate a9",), by=shown(candidates=["a0", "a9", "a2"])),
+    Break(rule="foreign-candidate", where=PART_1, first=("i6, candidate a3",), by=shown(candidates=["a0", "a3", "a2"])),
+    Break(rule="null-in-candidates", where=PART_1, first=("i6",), by=shown(candidates=["a0", None, "a2"])),
+    Break(rule="shown-not-candidate", where=PART_1, first=("i6, artwork a3",), by=shown(artwork_id="a3")),
+    Break(rule="no-candidates", where=PART_1, first=("i6",), by=shown(candidates=[], propensities=[])),
+    Break(
+        rule="duplicate-candidates",
+        where=PART_1,
+        first=("i6, candidates a0, a1, a0",),
+        by=shown(candidates=["a0", "a1", "a0"]),
+    ),
+    Break(rule="no-propensity", where=PART_1, first=("i6",), by=shown(propensities=None)),
+    Break(
+        rule="propensities-length", where=PART_1, first=("i6, 2 for 3 candidates",), by=shown(propensities=[0.5, 0.5])
+    ),
+    Break(
+        rule="propensities-range",
+        where=PART_1,
+        first=("i6, [0.5, nan, 0.5]",),
+        by=shown(propensities=[0.5, float("nan"), 0.5]),
+    ),
+    Break(
+        rule="propensities-range",
+        where=PART_1,
+        first=("i6, [1.0, -0.5, 0.5]",),
+        by=shown(propensities=[1.0, -0.5, 0.5]),
+    ),
+    Break(rule="propensities-range", where=PART_1, by=shown(propensities=[0.5, None, 0.5])),
+    Break(
+        rule="propensities-sum",
+        where=PART_1,
+        first=("i6, sum 0.93",),
+        says="1 row whose propensities do not sum to 1 (first: i6, sum 0.93). Fix the export",
+        by=shown(propensities=[0.33, 0.3, 0.3]),
+    ),
+    Break(
+        rule="shown-propensity-zero", where=PART_1, first=("i6, artwork a0",), by=shown(propensities=[0.0, 0.5, 0.5])
+    ),
+    Break(
+        rule="propensity-range",
+        where=PART_0,
+        count=3,
+        first=("i0, propensity 0.0", "i2, propensity 1.5", "i3, propensity nan"),
+        by=lambda d: (
+            add(d / PART_0, "propensity", pa.array([0.0, None, 1.5, float("nan")], pa.float32())),
+            add(d / PART_1, "propensity", pa.array([1.0, 0.2, None, 1e-6], pa.float32())),
+        ),
+    ),
+    Break(rule="engaged-without-click", where=PART_1, first=("i6",), by=shown(engaged=True)),
+    Break(
+        rule="future-time",
+        where="plays/part-0.parquet",
+        first=(f"m0, {FUTURE:%Y-%m-%d %H:%M:%S}+00",),
+        by=lambda d: put(d / "plays/part-0.parquet", 0, played_at=FUTURE),
+    ),
+    Break(rule="future-time", where=PART_1, by=shown(shown_at=FUTURE)),
+    Break(rule="ancient-time", where=PART_1, by=shown(shown_at=datetime.fromtimestamp(1_700_000, UTC))),
+    Break(
+        rule="ancient-time",
+        where="plays/part-0.parquet",
+        by=lambda d: put(d / "plays/part-0.parquet", 0, played_at=datetime(1970, 1, 1, tzinfo=UTC)),
+    ),
+    Break(
+        rule="watched-range",
+        where="plays/part-0.parquet",
+        first=("m0, watched 87.0",),
+        by=lambda d: put(d / "plays/part-0.parquet", 1, watched=87.0),
+    ),
+)
+IMAGE_BREAKS = (
+    Break(
+        rule="missing-image",
+        where="artworks.parquet",
+        first=("a1, images/a1.png",),
+        by=lambda d: (d / "images/a1.png").unlink(),
+    ),
+    Break(
+        rule="image-outside",
+        where="artworks.parquet",
+        first=("a1, images/../../a.png",),
+        by=lambda d: put(d / "artworks.parquet", 1, image="images/../../a.png"),
+    ),
+    Break(
+        rule="image-outside",
+        where="artworks.parquet",
+        by=lambda d: put(d / "artworks.parquet", 1, image=str(d / "images/a1.png")),
+    ),
+    Break(rule="unreadable-image", where="images/a1.png", says="first: a1, ", by=lambda d: cut(d / "images/a1.png")),
+    Break(
+        rule="unreadable-image",
+        where="images/a1.png and 1 more file",
+        count=2,
+        by=lambda d: [(d / f"images/a{i}.png").write_text("<html>404</html>") for i in (1, 3)],
+    ),
+)

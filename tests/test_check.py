@@ -1,0 +1,249 @@
+"""`check`: a dataset by the contract passes; every way to break it is named, counted and located."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from datamodules.check import Findings, check, print_findings, require_valid
+from datamodules.contract import UserError
+from tests.dataset_breaks import (
+    IMAGE_BREAKS,
+    PART_0,
+    PART_1,
+    ROW_BREAKS,
+    SCHEMA_BREAKS,
+    Break,
+    add,
+    cast_column,
+    cut,
+    drop,
+    put,
+    scribble,
+)
+
+POSTERWORLD = Path(__file__).parents[2] / "shared/data/posterworld"
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+STRINGS = pa.list_(pa.string())
+IMPRESSION_TYPES = {
+    "impression_id": pa.string(),
+    "member_id": pa.string(),
+    "title_id": pa.string(),
+    "artwork_id": pa.string(),
+    "shown_at": pa.timestamp("us", "UTC"),
+    "candidates": STRINGS,
+    "propensities": pa.list_(pa.float32()),
+    "policy": pa.string(),
+    "country": pa.string(),
+    "device": pa.string(),
+    "row": pa.int16(),
+    "column": pa.int16(),
+    "clicked": pa.bool_(),
+    "engaged": pa.bool_(),
+}
+
+
+def impressions(start: int) -> pa.Table:
+    """Four impressions: two of title t0 (artworks a0, a1, a2), two of t1 (a3, a4)."""
+    rows = []
+    for i in range(start, start + 4):
+        candidates = ["a0", "a1", "a2"] if i % 2 == 0 else ["a3", "a4"]
+        rows.append(
+            {
+                "impression_id": f"i{i}",
+                "member_id": f"m{i % 3}",
+                "title_id": f"t{i % 2}",
+                "artwork_id": candidates[0],
+                "shown_at": NOON + timedelta(hours=i),
+                "candidates": candidates,
+                "propensities": [1 / len(candidates)] * len(candidates),
+                "policy": "explore",
+                "country": "DE",
+                "device": "tv",
+                "row": 0,
+                "column": i,
+                "clicked": i == start,
+                "engaged": None,
+            }
+        )
+    return pa.Table.from_pylist(rows, pa.schema(list(IMPRESSION_TYPES.items())))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """The smallest dataset with every table, in a folder whose name an engine may mistake for a pattern."""
+    folder = tmp_path / "country=DE [1]*"
+    for name in ("images", "plays", "impressions"):
+        (folder / name).mkdir(parents=True)
+    titles = {
+        "title_id": ["t0", "t1"],
+        "name": ["Night", None],
+        "genres": pa.array([["drama"], []], STRINGS),
+        "release_year": [1999, None],
+    }
+    pq.write_table(pa.table(titles), folder / "titles.parquet")
+    artworks = {
+        "artwork_id": [f"a{i}" for i in range(5)],
+        "title_id": ["t0", "t0", "t0", "t1", "t1"],
+        "image": [f"images/a{i}.png" for i in range(5)],
+    }
+    pq.write_table(pa.table(artworks), folder / "artworks.parquet")
+    noise = np.random.default_rng(0).integers(0, 256, (5, 32, 24, 3), np.uint8)
+    for i, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(folder / f"images/a{i}.png")
+    plays = {
+        "member_id": ["m0", "m0", "m1"],
+        "title_id": ["t0", "t1", "t1"],
+        "played_at": pa.array([NOON, NOON + timedelta(days=1), NOON], pa.timestamp("us", "UTC")),
+        "watched": pa.array([0.0, 1.0, None], pa.float32()),
+    }
+    pq.write_table(pa.table(plays), folder / "plays/part-0.parquet")
+    pq.write_table(impressions(0), folder / PART_0)
+    pq.write_table(impressions(4), folder / PART_1)
+    return folder
+
+
+def only(findings: Findings, rule: str) -> Any:
+    """The one violation there is."""
+    assert [violation.rule for violation in findings.violations] == [rule], [v.line() for v in findings.violations]
+    return findings.violations[0]
+
+
+def test_a_dataset_by_the_contract_passes(dataset: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
+    findings = require_valid(dataset)
+    assert findings.ok
+    assert findings.rows == {"titles": 2, "artworks": 5, "plays": 3, "impressions": 8}
+    assert findings.files == {"titles": 1, "artworks": 1, "plays": 1, "impressions": 2}
+    assert findings.images == 5
+    assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
+
+
+@pytest.mark.parametrize("case", SCHEMA_BREAKS + ROW_BREAKS + IMAGE_BREAKS, ids=lambda case: case.rule)
+def test_each_break_is_named_counted_and_located(dataset: Path, case: Break) -> None:
+    case.by(dataset)
+    violation = only(check(dataset), case.rule)
+    assert violation.count == case.count
+    assert violation.where == case.where
+    assert violation.line().startswith(f"{case.where}: ")
+    assert violation.line().endswith(f". {violation.remedy}.")
+    assert "\n" not in violation.line()
+    assert case.says in violation.line()
+    if case.first:
+        assert violation.first == case.first
+        assert case.first[0] in violation.line()
+
+
+def test_an_unknown_shown_artwork(dataset: Path) -> None:
+    put(dataset / PART_1, 2, artwork_id="a9", candidates=["a9", "a1", "a2"])
+    found = {violation.rule: violation for violation in check(dataset).violations}
+    assert set(found) == {"unknown-artwork", "unknown-candidate"}
+    assert found["unknown-artwork"].first == ("i6, artwork a9",)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file"])
+def test_no_dataset(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    violation = only(check(tmp_path / name), "no-dataset")
+    assert violation.where == str(tmp_path / name)
+
+
+def test_an_empty_folder_lacks_every_table(tmp_path: Path) -> None:
+    places = ["titles.parquet", "artworks.parquet", "plays/", "impressions/"]
+    assert [violation.where for violation in check(tmp_path).violations] == places
+
+
+def test_other_spellings_of_the_types_are_accepted(dataset: Path) -> None:
+    dictionary = pa.dictionary(pa.int32(), pa.string())
+    cast_column(dataset / "titles.parquet", "release_year", pa.uint64())
+    cast_column(dataset / "titles.parquet", "genres", pa.large_list(pa.large_string()))
+    cast_column(dataset / "artworks.parquet", "title_id", dictionary)
+    for unit in ("ns", "ms", "s"):
+        cast_column(dataset / "plays/part-0.parquet", "played_at", pa.timestamp(unit, "Europe/Berlin"))
+        assert check(dataset, images=False).ok
+    for part in (PART_0, PART_1):
+        # the impressions of t0 alone, all of three candidates: a list of fixed size
+        table = pq.read_table(dataset / part).take([0, 2])
+        place = table.schema.get_field_index("candidates")
+        fixed = pa.array(table["candidates"].to_pylist(), pa.list_(pa.string(), 3))
+        pq.write_table(table.set_column(place, "candidates", fixed), dataset / part)
+        cast_column(dataset / part, "shown_at", pa.timestamp("ns", "UTC"))
+        cast_column(dataset / part, "title_id", pa.string_view())
+        cast_column(dataset / part, "propensities", pa.large_list(pa.float64()))
+        cast_column(dataset / part, "policy", dictionary)
+    # one writer's large_string is another's string: the same column in Parquet
+    cast_column(dataset / PART_1, "country", pa.large_string())
+    # and columns the contract does not know may come and go
+    add(dataset / PART_0, "weather", pa.array(["rain", "sun"]))
+    assert [violation.line() for violation in check(dataset).violations] == []
+
+
+def test_all_violations_are_reported(dataset: Path) -> None:
+    drop(dataset / "titles.parquet", "name")
+    put(dataset / PART_0, 0, propensities=[0.5, 0.5, 0.5], title_id="t9")
+    put(dataset / PART_0, 1, propensities=[0.5, 0.1])
+    put(dataset / PART_1, 0, propensities=[0.5, 0.1, 0.1], clicked=None)
+    put(dataset / "plays/part-0.parquet", 0, watched=-0.5)
+    cut(dataset / "images/a0.png")
+    findings = check(dataset)
+    assert not findings.ok
+    found = [(violation.rule, violation.where, violation.count) for violation in findings.violations]
+    assert found == [
+        ("missing-column", "titles.parquet", 1),
+        ("watched-range", "plays/part-0.parquet", 1),
+        ("null-clicked", PART_1, 1),
+        ("propensities-sum", f"{PART_0} and 1 more file", 3),
+        ("unreadable-image", "images/a0.png", 1),
+    ], "and no unknown title, for the titles cannot be judged"
+    assert findings.violations[3].first == ("i0, sum 1.5", "i1, sum 0.6", "i4, sum 0.7")
+    with pytest.raises(UserError, match=r"^titles\.parquet: column name is missing.* And 4 more: run keyart check"):
+        require_valid(dataset)
+
+
+def test_damage_in_one_table_leaves_the_others_judged(dataset: Path) -> None:
+    scribble(dataset / "artworks.parquet")
+    put(dataset / PART_1, 2, title_id="t9")
+    rules = [(violation.rule, violation.where) for violation in check(dataset).violations]
+    assert rules == [("unreadable-file", "artworks.parquet"), ("unknown-title", PART_1)]
+
+
+def test_images_can_be_left_out(dataset: Path) -> None:
+    (dataset / "images/a0.png").unlink()
+    assert not check(dataset).ok
+    findings = check(dataset, images=False)
+    assert findings.ok
+    assert findings.images == 0
+
+
+def test_ids_may_hold_any_character(dataset: Path) -> None:
+    put(dataset / PART_1, 2, impression_id="i'6\"\n\N{GRINNING FACE}[red]", member_id="\N{GRINNING FACE}")
+    assert check(dataset).ok
+    put(dataset / PART_1, 2, clicked=None)
+    assert only(check(dataset), "null-clicked").first == ("i'6\"\\n\N{GRINNING FACE}[red]",)
+
+
+def test_findings_can_be_read_in_100_columns(dataset: Path) -> None:
+    console = Console(width=100, record=True, quiet=False, file=(dataset.parent / "out.txt").open("w"))
+    print_findings(check(dataset), console)
+    text = console.export_text()
+    assert "dataset holds contract 1: 8 impressions, 3 plays, 2 titles, 5 artworks" in text
+    put(dataset / PART_1, 2, clicked=None, impression_id="[bold]")
+    print_findings(check(dataset), console)
+    text = console.export_text()
+    assert f"violation {PART_1}: 1 row where clicked is null (first: [bold])." in text
+    assert "1 violation of contract 1" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.shared_data
+@pytest.mark.skipif(not POSTERWORLD.is_dir(), reason="shared/data/posterworld is not beside the checkout")
+def test_posterworld_passes() -> None:
+    findings = check(POSTERWORLD)
+    assert [violation.line() for violation in findings.violations] == []
+    assert findings.rows["impressions"] == 600_000

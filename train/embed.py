@@ -1,0 +1,281 @@
+"""`keyart embed`: artwork images -> an embedding per artwork, kept in the shards.
+
+The encoder's weights come from a local file, from torchvision's hub, or are trained here on the catalogue: to tell a
+title's genres and whom and what an artwork depicts. Which of the three happened is printed and written down; random
+weights are never used. Embeddings are cached by the images' bytes: a second call encodes new images only, with the
+encoder it has.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import torch
+import torchvision
+from rich.console import Console
+from rich.progress import Progress
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datamodules.artworks import content_hashes, image_paths, load_images
+from datamodules.atomic import atomic_folder
+from datamodules.catalogue import Catalogue
+from datamodules.contract import UserError
+from datamodules.fingerprint import fingerprint
+from datamodules.shards import EMBEDDING, Shards
+from models.image_encoder import GRID, ImageEncoder, ImageEncoderConfig, PixelStatistics, Projection
+
+RECORD = "embedding.json"
+AT_ONCE = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """How artworks are embedded."""
+
+    encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    """The backbone and the embedding's width."""
+    weights: str = "train"
+    """`train`: train the backbone here on the catalogue; `hub`: torchvision's pretrained weights, downloaded or from its
+    cache; else a file of a torchvision state dict (.pth or .safetensors)."""
+    views: int = 16_000
+    """Images the training here looks at, all passes together."""
+    batch: int = 64
+    """Images per training step."""
+    learning_rate: float = 1e-3
+    """Peak rate of AdamW in the training here."""
+    seed: int = 0
+    """Of the training here."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.views < self.batch or self.batch < 2:
+            raise UserError(f"views={self.views}, batch={self.batch}: a batch is at least 2, and views at least a batch.")
+        if not 0 < self.learning_rate < 1:
+            raise UserError(f"learning_rate={self.learning_rate}: must lie in (0, 1).")
+
+
+def embed(dataset: Path, shards: Path, config: EmbedConfig | None = None, console: Console | None = None) -> dict[str, Any]:
+    """Embed every artwork of the shards; returns the record written to `SHARDS/embedding/embedding.json`.
+
+    Beside it: `embedding.npy`, float32 (A, E) by artwork row, row 0 zero, and `encoder.safetensors`, with which a new
+    artwork gets its place among these.
+    """
+    config, console = config or EmbedConfig(), console or Console(stderr=True)
+    opened = Shards.open(shards)
+    paths = image_paths(dataset, opened.vocabularies["artworks"])
+    hashes = content_hashes(paths)
+    wanted = fingerprint(config, _weights_fingerprint(config))
+    target = shards / EMBEDDING
+    old = _finished(target, wanted)
+    order = fingerprint(opened.vocabularies["artworks"].values)
+    if old is not None and old["images"] == hashes and old["artworks"] == order:
+        console.print(f"embed: {len(paths)} artworks are up to date in {target}")
+        return old
+    where = {digest: row for row, digest in enumerate(old["images"], start=1)} if old is not None else {}
+    first_of = {digest: place for place, digest in reversed(list(enumerate(hashes)))}
+    fresh = [place for digest, place in first_of.items() if digest not in where]
+
+    if old is not None:
+        encoder, projection, said = *_load(target, config), str(old["weights"])
+    else:
+        encoder, said = _weighted_encoder(config, paths, opened.catalogue, console)
+        projection = None
+    blocks = _encode(encoder, [paths[place] for place in fresh], console)
+    if projection is None:
+        kept = [PixelStatistics.features] + [config.encoder.stage_width] * (len(blocks) - 1)
+        projection = Projection.fit(blocks, kept)
+    vectors = projection(blocks) if fresh else None
+    before = np.load(target / "embedding.npy") if old is not None else None
+    place_of = {hashes[place]: i for i, place in enumerate(fresh)}
+    table = np.zeros((len(paths) + 1, vectors.shape[1] if vectors is not None else before.shape[1]), np.float32)  # type: ignore[union-attr]
+    for row, digest in enumerate(hashes, start=1):
+        table[row] = vectors[place_of[digest]] if digest in place_of else before[where[digest]]  # type: ignore[index]
+
+    record = {
+        "fingerprint": fingerprint(wanted, hashes),
+        "encoder": wanted,
+        "weights": said,
+        "config": asdict(config),
+        "width": table.shape[1],
+        "encoded": len(fresh),
+        "grid": GRID,
+        "artworks": order,
+        "images": hashes,
+    }
+    with atomic_folder(target, marker=RECORD) as folder:
+        np.save(folder / "embedding.npy", table)
+        state = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
+        state |= {f"projection.{k}": v for k, v in projection.state_dict().items()}
+        save_file({k: v.contiguous() for k, v in state.items()}, folder / "encoder.safetensors")
+        (folder / RECORD).write_text(json.dumps(record))
+    reused = len(hashes) - len(fresh)
+    console.print(f"embed: {len(fresh)} images encoded, {reused} reused; {table.shape[1]} features each. Encoder: {said}")
+    return record
+
+
+def load_embedding(shards: Path) -> tuple[Tensor, dict[str, Any]]:
+    """The embedding, float32 (A, E), and its record; a UserError where the shards have none."""
+    record = _finished(shards / EMBEDDING, None)
+    if record is None:
+        raise UserError(f"{shards}: artworks are not embedded yet. Run keyart embed DATASET {shards}.")
+    if record["artworks"] != fingerprint(Shards.open(shards).vocabularies["artworks"].values):
+        raise UserError(f"{shards}: the artworks changed since they were embedded. Run keyart embed DATASET {shards}.")
+    return torch.from_numpy(np.load(shards / EMBEDDING / "embedding.npy")), record
+
+
+def _finished(target: Path, wanted: str | None) -> dict[str, Any] | None:
+    """The record of an embedding that is there and of the wanted encoder."""
+    if not (target / RECORD).is_file():
+        return None
+    record = json.loads((target / RECORD).read_text())
+    return record if wanted in (None, record["encoder"]) else None
+
+
+def _load(target: Path, config: EmbedConfig) -> tuple[ImageEncoder, Projection]:
+    """The encoder and the projection a former call left."""
+    state = load_file(target / "encoder.safetensors")
+    encoder = ImageEncoder(config.encoder)
+    encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")})
+    parts = {k.removeprefix("projection."): v for k, v in state.items() if k.startswith("projection.")}
+    turns = [parts[f"turn_{i}"] for i in range(len(parts) // 2)]
+    projection = Projection([t.shape[0] for t in turns], [t.shape[1] for t in turns])
+    projection.load_state_dict(parts)
+    return encoder.eval(), projection
+
+
+def _weights_fingerprint(config: EmbedConfig) -> str:
+    """Of the weights file, where the weights are a file."""
+    if config.weights in ("train", "hub"):
+        return config.weights
+    path = Path(config.weights)
+    if not path.is_file():
+        raise UserError(f"weights={config.weights}: no such file. Give a torchvision state dict, `hub` or `train`.")
+    return content_hashes([path])[0]
+
+
+def _weighted_encoder(
+    config: EmbedConfig, paths: list[Path], catalogue: Catalogue, console: Console
+) -> tuple[ImageEncoder, str]:
+    """An encoder with real weights, and where they came from, in words."""
+    torch.manual_seed(config.seed)
+    encoder = ImageEncoder(config.encoder)
+    name = config.encoder.backbone
+    if config.weights == "train":
+        return encoder, _train(encoder, config, paths, catalogue, console)
+    if config.weights == "hub":
+        try:
+            state = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)  # type: ignore[attr-defined]
+        except (URLError, OSError, RuntimeError) as error:
+            raise UserError(
+                f"weights=hub: torchvision's weights of {name} cannot be had ({error}). Give a file, or weights=train."
+            ) from None
+        said = f"{name}, torchvision's pretrained weights"
+    else:
+        path = Path(config.weights)
+        try:
+            state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        except Exception as error:  # every reader has its own exceptions; the file is a user's
+            raise UserError(f"{path}: is no readable state dict ({error}). Give a .pth or .safetensors file.") from None
+        said = f"{name}, weights of {path.name}"
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    try:
+        encoder.backbone.load_state_dict(state)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:160]
+        raise UserError(f"weights={config.weights}: do not fit {name} ({detail}). Name the backbone they are of.") from None
+    return encoder.eval(), said
+
+
+def _labels(catalogue: Catalogue) -> Tensor:
+    """What the training here learns to tell, float32 (A - 1, labels): the title's genres, depicted moods and people."""
+
+    def hot(rows_AL: np.ndarray) -> np.ndarray:
+        table = np.zeros((len(rows_AL), int(rows_AL.max(initial=0)) + 1), np.float32)
+        np.put_along_axis(table, rows_AL.astype(np.int64), 1.0, axis=1)
+        return table[:, 1:]
+
+    owner = catalogue.artwork_title
+    told = [hot(catalogue.title_genres[owner]), hot(catalogue.artwork_genres), hot(catalogue.artwork_people)]
+    labels = np.concatenate(told, axis=1)[1:]
+    share = labels.mean(0)
+    return torch.from_numpy(labels[:, (share > 0.002) & (share < 0.998)])
+
+
+def _train(
+    encoder: ImageEncoder, config: EmbedConfig, paths: list[Path], catalogue: Catalogue, console: Console
+) -> str:
+    """Train the backbone on the catalogue's own words; returns what happened, with the loss against a constant's."""
+    labels = _labels(catalogue)
+    if labels.shape[1] == 0:
+        raise UserError(
+            "weights=train: the catalogue has neither genres nor depicts to learn from. Give a weights file, or `hub`."
+        )
+    chance = torch.Generator().manual_seed(config.seed)
+    chosen = torch.randperm(len(paths), generator=chance)[: config.views]
+    pixels, labels = torch.from_numpy(load_images([paths[i] for i in chosen.tolist()])), labels[chosen]
+    with torch.no_grad():
+        features = encoder.backbone.layer4[-1].bn2.num_features if config.encoder.backbone != "resnet50" else 2048
+    head = nn.Linear(features, labels.shape[1])
+    prior = labels.mean(0).clamp(1e-3, 1 - 1e-3)
+    with torch.no_grad():
+        head.bias.copy_(torch.logit(prior))
+        head.weight.zero_()
+    steps = config.views // config.batch
+    parameters = [*encoder.backbone.parameters(), *head.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=steps, pct_start=0.1)
+    encoder.train()
+    losses: list[float] = []
+    order = torch.randperm(len(pixels), generator=chance)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("train the image encoder", total=steps)
+        for step in range(steps):
+            places = torch.arange(step * config.batch, (step + 1) * config.batch) % len(pixels)
+            batch = order[places]
+            maps = encoder.stages(_augmented(pixels[batch].float() / 255, chance))
+            loss = F.binary_cross_entropy_with_logits(head(maps[-1].mean((2, 3))), labels[batch])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.item())
+            progress.update(task, advance=1, description=f"train the image encoder, loss {np.mean(losses[-20:]):.4f}")
+    encoder.eval()
+    constant = F.binary_cross_entropy(prior.expand_as(labels), labels).item()
+    last = float(np.mean(losses[-max(1, steps // 10) :]))
+    return (
+        f"{config.encoder.backbone}, trained here on {len(pixels)} images and {labels.shape[1]} words of the catalogue, "
+        f"{steps * config.batch} views (loss {last:.4f}, a constant's {constant:.4f})"
+    )
+
+
+def _augmented(images_nCHW: Tensor, chance: torch.Generator) -> Tensor:
+    """Mirrored, shifted and scaled, lighter and darker versions, so that few images teach more."""
+    n = len(images_nCHW)
+    scale, mirror = 1 - 0.25 * torch.rand(n, generator=chance), 1 - 2.0 * (torch.rand(n, generator=chance) < 0.5)
+    shift = (torch.rand(n, 2, generator=chance) * 2 - 1) * (1 - scale)[:, None]
+    turn = torch.zeros(n, 2, 3)
+    turn[:, 0, 0], turn[:, 1, 1], turn[:, :, 2] = scale * mirror, scale, shift
+    grid = F.affine_grid(turn, list(images_nCHW.shape), align_corners=False)
+    light = 0.8 + 0.4 * torch.rand(n, 1, 1, 1, generator=chance)
+    return (F.grid_sample(images_nCHW, grid, padding_mode="border", align_corners=False) * light).clamp(0, 1)
+
+
+@torch.no_grad()
+def _encode(encoder: ImageEncoder, paths: list[Path], console: Console) -> list[Tensor]:
+    """Blocks of features of image files, a bounded number in memory at once."""
+    parts: list[list[Tensor]] = []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("encode images", total=len(paths))
+        for begin in range(0, len(paths), AT_ONCE):
+            some = paths[begin : begin + AT_ONCE]
+            parts.append(encoder(torch.from_numpy(load_images(some))))
+            progress.advance(task, len(some))
+    join: Callable[..., list[Tensor]] = lambda *blocks: [torch.cat(b) for b in zip(*blocks, strict=True)]  # noqa: E731
+    return join(*parts) if parts else []

@@ -1,0 +1,21 @@
+"""A recipe: every choice between a log and a bundle, as one YAML file of `configs/` holds it."""
+
+from dataclasses import dataclass, field
+
+from datamodules.prepare import PrepareConfig
+from train.embed import EmbedConfig
+from train.fit import FitConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What `keyart pipeline` does to a dataset. A file names only what differs from the defaults."""
+
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    """How the log becomes shards."""
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    """How artworks are embedded."""
+    fit: FitConfig = field(default_factory=FitConfig)
+    """How the ranker is trained."""
+    policy: str = "greedy"
+    """What the scores choose by: `greedy`, `softmax:TEMPERATURE` or `epsilon:SHARE`."""

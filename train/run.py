@@ -1,0 +1,108 @@
+"""Run folders: what one training leaves behind, and how the next call finds it.
+
+`config.yaml` (everything the run was made of), `checkpoints/last.ckpt`, `best.safetensors` while it trains,
+`weights.safetensors` and `metrics.json` when it is done, `vocabularies.json`, `log.csv`. No pickled classes: weights are
+safetensors, checkpoints hold tensors and numbers only.
+"""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from datamodules.contract import CONTRACT_VERSION, UserError
+from datamodules.shards import Shards
+from datamodules.vocabulary import Vocabularies, load_vocabularies
+from models.history import HistoryConfig
+from models.two_tower import Content, Sizes, TwoTower, TwoTowerConfig
+
+CONFIG, WEIGHTS, METRICS = "config.yaml", "weights.safetensors", "metrics.json"
+
+
+def sizes_of(vocabularies: Vocabularies) -> Sizes:
+    """Rows of the trained tables."""
+    return Sizes(
+        titles=vocabularies["titles"].trained_rows,
+        artworks=vocabularies["artworks"].trained_rows,
+        people=len(vocabularies["people"]),
+        genres=len(vocabularies["genres"]),
+        countries=len(vocabularies["countries"]),
+        devices=len(vocabularies["devices"]),
+    )
+
+
+def content_of(shards: Shards, embedding: torch.Tensor) -> Content:
+    """The catalogue as the model wants it."""
+    catalogue = shards.catalogue
+    rows = (
+        catalogue.title_genres,
+        catalogue.title_people,
+        catalogue.title_year,
+        catalogue.title_artworks,
+        catalogue.artwork_people,
+        catalogue.artwork_genres,
+    )
+    whole = [torch.from_numpy(a) if a.dtype.kind == "f" else torch.from_numpy(a).long() for a in rows]
+    return Content(*whole, embedding)
+
+
+def provenance() -> dict[str, str]:
+    """Versions, and the git commit where the code lies in a checkout."""
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    versions = {name: version(name) for name in ("keyart", "torch", "torchvision", "pytorch-lightning", "numpy")}
+    return versions | {"commit": found.stdout.strip() or "not in a checkout"}
+
+
+def write_config(run: Path, record: dict[str, Any]) -> None:
+    """Write `config.yaml`."""
+    (run / CONFIG).write_text(yaml.safe_dump(record, sort_keys=False))
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """Read `config.yaml`; a folder without one, or of another contract version, is a UserError."""
+    path = run / CONFIG
+    if not path.is_file():
+        raise UserError(f"{run}: no {CONFIG}, so this is no run. Make one with keyart fit SHARDS {run}.")
+    record = yaml.safe_load(path.read_text())
+    found = record.get("contract_version") if isinstance(record, dict) else None
+    if found != CONTRACT_VERSION:
+        raise UserError(
+            f"{path}: contract version {found}, and this keyart reads version {CONTRACT_VERSION}. Train again with keyart fit."
+        )
+    return record
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: the model in evaluation mode and what it was trained with."""
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    model: TwoTower
+    vocabularies: Vocabularies
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """Load a finished run; an unfinished or damaged one is a UserError."""
+        record = read_config(folder)
+        if not (folder / METRICS).is_file() or not (folder / WEIGHTS).is_file():
+            raise UserError(f"{folder}: the run is not finished. Call keyart fit again with the same arguments: it resumes.")
+        vocabularies = load_vocabularies(folder / "vocabularies.json")
+        try:
+            state = load_file(folder / WEIGHTS)
+        except Exception as error:  # safetensors raises its own class for a damaged file
+            raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}). Train again with keyart fit.") from None
+        written = dict(record["fit"]["model"])
+        shape = TwoTowerConfig(**written | {"history": HistoryConfig(**written["history"])})
+        content = Content(**{name: state[name] for name in Content._fields})
+        model = TwoTower(shape, sizes_of(vocabularies), content)
+        model.load_state_dict(state)
+        return cls(folder, record, json.loads((folder / METRICS).read_text()), model.eval(), vocabularies)
