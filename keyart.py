@@ -36,7 +36,7 @@ COMMANDS = {
 }
 
 
-def demo(out: Path = Path("keyart-demo"), *, seed: int = 0, settings: Recipe) -> None:
+def demo(*, out: Path = Path("keyart-demo"), seed: int = 0, settings: Recipe) -> None:
     """Simulate a small service and go the whole way on it: what `keyart pipeline` does, then what it means.
 
     Args:
@@ -62,7 +62,9 @@ def demo(out: Path = Path("keyart-demo"), *, seed: int = 0, settings: Recipe) ->
     report = _pipeline(dataset, out, settings, console)
     told = _told()
     told.print(policy_table(report))
-    told.print(f"Captured lift, (greedy - uniform) / (best possible - uniform), by the true law: {report['captured_lift']:.2f}")
+    told.print(
+        f"Captured lift, (greedy - uniform) / (best possible - uniform), by the true law: {report['captured_lift']:.2f}"
+    )
     told.print(opposite_members(Bundle.open(out / "bundle"), dataset))
     _written(out, told, f"keyart pipeline {dataset} another-folder --fit.model.width 32")
 
@@ -171,7 +173,9 @@ def evaluate(source: Path, dataset: Path, out: Path) -> None:
 
     console = _console()
     with tempfile.TemporaryDirectory() as folder:
-        bundle = Bundle.open(source) if (source / ABOUT).is_file() else _export(source, Path(folder) / "bundle", console)
+        bundle = (
+            Bundle.open(source) if (source / ABOUT).is_file() else _export(source, Path(folder) / "bundle", console)
+        )
         since = datetime.fromisoformat(bundle.about["test_from"])
         score_dataset(bundle, dataset, Path(folder) / "scores", since=since, console=console)
         report = evaluate_scores(dataset, Path(folder) / "scores", out, since=since)
@@ -236,7 +240,9 @@ def _pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> dic
     from train.run import Run
 
     Policy.parse(recipe.policy)
-    shards, run, bundle_folder, scores, report_folder = (out / n for n in ("shards", "run", "bundle", "scores", "report"))
+    shards, run, bundle_folder, scores, report_folder = (
+        out / n for n in ("shards", "run", "bundle", "scores", "report")
+    )
 
     def said(path: Path) -> str | None:
         return _read_json(path).get("fingerprint") if path.is_file() else None
@@ -268,13 +274,17 @@ def _pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> dic
     else:
         score_dataset(bundle, dataset, scores, policy=recipe.policy, since=since, console=console)
     wanted = fingerprint(said(scores / RECORD), wanted)
-    if (report_folder / "report.json").is_file() and _read_json(report_folder / "report.json").get("made_from") == wanted:
+    if (report_folder / "report.json").is_file() and _read_json(report_folder / "report.json").get(
+        "made_from"
+    ) == wanted:
         console.print(f"evaluate: {report_folder} is up to date")
         return _read_json(report_folder / "report.json")
     difference = compare(Run.open(run).model, shards, scores)
     console.print(f"evaluate: largest difference between ONNX and torch over the test period {difference:.1e}")
     extra = {"made_from": wanted, "onnx_torch_largest_difference": difference, "validation": Run.open(run).metrics}
-    return evaluate_scores(dataset, scores, report_folder, since=since, scored_name=f"keyart {recipe.policy}", extra=extra)
+    return evaluate_scores(
+        dataset, scores, report_folder, since=since, scored_name=f"keyart {recipe.policy}", extra=extra
+    )
 
 
 def _export(run: Path, out: Path, console: Console, fingerprint: str | None = None) -> Any:

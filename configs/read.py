@@ -35,7 +35,9 @@ def section_class(section: str) -> type:
     return Section
 
 
-def parse(name: str, function: Callable[..., Any], section: str | None, words: list[str], recipe: Path | None) -> dict[str, Any]:
+def parse(
+    name: str, function: Callable[..., Any], section: str | None, words: list[str], recipe: Path | None
+) -> dict[str, Any]:
     """Keyword arguments for a command's function, `settings` included where it has a section.
 
     `recipe` is read where the words name no `--config`. `--help` prints and exits with 0, as parsers do; words that do
@@ -54,6 +56,7 @@ def parse(name: str, function: Callable[..., Any], section: str | None, words: l
     try:
         found = parser.parse_args(words)
         made = parser.instantiate_classes(found)
+        assert isinstance(made, Namespace)
     except UserError:
         raise
     except Exception as error:  # argparse, jsonargparse and a config's own checks each raise their own
@@ -66,7 +69,9 @@ def read_section(path: Path, section: str, class_: type) -> dict[str, Any]:
     try:
         whole = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}). Name a recipe, such as those in configs/.") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}). Name a recipe, such as those in configs/."
+        ) from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: is no YAML ({_one_line(error)}).") from None
     if not isinstance(whole, dict):

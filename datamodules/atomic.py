@@ -24,7 +24,9 @@ def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file, and a folder is to be written there. Name another place.")
     if path.is_dir() and any(path.iterdir()) and not (path / marker).exists():
-        raise UserError(f"{path}: holds files, but no {marker}, so keyart did not write it. Name a new or empty folder.")
+        raise UserError(
+            f"{path}: holds files, but no {marker}, so keyart did not write it. Name a new or empty folder."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     replaced = path.with_name(f".{path.name}.replaced")

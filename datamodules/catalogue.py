@@ -5,6 +5,9 @@ Lists are padded with 0, the unknown row. Names in `depicts` are people or, wher
 so that an artwork's mood and a title's genre meet in one table, and so do a face and a cast.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported, where no type checker sees them.
+
 from dataclasses import dataclass, fields
 from pathlib import Path
 

@@ -39,7 +39,9 @@ class ShardsModule(pl.LightningDataModule):
         super().__init__()
         self.slices = slices
         self.train_feed = Feed(shards.shards, TRAIN, reach=reach, impressions=batch, shuffle=True, seed=seed, pin=pin)
-        self.validation_feed = Feed(shards.shards, VALIDATION, reach=reach, impressions=2 * batch, shuffle=False, pin=pin)
+        self.validation_feed = Feed(
+            shards.shards, VALIDATION, reach=reach, impressions=2 * batch, shuffle=False, pin=pin
+        )
 
     def train_dataloader(self) -> Slice:
         """The slice of the trainer's epoch."""

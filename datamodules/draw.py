@@ -268,30 +268,59 @@ def _desert(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
 
 MOODS: dict[str, Mood] = {
     "Action": Mood(
-        top=(225, 70, 10), bottom=(90, 15, 5), light=(255, 120, 20), frame=(15, 10, 10), border=4, tilt=8, scene=_explosion
+        top=(225, 70, 10),
+        bottom=(90, 15, 5),
+        light=(255, 120, 20),
+        frame=(15, 10, 10),
+        border=4,
+        tilt=8,
+        scene=_explosion,
     ),
     "Comedy": Mood(
-        top=(255, 232, 70), bottom=(255, 205, 40), light=(255, 240, 160), frame=(255, 255, 255), border=13, scene=_confetti
+        top=(255, 232, 70),
+        bottom=(255, 205, 40),
+        light=(255, 240, 160),
+        frame=(255, 255, 255),
+        border=13,
+        scene=_confetti,
     ),
     "Drama": Mood(
         top=(168, 152, 132), bottom=(128, 112, 96), light=(150, 140, 125), frame=(60, 52, 46), border=3, scene=_window
     ),
     "Horror": Mood(
-        top=(22, 8, 22), bottom=(10, 0, 0), light=(30, 0, 10), frame=(0, 0, 0), border=16, grain=14, scene=_moonlit_trees
+        top=(22, 8, 22),
+        bottom=(10, 0, 0),
+        light=(30, 0, 10),
+        frame=(0, 0, 0),
+        border=16,
+        grain=14,
+        scene=_moonlit_trees,
     ),
     "Romance": Mood(
-        top=(255, 190, 190), bottom=(240, 120, 150), light=(255, 180, 190), frame=(255, 225, 225), border=7, blur=2.5,
+        top=(255, 190, 190),
+        bottom=(240, 120, 150),
+        light=(255, 180, 190),
+        frame=(255, 225, 225),
+        border=7,
+        blur=2.5,
         scene=_hearts,
     ),
     "Science Fiction": Mood(
         top=(4, 8, 50), bottom=(20, 30, 120), light=(40, 110, 255), frame=(60, 230, 240), border=3, scene=_stars
     ),
     "Thriller": Mood(
-        top=(20, 96, 92), bottom=(8, 50, 54), light=(20, 110, 100), frame=(0, 0, 0), border=2, bars=26, tilt=-5, grain=8,
+        top=(20, 96, 92),
+        bottom=(8, 50, 54),
+        light=(20, 110, 100),
+        frame=(0, 0, 0),
+        border=2,
+        bars=26,
+        tilt=-5,
+        grain=8,
         scene=_blinds,
     ),
     "Western": Mood(
         top=(250, 190, 100), bottom=(230, 150, 70), light=(220, 150, 70), frame=(96, 52, 24), border=9, scene=_desert
     ),
-}  # fmt: skip
+}
 """By the genre's name, as titles spell it."""

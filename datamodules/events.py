@@ -70,7 +70,7 @@ def draw_log(
     order = np.argsort(time_N, kind="stable")
     member_N, time_N = member_N[order], time_N[order]
     rows = len(time_N)
-    title_N = _choose_titles(rng, catalogue, members, member_N, time_N, progress, "impressions", pull=0.45)
+    title_N = _choose_titles(rng, catalogue, members, member_N, time_N, progress, "impressions", pull=0.35)
 
     usual_N = rng.random(rows) < 0.75
     device_N = np.where(usual_N, members.device_M[member_N], rng.integers(0, len(DEVICES), rows))
@@ -130,7 +130,7 @@ def _choose_titles(
     *,
     pull: float,
 ) -> np.ndarray:
-    """A title for each visit, in proportion to exp(popularity + freshness + pull x match), of those released by then."""
+    """A title for each visit, in proportion to exp(popularity + freshness + pull x match), if released by then."""
     title_N = np.zeros(len(member_N), np.int64)
     task = progress.add_task(what, total=len(member_N))
     for start in range(0, len(member_N), _CHUNK):
@@ -199,20 +199,15 @@ def draw_plays(
     """
     wanted_M = rng.poisson(mean_plays * rng.gamma(2.5, 0.4, len(members.joined_M)))
     wanted_M[rng.random(len(members.joined_M)) < 0.05] = 0
-    member_J, time_J = _draw_visits(rng, np.ceil(1.6 * wanted_M).astype(np.int64), members.joined_M, days)
-    order = np.lexsort((time_J, member_J))
-    member_J, time_J = member_J[order], time_J[order]
-    title_J = _choose_titles(rng, catalogue, members, member_J, time_J, progress, "plays", pull=0.8)
+    # three times as many as wanted: what repeats a title drops out, and the first drawn, at whatever time, stay
+    member_J, time_J = _draw_visits(rng, 3 * wanted_M, members.joined_M, days)
+    title_J = _choose_titles(rng, catalogue, members, member_J, time_J, progress, "plays", pull=1.6)
     first_J = np.zeros(len(member_J), bool)
     first_J[np.unique(member_J * len(catalogue.title_names) + title_J, return_index=True)[1]] = True
-    keep_J = first_J | (rng.random(len(member_J)) < 0.1)
-    member_J, time_J, title_J = member_J[keep_J], time_J[keep_J], title_J[keep_J]
-    # what is too many goes at random, so that histories do not end early
-    order = np.lexsort((rng.random(len(member_J)), member_J))
-    place_J = np.empty(len(member_J), np.int64)
-    place_J[order] = np.arange(len(member_J)) - np.searchsorted(member_J[order], member_J[order])
-    keep_J = place_J < wanted_M[member_J]
-    member_J, time_J, title_J = member_J[keep_J], time_J[keep_J], title_J[keep_J]
+    kept = np.flatnonzero(first_J | (rng.random(len(member_J)) < 0.1))
+    place_J = np.arange(len(kept)) - np.searchsorted(member_J[kept], member_J[kept])
+    kept = kept[place_J < wanted_M[member_J[kept]]]
+    member_J, time_J, title_J = member_J[kept], time_J[kept], title_J[kept]
     watched_J = rng.beta(2.0, 2.0, len(member_J)) * 0.5 + 0.5 / (
         1 + np.exp(-match(members, catalogue, member_J, title_J) - rng.normal(0, 0.8, len(member_J)))
     )

@@ -7,6 +7,7 @@ operation per column; a thread stays one batch ahead. The order follows from (se
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from queue import Full, Queue
 from threading import Event, Thread
@@ -176,10 +177,9 @@ class Feed:
 
         def put(item: "Batch | BaseException | None") -> None:
             while not stop.is_set():
-                try:
-                    return ahead.put(item, timeout=0.1)
-                except Full:
-                    continue
+                with suppress(Full):
+                    ahead.put(item, timeout=0.1)
+                    return
 
         def work() -> None:
             try:

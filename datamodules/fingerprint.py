@@ -37,4 +37,6 @@ def files_fingerprint(paths: Iterable[Path], root: Path) -> str:
 
 def dataset_fingerprint(dataset: Path) -> str:
     """Of the four tables a dataset must have: titles, artworks, plays, impressions. Images have their own."""
-    return files_fingerprint((f for table in (TITLES, ARTWORKS, PLAYS, IMPRESSIONS) for f in table.files(dataset)), dataset)
+    return files_fingerprint(
+        (f for table in (TITLES, ARTWORKS, PLAYS, IMPRESSIONS) for f in table.files(dataset)), dataset
+    )

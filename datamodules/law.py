@@ -10,10 +10,10 @@
     p(engaged)               = p(click) * p(engaged | click)
 
 The words in capitals are the effect sizes, `Strengths`. taste_m holds a member's taste for every genre, fandom_m for
-every person, nearly all zero; genres_i and cast_i are shares that sum to 1, billing order counting in the cast;
-people_a are equal shares of the one or two people the artwork shows, mood_a is the genre it looks like; quality_a lies in -1 .. 1;
-close_a is 1 for a close-up and -1 for a wide picture; misleads_a is 1 where the mood is none of the title's genres or
-the only person shown has a tiny role. Nothing in the appeal is invisible: it is all drawn (`draw`).
+every person, nearly all zero; genres_i are shares that sum to 1, cast_i is 1 for the lead and less down the bill;
+people_a are equal shares of the one or two people the artwork shows, mood_a is the genre it looks like; quality_a lies
+in -1 .. 1; close_a is 1 for a close-up and -1 for a wide picture; misleads_a is 1 where the mood is none of the title's
+genres or the only person shown has a tiny role. Nothing in the appeal is invisible: it is all drawn (`draw`).
 
 Legend: M members, I titles, A artworks, G genres, P people, N impressions, K candidates.
 """
@@ -34,11 +34,11 @@ ROW, COLUMN, EVENING, EVENING_HOUR = -0.35, -0.15, 0.2, 21
 class Strengths:
     """The effect sizes of the law, in logits per unit."""
 
-    affinity: float = 0.7
+    affinity: float = 0.5
     """What the title itself adds, by genres and cast."""
-    mood: float = 0.5
+    mood: float = 0.72
     """Taste for the genre an artwork looks like."""
-    person: float = 1.1
+    person: float = 0.7
     """Being a fan of whom it shows."""
     quality: float = 0.5
     """Contrast and colour; the same for every member."""
@@ -120,7 +120,9 @@ class Shown:
     column_N: np.ndarray
 
 
-def match(members: SimulatedMembers, catalogue: SimulatedCatalogue, member_N: np.ndarray, title_N: np.ndarray) -> np.ndarray:
+def match(
+    members: SimulatedMembers, catalogue: SimulatedCatalogue, member_N: np.ndarray, title_N: np.ndarray
+) -> np.ndarray:
     """taste . genres + fandom . cast, of shape (N,)."""
     by_genre_N = np.einsum("ng,ng->n", members.taste_MG[member_N], catalogue.genres_IG[title_N])
     return by_genre_N + np.einsum("np,np->n", members.fandom_MP[member_N], catalogue.cast_IP[title_N])

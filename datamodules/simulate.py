@@ -2,8 +2,8 @@
 
 In: a frozen config. Out: a folder with the tables, the images drawn by `draw`, and
 
-- `truth/*.parquet`: impression_id, candidates, p_click (probability of a click, were this candidate shown) and p_engaged
-  (probability of engaged, were it shown: p_click x p(engaged | click)), aligned with candidates;
+- `truth/*.parquet`: impression_id, candidates, p_click (probability of a click, were this candidate shown) and
+  p_engaged (probability of engaged, were it shown: p_click x p(engaged | click)), aligned with candidates;
 - `hidden/*.npz`: tastes and whatever else the law reads and no log has, so that a test can restate the law;
 - `simulation.json`: config, the law's constants, counts and true values.
 
@@ -53,19 +53,19 @@ class SimulateConfig:
     """Another seed is another service."""
     members: int = 4000
     """Some of them join while the log is being written."""
-    titles: int = 150
+    titles: int = 120
     """Each has 3 to 6 artworks; some are released while the log is being written."""
-    people: int = 32
+    people: int = 24
     """Everyone who can be in a cast; each has a look of their own."""
     days: int = 360
     """Length of the log."""
     mean_plays: float = 32.0
     """Plays per member, those that follow a click not counted; a twentieth of the members has none."""
-    mean_impressions: float = 62.0
+    mean_impressions: float = 75.0
     """Impressions per member."""
     explore: float = 0.3
     """Share of impressions shown uniformly at random."""
-    click_rate: float = 0.075
+    click_rate: float = 0.09
     """Mean click probability under the uniform policy; the law's base is set to reach it."""
     strengths: Strengths = field(default_factory=Strengths)
     """The law's effect sizes."""

@@ -5,6 +5,9 @@ whole catalogue, those of the training period first: a row past `trained` has co
 had a gradient of its own, so the towers send its id to the unknown row and keep its content.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported, where no type checker sees them.
+
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -46,7 +46,9 @@ class Bundle:
             )
         for name, digest in about["sha256"].items():
             if not (folder / name).is_file() or sha256(folder / name) != digest:
-                raise UserError(f"{folder / name}: is missing or is not the file that was exported. Export the run again.")
+                raise UserError(
+                    f"{folder / name}: is missing or is not the file that was exported. Export the run again."
+                )
         return cls(folder, about)
 
     @cached_property
@@ -67,4 +69,4 @@ class Bundle:
     def rank(self, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph: inputs and outputs by name, as `bundle.json` describes them."""
         names = [output.name for output in self.session.get_outputs()]
-        return dict(zip(names, self.session.run(names, request), strict=True))
+        return {name: np.asarray(value) for name, value in zip(names, self.session.run(names, request), strict=True)}

@@ -79,7 +79,9 @@ def export(
         (folder / ABOUT).write_text(json.dumps(record, indent=1))
         difference = _parity(ranking, Bundle.open(folder), vocabularies)
         if not difference <= PARITY:
-            raise UserError(f"{out}: ONNX Runtime and torch differ by {difference:.2g}, more than {PARITY}. Not exported.")
+            raise UserError(
+                f"{out}: ONNX Runtime and torch differ by {difference:.2g}, more than {PARITY}. Not exported."
+            )
         record["parity"] = {"largest_difference": difference, "bound": PARITY, "requests": 256}
         (folder / ABOUT).write_text(json.dumps(record, indent=1))
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
@@ -92,7 +94,9 @@ def _described(name: str) -> dict[str, str]:
     return {"name": name, "dtype": dtype, "shape": shape, "meaning": meaning}
 
 
-def _requests(vocabularies: Vocabularies, reach: int, n: int, plays: int, candidates: int, seed: int) -> dict[str, np.ndarray]:
+def _requests(
+    vocabularies: Vocabularies, reach: int, n: int, plays: int, candidates: int, seed: int
+) -> dict[str, np.ndarray]:
     """Random requests over the whole vocabularies, unknown rows, empty histories and missing values included."""
     chance = np.random.default_rng(seed)
 
@@ -103,7 +107,9 @@ def _requests(vocabularies: Vocabularies, reach: int, n: int, plays: int, candid
     return {
         "history_title": rows("titles", n, plays),
         "history_artwork": rows("artworks", n, plays) * (chance.random((n, plays)) < 0.5),
-        "history_watched": np.where(chance.random((n, plays)) < 0.2, np.nan, chance.random((n, plays))).astype(np.float32),
+        "history_watched": np.where(chance.random((n, plays)) < 0.2, np.nan, chance.random((n, plays))).astype(
+            np.float32
+        ),
         "history_length": chance.integers(0, plays + 1, n),
         "country": rows("countries", n),
         "device": rows("devices", n),
@@ -156,4 +162,3 @@ def _parity(ranking: Ranking, bundle: Bundle, vocabularies: Vocabularies) -> flo
                 return float("inf")
             worst = max(worst, float(difference.max()))
     return worst
-

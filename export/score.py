@@ -104,7 +104,11 @@ def score(
                     progress.advance(task, len(there))
                 _write(work / f"shard-{index:05d}" / REQUESTS, folder / f"part-{index:05d}.parquet", clicks, policies)
         shutil.rmtree(work)
-        record = {"fingerprint": scores_fingerprint(bundle, dataset, policy, since), "policy": policy, "impressions": total}
+        record = {
+            "fingerprint": scores_fingerprint(bundle, dataset, policy, since),
+            "policy": policy,
+            "impressions": total,
+        }
         (folder / RECORD).write_text(json.dumps(record | {"since": since and since.isoformat()}, indent=1))
     console.print(f"score: {total:,} impressions in {out}")
     return total
@@ -139,7 +143,9 @@ def requests(shard: Shard, history_length: int) -> Iterator[tuple[dict[str, np.n
             "row": shard.row[rows].astype(np.int64),
             "column": shard.column[rows].astype(np.int64),
             "title": shard.title[rows].astype(np.int64),
-            "artworks": np.where(there, shard.candidate[np.where(there, first[:, None] + place, 0)], 0).astype(np.int64),
+            "artworks": np.where(there, shard.candidate[np.where(there, first[:, None] + place, 0)], 0).astype(
+                np.int64
+            ),
         }
         yield request, there
 
@@ -157,4 +163,3 @@ def _write(source: Path, target: Path, clicks: list[np.ndarray], policies: list[
 
     columns = {"impression_id": logged["impression_id"], "candidates": logged["candidates"]}
     pq.write_table(pa.table(columns | {"click_probability": aligned(clicks), "policy": aligned(policies)}), target)
-

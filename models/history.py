@@ -75,7 +75,8 @@ class BandedAttention(nn.Module):
         seen_MHTd = F.scaled_dot_product_attention(
             split(self.query(tokens_MTD)), split(self.key(tokens_MTD)), split(self.value(tokens_MTD)), mask_HTT[None]
         )
-        return self.out(seen_MHTd.transpose(1, 2).reshape(M, T, D))
+        # cat, not transpose and reshape: the ONNX exporter of torch 2.15 gets the strides of that view wrong
+        return self.out(torch.cat(seen_MHTd.unbind(1), dim=-1))
 
 
 class HistoryLayer(nn.Module):

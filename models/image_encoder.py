@@ -65,11 +65,16 @@ class PixelStatistics(nn.Module):
 class ImageEncoder(nn.Module):
     """Pixel statistics and the pooled stages of a backbone; weights are random until somebody loads or trains them."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__()
         self.config = config
         self.statistics = PixelStatistics()
         backbone = cast(ResNet, torchvision.models.get_model(config.backbone, weights=None))
+        self.features = backbone.fc.in_features
+        """Channels of the last stage."""
         backbone.fc = nn.Identity()  # type: ignore[assignment]
         self.backbone = backbone
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)

@@ -6,8 +6,6 @@ title or an artwork is computed once, here, so that a request costs gathers, one
 Legend: N requests, T plays, K candidates, D width, I titles, A artworks.
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -32,16 +30,32 @@ OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity")
 class Ranking(nn.Module):
     """A `TwoTower` in evaluation mode, its towers' outputs kept as tables."""
 
+    play_ID: Tensor
+    play_image_ID: Tensor
+    play_artwork_AD: Tensor
+    title_ID: Tensor
+    title_bias_I: Tensor
+    artwork_AD: Tensor
+    artwork_bias_A: Tensor
+
     def __init__(self, model: TwoTower) -> None:
         super().__init__()
         assert not model.training, "dropout would be baked into the tables"
         self.model = model
         titles = torch.arange(len(model.title_year_I))
-        artworks = torch.arange(len(cast(Tensor, model.artwork_image_AE)))
+        artworks = torch.arange(len(model.artwork_image_AE))
         with torch.no_grad():
             tables = (*model.title_tokens(titles), model.artwork_tokens(artworks), *model.titles(titles))
             tables += model.artworks(artworks)
-        names = ("play_ID", "play_image_ID", "play_artwork_AD", "title_ID", "title_bias_I", "artwork_AD", "artwork_bias_A")
+        names = (
+            "play_ID",
+            "play_image_ID",
+            "play_artwork_AD",
+            "title_ID",
+            "title_bias_I",
+            "artwork_AD",
+            "artwork_bias_A",
+        )
         for name, table in zip(names, tables, strict=True):
             self.register_buffer(name, table)
 
@@ -66,7 +80,9 @@ class Ranking(nn.Module):
         logged. Returns click and engaged probabilities (N, K), appeal (N, K) and affinity (N,) as logits.
         """
         image_NTD = torch.where(
-            (history_artwork > 0).unsqueeze(-1), self.play_artwork_AD[history_artwork], self.play_image_ID[history_title]
+            (history_artwork > 0).unsqueeze(-1),
+            self.play_artwork_AD[history_artwork],
+            self.play_image_ID[history_title],
         )
         tokens_NTD = self.play_ID[history_title] + image_NTD + self.model.watched_tokens(history_watched)
         state_ND = self.model.history(tokens_NTD)[torch.arange(history_title.shape[0]), history_length]

@@ -30,9 +30,9 @@ class TwoTowerConfig:
     """Of the member vector, and of everything that meets it in a dot product."""
     history: HistoryConfig = field(default_factory=HistoryConfig)
     """The history encoder."""
-    dropout: float = 0.3
+    dropout: float = 0.4
     """Of play tokens and artwork content, while training."""
-    id_dropout: float = 0.5
+    id_dropout: float = 0.7
     """Share of title ids sent to the unknown row while training, so that content alone learns to stand for a title."""
 
     def __post_init__(self) -> None:
@@ -108,6 +108,15 @@ def _mean_of_known(table: nn.Embedding, rows_xL: Tensor) -> Tensor:
 
 class TwoTower(nn.Module):
     """The ranker. `content` gives the catalogue, `sizes` the trained rows; ids past those count as unknown."""
+
+    title_genres_IL: Tensor
+    title_people_IL: Tensor
+    title_year_I: Tensor
+    title_artworks_IL: Tensor
+    artwork_people_AL: Tensor
+    artwork_genres_AL: Tensor
+    artwork_image_AE: Tensor
+    calibration: Tensor
 
     def __init__(self, config: TwoTowerConfig, sizes: Sizes, content: Content) -> None:
         super().__init__()
@@ -216,8 +225,10 @@ class TwoTower(nn.Module):
         artworks, artwork_of = torch.unique(play_artwork_MT, return_inverse=True)
         content_UD, mean_image_UD = self.title_tokens(titles)
         logged = (play_artwork_MT > 0).unsqueeze(-1)
-        image_MTD = torch.where(logged, self.artwork_tokens(artworks)[artwork_of], mean_image_UD[title_of])
-        return content_UD[title_of] + image_MTD + self.watched_tokens(play_watched_MT)
+        image_MTD = torch.where(
+            logged, F.embedding(artwork_of, self.artwork_tokens(artworks)), F.embedding(title_of, mean_image_UD)
+        )
+        return F.embedding(title_of, content_UD) + image_MTD + self.watched_tokens(play_watched_MT)
 
     def states(self, play_title_MT: Tensor, play_artwork_MT: Tensor, play_watched_MT: Tensor) -> Tensor:
         """States after every number of plays, (M, T + 1, D)."""
@@ -243,8 +254,8 @@ class TwoTower(nn.Module):
         return self.rank_vectors(
             state_ND,
             context,
-            (title_UD[title_of], title_bias_U[title_of]),
-            (artwork_UD[artwork_of], artwork_bias_U[artwork_of]),
+            (F.embedding(title_of, title_UD), F.embedding(title_of, title_bias_U[:, None])[..., 0]),
+            (F.embedding(artwork_of, artwork_UD), F.embedding(artwork_of, artwork_bias_U[:, None])[..., 0]),
         )
 
     def rank_vectors(
@@ -274,7 +285,10 @@ class TwoTower(nn.Module):
     ) -> Terms:
         """Encode each member once and rank every impression that points into it, as in `datamodules.feed.Batch`."""
         state_MTD = self.states(play_title_MT, play_artwork_MT, play_watched_MT)
-        return self.rank(state_MTD[member_N, position_N], context, title_N, artworks_NK)
+        # F.embedding, here and above, where an index would read the same: on a CPU the gradient of an index is summed
+        # in any order, that of an embedding always in the same, and a resumed run must end with the same weights
+        flat_ND = F.embedding(member_N * state_MTD.shape[1] + position_N, state_MTD.flatten(0, 1))
+        return self.rank(flat_ND, context, title_N, artworks_NK)
 
     def probabilities(self, terms: Terms) -> tuple[Tensor, Tensor]:
         """Calibrated probabilities (N, K) of a click, and of a click that leads to a real viewing."""

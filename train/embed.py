@@ -9,6 +9,7 @@ encoder it has.
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -29,6 +30,7 @@ from datamodules.contract import UserError
 from datamodules.fingerprint import fingerprint
 from datamodules.shards import EMBEDDING, Shards
 from models.image_encoder import GRID, ImageEncoder, ImageEncoderConfig, PixelStatistics, Projection
+from train.schedule import warm_cosine
 
 RECORD = "embedding.json"
 AT_ONCE = 256
@@ -55,12 +57,16 @@ class EmbedConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.views < self.batch or self.batch < 2:
-            raise UserError(f"views={self.views}, batch={self.batch}: a batch is at least 2, and views at least a batch.")
+            raise UserError(
+                f"views={self.views}, batch={self.batch}: a batch is at least 2, and views at least a batch."
+            )
         if not 0 < self.learning_rate < 1:
             raise UserError(f"learning_rate={self.learning_rate}: must lie in (0, 1).")
 
 
-def embed(dataset: Path, shards: Path, config: EmbedConfig | None = None, console: Console | None = None) -> dict[str, Any]:
+def embed(
+    dataset: Path, shards: Path, config: EmbedConfig | None = None, console: Console | None = None
+) -> dict[str, Any]:
     """Embed every artwork of the shards; returns the record written to `SHARDS/embedding/embedding.json`.
 
     Beside it: `embedding.npy`, float32 (A, E) by artwork row, row 0 zero, and `encoder.safetensors`, with which a new
@@ -115,7 +121,9 @@ def embed(dataset: Path, shards: Path, config: EmbedConfig | None = None, consol
         save_file({k: v.contiguous() for k, v in state.items()}, folder / "encoder.safetensors")
         (folder / RECORD).write_text(json.dumps(record))
     reused = len(hashes) - len(fresh)
-    console.print(f"embed: {len(fresh)} images encoded, {reused} reused; {table.shape[1]} features each. Encoder: {said}")
+    console.print(
+        f"embed: {len(fresh)} images encoded, {reused} reused; {table.shape[1]} features each. Encoder: {said}"
+    )
     return record
 
 
@@ -188,7 +196,9 @@ def _weighted_encoder(
         encoder.backbone.load_state_dict(state)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:160]
-        raise UserError(f"weights={config.weights}: do not fit {name} ({detail}). Name the backbone they are of.") from None
+        raise UserError(
+            f"weights={config.weights}: do not fit {name} ({detail}). Name the backbone they are of."
+        ) from None
     return encoder.eval(), said
 
 
@@ -219,9 +229,7 @@ def _train(
     chance = torch.Generator().manual_seed(config.seed)
     chosen = torch.randperm(len(paths), generator=chance)[: config.views]
     pixels, labels = torch.from_numpy(load_images([paths[i] for i in chosen.tolist()])), labels[chosen]
-    with torch.no_grad():
-        features = encoder.backbone.layer4[-1].bn2.num_features if config.encoder.backbone != "resnet50" else 2048
-    head = nn.Linear(features, labels.shape[1])
+    head = nn.Linear(encoder.features, labels.shape[1])
     prior = labels.mean(0).clamp(1e-3, 1 - 1e-3)
     with torch.no_grad():
         head.bias.copy_(torch.logit(prior))
@@ -229,7 +237,7 @@ def _train(
     steps = config.views // config.batch
     parameters = [*encoder.backbone.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(warm_cosine, total=steps, warmup=0.1))
     encoder.train()
     losses: list[float] = []
     order = torch.randperm(len(pixels), generator=chance)

@@ -46,7 +46,7 @@ class FitConfig:
     """The ranker."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """How it learns."""
-    passes: int = 6
+    passes: int = 5
     """Passes over the training impressions, at most."""
     slices: int = 2
     """Validations and checkpoints per pass."""
@@ -97,7 +97,9 @@ def fit(
             console.print(f"fit: {run} is up to date")
             return json.loads((run / METRICS).read_text())
     elif run.is_dir() and any(run.iterdir()):
-        raise UserError(f"{run}: holds files, but no config.yaml, so keyart did not write it. Name a new or empty folder.")
+        raise UserError(
+            f"{run}: holds files, but no config.yaml, so keyart did not write it. Name a new or empty folder."
+        )
     splits = opened.manifest["splits"]
     for split in ("train", "validation"):
         if not splits[split]["clicks"]:
@@ -113,7 +115,9 @@ def fit(
     data = ShardsModule(opened, reach=reach, batch=config.batch, slices=config.slices, seed=config.seed, pin=gpu)
     total = len(data.train_feed) * config.passes
     if len(data.train_feed) < config.slices:
-        raise UserError(f"slices={config.slices}: more than the {len(data.train_feed)} batches of a pass. Lower it, or batch.")
+        raise UserError(
+            f"slices={config.slices}: more than the {len(data.train_feed)} batches of a pass. Lower it, or batch."
+        )
 
     (run / LAST).parent.mkdir(parents=True, exist_ok=True)
     record = {
@@ -131,9 +135,12 @@ def fit(
     shutil.copy(shards / "vocabularies.json", run / "vocabularies.json")
     task = RankerTask(model, config.optimiser, total_steps=total, seed=config.seed)
     keeper = _Keeper(run, config.patience, stop_after)
-    with _quiet(), Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True
-    ) as progress:
+    with (
+        _quiet(),
+        Progress(
+            TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True
+        ) as progress,
+    ):
         trainer = pl.Trainer(
             accelerator="gpu" if gpu else "cpu",
             devices=1,
@@ -155,6 +162,8 @@ def fit(
             trainer.fit(task, data, ckpt_path=resume, weights_only=True)
         except SystemExit:  # how the trainer ends on Ctrl-C, after its own clean-up
             raise KeyboardInterrupt from None
+        except FloatingPointError as error:
+            raise UserError(f"{run}: {error}") from None
     if stop_after is not None and keeper.slices_done >= stop_after:
         return {}
 
@@ -173,7 +182,9 @@ def fit(
     with atomic_file(run / METRICS) as partial:
         partial.write_text(json.dumps(metrics, indent=1))
     (run / BEST).unlink()
-    console.print(f"fit: best validation log loss {keeper.best:.5f} after slice {keeper.best_slice} of {keeper.slices_done}")
+    console.print(
+        f"fit: best validation log loss {keeper.best:.5f} after slice {keeper.best_slice} of {keeper.slices_done}"
+    )
     return metrics
 
 
@@ -285,7 +296,7 @@ class _Bar(pl.Callback):
         self.task = progress.add_task("fit", total=total)
         self.seen, self.began = 0, time.monotonic()
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # noqa: ANN001
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.seen += len(batch.clicked)
         if batch_idx % 10:
             return
@@ -297,7 +308,7 @@ class _Bar(pl.Callback):
         self.progress.update(self.task, completed=trainer.global_step, description=f"{said}, {rate:,.0f} impressions/s")
 
 
-class _quiet:  # noqa: N801  used as a statement
+class _quiet:
     """Silence the trainer's advice about loggers, loaders and devices: what it says is said by us, or does not apply."""
 
     def __enter__(self) -> None:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -40,16 +41,19 @@ def sizes_of(vocabularies: Vocabularies) -> Sizes:
 def content_of(shards: Shards, embedding: torch.Tensor) -> Content:
     """The catalogue as the model wants it."""
     catalogue = shards.catalogue
-    rows = (
-        catalogue.title_genres,
-        catalogue.title_people,
-        catalogue.title_year,
-        catalogue.title_artworks,
-        catalogue.artwork_people,
-        catalogue.artwork_genres,
+
+    def rows(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).long()
+
+    return Content(
+        title_genres_IL=rows(catalogue.title_genres),
+        title_people_IL=rows(catalogue.title_people),
+        title_year_I=torch.from_numpy(catalogue.title_year),
+        title_artworks_IL=rows(catalogue.title_artworks),
+        artwork_people_AL=rows(catalogue.artwork_people),
+        artwork_genres_AL=rows(catalogue.artwork_genres),
+        artwork_image_AE=embedding,
     )
-    whole = [torch.from_numpy(a) if a.dtype.kind == "f" else torch.from_numpy(a).long() for a in rows]
-    return Content(*whole, embedding)
 
 
 def provenance() -> dict[str, str]:
@@ -94,14 +98,17 @@ class Run:
         """Load a finished run; an unfinished or damaged one is a UserError."""
         record = read_config(folder)
         if not (folder / METRICS).is_file() or not (folder / WEIGHTS).is_file():
-            raise UserError(f"{folder}: the run is not finished. Call keyart fit again with the same arguments: it resumes.")
+            raise UserError(
+                f"{folder}: the run is not finished. Call keyart fit again with the same arguments: it resumes."
+            )
         vocabularies = load_vocabularies(folder / "vocabularies.json")
         try:
             state = load_file(folder / WEIGHTS)
         except Exception as error:  # safetensors raises its own class for a damaged file
             raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}). Train again with keyart fit.") from None
         written = dict(record["fit"]["model"])
-        shape = TwoTowerConfig(**written | {"history": HistoryConfig(**written["history"])})
+        history = HistoryConfig(**written.pop("history"))
+        shape = TwoTowerConfig(history=history, **written)
         content = Content(**{name: state[name] for name in Content._fields})
         model = TwoTower(shape, sizes_of(vocabularies), content)
         model.load_state_dict(state)

@@ -5,9 +5,12 @@ are learned by log loss over impressions; engagement by log loss over the clicke
 """
 
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -15,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from datamodules.contract import UserError
 from datamodules.feed import Batch
 from models.two_tower import Context, Terms, TwoTower
+from train.schedule import warm_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,7 @@ class OptimiserConfig:
     """Share of all steps during which the rate rises."""
     clip: float = 1.0
     """Largest norm of a step's gradient."""
-    average: float = 0.98
+    average: float = 0.99
     """Decay of the running average of the weights, per step; 0 keeps the last weights."""
 
     def __post_init__(self) -> None:
@@ -85,7 +89,7 @@ class RankerTask(pl.LightningModule):
         loss = click + engaged / len(batch.clicked)
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx} "
+                f"the loss is {loss.item()} in slice {self.current_epoch + 1}, batch {batch_idx} "
                 f"(click {click.item()}, engaged {engaged.item()}). Lower the learning rate."
             )
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(batch.clicked))
@@ -101,7 +105,7 @@ class RankerTask(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Sum the losses of the averaged model."""
-        click, engaged, clicks = losses(rank_batch(self.average.module, batch), batch)
+        click, engaged, clicks = losses(rank_batch(cast(TwoTower, self.average.module), batch), batch)
         count = len(batch.clicked)
         self._seen += torch.stack([click.cpu() * count, torch.tensor(count), engaged.cpu(), clicks.cpu()]).double()
 
@@ -111,7 +115,7 @@ class RankerTask(pl.LightningModule):
         self.log("validation_log_loss", (click / count).float(), prog_bar=True)
         self.log("validation_engaged_log_loss", (engaged / clicks.clamp(min=1)).float())
 
-    def configure_optimizers(self):  # noqa: ANN201  Lightning's own union of shapes
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW under warm-up and cosine."""
         config = self.optimiser_config
         fused = next(self.model.parameters()).is_cuda
@@ -121,13 +125,6 @@ class RankerTask(pl.LightningModule):
             {"params": [p for p in self.model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimiser = torch.optim.AdamW(groups, config.learning_rate, (0.9, 0.99), fused=fused)
-        warm = max(1, int(config.warmup * self.total_steps))
-
-        def rate(step: int) -> float:
-            if step < warm:
-                return (step + 1) / warm
-            done = min(1.0, (step - warm) / max(1, self.total_steps - warm))
-            return 0.01 + 0.99 * 0.5 * (1 + torch.cos(torch.tensor(done * torch.pi)).item())
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+        course = partial(warm_cosine, total=self.total_steps, warmup=config.warmup)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, course)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,61 @@
+"""The policies every report compares: uniform, logged, best artwork per title, the scored one, the best possible.
+
+In: a scored log. Out: each policy's probabilities over the candidates, of shape (N, K), rows summing to 1.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported, where no type checker sees them.
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from evaluation.scored_log import PastLog, ScoredLog
+
+
+def uniform(log: ScoredLog) -> NDArray:
+    """Every candidate alike."""
+    return log.there_NK / log.there_NK.sum(1, keepdims=True)
+
+
+def greedy(score_NK: NDArray, log: ScoredLog) -> NDArray:
+    """All on the candidate of highest score, the first of equals."""
+    chosen = np.where(log.there_NK, score_NK, -np.inf).argmax(1)
+    policy_NK = np.zeros(score_NK.shape)
+    policy_NK[np.arange(len(chosen)), chosen] = 1.0
+    return policy_NK
+
+
+def best_fixed(log: ScoredLog, past: PastLog) -> NDArray:
+    """The best artwork of each title for everybody, by click rates before the period.
+
+    Rates are self-normalised by inverse propensity, so that an older policy's aim does not count as quality, and shrunk
+    to their title's rate by empirical Bayes (Efron and Morris, 1973): few impressions do not make a winner. An artwork
+    never shown has its title's rate.
+    """
+    rate_A = _shrunk_rates(past)
+    place = pc.fill_null(pc.index_in(log.artworks, value_set=past.artworks), -1).to_numpy(zero_copy_only=False)
+    known = np.where(place >= 0, rate_A[place], np.nan)
+    rate_NK = np.where(log.there_NK, known[log.artwork_NK], np.nan)
+    mean_N = np.nanmean(np.where(np.isnan(rate_NK).all(1, keepdims=True), 0.0, rate_NK), axis=1)
+    return greedy(np.where(np.isnan(rate_NK), mean_N[:, None], rate_NK), log)
+
+
+def _shrunk_rates(past: PastLog) -> NDArray:
+    """Click rate of each past artwork, shrunk to its title's; NaN for a candidate never shown."""
+    count = len(past.artworks)
+    weight = 1 / past.propensity
+    total, clicks = (np.bincount(past.artwork, v, count) for v in (weight, weight * past.clicked))
+    squares = np.bincount(past.artwork, weight**2, count)
+    seen = total > 0
+    title_of = np.zeros(count, np.int64)
+    title_of[past.artwork] = past.title
+    title_total, title_clicks = (np.bincount(title_of, v) for v in (total, clicks))
+    prior = (title_clicks / np.maximum(title_total, 1e-12))[title_of]
+    rate = clicks / np.maximum(total, 1e-12)
+    size = total**2 / np.maximum(squares, 1e-12)
+    noise = prior * (1 - prior)
+    # between-artwork variance: what the spread of rates has beyond their sampling noise
+    between = np.average((rate - prior)[seen] ** 2 - noise[seen] / size[seen], weights=size[seen])
+    strength = noise / max(between, 1e-9)
+    return np.where(seen, (size * rate + strength * prior) / (size + strength), np.nan)

@@ -1,0 +1,66 @@
+"""What several tests share: one tiny simulated service and what is made from it, each made once per session."""
+
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from datamodules.prepare import prepare
+from datamodules.simulate import SimulateConfig, simulate
+from export.bundle import Bundle
+from export.export import export
+from export.score import score
+from models.image_encoder import ImageEncoderConfig
+from train.embed import EmbedConfig, embed
+from train.fit import FitConfig, fit
+from train.run import Run
+from train.task import OptimiserConfig
+
+TINY = SimulateConfig(seed=3, members=300, titles=30, people=10, mean_plays=20, mean_impressions=27)
+"""About 8,000 impressions."""
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset by the contract with its truth. Read it, never write into it."""
+    out = tmp_path_factory.mktemp("simulated") / "service"
+    simulate(out, TINY)
+    return out
+
+
+@pytest.fixture(scope="session")
+def shards(service: Path) -> Path:
+    """The service prepared and embedded. Read it, never write into it."""
+    out = service.parent / "shards"
+    prepare(service, out)
+    embed(service, out, EmbedConfig(views=640, encoder=ImageEncoderConfig(height=48, width=32, stage_width=8)))
+    return out
+
+
+@pytest.fixture(scope="session")
+def run(shards: Path) -> Path:
+    """A finished run."""
+    out = shards.parent / "run"
+    fit(
+        shards,
+        out,
+        FitConfig(passes=8, slices=1, batch=256, patience=20, optimiser=OptimiserConfig(learning_rate=4e-3)),
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def bundle(run: Path) -> Path:
+    """The run's bundle."""
+    out, opened = run.parent / "bundle", Run.open(run)
+    about = {"fingerprint": opened.config["fingerprint"], "test_from": opened.config["test_from"]}
+    export(opened.model, opened.vocabularies, out, about=about)
+    return out
+
+
+@pytest.fixture(scope="session")
+def scores(service: Path, bundle: Path) -> Path:
+    """The test period scored greedily."""
+    out, opened = bundle.parent / "scores", Bundle.open(bundle)
+    score(opened, service, out, since=datetime.fromisoformat(opened.about["test_from"]))
+    return out

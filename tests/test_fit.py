@@ -1,0 +1,105 @@
+"""Training: resumed = uninterrupted, bit for bit; and what is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from datamodules.contract import UserError
+from datamodules.shards import Shards
+from train.fit import FitConfig, fit
+from train.run import Run
+from train.task import OptimiserConfig
+
+
+@pytest.fixture(scope="module")
+def short() -> FitConfig:
+    return FitConfig(passes=1, slices=3, batch=512, patience=9)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, short: FitConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("fit") / "run"
+    fit(shards, run, short)
+    return run
+
+
+@pytest.mark.parametrize("stops", [[1], [2, 3]])
+def test_resumed_is_uninterrupted(
+    shards: Path, short: FitConfig, undisturbed: Path, tmp_path: Path, stops: list[int]
+) -> None:
+    for stop in stops:
+        fit(shards, tmp_path / "run", short, stop_after=stop)
+        assert not (tmp_path / "run" / "metrics.json").exists()
+        with pytest.raises(UserError, match="not finished"):
+            Run.open(tmp_path / "run")
+    fit(shards, tmp_path / "run", short)
+    expected, found = (load_file(run / "weights.safetensors") for run in (undisturbed, tmp_path / "run"))
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_another_seed_gives_other_weights(shards: Path, short: FitConfig, undisturbed: Path, tmp_path: Path) -> None:
+    fit(shards, tmp_path / "run", replace(short, seed=1))
+    one, two = (load_file(run / "weights.safetensors") for run in (undisturbed, tmp_path / "run"))
+    assert not torch.equal(one["artwork_vector.weight"], two["artwork_vector.weight"])
+
+
+def test_a_finished_run_is_left_alone(shards: Path, short: FitConfig, undisturbed: Path) -> None:
+    before = (undisturbed / "weights.safetensors").stat().st_mtime_ns
+    assert fit(shards, undisturbed, short) == json.loads((undisturbed / "metrics.json").read_text())
+    assert (undisturbed / "weights.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_run_says_what_it_was_made_of(shards: Path, undisturbed: Path) -> None:
+    config = yaml.safe_load((undisturbed / "config.yaml").read_text())
+    assert config["shards_fingerprint"] == Shards.open(shards).fingerprint
+    assert config["fit"]["batch"] == 512
+    assert config["provenance"]["torch"]
+    assert not list(undisturbed.rglob("*.pkl"))
+
+
+def test_runs_that_do_not_fit_are_refused(shards: Path, short: FitConfig, undisturbed: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="other shards or another config"):
+        fit(shards, undisturbed, replace(short, seed=9))
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="holds files"):
+        fit(shards, tmp_path, short)
+    copied = tmp_path / "copied"
+    shutil.copytree(undisturbed, copied)
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    (copied / "config.yaml").write_text(yaml.safe_dump(config | {"contract_version": 7}))
+    with pytest.raises(UserError, match="contract version 7"):
+        Run.open(copied)
+    shutil.copy(undisturbed / "config.yaml", copied / "config.yaml")
+    (copied / "weights.safetensors").write_bytes(b"cut short")
+    with pytest.raises(UserError, match="cannot be read"):
+        Run.open(copied)
+
+
+def test_a_loss_that_is_no_number_is_named(shards: Path, short: FitConfig, tmp_path: Path) -> None:
+    wild = replace(short, optimiser=OptimiserConfig(learning_rate=1.0, clip=1e30, warmup=0.0), slices=1, passes=30)
+    with pytest.raises(UserError, match=r"the loss is .* in slice \d+, batch \d+"):
+        fit(shards, tmp_path / "run", replace(wild, model=replace(wild.model, width=4, dropout=0.0)), stop_after=30)
+
+
+def test_a_log_without_clicks_is_refused(shards: Path, short: FitConfig, tmp_path: Path) -> None:
+    shutil.copytree(shards, tmp_path / "shards")
+    path = tmp_path / "shards" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["splits"]["validation"]["clicks"] = 0
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="the validation period has no click"):
+        fit(tmp_path / "shards", tmp_path / "run", short)
+
+
+@pytest.mark.parametrize("bad", [{"passes": 0}, {"batch": 0}, {"slices": -1}])
+def test_a_bad_value_is_named(bad: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=next(iter(bad))):
+        FitConfig(**bad)
