@@ -48,7 +48,8 @@ class HistoryConfig:
 class BandedAttention(nn.Module):
     """Causal self-attention over the last `span` positions, with a learned bias by distance (Raffel et al., T5, 2020).
 
-    Keys start at zero, so that attention starts as the mean of the recent plays and learns where to look.
+    Keys start at zero and values as they are, so that attention starts as the mean of the recent plays and learns where
+    to look.
     """
 
     def __init__(self, width: int, config: HistoryConfig) -> None:
@@ -60,6 +61,9 @@ class BandedAttention(nn.Module):
         self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
         self.bias_HS = nn.Parameter(torch.zeros(config.heads, config.span))
         nn.init.zeros_(self.key.weight)
+        for square in (self.value, self.out):
+            nn.init.eye_(square.weight)
+            nn.init.zeros_(square.bias)
 
     def forward(self, tokens_MTD: Tensor) -> Tensor:
         """Attend; (M, T, D) -> (M, T, D). Positions right of the end never reach those left of it."""
@@ -80,18 +84,25 @@ class BandedAttention(nn.Module):
 
 
 class HistoryLayer(nn.Module):
-    """Pre-norm attention and feed-forward, each added to its input."""
+    """Pre-norm attention and feed-forward, each added to its input.
 
-    def __init__(self, width: int, config: HistoryConfig) -> None:
+    In the last layer what attention gathers stands alone: added to the last play, the mean of fifty plays would be the
+    smaller part of the state, and a taste spread over them would drown.
+    """
+
+    def __init__(self, width: int, config: HistoryConfig, last: bool) -> None:
         super().__init__()
+        self.last = last
         self.attention_norm, self.attention = nn.LayerNorm(width), BandedAttention(width, config)
         self.forward_norm = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.dropout = nn.Dropout(config.dropout)
+        nn.init.zeros_(self.feed_forward[-1].weight)
 
     def forward(self, x_MTD: Tensor) -> Tensor:
         """(M, T, D) -> (M, T, D)."""
-        x_MTD = x_MTD + self.dropout(self.attention(self.attention_norm(x_MTD)))
+        gathered_MTD = self.dropout(self.attention(self.attention_norm(x_MTD)))
+        x_MTD = gathered_MTD if self.last else x_MTD + gathered_MTD
         return x_MTD + self.dropout(self.feed_forward(self.forward_norm(x_MTD)))
 
 
@@ -101,7 +112,9 @@ class HistoryEncoder(nn.Module):
     def __init__(self, width: int, config: HistoryConfig) -> None:
         super().__init__()
         self.no_history_D = nn.Parameter(torch.zeros(width))
-        self.layers = nn.ModuleList([HistoryLayer(width, config) for _ in range(config.layers)])
+        self.layers = nn.ModuleList(
+            [HistoryLayer(width, config, last=place == config.layers - 1) for place in range(config.layers)]
+        )
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens_MTD: Tensor) -> Tensor:
@@ -111,3 +124,27 @@ class HistoryEncoder(nn.Module):
             x_MTD = layer(x_MTD)
         first_M1D = self.no_history_D.expand(x_MTD.shape[0], 1, -1)
         return torch.cat([first_M1D, self.norm(x_MTD)], dim=1)
+
+
+class RecentMean(nn.Module):
+    """Mean of the last `span` plays' content, by learned weights of distance, shrunk where plays are few.
+
+    n plays count n / (n + prior): three romances are less of a taste than thirty. `prior` is learned.
+    """
+
+    def __init__(self, span: int) -> None:
+        super().__init__()
+        self.span = span
+        self.bias_S = nn.Parameter(torch.zeros(span))
+        self.log_prior = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, content_MTC: Tensor) -> Tensor:
+        """(M, T, C) -> (M, T + 1, C): after every number of plays, zero after none."""
+        M, T, C = content_MTC.shape
+        place = torch.arange(T, device=content_MTC.device)
+        distance_TT = place[:, None] - place[None, :]
+        outside_TT = (distance_TT < 0) | (distance_TT >= self.span)
+        weight_TT = self.bias_S[distance_TT.clamp(0, self.span - 1)].masked_fill(outside_TT, float("-inf")).softmax(-1)
+        count_T1 = (place + 1).clamp(max=self.span).to(content_MTC.dtype).unsqueeze(-1)
+        mean_MTC = (weight_TT @ content_MTC) * (count_T1 / (count_T1 + self.log_prior.exp()))
+        return torch.cat([content_MTC.new_zeros(M, 1, C), mean_MTC], dim=1)

@@ -6,10 +6,14 @@ title or an artwork is computed once, here, so that a request costs gathers, one
 Legend: N requests, T plays, K candidates, D width, I titles, A artworks.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
-from models.two_tower import Context, TwoTower
+from models.two_tower import Artworks, Context, Plays, Titles, TwoTower
+
+_Parts = TypeVar("_Parts", Plays, Titles, Artworks)
 
 INPUTS = (
     "history_title",
@@ -30,34 +34,22 @@ OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity")
 class Ranking(nn.Module):
     """A `TwoTower` in evaluation mode, its towers' outputs kept as tables."""
 
-    play_ID: Tensor
-    play_image_ID: Tensor
-    play_artwork_AD: Tensor
-    title_ID: Tensor
-    title_bias_I: Tensor
-    artwork_AD: Tensor
-    artwork_bias_A: Tensor
+    artwork_content: Tensor
 
     def __init__(self, model: TwoTower) -> None:
         super().__init__()
         assert not model.training, "dropout would be baked into the tables"
         self.model = model
-        titles = torch.arange(len(model.title_year_I))
-        artworks = torch.arange(len(model.artwork_image_AE))
+        titles, artworks = torch.arange(len(model.title_year_I)), torch.arange(len(model.artwork_image_AE))
         with torch.no_grad():
-            tables = (*model.title_tokens(titles), model.artwork_tokens(artworks), *model.titles(titles))
-            tables += model.artworks(artworks)
-        names = (
-            "play_ID",
-            "play_image_ID",
-            "play_artwork_AD",
-            "title_ID",
-            "title_bias_I",
-            "artwork_AD",
-            "artwork_bias_A",
-        )
-        for name, table in zip(names, tables, strict=True):
-            self.register_buffer(name, table)
+            tables = {"play": model.plays(titles), "title": model.titles(titles), "artwork": model.artworks(artworks)}
+        for name, table in tables.items():
+            for part, values in table._asdict().items():
+                self.register_buffer(f"{name}_{part}", values)
+
+    def _rows(self, kind: type[_Parts], name: str, rows: Tensor) -> _Parts:
+        """The parts of a table at rows."""
+        return kind(*(getattr(self, f"{name}_{part}")[rows] for part in kind._fields))
 
     def forward(
         self,
@@ -79,16 +71,13 @@ class Ranking(nn.Module):
         without history; `artworks`: (N, K) rows, padded with 0. All int64 but `history_watched`, float32, NaN where not
         logged. Returns click and engaged probabilities (N, K), appeal (N, K) and affinity (N,) as logits.
         """
-        image_NTD = torch.where(
-            (history_artwork > 0).unsqueeze(-1),
-            self.play_artwork_AD[history_artwork],
-            self.play_image_ID[history_title],
-        )
-        tokens_NTD = self.play_ID[history_title] + image_NTD + self.model.watched_tokens(history_watched)
-        state_ND = self.model.history(tokens_NTD)[torch.arange(history_title.shape[0]), history_length]
+        # the first third of an artwork's content is its projected image
+        image_NTD = self.artwork_content[history_artwork][..., : self.model.config.width]
+        plays = self._rows(Plays, "play", history_title)
+        states = self.model.read(plays, image_NTD, history_artwork, history_watched)
+        state_NS = states[torch.arange(history_title.shape[0]), history_length]
         context = Context(country, device, hour, row, column)
-        title_terms = self.title_ID[title], self.title_bias_I[title]
-        artwork_terms = self.artwork_AD[artworks], self.artwork_bias_A[artworks]
-        terms = self.model.rank_vectors(state_ND, context, title_terms, artwork_terms)
+        title_terms, artwork_terms = self._rows(Titles, "title", title), self._rows(Artworks, "artwork", artworks)
+        terms = self.model.rank_vectors(state_NS, context, title_terms, artwork_terms)
         click_NK, engaged_NK = self.model.probabilities(terms)
         return click_NK, engaged_NK, terms.appeal_NK, terms.affinity_N

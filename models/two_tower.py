@@ -3,11 +3,13 @@
 In: rows of plays, of titles and of artworks, and the context. Out: the three terms and the logit of engagement given a
 click. Affinity and appeal are dot products with one encoding of the member; titles and artworks share the tables of
 people and genres and one projection of the images, so that what a member watched and what an artwork shows meet in one
-space, also where an id was never trained.
+space, also where an id was never trained: the member encoding holds, beside a learned state, the recent mean of exactly
+that content, and its dot product with an artwork's content, times a learned gain, is the likeness of the two.
 
 Legend: M members, T plays, N impressions, K candidates, D width, I titles, A artworks, E image embedding, L list length.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,11 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.history import HistoryConfig, HistoryEncoder
+from models.history import HistoryConfig, HistoryEncoder, RecentMean
 
 MOST_ROWS = 32
 """Rows and columns of a page past this one share its presentation."""
 HOURS = 24
+START = 0.15
+"""Spread of the people's and genres' vectors before training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,47 @@ class Terms(NamedTuple):
         return self.appeal_NK + (self.affinity_N + self.presentation_N)[:, None]
 
 
+class Titles(NamedTuple):
+    """What the title tower says of titles, any leading shape."""
+
+    vector: Tensor
+    """(..., D)"""
+    content: Tensor
+    """(..., 2 D): people and genres."""
+    bias: Tensor
+    """(...,)"""
+
+
+class Artworks(NamedTuple):
+    """What the artwork tower says of artworks, any leading shape."""
+
+    vector: Tensor
+    """(..., D)"""
+    content: Tensor
+    """(..., 3 D): image, people and moods."""
+    bias: Tensor
+    """(...,)"""
+
+
+class Plays(NamedTuple):
+    """What a play of a title says, any leading shape."""
+
+    token: Tensor
+    """(..., D), without the image."""
+    content: Tensor
+    """(..., 2 D): people and genres."""
+    mean_image: Tensor
+    """(..., D): of the title's artworks."""
+
+
+def _gathered(parts: Titles | Artworks, place_of: Tensor) -> Iterator[Tensor]:
+    """Each part, computed for distinct rows, for every row that asks for it."""
+    for part in parts:
+        flat = part if part.ndim > 1 else part.unsqueeze(-1)
+        found = F.embedding(place_of, flat)
+        yield found if part.ndim > 1 else found.squeeze(-1)
+
+
 def _table(rows: int, width: int, scale: float) -> nn.Embedding:
     """An embedding table whose row 0, unknown, starts at zero and is trained like any other."""
     table = nn.Embedding(rows, width)
@@ -126,9 +171,9 @@ class TwoTower(nn.Module):
             self.register_buffer(name, value)
         self.register_buffer("calibration", torch.tensor([1.0, 0.0, 1.0, 0.0]))
 
-        self.genre, self.person = _table(sizes.genres, width, 0.3), _table(sizes.people, width, 0.3)
+        self.genre, self.person = _table(sizes.genres, width, START), _table(sizes.people, width, 2 * START)
         self.image = nn.Linear(image_width, width, bias=False)
-        nn.init.normal_(self.image.weight, std=0.5 / image_width**0.5)
+        nn.init.normal_(self.image.weight, std=START / image_width**0.5)
 
         self.title_id = _table(sizes.titles, width, 0.02)
         self.title_content, self.title_vector = nn.Linear(3 * width + 1, width), nn.Linear(width, width)
@@ -136,6 +181,9 @@ class TwoTower(nn.Module):
         self.token_content, self.watched = nn.Linear(4 * width, width), nn.Linear(2, width)
         self.token_image = nn.Linear(width, width, bias=False)
         self.history = HistoryEncoder(width, config.history)
+        self.recent = RecentMean(config.history.span)
+        self.likeness_gain = nn.Parameter(torch.full((3,), 0.3))
+        self.fit_gain = nn.Parameter(torch.full((2,), 0.3))
 
         self.country, self.device = _table(sizes.countries, width, 0.02), _table(sizes.devices, width, 0.02)
         self.hour = _table(HOURS, width, 0.02)
@@ -175,39 +223,39 @@ class TwoTower(nn.Module):
         moods = _mean_of_known(self.genre, self.artwork_genres_AL[rows])
         return torch.cat([self.images(rows), people, moods], dim=-1)
 
-    def artworks(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The artwork tower: vectors (..., D) and biases (...,) of artwork rows."""
-        content = self.dropout(self.artwork_content(rows))
+    def artworks(self, rows: Tensor) -> Artworks:
+        """The artwork tower, for artwork rows of any shape."""
+        content = self.artwork_content(rows)
+        dropped = self.dropout(content)
         trained = torch.where(rows < self.sizes.artworks, rows, 0)
-        bias = self.artwork_content_bias(content) + self.artwork_bias(trained)
-        return self.artwork_vector(content), bias.squeeze(-1)
+        bias = self.artwork_content_bias(dropped) + self.artwork_bias(trained)
+        return Artworks(self.artwork_vector(dropped), content, bias.squeeze(-1))
 
-    def titles(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The title tower: vectors (..., D) and biases (...,) of title rows."""
+    def titles(self, rows: Tensor) -> Titles:
+        """The title tower, for title rows of any shape."""
         ids = self._title_rows(rows)
-        return self.title_vector(self._title_hidden(rows, ids)), self.title_bias(ids).squeeze(-1)
+        people, genres = self._title_content(rows)
+        vector = self.title_vector(self._title_hidden(people, genres, rows, ids))
+        return Titles(vector, torch.cat([people, genres], dim=-1), self.title_bias(ids).squeeze(-1))
 
-    def _title_hidden(self, rows: Tensor, ids: Tensor) -> Tensor:
-        genres = _mean_of_known(self.genre, self.title_genres_IL[rows])
+    def _title_content(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         people = _mean_of_known(self.person, self.title_people_IL[rows])
+        return people, _mean_of_known(self.genre, self.title_genres_IL[rows])
+
+    def _title_hidden(self, people: Tensor, genres: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         year = self.title_year_I[rows].unsqueeze(-1)
         return F.gelu(self.title_content(torch.cat([genres, people, self.title_id(ids), year], dim=-1)))
 
-    def title_tokens(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """What a play of a title says, (..., D) each: by the title itself, and by the mean of its artworks."""
+    def plays(self, rows: Tensor) -> Plays:
+        """What a play of a title says, for title rows of any shape."""
         ids = self._title_rows(rows)
-        genres = _mean_of_known(self.genre, self.title_genres_IL[rows])
-        people = _mean_of_known(self.person, self.title_people_IL[rows])
-        parts = [self._title_hidden(rows, ids), genres, people, self.title_id(ids)]
+        people, genres = self._title_content(rows)
+        parts = [self._title_hidden(people, genres, rows, ids), genres, people, self.title_id(ids)]
         artworks = self.title_artworks_IL[rows]
         there = (artworks > 0).unsqueeze(-1).to(genres.dtype)
         mean_image = (self.artwork_image_AE[artworks] * there).sum(-2) / there.sum(-2).clamp(min=1.0)
-        image = self.token_image(self.dropout(self.image(mean_image)))
-        return self.token_content(self.dropout(torch.cat(parts, dim=-1))), image
-
-    def artwork_tokens(self, rows: Tensor) -> Tensor:
-        """What a play says by the artwork it was clicked through, (..., D)."""
-        return self.token_image(self.dropout(self.images(rows)))
+        token = self.token_content(self.dropout(torch.cat(parts, dim=-1)))
+        return Plays(token, torch.cat([people, genres], dim=-1), self.image(mean_image))
 
     def watched_tokens(self, watched: Tensor) -> Tensor:
         """What the fraction watched adds, (..., D); NaN = not logged."""
@@ -215,27 +263,28 @@ class TwoTower(nn.Module):
         shares = torch.where(known, watched - 0.5, 0.0)
         return self.watched(torch.stack([shares, known.to(shares.dtype)], dim=-1))
 
-    def tokens(self, play_title_MT: Tensor, play_artwork_MT: Tensor, play_watched_MT: Tensor) -> Tensor:
-        """One token per play, (M, T, D): the title's id and content, the artwork it was clicked through, and how much
-        of it was watched. Where no artwork was logged, the mean of the title's artworks stands for it.
+    def states(self, play_title_MT: Tensor, play_artwork_MT: Tensor, play_watched_MT: Tensor) -> Tensor:
+        """States after every number of plays, (M, T + 1, 4 D): the learned state, then the recent mean of the content.
 
-        Each distinct title and artwork of the batch is computed once.
+        A play says its title's id and content, how much of it was watched, and the image of the artwork it was clicked
+        through; where none was logged, the mean of the title's artworks stands for it. Each distinct title and artwork
+        of the batch is computed once.
         """
         titles, title_of = torch.unique(play_title_MT, return_inverse=True)
         artworks, artwork_of = torch.unique(play_artwork_MT, return_inverse=True)
-        content_UD, mean_image_UD = self.title_tokens(titles)
-        logged = (play_artwork_MT > 0).unsqueeze(-1)
-        image_MTD = torch.where(
-            logged, F.embedding(artwork_of, self.artwork_tokens(artworks)), F.embedding(title_of, mean_image_UD)
-        )
-        return F.embedding(title_of, content_UD) + image_MTD + self.watched_tokens(play_watched_MT)
+        plays = Plays(*(F.embedding(title_of, table) for table in self.plays(titles)))
+        clicked_image_MTD = F.embedding(artwork_of, self.images(artworks))
+        return self.read(plays, clicked_image_MTD, play_artwork_MT, play_watched_MT)
 
-    def states(self, play_title_MT: Tensor, play_artwork_MT: Tensor, play_watched_MT: Tensor) -> Tensor:
-        """States after every number of plays, (M, T + 1, D)."""
-        return self.history(self.tokens(play_title_MT, play_artwork_MT, play_watched_MT))
+    def read(self, plays: Plays, clicked_image_MTD: Tensor, artwork_MT: Tensor, watched_MT: Tensor) -> Tensor:
+        """States (M, T + 1, 4 D) from what the plays (M, T) say, the images they were clicked through, and watched."""
+        image_MTD = torch.where((artwork_MT > 0).unsqueeze(-1), clicked_image_MTD, plays.mean_image)
+        token_MTD = plays.token + self.token_image(self.dropout(image_MTD)) + self.watched_tokens(watched_MT)
+        content_MTC = torch.cat([image_MTD, plays.content], dim=-1)
+        return torch.cat([self.history(token_MTD), self.recent(content_MTC)], dim=-1)
 
     def members(self, state_ND: Tensor, context: Context) -> Tensor:
-        """The member tower: history state and context -> member encoding (N, D)."""
+        """The learned part of the member encoding, (N, D): history state and context."""
         return state_ND + self.country(context.country) + self.device(context.device) + self.hour(context.hour)
 
     def presentation(self, context: Context) -> Tensor:
@@ -245,31 +294,32 @@ class TwoTower(nn.Module):
         terms = by_device + self.at_column(column) + self.at_hour(context.hour) + self.on_device(context.device)
         return (terms + self.in_country(context.country)).squeeze(-1) + self.base
 
-    def rank(self, state_ND: Tensor, context: Context, title_N: Tensor, artworks_NK: Tensor) -> Terms:
-        """The terms of every candidate, from the member's state at the impression."""
+    def rank(self, state_NS: Tensor, context: Context, title_N: Tensor, artworks_NK: Tensor) -> Terms:
+        """The terms of every candidate, from the member's state (N, 4 D) at the impression."""
         titles, title_of = torch.unique(title_N, return_inverse=True)
         artworks, artwork_of = torch.unique(artworks_NK, return_inverse=True)
-        title_UD, title_bias_U = self.titles(titles)
-        artwork_UD, artwork_bias_U = self.artworks(artworks)
+        title, artwork = self.titles(titles), self.artworks(artworks)
         return self.rank_vectors(
-            state_ND,
-            context,
-            (F.embedding(title_of, title_UD), F.embedding(title_of, title_bias_U[:, None])[..., 0]),
-            (F.embedding(artwork_of, artwork_UD), F.embedding(artwork_of, artwork_bias_U[:, None])[..., 0]),
+            state_NS, context, Titles(*_gathered(title, title_of)), Artworks(*_gathered(artwork, artwork_of))
         )
 
-    def rank_vectors(
-        self, state_ND: Tensor, context: Context, title: tuple[Tensor, Tensor], artworks: tuple[Tensor, Tensor]
-    ) -> Terms:
-        """The terms from the towers' outputs: vectors and biases of titles (N, D), (N,), artworks (N, K, D), (N, K)."""
+    def rank_vectors(self, state_NS: Tensor, context: Context, title: Titles, artwork: Artworks) -> Terms:
+        """The terms from the towers' outputs, `title` of shape (N, ...) and `artwork` of shape (N, K, ...)."""
+        width = self.config.width
+        scale = width**-0.5
+        state_ND, recent_NC = state_NS[:, :width], state_NS[:, width:]
         member_ND = self.members(state_ND, context)
-        (title_ND, title_bias_N), (artwork_NKD, artwork_bias_NK) = title, artworks
-        scale = self.config.width**-0.5
-        affinity_N = (self.member_affinity(member_ND) * title_ND).sum(-1) * scale + title_bias_N
-        appeal_NK = (artwork_NKD @ self.member_appeal(member_ND).unsqueeze(-1)).squeeze(-1) * scale + artwork_bias_NK
-        meets_ND = self.engaged_member(member_ND) + self.engaged_title(title_ND)
-        engaged_NK = (self.engaged_artwork(artwork_NKD) @ meets_ND.unsqueeze(-1)).squeeze(-1) * scale
-        level_N = self.engaged_base(torch.cat([member_ND, title_ND, member_ND * title_ND], dim=-1))
+        affinity_N = (self.member_affinity(member_ND) * title.vector).sum(-1) * scale + title.bias
+        liked_NC = recent_NC * self.likeness_gain.repeat_interleave(width)
+        member_NC = torch.cat([self.member_appeal(member_ND) * scale, liked_NC], dim=-1)
+        artwork_NKC = torch.cat([artwork.vector, artwork.content], dim=-1)
+        appeal_NK = (artwork_NKC @ member_NC.unsqueeze(-1)).squeeze(-1) + artwork.bias
+        meets_ND = self.engaged_member(member_ND) + self.engaged_title(title.vector)
+        # does the artwork show whom and what the title holds? people and moods, as in the title's own content
+        fits_NC = title.content * self.fit_gain.repeat_interleave(width)
+        fits_NK = (artwork.content[..., width:] @ fits_NC.unsqueeze(-1)).squeeze(-1)
+        engaged_NK = (self.engaged_artwork(artwork.vector) @ meets_ND.unsqueeze(-1)).squeeze(-1) * scale + fits_NK
+        level_N = self.engaged_base(torch.cat([member_ND, title.vector, member_ND * title.vector], dim=-1))
         return Terms(affinity_N, appeal_NK, self.presentation(context), engaged_NK + level_N)
 
     def forward(
@@ -284,11 +334,11 @@ class TwoTower(nn.Module):
         artworks_NK: Tensor,
     ) -> Terms:
         """Encode each member once and rank every impression that points into it, as in `datamodules.feed.Batch`."""
-        state_MTD = self.states(play_title_MT, play_artwork_MT, play_watched_MT)
+        state_MTS = self.states(play_title_MT, play_artwork_MT, play_watched_MT)
         # F.embedding, here and above, where an index would read the same: on a CPU the gradient of an index is summed
         # in any order, that of an embedding always in the same, and a resumed run must end with the same weights
-        flat_ND = F.embedding(member_N * state_MTD.shape[1] + position_N, state_MTD.flatten(0, 1))
-        return self.rank(flat_ND, context, title_N, artworks_NK)
+        state_NS = F.embedding(member_N * state_MTS.shape[1] + position_N, state_MTS.flatten(0, 1))
+        return self.rank(state_NS, context, title_N, artworks_NK)
 
     def probabilities(self, terms: Terms) -> tuple[Tensor, Tensor]:
         """Calibrated probabilities (N, K) of a click, and of a click that leads to a real viewing."""
