@@ -4,6 +4,7 @@ Defaults stand in the config dataclasses alone; a recipe names what differs; the
 A word or a field nobody knows, or a value of the wrong type or range, ends in one line that names it.
 """
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -51,17 +52,16 @@ def parse(
         parser.add_argument("--config", type=Path, default=None, help="a recipe: a YAML file as those in configs/")
         parser.add_class_arguments(class_, None)
         chosen = _named(words) or recipe
-        if chosen is not None:
-            parser.set_defaults(_flat(read_section(chosen, section or "", class_)))
+        if chosen is not None:  # as words before the user's, so that they are judged alike and the user's are the last
+            fields_set = _flat(read_section(chosen, section or "", class_))
+            words = [*(f"--{key}={json.dumps(value)}" for key, value in fields_set.items()), *words]
     try:
         found = parser.parse_args(words)
-        made = parser.instantiate_classes(found)
-        assert isinstance(made, Namespace)
+        return _arguments(parser.instantiate(found), class_)
     except UserError:
         raise
     except Exception as error:  # argparse, jsonargparse and a config's own checks each raise their own
         raise UserError(f"{_one_line(error)} (keyart {name} --help explains).") from None
-    return _arguments(made, class_)
 
 
 def read_section(path: Path, section: str, class_: type) -> dict[str, Any]:

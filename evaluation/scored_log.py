@@ -102,7 +102,7 @@ def read_scored_log(dataset: Path, scores: Path, since: datetime) -> ScoredLog:
         bad = ~((values >= 0) & (values <= 1)).all(1)
         if bad.any():
             raise UserError(f"{scores}: {bad.sum()} rows whose {name} is no probability (first: {_first(ids, bad)}).")
-    off = np.abs(policy_NK.sum(1) - 1) > 1e-3
+    off = np.asarray(np.abs(policy_NK.sum(1) - 1) > 1e-3)
     if off.any():
         total = policy_NK.sum(1)[off][0]
         raise UserError(
@@ -211,8 +211,8 @@ def _index(values: pa.ChunkedArray, names: pa.Array | None) -> NDArray:
     """Strings as integers: places in `names`, or in the order of appearance."""
     plain = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     plain = pa.concat_arrays(plain.chunks) if isinstance(plain, pa.ChunkedArray) else plain
-    names = pc.unique(plain) if names is None else names
-    return pc.fill_null(pc.index_in(plain.cast(names.type), value_set=names), -2).to_numpy().astype(np.int64)
+    among: pa.Array = pc.unique(plain) if names is None else names
+    return pc.fill_null(pc.index_in(plain.cast(among.type), value_set=among), -2).to_numpy().astype(np.int64)
 
 
 def _as_integers(lists: pa.ChunkedArray, there_NK: NDArray | None, names: pa.Array | None) -> tuple[pa.Array, NDArray]:

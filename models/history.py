@@ -1,6 +1,7 @@
 """The member's history encoder: reads each member's plays once, causally.
 
-In: one token per play. Out: one state per position, position 0 being the learned state of a member without history.
+In: one token per play. Out: one state per position, position 0 being the learned state of a member without history;
+and, by `RecentMean`, the mean of the recent plays' content.
 Attention is banded: a state sees the last `span` plays, a layer deeper `span` more, so that it depends on the last
 `reach = layers * span` plays and on nothing else. Whatever window of the history is cut out around them, the state is
 the same: training on windows and serving on the last `reach` plays agree by construction.
@@ -95,9 +96,10 @@ class HistoryLayer(nn.Module):
         self.last = last
         self.attention_norm, self.attention = nn.LayerNorm(width), BandedAttention(width, config)
         self.forward_norm = nn.LayerNorm(width)
-        self.feed_forward = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        narrow = nn.Linear(2 * width, width)
+        nn.init.zeros_(narrow.weight)
+        self.feed_forward = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), narrow)
         self.dropout = nn.Dropout(config.dropout)
-        nn.init.zeros_(self.feed_forward[-1].weight)
 
     def forward(self, x_MTD: Tensor) -> Tensor:
         """(M, T, D) -> (M, T, D)."""

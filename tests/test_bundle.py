@@ -50,7 +50,7 @@ def test_an_empty_history_is_the_learned_state(bundle: Path, run: Path) -> None:
         from models.two_tower import Context
 
         zero = torch.zeros(1, dtype=torch.int64)
-        state = model.history.no_history_D[None]
+        state = torch.cat([model.history.no_history_D, torch.zeros(3 * model.config.width)])[None]
         terms = model.rank(state, Context(zero, zero, zero, zero, zero), zero, torch.arange(1, 5)[None])
         expected = model.probabilities(terms)[0].numpy()
     np.testing.assert_allclose(empty["click_probability"], expected, atol=1e-6)

@@ -54,9 +54,16 @@ def model(shards: Shards) -> TwoTower:
     return model.eval()
 
 
-def feed(shards: Shards, **changes: object) -> Feed:
-    settings: dict = {"reach": REACH, "impressions": 50, "window": 8, "shuffle": True, "candidates": True, "seed": 1}
-    return Feed(shards.shards, TRAIN, **(settings | changes))
+def feed(shards: Shards, **changes: int) -> Feed:
+    settings: dict[str, int] = {
+        "reach": REACH,
+        "impressions": 50,
+        "window": 8,
+        "shuffle": True,
+        "candidates": True,
+        "seed": 1,
+    }
+    return Feed(shards.shards, TRAIN, **(settings | changes))  # pyright: ignore[reportArgumentType]
 
 
 @torch.no_grad()
@@ -158,9 +165,8 @@ def test_terms_add_up(shards: Shards, model: TwoTower) -> None:
     torch.testing.assert_close(elsewhere.appeal_NK, terms.appeal_NK)
     torch.testing.assert_close(elsewhere.affinity_N, terms.affinity_N)
     assert not torch.allclose(elsewhere.presentation_N, terms.presentation_N)
-    torch.testing.assert_close(
-        terms.click_NK() - terms.appeal_NK, (terms.affinity_N + terms.presentation_N)[:, None] + 0 * terms.appeal_NK
-    )
+    rest_N1 = (terms.affinity_N + terms.presentation_N)[:, None]
+    torch.testing.assert_close(terms.click_NK() - terms.appeal_NK, rest_N1.expand_as(terms.appeal_NK))
 
 
 @pytest.mark.parametrize(

@@ -104,4 +104,4 @@ def test_a_log_without_clicks_is_refused(shards: Path, short: FitConfig, tmp_pat
 @pytest.mark.parametrize("bad", [{"passes": 0}, {"batch": 0}, {"slices": -1}])
 def test_a_bad_value_is_named(bad: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
-        FitConfig(**bad)
+        FitConfig(**bad)  # pyright: ignore[reportArgumentType]

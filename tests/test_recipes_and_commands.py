@@ -1,0 +1,191 @@
+"""Every recipe trains; every word a user may get wrong ends in one line; the README's commands are real."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import keyart
+from configs.read import RECIPES, parse, read_section
+from datamodules.contract import UserError
+from datamodules.feed import Feed
+from datamodules.shards import TRAIN, Shards
+from models.two_tower import TwoTower
+from train.embed import load_embedding
+from train.recipe import Recipe
+from train.run import content_of, sizes_of
+from train.task import losses, rank_batch
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_loads_and_takes_two_steps(path: Path, shards: Path) -> None:
+    import torch
+
+    words = ["data", "out", "--config", str(path)]
+    recipe = parse("pipeline", keyart.pipeline, "recipe", words, None)["settings"]
+    assert isinstance(recipe, Recipe)
+    assert path.read_text().startswith("#"), "a recipe says what it is for, its date and its command"
+    opened = Shards.open(shards)
+    model = TwoTower(recipe.fit.model, sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
+    optimiser = torch.optim.AdamW(model.parameters(), recipe.fit.optimiser.learning_rate)
+    feed = Feed(opened.shards, TRAIN, reach=recipe.fit.model.history.reach, impressions=recipe.fit.batch, shuffle=True)
+    before = model.artwork_vector.weight.detach().clone()
+    for _, batch in zip(range(2), feed, strict=False):
+        loss, _, _ = losses(rank_batch(model, batch), batch)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        assert torch.isfinite(loss)
+    assert not torch.equal(before, model.artwork_vector.weight)
+
+
+def test_the_command_line_has_the_last_word(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("fit:\n  passes: 3\n  model:\n    width: 32\n")
+    words = ["shards", "run", "--config", str(recipe), "--passes", "7"]
+    settings = parse("fit", keyart.fit, "fit", words, None)["settings"]
+    assert (settings.passes, settings.model.width, settings.slices) == (7, 32, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("fit:\n  pases: 3\n", r"mine\.yaml: unknown field fit\.pases\. Did you mean passes"),
+        ("fitt: {}\n", r"mine\.yaml: unknown field fitt"),
+        ("fit:\n  model: 3\n", r"mine\.yaml: fit\.model=3: is a section"),
+        ("fit:\n  passes: many\n", "passes"),
+        ("fit:\n  passes: 0\n", "passes=0: must be at least 1"),
+        ("fit:\n  model:\n    history:\n      span: 0\n", "span=0"),
+        ("fit: [\n", r"mine\.yaml: is no YAML"),
+        ("- 1\n", r"mine\.yaml: holds no fields"),
+    ],
+)
+def test_a_bad_recipe_is_named(tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=named):
+        parse("fit", keyart.fit, "fit", ["shards", "run", "--config", str(tmp_path / "mine.yaml")], None)
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml: cannot be read"):
+        read_section(tmp_path / "none.yaml", "fit", Recipe)
+
+
+def told(capfd: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str]:
+    """Exit code of a command and what it printed, errors last."""
+    code = keyart.main([str(word) for word in words])
+    printed = capfd.readouterr()
+    return code, printed.out if words[0] == "check" else printed.err
+
+
+def test_bad_words_end_in_one_line(
+    service: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cases: list[tuple[tuple[str | Path, ...], str]] = [
+        (("evalute",), "evalute: is no command. Did you mean evaluate?"),
+        (("fit", shards), "required"),
+        (("fit", shards, tmp_path / "r", "--passes", "x"), "passes"),
+        (("check", tmp_path / "nowhere"), "nowhere"),
+        (("prepare", tmp_path / "nowhere", tmp_path / "s"), "nowhere"),
+        (("fit", tmp_path, tmp_path / "r"), "no manifest.json"),
+        (("embed", service, tmp_path), "no manifest.json"),
+        (("embed", service, shards, "--weights", "no-such-file.pth"), "weights=no-such-file.pth: no such file"),
+        (("export", tmp_path, tmp_path / "b"), "no config.yaml"),
+        (("score", tmp_path, service, tmp_path / "s"), "no bundle.json"),
+        (("score", tmp_path, service, tmp_path / "s", "--since", "soon"), "since=soon"),
+        (("evaluate", tmp_path, service, tmp_path / "e"), "no config.yaml"),
+        (("pipeline", service, tmp_path / "p", "--policy", "best"), "policy=best"),
+        (("pipeline", service, tmp_path / "p", "--prepare.test", "1.5"), "test=1.5"),
+        (("simulate", tmp_path / "s", "--members", "-3"), "members=-3"),
+    ]
+    for words, named in cases:
+        code, error = told(capfd, *words)
+        assert code in (1, 2), words
+        assert named in error, (words, error)
+        assert "Traceback" not in error
+        assert words[0] == "check" or error.strip().count("\n") == 0, error
+    assert not any(path.name != "s" for path in tmp_path.iterdir()), "nothing half-written"
+
+
+def test_a_broken_dataset_stops_before_anything_is_written(
+    service: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(service, broken)
+    image = sorted((broken / "images").iterdir())[0]
+    image.write_bytes(image.read_bytes()[:100])
+    code, error = told(capfd, "pipeline", broken, tmp_path / "out")
+    assert code == 1
+    assert image.name in error
+    assert not (tmp_path / "out" / "shards").exists()
+
+
+def test_a_full_disk_ends_in_one_line(service: Path, tmp_path: Path) -> None:
+    """A file size limit stands in for the disk: writing past it fails as writing to a full disk does."""
+    program = (
+        "import resource, signal, sys, keyart; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
+        f"sys.exit(keyart.main(['prepare', {str(service)!r}, {str(tmp_path / 'shards')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "keyart prepare:" in done.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_leaves_nothing_half_written(service: Path, tmp_path: Path) -> None:
+    program = (
+        "import _thread, sys, keyart\n"
+        "import datamodules.prepare as p\n"
+        "original = p.build_catalogue\n"
+        "def interrupted(*words):\n"
+        "    _thread.interrupt_main()\n"
+        "    return original(*words)\n"
+        "p.build_catalogue = interrupted\n"
+        f"sys.exit(keyart.main(['prepare', {str(service)!r}, {str(tmp_path / 'shards')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 130, done.stderr
+    assert "interrupted" in done.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def readme_commands() -> list[list[str]]:
+    """The `uv run` lines of the README's code blocks, without comments."""
+    blocks = re.findall(r"```(?:sh)?\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [shlex.split(line)[2:] for line in lines if line.startswith("uv run ")]
+
+
+def test_the_readme_names_its_two_commands() -> None:
+    commands = readme_commands()
+    assert ["keyart", "demo"] in commands
+    assert ["pytest"] in commands
+
+
+def test_every_command_of_the_readme_runs(service: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder where its names are real; `demo` and `pytest` themselves are what CI runs beside this.
+
+    Training is cut short by options of the same commands.
+    """
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(service, tmp_path / "DATASET")
+    short = {
+        "pipeline": ["--embed.views", "128", "--fit.passes", "1", "--fit.batch", "256"],
+        "embed": ["--views", "128"],
+        "fit": ["--passes", "1", "--batch", "256"],
+    }
+    ran = []
+    for words in readme_commands():
+        if words[0] != "keyart" or words[1] == "demo" or words[-1] == "--help":
+            continue
+        assert keyart.main([*words[1:], *short.get(words[1], [])]) == 0, words
+        ran.append(words[1])
+    assert {"pipeline", "check", "prepare", "embed", "fit", "export", "score", "evaluate"} <= set(ran)
