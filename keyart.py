@@ -384,12 +384,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(name: str, words: list[str]) -> int:
     """Parse the words of a command and call it; whatever a user can cause ends in one line."""
-    from configs.read import RECIPES, parse
     from datamodules.contract import UserError
 
     function, section = globals()[name], COMMANDS[name][1]
-    recipe = RECIPES / "demo.yaml" if name == "demo" else None
     try:
+        from configs.read import RECIPES, parse
+
+        recipe = RECIPES / "demo.yaml" if name == "demo" else None
         return function(**parse(name, function, section, words, recipe)) or 0
     except UserError as error:
         print(f"keyart {name}: {error}", file=sys.stderr)
@@ -397,10 +398,29 @@ def _run(name: str, words: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"keyart {name}: interrupted; nothing half-written. The same command again goes on.", file=sys.stderr)
         return 130
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"keyart {name}: {where}{error.strerror or error}. What was finished before is kept.", file=sys.stderr)
-        return 1
+    except Exception as error:
+        return _failed(name, error)
+
+
+FULL = ("No space left", "File too large", "Disk quota", "not enough space")
+"""How a full disk is told by the system and by the libraries that write."""
+
+
+def _failed(name: str, error: Exception) -> int:
+    """One line for what no user meant: the machine's faults by name, ours as ours, with how to see where."""
+    import os
+
+    if os.environ.get("KEYART_TRACEBACK"):
+        raise error
+    said = " ".join(str(error).split())[:300]
+    if any(words in said for words in FULL):
+        remedy = "The disk is full: free some room. Nothing half-written; the same command again goes on."
+    elif isinstance(error, OSError):
+        remedy = "What was finished before is kept; the same command again goes on."
+    else:
+        remedy = "This is a defect of keyart; KEYART_TRACEBACK=1 before the command shows where."
+    print(f"keyart {name}: {type(error).__name__}: {said}. {remedy}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -22,13 +22,14 @@ from ibis.backends.duckdb import Backend
 from ibis.expr.types import BooleanColumn
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table as TextTable
 from rich.text import Text
 
 from datamodules.check_files import TableFiles, Violation, place_of, printable
 from datamodules.check_rules import Relations, RowRule, rules_of, with_strangers
 from datamodules.contract import ARTWORKS, CONTRACT_VERSION, IMPRESSIONS, TABLES, Kind, UserError
+from datamodules.progress import progress_bar
 
 FILE = "keyart_file"
 """The column that says which file a row came from."""
@@ -97,7 +98,7 @@ def check(dataset: Path, *, images: bool = True, console: Console | None = None)
     present = [TableFiles.read(dataset, table) for table in TABLES]
     violations = [violation for files in present for violation in files.violations]
     sound = [files for files in present if files.sound]
-    with _progress(console) as progress:
+    with progress_bar(console or Console(stderr=True)) as progress:
         while True:
             try:
                 with _engine() as engine:
@@ -299,9 +300,3 @@ def _image_fault(dataset: Path, image: str) -> tuple[str, str] | None:
         lines = str(error).replace(str(path), path.name).splitlines()
         return "unreadable-image", printable(lines[0] if lines else type(error).__name__)
     return None
-
-
-def _progress(console: Console | None) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = console or Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -27,12 +27,13 @@ import pyarrow.parquet as pq
 from ibis.backends.duckdb import Backend
 from ibis.expr.types import Table as Relation
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from datamodules.atomic import atomic_folder
 from datamodules.catalogue import build_catalogue
 from datamodules.contract import ARTWORKS, CONTRACT_VERSION, IMPRESSIONS, PLAYS, TITLES, Kind, Table, UserError
 from datamodules.fingerprint import dataset_fingerprint, fingerprint
+from datamodules.progress import progress_bar
 from datamodules.shards import EMBEDDING, MANIFEST, REQUESTS, SPLITS, TEST, TRAIN, VALIDATION, Shard
 from datamodules.vocabulary import NAMES, Vocabularies, Vocabulary, save_vocabularies
 
@@ -111,7 +112,7 @@ def prepare(
         raise UserError(f"{dataset}/impressions: no impression since {since}. Name an earlier date.")
     shard_count = config.shard_count or -(-count // 2_000_000)
 
-    with atomic_folder(out, marker=MANIFEST) as folder, _progress(console) as progress:
+    with atomic_folder(out, marker=MANIFEST) as folder, progress_bar(console or Console(stderr=True)) as progress:
         task = progress.add_task("prepare", total=int(plays.count().execute()) + count)
         play_parts = _stream(plays, ("played_at", "title_id"), shard_count, progress, task)
         play_shards = {s: _play_columns(t, vocabularies) for s, t in _by_shard(play_parts)}
@@ -388,8 +389,3 @@ def _microseconds(column: pa.ChunkedArray) -> np.ndarray:
 
 def _instant(microseconds: int) -> str:
     return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat()
-
-
-def _progress(console: Console | None) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console or Console(stderr=True), transient=True)

@@ -39,6 +39,7 @@ from datamodules.law import (
     SimulatedCatalogue,
     Strengths,
 )
+from datamodules.progress import progress_bar
 from datamodules.simulated_tables import write_tables
 
 MARKER = "simulation.json"
@@ -95,7 +96,7 @@ def simulate(out: Path, config: SimulateConfig) -> dict:
     (the best that is the same for all members) and best. `engaged_values` the same policies' engaged plays, where the
     two best ones still choose by clicks. Raises UserError where `out` holds something else.
     """
-    with atomic_folder(out, MARKER) as folder, Progress(console=Console(stderr=True), transient=True) as progress:
+    with atomic_folder(out, MARKER) as folder, progress_bar(Console(stderr=True)) as progress:
         # one generator per part: a longer log leaves the catalogue as it is
         catalogue_rng, member_rng, log_rng, play_rng = np.random.default_rng(config.seed).spawn(4)
         catalogue = invent_catalogue(catalogue_rng, titles=config.titles, people=config.people, days=config.days)

@@ -99,7 +99,7 @@ def read_scored_log(dataset: Path, scores: Path, since: datetime) -> ScoredLog:
     click_NK = _aligned(scored["click_probability"], order_NK, there_NK, scores, ids)
     policy_NK = _aligned(scored["policy"], order_NK, there_NK, scores, ids)
     for name, values in (("click_probability", click_NK), ("policy", policy_NK)):
-        bad = ~((values >= 0) & (values <= 1)).all(1)
+        bad = np.asarray(~((values >= 0) & (values <= 1)).all(1))
         if bad.any():
             raise UserError(f"{scores}: {bad.sum()} rows whose {name} is no probability (first: {_first(ids, bad)}).")
     off = np.asarray(np.abs(policy_NK.sum(1) - 1) > 1e-3)

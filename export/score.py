@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from datamodules.atomic import atomic_folder
 from datamodules.contract import UserError
 from datamodules.fingerprint import dataset_fingerprint, fingerprint
 from datamodules.prepare import prepare
+from datamodules.progress import progress_bar
 from datamodules.shards import REQUESTS, Shard, Shards
 from export.bundle import Bundle
 
@@ -90,8 +90,7 @@ def score(
         prepare(dataset, work, vocabularies=bundle.vocabularies, since=since, keep_requests=True, console=console)
         shards = Shards.open(work)
         total = sum(shard.impressions for shard in shards.shards)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as progress:
+        with progress_bar(console) as progress:
             task = progress.add_task("score", total=total)
             for index, shard in enumerate(shards.shards):
                 if not shard.impressions:

@@ -137,6 +137,7 @@ def test_a_full_disk_ends_in_one_line(service: Path, tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "keyart prepare:" in done.stderr.splitlines()[-1]
+    assert "The disk is full" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torchvision
 from rich.console import Console
-from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +27,7 @@ from datamodules.atomic import atomic_folder
 from datamodules.catalogue import Catalogue
 from datamodules.contract import UserError
 from datamodules.fingerprint import fingerprint
+from datamodules.progress import progress_bar
 from datamodules.shards import EMBEDDING, Shards
 from models.image_encoder import GRID, ImageEncoder, ImageEncoderConfig, PixelStatistics, Projection
 from train.schedule import warm_cosine
@@ -241,7 +241,7 @@ def _train(
     encoder.train()
     losses: list[float] = []
     order = torch.randperm(len(pixels), generator=chance)
-    with Progress(console=console, transient=True) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("train the image encoder", total=steps)
         for step in range(steps):
             places = torch.arange(step * config.batch, (step + 1) * config.batch) % len(pixels)
@@ -279,7 +279,7 @@ def _augmented(images_nCHW: Tensor, chance: torch.Generator) -> Tensor:
 def _encode(encoder: ImageEncoder, paths: list[Path], console: Console) -> list[Tensor]:
     """Blocks of features of image files, a bounded number in memory at once."""
     parts: list[list[Tensor]] = []
-    with Progress(console=console, transient=True) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("encode images", total=len(paths))
         for begin in range(0, len(paths), AT_ONCE):
             some = paths[begin : begin + AT_ONCE]

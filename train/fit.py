@@ -18,7 +18,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,6 +28,7 @@ from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.datamodule import ShardsModule
 from datamodules.feed import Feed
 from datamodules.fingerprint import fingerprint
+from datamodules.progress import progress_bar
 from datamodules.shards import VALIDATION, Shards
 from models.two_tower import TwoTower, TwoTowerConfig
 from train.embed import load_embedding
@@ -137,9 +138,7 @@ def fit(
     keeper = _Keeper(run, config.patience, stop_after)
     with (
         _quiet(),
-        Progress(
-            TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True
-        ) as progress,
+        progress_bar(console) as progress,
     ):
         trainer = pl.Trainer(
             accelerator="gpu" if gpu else "cpu",
