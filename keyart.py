@@ -48,7 +48,7 @@ def demo(*, out: Path = Path("keyart-demo"), seed: int = 0, settings: Recipe) ->
     from datamodules.simulate import simulate as simulate_service
     from evaluation.evaluate import policy_table
     from export.bundle import Bundle
-    from export.side_by_side import opposite_members
+    from export.side_by_side import opposite_members, share_flipped
 
     console = _console()
     config = SimulateConfig(seed=seed)
@@ -65,7 +65,13 @@ def demo(*, out: Path = Path("keyart-demo"), seed: int = 0, settings: Recipe) ->
     told.print(
         f"Captured lift, (greedy - uniform) / (best possible - uniform), by the true law: {report['captured_lift']:.2f}"
     )
-    told.print(opposite_members(Bundle.open(out / "bundle"), dataset))
+    bundle = Bundle.open(out / "bundle")
+    told.print(opposite_members(bundle, dataset))
+    flipped = share_flipped(bundle, dataset)
+    told.print(
+        f"Of 200 pairs of opposite histories, {flipped['all']:.0%} are shown the two artworks they should be "
+        f"(romance or comedy {flipped['mood']:.0%}, one star or another {flipped['star']:.0%})."
+    )
     _written(out, told, f"keyart pipeline {dataset} another-folder --fit.model.width 32")
 
 
@@ -402,8 +408,8 @@ def _run(name: str, words: list[str]) -> int:
         return _failed(name, error)
 
 
-FULL = ("No space left", "File too large", "Disk quota", "not enough space")
-"""How a full disk is told by the system and by the libraries that write."""
+FULL = ("No space left", "File too large", "Disk quota", "not enough space", "requested and")
+"""How a full disk is told by the system and by the libraries that write; numpy says `N requested and M written`."""
 
 
 def _failed(name: str, error: Exception) -> int:

@@ -1,10 +1,12 @@
 """`keyart evaluate`: a dataset and a scores table -> what the scored policy is worth, beside what it must beat.
 
 Every policy stands in one table: uniform, the logging policy, the best artwork per title, the scored one, and, where the
-truth is known, the best possible. Values are clicks (or engaged plays) per impression.
+truth is known, the best possible. Values are clicks (or engaged plays) per impression, over impressions that offered at
+least two artworks: where there is one, every policy earns the same.
 """
 
 import json
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 
 from datamodules.atomic import atomic_folder
+from datamodules.contract import UserError
 from evaluation.metrics import auc, expected_calibration_error, log_loss, reliability
-from evaluation.off_policy import ips, on_policy, snips, snips_lift
+from evaluation.off_policy import Estimate, ips, on_policy, snips, snips_lift
 from evaluation.policies import best_fixed, greedy, uniform
 from evaluation.report import render
 from evaluation.scored_log import ScoredLog, read_past, read_scored_log
 
 RECORD = "report.json"
+
+LABELS = {
+    "uniform": "uniform: any artwork alike",
+    "logged": "logging policy: what was shown",
+    "best_fixed": "best artwork per title, the same for everybody",
+    "best_possible": "best possible",
+}
+NO_PAST = (
+    "No impression was logged before this period, so there was nothing to learn the best artwork per title from: "
+    "that row is left out."
+)
 
 
 def evaluate(
@@ -30,65 +45,68 @@ def evaluate(
     *,
     since: datetime,
     scored_name: str = "keyart greedy",
+    notes: dict[str, str] | None = None,
     extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Judge scores on the impressions shown at or after `since`; writes `report.json` and `report.html`, returns the former.
 
     Policies that the log did not follow are valued on its randomised part alone, where the propensities are known
-    beyond doubt; the logging policy is valued by what it earned over the whole period. `extra` goes into the record.
+    beyond doubt; who falls into it must have been drawn by chance, or the values speak of those members only.
+
+    The logging policy is what it was, explored part included, and earned what it earned: the mean of the whole period
+    (`on_policy`). Its part that was not randomised is told beside it (`on_policy_not_randomised`): that is the policy
+    to beat, which exploring dilutes. It cannot be replayed on the randomised part, whose logged propensities are those
+    of exploring.
+
+    `notes` (heading -> text) go into the record and on the page, `extra` into the record alone. UserError as
+    `read_scored_log`, and where no impression offered two artworks; ValueError where `since` has no time zone.
     """
-    log = read_scored_log(dataset, scores, since)
+    everything = read_scored_log(dataset, scores, since)
+    log = everything.where(everything.there_NK.sum(1) > 1)
+    if not len(log):
+        raise UserError(
+            f"{dataset}/impressions: no impression since {since} offered two artworks, so there was nothing to choose. "
+            "Name another period."
+        )
+    notes = dict(notes or {})
+    policies = {"uniform": uniform(log)}
     past = read_past(dataset, since)
-    policies = {"uniform": uniform(log), "best_fixed": best_fixed(log, past), "scored": log.policy_NK}
-    labels = {
-        "uniform": "uniform: any artwork alike",
-        "logged": "logging policy: what was shown",
-        "best_fixed": "best artwork per title, the same for everybody",
-        "scored": scored_name,
-        "best_possible": "best possible",
-    }
+    if past is None:
+        notes["Best artwork per title"] = NO_PAST
+    else:
+        policies["best_fixed"] = best_fixed(log, past)
+    policies["scored"] = log.policy_NK
+    labels = LABELS | {"scored": scored_name}
     rewards = {"clicked": (log.clicked, log.true_click_NK)}
     if log.engaged is not None:
         rewards["engaged"] = (log.engaged, log.true_engaged_NK)
     rows = []
     for reward, (reward_N, truth_NK) in rewards.items():
-        known = dict(policies)
-        if truth_NK is not None:
-            known["best_possible"] = greedy(truth_NK, log)
+        known = policies if truth_NK is None else policies | {"best_possible": greedy(truth_NK, log)}
         for policy in ("uniform", "logged", "best_fixed", "scored", "best_possible"):
             if policy == "logged":
-                row = {
-                    "true_value": _true_logged(log, truth_NK),
-                    "estimates": [on_policy(reward_N, log.member).record()],
-                }
+                row = _valued_as_logged(log, reward_N, truth_NK)
             elif policy in known:
                 row = _valued(log, known[policy], known["uniform"], reward_N, truth_NK)
             else:
                 continue
             rows.append({"policy": policy, "label": labels[policy], "reward": reward, **row})
-    shown = np.arange(len(log)), log.shown
-    p_N = log.click_probability_NK[shown]
-    points = reliability(p_N, log.clicked)
     report: dict[str, Any] = {
         "scored": scored_name,
         "since": since.isoformat(),
         "impressions": len(log),
+        "without_choice": len(everything) - len(log),
         "members": len(np.unique(log.member)),
         "randomised": int(log.randomised.sum()),
         "policies": rows,
         "captured_lift": _captured(rows),
-        "metrics": {
-            "auc": _finite(auc(p_N, log.clicked)),
-            "log_loss": log_loss(p_N, log.clicked),
-            "log_loss_of_a_constant": log_loss(np.full(len(log), log.clicked.mean()), log.clicked),
-            "expected_calibration_error": expected_calibration_error(p_N, log.clicked),
-        },
-        "reliability": {name: getattr(points, name).tolist() for name in ("predicted", "observed", "count")},
+        **_fit(everything),
+        "notes": notes,
         **(extra or {}),
     }
     with atomic_folder(out, marker=RECORD) as folder:
-        (folder / "report.html").write_text(render(report))
-        (folder / RECORD).write_text(json.dumps(report, indent=1))
+        (folder / "report.html").write_text(render(report), encoding="utf-8")
+        (folder / RECORD).write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report
 
 
@@ -102,15 +120,36 @@ def _valued(
     arrays = reward_N[part], weight
     estimates = [estimate(*arrays, log.member[part]).record() for estimate in (ips, snips)]
     estimates.append(snips_lift(*arrays, base, log.member[part]).record())
-    truth = None if truth_NK is None else float((policy_NK * truth_NK).sum(1).mean())
-    return {"true_value": truth, "estimates": estimates}
+    return {"true_value": _mean_under(policy_NK, truth_NK), "estimates": estimates}
 
 
-def _true_logged(log: ScoredLog, truth_NK: NDArray | None) -> float | None:
-    """The logging policy's true value, where the truth and its whole propensities are known."""
-    if truth_NK is None or np.isnan(log.propensity_NK).any():
-        return None
-    return float((log.propensity_NK * truth_NK).sum(1).mean())
+def _valued_as_logged(log: ScoredLog, reward_N: NDArray, truth_NK: NDArray | None) -> dict[str, Any]:
+    """What the logging policy earned; its true value where the truth and its whole propensities are known."""
+    known = truth_NK is not None and not np.isnan(log.propensity_NK).any()
+    rest = ~log.randomised
+    aimed: Estimate = replace(on_policy(reward_N[rest], log.member[rest]), estimator="on_policy_not_randomised")
+    return {
+        "true_value": _mean_under(log.propensity_NK, truth_NK) if known else None,
+        "estimates": [on_policy(reward_N, log.member).record(), aimed.record()],
+    }
+
+
+def _mean_under(policy_NK: NDArray, truth_NK: NDArray | None) -> float | None:
+    return None if truth_NK is None else float((policy_NK * truth_NK).sum(1).mean())
+
+
+def _fit(log: ScoredLog) -> dict[str, Any]:
+    """How well the click probabilities of what was shown fit what happened, on every impression."""
+    p_N = log.click_probability_NK[np.arange(len(log)), log.shown]
+    rank = auc(p_N, log.clicked)
+    metrics = {
+        "auc": rank if np.isfinite(rank) else None,
+        "log_loss": log_loss(p_N, log.clicked),
+        "log_loss_of_a_constant": log_loss(np.full(len(log), log.clicked.mean()), log.clicked),
+        "expected_calibration_error": expected_calibration_error(p_N, log.clicked),
+    }
+    points = asdict(reliability(p_N, log.clicked))
+    return {"metrics": metrics, "reliability": {name: values.tolist() for name, values in points.items()}}
 
 
 def _captured(rows: list[dict[str, Any]]) -> float | None:
@@ -119,10 +158,6 @@ def _captured(rows: list[dict[str, Any]]) -> float | None:
     if true.get("best_possible") is None or true["best_possible"] == true["uniform"]:
         return None
     return (true["scored"] - true["uniform"]) / (true["best_possible"] - true["uniform"])
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
 
 
 def policy_table(report: dict[str, Any]) -> Table:
@@ -138,15 +173,18 @@ def policy_table(report: dict[str, Any]) -> Table:
             continue
         told = {estimate["estimator"]: estimate for estimate in row["estimates"]}
         estimate = told.get("snips") or told["on_policy"]
-        true = "not known" if row["true_value"] is None else f"{1000 * row['true_value']:.1f}"
-        bold = "[bold]" if row["policy"] == "scored" else ""
-        table.add_row(f"{bold}{row['label']}", f"{bold}{true}", f"{bold}{_interval(estimate)}")
+        true = "—" if row["true_value"] is None else f"{1000 * row['true_value']:.1f}"
+        style = "bold" if row["policy"] == "scored" else None
+        # as Text: a label or an interval in brackets must not be read as markup
+        table.add_row(Text(row["label"]), Text(true), Text(_interval(estimate)), style=style)
+    if all(row["true_value"] is None for row in report["policies"]):
+        table.caption = "true: known for simulated services alone"
     return table
 
 
 def _interval(estimate: dict[str, Any]) -> str:
     if estimate["value"] is None:
-        return "not to be told"
+        return "cannot be told"
     if estimate["low"] is None:
         return f"{1000 * estimate['value']:.1f} [no interval]"
     low, high = max(0.0, estimate["low"]), estimate["high"]

@@ -1,4 +1,7 @@
-"""How well probabilities fit what happened: AUC, log loss, calibration. Arrays in, numbers out."""
+"""How well probabilities fit what happened: AUC, log loss, calibration. Arrays in, numbers out.
+
+Legend: N impressions.
+"""
 
 from dataclasses import dataclass
 
@@ -34,9 +37,11 @@ def _checked(p_N: Floats, y_N: NDArray) -> tuple[NDArray[np.float64], NDArray[np
 
 
 def auc(p_N: Floats, y_N: NDArray) -> float:
-    """Chance that a random one outranks a random zero, ties counting half (Hanley and McNeil, 1982); NaN for one class.
+    """Chance that a random one outranks a random zero, ties counting half; NaN where there is one class alone.
 
-    `p_N` are probabilities and `y_N` labels 0 or 1, both of shape (N,); ValueError otherwise.
+    (sum of the ones' ranks - n1 (n1 + 1) / 2) / (n1 n0), ties sharing their mean rank (Hanley and McNeil, 1982).
+    `p_N` are probabilities and `y_N` labels 0 or 1, both of shape (N,). ValueError: other shapes, no rows, values
+    outside 0 .. 1, labels but 0 and 1.
     """
     p_N, y_N = _checked(p_N, y_N)
     _, place, count = np.unique(p_N, return_inverse=True, return_counts=True)
@@ -49,9 +54,10 @@ def auc(p_N: Floats, y_N: NDArray) -> float:
 
 
 def log_loss(p_N: Floats, y_N: NDArray) -> float:
-    """Mean of -log of the probability given to what happened, in nats; probabilities are kept 1e-12 from 0 and 1.
+    """-1/N sum_n y_n log p_n + (1 - y_n) log(1 - p_n), in nats: what happened, by the probability given to it.
 
-    `p_N` and `y_N` of shape (N,); ValueError on other shapes, values outside 0 .. 1 and labels but 0 and 1.
+    Probabilities are kept 1e-12 from 0 and 1: one wrong certainty costs 28 nats, not infinity. Arguments and errors as
+    `auc`. Good (1952), Rational Decisions.
     """
     p_N, y_N = _checked(p_N, y_N)
     p_N = np.clip(p_N, 1e-12, 1 - 1e-12)
@@ -59,7 +65,11 @@ def log_loss(p_N: Floats, y_N: NDArray) -> float:
 
 
 def reliability(p_N: Floats, y_N: NDArray, bins: int = 20) -> Reliability:
-    """Predicted against observed in `bins` bins of equal count (fewer where there are fewer rows)."""
+    """Predicted against observed in `bins` bins of equal count (fewer where there are fewer rows).
+
+    Arguments and errors as `auc`, and ValueError for fewer than one bin. Equal probabilities may fall into two bins:
+    they stay in the order of the rows, which must not depend on the labels.
+    """
     p_N, y_N = _checked(p_N, y_N)
     if bins < 1:
         raise ValueError(f"bins={bins}: must be at least 1.")
@@ -71,6 +81,9 @@ def reliability(p_N: Floats, y_N: NDArray, bins: int = 20) -> Reliability:
 
 
 def expected_calibration_error(p_N: Floats, y_N: NDArray, bins: int = 20) -> float:
-    """Mean of |observed - predicted| over bins of equal count, weighted by count (Naeini et al., 2015)."""
+    """sum_b n_b / N |observed_b - predicted_b| over the bins of `reliability` (Naeini et al., 2015, equal count here).
+
+    Positive by chance alone, by about sqrt(2 bins p (1 - p) / (pi N)): compare models on the same rows.
+    """
     points = reliability(p_N, y_N, bins)
     return float((points.count * np.abs(points.observed - points.predicted)).sum() / points.count.sum())

@@ -6,7 +6,7 @@ impressions, are the independent observations.
 Legend: N impressions, M members.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ class Estimate:
     """An estimated value (reward per impression) and how much the log has to say about it."""
 
     estimator: str
+    """Name of the function that made it."""
     value: float
+    """NaN where the log has nothing to say."""
     low: float
     """Lower end of the 95 % interval, by member."""
     high: float
@@ -30,8 +32,11 @@ class Estimate:
     mean_weight: float
     """Should be 1: else propensities are wrong or the policies do not overlap."""
     largest_weight: float
+    """The most that one impression counts for."""
     impressions: int
+    """N."""
     members: int
+    """M, the independent observations."""
 
     def record(self) -> dict[str, float | int | str | None]:
         """As JSON: NaN is null."""
@@ -39,11 +44,17 @@ class Estimate:
 
 
 def ips(reward_N: NDArray, weight_N: NDArray, member_N: NDArray) -> Estimate:
-    """Inverse propensity scoring: mean of weight * reward, weight = target / logging probability of what was shown.
+    """Inverse propensity scoring: 1/N sum_n w_n r_n, where w_n = target / logging probability of what was shown.
 
-    Estimand: expected reward per impression under the target policy. Unbiased where every artwork that the target may
-    show had a propensity above 0, and the propensities are right. Fails by variance where weights are large.
-    Horvitz and Thompson (1952). `reward_N`, `weight_N` and `member_N`, integer ids, of shape (N,); ValueError otherwise.
+    Estimand: expected reward per impression under the target policy, on impressions like these. Unbiased where every
+    artwork that the target may show had a propensity above 0, the propensities are right, and no impression's artwork
+    changes another's reward. Fails by variance where weights are large. Horvitz and Thompson (1952).
+
+    Interval: normal, 95 %, from the sums of (w_n r_n - value) / N within members (Liang and Zeger, 1986); it needs
+    some dozens of members, and gives none for one.
+
+    `reward_N`, `weight_N` and `member_N`, integer ids, of shape (N,). ValueError: other shapes, a reward that is not
+    finite, a weight that is negative or not finite. N = 0 gives NaN.
     """
     reward_N, weight_N, member_M = _checked(reward_N, weight_N, member_N)
     n = len(reward_N)
@@ -52,11 +63,13 @@ def ips(reward_N: NDArray, weight_N: NDArray, member_N: NDArray) -> Estimate:
 
 
 def snips(reward_N: NDArray, weight_N: NDArray, member_N: NDArray) -> Estimate:
-    """Self-normalised IPS: sum of weight * reward over sum of weight.
+    """Self-normalised IPS: sum_n w_n r_n / sum_n w_n.
 
-    Estimand and arguments as `ips`. Biased by O(1/N), of much less variance: it cannot leave the range of the rewards,
-    and shifting all rewards shifts it as much. On a uniform log it is replay (Li et al., 2011). Swaminathan and Joachims
-    (2015). Interval by the delta method over members. NaN where no weight is above 0.
+    Estimand, assumptions and arguments as `ips`. Biased by O(1/N), of much less variance: it cannot leave the range of
+    the rewards, and shifting all rewards shifts it as much. Of a deterministic policy on a uniform log it is replay (Li
+    et al., 2011) where all impressions have as many candidates. Swaminathan and Joachims (2015).
+
+    Interval: as `ips`, by the delta method: a ratio moves by w_n (r_n - value) / sum of w. NaN where no weight is above 0.
     """
     reward_N, weight_N, member_M = _checked(reward_N, weight_N, member_N)
     total = weight_N.sum()
@@ -67,12 +80,14 @@ def snips(reward_N: NDArray, weight_N: NDArray, member_N: NDArray) -> Estimate:
 
 
 def snips_lift(reward_N: NDArray, weight_N: NDArray, base_N: NDArray, member_N: NDArray) -> Estimate:
-    """SNIPS value of a policy over that of a base policy on the same log, minus 1; interval by member, paired.
+    """SNIPS value of a policy over that of a base policy on the same log, minus 1.
 
-    `weight_N` and `base_N` are the two policies' weights. Being of one log, much of the noise cancels.
+    Estimand: value(policy) / value(base) - 1; assumptions as `ips`. `weight_N` and `base_N` are the two policies'
+    weights, (N,). Interval: by member, by the delta method on both ratios at once: being of one log, much of their
+    noise cancels. NaN where the base's value is 0. Weights and sample sizes reported are the policy's.
     """
     reward_N, weight_N, member_M = _checked(reward_N, weight_N, member_N)
-    base_N = np.asarray(base_N, np.float64)
+    base_N = _checked(reward_N, base_N, member_N)[1]
     if weight_N.sum() <= 0 or (base_N * reward_N).sum() <= 0:
         return _estimate("snips_lift", float("nan"), np.full(len(weight_N), np.nan), weight_N, member_M)
     value, base = (w * reward_N for w in (weight_N / weight_N.sum(), base_N / base_N.sum()))
@@ -83,10 +98,8 @@ def snips_lift(reward_N: NDArray, weight_N: NDArray, base_N: NDArray, member_N: 
 
 
 def on_policy(reward_N: NDArray, member_N: NDArray) -> Estimate:
-    """Mean reward of the impressions that the policy itself showed, with the interval by member."""
-    weight_N = np.ones(len(reward_N))
-    mean = ips(reward_N, weight_N, member_N)
-    return Estimate(**{**asdict(mean), "estimator": "on_policy"})
+    """Mean reward of the impressions that the policy itself showed: all weights 1; interval and arguments as `ips`."""
+    return replace(ips(reward_N, np.ones(len(reward_N)), member_N), estimator="on_policy")
 
 
 def _checked(reward_N: NDArray, weight_N: NDArray, member_N: NDArray) -> tuple[NDArray, NDArray, NDArray]:

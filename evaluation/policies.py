@@ -30,8 +30,9 @@ def best_fixed(log: ScoredLog, past: PastLog) -> NDArray:
     """The best artwork of each title for everybody, by click rates before the period.
 
     Rates are self-normalised by inverse propensity, so that an older policy's aim does not count as quality, and shrunk
-    to their title's rate by empirical Bayes (Efron and Morris, 1973): few impressions do not make a winner. An artwork
-    never shown has its title's rate.
+    to their title's rate by empirical Bayes (Efron and Morris, 1973): few impressions do not make a winner. How much is
+    read off the spread between artworks beyond sampling noise, so that no validation is needed and nothing of the
+    period is seen. An artwork never shown has the mean rate of its title's others.
     """
     rate_A = _shrunk_rates(past)
     place = pc.fill_null(pc.index_in(log.artworks, value_set=past.artworks), -1).to_numpy(zero_copy_only=False)

@@ -23,6 +23,18 @@ svg circle { fill: var(--mark) } svg .true { fill: none; stroke: var(--ink); str
 figure { margin: 1rem 0 } figcaption { color: var(--soft); font-size: .9rem }
 """
 
+NOTES = {
+    "Estimated from the log": "What a policy would have earned, had it chosen. Policies the log did not follow are valued "
+    "on its randomised part, where every artwork had the same chance: of those impressions, the ones whose artwork the "
+    "policy would have shown speak for it (IPS; SNIPS divides by how many there were). The logging policy earned what it "
+    "earned: its value is the mean of the whole period.",
+    "Intervals": "95 %, by member: a member's impressions resemble each other, so members, not impressions, are what was "
+    "sampled. Where two intervals overlap, the difference may still be certain: the headline compares on the same members.",
+    "Effective sample": "How many impressions of the policy itself would tell as much.",
+    "True": "Known for simulated services alone, whose law of clicks is written beside them.",
+}
+"""What a reader needs who has never seen such a table."""
+
 
 def render(report: dict[str, Any]) -> str:
     """The page."""
@@ -30,12 +42,11 @@ def render(report: dict[str, Any]) -> str:
     engaged = [row for row in report["policies"] if row["reward"] == "engaged"]
     parts = [
         f"<h1>{escape(_headline(report, clicked))}</h1>",
-        f'<p class="soft">{report["impressions"]:,} impressions of {report["members"]:,} members since '
-        f"{escape(report['since'][:16])}, of which {report['randomised']:,} were randomised. Policies the log did not follow "
-        "are valued on the randomised part; intervals are 95 %, by member.</p>",
+        f'<p class="soft">{_population(report)}</p>',
         "<h2>Clicks per 1,000 impressions</h2>",
         _table(clicked),
         _forest(clicked),
+        _not_randomised(clicked),
     ]
     if engaged:
         parts += ["<h2>Engaged plays per 1,000 impressions</h2>", _table(engaged)]
@@ -45,10 +56,41 @@ def render(report: dict[str, Any]) -> str:
             "<p>Largest difference between ONNX Runtime and torch over these impressions: "
             f"{report['onnx_torch_largest_difference']:.1e}.</p>"
         )
+    parts += [
+        "<h2>How to read this</h2>",
+        *(_note(heading, text) for heading, text in (NOTES | report["notes"]).items()),
+    ]
     body = "\n".join(parts)
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>keyart report</title><style>{STYLE}</style>"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'
+
+
+def _population(report: dict[str, Any]) -> str:
+    """Whose impressions the values speak of."""
+    said = (
+        f"{report['impressions']:,} impressions of {report['members']:,} members since {escape(report['since'][:16])}, "
+        f"of which {report['randomised']:,} were randomised."
+    )
+    if report["without_choice"]:
+        said += f" Another {report['without_choice']:,} offered a single artwork, nothing to choose, and are left out."
+    return said
+
+
+def _not_randomised(rows: list[dict[str, Any]]) -> str:
+    """What the logging policy earned where it aimed, which exploring dilutes in its row above."""
+    logged = next(row for row in rows if row["policy"] == "logged")
+    aimed = _estimate(logged, "on_policy_not_randomised")
+    if aimed is None:
+        return ""
+    return (
+        f"<p>On the {aimed['impressions']:,} impressions that were not randomised the logging policy earned "
+        f"{_range(aimed)}: the figure to beat, which its randomised part dilutes.</p>"
+    )
+
+
+def _note(heading: str, text: str) -> str:
+    return f"<p><b>{escape(heading)}.</b> {escape(text)}</p>"
 
 
 def _estimate(row: dict[str, Any], name: str) -> dict[str, Any] | None:

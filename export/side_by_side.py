@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from datamodules.contract import ARTWORKS, PLAYS, TITLES, UserError
+from datamodules.opposites import opposite_pairs
 from export.bundle import Bundle
 
 EVENING = 20
@@ -63,6 +64,32 @@ def rank_histories(
     }
     click_NK = bundle.rank(request)["click_probability"]
     return [click_NK[i, : len(candidates[i])] for i in range(n)]
+
+
+def share_flipped(bundle: Bundle, dataset: Path, count: int = 200, seed: int = 0) -> dict[str, float]:
+    """Of pairs of opposite histories, the share for which both choices are as they should be: by kind, and of `all`.
+
+    Romance against comedy (`mood`) and one star against another (`star`), half each, on a simulated dataset; the choice
+    is among the artworks that compete for the two tastes, as `datamodules.opposites` has it.
+    """
+    pairs = opposite_pairs(dataset, count, seed)
+    sides = [
+        rank_histories(
+            bundle,
+            [pair.history_a if side == "a" else pair.history_b for pair in pairs],
+            [pair.title_id for pair in pairs],
+            [pair.candidates for pair in pairs],
+            country=pairs[0].country,
+            device=pairs[0].device,
+        )
+        for side in "ab"
+    ]
+    right: dict[str, list[bool]] = {"mood": [], "star": []}
+    for pair, click_a, click_b in zip(pairs, *sides, strict=True):
+        chosen_a, chosen_b = (pair.candidates[int(click_K.argmax())] for click_K in (click_a, click_b))
+        right[pair.kind].append(chosen_a in pair.artwork_a and chosen_b in pair.artwork_b)
+    shares = {kind: float(np.mean(found)) for kind, found in right.items()}
+    return shares | {"all": float(np.mean([*right["mood"], *right["star"]]))}
 
 
 def opposite_members(bundle: Bundle, dataset: Path) -> Table:

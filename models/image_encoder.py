@@ -96,7 +96,7 @@ class ImageEncoder(nn.Module):
         pixels = images_nCHW.float() / 255
         blocks = [self.statistics(pixels)]
         for stage in self.stages(pixels):
-            blocks.append(torch.cat([stage.mean((2, 3)), stage.std((2, 3))], dim=1))
+            blocks.append(torch.cat([stage.mean((2, 3)), stage.std((2, 3), correction=0)], dim=1))
         return blocks
 
 

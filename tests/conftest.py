@@ -18,6 +18,8 @@ from train.task import OptimiserConfig
 
 TINY = SimulateConfig(seed=3, members=300, titles=30, people=10, mean_plays=20, mean_impressions=27)
 """About 8,000 impressions."""
+TINY_EMBEDDING = EmbedConfig(views=640, encoder=ImageEncoderConfig(height=48, width=32, stage_width=8))
+"""How the fixture `shards` embeds it."""
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +35,7 @@ def shards(service: Path) -> Path:
     """The service prepared and embedded. Read it, never write into it."""
     out = service.parent / "shards"
     prepare(service, out)
-    embed(service, out, EmbedConfig(views=640, encoder=ImageEncoderConfig(height=48, width=32, stage_width=8)))
+    embed(service, out, TINY_EMBEDDING)
     return out
 
 

@@ -17,6 +17,8 @@ from evaluation.evaluate import evaluate, policy_table
 from evaluation.metrics import auc, expected_calibration_error, log_loss, reliability
 from evaluation.off_policy import ips, on_policy, snips, snips_lift
 from evaluation.scored_log import read_scored_log
+from export.bundle import Bundle
+from export.side_by_side import share_flipped
 
 
 def test_auc_is_the_share_of_ordered_pairs() -> None:
@@ -137,6 +139,11 @@ def test_a_trained_ranker_captures_lift(service: Path, scores: Path, bundle: Pat
     report = evaluate(service, scores, tmp_path / "report", since=since_of(bundle))
     assert report["captured_lift"] > 0.3
     assert report["metrics"]["log_loss"] < report["metrics"]["log_loss_of_a_constant"]
+
+
+def test_opposite_histories_flip_the_choice(service: Path, bundle: Path) -> None:
+    """Chance would flip one pair in four; how many a whole service flips is the demo's figure."""
+    assert share_flipped(Bundle.open(bundle), service, 60)["all"] > 0.4
 
 
 def test_shuffled_candidates_are_aligned(service: Path, scores: Path, bundle: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from datamodules.contract import UserError
 from datamodules.shards import Shards
-from train.fit import FitConfig, fit
+from train.fit import FitConfig, _platt, fit
 from train.run import Run
 
 
@@ -105,3 +105,13 @@ def test_a_log_without_clicks_is_refused(shards: Path, short: FitConfig, tmp_pat
 def test_a_bad_value_is_named(bad: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
         FitConfig(**bad)  # pyright: ignore[reportArgumentType]
+
+
+def test_calibration_undoes_a_known_distortion() -> None:
+    torch.manual_seed(0)
+    logit = torch.randn(60_000, dtype=torch.float64) - 1
+    label = (torch.rand(60_000, dtype=torch.float64) < torch.sigmoid(logit)).double()
+    scale, shift, before, after = _platt(2 * logit + 0.7, label)
+    assert scale == pytest.approx(0.5, abs=0.02)
+    assert shift == pytest.approx(-0.35, abs=0.04)
+    assert after < before

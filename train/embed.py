@@ -29,7 +29,7 @@ from datamodules.contract import UserError
 from datamodules.fingerprint import fingerprint
 from datamodules.progress import progress_bar
 from datamodules.shards import EMBEDDING, Shards
-from models.image_encoder import GRID, ImageEncoder, ImageEncoderConfig, PixelStatistics, Projection
+from models.image_encoder import ImageEncoder, ImageEncoderConfig, PixelStatistics, Projection
 from train.schedule import warm_cosine
 
 RECORD = "embedding.json"
@@ -110,7 +110,6 @@ def embed(
         "config": asdict(config),
         "width": table.shape[1],
         "encoded": len(fresh),
-        "grid": GRID,
         "artworks": order,
         "images": hashes,
     }

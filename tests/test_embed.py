@@ -1,0 +1,122 @@
+"""Embeddings: real weights or a refusal, cached by the images' bytes, in the rows of their artworks."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import TINY_EMBEDDING
+from PIL import Image
+
+from datamodules.artworks import load_images
+from datamodules.contract import UserError
+from datamodules.prepare import PrepareConfig, prepare
+from datamodules.shards import Shards
+from models.image_encoder import ImageEncoderConfig, PixelStatistics, Projection
+from train.embed import EmbedConfig, embed, load_embedding
+
+SMALL = EmbedConfig(views=64, encoder=ImageEncoderConfig(height=32, width=32, stage_width=4))
+
+
+@pytest.fixture
+def own(service: Path, shards: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A dataset and shards to write into."""
+    shutil.copytree(service, tmp_path / "service")
+    shutil.copytree(shards, tmp_path / "shards")
+    return tmp_path / "service", tmp_path / "shards"
+
+
+def test_only_new_images_are_encoded(own: tuple[Path, Path]) -> None:
+    service, shards = own
+    first = embed(service, shards, SMALL)
+    before, _ = load_embedding(shards)
+    assert first["encoded"] == len(set(first["images"]))
+    assert embed(service, shards, SMALL) == first
+    changed = sorted((service / "images").rglob("*.jpg"))[5]
+    Image.new("RGB", (50, 70), (200, 30, 30)).save(changed)
+    assert embed(service, shards, SMALL)["encoded"] == 1
+    after, _ = load_embedding(shards)
+    moved = (before != after).any(1)
+    assert int(moved.sum()) == 1
+    names = Shards.open(shards).vocabularies["artworks"].values
+    assert names[int(moved.nonzero()[0]) - 1] == changed.stem
+    assert not after[0].any(), "the unknown artwork has no image"
+
+
+def test_an_embedding_of_other_artworks_is_refused_and_made_to_fit(own: tuple[Path, Path]) -> None:
+    service, shards = own
+    old, record = load_embedding(shards)
+    names = Shards.open(shards).vocabularies["artworks"].values
+    prepare(service, shards, PrepareConfig(validation=0.3, test=0.6))
+    moved = Shards.open(shards).vocabularies["artworks"].values
+    assert moved != names, "a shorter training period knows fewer artworks, so that rows move"
+    with pytest.raises(UserError, match="the artworks changed"):
+        load_embedding(shards)
+    again = embed(service, shards, TINY_EMBEDDING)
+    assert (again["encoded"], again["encoder"]) == (0, record["encoder"])
+    new, _ = load_embedding(shards)
+    for row, name in enumerate(moved, start=1):
+        assert torch.equal(new[row], old[names.index(name) + 1])
+
+
+def test_weights_come_from_a_file(own: tuple[Path, Path], tmp_path: Path) -> None:
+    service, shards = own
+    torch.manual_seed(5)
+    state = torchvision.models.resnet18().state_dict()
+    torch.save(state, tmp_path / "mine.pth")
+    record = embed(service, shards, replace(SMALL, weights=str(tmp_path / "mine.pth")))
+    assert record["weights"] == "resnet18, weights of mine.pth"
+    torch.save({key: value for key, value in state.items() if "layer3" not in key}, tmp_path / "cut.pth")
+    with pytest.raises(UserError, match="do not fit resnet18"):
+        embed(service, shards, replace(SMALL, weights=str(tmp_path / "cut.pth")))
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(UserError, match="no readable state dict"):
+        embed(service, shards, replace(SMALL, weights=str(tmp_path / "text.pth")))
+    assert load_embedding(shards)[1] == record, "a refused call loses nothing"
+
+
+def test_training_here_is_said(shards: Path) -> None:
+    said = load_embedding(shards)[1]["weights"]
+    assert "trained here on" in said
+    assert "a constant's" in said
+
+
+def test_images_of_any_mode_and_a_corrupt_one(tmp_path: Path) -> None:
+    for mode, name in (
+        ("L", "grey.png"),
+        ("CMYK", "print.jpg"),
+        ("RGBA", "clear.png"),
+        ("P", "few.gif"),
+        ("RGB", "one.png"),
+    ):
+        Image.new(mode, (1, 1) if name == "one.png" else (40, 90)).save(tmp_path / name)
+    assert load_images(sorted(tmp_path.iterdir())).shape == (5, 3, 144, 96)
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "print.jpg").read_bytes()[:200])
+    with pytest.raises(UserError, match=r"cut\.jpg: is not a readable image"):
+        load_images([tmp_path / "cut.jpg"])
+
+
+def test_pixel_statistics_of_a_cell() -> None:
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, 48, 36)
+    found = PixelStatistics()(image).reshape(6, 4, 3)
+    red, green, blue = image[0, :, 12:24, 24:36]  # cell (1, 2)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    expected = [luma.mean(), (red - green).mean(), (blue - (red + green) / 2).mean(), luma.std(correction=0)]
+    torch.testing.assert_close(found[:4, 1, 2], torch.stack(expected))
+    flat = PixelStatistics()(torch.full((1, 3, 48, 36), 0.5)).reshape(6, 4, 3)
+    torch.testing.assert_close(flat[1:], torch.zeros(5, 4, 3), atol=1e-3, rtol=0)
+
+
+def test_the_projection_survives_constant_features_and_keeps_variance() -> None:
+    torch.manual_seed(0)
+    block = torch.cat([torch.randn(300, 6) @ torch.randn(6, 10), torch.ones(300, 2)], dim=1)
+    projection = Projection.fit([block, block], [12, 4])
+    embedded = projection([block, block])
+    assert embedded.shape == (300, 16)
+    assert torch.isfinite(embedded).all()
+    assert not embedded[:, 10:12].any()
+    np.testing.assert_allclose(embedded[:, 12:].var(0, correction=0).mean(), 1, rtol=1e-4)
