@@ -49,17 +49,18 @@ def demo(*, out: Path = Path("keyart-demo"), seed: int = 0, settings: Recipe) ->
     from evaluation.evaluate import policy_table
     from export.bundle import Bundle
     from export.side_by_side import opposite_members, share_flipped
+    from pipeline import go_the_whole_way, read_json
 
     console = _console()
     config = SimulateConfig(seed=seed)
     dataset = out / "dataset"
     record = dataset / "simulation.json"
-    if record.is_file() and _read_json(record).get("config") == _plain(config):
+    if record.is_file() and read_json(record).get("config") == _plain(config):
         console.print(f"simulate: {dataset} is up to date")
     else:
         simulate_service(dataset, config)
         console.print(f"simulate: {dataset}, seed {seed} ({fingerprint(config)})")
-    report = _pipeline(dataset, out, settings, console)
+    report = go_the_whole_way(dataset, out, settings, console)
     told = _told()
     told.print(policy_table(report))
     told.print(
@@ -83,8 +84,9 @@ def pipeline(dataset: Path, out: Path, *, settings: Recipe) -> None:
         out: Folder for shards, run, bundle, scores and report.
     """
     from evaluation.evaluate import policy_table
+    from pipeline import go_the_whole_way
 
-    report = _pipeline(dataset, out, settings, _console())
+    report = go_the_whole_way(dataset, out, settings, _console())
     told = _told()
     told.print(policy_table(report))
     _written(out, told, f"keyart score {out / 'bundle'} {dataset} {out / 'explore'} --policy epsilon:0.1")
@@ -127,10 +129,11 @@ def prepare(dataset: Path, shards: Path, *, settings: PrepareConfig) -> None:
     """
     from datamodules.check import require_valid
     from datamodules.prepare import prepare as prepare_shards
+    from datamodules.shards import summary
 
     require_valid(dataset, images=False)
     manifest = prepare_shards(dataset, shards, settings, console=_console())
-    _prepared(manifest, shards, _told())
+    _told().print(f"{shards}: {summary(manifest)}")
     _next("", f"keyart embed {dataset} {shards}")
 
 
@@ -176,11 +179,12 @@ def evaluate(source: Path, dataset: Path, out: Path) -> None:
     from evaluation.evaluate import policy_table
     from export.bundle import ABOUT, Bundle
     from export.score import score as score_dataset
+    from pipeline import export_run
 
     console = _console()
     with tempfile.TemporaryDirectory() as folder:
         bundle = (
-            Bundle.open(source) if (source / ABOUT).is_file() else _export(source, Path(folder) / "bundle", console)
+            Bundle.open(source) if (source / ABOUT).is_file() else export_run(source, Path(folder) / "bundle", console)
         )
         since = datetime.fromisoformat(bundle.about["test_from"])
         score_dataset(bundle, dataset, Path(folder) / "scores", since=since, console=console)
@@ -196,7 +200,9 @@ def export(run: Path, bundle: Path) -> None:
         run: What `keyart fit` wrote.
         bundle: Folder to write.
     """
-    _export(run, bundle, _console())
+    from pipeline import export_run
+
+    export_run(run, bundle, _console())
     _next("", f"keyart score {bundle} DATASET SCORES")
 
 
@@ -225,96 +231,6 @@ def score(bundle: Path, dataset: Path, out: Path, *, policy: str = "greedy", sin
     _next("", f"keyart evaluate {bundle} {dataset} REPORT")
 
 
-def _pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
-    """Every stage in order, each skipped where its own fingerprint says that nothing changed; returns the report."""
-    import json
-
-    from datamodules.atomic import atomic_file
-    from datamodules.check import require_valid
-    from datamodules.fingerprint import dataset_fingerprint, files_fingerprint, fingerprint
-    from datamodules.prepare import prepare as prepare_shards
-    from datamodules.prepare import shards_fingerprint
-    from evaluation.evaluate import evaluate as evaluate_scores
-    from export.bundle import Bundle
-    from export.export import LAYOUT
-    from export.parity import compare
-    from export.score import RECORD, Policy, scores_fingerprint
-    from export.score import score as score_dataset
-    from train.embed import embed as embed_artworks
-    from train.fit import fit as fit_ranker
-    from train.fit import run_fingerprint
-    from train.run import Run
-
-    Policy.parse(recipe.policy)
-    shards, run, bundle_folder, scores, report_folder = (
-        out / n for n in ("shards", "run", "bundle", "scores", "report")
-    )
-
-    def said(path: Path) -> str | None:
-        return _read_json(path).get("fingerprint") if path.is_file() else None
-
-    images = files_fingerprint((p for p in (dataset / "images").rglob("*") if p.is_file()), dataset)
-    wanted = fingerprint(dataset_fingerprint(dataset), images)
-    if said(out / "check.json") == wanted:
-        console.print(f"check: {dataset} is unchanged since it was checked")
-    else:
-        require_valid(dataset, images=True)
-        with atomic_file(out / "check.json") as partial:
-            partial.write_text(json.dumps({"fingerprint": wanted}))
-        console.print(f"check: {dataset} holds the contract")
-    if said(shards / "manifest.json") == shards_fingerprint(dataset, recipe.prepare):
-        console.print(f"prepare: {shards} is up to date")
-    else:
-        _prepared(prepare_shards(dataset, shards, recipe.prepare, console=console), shards, console)
-    embed_artworks(dataset, shards, recipe.embed, console)
-    fit_ranker(shards, run, recipe.fit, restart=True, console=console)
-    wanted = fingerprint(run_fingerprint(shards, recipe.fit), LAYOUT)
-    if said(bundle_folder / "bundle.json") == wanted:
-        console.print(f"export: {bundle_folder} is up to date")
-    else:
-        _export(run, bundle_folder, console, wanted)
-    bundle = Bundle.open(bundle_folder)
-    since = datetime.fromisoformat(bundle.about["test_from"])
-    if said(scores / RECORD) == scores_fingerprint(bundle, dataset, recipe.policy, since):
-        console.print(f"score: {scores} is up to date")
-    else:
-        score_dataset(bundle, dataset, scores, policy=recipe.policy, since=since, console=console)
-    wanted = fingerprint(said(scores / RECORD), wanted)
-    if (report_folder / "report.json").is_file() and _read_json(report_folder / "report.json").get(
-        "made_from"
-    ) == wanted:
-        console.print(f"evaluate: {report_folder} is up to date")
-        return _read_json(report_folder / "report.json")
-    difference = compare(Run.open(run).model, shards, scores)
-    console.print(f"evaluate: largest difference between ONNX and torch over the test period {difference:.1e}")
-    extra = {"made_from": wanted, "onnx_torch_largest_difference": difference, "validation": Run.open(run).metrics}
-    return evaluate_scores(
-        dataset, scores, report_folder, since=since, scored_name=f"keyart {recipe.policy}", extra=extra
-    )
-
-
-def _export(run: Path, out: Path, console: Console, fingerprint: str | None = None) -> Any:
-    from export.export import export as export_bundle
-    from train.run import Run
-
-    opened = Run.open(run)
-    kept = ("fingerprint", "test_from", "log_fingerprint", "shards_fingerprint", "image_encoder", "provenance")
-    about = {name: opened.config[name] for name in kept} | {"metrics": opened.metrics}
-    about |= {"fingerprint": fingerprint or about["fingerprint"]}
-    return export_bundle(opened.model, opened.vocabularies, out, about=about, console=console)
-
-
-def _prepared(manifest: dict[str, Any], shards: Path, console: Console) -> None:
-    """What `prepare` found, in a few lines."""
-    console.print(
-        f"prepare: {shards}: {manifest['impressions']:,} impressions, {manifest['plays']:,} plays, "
-        f"{manifest['members']:,} members, {manifest['share_randomised']:.0%} randomised"
-    )
-    for name, split in manifest["splits"].items():
-        rate = split["clicks"] / max(1, split["impressions"])
-        console.print(f"  {name}: {split['impressions']:,} impressions, {1000 * rate:.1f} clicks per 1,000")
-
-
 def _written(out: Path, console: Console, next_command: str) -> None:
     names = ("shards", "run", "bundle", "scores", "report/report.html")
     console.print("Written: " + ", ".join(str(out / name) for name in names if (out / name).exists()))
@@ -340,12 +256,6 @@ def _told() -> Console:
     from rich.console import Console
 
     return Console(highlight=False)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    import json
-
-    return json.loads(path.read_text())
 
 
 def _plain(config: Any) -> Any:

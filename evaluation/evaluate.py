@@ -7,7 +7,7 @@ least two artworks: where there is one, every policy earns the same.
 
 import json
 from dataclasses import asdict, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def evaluate(
             rows.append({"policy": policy, "label": labels[policy], "reward": reward, **row})
     report: dict[str, Any] = {
         "scored": scored_name,
-        "since": since.isoformat(),
+        "since": since.astimezone(UTC).isoformat(),
         "impressions": len(log),
         "without_choice": len(everything) - len(log),
         "members": len(np.unique(log.member)),

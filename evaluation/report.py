@@ -4,6 +4,7 @@ In: the record that `evaluate` makes. Out: HTML with the finding in words, a tab
 """
 
 from html import escape
+from math import ceil, floor, log10
 from typing import Any
 
 STYLE = """
@@ -16,10 +17,14 @@ h1 { font-size: 1.5rem; line-height: 1.25 } h2 { font-size: 1.1rem; margin-top: 
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem }
-tr.scored td { font-weight: 650 } .soft { color: var(--soft) } svg { width: 100%; height: auto; display: block }
+tr.scored td { font-weight: 650 } .soft { color: var(--soft) } svg { width: 100%; max-width: 36rem; height: auto; display: block }
 svg text { fill: var(--ink); font: 13px system-ui, sans-serif } svg .soft { fill: var(--soft) }
-svg line, svg path { stroke: var(--line); fill: none } svg .mark { stroke: var(--mark); stroke-width: 2 }
+svg line, svg path { stroke: var(--line); fill: none } svg .mark { stroke: var(--mark); stroke-width: 2.5 }
+svg .thin { stroke-width: 1; opacity: .6 }
 svg circle { fill: var(--mark) } svg .true { fill: none; stroke: var(--ink); stroke-width: 1.5 }
+.of { white-space: nowrap }
+@media (max-width: 45rem) { td .of { display: block; font-size: .85rem } th, td { padding: .35rem .3rem }
+  th:first-child, td:first-child { min-width: 6.5rem; overflow-wrap: anywhere } th { white-space: normal } }
 figure { margin: 1rem 0 } figcaption { color: var(--soft); font-size: .9rem }
 """
 
@@ -69,7 +74,8 @@ def render(report: dict[str, Any]) -> str:
 def _population(report: dict[str, Any]) -> str:
     """Whose impressions the values speak of."""
     said = (
-        f"{report['impressions']:,} impressions of {report['members']:,} members since {escape(report['since'][:16])}, "
+        f"{report['impressions']:,} impressions of {report['members']:,} members since "
+        f"{report['since'][:16].replace('T', ' ')} UTC, "
         f"of which {report['randomised']:,} were randomised."
     )
     if report["without_choice"]:
@@ -97,6 +103,11 @@ def _estimate(row: dict[str, Any], name: str) -> dict[str, Any] | None:
     return next((e for e in row["estimates"] if e["estimator"] == name and e["value"] is not None), None)
 
 
+def _main_estimate(row: dict[str, Any]) -> dict[str, Any] | None:
+    """The estimate a reader should look at first."""
+    return _estimate(row, "snips") or _estimate(row, "on_policy")
+
+
 def _headline(report: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """The finding in words."""
     scored = next(row for row in rows if row["policy"] == "scored")
@@ -105,10 +116,15 @@ def _headline(report: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     if lift is None or lift["low"] is None:
         return f"This log cannot tell what {name} would earn: its randomised part holds too little."
     value, low, high = (100 * lift[key] for key in ("value", "low", "high"))
-    verb = "would earn" if low > 0 else "may or may not earn"
-    said = f"{name} {verb} {value:+.0f} % clicks over showing any artwork alike (95 %: {low:+.0f} to {high:+.0f} %)"
+    interval = f"95 % interval: {low:+.1f} to {high:+.1f} %"
+    if low > 0:
+        said = f"{name} would earn {value:.1f} % more clicks than showing any artwork alike ({interval})"
+    elif high < 0:
+        said = f"{name} would earn {-value:.1f} % fewer clicks than showing any artwork alike ({interval})"
+    else:
+        said = f"This log cannot tell {name} apart from showing any artwork alike: {value:+.1f} % clicks ({interval})"
     if report["captured_lift"] is not None:
-        said += f"; by the true law it captures {report['captured_lift']:.0%} of the possible lift"
+        said += f"; by the true law it captures {100 * report['captured_lift']:.0f} % of the possible lift"
     return f"{said}."
 
 
@@ -119,13 +135,16 @@ def _per_mille(value: float | None) -> str:
 def _range(estimate: dict[str, Any] | None) -> str:
     if estimate is None:
         return "–"
-    return f"{_per_mille(estimate['value'])} [{_per_mille(estimate['low'])}, {_per_mille(estimate['high'])}]"
+    if estimate["low"] is None:
+        return _per_mille(estimate["value"])
+    interval = f"[{_per_mille(estimate['low'])}, {_per_mille(estimate['high'])}]"
+    return f'{_per_mille(estimate["value"])} <span class="of">{interval}</span>'
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
     cells = ["<tr><th>policy</th><th>true</th><th>SNIPS, or mean</th><th>IPS</th><th>effective sample</th></tr>"]
     for row in rows:
-        main = _estimate(row, "snips") or _estimate(row, "on_policy")
+        main = _main_estimate(row)
         size = "–" if main is None else f"{main['effective_sample_size']:,.0f}"
         values = [_per_mille(row["true_value"]), _range(main), _range(_estimate(row, "ips")), size]
         tds = "".join(f"<td>{value}</td>" for value in values)
@@ -142,67 +161,84 @@ def _metrics(report: dict[str, Any]) -> str:
     )
 
 
+def _ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers within low .. high, at most `most` + 1 of them."""
+    raw = (high - low) / most
+    power = 10.0 ** floor(log10(raw))
+    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * (1 - 1e-9))
+    return [k * step for k in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
+
+
 def _forest(rows: list[dict[str, Any]]) -> str:
-    """Intervals of every policy on one scale; a ring marks the true value where it is known."""
-    told = [(row, _estimate(row, "snips") or _estimate(row, "on_policy")) for row in rows]
-    ends = [
-        v
-        for row, e in told
-        for v in (row["true_value"], *((e["value"], e["low"], e["high"]) if e else ()))
-        if v is not None
-    ]
+    """Intervals of every policy on one scale; a ring marks the true value where it is known.
+
+    Drawn 440 wide, so that a phone shows its letters at nearly their size.
+    """
+    told = [(row, _main_estimate(row)) for row in rows]
+    values = [e[key] for _, e in told if e for key in ("value", "low", "high")] + [row["true_value"] for row in rows]
+    ends = [value for value in values if value is not None]
     if not ends:
         return ""
     low, high = min(ends), max(ends)
-    span = (high - low) or 1e-9
+    span = (high - low) or max(high, 1e-3)
 
     def x(value: float) -> float:
-        return 20 + 660 * (value - low) / span
+        return 16 + 408 * (value - low) / span
 
+    bottom = 50 * len(told) + 10
     marks = []
+    for tick in _ticks(1000 * low, 1000 * (low + span)):
+        place = x(tick / 1000)
+        marks.append(f'<line x1="{place:.1f}" x2="{place:.1f}" y1="6" y2="{bottom}"/>')
+        marks.append(f'<text class="soft" text-anchor="middle" x="{place:.1f}" y="{bottom + 17}">{tick:g}</text>')
     for i, (row, estimate) in enumerate(told):
-        y = 34 + 52 * i
-        marks.append(f'<text x="20" y="{y - 10}">{escape(row["label"])}</text>')
+        y = 44 + 50 * i
+        marks.append(f'<text x="16" y="{y - 15}">{escape(row["label"])}</text>')
+        if estimate is not None and estimate["low"] is not None:
+            a, b = x(estimate["low"]), x(estimate["high"])
+            marks.append(f'<line class="mark" x1="{a:.1f}" x2="{b:.1f}" y1="{y}" y2="{y}"/>')
         if estimate is not None:
-            if estimate["low"] is not None:
-                marks.append(
-                    f'<line class="mark" x1="{x(estimate["low"]):.1f}" x2="{x(estimate["high"]):.1f}" y1="{y}" y2="{y}"/>'
-                )
             marks.append(f'<circle cx="{x(estimate["value"]):.1f}" cy="{y}" r="5"/>')
         if row["true_value"] is not None:
             marks.append(f'<circle class="true" cx="{x(row["true_value"]):.1f}" cy="{y}" r="8"/>')
-    bottom = 52 * len(told) + 20
-    for k in range(5):
-        value = low + span * k / 4
-        anchor = ("start", "middle", "middle", "middle", "end")[k]
-        marks.append(
-            f'<text class="soft" text-anchor="{anchor}" x="{x(value):.1f}" y="{bottom + 14}">{1000 * value:.1f}</text>'
-        )
-    marks.append(f'<line x1="20" x2="680" y1="{bottom - 4}" y2="{bottom - 4}"/>')
-    caption = (
-        "Clicks per 1,000 impressions: estimate with 95 % interval; the ring is the true value, where it is known."
-    )
-    drawn = "".join(marks)
-    return f'<figure><svg viewBox="0 0 700 {bottom + 22}" role="img">{drawn}</svg><figcaption>{caption}</figcaption></figure>'
+    caption = "Clicks per 1,000 impressions: estimate with 95 % interval"
+    caption += "; the ring is the true value." if any(row["true_value"] is not None for row in rows) else "."
+    return _figure(440, bottom + 24, marks, caption)
 
 
 def _reliability(points: dict[str, list[float]]) -> str:
-    """Observed against predicted in bins of equal count."""
-    most = max(*points["predicted"], *points["observed"], 1e-9) * 1.05
+    """Observed against predicted in bins of equal count, with the spread that chance gives each bin."""
+    bars = [1.96 * (o * (1 - o) / n) ** 0.5 for o, n in zip(points["observed"], points["count"], strict=True)]
+    most = min(1.0, 1.05 * max(*points["predicted"], *map(sum, zip(points["observed"], bars, strict=True)), 1e-3))
 
     def at(value: float) -> float:
-        return 320 * value / most
+        return 340 * min(1.0, max(0.0, value / most))
 
     marks = [
-        '<path d="M60 340 L380 20"/><line x1="60" x2="380" y1="340" y2="340"/><line x1="60" x2="60" y1="20" y2="340"/>'
+        '<path d="M60 360 L400 20"/><line x1="60" x2="400" y1="360" y2="360"/><line x1="60" x2="60" y1="20" y2="360"/>'
     ]
-    for predicted, observed, count in zip(points["predicted"], points["observed"], points["count"], strict=True):
+    for predicted, observed, count, bar in zip(
+        points["predicted"], points["observed"], points["count"], bars, strict=True
+    ):
+        x = f"{60 + at(predicted):.1f}"
         title = f"<title>{count:,} impressions: predicted {predicted:.2%}, clicked {observed:.2%}</title>"
-        marks.append(f'<circle cx="{60 + at(predicted):.1f}" cy="{340 - at(observed):.1f}" r="4">{title}</circle>')
-    for k in range(1, 4):
-        value = most * k / 3.2
-        marks.append(f'<text class="soft" text-anchor="middle" x="{60 + at(value):.0f}" y="358">{value:.1%}</text>')
-        marks.append(f'<text class="soft" text-anchor="end" x="54" y="{344 - at(value):.0f}">{value:.1%}</text>')
-    caption = f"Observed click rate against predicted, {len(points['count'])} bins of {points['count'][0]:,} impressions each."
-    svg = f'<svg viewBox="0 0 440 370" role="img" style="max-width:32rem">{"".join(marks)}</svg>'
-    return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
+        low, high = 360 - at(observed - bar), 360 - at(observed + bar)
+        marks.append(f'<line class="mark thin" x1="{x}" x2="{x}" y1="{low:.1f}" y2="{high:.1f}"/>')
+        marks.append(f'<circle cx="{x}" cy="{360 - at(observed):.1f}" r="4">{title}</circle>')
+    for tick in _ticks(0, 100 * most, 4):
+        place = at(tick / 100)
+        marks.append(f'<text class="soft" text-anchor="middle" x="{60 + place:.0f}" y="378">{tick:g} %</text>')
+        marks.append(f'<text class="soft" text-anchor="end" x="54" y="{364 - place:.0f}">{tick:g} %</text>')
+    marks.append('<text text-anchor="middle" x="230" y="398">predicted</text><text x="6" y="14">clicked</text>')
+    least, greatest = min(points["count"]), max(points["count"])
+    size = f"{least:,}" if least == greatest else f"{least:,} to {greatest:,}"
+    caption = (
+        f"Share that was clicked against the predicted probability, {len(points['count'])} bins of {size} impressions each; "
+        "bars: 95 % of chance. On the diagonal, probabilities are right."
+    )
+    return _figure(440, 404, marks, caption)
+
+
+def _figure(width: int, height: int, marks: list[str], caption: str) -> str:
+    svg = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(caption)}">{"".join(marks)}</svg>'
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"

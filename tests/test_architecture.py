@@ -42,11 +42,11 @@ def test_models_import_torch_and_torchvision_only() -> None:
 @pytest.mark.parametrize(
     ("room", "never"),
     [
-        ("datamodules", {"models", "train", "evaluation", "export", "keyart"}),
-        ("evaluation", {"models", "train", "export", "keyart", *LEARNING}),
-        ("export", {"train", "evaluation", "pytorch_lightning", "keyart"}),
-        ("train", {"export", "keyart"}),
-        ("models", set(ROOMS) | {"keyart"}),
+        ("datamodules", {"models", "train", "evaluation", "export", "keyart", "pipeline"}),
+        ("evaluation", {"models", "train", "export", "keyart", "pipeline", *LEARNING}),
+        ("export", {"train", "evaluation", "pytorch_lightning", "keyart", "pipeline"}),
+        ("train", {"export", "keyart", "pipeline"}),
+        ("models", set(ROOMS) | {"keyart", "pipeline"}),
     ],
 )
 def test_directions(room: str, never: set[str]) -> None:

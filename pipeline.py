@@ -1,0 +1,93 @@
+"""The whole way from a dataset to a report, stage by stage: the one module beside the front door that knows every room.
+
+Each stage is skipped where the fingerprint it left says that none of its inputs changed; a stage that was cut short
+goes on, or starts again without a trace of its first try.
+"""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from datamodules.atomic import atomic_file
+from datamodules.check import require_valid
+from datamodules.fingerprint import dataset_fingerprint, files_fingerprint, fingerprint
+from datamodules.prepare import prepare as prepare_shards
+from datamodules.prepare import shards_fingerprint
+from datamodules.shards import summary
+from evaluation.evaluate import evaluate as evaluate_scores
+from export.bundle import Bundle
+from export.export import LAYOUT
+from export.export import export as export_bundle
+from export.parity import compare
+from export.score import RECORD, Policy, scores_fingerprint
+from export.score import score as score_dataset
+from train.embed import embed as embed_artworks
+from train.fit import fit as fit_ranker
+from train.fit import run_fingerprint
+from train.recipe import Recipe
+from train.run import Run
+
+
+def go_the_whole_way(dataset: Path, out: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
+    """Every stage in order, each skipped where its own fingerprint says that nothing changed; returns the report."""
+    Policy.parse(recipe.policy)
+    shards, run, bundle_folder, scores, report_folder = (
+        out / n for n in ("shards", "run", "bundle", "scores", "report")
+    )
+
+    def said(path: Path) -> str | None:
+        return read_json(path).get("fingerprint") if path.is_file() else None
+
+    images = files_fingerprint((p for p in dataset.rglob("*") if p.is_file() and p.suffix != ".parquet"), dataset)
+    wanted = fingerprint(dataset_fingerprint(dataset), images)
+    if said(out / "check.json") == wanted:
+        console.print(f"check: {dataset} is unchanged since it was checked")
+    else:
+        require_valid(dataset, images=True)
+        with atomic_file(out / "check.json") as partial:
+            partial.write_text(json.dumps({"fingerprint": wanted}))
+        console.print(f"check: {dataset} holds the contract")
+    if said(shards / "manifest.json") == shards_fingerprint(dataset, recipe.prepare):
+        console.print(f"prepare: {shards} is up to date")
+    else:
+        manifest = prepare_shards(dataset, shards, recipe.prepare, console=console)
+        console.print(f"prepare: {shards}: {summary(manifest)}")
+    embed_artworks(dataset, shards, recipe.embed, console)
+    fit_ranker(shards, run, recipe.fit, restart=True, console=console)
+    wanted = fingerprint(run_fingerprint(shards, recipe.fit), LAYOUT)
+    if said(bundle_folder / "bundle.json") == wanted:
+        console.print(f"export: {bundle_folder} is up to date")
+    else:
+        export_run(run, bundle_folder, console, wanted)
+    bundle = Bundle.open(bundle_folder)
+    since = datetime.fromisoformat(bundle.about["test_from"])
+    if said(scores / RECORD) == scores_fingerprint(bundle, dataset, recipe.policy, since):
+        console.print(f"score: {scores} is up to date")
+    else:
+        score_dataset(bundle, dataset, scores, policy=recipe.policy, since=since, console=console)
+    wanted = fingerprint(said(scores / RECORD), wanted)
+    record = report_folder / "report.json"
+    if record.is_file() and (report := read_json(record)).get("made_from") == wanted:
+        console.print(f"evaluate: {report_folder} is up to date")
+        return report
+    difference = compare(Run.open(run).model, shards, scores)
+    console.print(f"evaluate: largest difference between ONNX and torch over the test period {difference:.1e}")
+    extra = {"made_from": wanted, "onnx_torch_largest_difference": difference, "validation": Run.open(run).metrics}
+    return evaluate_scores(
+        dataset, scores, report_folder, since=since, scored_name=f"keyart {recipe.policy}", extra=extra
+    )
+
+
+def export_run(run: Path, out: Path, console: Console, fingerprint: str | None = None) -> Any:
+    opened = Run.open(run)
+    kept = ("fingerprint", "test_from", "log_fingerprint", "shards_fingerprint", "image_encoder", "provenance")
+    about = {name: opened.config[name] for name in kept} | {"metrics": opened.metrics}
+    about |= {"fingerprint": fingerprint or about["fingerprint"]}
+    return export_bundle(opened.model, opened.vocabularies, out, about=about, console=console)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())

@@ -1,0 +1,401 @@
+"""The evaluation on a service made by hand, its truth written beside it: values, what is left out, what is refused."""
+
+import json
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from datamodules.contract import UserError
+from evaluation.evaluate import evaluate, policy_table
+from evaluation.scored_log import read_scored_log
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SINCE = START + timedelta(hours=4000)
+ROWS = 6000
+WIDTHS = [1, 2, 3, 4, 5, 3]
+"""Artworks of each title; the first has nothing to choose."""
+
+Change = Callable[[pa.Table], pa.Table]
+
+
+def rows() -> dict[str, list[Any]]:
+    """An impression an hour: half uniform, half aimed at each title's first artwork, which is not what members want."""
+    chance = np.random.default_rng(5)
+    columns: dict[str, list[Any]] = {}
+    for n in range(ROWS):
+        title, member = int(chance.integers(len(WIDTHS))), int(chance.integers(60))
+        k = WIDTHS[title]
+        random = chance.random() < 0.5
+        propensities = np.full(k, 1 / k) if random else np.full(k, 0.2 / k) + 0.8 * (np.arange(k) == 0)
+        shown = int(chance.choice(k, p=propensities))
+        # what a member wants turns with the member; the last artwork is a little better for everybody
+        p_click = 0.1 + 0.4 * ((np.arange(k) + member) % k == 0) + 0.1 * (np.arange(k) == k - 1)
+        clicked = bool(chance.random() < p_click[shown])
+        row = {
+            "impression_id": f"i{n:05d}",
+            "member_id": f"m{member}",
+            "title_id": f"t{title}",
+            "artwork_id": f"t{title}/{shown}",
+            "shown_at": START + timedelta(hours=n),
+            "candidates": [f"t{title}/{a}" for a in range(k)],
+            "propensities": propensities.tolist(),
+            "clicked": clicked,
+            "engaged": bool(chance.random() < 0.5) if clicked else None,
+            "p_click": p_click.tolist(),
+        }
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
+    return columns
+
+
+ALL = rows()
+LATE = slice(4000, ROWS)
+
+
+def service(folder: Path, change: Change = lambda table: table, truth: bool = True) -> Path:
+    """The dataset; `change` is applied to its impressions."""
+    (folder / "impressions").mkdir(parents=True)
+    table = pa.table({name: values for name, values in ALL.items() if name != "p_click"})
+    table = table.set_column(6, "propensities", table["propensities"].cast(pa.list_(pa.float32())))
+    table = change(table)
+    for part, start in enumerate(range(0, ROWS, 2500)):
+        pq.write_table(table.slice(start, 2500), folder / "impressions" / f"part-{part}.parquet")
+    if truth:
+        (folder / "truth").mkdir()
+        engaged = [[p / 2 for p in ps] for ps in ALL["p_click"]]
+        names = ("impression_id", "candidates", "p_click")
+        truth_table = pa.table({name: ALL[name] for name in names} | {"p_engaged": engaged})
+        pq.write_table(truth_table, folder / "truth" / "part-0.parquet")
+    return folder
+
+
+def scores(path: Path, policy: Callable[[list[float]], list[float]], change: Change = lambda table: table) -> Path:
+    """Scores of the late impressions that know the truth; `policy` turns it into what would be shown."""
+    p_click = ALL["p_click"][LATE]
+    table = pa.table(
+        {
+            "impression_id": ALL["impression_id"][LATE],
+            "candidates": ALL["candidates"][LATE],
+            "click_probability": pa.array(p_click, pa.list_(pa.float32())),
+            "policy": pa.array([policy(p) for p in p_click], pa.list_(pa.float32())),
+        }
+    )
+    pq.write_table(change(table), path)
+    return path
+
+
+def best(p: list[float]) -> list[float]:
+    return [float(i == int(np.argmax(p))) for i in range(len(p))]
+
+
+def even(p: list[float]) -> list[float]:
+    return [1 / len(p)] * len(p)
+
+
+def changed(name: str, how: Callable[[list[Any]], list[Any]], type_: pa.DataType | None = None) -> Change:
+    """A table with one column's values changed."""
+    return lambda table: table.set_column(
+        table.schema.get_field_index(name), name, pa.array(how(table[name].to_pylist()), type_ or table[name].type)
+    )
+
+
+def last(value: Any) -> Callable[[list[Any]], list[Any]]:
+    return lambda values: [*values[:-1], value]
+
+
+def row_of(report: dict[str, Any], policy: str, reward: str = "clicked") -> dict[str, Any]:
+    return next(row for row in report["policies"] if (row["policy"], row["reward"]) == (policy, reward))
+
+
+def estimate_of(report: dict[str, Any], policy: str, name: str, reward: str = "clicked") -> dict[str, Any]:
+    return next(e for e in row_of(report, policy, reward)["estimates"] if e["estimator"] == name)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read it, never write into it."""
+    return service(tmp_path_factory.mktemp("made") / "service")
+
+
+@pytest.fixture(scope="module")
+def report(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What is said of the policy that knows the truth."""
+    folder = tmp_path_factory.mktemp("report")
+    return evaluate(dataset, scores(folder / "scores.parquet", best), folder / "out", since=SINCE)
+
+
+def test_true_values_by_hand(report: dict[str, Any]) -> None:
+    chosen = [n for n in range(LATE.start, ROWS) if len(ALL["candidates"][n]) > 1]
+    assert (report["impressions"], report["without_choice"]) == (len(chosen), 2000 - len(chosen))
+    p = [ALL["p_click"][n] for n in chosen]
+    logged = [np.dot(ALL["p_click"][n], ALL["propensities"][n]) for n in chosen]
+    assert row_of(report, "uniform")["true_value"] == pytest.approx(np.mean([np.mean(v) for v in p]))
+    assert row_of(report, "logged")["true_value"] == pytest.approx(np.mean(logged))
+    assert row_of(report, "best_possible")["true_value"] == pytest.approx(np.mean([max(v) for v in p]))
+    assert row_of(report, "best_fixed")["true_value"] == pytest.approx(np.mean([v[-1] for v in p])), (
+        "the last artwork is the best for all, though the log was aimed at the first"
+    )
+    assert row_of(report, "scored", "engaged")["true_value"] == pytest.approx(np.mean([max(v) for v in p]) / 2)
+
+
+def test_captured_lift_of_the_oracle_of_chance_and_of_the_worst(
+    dataset: Path, report: dict[str, Any], tmp_path: Path
+) -> None:
+    assert report["captured_lift"] == pytest.approx(1)
+    flat = evaluate(dataset, scores(tmp_path / "even.parquet", even), tmp_path / "even", since=SINCE)
+    assert flat["captured_lift"] == pytest.approx(0, abs=1e-6)
+    lift = estimate_of(flat, "scored", "snips_lift")
+    assert (lift["value"], lift["low"], lift["high"]) == pytest.approx((0, 0, 0), abs=1e-6)
+    worst = evaluate(
+        dataset, scores(tmp_path / "worst.parquet", lambda p: best([-x for x in p])), tmp_path / "worst", since=SINCE
+    )
+    assert worst["captured_lift"] < -0.3
+    page = (tmp_path / "worst" / "report.html").read_text(encoding="utf-8")
+    assert "fewer clicks than showing any artwork alike" in page
+
+
+def test_estimates_hold_the_truth(report: dict[str, Any]) -> None:
+    for policy in ("uniform", "best_fixed", "scored"):
+        for reward in ("clicked", "engaged"):
+            row = row_of(report, policy, reward)
+            for estimate in row["estimates"][:2]:
+                half = (estimate["high"] - estimate["low"]) / 2
+                assert abs(estimate["value"] - row["true_value"]) < 1.7 * half, (policy, reward, estimate)
+                assert estimate["mean_weight"] == pytest.approx(1, abs=0.15)
+    lift = row_of(report, "scored")["true_value"] / row_of(report, "uniform")["true_value"] - 1
+    estimate = estimate_of(report, "scored", "snips_lift")
+    assert estimate["low"] < lift < estimate["high"]
+
+
+def test_the_logging_policy_earned_what_it_earned(report: dict[str, Any]) -> None:
+    wide = [n for n in range(LATE.start, ROWS) if len(ALL["candidates"][n]) > 1]
+    aimed = [n for n in wide if max(ALL["propensities"][n]) > 0.8]
+    assert report["randomised"] == len(wide) - len(aimed)
+    whole = estimate_of(report, "logged", "on_policy")
+    assert whole["value"] == pytest.approx(np.mean([ALL["clicked"][n] for n in wide]))
+    rest = estimate_of(report, "logged", "on_policy_not_randomised")
+    assert rest["value"] == pytest.approx(np.mean([ALL["clicked"][n] for n in aimed]))
+    assert rest["impressions"] == len(aimed)
+
+
+def test_only_the_shown_propensity_was_logged(report: dict[str, Any], tmp_path: Path) -> None:
+    shown = [p[c.index(a)] for p, c, a in zip(*(ALL[n] for n in ("propensities", "candidates", "artwork_id")))]  # noqa: B905
+    alone = service(
+        tmp_path / "alone", lambda t: t.drop_columns("propensities").append_column("propensity", pa.array(shown))
+    )
+    told = evaluate(alone, scores(tmp_path / "scores.parquet", best), tmp_path / "out", since=SINCE)
+    assert told["randomised"] == report["randomised"]
+    assert estimate_of(told, "scored", "snips") == estimate_of(report, "scored", "snips")
+    assert row_of(told, "logged")["true_value"] is None, "its whole propensities are not known"
+
+
+def test_candidates_in_another_order_are_aligned(dataset: Path, tmp_path: Path) -> None:
+    def turned(table: pa.Table) -> pa.Table:
+        lists = table.to_pydict()
+        for name in ("candidates", "click_probability", "policy"):
+            lists[name] = [values[n % 3 :] + values[: n % 3] for n, values in enumerate(lists[name])]
+        order = np.random.default_rng(6).permutation(len(table))
+        return pa.table(lists, schema=table.schema).take(order)
+
+    one = read_scored_log(dataset, scores(tmp_path / "one.parquet", best), SINCE)
+    two = read_scored_log(dataset, scores(tmp_path / "two.parquet", best, turned), SINCE)
+    np.testing.assert_array_equal(one.policy_NK, two.policy_NK)
+    np.testing.assert_array_equal(one.click_probability_NK, two.click_probability_NK)
+    assert one.true_click_NK is not None
+    np.testing.assert_allclose(one.click_probability_NK, one.true_click_NK, rtol=1e-6)
+
+
+TEXT, INDEXED = pa.large_string(), pa.dictionary(pa.int32(), pa.string())
+
+
+@pytest.mark.parametrize(
+    ("of_log", "of_scores"),
+    [
+        ({"artwork_id": INDEXED, "member_id": INDEXED, "impression_id": TEXT}, {}),
+        ({"candidates": pa.large_list(TEXT), "propensities": pa.large_list(pa.float64())}, {"impression_id": TEXT}),
+        ({"candidates": pa.list_(INDEXED), "title_id": INDEXED}, {"candidates": pa.large_list(TEXT)}),
+        ({"shown_at": pa.timestamp("ms", "America/New_York")}, {"policy": pa.list_(pa.int8())}),
+        ({"shown_at": pa.timestamp("ns", "UTC")}, {"impression_id": INDEXED}),
+    ],
+)
+def test_what_other_engines_write_is_read_alike(
+    report: dict[str, Any], tmp_path: Path, of_log: dict[str, pa.DataType], of_scores: dict[str, pa.DataType]
+) -> None:
+    def typed(types: dict[str, pa.DataType]) -> Change:
+        def change(table: pa.Table) -> pa.Table:
+            for name, type_ in types.items():
+                table = changed(name, lambda values: values, type_)(table)
+            return table
+
+        return change
+
+    told = evaluate(
+        service(tmp_path / "service", typed(of_log)),
+        scores(tmp_path / "scores.parquet", best, typed(of_scores)),
+        tmp_path / "out",
+        since=SINCE,
+    )
+    assert told == report
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda t: t.slice(0, 1990), r"10 impressions of the log are missing \(first: i05990\)"),
+        (lambda t: pa.concat_tables([t, t.slice(7, 1)]), r"1 impressions .* more than once \(first: i04007\)"),
+        (changed("candidates", last(["x"])), r"1 rows whose candidates are not the log's \(first: i05999\)"),
+        (changed("candidates", last(None)), r"1 rows whose candidates is null \(first: i05999\)"),
+        (
+            changed("policy", lambda v: [[p * 0.93 for p in ps] for ps in v]),
+            r"2000 rows whose policy does not sum to 1 \(first: i04000, sum 0.93\)",
+        ),
+        (
+            changed("click_probability", lambda v: [*v[:-1], [float("nan")] * len(v[-1])]),
+            r"1 rows whose click_probability is no probability \(first: i05999, nan\)",
+        ),
+        (
+            changed("click_probability", lambda v: [[-2.5 for _ in v[0]], *v[1:]]),
+            r"no probability \(first: i04000, -2.5\)",
+        ),
+        (
+            changed("policy", last([1.0] * 9)),
+            r"1 rows whose lists are not as long as their candidates \(first: i05999: policy\)",
+        ),
+        (lambda t: t.drop_columns("policy"), "has no column policy"),
+        (changed("policy", lambda v: [0.5 for _ in v], pa.float32()), "column policy is float, must be a list"),
+        (changed("impression_id", lambda v: list(range(len(v))), pa.int64()), "impression_id is int64, must be text"),
+    ],
+)
+def test_scores_that_do_not_fit_are_refused(dataset: Path, tmp_path: Path, change: Change, named: str) -> None:
+    """In one line that names the file, and nothing is written."""
+    path = scores(tmp_path / "scores.parquet", best, change)
+    with pytest.raises(UserError, match=named) as told:
+        evaluate(dataset, path, tmp_path / "out", since=SINCE)
+    assert str(told.value).startswith(str(path))
+    assert "\n" not in str(told.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["scores.parquet"]
+
+
+def test_scores_that_are_no_table_are_refused(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.parquet").write_text("not Parquet")
+    (tmp_path / "empty").mkdir()
+    for name, named in (("text.parquet", "cannot be read"), ("empty", "no Parquet file"), ("none", "no Parquet file")):
+        with pytest.raises(UserError, match=named) as told:
+            read_scored_log(dataset, tmp_path / name, SINCE)
+        assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (changed("artwork_id", last("x")), "1 rows whose shown artwork is not among the candidates"),
+        (changed("propensities", last(None)), "1 rows without a propensity above 0"),
+        (changed("propensities", last([0.5] * 9)), "1 rows whose propensities are not as many"),
+        (changed("clicked", last(None)), r"1 rows whose clicked is null \(first: i05999\)"),
+        (lambda t: pa.concat_tables([t, t.slice(ROWS - 1, 1)]), "1 impression ids are repeated"),
+        (changed("shown_at", lambda v: v, pa.timestamp("us")), "must be a timestamp with a time zone"),
+        (lambda t: t.slice(0, 3000), "no impression was shown since"),
+        (lambda t: t.filter(pa.array([len(c) == 1 for c in ALL["candidates"]])), "nothing to choose"),
+    ],
+)
+def test_logs_that_cannot_be_judged_are_refused(tmp_path: Path, change: Change, named: str) -> None:
+    broken = service(tmp_path / "service", change)
+    with pytest.raises(UserError, match=named):
+        evaluate(broken, scores(tmp_path / "scores.parquet", best), tmp_path / "out", since=SINCE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_moment_without_a_zone_is_refused(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        read_scored_log(dataset, scores(tmp_path / "scores.parquet", best), SINCE.replace(tzinfo=None))
+
+
+def test_without_truth_nothing_true_is_claimed(report: dict[str, Any], tmp_path: Path) -> None:
+    plain = service(tmp_path / "service", lambda t: t.drop_columns("engaged"), truth=False)
+    told = evaluate(plain, scores(tmp_path / "scores.parquet", best), tmp_path / "out", since=SINCE)
+    assert told["captured_lift"] is None
+    assert [row["policy"] for row in told["policies"]] == ["uniform", "logged", "best_fixed", "scored"]
+    assert {row["reward"] for row in told["policies"]} == {"clicked"}
+    assert {row["true_value"] for row in told["policies"]} == {None}
+    assert estimate_of(told, "scored", "snips") == estimate_of(report, "scored", "snips")
+
+
+def test_engaged_is_valued_only_where_every_click_says_so(tmp_path: Path) -> None:
+    """Null without a click means no; null after a click is not known, and no value is made from the rest."""
+    clicked = max(n for n in range(ROWS) if ALL["clicked"][n])
+    unknown = service(
+        tmp_path / "service", changed("engaged", lambda v: [None if n == clicked else e for n, e in enumerate(v)])
+    )
+    log = read_scored_log(unknown, scores(tmp_path / "scores.parquet", best), SINCE)
+    assert log.engaged is None
+
+
+def test_a_log_without_randomised_part_gives_no_number(tmp_path: Path) -> None:
+    def aimed(values: list[list[float]]) -> list[list[float]]:
+        return [[p * (1.1 if i == 0 else (1 - 1.1 * v[0]) / (1 - v[0])) for i, p in enumerate(v)] for v in values]
+
+    log = service(tmp_path / "service", changed("propensities", aimed))
+    told = evaluate(log, scores(tmp_path / "scores.parquet", best), tmp_path / "out", since=SINCE)
+    assert told["randomised"] == 0
+    assert {e["value"] for e in row_of(told, "scored")["estimates"]} == {None}
+    assert "cannot tell" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "cannot be told" in shown_as_text(told)
+
+
+def test_nothing_before_the_period_to_learn_from(dataset: Path, tmp_path: Path) -> None:
+    early = service(tmp_path / "service", lambda t: t.slice(LATE.start))
+    told = evaluate(early, scores(tmp_path / "scores.parquet", best), tmp_path / "out", since=SINCE)
+    assert "best_fixed" not in [row["policy"] for row in told["policies"]]
+    assert "left out" in told["notes"]["Best artwork per title"]
+
+
+def shown_as_text(report: dict[str, Any]) -> str:
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(policy_table(report))
+    return captured.get()
+
+
+def test_the_table_names_every_policy(report: dict[str, Any]) -> None:
+    lines = shown_as_text(report | {"scored": "x"}).splitlines()
+    for row in report["policies"]:
+        if row["reward"] == "clicked":
+            line = next(line for line in lines if row["label"] in line)
+            assert f"{1000 * row['true_value']:.1f}" in line
+            assert re.search(r"\d\.\d \[\d+\.\d, \d+\.\d\]", line)
+
+
+def test_what_is_written(dataset: Path, tmp_path: Path) -> None:
+    """One page without network or scripts, whose words cannot break out of it; and a record of standard JSON."""
+    told = evaluate(
+        dataset,
+        scores(tmp_path / "scores.parquet", best),
+        tmp_path / "out",
+        since=SINCE,
+        scored_name="<ours & [theirs]>",
+        notes={"Why": "because 1 < 2"},
+        extra={"made_from": "abc"},
+    )
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "&lt;ours &amp; [theirs]&gt;" in page
+    assert "because 1 &lt; 2" in page
+    assert not re.search(r"<script|https?:|(src|href)=|url\(", page)
+    assert page.count("<svg") == 2
+    assert "<ours & [theirs]>" in shown_as_text(told)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    record = (tmp_path / "out" / "report.json").read_text(encoding="utf-8")
+    assert json.loads(record, parse_constant=refuse) == told
+    assert told["made_from"] == "abc"
+    assert sum(told["reliability"]["count"]) == ROWS - LATE.start
+    assert told["metrics"]["log_loss"] < told["metrics"]["log_loss_of_a_constant"]

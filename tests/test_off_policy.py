@@ -1,0 +1,139 @@
+"""Estimators on logs whose truth is known, with members who differ so much that their impressions must not count alone.
+
+Legend: R replications, N impressions, M members, K artworks.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from evaluation.off_policy import Estimate, ips, on_policy, snips, snips_lift
+
+MEMBERS, EACH, REPLICATIONS = 50, 8, 400
+APPEAL_K = np.array([0.0, 0.05, 0.1, 0.25])
+TARGET_K = np.array([0.1, 0.1, 0.2, 0.6])
+UNIFORM_K = np.full(4, 0.25)
+RARELY, MOSTLY = 0.05, 0.6
+"""Click rates of the two kinds of member, before appeal."""
+
+
+def value_of(policy_K: np.ndarray) -> float:
+    """True value: half the members are of each kind."""
+    return float((RARELY + MOSTLY) / 2 + policy_K @ APPEAL_K)
+
+
+def logs(logging_K: np.ndarray, replications: int = REPLICATIONS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rewards (R, N), shown artworks (R, N) and members (N,) of many small logs."""
+    chance = np.random.default_rng(11)
+    member_N = np.repeat(np.arange(MEMBERS), EACH)
+    level_RM = np.where(chance.random((replications, MEMBERS)) < 0.5, RARELY, MOSTLY)
+    shown_RN = chance.choice(4, size=(replications, len(member_N)), p=logging_K)
+    reward_RN = chance.random(shown_RN.shape) < level_RM[:, member_N] + APPEAL_K[shown_RN]
+    return reward_RN.astype(float), shown_RN, member_N
+
+
+def coverage(estimates: list[Estimate], truth: float) -> float:
+    return float(np.mean([e.low <= truth <= e.high for e in estimates]))
+
+
+@pytest.mark.parametrize("estimator", [ips, snips])
+@pytest.mark.parametrize("logging_K", [UNIFORM_K, np.array([0.4, 0.3, 0.2, 0.1])], ids=["uniform", "skewed"])
+def test_values_are_right_on_average_and_intervals_hold(estimator: Callable, logging_K: np.ndarray) -> None:
+    reward_RN, shown_RN, member_N = logs(logging_K)
+    weight_RN = (TARGET_K / logging_K)[shown_RN]
+    estimates = [estimator(r, w, member_N) for r, w in zip(reward_RN, weight_RN, strict=True)]
+    values = np.array([e.value for e in estimates])
+    assert abs(values.mean() - value_of(TARGET_K)) < 3.5 * values.std() / np.sqrt(len(values))
+    assert 0.92 <= coverage(estimates, value_of(TARGET_K)) <= 0.98
+    assert {(e.impressions, e.members) for e in estimates} == {(MEMBERS * EACH, MEMBERS)}
+
+
+@pytest.mark.parametrize("estimator", [ips, snips])
+def test_intervals_by_impression_miss_the_truth_too_often(estimator: Callable) -> None:
+    """What counting every impression as independent would claim: 95 %; what it covers: less than 80 %."""
+    reward_RN, shown_RN, member_N = logs(UNIFORM_K)
+    weight_RN = np.ones(shown_RN.shape)
+    alone = [estimator(r, w, np.arange(len(member_N))) for r, w in zip(reward_RN, weight_RN, strict=True)]
+    ours = [estimator(r, w, member_N) for r, w in zip(reward_RN, weight_RN, strict=True)]
+    assert coverage(alone, value_of(UNIFORM_K)) < 0.8
+    assert 0.92 <= coverage(ours, value_of(UNIFORM_K)) <= 0.98
+
+
+def test_the_lift_is_right_and_surer_than_two_values_apart() -> None:
+    reward_RN, shown_RN, member_N = logs(UNIFORM_K)
+    truth = value_of(TARGET_K) / value_of(UNIFORM_K) - 1
+    base_N = np.ones(len(member_N))
+    lifts, apart = [], []
+    for reward_N, shown_N in zip(reward_RN, shown_RN, strict=True):
+        weight_N = (TARGET_K / UNIFORM_K)[shown_N]
+        lifts.append(snips_lift(reward_N, weight_N, base_N, member_N))
+        value, base = snips(reward_N, weight_N, member_N), snips(reward_N, base_N, member_N)
+        apart.append(np.hypot(value.high - value.value, base.high - base.value) / base.value)
+    values = np.array([lift.value for lift in lifts])
+    # a ratio of two estimates is biased by about its variance
+    assert abs(values.mean() - truth) < 3.5 * values.std() / np.sqrt(len(values)) + values.var()
+    assert 0.92 <= coverage(lifts, truth) <= 0.98
+    assert np.mean([lift.high - lift.value for lift in lifts]) < 0.8 * np.mean(apart)
+
+
+def test_estimates_against_straight_lines() -> None:
+    reward_RN, shown_RN, member_N = logs(np.array([0.4, 0.3, 0.2, 0.1]), 1)
+    reward, member = reward_RN[0].tolist(), member_N.tolist()
+    weight = (TARGET_K / [0.4, 0.3, 0.2, 0.1])[shown_RN[0]].tolist()
+    n, total = len(reward), sum(weight)
+    plain = sum(w * r for w, r in zip(weight, reward, strict=True)) / n
+    ratio = plain * n / total
+    for estimator, value, moved in (
+        (ips, plain, [(w * r - plain) / n for w, r in zip(weight, reward, strict=True)]),
+        (snips, ratio, [w * (r - ratio) / total for w, r in zip(weight, reward, strict=True)]),
+    ):
+        sums: dict[int, float] = {}
+        for m, change in zip(member, moved, strict=True):
+            sums[m] = sums.get(m, 0.0) + change
+        error = (sum(s * s for s in sums.values()) * MEMBERS / (MEMBERS - 1)) ** 0.5
+        estimate = estimator(np.array(reward), np.array(weight), member_N)
+        assert estimate.value == pytest.approx(value)
+        assert (estimate.low, estimate.high) == pytest.approx((value - 1.959964 * error, value + 1.959964 * error))
+        assert estimate.effective_sample_size == pytest.approx(total**2 / sum(w * w for w in weight))
+        assert estimate.mean_weight == pytest.approx(total / n)
+        assert estimate.largest_weight == max(weight)
+
+
+def test_constant_rewards_are_their_own_value() -> None:
+    chance = np.random.default_rng(4)
+    weight_N, member_N = chance.exponential(size=60), chance.integers(0, 9, 60)
+    constant = snips(np.full(60, 0.3), weight_N, member_N)
+    assert (constant.value, constant.low, constant.high) == pytest.approx((0.3, 0.3, 0.3))
+    reward_N = chance.random(60)
+    shifted = snips(reward_N + 5, weight_N, member_N)
+    assert shifted.value == pytest.approx(snips(reward_N, weight_N, member_N).value + 5)
+
+
+def test_member_ids_are_names_only() -> None:
+    reward_N, weight_N = np.array([1.0, 0.0, 1.0, 0.0]), np.array([1.0, 2.0, 0.5, 1.0])
+    assert ips(reward_N, weight_N, np.array([7, 7, 900, -3])) == ips(reward_N, weight_N, np.array([0, 0, 1, 2]))
+
+
+def test_nothing_to_go_by_is_not_a_number() -> None:
+    none = np.zeros(0)
+    assert np.isnan([ips(none, none, none).value, snips(none, none, none).value, on_policy(none, none).value]).all()
+    assert ips(none, none, none).record()["value"] is None
+    lift = snips_lift(np.zeros(3), np.ones(3), np.ones(3), np.arange(3))
+    assert np.isnan(lift.value), "no click under the base policy: a lift over nothing"
+
+
+@pytest.mark.parametrize(
+    ("reward", "weight", "base", "named"),
+    [
+        ([1.0, 0.0], [1.0], [1.0, 1.0], "must be"),
+        ([1.0, 0.0], [1.0, -1.0], [1.0, 1.0], "not negative"),
+        ([1.0, np.nan], [1.0, 1.0], [1.0, 1.0], "finite"),
+        ([1.0, 0.0], [1.0, np.inf], [1.0, 1.0], "finite"),
+        ([1.0, 0.0], [1.0, 1.0], [1.0, np.nan], "finite"),
+        ([1.0, 0.0], [1.0, 1.0], [1.0], "must be"),
+    ],
+)
+def test_bad_arrays_are_named(reward: list, weight: list, base: list, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        snips_lift(np.array(reward), np.array(weight), np.array(base), np.arange(2))
