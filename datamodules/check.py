@@ -28,7 +28,7 @@ from rich.text import Text
 
 from datamodules.check_files import TableFiles, Violation, place_of, printable
 from datamodules.check_rules import Relations, RowRule, rules_of, with_strangers
-from datamodules.contract import ARTWORKS, CONTRACT_VERSION, IMPRESSIONS, TABLES, Kind, UserError
+from datamodules.contract import ARTWORKS, CONTRACT_VERSION, ENGINE_TYPES, IMPRESSIONS, TABLES, UserError
 from datamodules.progress import progress_bar
 
 FILE = "keyart_file"
@@ -39,16 +39,6 @@ MEMORY = "1GB"
 """What DuckDB may hold before it spills to the system's temporary folder."""
 IMAGES_AT_ONCE = 512
 """Images handed to the threads at a time: keeps the queue short for a large catalogue, and Ctrl-C quick."""
-ABSENT: dict[Kind, str] = {
-    "string": "string",
-    "strings": "array<string>",
-    "float": "float32",
-    "floats": "array<float32>",
-    "integer": "int32",
-    "timestamp": "timestamp('UTC', 6)",
-    "boolean": "boolean",
-}
-"""The type, to Ibis, of an optional column that a dataset leaves out; it is read as null."""
 
 IMAGE_RULES = {
     "image-outside": (
@@ -188,7 +178,7 @@ def _relations(engine: Backend, sound: list[TableFiles]) -> Relations:
             hive_partitioning=False,
         )
         columns = {
-            column.name: raw[column.name] if column.name in files.columns else ibis.null(ABSENT[column.kind])
+            column.name: raw[column.name] if column.name in files.columns else ibis.null(ENGINE_TYPES[column.kind])
             for column in files.table.columns
         }
         tables[files.table.name] = raw.select(raw[FILE], **columns)

@@ -13,6 +13,17 @@ CONTRACT_VERSION = 1
 Kind = Literal["string", "strings", "float", "floats", "integer", "timestamp", "boolean"]
 """What a column holds: `strings` and `floats` are lists; integers and floats may be of any width."""
 
+ENGINE_TYPES: dict[Kind, str] = {
+    "string": "string",
+    "strings": "array<string>",
+    "float": "float32",
+    "floats": "array<float32>",
+    "integer": "int32",
+    "timestamp": "timestamp('UTC', 6)",
+    "boolean": "boolean",
+}
+"""What each kind is to Ibis: columns are read as these, and absent optional ones as nulls of them."""
+
 
 class UserError(Exception):
     """Something a user gave cannot be used. The message is one line that names file, value and remedy."""

@@ -31,7 +31,7 @@ from rich.progress import Progress
 
 from datamodules.atomic import atomic_folder
 from datamodules.catalogue import build_catalogue
-from datamodules.contract import ARTWORKS, CONTRACT_VERSION, IMPRESSIONS, PLAYS, TITLES, Kind, Table, UserError
+from datamodules.contract import ARTWORKS, CONTRACT_VERSION, ENGINE_TYPES, IMPRESSIONS, PLAYS, TITLES, Table, UserError
 from datamodules.fingerprint import dataset_fingerprint, fingerprint
 from datamodules.progress import progress_bar
 from datamodules.shards import EMBEDDING, MANIFEST, REQUESTS, SPLITS, TEST, TRAIN, VALIDATION, Shard
@@ -41,15 +41,6 @@ LAYOUT = 1
 """Raised when the arrays change their meaning: older shards are then prepared again."""
 ROWS_AT_ONCE = 200_000
 HEX = "0123456789abcdef"
-TYPES: dict[Kind, str] = {
-    "string": "string",
-    "strings": "array<string>",
-    "float": "float32",
-    "floats": "array<float32>",
-    "integer": "int32",
-    "timestamp": "timestamp('UTC', 6)",
-    "boolean": "boolean",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +183,7 @@ def _read(engine: Backend, dataset: Path, table: Table) -> Relation:
     raw = engine.read_parquet(paths, table_name=table.name, hive_partitioning=False)
     columns = {}
     for column in table.columns:
-        type_ = dt.dtype(TYPES[column.kind])
+        type_ = dt.dtype(ENGINE_TYPES[column.kind])
         columns[column.name] = raw[column.name].cast(type_) if column.name in raw.columns else ibis.null(type_)
     return raw.select(**columns)
 

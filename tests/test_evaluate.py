@@ -208,6 +208,7 @@ def test_candidates_in_another_order_are_aligned(dataset: Path, tmp_path: Path) 
     two = read_scored_log(dataset, scores(tmp_path / "two.parquet", best, turned), SINCE)
     np.testing.assert_array_equal(one.policy_NK, two.policy_NK)
     np.testing.assert_array_equal(one.click_probability_NK, two.click_probability_NK)
+    assert not one.randomised[one.there_NK.sum(1) == 1].any(), "one artwork is no choice"
     assert one.true_click_NK is not None
     np.testing.assert_allclose(one.click_probability_NK, one.true_click_NK, rtol=1e-6)
 
@@ -379,6 +380,7 @@ def test_what_is_written(dataset: Path, tmp_path: Path) -> None:
     )
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "&lt;ours &amp; [theirs]&gt;" in page
+    assert "<ours" not in page
     assert "because 1 &lt; 2" in page
     assert not re.search(r"<script|https?:|(src|href)=|url\(", page)
     assert page.count("<svg") == 2

@@ -6,9 +6,12 @@ Legend: R replications, N impressions, M members, K artworks.
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from evaluation.off_policy import Estimate, ips, on_policy, snips, snips_lift
+from evaluation.policies import best_fixed, greedy, uniform
+from evaluation.scored_log import PastLog, ScoredLog
 
 MEMBERS, EACH, REPLICATIONS = 50, 8, 400
 APPEAL_K = np.array([0.0, 0.05, 0.1, 0.25])
@@ -137,3 +140,66 @@ def test_nothing_to_go_by_is_not_a_number() -> None:
 def test_bad_arrays_are_named(reward: list, weight: list, base: list, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         snips_lift(np.array(reward), np.array(weight), np.array(base), np.arange(2))
+
+
+def one_impression(*artworks: str) -> ScoredLog:
+    """A log of one impression with these candidates and a place of padding."""
+    there_NK = np.arange(len(artworks) + 1)[None] < len(artworks)
+    numbers_NK = np.where(there_NK, np.arange(len(artworks) + 1), -1)
+    nothing_NK = np.zeros(there_NK.shape)
+    return ScoredLog(
+        impression_id=pa.array(["i0"]),
+        member=np.array([0]),
+        title=np.array([0]),
+        artworks=pa.array(artworks),
+        artwork_NK=numbers_NK,
+        there_NK=there_NK,
+        shown=np.array([0]),
+        propensity=np.array([0.5]),
+        propensity_NK=nothing_NK,
+        randomised=np.array([True]),
+        clicked=np.array([0.0]),
+        engaged=None,
+        click_probability_NK=nothing_NK,
+        policy_NK=nothing_NK,
+        true_click_NK=None,
+        true_engaged_NK=None,
+    )
+
+
+def past(*told: tuple[str, float, int, int]) -> PastLog:
+    """What was shown before, of one title: (artwork, propensity, impressions, clicks)."""
+    names = sorted({artwork for artwork, *_ in told})
+    counts = [count for _, _, count, _ in told]
+    artwork = np.repeat([names.index(name) for name, *_ in told], counts)
+    return PastLog(
+        artworks=pa.array(names),
+        artwork=artwork,
+        title=np.zeros(len(artwork), int),
+        clicked=np.concatenate([np.arange(count) < clicks for _, _, count, clicks in told]).astype(float),
+        propensity=np.repeat([propensity for _, propensity, _, _ in told], counts),
+    )
+
+
+def test_best_for_everybody_is_not_what_an_older_policy_aimed_well() -> None:
+    """Half the members click on a (.9) where the others do not (.1); all click on b at .6. A was aimed at the former."""
+    aimed = past(("a", 0.9, 900, 810), ("b", 0.1, 100, 60), ("a", 0.1, 100, 10), ("b", 0.9, 900, 540))
+    assert best_fixed(one_impression("a", "b"), aimed).tolist() == [[0, 1, 0]]
+
+
+def test_one_lucky_impression_does_not_make_a_winner() -> None:
+    known = past(("a", 0.5, 2000, 800), ("b", 0.5, 2000, 600), ("c", 0.5, 1, 1))
+    assert best_fixed(one_impression("c", "a", "b"), known).tolist() == [[0, 1, 0, 0]]
+    assert best_fixed(one_impression("c", "b"), known).tolist() == [[1, 0, 0]], "between one and the title's rate"
+
+
+def test_an_artwork_never_seen_stands_at_the_mean_of_the_others() -> None:
+    known = past(("a", 0.5, 2000, 800), ("b", 0.5, 2000, 600))
+    assert best_fixed(one_impression("new", "b", "a"), known).tolist() == [[0, 0, 1, 0]]
+    assert best_fixed(one_impression("new", "newer"), known).tolist() == [[1, 0, 0]], "nothing is known of either"
+
+
+def test_policies_give_nothing_to_padding() -> None:
+    log = one_impression("a", "b")
+    assert uniform(log).tolist() == [[0.5, 0.5, 0]]
+    assert greedy(np.array([[-2.0, -1.0, 0.0]]), log).tolist() == [[0, 1, 0]]
