@@ -17,6 +17,7 @@ from datamodules.fingerprint import dataset_fingerprint, files_fingerprint, fing
 from datamodules.prepare import prepare as prepare_shards
 from datamodules.prepare import shards_fingerprint
 from datamodules.shards import summary
+from evaluation.evaluate import LAYOUT as REPORT_LAYOUT
 from evaluation.evaluate import evaluate as evaluate_scores
 from export.bundle import Bundle
 from export.export import LAYOUT
@@ -68,7 +69,7 @@ def go_the_whole_way(dataset: Path, out: Path, recipe: Recipe, console: Console)
         console.print(f"score: {scores} is up to date")
     else:
         score_dataset(bundle, dataset, scores, policy=recipe.policy, since=since, console=console)
-    wanted = fingerprint(said(scores / RECORD), wanted)
+    wanted = fingerprint(said(scores / RECORD), wanted, REPORT_LAYOUT)
     record = report_folder / "report.json"
     if record.is_file() and (report := read_json(record)).get("made_from") == wanted:
         console.print(f"evaluate: {report_folder} is up to date")

@@ -25,6 +25,8 @@ from evaluation.report import render
 from evaluation.scored_log import ScoredLog, read_past, read_scored_log
 
 RECORD = "report.json"
+LAYOUT = 1
+"""Raised when the report says other things, or in another way: older ones are then made again."""
 
 LABELS = {
     "uniform": "uniform: any artwork alike",
