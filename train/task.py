@@ -96,7 +96,7 @@ class RankerTask(pl.LightningModule):
         return loss
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
-        """After each step: move the average."""
+        """Before each step: move the average to the weights of the step before, so that it trails by one."""
         self.average.update_parameters(self.model)
 
     def on_validation_epoch_start(self) -> None:
