@@ -7,12 +7,14 @@ fields as options (`keyart fit SHARDS RUN --passes 3 --model.width 32`) and `--c
 
 from __future__ import annotations
 
+import gc
 import sys
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
+TYPE_CHECKING = False  # not typing's: jsonargparse runs what stands under that, and every command would load torch
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -120,21 +122,48 @@ def check(dataset: Path) -> int:
     return 0 if findings.ok else 1
 
 
-def prepare(dataset: Path, shards: Path, *, settings: PrepareConfig) -> None:
+def prepare(
+    dataset: Path,
+    out: Path,
+    *,
+    like: Path | None = None,
+    since: str | None = None,
+    engine: Literal["duckdb", "pyspark"] = "duckdb",
+    memory: str = "",
+    spark: list[str] | None = None,
+    settings: PrepareConfig,
+) -> None:
     """Turn raw tables into shards, each member stored once, histories strictly before each impression.
 
     Args:
         dataset: A folder by the dataset contract; it is only read.
-        shards: Folder to write.
+        out: Folder to write the shards to.
+        like: Shards whose vocabularies and image encoder to use: for a new day of the log, with `since`.
+        since: Only impressions shown at or after this date or time (ISO 8601, UTC), with their members' whole histories.
+        engine: duckdb, in this process; or pyspark, a session started here (extra spark, Java 17).
+        memory: What the command may hold, such as 2GB; the rest is spilled beside OUT. Default: half of the machine's.
+        spark: A setting of the Spark session, KEY=VALUE; may be given again.
     """
     from datamodules.check import require_valid
+    from datamodules.contract import moment_of
+    from datamodules.counts import print_counts
+    from datamodules.engines import EngineConfig, open_engine, spill_of
     from datamodules.prepare import prepare as prepare_shards
-    from datamodules.shards import summary
 
-    require_valid(dataset, images=False)
-    manifest = prepare_shards(dataset, shards, settings, console=_console())
-    _told().print(f"{shards}: {summary(manifest)}")
-    _next("", f"keyart embed {dataset} {shards}")
+    moment = None if since is None else moment_of("since", since)
+    console = _console()
+    with open_engine(EngineConfig(engine=engine, memory=memory, spark=spark or []), spill_of(out)) as working:
+        require_valid(
+            dataset,
+            images=False,
+            drop_invalid=settings.drop_invalid,
+            console=console,
+            engine=working,
+            since=moment if like else None,
+        )
+        manifest = prepare_shards(dataset, out, settings, like=like, since=moment, engine=working, console=console)
+    print_counts(manifest, _told())
+    _next(f"{out} written", f"keyart embed {dataset} {out}")
 
 
 def embed(dataset: Path, shards: Path, *, settings: EmbedConfig) -> None:
@@ -217,17 +246,14 @@ def score(bundle: Path, dataset: Path, out: Path, *, policy: str = "greedy", sin
         since: Only impressions shown at or after this date or time (ISO 8601, UTC); default: all.
     """
     from datamodules.check import require_valid
-    from datamodules.contract import UserError
+    from datamodules.contract import moment_of
     from export.bundle import Bundle
     from export.score import score as score_dataset
 
-    try:
-        moment = None if since is None else datetime.fromisoformat(since)
-    except ValueError:
-        raise UserError(f"since={since}: is no date. Give one like 2026-03-31 or 2026-03-31T12:00:00+00:00.") from None
+    moment = None if since is None else moment_of("since", since)
     opened = Bundle.open(bundle)
     require_valid(dataset, images=False)
-    score_dataset(opened, dataset, out, policy=policy, since=_utc(moment), console=_console())
+    score_dataset(opened, dataset, out, policy=policy, since=moment, console=_console())
     _next("", f"keyart evaluate {bundle} {dataset} REPORT")
 
 
@@ -266,12 +292,6 @@ def _plain(config: Any) -> Any:
     return json.loads(json.dumps(asdict(config)))
 
 
-def _utc(moment: datetime | None) -> datetime | None:
-    from datetime import UTC
-
-    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
-
-
 def usage() -> str:
     """What `keyart --help` prints."""
     lines = ["usage: keyart COMMAND ...", "", "Learn which artwork makes a member want to watch a title.", ""]
@@ -281,6 +301,8 @@ def usage() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code. 0 done, 1 something given cannot be used, 2 wrong words, 130 interrupted."""
+    # libraries make millions of objects that live on while they are imported: looking for garbage takes a third of that
+    gc.set_threshold(100_000, 50, 50)
     words = sys.argv[1:] if arguments is None else arguments
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())

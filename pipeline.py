@@ -13,10 +13,10 @@ from rich.console import Console
 
 from datamodules.atomic import atomic_file
 from datamodules.check import require_valid
+from datamodules.counts import summary
 from datamodules.fingerprint import dataset_fingerprint, files_fingerprint, fingerprint
 from datamodules.prepare import prepare as prepare_shards
 from datamodules.prepare import shards_fingerprint
-from datamodules.shards import summary
 from evaluation.evaluate import LAYOUT as REPORT_LAYOUT
 from evaluation.evaluate import evaluate as evaluate_scores
 from export.bundle import Bundle

@@ -45,7 +45,7 @@ def parse(
     not fit raise a UserError.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=f"keyart {name}", description=_summary(function), exit_on_error=False)
+    parser = _Parser(prog=f"keyart {name}", description=_summary(function), exit_on_error=False)
     parser.add_function_arguments(function, as_positional=True, skip={"settings"} if section else set())
     class_ = section_class(section) if section else None
     if class_ is not None:
@@ -56,12 +56,51 @@ def parse(
             fields_set = _flat(read_section(chosen, section or "", class_))
             words = [*(f"--{key}={json.dumps(value)}" for key, value in fields_set.items()), *words]
     try:
-        found = parser.parse_args(words)
+        found = parser.parse_args(_spelled(words, parser))
         return _arguments(parser.instantiate(found), class_)
     except UserError:
         raise
     except Exception as error:  # argparse, jsonargparse and a config's own checks each raise their own
         raise UserError(f"{_one_line(error)} (keyart {name} --help explains).") from None
+
+
+class _Parser(ArgumentParser):
+    """Options have dashes where fields have underscores: `--drop-invalid`."""
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """What `--help` prints."""
+        return re.sub(
+            r"--\w[\w.]*", lambda found: found[0].replace("_", "-"), super().format_help(*args, **kwargs)
+        ).replace("--from-run", "--from")
+
+
+ALIASES = {"--from": "--from_run"}
+"""Options whose name Python keeps for itself."""
+
+
+def _spelled(words: list[str], parser: ArgumentParser) -> list[str]:
+    """The words as the parser knows them: dashes as underscores, a bare flag as true, a repeated option as a list."""
+    known = parser._option_string_actions
+    spelled: list[str] = []
+    lists: dict[str, list[str]] = {}
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        name, equals, value = word.partition("=")
+        if not name.startswith("--"):
+            spelled.append(word)
+            continue
+        name = name if name in known else "--" + name[2:].replace("-", "_")
+        name = ALIASES.get(name, name)
+        type_ = getattr(known.get(name), "_typehint", None)
+        if type_ is bool and not equals:
+            given = left.pop(0) if left and left[0] in ("true", "false") else "true"
+            spelled.append(f"{name}={given}")
+        elif type_ in (list[str], list[str] | None) and not value.startswith("["):
+            lists.setdefault(name, []).append(value if equals or not left else left.pop(0))
+        else:
+            spelled.append(f"{name}{equals}{value}")
+    return [*spelled, *(f"{name}={json.dumps(values)}" for name, values in lists.items())]
 
 
 def read_section(path: Path, section: str, class_: type) -> dict[str, Any]:

@@ -2,23 +2,20 @@
 
 In: a dataset folder, which is only read. Out: `Findings`: every violation counted, with the first offenders and the
 remedy. Three passes, each over what the one before found sound: the files' schemas (`check_files`), the rows (the rules
-of `check_rules`, counted by DuckDB in one aggregation per table), the images (Pillow, decoded to the end).
+of `check_rules`, counted by the engine in one aggregation per table), the images (Pillow, decoded to the end).
 """
 
-import glob
 import posixpath
-import tempfile
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-import duckdb
 import ibis
-from ibis.backends.duckdb import Backend
 from ibis.expr.types import BooleanColumn
 from PIL import Image
 from rich.console import Console
@@ -29,14 +26,13 @@ from rich.text import Text
 from datamodules.check_files import TableFiles, Violation, place_of, printable
 from datamodules.check_rules import Relations, RowRule, rules_of, with_strangers
 from datamodules.contract import ARTWORKS, CONTRACT_VERSION, ENGINE_TYPES, IMPRESSIONS, TABLES, UserError
+from datamodules.engines import FILE, Engine, EngineConfig, open_engine, rows_of
 from datamodules.progress import progress_bar
 
-FILE = "keyart_file"
-"""The column that says which file a row came from."""
 OFFENDERS = 3
 """How many of those who break a rule are named."""
-MEMORY = "1GB"
-"""What DuckDB may hold before it spills to the system's temporary folder."""
+MEMORY = "2GB"
+"""What a check by itself may hold."""
 IMAGES_AT_ONCE = 512
 """Images handed to the threads at a time: keeps the queue short for a large catalogue, and Ctrl-C quick."""
 
@@ -72,12 +68,21 @@ class Findings:
         return not self.violations
 
 
-def check(dataset: Path, *, images: bool = True, console: Console | None = None) -> Findings:
+def check(
+    dataset: Path,
+    *,
+    images: bool = True,
+    console: Console | None = None,
+    engine: Engine | None = None,
+    since: datetime | None = None,
+) -> Findings:
     """Judge a dataset by the contract; the dataset is never written to.
 
     Where a table's schema is broken, neither its rows are judged, nor its images, nor what other tables refer to in it.
-    With `images` false, no image is opened. Progress is drawn on `console`, standard error by default.
-    Raises `UserError` where the engine fails for a reason outside of the dataset, such as a full disk.
+    With `images` false, no image is opened. With `since`, of the impressions only those shown at or after that moment
+    are judged, and those that do not say when. Progress is drawn on `console`, standard error by default; `engine`
+    counts, by default a DuckDB of this call. Raises `UserError` where the engine fails for a reason outside of the
+    dataset, such as a full disk.
     """
     if not dataset.is_dir():
         what = "is not a folder" if dataset.exists() else "does not exist"
@@ -88,15 +93,17 @@ def check(dataset: Path, *, images: bool = True, console: Console | None = None)
     present = [TableFiles.read(dataset, table) for table in TABLES]
     violations = [violation for files in present for violation in files.violations]
     sound = [files for files in present if files.sound]
+    failures: tuple[type[Exception], ...] = ()
     with progress_bar(console or Console(stderr=True)) as progress:
         while True:
             try:
-                with _engine() as engine:
-                    tables = _relations(engine, sound)
-                    row_violations = list(_row_violations(dataset, sound, tables, progress))
+                with nullcontext(engine) if engine else open_engine(EngineConfig(memory=MEMORY)) as working:
+                    failures = working.errors
+                    tables = _relations(working, sound, since)
+                    row_violations = list(_row_violations(dataset, sound, tables, working, progress))
                     listed = _listed_images(tables) if images else []
                 break
-            except duckdb.Error as error:
+            except failures as error:
                 # the footers were fine, so damage is in the pages: name those files, then judge what is left
                 damage = [files.damage(dataset) for files in sound]
                 if not any(damage):
@@ -118,17 +125,26 @@ def check(dataset: Path, *, images: bool = True, console: Console | None = None)
     )
 
 
-def require_valid(dataset: Path, *, images: bool = True, console: Console | None = None) -> Findings:
-    """The findings of a dataset that keeps the contract.
+def require_valid(
+    dataset: Path,
+    *,
+    images: bool = True,
+    drop_invalid: bool = False,
+    console: Console | None = None,
+    engine: Engine | None = None,
+    since: datetime | None = None,
+) -> Findings:
+    """The findings of a dataset that keeps the contract; with `drop_invalid`, but for rows that can be left out.
 
     Raises `UserError` with the first violation, and how many more there are, of one that does not.
     """
-    findings = check(dataset, images=images, console=console)
-    if findings.ok:
+    findings = check(dataset, images=images, console=console, engine=engine, since=since)
+    kept = [violation for violation in findings.violations if not (drop_invalid and violation.rows)]
+    if not kept:
         return findings
-    more = len(findings.violations) - 1
+    more = len(kept) - 1
     rest = f" And {more} more: run keyart check {dataset}." if more else ""
-    raise UserError(f"{findings.violations[0].line()}{rest}")
+    raise UserError(f"{kept[0].line()}{rest}")
 
 
 def print_findings(findings: Findings, console: Console) -> None:
@@ -153,64 +169,52 @@ def print_findings(findings: Findings, console: Console) -> None:
     console.print(Text(f"{count} {'violation' if count == 1 else 'violations'} of contract {CONTRACT_VERSION}"))
 
 
-@contextmanager
-def _engine() -> Iterator[Backend]:
-    """DuckDB inside the process, within `MEMORY`; by default it would spill into the working directory."""
-    with tempfile.TemporaryDirectory(prefix="keyart-check-") as spill:
-        engine = ibis.duckdb.connect(memory_limit=MEMORY, temp_directory=spill)
-        try:
-            engine.raw_sql("SET TimeZone = 'UTC'")
-            engine.raw_sql("SET enable_progress_bar = false")
-            yield engine
-        finally:
-            engine.disconnect()
-
-
-def _relations(engine: Backend, sound: list[TableFiles]) -> Relations:
+def _relations(engine: Engine, sound: list[TableFiles], since: datetime | None) -> Relations:
     """The sound tables with every column of the contract, in the types the files have; absent columns are null."""
     tables = {}
     for files in sound:
-        raw = engine.read_parquet(
-            # escaped, and without partitions: a path that holds * or country=NL is a path, not a pattern or a column
-            [glob.escape(str(path)) for path in files.paths],
-            table_name=files.table.name,
-            filename=FILE,
-            hive_partitioning=False,
-        )
+        raw = engine.read(files.paths, files.table.name)
         columns = {
             column.name: raw[column.name] if column.name in files.columns else ibis.null(ENGINE_TYPES[column.kind])
             for column in files.table.columns
         }
         tables[files.table.name] = raw.select(raw[FILE], **columns)
+    if since is not None and IMPRESSIONS.name in tables:
+        impressions = tables[IMPRESSIONS.name]
+        shown_at: Any = impressions["shown_at"]
+        tables[IMPRESSIONS.name] = impressions.filter((shown_at >= ibis.timestamp(since)) | shown_at.isnull())
     if IMPRESSIONS.name in tables and ARTWORKS.name in tables:
         tables[IMPRESSIONS.name] = with_strangers(tables[IMPRESSIONS.name], tables[ARTWORKS.name])
     return tables
 
 
 def _row_violations(
-    dataset: Path, sound: list[TableFiles], tables: Relations, progress: Progress
+    dataset: Path, sound: list[TableFiles], tables: Relations, engine: Engine, progress: Progress
 ) -> Iterator[Violation]:
-    """One pass per table counts every rule in every file; only for broken rules the first offenders are fetched."""
+    """One pass per table counts every rule; only for broken ones are files and first offenders looked for."""
     task = progress.add_task("rows", total=len(sound))
     for files in sound:
         table, rows = files.table, tables[files.table.name]
         progress.update(task, description=f"rows of {table.name}")
         rules = [rule for rule in rules_of(table) if all(other.name in tables for other in rule.reads)]
+        rules = [rule for rule in rules if rule.suspected is None or len(rows_of(rule.suspected(rows).limit(1)))]
         flags = rows.select(rows[FILE], *(rule.flags(rows, tables).name(rule.name) for rule in rules))
-        sums = {rule.name: cast(BooleanColumn, flags[rule.name]).sum() for rule in rules}
-        per_file = flags.group_by(FILE).agg(**sums).order_by(FILE).to_pyarrow().to_pylist()
-        for rule in rules:
-            broken = {Path(counts[FILE]): counts[rule.name] for counts in per_file if counts[rule.name]}
-            if broken:
-                count = sum(broken.values())
-                yield Violation(
-                    where=place_of(dataset, list(broken)),
-                    rule=rule.name,
-                    what=f"{count:,} {'row' if count == 1 else 'rows'} {rule.what}",
-                    count=count,
-                    first=_offenders(rule, tables),
-                    remedy=rule.remedy,
-                )
+        sums = {rule.name: flags.count(where=cast(BooleanColumn, flags[rule.name])).name(rule.name) for rule in rules}
+        (counts,) = rows_of(flags.aggregate(list(sums.values()))).to_pylist()
+        broken = [rule for rule in rules if counts[rule.name]]
+        per_file = flags.group_by(FILE).agg(**{rule.name: sums[rule.name] for rule in broken}).order_by(FILE)
+        in_files = rows_of(per_file).to_pylist() if broken else []
+        for rule in broken:
+            count = counts[rule.name]
+            yield Violation(
+                where=place_of(dataset, [engine.file_of(file[FILE]) for file in in_files if file[rule.name]]),
+                rule=rule.name,
+                what=f"{count:,} {'row' if count == 1 else 'rows'} {rule.what}",
+                count=count,
+                first=_offenders(rule, tables),
+                remedy=rule.remedy,
+                rows=True,
+            )
         progress.advance(task)
     progress.remove_task(task)
 
@@ -220,7 +224,7 @@ def _offenders(rule: RowRule, tables: Relations) -> tuple[str, ...]:
     key = rule.table.columns[0].name
     found = rows.filter(rule.flags(rows, tables)).order_by([FILE, key]).limit(OFFENDERS)
     shown = rule.shows(found).cast("string") if rule.shows else ibis.null("string")
-    pairs = found.select(key=found[key], shown=shown).to_pyarrow().to_pylist()
+    pairs = rows_of(found.select(key=found[key], shown=shown)).to_pylist()
     return tuple(
         f"{printable(pair['key'])}, {printable(pair['shown'])}"
         if pair["shown"] is not None
@@ -235,7 +239,7 @@ def _listed_images(tables: Relations) -> list[tuple[str, str]]:
         return []
     artworks = tables[ARTWORKS.name]
     listed = artworks.filter(artworks["image"].notnull()).select("artwork_id", "image").order_by("artwork_id")
-    return [(str(row["artwork_id"]), row["image"]) for row in listed.to_pyarrow().to_pylist()]
+    return [(str(row["artwork_id"]), row["image"]) for row in rows_of(listed).to_pylist()]
 
 
 def _image_violations(dataset: Path, listed: list[tuple[str, str]], progress: Progress) -> list[Violation]:

@@ -43,6 +43,8 @@ class Violation:
     """The first offenders, at most three, each an id and the value at fault."""
     remedy: str
     """What to do about it, one sentence."""
+    rows: bool = False
+    """It is single rows that break the rule: `keyart prepare --drop-invalid` can leave them out."""
 
     def line(self) -> str:
         """The violation on one line."""

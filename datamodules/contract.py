@@ -5,6 +5,7 @@ by and `prepare` reads by. Nothing here reads a row.
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,15 @@ ENGINE_TYPES: dict[Kind, str] = {
 
 class UserError(Exception):
     """Something a user gave cannot be used. The message is one line that names file, value and remedy."""
+
+
+def moment_of(name: str, text: str) -> datetime:
+    """A date or time in ISO 8601 as a moment, UTC where it names no zone; UserError, with the option's name, where not."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"{name}={text}: is no date. Give one like 2026-03-31 or 2026-03-31T12:00:00+00:00.") from None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,15 +152,3 @@ class Shards:
     def shards(self) -> list[Shard]:
         """Every shard, mapped."""
         return [Shard.open(self.folder / f"shard-{index:05d}") for index in range(self.manifest["shards"])]
-
-
-def summary(manifest: dict[str, Any]) -> str:
-    """What `prepare` found, in a few lines."""
-    lines = [
-        f"{manifest['impressions']:,} impressions, {manifest['plays']:,} plays, {manifest['members']:,} members, "
-        f"{manifest['share_randomised']:.0%} randomised"
-    ]
-    for name, split in manifest["splits"].items():
-        rate = split["clicks"] / max(1, split["impressions"])
-        lines.append(f"  {name}: {split['impressions']:,} impressions, {1000 * rate:.1f} clicks per 1,000")
-    return "\n".join(lines)

@@ -37,6 +37,12 @@ class Vocabulary:
         rest = sorted({value for value in untrained if value is not None and value not in known})
         return cls(first + rest, len(first))
 
+    def extended(self, values: Iterable[str | None]) -> "Vocabulary":
+        """The same with values it lacks behind, sorted, as untrained ones: no row of before moves."""
+        known = set(self.values)
+        more = sorted({value for value in values if value is not None and value not in known})
+        return Vocabulary(self.values + more, self.trained) if more else self
+
     def __len__(self) -> int:
         """Rows of a table for this vocabulary, the unknown row included."""
         return len(self.values) + 1

@@ -37,7 +37,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
         for n in range(400)
     ]
     RandomLog(plays, shown).write(folder / "log")
-    prepare(folder / "log", folder / "shards", PrepareConfig(shard_count=2))
+    prepare(folder / "log", folder / "shards", PrepareConfig(shards=2))
     return Shards.open(folder / "shards")
 
 

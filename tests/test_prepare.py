@@ -43,7 +43,7 @@ def told(shards: Shards) -> dict[str, tuple[list[str], int]]:
 def test_a_history_is_the_plays_strictly_before(log: RandomLog, shard_count: int) -> None:
     with TemporaryDirectory() as folder:
         log.write(Path(folder) / "log")
-        prepare(Path(folder) / "log", Path(folder) / "shards", PrepareConfig(shard_count=shard_count))
+        prepare(Path(folder) / "log", Path(folder) / "shards", PrepareConfig(shards=shard_count))
         found = told(Shards.open(Path(folder) / "shards"))
     assert sorted(found) == sorted(log.ids)
     for impression, (member, _, _, at, _) in zip(log.ids, log.impressions, strict=True):

@@ -1,0 +1,201 @@
+"""What `prepare` asks of an engine, as Ibis expressions: the same for every engine.
+
+In: the tables of a dataset. Out: relations in the contract's types, without the rows that break it, and what is counted
+over them: where the splits lie, and the vocabularies of the training period.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
+# Ibis columns get the methods of their type, and pyarrow its compute functions, at run time: no checker sees them.
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import ibis
+import ibis.expr.datatypes as dt
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from ibis.expr.types import Table as Relation
+
+from datamodules.check_rules import rules_of, with_strangers
+from datamodules.contract import ARTWORKS, ENGINE_TYPES, IMPRESSIONS, PLAYS, TITLES, Table, UserError
+from datamodules.engines import Engine, rows_of
+from datamodules.vocabulary import NAMES, Vocabularies, Vocabulary
+
+HEX = "0123456789abcdef"
+MOST_SHARDS = 16**3
+READ = (TITLES, ARTWORKS, PLAYS, IMPRESSIONS)
+"""What `prepare` reads, in the order in which rows that refer to dropped rows are dropped themselves."""
+
+Dropped = dict[str, dict[str, int]]
+"""By table, by reason: rows that were left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """The tables of a dataset in the contract's types; absent optional columns are null."""
+
+    titles: Relation
+    artworks: Relation
+    plays: Relation
+    impressions: Relation
+    rows: dict[str, int]
+    """By table: rows in the files."""
+    dropped: Dropped
+
+    @classmethod
+    def read(cls, engine: Engine, dataset: Path, *, drop_invalid: bool) -> "Log":
+        """Open a dataset; with `drop_invalid`, rows that break a rule are left out and counted by the first they break.
+
+        Of rows that share an id none is kept: which of them is right cannot be known.
+        """
+        tables: dict[str, Relation] = {}
+        rows: dict[str, int] = {}
+        dropped: Dropped = {}
+        for table in READ:
+            files = table.files(dataset)
+            if not files:
+                raise UserError(f"{dataset}: has no table {table.name}. Run keyart check {dataset}.")
+            rows[table.name] = sum(pq.read_metadata(path).num_rows for path in files)
+            tables[table.name] = _typed(engine, files, table)
+            if drop_invalid:
+                tables[table.name], dropped[table.name] = _valid(table, tables)
+        return cls(**tables, rows=rows, dropped=dropped)
+
+    def since(self, moment: datetime) -> "Log":
+        """Only impressions shown at or after a moment, and the plays of their members."""
+        impressions = self.impressions.filter(self.impressions.shown_at >= ibis.timestamp(moment))
+        plays = self.plays.semi_join(impressions.select("member_id").distinct(), "member_id")
+        return Log(
+            titles=self.titles,
+            artworks=self.artworks,
+            plays=plays,
+            impressions=impressions,
+            rows=self.rows,
+            dropped=self.dropped,
+        )
+
+
+def _typed(engine: Engine, files: list[Path], table: Table) -> Relation:
+    raw = engine.read(files, table.name)
+    columns = {}
+    for column in table.columns:
+        type_ = dt.dtype(ENGINE_TYPES[column.kind])
+        columns[column.name] = raw[column.name].cast(type_) if column.name in raw.columns else ibis.null(type_)
+    return raw.select(**columns)
+
+
+def _valid(table: Table, tables: dict[str, Relation]) -> tuple[Relation, dict[str, int]]:
+    """A table's rows that break no rule, and how many broke which first; the tables before it hold valid rows alone."""
+    rows = tables[table.name]
+    judged = with_strangers(rows, tables[ARTWORKS.name]) if table is IMPRESSIONS else rows
+    rules = rules_of(table)
+    flags = {f"keyart_{place}": rule.flags(judged, {**tables, table.name: judged}) for place, rule in enumerate(rules)}
+    flagged = judged.select(*rows.columns, **flags)
+    reason = ibis.cases(*((flagged[flag], rule.name) for flag, rule in zip(flags, rules, strict=True)), else_="")
+    reasoned = flagged.select(*rows.columns, keyart_reason=reason)
+    found = rows_of(reasoned.group_by("keyart_reason").agg(rows=reasoned.count())).to_pylist()
+    dropped = {row["keyart_reason"]: row["rows"] for row in found if row["keyart_reason"]}
+    if not dropped:
+        return rows, {}
+    return reasoned.filter(reasoned.keyart_reason == "").select(*rows.columns), dict(sorted(dropped.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much there is to prepare."""
+
+    impressions: int
+    candidates: int
+    plays: int
+
+
+def size_of(log: Log) -> Size:
+    """Count impressions, candidates and plays."""
+    shown = log.impressions
+    counted = shown.aggregate(impressions=shown.count(), candidates=shown.candidates.length().cast("float64").sum())
+    (found,) = rows_of(counted).to_pylist()
+    plays = rows_of(log.plays.aggregate(plays=log.plays.count()))["plays"][0].as_py()
+    return Size(impressions=int(found["impressions"]), candidates=int(found["candidates"] or 0), plays=plays)
+
+
+def instants(impressions: Relation, places: tuple[int, ...]) -> tuple[int, ...]:
+    """`shown_at` in microseconds at some places of the impressions in order of time.
+
+    An order statistic without a sort: count by hour, then by instant within the hours that hold a place.
+    """
+    hours = impressions.group_by(hour=(impressions.shown_at.epoch_seconds() // 3600).cast("int64"))
+    table = rows_of(hours.agg(rows=impressions.count())).sort_by("hour")
+    ends = np.cumsum(table["rows"].to_numpy())
+    found = []
+    for place in places:
+        at = int(np.searchsorted(ends, place, side="right"))
+        begin = datetime.fromtimestamp(3600 * table["hour"][at].as_py(), UTC)
+        shown_at = impressions.shown_at
+        within = impressions.filter(
+            (shown_at >= ibis.timestamp(begin)) & (shown_at < ibis.timestamp(begin + timedelta(hours=1)))
+        )
+        counted = rows_of(within.group_by("shown_at").agg(rows=within.count())).sort_by("shown_at")
+        before = int(ends[at - 1]) if at else 0
+        one = int(np.searchsorted(before + np.cumsum(counted["rows"].to_numpy()), place, side="right"))
+        found.append(counted["shown_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64())[one].as_py())
+    return tuple(found)
+
+
+def vocabularies_of(log: Log, training_ends: int) -> Vocabularies:
+    """Vocabularies of the training period; titles and artworks hold the rest of the catalogue behind it.
+
+    `training_ends`: microseconds since 1970; what happened then or later is not looked at.
+    """
+    end = ibis.timestamp(datetime.fromtimestamp(training_ends / 1e6, UTC))
+    plays = log.plays.filter(log.plays.played_at < end)
+    impressions = log.impressions.filter(log.impressions.shown_at < end)
+    titles, artworks = rows_of(log.titles), rows_of(log.artworks)
+
+    def distinct(relation: Relation, column: Any) -> pa.Array:
+        return rows_of(relation.select(value=column).distinct())["value"].combine_chunks()
+
+    candidates = distinct(impressions, impressions.candidates.unnest())
+    seen = pa.chunked_array([distinct(plays, plays.title_id), distinct(impressions, impressions.title_id)], pa.string())
+    known_titles = titles.filter(pc.is_in(titles["title_id"], value_set=seen.combine_chunks()))
+    known_artworks = artworks.filter(pc.is_in(artworks["artwork_id"], value_set=candidates))
+    genres = Vocabulary.of(pc.list_flatten(known_titles["genres"]).to_pylist())
+    people = pa.chunked_array(
+        [*pc.list_flatten(known_titles["cast"]).chunks, *pc.list_flatten(known_artworks["depicts"]).chunks], pa.string()
+    )
+    moods = set(genres.values)
+    found = {
+        "titles": Vocabulary.of(known_titles["title_id"].to_pylist(), titles["title_id"].to_pylist()),
+        "artworks": Vocabulary.of(known_artworks["artwork_id"].to_pylist(), artworks["artwork_id"].to_pylist()),
+        "people": Vocabulary.of(name for name in pc.unique(people).to_pylist() if name not in moods),
+        "genres": genres,
+        "countries": Vocabulary.of(distinct(impressions, impressions.country).to_pylist()),
+        "devices": Vocabulary.of(distinct(impressions, impressions.device).to_pylist()),
+        "policies": Vocabulary.of(distinct(impressions, impressions.policy).to_pylist()),
+    }
+    assert tuple(found) == NAMES
+    return found
+
+
+def _shard(member_id: Any, shards: int) -> Any:
+    """The shard of a member: the first three digits of the id's MD5, so the same on any engine and any machine."""
+    digest = member_id.hexdigest("md5")
+    bucket = ibis.literal(0)
+    for place in range(3):
+        bucket = bucket * 16 + ibis.literal(HEX).find(digest.substr(place, 1))
+    return (bucket % shards).cast("int32")
+
+
+def play_rows(log: Log, shards: int) -> Relation:
+    """Plays with the shard of their member."""
+    return log.plays.mutate(shard=_shard(log.plays.member_id, shards))
+
+
+def impression_rows(log: Log, shards: int) -> Relation:
+    """Impressions with the shard of their member and the place of the shown artwork among the candidates."""
+    shown = log.impressions
+    place = shown.candidates.index(shown.artwork_id).cast("int16")
+    return shown.mutate(shard=_shard(shown.member_id, shards), shown=place).drop("artwork_id")
