@@ -31,6 +31,16 @@ ROWS_AT_ONCE = 131_072
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 LEAST_MEMORY = 500_000_000
+ERRORS_ALONE = """\
+rootLogger.level = error
+rootLogger.appenderRef.stderr.ref = stderr
+appender.stderr.type = Console
+appender.stderr.name = stderr
+appender.stderr.target = SYSTEM_ERR
+appender.stderr.layout.type = PatternLayout
+appender.stderr.layout.pattern = spark: %m%n
+"""
+"""What Spark logs: a user of keyart has no use for how a session starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +95,10 @@ class Engine(Protocol):
 
     def file_of(self, value: str) -> Path:
         """The file that a value of the column `FILE` names."""
+        ...
+
+    def keep(self, relation: Relation, name: str) -> Relation:
+        """The same rows, worked out once and kept aside (in memory, else spilled) until the engine is closed."""
         ...
 
     def batches(self, relation: Relation) -> Iterator[pa.RecordBatch]:
@@ -146,6 +160,10 @@ class _DuckDB:
     def file_of(self, value: str) -> Path:
         return Path(value)
 
+    def keep(self, relation: Relation, name: str) -> Relation:
+        self.backend.raw_sql(f"CREATE OR REPLACE TEMP TABLE {name} AS {self.backend.compile(relation)}")
+        return self.backend.table(name)
+
     def batches(self, relation: Relation) -> Iterator[pa.RecordBatch]:
         yield from relation.to_pyarrow_batches(chunk_size=ROWS_AT_ONCE)
 
@@ -166,6 +184,7 @@ class _Spark:
                 f"engine=pyspark: {error.name or 'pyspark'} is not installed. Install the extra: uv sync --extra spark."
             ) from None
         self.memory, self.folder, self.errors = config.bytes, folder, (PySparkException,)
+        (folder / "log4j2.properties").write_text(ERRORS_ALONE)
         self._file, self._expr = input_file_name, expr
         self._paths: dict[Path, Path] = {}
         settings = {
@@ -175,7 +194,7 @@ class _Spark:
             "spark.local.dir": str(folder / "local"),
             "spark.ui.enabled": "false",
             "spark.ui.showConsoleProgress": "false",
-            "spark.driver.extraJavaOptions": "-Dlog4j2.level=ERROR",
+            "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{folder.resolve() / 'log4j2.properties'}",
         }
         settings |= dict(setting.split("=", 1) for setting in config.spark)
         # what the result depends on is not the user's to set
@@ -213,6 +232,10 @@ class _Spark:
 
     def file_of(self, value: str) -> Path:
         return self._paths[Path(unquote(urlparse(value).path))]
+
+    def keep(self, relation: Relation, name: str) -> Relation:
+        self.session.sql(self.backend.compile(relation)).persist().createOrReplaceTempView(name)
+        return self.backend.table(name)
 
     def batches(self, relation: Relation) -> Iterator[pa.RecordBatch]:
         self.written += 1

@@ -108,7 +108,7 @@ def prepare(
     with nullcontext(engine) if engine else open_engine(spill=spill_of(out)) as working:
         log = Log.read(working, dataset, drop_invalid=config.drop_invalid)
         if since is not None:
-            log = log.since(since)
+            log = log.since(since, working)
         size = size_of(log)
         if not size.impressions:
             why = f" since {since:%Y-%m-%d %H:%M}. Name an earlier date" if since else ". Name a log with impressions"
@@ -187,7 +187,7 @@ def _borders(log: Log, size: Size, config: PrepareConfig, dataset: Path) -> tupl
             moment_of("validation_from", config.validation_from),
             moment_of("test_from", config.test_from),
         )
-        first = instants(log.impressions, (0,))[0]
+        first = instants(log, size, (0,))[0]
         borders = tuple(round(moment.timestamp() * 1_000_000) for moment in moments)
         if borders[0] <= first:
             raise UserError(
@@ -196,9 +196,7 @@ def _borders(log: Log, size: Size, config: PrepareConfig, dataset: Path) -> tupl
             )
         return borders[0], borders[1]
     count = size.impressions
-    found = instants(
-        log.impressions, (int(count * (1 - config.validation - config.test)), int(count * (1 - config.test)))
-    )
+    found = instants(log, size, (int(count * (1 - config.validation - config.test)), int(count * (1 - config.test))))
     return found[0], found[1]
 
 
