@@ -105,7 +105,7 @@ def _no_holes(table: Table, column: str) -> RowRule:
     )
 
 
-def _lists(rows: Relation, column: str, value: Any) -> BooleanValue:
+def _lists(rows: Relation, column: str, value: Any) -> Any:
     """Whether a table lists an id; null where the id is null.
 
     Nulls are taken out on both sides, and visibly: one among those listed would make `not in` null for every other id,

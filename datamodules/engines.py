@@ -183,7 +183,8 @@ class _Spark:
             raise UserError(
                 f"engine=pyspark: {error.name or 'pyspark'} is not installed. Install the extra: uv sync --extra spark."
             ) from None
-        self.memory, self.folder, self.errors = config.bytes, folder, (PySparkException,)
+        self.memory, self.folder = config.bytes, folder
+        self.errors: tuple[type[Exception], ...] = (PySparkException,)
         (folder / "log4j2.properties").write_text(ERRORS_ALONE)
         self._file, self._expr = input_file_name, expr
         self._paths: dict[Path, Path] = {}
@@ -201,6 +202,7 @@ class _Spark:
         settings |= {
             "spark.sql.session.timeZone": "UTC",
             "spark.sql.ansi.enabled": "false",  # a list's element past its end is null, as in DuckDB
+            "spark.sql.legacy.sizeOfNull": "false",  # and a null list's length null, not -1
             "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
             "spark.sql.legacy.parquet.nanosAsLong": "true",  # else nanoseconds cannot be read at all
             "spark.sql.caseSensitive": "true",

@@ -111,8 +111,7 @@ def prepare(
             log = log.since(since, working)
         size = size_of(log)
         if not size.impressions:
-            why = f" since {since:%Y-%m-%d %H:%M}. Name an earlier date" if since else ". Name a log with impressions"
-            raise UserError(f"{dataset}/impressions: no impression{why}.")
+            raise UserError(f"{dataset}/impressions: {_why_empty(log, since)}")
         borders = _borders(log, size, config, dataset)
         titles, artworks = rows_of(log.titles), rows_of(log.artworks)
         if model is not None:
@@ -178,6 +177,15 @@ def prepare(
                 if had is not None and (had / EMBEDDING).is_dir() and not (folder / EMBEDDING).exists():
                     shutil.copytree(had / EMBEDDING, folder / EMBEDDING)
     return manifest
+
+
+def _why_empty(log: Log, since: datetime | None) -> str:
+    dropped = [f"{count:,} by {rule}" for rule, count in log.dropped.get("impressions", {}).items()]
+    if dropped:
+        return f"no impression is left, for rows were dropped: {', '.join(dropped)}. Run keyart check."
+    if since is not None:
+        return f"no impression since {since:%Y-%m-%d %H:%M}. Name an earlier date."
+    return "the table is empty. Name a dataset with logged impressions."
 
 
 def _borders(log: Log, size: Size, config: PrepareConfig, dataset: Path) -> tuple[int, int]:
