@@ -135,7 +135,7 @@ def _unique(table: Table) -> RowRule:
         broken=broken,
         what=f"that share their {key} with another row",
         remedy=f"Export every {key} once",
-        suspected=several,
+        suspected=several if table in (PLAYS, IMPRESSIONS) else None,
     )
 
 

@@ -38,7 +38,7 @@ from datamodules.vocabulary import Vocabularies, save_vocabularies
 
 LAYOUT = 2
 """Raised when the arrays change their meaning: older shards are then prepared again."""
-SHARD_BYTES = 100_000_000
+SHARD_BYTES = 50_000_000
 """About as much as a shard holds by default."""
 SPILL = "spill"
 
