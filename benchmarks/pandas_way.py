@@ -27,12 +27,12 @@ def main(dataset: Path, out: Path) -> None:
     titles = pd.concat([played, shown["title_id"][past]]).unique()
     artworks = shown["candidates"][past].explode().unique()
     for table in (plays, shown):
-        table["title"] = pd.Categorical(table["title_id"], categories=titles).codes + 1
+        table["title"] = pd.Index(titles).get_indexer(table["title_id"]) + 1
     for name in ("policy", "country", "device"):
-        shown[name] = pd.Categorical(shown[name], categories=shown[name][past].unique()).codes + 1
+        shown[name] = pd.Index(shown[name][past].unique()).get_indexer(shown[name]) + 1
 
     exploded = shown["candidates"].explode()
-    codes = pd.Categorical(exploded, categories=artworks).codes + 1
+    codes = pd.Index(artworks).get_indexer(exploded) + 1
     width = shown["candidates"].str.len().to_numpy()
     shown["candidate"] = np.split(codes.astype(np.int32), np.cumsum(width)[:-1])
     matches = (exploded.to_numpy() == np.repeat(shown["artwork_id"].to_numpy(), width)).nonzero()[0]
