@@ -38,7 +38,7 @@ class Config:
     sizes: list[float] = field(default_factory=lambda: [0.6, 6.0, 24.0])
     """Millions of impressions."""
     repeats: int = 3
-    """Runs of each subject up to 1 million impressions; above that, one."""
+    """Runs of each subject up to 10 million impressions, of which the median is told; above that, one."""
     work: str = ""
     """Folder for the data, removed at the end; default: the system's temporary folder."""
 
@@ -77,7 +77,7 @@ def bench(config: Config, console: Console) -> list[Row]:
                     f"{wanted / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free"
                 )
                 del subjects["pandas"]
-            found = _alternate(subjects, config.repeats if count <= 1_000_000 else 1, label, console)
+            found = _alternate(subjects, config.repeats if count <= 10_000_000 else 1, label, console)
             for subject, runs in found.items():
                 seconds, peak = median(run.seconds for run in runs), median(run.peak_bytes for run in runs)
                 rows += [
