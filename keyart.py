@@ -148,20 +148,15 @@ def prepare(
     from datamodules.check import require_valid
     from datamodules.contract import moment_of
     from datamodules.counts import print_counts
-    from datamodules.engines import EngineConfig, open_engine, spill_of
+    from datamodules.engines import EngineConfig, Since, open_engine, spill_of
     from datamodules.prepare import prepare as prepare_shards
 
     moment = None if since is None else moment_of("since", since)
     console = _console()
-    with open_engine(EngineConfig(engine=engine, memory=memory, spark=spark or []), spill_of(out)) as working:
-        require_valid(
-            dataset,
-            images=False,
-            drop_invalid=settings.drop_invalid,
-            console=console,
-            engine=working,
-            since=moment if like else None,
-        )
+    with open_engine(EngineConfig(engine=engine, memory=memory, spark=spark or []), spill_of(out)) as opened:
+        # beside shards that were made of the log before, what is new is judged; else the whole log
+        working = Since.of(opened, moment) if like else opened
+        require_valid(dataset, images=False, drop_invalid=settings.drop_invalid, console=console, engine=working)
         manifest = prepare_shards(dataset, out, settings, like=like, since=moment, engine=working, console=console)
     print_counts(manifest, _told())
     _next(f"{out} written", f"keyart embed {dataset} {out}")

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import unquote, urlparse
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis.expr.types import Table as Relation
 
-from datamodules.contract import UserError
+from datamodules.contract import IMPRESSIONS, PLAYS, TABLES, UserError
 
 EngineName = Literal["duckdb", "pyspark"]
 FILE = "keyart_file"
@@ -125,6 +126,43 @@ def open_engine(config: EngineConfig | None = None, spill: Path | None = None) -
             engine.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class Since:
+    """An engine that reads, of the impressions, those shown at or after a moment, and of the plays, their members'.
+
+    Impressions that do not say when they were shown are read too: they are for `check` to find. Both are worked out once.
+    """
+
+    def __init__(self, engine: Engine, moment: datetime) -> None:
+        """Narrow what `engine` reads."""
+        self.engine, self.moment = engine, moment
+        self.memory, self.errors = engine.memory, engine.errors
+        self.file_of, self.keep, self.batches = engine.file_of, engine.keep, engine.batches
+        self._kept: dict[str, Relation] = {}
+
+    @classmethod
+    def of(cls, engine: Engine, moment: datetime | None) -> Engine:
+        """The engine, narrowed where a moment is given; as it is where it is narrowed to that already."""
+        same = isinstance(engine, Since) and engine.moment == moment
+        return engine if moment is None or same else cls(engine, moment)
+
+    def read(self, files: list[Path], name: str) -> Relation:
+        """As `Engine.read`, fewer rows."""
+        if name not in self._kept:
+            rows: Any = self.engine.read(files, name)
+            if name == IMPRESSIONS.name and "shown_at" in rows.columns:
+                rows = self._keep(
+                    rows.filter((rows.shown_at >= ibis.timestamp(self.moment)) | rows.shown_at.isnull()), name
+                )
+            elif name == PLAYS.name and IMPRESSIONS.name in self._kept:
+                rows = self._keep(rows.semi_join(self._kept[IMPRESSIONS.name], "member_id"), name)
+            self._kept[name] = rows
+        return self._kept[name]
+
+    def _keep(self, rows: Any, name: str) -> Relation:
+        known = {FILE, *(column.name for table in TABLES for column in table.columns)}
+        return self.engine.keep(rows.select(*(column for column in rows.columns if column in known)), f"{name}_since")
 
 
 def rows_of(relation: Relation) -> pa.Table:

@@ -28,7 +28,7 @@ from datamodules.atomic import atomic_folder
 from datamodules.catalogue import build_catalogue
 from datamodules.contract import CONTRACT_VERSION, UserError, moment_of
 from datamodules.counts import Tally
-from datamodules.engines import Engine, open_engine, rows_of, spill_of
+from datamodules.engines import Engine, Since, open_engine, rows_of, spill_of
 from datamodules.fingerprint import dataset_fingerprint, fingerprint
 from datamodules.progress import progress_bar
 from datamodules.relations import MOST_SHARDS, Log, Size, impression_rows, instants, play_rows, size_of, vocabularies_of
@@ -106,9 +106,7 @@ def prepare(
     config = config or PrepareConfig()
     model = None if like is None else Shards.open(like)
     with nullcontext(engine) if engine else open_engine(spill=spill_of(out)) as working:
-        log = Log.read(working, dataset, drop_invalid=config.drop_invalid)
-        if since is not None:
-            log = log.since(since, working)
+        log = Log.read(Since.of(working, since), dataset, drop_invalid=config.drop_invalid)
         size = size_of(log)
         if not size.impressions:
             raise UserError(f"{dataset}/impressions: {_why_empty(log, since)}")

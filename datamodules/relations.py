@@ -28,8 +28,9 @@ from datamodules.vocabulary import NAMES, Vocabularies, Vocabulary
 HEX = "0123456789abcdef"
 MOST_SHARDS = 16**3
 MICROSECONDS_AN_HOUR = 3_600_000_000
-READ = (TITLES, ARTWORKS, PLAYS, IMPRESSIONS)
-"""What `prepare` reads, in the order in which rows that refer to dropped rows are dropped themselves."""
+READ = (TITLES, ARTWORKS, IMPRESSIONS, PLAYS)
+"""What `prepare` reads. Rows may refer to tables before their own, and are dropped where what they refer to was; and an
+engine that reads some impressions alone reads their members' plays."""
 
 Dropped = dict[str, dict[str, int]]
 """By table, by reason: rows that were left out."""
@@ -65,20 +66,6 @@ class Log:
             if drop_invalid:
                 tables[table.name], dropped[table.name] = _valid(table, tables)
         return cls(**tables, rows=rows, dropped=dropped)
-
-    def since(self, moment: datetime, engine: Engine) -> "Log":
-        """Only impressions shown at or after a moment, kept aside by the engine, and the plays of their members."""
-        impressions = self.impressions.filter(self.impressions.shown_at >= ibis.timestamp(moment))
-        impressions = engine.keep(impressions, "since")
-        plays = self.plays.semi_join(impressions.select("member_id").distinct(), "member_id")
-        return Log(
-            titles=self.titles,
-            artworks=self.artworks,
-            plays=plays,
-            impressions=impressions,
-            rows=self.rows,
-            dropped=self.dropped,
-        )
 
 
 def _typed(engine: Engine, files: list[Path], table: Table) -> Relation:

@@ -14,7 +14,7 @@ import pytest
 
 import keyart
 from datamodules.check import check
-from datamodules.engines import Engine, EngineConfig, open_engine
+from datamodules.engines import Engine, EngineConfig, Since, open_engine
 from datamodules.prepare import PrepareConfig, prepare
 from datamodules.shards import Shards
 from tests import small_dataset
@@ -69,7 +69,7 @@ class TestSpark:
 
     def test_the_same_new_day(self, service: Path, shards: Path, spark: Engine, tmp_path: Path) -> None:
         since = datetime.fromisoformat(Shards.open(shards).manifest["test_from"])
-        assert check(service, images=False, engine=spark, since=since).ok
+        assert check(service, images=False, engine=Since.of(spark, since)).ok
         for name, engine in (("duckdb", None), ("pyspark", spark)):
             prepare(service, tmp_path / name, like=shards, since=since, engine=engine)
         assert_same(tmp_path / "duckdb", tmp_path / "pyspark")
