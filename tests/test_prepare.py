@@ -1,5 +1,6 @@
 """Preparing: histories hold exactly the plays strictly before, whatever the log looks like."""
 
+import hashlib
 import json
 from dataclasses import fields
 from datetime import datetime
@@ -82,6 +83,16 @@ def test_time_decides_the_split(tmp_path: Path) -> None:
     )
     assert split.tolist() == [TRAIN] * 14 + [VALIDATION] * 3 + [TEST] * 3
     assert manifest["test_from"] == START.replace(minute=17).isoformat()
+
+
+def test_a_members_shard_follows_from_the_id_alone(service: Path, tmp_path: Path) -> None:
+    prepare(service, tmp_path / "shards", PrepareConfig(shards=7))
+    log = pq.read_table(service / "impressions", columns=["impression_id", "member_id"]).to_pylist()
+    member = {row["impression_id"]: row["member_id"] for row in log}
+    for place, shard in enumerate(Shards.open(tmp_path / "shards").shards):
+        found = {member[impression.decode()] for impression in shard.ids()}
+        assert {int(hashlib.md5(name.encode()).hexdigest()[:3], 16) % 7 for name in found} == {place}
+        assert len(found) == (np.diff(shard.member_impressions) > 0).sum()
 
 
 def test_vocabularies_are_of_the_training_period(tmp_path: Path) -> None:
