@@ -179,16 +179,17 @@ def embed(dataset: Path, shards: Path, *, settings: EmbedConfig) -> None:
     _next("", f"keyart fit {shards} RUN")
 
 
-def fit(shards: Path, run: Path, *, settings: FitConfig) -> None:
+def fit(shards: Path, run: Path, *, from_run: Path | None = None, settings: FitConfig) -> None:
     """Train a ranker. Called again with the same arguments it resumes; a finished run is left alone.
 
     Args:
         shards: Prepared and embedded.
         run: The run folder to write.
+        from_run: A finished run whose weights to begin with, on shards prepared like its own.
     """
     from train.fit import fit as fit_ranker
 
-    metrics = fit_ranker(shards, run, settings, console=_console())
+    metrics = fit_ranker(shards, run, settings, from_run=from_run, console=_console())
     _next(f"{run}: validation log loss {metrics['validation_log_loss']:.5f}", f"keyart export {run} BUNDLE")
 
 

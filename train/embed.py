@@ -32,7 +32,7 @@ from datamodules.shards import EMBEDDING, Shards
 from models.image_encoder import ImageEncoder, ImageEncoderConfig, PixelStatistics, Projection
 from train.schedule import warm_cosine
 
-RECORD = "embedding.json"
+RECORD, ENCODER = "embedding.json", "encoder.safetensors"
 AT_ONCE = 256
 
 
@@ -117,7 +117,7 @@ def embed(
         np.save(folder / "embedding.npy", table)
         state = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
         state |= {f"projection.{k}": v for k, v in projection.state_dict().items()}
-        save_file({k: v.contiguous() for k, v in state.items()}, folder / "encoder.safetensors")
+        save_file({k: v.contiguous() for k, v in state.items()}, folder / ENCODER)
         (folder / RECORD).write_text(json.dumps(record))
     reused = len(hashes) - len(fresh)
     console.print(
@@ -136,6 +136,14 @@ def load_embedding(shards: Path) -> tuple[Tensor, dict[str, Any]]:
     return torch.from_numpy(np.load(shards / EMBEDDING / "embedding.npy")), record
 
 
+def encoder_fingerprint(shards: Path) -> str:
+    """Identifies the encoder of the shards' embedding, by its weights and its projection."""
+    path = shards / EMBEDDING / ENCODER
+    if not path.is_file():
+        raise UserError(f"{path}: is not there. Remove {path.parent} and run keyart embed DATASET {shards}.")
+    return content_hashes([path])[0]
+
+
 def _finished(target: Path, wanted: str | None) -> dict[str, Any] | None:
     """The record of an embedding that is there and of the wanted encoder."""
     if not (target / RECORD).is_file():
@@ -146,7 +154,7 @@ def _finished(target: Path, wanted: str | None) -> dict[str, Any] | None:
 
 def _load(target: Path, config: EmbedConfig) -> tuple[ImageEncoder, Projection]:
     """The encoder and the projection a former call left."""
-    state = load_file(target / "encoder.safetensors")
+    state = load_file(target / ENCODER)
     encoder = ImageEncoder(config.encoder)
     encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")})
     parts = {k.removeprefix("projection."): v for k, v in state.items() if k.startswith("projection.")}

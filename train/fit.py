@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,10 @@ from datamodules.fingerprint import fingerprint
 from datamodules.progress import progress_bar
 from datamodules.shards import VALIDATION, Shards
 from models.two_tower import TwoTower, TwoTowerConfig
-from train.embed import load_embedding
-from train.run import METRICS, WEIGHTS, content_of, provenance, read_config, sizes_of, write_config
+from train.embed import encoder_fingerprint, load_embedding
+from train.run import METRICS, WEIGHTS, Run, content_of, provenance, read_config, sizes_of, write_config
 from train.task import OptimiserConfig, RankerTask, rank_batch
+from train.warm import require_alike, shape_of, take_weights
 
 LAST = Path("checkpoints") / "last.ckpt"
 BEST = "best.safetensors"
@@ -65,10 +66,12 @@ class FitConfig:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
 
 
-def run_fingerprint(shards: Path, config: FitConfig) -> str:
-    """What a run of these shards and embeddings under this config carries as its fingerprint."""
+def run_fingerprint(shards: Path, config: FitConfig, before: str | None = None) -> str:
+    """What a run of these shards and embeddings under this config, begun from the run `before`, carries as its own."""
     _, embedding = load_embedding(shards)
-    return fingerprint(Shards.open(shards).fingerprint, embedding["fingerprint"], config)
+    return fingerprint(
+        Shards.open(shards).fingerprint, embedding["fingerprint"], config, *([] if before is None else [before])
+    )
 
 
 def fit(
@@ -76,24 +79,32 @@ def fit(
     run: Path,
     config: FitConfig | None = None,
     *,
+    from_run: Path | None = None,
     restart: bool = False,
     stop_after: int | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Train a ranker and return its metrics; resumes an unfinished run, leaves a finished one alone.
 
+    `from_run` names a finished run whose weights it begins with, and whose model it has.
     `restart` throws away what a run of other shards or another config left; without it, that is refused.
     `stop_after` ends the call after so many slices, as a kill would: for tests of resuming.
     """
     config, console = config or FitConfig(), console or Console(stderr=True)
     opened = Shards.open(shards)
     embedding, embedded = load_embedding(shards)
-    wanted = run_fingerprint(shards, config)
+    before = None if from_run is None else Run.open(from_run)
+    if before is not None:
+        config = replace(config, model=shape_of(before, config.model))
+    wanted = run_fingerprint(shards, config, None if before is None else before.config["fingerprint"])
     if (run / "config.yaml").is_file():
         if restart and _fingerprint_of(run) != wanted:
             shutil.rmtree(run)
         elif read_config(run)["fingerprint"] != wanted:
-            raise UserError(f"{run}: holds a run of other shards or another config. Name a new folder, or remove it.")
+            raise UserError(
+                f"{run}: holds a run of other shards or another config, or of another run than it began from. "
+                "Name a new folder, or remove it."
+            )
         elif (run / METRICS).is_file():
             console.print(f"fit: {run} is up to date")
             return json.loads((run / METRICS).read_text())
@@ -111,6 +122,11 @@ def fit(
     rate = splits["train"]["clicks"] / splits["train"]["impressions"]
     with torch.no_grad():
         model.base.fill_(torch.logit(torch.tensor(rate)).item())
+    encoder = encoder_fingerprint(shards)
+    if before is not None:
+        require_alike(before, opened, encoder)
+        take_weights(model, before)
+        console.print(f"fit: begins from {before.folder}, with its weights and its model")
     gpu = torch.cuda.is_available()
     reach = config.model.history.reach
     data = ShardsModule(opened, reach=reach, batch=config.batch, slices=config.slices, seed=config.seed, pin=gpu)
@@ -129,6 +145,8 @@ def fit(
         "log_fingerprint": opened.manifest["log_fingerprint"],
         "test_from": opened.manifest["test_from"],
         "image_encoder": embedded["weights"],
+        "image_encoder_fingerprint": encoder,
+        **({} if before is None else {"from": before.config["fingerprint"], "from_run": str(before.folder.resolve())}),
         "provenance": provenance(),
         "fit": asdict(config),
     }
