@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from datamodules.contract import UserError
 from datamodules.shards import Shards
-from train.fit import FitConfig, _platt, fit
+from train.calibrate import platt
+from train.fit import FitConfig, fit
 from train.run import Run
 
 
@@ -111,7 +112,7 @@ def test_calibration_undoes_a_known_distortion() -> None:
     torch.manual_seed(0)
     logit = torch.randn(60_000, dtype=torch.float64) - 1
     label = (torch.rand(60_000, dtype=torch.float64) < torch.sigmoid(logit)).double()
-    scale, shift, before, after = _platt(2 * logit + 0.7, label)
+    scale, shift, before, after = platt(2 * logit + 0.7, label)
     assert scale == pytest.approx(0.5, abs=0.02)
     assert shift == pytest.approx(-0.35, abs=0.04)
     assert after < before

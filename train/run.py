@@ -17,6 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from datamodules.atomic import atomic_file
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.shards import Shards
 from datamodules.vocabulary import Vocabularies, load_vocabularies
@@ -66,7 +67,8 @@ def provenance() -> dict[str, str]:
 
 def write_config(run: Path, record: dict[str, Any]) -> None:
     """Write `config.yaml`."""
-    (run / CONFIG).write_text(yaml.safe_dump(record, sort_keys=False))
+    with atomic_file(run / CONFIG) as partial:
+        partial.write_text(yaml.safe_dump(record, sort_keys=False))
 
 
 def read_config(run: Path) -> dict[str, Any]:
