@@ -298,7 +298,7 @@ class _Fit:
         cut_log(self.run, self.place, resumed=resumed)
         if resumed:
             inside = f", batch {self.place.batch + 1}" if self.place.batch else ""
-            self.console.print(f"fit: goes on from {self.run / LAST}: slice {self.place.slice + 1}{inside}")
+            self.console.print(f"fit: {self.run} goes on from slice {self.place.slice + 1}{inside}")
         elif self.before is not None:
             self.console.print(f"fit: begins from {self.before.folder}, with its weights and its model")
 
