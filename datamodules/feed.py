@@ -196,9 +196,7 @@ class Feed:
                 for s, places in plan:
                     if stop.is_set():
                         return
-                    batch = self.gather(
-                        s, places[self.rank :: self.ranks], whole=int(self.windows[s].count[places].sum())
-                    )
+                    batch = self._share(s, places)
                     put(batch.pin_memory() if self.pin else batch)
                 put(None)
             except BaseException as error:  # handed to the reader, who raises it
@@ -215,9 +213,21 @@ class Feed:
             stop.set()
             thread.join()
 
-    def gather(self, s: int, places: np.ndarray, whole: int) -> Batch:
+    def _share(self, s: int, places: np.ndarray) -> Batch:
+        """This rank's part of the batch of some windows of a shard.
+
+        Where a batch has fewer windows than there are ranks, some get one window's plays and no impression: every weight
+        then has a gradient, if only zero, which is what ranks that average their gradients wait for.
+        """
+        share, whole = places[self.rank :: self.ranks], int(self.windows[s].count[places].sum())
+        if len(share):
+            return self.gather(s, self.windows[s].take(share), whole)
+        first = self.windows[s].take(places[:1])
+        return self.gather(s, replace(first, count=np.zeros_like(first.count)), whole)
+
+    def gather(self, s: int, windows: _Windows, whole: int) -> Batch:
         """The batch of some windows of a shard, `whole` impressions over all ranks."""
-        shard, windows = self.shards[s], self.windows[s].take(places)
+        shard = self.shards[s]
         within = np.arange(max(1, int(windows.plays.max(initial=0))))
         inside_MT = within < windows.plays[:, None]
         play_MT = np.where(inside_MT, windows.play[:, None] + within, 0)
@@ -229,7 +239,7 @@ class Feed:
             title_MT = artwork_MT = np.zeros(play_MT.shape, np.int32)
             watched_MT = np.full(play_MT.shape, np.nan)
 
-        member = np.repeat(np.arange(len(places)), windows.count)
+        member = np.repeat(np.arange(len(windows.count)), windows.count)
         run = np.cumsum(windows.count) - windows.count
         rows = self.selected[s][np.arange(len(member)) - run[member] + windows.first[member]]
         shown = shard.shown[rows].astype(np.int64)

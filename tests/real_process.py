@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -12,7 +13,7 @@ FORKS.set_forkserver_preload(["real_process", "keyart", "configs.read", "train.f
 
 def start(words: list[str], said: Path) -> BaseProcess:
     """`keyart WORDS` in a process of its own with one thread; what it says goes to the end of a file."""
-    process = FORKS.Process(target=_command, args=(words, said), daemon=True)
+    process = FORKS.Process(target=_command, args=(words, said))
     process.start()
     return process
 
@@ -22,6 +23,15 @@ def run(words: list[str], said: Path) -> int | None:
     process = start(words, said)
     process.join(120)
     return process.exitcode
+
+
+def wait_for(path: Path, newer_than: int, process: BaseProcess | None = None) -> None:
+    """Until a file is written anew, by a process that runs."""
+    end = time.monotonic() + 60
+    while not path.is_file() or path.stat().st_mtime_ns <= newer_than:
+        assert time.monotonic() < end
+        assert process is None or process.exitcode is None, "the command ended before it could be killed"
+        time.sleep(0.002)
 
 
 def _command(words: list[str], said: Path) -> None:

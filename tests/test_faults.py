@@ -125,15 +125,6 @@ def test_points_are_told_once(shards: Path, undisturbed: Path, tmp_path: Path, m
     assert [step for step, _ in shown[0]] == [int(row[1]) for row in told(run)[1:]]
 
 
-def wait_for(path: Path, newer_than: float, process: object) -> None:
-    """Until a file is written anew."""
-    end = time.monotonic() + 60
-    while not path.is_file() or path.stat().st_mtime_ns <= newer_than:
-        assert time.monotonic() < end
-        assert getattr(process, "exitcode", None) is None, "the command ended before it could be killed"
-        time.sleep(0.002)
-
-
 def words(shards: Path, run: Path, minutes: float) -> list[str]:
     options = {"passes": 4, "slices": 2, "batch": 256, "patience": 99, "checkpoint-minutes": minutes}
     return ["fit", str(shards), str(run), *(w for name, value in options.items() for w in (f"--{name}", str(value)))]
@@ -152,7 +143,7 @@ def test_killed_again_and_again(shards: Path, in_a_process: Path, tmp_path: Path
     for wait in (0.0, 0.23):
         before = (run / LAST).stat().st_mtime_ns if (run / LAST).is_file() else 0
         process = real_process.start(command, said)
-        wait_for(run / LAST, before, process)
+        real_process.wait_for(run / LAST, before, process)
         time.sleep(wait)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
@@ -168,7 +159,7 @@ def test_killed_again_and_again(shards: Path, in_a_process: Path, tmp_path: Path
 def test_a_signal_saves(shards: Path, in_a_process: Path, tmp_path: Path, number: signal.Signals, status: int) -> None:
     run, said = tmp_path / "run", tmp_path / "said"
     process = real_process.start(words(shards, run, 5), said)
-    wait_for(run / LAST, 0, process)  # the end of the first slice
+    real_process.wait_for(run / LAST, 0, process)  # the end of the first slice
     time.sleep(0.1)
     assert process.pid is not None
     os.kill(process.pid, number)

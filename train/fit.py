@@ -311,7 +311,7 @@ class _Fit:
             strategy = DDPStrategy(
                 cluster_environment=TorchElasticEnvironment(), broadcast_buffers=False, gradient_as_bucket_view=True
             )
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator="gpu" if self.gpu else "cpu",
             devices=self.world.local_size,
             num_nodes=self.world.nodes,
@@ -328,6 +328,10 @@ class _Fit:
             default_root_dir=self.run,
             callbacks=callbacks,
         )
+        # The trainer's own handler of SIGTERM talks to the other ranks from within the signal, in the midst of whatever
+        # they exchange; ours only notes it
+        trainer._signal_connector.register_signal_handlers = lambda: None
+        return trainer
 
     def _finish(self, model: TwoTower, opened: Shards, data: ShardsModule, keeper: Keeper) -> dict[str, Any]:
         """Calibrate the best weights and write them."""

@@ -72,16 +72,11 @@ class Keeper(pl.Callback):
         return self.place.slice - self.best_slice >= self.patience
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restore the optimiser; take the signals back from the trainer."""
-        self.signals.listen()
+        """Restore the optimiser."""
         if self.optimiser is not None and self.schedule is not None:
             trainer.optimizers[0].load_state_dict(self.optimiser)
             trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.schedule)
             self.optimiser = self.schedule = None
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals back from the trainer, where it validates alone."""
-        self.signals.listen()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int

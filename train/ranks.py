@@ -9,23 +9,23 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection, parent_process
+from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import multiprocessing
 
 from datamodules.contract import UserError
 from train.signals import Signals
 
 Found = TypeVar("Found")
-SECONDS_TO_LEAVE = 30
-"""What the other processes have to end in after one of them failed."""
+SECONDS_TO_LEAVE = 5
+"""What the other processes have to end in by themselves after one of them failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,8 @@ def on_ranks(size: int, function: Callable[..., object], *arguments: object) -> 
 
     A UserError of one is raised here. SIGTERM and Ctrl-C are handed to rank 0, which saves and lets all of them end.
     """
-    context = multiprocessing.get_context("spawn")
+    context = get_context("forkserver")  # imports once for all of them, and no GPU was touched before
+    context.set_forkserver_preload(["train.fit"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -128,11 +129,10 @@ def on_ranks(size: int, function: Callable[..., object], *arguments: object) -> 
         except BaseException:
             _end(ranks)
             raise
-        message = said.recv() if failed and said.poll() else None
         signals.held = False
-        if message is not None:
-            raise UserError(message)
         if failed:
+            with suppress(EOFError):  # none of them said anything
+                raise UserError(said.recv())
             raise RuntimeError(f"a training process ended with {failed}; what it wrote above says why")
         signals.act()
 
@@ -151,8 +151,9 @@ def _wait(ranks: list[BaseProcess]) -> int:
 
 
 def _end(ranks: list[BaseProcess]) -> None:
+    until = time.monotonic() + SECONDS_TO_LEAVE
     for process in ranks:
-        process.join(0 if process.exitcode is None and len(ranks) == 0 else 1)
+        process.join(max(0.0, until - time.monotonic()))
         if process.is_alive():
             process.kill()
             process.join()

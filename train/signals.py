@@ -26,7 +26,10 @@ class Signals:
     def __enter__(self) -> "Signals":
         """Listen."""
         self._before = {number: signal.getsignal(number) for number in LISTENED}
-        self.listen()
+        if threading.current_thread() is threading.main_thread():  # beside it nobody can listen
+            for number, handler in self._before.items():
+                if handler is not signal.SIG_IGN:
+                    signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -34,13 +37,6 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._before.items():
                 signal.signal(number, handler)
-
-    def listen(self) -> None:
-        """Take the signals, again where another took them since; beside the main thread nobody can."""
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in self._before.items():
-                if handler is not signal.SIG_IGN:
-                    signal.signal(number, self._note)
 
     def act(self) -> None:
         """Do what was held back: Ctrl-C is a KeyboardInterrupt, SIGTERM ends the process with 0."""
