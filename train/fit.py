@@ -27,6 +27,7 @@ from datamodules.shards import Shards
 from models.two_tower import TwoTower, TwoTowerConfig
 from train.calibrate import calibrate
 from train.checkpoint import LAST, load_checkpoint
+from train.compiled import compiled, require_compiler
 from train.embed import encoder_fingerprint, load_embedding
 from train.keeper import BEST, Keeper, cut_log
 from train.ranks import World, on_ranks, require_devices
@@ -62,6 +63,8 @@ class FitConfig:
     """Minutes between checkpoints, the most a killed training loses; fractions are allowed."""
     precision: Literal["auto", "32", "bf16"] = "auto"
     """Of the training's arithmetic: bf16 is bfloat16 autocast, auto is that on GPUs that have it and 32 bits elsewhere."""
+    compile: bool = False
+    """Have torch.compile fuse what the towers compute for a batch: minutes at the start, needs a C++ compiler."""
     devices: int = 1
     """GPUs of this machine to train on, or processes where it has none; torchrun's own number where it started them."""
 
@@ -103,6 +106,8 @@ def fit(
     config, console = config or FitConfig(), console or Console(stderr=True)
     world = World.of_environment()
     require_devices(config.devices, world)
+    if config.compile:
+        require_compiler()
     before = None if from_run is None else Run.open(from_run)
     if before is not None:
         config = replace(config, model=shape_of(before, config.model))
@@ -269,7 +274,7 @@ class _Fit:
             keeper.resume(state, task)
         if self.world.rank == 0:
             self._say_where(keeper, resumed=state is not None)
-        with quiet(), progress_bar(self.console) as progress:
+        with quiet(), compiled(task.model, self.config.compile), progress_bar(self.console) as progress:
             left = self.config.passes * self.config.slices - self.place.slice
             trainer = self._trainer(left, [keeper, Watch(progress, self.place, task.total_steps)])
             self.signals.held = True
@@ -320,7 +325,6 @@ class _Fit:
             max_epochs=epochs,
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
-            gradient_clip_val=self.config.optimiser.clip,
             logger=EventFiles(self.run, self.place) if self.world.rank == 0 else False,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -59,10 +59,13 @@ def content_of(shards: Shards, embedding: torch.Tensor) -> Content:
 
 def provenance() -> dict[str, str]:
     """Versions, and the git commit where the code lies in a checkout."""
-    here = Path(__file__).parent
-    found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git here
+        commit = ""
     versions = {name: version(name) for name in ("keyart", "torch", "torchvision", "pytorch-lightning", "numpy")}
-    return versions | {"commit": found.stdout.strip() or "not in a checkout"}
+    return versions | {"commit": commit or "not in a checkout"}
 
 
 def write_config(run: Path, record: dict[str, Any]) -> None:

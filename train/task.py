@@ -25,6 +25,9 @@ from train.schedule import warm_cosine
 RANK_STRIDE, BATCH_STRIDE = 1_000_003**2, 15_485_863
 """Between seeds: each rank draws dropout of its own, and so does a slice gone on with by another number of ranks."""
 
+FUSED = ("cuda",)
+"""Devices whose AdamW is one kernel over all weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
@@ -137,8 +140,8 @@ class RankerTask(pl.LightningModule):
         count = len(batch.clicked)
         loss = click * (count / batch.whole) + engaged / batch.whole
         with torch.no_grad():
-            self.sums += torch.stack([click * count + engaged, click.new_tensor(count)])
-            told = torch.stack([loss, click, engaged, loss.new_tensor(self.place.batch)]).float()
+            self.sums += torch.stack([click * count + engaged, torch.full_like(click, count)])
+            told = torch.stack([loss, click, engaged, torch.full_like(loss, self.place.batch)]).float()
             self._broken = torch.where(torch.isfinite(loss) | ~torch.isnan(self._broken[3]), self._broken, told)
         # asking a GPU for a number makes it wait: there, now and then, and before each checkpoint
         if not loss.is_cuda or batch_idx % 32 == 31:
@@ -159,6 +162,16 @@ class RankerTask(pl.LightningModule):
         """Before each step: move the average to the weights of the step before, so that it trails by one."""
         self.average.update_parameters(self.model)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm here: the trainer refuses to where AdamW is fused and the precision is mixed, bfloat16 or not."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, self.optimiser_config.clip)
+
     def on_validation_epoch_start(self) -> None:
         """Start the sums."""
         self._validated = torch.zeros(4, dtype=torch.float64, device=self.device)
@@ -168,7 +181,7 @@ class RankerTask(pl.LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             click, engaged, clicks = losses(rank_batch(cast(TwoTower, self.average.module), batch), batch)
         count = len(batch.clicked)
-        self._validated += torch.stack([click * count, click.new_tensor(count), engaged, clicks])
+        self._validated += torch.stack([click * count, torch.full_like(click, count), engaged, clicks])
 
     def on_validation_epoch_end(self) -> None:
         """Means over the split, of all ranks."""
@@ -188,7 +201,7 @@ class RankerTask(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW under warm-up and cosine."""
         config = self.optimiser_config
-        fused = next(self.model.parameters()).is_cuda
+        fused = self.device.type in FUSED
         # Decay pulls vectors to zero, where an id nobody trained lies; biases and norms have no such home
         groups = [
             {"params": [p for p in self.model.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
