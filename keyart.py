@@ -186,7 +186,8 @@ def fit(shards: Path, run: Path, *, from_run: Path | None = None, settings: FitC
     from train.fit import fit as fit_ranker
 
     metrics = fit_ranker(shards, run, settings, from_run=from_run, console=_console())
-    _next(f"{run}: validation log loss {metrics['validation_log_loss']:.5f}", f"keyart export {run} BUNDLE")
+    if metrics:  # where torchrun started several processes, one of them has the results
+        _next(f"{run}: validation log loss {metrics['validation_log_loss']:.5f}", f"keyart export {run} BUNDLE")
 
 
 def evaluate(source: Path, dataset: Path, out: Path) -> None:

@@ -1,10 +1,12 @@
 """The LightningDataModule over shards: which batches an epoch of the trainer sees.
 
-An epoch of the trainer is one slice of a pass over the training impressions, so that validation and checkpoints come
-more often than passes do. The slice follows from the epoch's number alone: a resumed run asks for the same batches.
+An epoch of the trainer is one slice of a pass over the training impressions, so that validation comes more often than
+passes do. Which batches it holds follows from the training's place alone, so that a resumed training asks for those that
+are left.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytorch_lightning as pl
 import torch
@@ -13,14 +15,26 @@ from datamodules.feed import Batch, Feed
 from datamodules.shards import TRAIN, VALIDATION, Shards
 
 
-class Slice:
-    """The batches of one slice of one pass; what the trainer takes for a loader."""
+@dataclass(kw_only=True)
+class Place:
+    """How far a training has come. One object, read by all that depend on it and moved by the keeper alone."""
 
-    def __init__(self, feed: Feed, part: int, parts: int) -> None:
-        """Slice `part` of `parts` of the feed's present pass."""
+    slice: int = 0
+    """Slices that are finished, validation included."""
+    batch: int = 0
+    """Batches done of the present slice; all of them while it is validated."""
+    step: int = 0
+    """Steps of the optimiser since the beginning."""
+
+
+class Slice:
+    """The batches that are left of one slice of one pass; what the trainer takes for a loader."""
+
+    def __init__(self, feed: Feed, part: int, parts: int, done: int = 0) -> None:
+        """Slice `part` of `parts` of the feed's present pass, without its first `done` batches."""
         plan = len(feed)
         self.feed = feed
-        self.begin, self.end = part * plan // parts, (part + 1) * plan // parts
+        self.begin, self.end = part * plan // parts + done, (part + 1) * plan // parts
 
     def __len__(self) -> int:
         """Batches."""
@@ -34,20 +48,48 @@ class Slice:
 class ShardsModule(pl.LightningDataModule):
     """Feeds of the training and the validation split."""
 
-    def __init__(self, shards: Shards, *, reach: int, batch: int, slices: int, seed: int, pin: bool = False) -> None:
-        """`reach`: plays a state depends on; `batch`: impressions; `slices`: trainer epochs per pass."""
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        reach: int,
+        batch: int,
+        slices: int,
+        seed: int,
+        place: Place,
+        pin: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        """`reach`: plays a state depends on; `batch`: impressions of all `ranks` together; `slices`: per pass."""
         super().__init__()
-        self.slices = slices
-        self.train_feed = Feed(shards.shards, TRAIN, reach=reach, impressions=batch, shuffle=True, seed=seed, pin=pin)
+        self.slices, self.place = slices, place
+        self.train_feed = Feed(
+            shards.shards,
+            TRAIN,
+            reach=reach,
+            impressions=batch,
+            shuffle=True,
+            seed=seed,
+            pin=pin,
+            rank=rank,
+            ranks=ranks,
+        )
         self.validation_feed = Feed(
-            shards.shards, VALIDATION, reach=reach, impressions=2 * batch, shuffle=False, pin=pin
+            shards.shards,
+            VALIDATION,
+            reach=reach,
+            impressions=2 * batch,
+            shuffle=False,
+            pin=pin,
+            rank=rank,
+            ranks=ranks,
         )
 
     def train_dataloader(self) -> Slice:
-        """The slice of the trainer's epoch."""
-        epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        self.train_feed.epoch, part = divmod(epoch, self.slices)
-        return Slice(self.train_feed, part, self.slices)
+        """What is left of the present slice."""
+        self.train_feed.epoch, part = divmod(self.place.slice, self.slices)
+        return Slice(self.train_feed, part, self.slices, self.place.batch)
 
     def val_dataloader(self) -> Slice:
         """The whole split, in order."""

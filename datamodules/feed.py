@@ -59,16 +59,19 @@ class Batch:
     """Which shard the impressions are of."""
     index: Tensor
     """int64 (N,): their rows in the shard."""
+    whole: int
+    """Impressions of the batch over all ranks: N where there is one."""
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "shard"}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in moved.items()})
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in self._tensors().items()})
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, from which copies to a GPU overlap with work."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "shard"}
-        return replace(self, **{name: value.pin_memory() for name, value in moved.items()})
+        return replace(self, **{name: value.pin_memory() for name, value in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +119,19 @@ class Feed:
         candidates: bool = False,
         seed: int = 0,
         pin: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
-        """`reach`: plays a state depends on; `impressions`: about how many a batch holds; `window`: at most, per window."""
+        """`reach`: plays a state depends on; `impressions`: about how many a batch holds; `window`: at most, per window.
+
+        With several `ranks`, each is dealt every so many-th window of every batch: together they yield the batches that
+        one alone does, and a batch of fewer windows than ranks is empty for some.
+        """
         self.shards, self.reach, self.impressions = shards, reach, impressions
         self.shuffle, self.candidates, self.seed, self.pin = shuffle, candidates, seed, pin
         self.selected = [np.flatnonzero(shard.split == split) for shard in shards]
         self.windows = [_windows(s, rows, reach, window) for s, rows in zip(shards, self.selected, strict=True)]
+        self.rank, self.ranks = rank, ranks
         self.epoch = 0
         self._plan: tuple[int, list[tuple[int, np.ndarray]]] | None = None
 
@@ -186,7 +196,7 @@ class Feed:
                 for s, places in plan:
                     if stop.is_set():
                         return
-                    batch = self.gather(s, places)
+                    batch = self._share(s, places)
                     put(batch.pin_memory() if self.pin else batch)
                 put(None)
             except BaseException as error:  # handed to the reader, who raises it
@@ -203,9 +213,21 @@ class Feed:
             stop.set()
             thread.join()
 
-    def gather(self, s: int, places: np.ndarray) -> Batch:
-        """The batch of some windows of a shard."""
-        shard, windows = self.shards[s], self.windows[s].take(places)
+    def _share(self, s: int, places: np.ndarray) -> Batch:
+        """This rank's part of the batch of some windows of a shard.
+
+        Where a batch has fewer windows than there are ranks, some get one window's plays and no impression: every weight
+        then has a gradient, if only zero, which is what ranks that average their gradients wait for.
+        """
+        share, whole = places[self.rank :: self.ranks], int(self.windows[s].count[places].sum())
+        if len(share):
+            return self.gather(s, self.windows[s].take(share), whole)
+        first = self.windows[s].take(places[:1])
+        return self.gather(s, replace(first, count=np.zeros_like(first.count)), whole)
+
+    def gather(self, s: int, windows: _Windows, whole: int) -> Batch:
+        """The batch of some windows of a shard, `whole` impressions over all ranks."""
+        shard = self.shards[s]
         within = np.arange(max(1, int(windows.plays.max(initial=0))))
         inside_MT = within < windows.plays[:, None]
         play_MT = np.where(inside_MT, windows.play[:, None] + within, 0)
@@ -217,7 +239,7 @@ class Feed:
             title_MT = artwork_MT = np.zeros(play_MT.shape, np.int32)
             watched_MT = np.full(play_MT.shape, np.nan)
 
-        member = np.repeat(np.arange(len(places)), windows.count)
+        member = np.repeat(np.arange(len(windows.count)), windows.count)
         run = np.cumsum(windows.count) - windows.count
         rows = self.selected[s][np.arange(len(member)) - run[member] + windows.first[member]]
         shown = shard.shown[rows].astype(np.int64)
@@ -230,26 +252,27 @@ class Feed:
         else:
             artworks, shown = shard.candidate[start + shown][:, None], np.zeros_like(shown)
 
-        def whole(values: np.ndarray) -> Tensor:
+        def whole_numbers(values: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values, np.int64))
 
         engaged = shard.engaged[rows]
         return Batch(
-            play_title=whole(title_MT),
-            play_artwork=whole(artwork_MT),
+            play_title=whole_numbers(title_MT),
+            play_artwork=whole_numbers(artwork_MT),
             play_watched=torch.from_numpy(watched_MT.astype(np.float32)),
-            member=whole(member),
-            position=whole(shard.history_end[rows] - windows.play[member]),
-            title=whole(shard.title[rows]),
-            artworks=whole(artworks),
-            country=whole(shard.country[rows]),
-            device=whole(shard.device[rows]),
-            hour=whole(shard.shown_at[rows] // MICROSECONDS_AN_HOUR % 24),
-            row=whole(shard.row[rows]),
-            column=whole(shard.column[rows]),
+            member=whole_numbers(member),
+            position=whole_numbers(shard.history_end[rows] - windows.play[member]),
+            title=whole_numbers(shard.title[rows]),
+            artworks=whole_numbers(artworks),
+            country=whole_numbers(shard.country[rows]),
+            device=whole_numbers(shard.device[rows]),
+            hour=whole_numbers(shard.shown_at[rows] // MICROSECONDS_AN_HOUR % 24),
+            row=whole_numbers(shard.row[rows]),
+            column=whole_numbers(shard.column[rows]),
             clicked=torch.from_numpy(shard.clicked[rows].astype(np.float32)),
             engaged=torch.from_numpy(np.where(engaged < 0, np.nan, engaged).astype(np.float32)),
-            shown=whole(shown),
+            shown=whole_numbers(shown),
             shard=s,
-            index=whole(rows),
+            index=whole_numbers(rows),
+            whole=whole,
         )

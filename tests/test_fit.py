@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from datamodules.contract import UserError
 from datamodules.shards import Shards
-from train.fit import FitConfig, _platt, fit
+from train.calibrate import platt
+from train.fit import FitConfig, fit
 from train.run import Run
 
 
@@ -87,7 +88,9 @@ def test_a_loss_that_is_no_number_is_named(shards: Path, short: FitConfig, tmp_p
     shutil.copytree(shards, tmp_path / "shards")
     path = tmp_path / "shards" / "embedding" / "embedding.npy"
     np.save(path, np.load(path) * np.nan)
-    with pytest.raises(UserError, match=r"run: the loss is nan in slice 1, batch 0"):
+    with pytest.raises(
+        UserError, match=r"run: the loss is nan in slice 1, batch 0 .*optimiser\.learning_rate \(0\.002\)"
+    ):
         fit(tmp_path / "shards", tmp_path / "run", short)
 
 
@@ -101,8 +104,10 @@ def test_a_log_without_clicks_is_refused(shards: Path, short: FitConfig, tmp_pat
         fit(tmp_path / "shards", tmp_path / "run", short)
 
 
-@pytest.mark.parametrize("bad", [{"passes": 0}, {"batch": 0}, {"slices": -1}])
-def test_a_bad_value_is_named(bad: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "bad", [{"passes": 0}, {"batch": 0}, {"slices": -1}, {"devices": 0}, {"checkpoint_minutes": 0.0}]
+)
+def test_a_bad_value_is_named(bad: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
         FitConfig(**bad)  # pyright: ignore[reportArgumentType]
 
@@ -111,7 +116,7 @@ def test_calibration_undoes_a_known_distortion() -> None:
     torch.manual_seed(0)
     logit = torch.randn(60_000, dtype=torch.float64) - 1
     label = (torch.rand(60_000, dtype=torch.float64) < torch.sigmoid(logit)).double()
-    scale, shift, before, after = _platt(2 * logit + 0.7, label)
+    scale, shift, before, after = platt(2 * logit + 0.7, label)
     assert scale == pytest.approx(0.5, abs=0.02)
     assert shift == pytest.approx(-0.35, abs=0.04)
     assert after < before

@@ -17,6 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from datamodules.atomic import atomic_file
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.shards import Shards
 from datamodules.vocabulary import Vocabularies, load_vocabularies
@@ -58,15 +59,19 @@ def content_of(shards: Shards, embedding: torch.Tensor) -> Content:
 
 def provenance() -> dict[str, str]:
     """Versions, and the git commit where the code lies in a checkout."""
-    here = Path(__file__).parent
-    found = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git here
+        commit = ""
     versions = {name: version(name) for name in ("keyart", "torch", "torchvision", "pytorch-lightning", "numpy")}
-    return versions | {"commit": found.stdout.strip() or "not in a checkout"}
+    return versions | {"commit": commit or "not in a checkout"}
 
 
 def write_config(run: Path, record: dict[str, Any]) -> None:
     """Write `config.yaml`."""
-    (run / CONFIG).write_text(yaml.safe_dump(record, sort_keys=False))
+    with atomic_file(run / CONFIG) as partial:
+        partial.write_text(yaml.safe_dump(record, sort_keys=False))
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -1,0 +1,46 @@
+"""Commands in processes of their own, so that they can be killed; started quickly, by forking one that has all imports."""
+
+import os
+import sys
+import time
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+FORKS = get_context("forkserver")
+FORKS.set_forkserver_preload(["real_process", "keyart", "configs.read", "train.fit", "torch.utils.tensorboard"])
+
+
+def start(words: list[str], said: Path) -> BaseProcess:
+    """`keyart WORDS` in a process of its own with one thread; what it says goes to the end of a file."""
+    process = FORKS.Process(target=_command, args=(words, said))
+    process.start()
+    return process
+
+
+def run(words: list[str], said: Path) -> int | None:
+    """The same, to its end: its exit status."""
+    process = start(words, said)
+    process.join(120)
+    return process.exitcode
+
+
+def wait_for(path: Path, newer_than: int, process: BaseProcess | None = None) -> None:
+    """Until a file is written anew, by a process that runs."""
+    end = time.monotonic() + 60
+    while not path.is_file() or path.stat().st_mtime_ns <= newer_than:
+        assert time.monotonic() < end
+        assert process is None or process.exitcode is None, "the command ended before it could be killed"
+        time.sleep(0.002)
+
+
+def _command(words: list[str], said: Path) -> None:
+    import torch
+
+    import keyart
+
+    torch.set_num_threads(1)
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for standard in (1, 2):
+        os.dup2(file, standard)
+    sys.exit(keyart.main(words))

@@ -1,0 +1,106 @@
+"""Two processes train as one does: the same batches, dealt out; the same loss; and only one of them writes."""
+
+import csv
+import os
+import shutil
+import signal
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from real_process import wait_for
+
+from datamodules.contract import UserError
+from datamodules.feed import Feed
+from datamodules.shards import TRAIN, VALIDATION, Shards
+from models.history import HistoryConfig
+from models.two_tower import TwoTower, TwoTowerConfig
+from train.checkpoint import LAST
+from train.embed import load_embedding
+from train.fit import FitConfig, fit
+from train.run import METRICS, WEIGHTS, content_of, sizes_of
+from train.task import losses, rank_batch
+
+STILL = TwoTowerConfig(dropout=0.0, id_dropout=0.0, history=HistoryConfig(dropout=0.0))
+"""Without dropout, which each rank draws for itself."""
+
+
+@pytest.mark.parametrize(("split", "ranks", "impressions"), [(TRAIN, 2, 300), (VALIDATION, 3, 1), (TRAIN, 5, 40)])
+def test_ranks_share_every_batch(shards: Path, split: int, ranks: int, impressions: int) -> None:
+    """No impression twice, none lost, also where a batch has fewer windows than there are ranks."""
+    opened = Shards.open(shards).shards
+    settings = {"reach": 8, "impressions": impressions, "shuffle": split == TRAIN}
+    whole = list(Feed(opened, split, **settings))
+    dealt = [list(Feed(opened, split, rank=rank, ranks=ranks, **settings)) for rank in range(ranks)]
+    assert {len(batches) for batches in dealt} == {len(whole)}
+    empty = 0
+    for batch, *parts in zip(whole, *dealt, strict=True):
+        assert Counter(batch.index.tolist()) == Counter(row for part in parts for row in part.index.tolist())
+        assert {part.whole for part in parts} == {batch.whole} == {len(batch.index)}
+        empty += sum(len(part.index) == 0 for part in parts)
+    assert (empty > 0) == (impressions < 300)
+
+
+def test_a_rank_without_impressions_has_every_gradient(shards: Path) -> None:
+    """What ranks that average their gradients wait for."""
+    opened = Shards.open(shards)
+    model = TwoTower(STILL, sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
+    feed = Feed(opened.shards, TRAIN, reach=50, impressions=1, shuffle=True, rank=1, ranks=2)
+    batch = next(batch for batch in feed if not len(batch.index))
+    click, engaged, _ = losses(rank_batch(model, batch), batch)
+    (click + engaged).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(value is not None and not value.any() for value in gradients.values()), gradients
+
+
+def told(run: Path) -> list[list[float]]:
+    """Step, training loss and validation loss after every slice."""
+    rows = list(csv.reader((run / "log.csv").read_text().splitlines()))
+    return [[float(value) for value in row[1:4]] for row in rows[1:]]
+
+
+def test_two_processes_train_as_one(shards: Path, tmp_path: Path) -> None:
+    config = FitConfig(passes=2, slices=3, batch=500, patience=9, model=STILL)
+    alone, run = tmp_path / "alone", tmp_path / "run"
+    one, two = fit(shards, alone, config), fit(shards, run, replace(config, devices=2))
+    np.testing.assert_allclose(told(run), told(alone), atol=1e-5)
+    assert two["validation_log_loss"] == pytest.approx(one["validation_log_loss"], abs=1e-5)
+    assert two["best_slice"] == one["best_slice"]
+    assert len(list((run / "tensorboard").iterdir())) == 1, "one of them writes"
+    assert fit(shards, run, config) == two, "how many trained it is none of its config"
+
+
+def test_ctrl_c_saves_and_two_processes_go_on_where_they_stood(shards: Path, tmp_path: Path) -> None:
+    """With dropout: each rank's generator goes on."""
+    config = FitConfig(passes=2, slices=2, batch=128, devices=2, patience=9, checkpoint_minutes=1e-9)
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
+    fit(shards, undisturbed, config)
+
+    def interrupt() -> None:
+        wait_for(run / LAST, 0)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        fit(shards, run, config)
+    thread.join()
+    assert not (run / METRICS).is_file()
+    place = torch.load(run / LAST, weights_only=True)["place"]
+    assert place[2] > 0
+    fit(shards, run, config)
+    assert (run / WEIGHTS).read_bytes() == (undisturbed / WEIGHTS).read_bytes()
+
+
+def test_what_one_of_them_cannot_use_is_said_once(shards: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(shards, tmp_path / "shards")
+    path = own / "embedding" / "embedding.npy"
+    np.save(path, np.load(path) * np.nan)
+    with pytest.raises(UserError, match=r"run: the loss is nan in slice 1, batch 0"):
+        fit(own, tmp_path / "run", FitConfig(batch=500, devices=2))
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        fit(tmp_path / "nowhere", tmp_path / "other", FitConfig(devices=2))

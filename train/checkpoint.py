@@ -1,0 +1,69 @@
+"""Checkpoints of a run: the last one and the one before it, each whole or not there, each with a digest.
+
+In: a dictionary of tensors and numbers. A checkpoint is written aside and renamed; a file that is cut short or changed
+is told by the SHA-256 at its end, and the one before it is taken instead.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from rich.console import Console
+
+from datamodules.atomic import atomic_file
+
+LAST, PREVIOUS = Path("checkpoints") / "last.ckpt", Path("checkpoints") / "previous.ckpt"
+LAYOUT = 1
+"""Raised when the state changes its meaning: older checkpoints are then told as such and left."""
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
+    """Write `RUN/checkpoints/last.ckpt`; what stood there becomes `previous.ckpt`."""
+    with atomic_file(run / LAST) as partial:
+        torch.save(state | {"layout": LAYOUT}, partial)
+        with partial.open("r+b") as file:
+            digest = _digest(file, partial.stat().st_size)
+            file.write(digest)
+        if (run / LAST).is_file():
+            os.replace(run / LAST, run / PREVIOUS)
+
+
+def load_checkpoint(run: Path, console: Console) -> dict[str, Any] | None:
+    """The newest state that can be read, on the CPU; None where there is none. What cannot be read is said and removed."""
+    found = [path for path in (run / LAST, run / PREVIOUS) if path.is_file()]
+    for path in found:
+        state = _read(path)
+        if state is not None:
+            return state
+        path.unlink()
+        older = path.name == LAST.name and (run / PREVIOUS).is_file()
+        console.print(
+            f"fit: {path} is damaged: " + ("the one before it is taken" if older else "the training starts over")
+        )
+    return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The state of a whole checkpoint of this layout."""
+    size = path.stat().st_size - DIGEST_BYTES
+    if size <= 0:
+        return None
+    with path.open("rb") as file:
+        if _digest(file, size) != file.read():
+            return None
+        file.seek(0)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    return state if state.get("layout") == LAYOUT else None
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    """SHA-256 of the first `size` bytes; the file then stands behind them."""
+    found = hashlib.sha256()
+    while size:
+        some = file.read(min(size, 1 << 20))
+        found.update(some)
+        size -= len(some)
+    return found.digest()

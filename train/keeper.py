@@ -1,0 +1,182 @@
+"""The keeper of a training: it counts, keeps the best weights and the checkpoints, and ends it.
+
+A checkpoint is written after every slice and, within one, every few minutes; SIGTERM and Ctrl-C are held back until the
+batch at work is done and saved. What is random goes on where it stood, so that a training ends with the weights of an
+undisturbed one wherever it was stopped. The trainer itself restores nothing: it is given what is left to do.
+Every process of a training has a keeper; process 0 decides and writes.
+"""
+
+import csv
+import io
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from safetensors.torch import save_file
+
+from datamodules.atomic import atomic_file
+from datamodules.datamodule import Place
+from train.checkpoint import save_checkpoint
+from train.ranks import World
+from train.signals import Signals, Stopped
+from train.task import RankerTask, generator_states
+
+BEST, LOG = "best.safetensors", "log.csv"
+COLUMNS = ["slice", "step", "train_loss", "validation_log_loss", "seconds"]
+NOTHING, SAVE, STOP = 0, 1, 2
+ASK_EVERY = 16
+"""Batches between two questions to process 0, where there are several: each makes all of them wait."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Keeper(pl.Callback):
+    """Counts the place, saves what is worth it, stops where nothing gets better."""
+
+    run: Path
+    place: Place
+    patience: int
+    """Slices without a better validation after which training ends."""
+    minutes: float
+    """Between checkpoints."""
+    signals: Signals
+    world: World
+    stop_after: int | None = None
+    """Slices after which to stop, for tests."""
+    best: float = float("inf")
+    best_slice: int = 0
+    optimiser: dict[str, Any] | None = None
+    """States to go on with."""
+    schedule: dict[str, Any] | None = None
+    seconds: float = 0.0
+    """What former calls took."""
+    began: float = field(default_factory=time.monotonic)
+    saved_at: float = field(default_factory=time.monotonic)
+    saved_step: int = 0
+
+    def resume(self, state: dict[str, Any], task: RankerTask) -> None:
+        """Go on from what `load_checkpoint` gave."""
+        self.place.slice, self.place.batch, self.place.step = state["place"]
+        self.saved_step = self.place.step
+        self.best, self.best_slice, self.seconds = state["best"], state["best_slice"], state["seconds"]
+        self.optimiser, self.schedule = state["optimiser"], state["schedule"]
+        task.load(state["task"])
+        task.sums = state["sums"]
+        if self.place.batch and len(state["generators"]) == self.world.size:
+            task.generators = state["generators"][self.world.rank]
+
+    def over(self) -> bool:
+        """Whether validation has not got better for long enough."""
+        return self.place.slice - self.best_slice >= self.patience
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restore the optimiser."""
+        if self.optimiser is not None and self.schedule is not None:
+            trainer.optimizers[0].load_state_dict(self.optimiser)
+            trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.schedule)
+            self.optimiser = self.schedule = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Count, and save where it is time."""
+        self.place.batch += 1
+        self.place.step += 1
+        self._save_if_due(trainer, pl_module, batch_idx)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """The place stands at the slice's end meanwhile: what resumes there validates it anew."""
+        self._save_if_due(trainer, pl_module, batch_idx)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A slice is finished, or what a warm start begins with was judged: keep it if it is the best, and save."""
+        assert isinstance(pl_module, RankerTask)
+        train_loss = pl_module.train_loss() if self.place.batch else None
+        if self.place.batch:
+            self.place.slice += 1
+            self.place.batch = 0
+        loss = pl_module.validation_log_loss
+        if loss < self.best:
+            self.best, self.best_slice = loss, self.place.slice
+            if self.world.rank == 0:
+                kept = pl_module.average.module.state_dict()
+                with atomic_file(self.run / BEST) as partial:
+                    save_file({k: v.cpu().contiguous() for k, v in kept.items()}, partial)
+        if self.world.rank == 0:
+            self._log(train_loss, loss)
+            if trainer.logger is not None:
+                trainer.logger.log_metrics({"validation_log_loss": loss}, self.place.step)
+        self._save(trainer, pl_module)
+        if self.over() or (self.stop_after is not None and self.place.slice >= self.stop_after):
+            trainer.should_stop = True
+
+    def _save_if_due(self, trainer: pl.Trainer, task: pl.LightningModule, batch_idx: int) -> None:
+        if self.world.size > 1 and batch_idx % ASK_EVERY:
+            return
+        fresh = self.place.step != self.saved_step
+        due = fresh and time.monotonic() - self.saved_at >= 60 * self.minutes
+        wanted = STOP if self.signals.came is not None else SAVE if due and self.world.rank == 0 else NOTHING
+        if self.world.size > 1:
+            said = torch.tensor(wanted, device=task.device)
+            torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
+            wanted = int(said)
+        if wanted == SAVE or (wanted == STOP and fresh):
+            self._save(trainer, task)
+        if wanted == STOP:
+            raise Stopped
+
+    def _save(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        assert isinstance(task, RankerTask)
+        task.require_finite()
+        generators: list[Any] = [generator_states()]
+        sums = task.sums.clone()
+        if self.world.size > 1:
+            generators = [None] * self.world.size
+            torch.distributed.all_gather_object(generators, generator_states())
+            torch.distributed.all_reduce(sums)
+        if self.world.rank == 0:
+            optimiser = trainer.optimizers[0].state_dict() if trainer.optimizers else self.optimiser
+            schedules = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
+            state = {
+                "place": [self.place.slice, self.place.batch, self.place.step],
+                "best": self.best,
+                "best_slice": self.best_slice,
+                "seconds": self._so_far(),
+                "task": task.state(),
+                "sums": sums.cpu() / self.world.size,
+                "generators": generators,
+                "optimiser": optimiser,
+                "schedule": schedules[0] if schedules else self.schedule,
+            }
+            save_checkpoint(self.run, state)
+        self.saved_step, self.saved_at = self.place.step, time.monotonic()
+
+    def _so_far(self) -> float:
+        return self.seconds + time.monotonic() - self.began
+
+    def _log(self, train_loss: float | None, loss: float) -> None:
+        told = "" if train_loss is None else f"{train_loss:.6f}"
+        row = [self.place.slice, self.place.step, told, f"{loss:.6f}", f"{self._so_far():.1f}"]
+        with (self.run / LOG).open("a", newline="") as file:
+            csv.writer(file).writerow(row)
+
+
+def cut_log(run: Path, place: Place, *, resumed: bool) -> None:
+    """Bring `log.csv` to a place: slices that will be made again leave it, so that each stands in it once."""
+    path = run / LOG
+    rows = list(csv.reader(path.read_text().splitlines())) if resumed and path.is_file() else []
+    kept = [row for row in rows[1:] if len(row) == len(COLUMNS) and int(row[0]) <= place.slice]
+    text = io.StringIO()
+    csv.writer(text).writerows([COLUMNS, *kept])
+    with atomic_file(path) as partial:
+        partial.write_text(text.getvalue(), newline="")

@@ -1,0 +1,188 @@
+"""Several processes that train one model, a rank each: on one machine started here, on several by torchrun.
+
+Each rank reads its share of every batch; gradients are averaged over all (torch's DistributedDataParallel, Li et al.,
+2020). Rank 0 decides and writes, and what it decides before training reaches the others as an object.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import connection, get_context, parent_process
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from datamodules.contract import UserError
+from train.signals import Signals
+
+Found = TypeVar("Found")
+SECONDS_TO_LEAVE = 5
+"""What the other processes have to end in by themselves after one of them failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The processes of a training and this one's place among them."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @classmethod
+    def of_environment(cls) -> "World":
+        """What torchrun's variables say; one process where there are none."""
+        try:
+            names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+            rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
+        except (KeyError, ValueError):
+            return cls()
+        return cls(rank=rank, size=size, local_rank=local_rank, local_size=local_size)
+
+    @property
+    def nodes(self) -> int:
+        """Machines."""
+        return self.size // self.local_size
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Meet the others, where there are any, and part from them at the end."""
+        if self.size == 1:
+            yield
+            return
+        if torch.cuda.is_available():
+            torch.cuda.set_device(self.local_rank)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+    def from_zero(self, function: Callable[[], Found]) -> Found:
+        """What the function gives on rank 0, for every rank; its failure ends the others without a word of theirs."""
+        if self.size == 1:
+            return function()
+        told: list[Any] = [None, True]
+        failed: Exception | None = None
+        if self.rank == 0:
+            try:
+                told = [function(), False]
+            except Exception as error:  # raised below, when the others know
+                failed = error
+        dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
+        if failed is not None:
+            raise failed
+        if told[1]:
+            sys.exit(1)
+        return cast(Found, told[0])
+
+
+def require_devices(devices: int, world: World) -> None:
+    """Raise a UserError where the machine has fewer, or where torchrun started another number of processes."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there, kind = (gpus, "GPUs") if gpus else (len(os.sched_getaffinity(0)), "cores, and no GPU")
+    wanted = devices if world.size == 1 else world.local_size
+    if wanted > there:
+        raise UserError(f"devices={wanted}: this machine has {there} {kind}. Give at most {there}.")
+    if world.size > 1 and devices not in (1, world.local_size):
+        raise UserError(
+            f"devices={devices}: torchrun started {world.local_size} processes on this machine. Leave the option out."
+        )
+
+
+def on_ranks(size: int, function: Callable[..., object], *arguments: object) -> None:
+    """Call the function in as many new processes of this machine, as torchrun would, and wait for all of them.
+
+    A UserError of one is raised here. SIGTERM and Ctrl-C are handed to rank 0, which saves and lets all of them end.
+    """
+    context = get_context("forkserver")  # imports once for all of them, and no GPU was touched before
+    context.set_forkserver_preload(["train.fit"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    said, saying = context.Pipe(duplex=False)
+    ranks: list[BaseProcess] = [
+        context.Process(target=_rank, args=(rank, size, port, saying, function, arguments), daemon=True)
+        for rank in range(size)
+    ]
+
+    def hand_on(number: int) -> None:
+        pid = ranks[0].pid
+        if pid is not None and ranks[0].is_alive():
+            os.kill(pid, signal.SIGTERM)
+
+    with Signals(hand_on) as signals:
+        signals.held = True
+        for process in ranks:
+            process.start()
+        saying.close()
+        try:
+            failed = _wait(ranks)
+        except BaseException:
+            _end(ranks)
+            raise
+        signals.held = False
+        if failed:
+            with suppress(EOFError):  # none of them said anything
+                raise UserError(said.recv())
+            raise RuntimeError(f"a training process ended with {failed}; what it wrote above says why")
+        signals.act()
+
+
+def _wait(ranks: list[BaseProcess]) -> int:
+    """Wait until all have ended; the exit status of the first that failed, 0 if none did."""
+    left = list(ranks)
+    while left:
+        connection.wait([process.sentinel for process in left])
+        for process in [process for process in left if not process.is_alive()]:
+            left.remove(process)
+            if process.exitcode:
+                _end(left)
+                return process.exitcode
+    return 0
+
+
+def _end(ranks: list[BaseProcess]) -> None:
+    until = time.monotonic() + SECONDS_TO_LEAVE
+    for process in ranks:
+        process.join(max(0.0, until - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _rank(
+    rank: int,
+    size: int,
+    port: int,
+    saying: connection.Connection,
+    function: Callable[..., object],
+    arguments: tuple[object, ...],
+) -> None:
+    """One process: torchrun's variables, then the function."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all: the parent hands it on
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    if "OMP_NUM_THREADS" not in os.environ:  # more threads than cores wait for each other by spinning
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // size))
+    try:
+        function(*arguments)
+    except UserError as error:
+        saying.send(str(error))
+        sys.exit(1)
+
+
+def _leave_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
