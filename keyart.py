@@ -263,7 +263,10 @@ def bench(*, json: Path | None = None, settings: Any) -> None:
     """
     from benchmarks import BENCHMARKS, load
     from benchmarks.table import print_table, write_json
+    from datamodules.contract import UserError
 
+    if json is not None and (json.is_dir() or not json.parent.is_dir()):
+        raise UserError(f"json={json}: cannot be written. Name a file in a folder that is there.")
     chosen = [load(name).Config() for name in BENCHMARKS] if settings is None else [settings]
     rows = []
     for config in chosen:

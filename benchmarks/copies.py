@@ -13,8 +13,8 @@ TABLES = ((PLAYS, ("member_id",)), (IMPRESSIONS, ("member_id", "impression_id"))
 def copy_members(source: Path, out: Path, impressions: int) -> int:
     """Write a dataset of about so many impressions, one file per copy; returns how many it has.
 
-    Whole copies, as many as come nearest, and at least one; where one copy is more than was asked for, those members
-    whose hash falls into the share. Images are not copied: preparing does not read them.
+    Whole copies first; of the last one, those members whose hash falls into the share that is missing. Images are not
+    copied: preparing does not read them.
     """
     for table in (TITLES, ARTWORKS):
         files = table.files(source)
@@ -25,18 +25,24 @@ def copy_members(source: Path, out: Path, impressions: int) -> int:
     with duckdb.connect() as engine:
         engine.execute("SET TimeZone = 'UTC'; SET memory_limit = '2GB'; SET enable_progress_bar = false")
         found = {table: [str(path) for path in table.files(source)] for table, _ in TABLES}
-        have = _count(engine, found[IMPRESSIONS])
-        copies, share = max(1, round(impressions / have)), min(1.0, impressions / have)
+        whole, missing = divmod(impressions, _count(engine, found[IMPRESSIONS]))
+        shares = [1.0] * whole + ([missing / _count(engine, found[IMPRESSIONS])] if missing else [])
         for table, ids in TABLES:
             (out / table.name).mkdir()
-            for copy in range(copies):
+            for copy, share in enumerate(shares):
                 renamed = ", ".join(f"{name} || '-{copy}' AS {name}" for name in ids)
+                part = quoted(out / table.name / f"part-{copy:04d}.parquet")
                 engine.execute(
                     f"COPY (SELECT * REPLACE ({renamed}) FROM read_parquet($files, hive_partitioning = false) "
-                    f"WHERE hash(member_id) % 1000000 < $least) TO '{out / table.name / f'part-{copy:04d}.parquet'}'",
+                    f"WHERE hash(member_id) % 1000000 < $least) TO {part}",
                     {"files": found[table], "least": round(1_000_000 * share)},
                 )
         return _count(engine, [str(path) for path in IMPRESSIONS.files(out)])
+
+
+def quoted(path: Path) -> str:
+    """A path as SQL has strings."""
+    return "'" + str(path).replace("'", "''") + "'"
 
 
 def _count(engine: duckdb.DuckDBPyConnection, files: list[str]) -> int:

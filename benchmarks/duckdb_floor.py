@@ -9,6 +9,7 @@ from pathlib import Path
 
 import duckdb
 
+from benchmarks.copies import quoted
 from datamodules.contract import IMPRESSIONS, PLAYS
 
 
@@ -16,7 +17,7 @@ def main(dataset: Path, out: Path) -> None:
     """Order both tables."""
     out.mkdir(parents=True, exist_ok=True)
     with duckdb.connect() as engine:
-        engine.execute(f"SET TimeZone = 'UTC'; SET temp_directory = '{out / 'spill'}'")
+        engine.execute(f"SET TimeZone = 'UTC'; SET temp_directory = {quoted(out / 'spill')}")
         for table, time in ((PLAYS, "played_at"), (IMPRESSIONS, "shown_at")):
             engine.execute(
                 f"COPY (SELECT * FROM read_parquet($files) ORDER BY member_id, {time}) TO '{out / table.name}.parquet'",

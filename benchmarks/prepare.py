@@ -144,7 +144,8 @@ def _alternate(subjects: dict[str, list[str]], repeats: int, label: str, console
 
 
 def _python(module: str, *words: object) -> list[str]:
-    return [sys.executable, "-m", module, *map(str, words)]
+    # from keyart's own folder (`-P`: and not from the one the user is in, whose files may be called alike)
+    return [sys.executable, "-P", "-m", module, *map(str, words)]
 
 
 def _instant_of(dataset: Path, share: float) -> str:

@@ -44,6 +44,7 @@ def measure(words: Sequence[str], *, threads: int | None = None) -> Measured:
     environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
     # the compiled modules of a first run serve the next: without them each run compiles every library again
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "told.json"
         launch = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(told), *words]
