@@ -35,6 +35,7 @@ COMMANDS = {
     "evaluate": ("a run or a bundle on a dataset -> metrics, off-policy values, report.html", None),
     "export": ("a run -> a bundle: ONNX and what a serving team needs", None),
     "score": ("a bundle over a dataset -> a table of click probabilities and policies", None),
+    "bench": ("a benchmark's table, or all of them: ours beside what a user would pick instead", None),
 }
 
 
@@ -147,20 +148,15 @@ def prepare(
     from datamodules.check import require_valid
     from datamodules.contract import moment_of
     from datamodules.counts import print_counts
-    from datamodules.engines import EngineConfig, open_engine, spill_of
+    from datamodules.engines import EngineConfig, Since, open_engine, spill_of
     from datamodules.prepare import prepare as prepare_shards
 
     moment = None if since is None else moment_of("since", since)
     console = _console()
-    with open_engine(EngineConfig(engine=engine, memory=memory, spark=spark or []), spill_of(out)) as working:
-        require_valid(
-            dataset,
-            images=False,
-            drop_invalid=settings.drop_invalid,
-            console=console,
-            engine=working,
-            since=moment if like else None,
-        )
+    with open_engine(EngineConfig(engine=engine, memory=memory, spark=spark or []), spill_of(out)) as opened:
+        # beside shards that were made of the log before, what is new is judged; else the whole log
+        working = Since.of(opened, moment) if like else opened
+        require_valid(dataset, images=False, drop_invalid=settings.drop_invalid, console=console, engine=working)
         manifest = prepare_shards(dataset, out, settings, like=like, since=moment, engine=working, console=console)
     print_counts(manifest, _told())
     _next(f"{out} written", f"keyart embed {dataset} {out}")
@@ -259,6 +255,26 @@ def score(bundle: Path, dataset: Path, out: Path, *, policy: str = "greedy", sin
     _next("", f"keyart evaluate {bundle} {dataset} REPORT")
 
 
+def bench(*, json: Path | None = None, settings: Any) -> None:
+    """Run a benchmark, or all with what they measure by default, and print one table each.
+
+    Args:
+        json: File for the rows, a list of {benchmark, subject, figure, unit, value}; `keyart` is ours.
+    """
+    from benchmarks import BENCHMARKS, load
+    from benchmarks.table import print_table, write_json
+
+    chosen = [load(name).Config() for name in BENCHMARKS] if settings is None else [settings]
+    rows = []
+    for config in chosen:
+        found = load(type(config).__module__.rpartition(".")[2]).bench(config, _console())
+        print_table(found, _told())
+        rows += found
+    if json is not None:
+        write_json(rows, json)
+        _told().print(f"{json} written", soft_wrap=True)
+
+
 def _written(out: Path, console: Console, next_command: str) -> None:
     names = ("shards", "run", "bundle", "scores", "report/report.html")
     console.print("Written: " + ", ".join(str(out / name) for name in names if (out / name).exists()))
@@ -303,8 +319,6 @@ def usage() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code. 0 done, 1 something given cannot be used, 2 wrong words, 130 interrupted."""
-    # libraries make millions of objects that live on while they are imported: looking for garbage takes a third of that
-    gc.set_threshold(100_000, 50, 50)
     words = sys.argv[1:] if arguments is None else arguments
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
@@ -330,8 +344,13 @@ def _run(name: str, words: list[str]) -> int:
     try:
         from configs.read import RECIPES, parse
 
-        recipe = RECIPES / "demo.yaml" if name == "demo" else None
-        return function(**parse(name, function, section, words, recipe)) or 0
+        recipe, called = RECIPES / "demo.yaml" if name == "demo" else None, name
+        if name == "bench":
+            from benchmarks import named
+
+            called, section, words = named(words)
+        given = parse(called, function, section, words, recipe)
+        return function(**({"settings": None} | given if name == "bench" else given)) or 0
     except UserError as error:
         print(f"keyart {name}: {error}", file=sys.stderr)
         return 1
@@ -363,5 +382,14 @@ def _failed(name: str, error: Exception) -> int:
     return 1
 
 
+def cli() -> int:
+    """`main` in a process of its own, which need not look for garbage while libraries load, nor when it ends."""
+    gc.set_threshold(100_000, 50, 50)
+    code = main()
+    if "torch" not in sys.modules:  # whose compiler counts what is left at the end, and complains
+        gc.freeze()
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli())

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from datamodules.atomic import atomic_file
 from datamodules.check import require_valid
+from datamodules.contract import UserError
 from datamodules.counts import summary
 from datamodules.fingerprint import dataset_fingerprint, files_fingerprint, fingerprint
 from datamodules.prepare import prepare as prepare_shards
@@ -35,6 +36,11 @@ from train.run import Run
 def go_the_whole_way(dataset: Path, out: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
     """Every stage in order, each skipped where its own fingerprint says that nothing changed; returns the report."""
     Policy.parse(recipe.policy)
+    if recipe.prepare.drop_invalid:
+        raise UserError(
+            "prepare.drop_invalid: the whole way scores and judges the log itself, which must be valid as it is. "
+            f"Leave the rows out of {dataset}, or call keyart prepare, embed and fit one by one."
+        )
     shards, run, bundle_folder, scores, report_folder = (
         out / n for n in ("shards", "run", "bundle", "scores", "report")
     )

@@ -37,23 +37,25 @@ def section_class(section: str) -> type:
 
 
 def parse(
-    name: str, function: Callable[..., Any], section: str | None, words: list[str], recipe: Path | None
+    name: str, function: Callable[..., Any], section: str | type | None, words: list[str], recipe: Path | None
 ) -> dict[str, Any]:
     """Keyword arguments for a command's function, `settings` included where it has a section.
 
-    `recipe` is read where the words name no `--config`. `--help` prints and exits with 0, as parsers do; words that do
-    not fit raise a UserError.
+    `section`: of a recipe, by name; or a dataclass that is no section of one. `recipe` is read where the words name no
+    `--config`. `--help` prints and exits with 0, as parsers do; words that do not fit raise a UserError.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(prog=f"keyart {name}", description=_summary(function), exit_on_error=False)
     parser.add_function_arguments(function, as_positional=True, skip={"settings"} if section else set())
-    class_ = section_class(section) if section else None
-    if class_ is not None:
+    class_ = section_class(section) if isinstance(section, str) else section
+    if isinstance(section, str):
         parser.add_argument("--config", type=Path, default=None, help="a recipe: a YAML file as those in configs/")
+    if class_ is not None:
         parser.add_class_arguments(class_, None)
+    if class_ is not None and isinstance(section, str):
         chosen = _named(words) or recipe
         if chosen is not None:  # as words before the user's, so that they are judged alike and the user's are the last
-            fields_set = _flat(read_section(chosen, section or "", class_))
+            fields_set = _flat(read_section(chosen, section, class_))
             words = [*(f"--{key}={json.dumps(value)}" for key, value in fields_set.items()), *words]
     try:
         found = parser.parse_args(_spelled(words, parser))
@@ -78,8 +80,11 @@ ALIASES = {"--from": "--from_run"}
 """Options whose name Python keeps for itself."""
 
 
+LISTS = (list[str], list[str] | None, list[int], list[float])
+
+
 def _spelled(words: list[str], parser: ArgumentParser) -> list[str]:
-    """The words as the parser knows them: dashes as underscores, a bare flag as true, a repeated option as a list."""
+    """The words as the parser knows them: dashes as underscores, a bare flag as true, lists as `1,2` or option by option."""
     known = parser._option_string_actions
     spelled: list[str] = []
     lists: dict[str, list[str]] = {}
@@ -96,8 +101,12 @@ def _spelled(words: list[str], parser: ArgumentParser) -> list[str]:
         if type_ is bool and not equals:
             given = left.pop(0) if left and left[0] in ("true", "false") else "true"
             spelled.append(f"{name}={given}")
-        elif type_ in (list[str], list[str] | None) and not value.startswith("["):
-            lists.setdefault(name, []).append(value if equals or not left else left.pop(0))
+        elif type_ in LISTS:
+            value = value if equals or not left else left.pop(0)
+            if type_ in (list[str], list[str] | None) and not value.startswith("["):
+                lists.setdefault(name, []).append(value)
+            else:
+                spelled.append(f"{name}={value}" if value.startswith("[") else f"{name}=[{value}]")
         else:
             spelled.append(f"{name}{equals}{value}")
     return [*spelled, *(f"{name}={json.dumps(values)}" for name, values in lists.items())]

@@ -159,10 +159,12 @@ def _history_ends(
 
 def _ragged(offsets: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lists in another order: where each begins then, int64 (N + 1,), and the places of their values now, (C,)."""
-    begins = offsets[:-1].astype(np.int64)[order]
-    width = np.diff(offsets).astype(np.int64)[order]
-    start = np.concatenate([[0], np.cumsum(width)])
-    return start, np.repeat(begins - start[:-1], width) + np.arange(start[-1])
+    width = np.diff(offsets)[order]
+    start = np.concatenate([[0], np.cumsum(width, dtype=np.int64)])
+    # in 32 bits, as Arrow's own offsets are
+    places = np.repeat(offsets[:-1][order] - start[:-1].astype(np.int32), width)
+    places += np.arange(len(places), dtype=np.int32)
+    return start, places
 
 
 def _end_to_end(strings: pa.Array) -> tuple[np.ndarray, np.ndarray]:

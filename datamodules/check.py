@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import ibis
 from ibis.expr.types import BooleanColumn
@@ -74,15 +73,13 @@ def check(
     images: bool = True,
     console: Console | None = None,
     engine: Engine | None = None,
-    since: datetime | None = None,
 ) -> Findings:
     """Judge a dataset by the contract; the dataset is never written to.
 
     Where a table's schema is broken, neither its rows are judged, nor its images, nor what other tables refer to in it.
-    With `images` false, no image is opened. With `since`, of the impressions only those shown at or after that moment
-    are judged, and those that do not say when. Progress is drawn on `console`, standard error by default; `engine`
-    counts, by default a DuckDB of this call. Raises `UserError` where the engine fails for a reason outside of the
-    dataset, such as a full disk.
+    With `images` false, no image is opened. Progress is drawn on `console`, standard error by default; `engine` counts,
+    by default a DuckDB of this call, and what it does not read is not judged. Raises `UserError` where the engine fails
+    for a reason outside of the dataset, such as a full disk.
     """
     if not dataset.is_dir():
         what = "is not a folder" if dataset.exists() else "does not exist"
@@ -99,7 +96,7 @@ def check(
             try:
                 with nullcontext(engine) if engine else open_engine(EngineConfig(memory=MEMORY)) as working:
                     failures = working.errors
-                    tables = _relations(working, sound, since)
+                    tables = _relations(working, sound)
                     row_violations = list(_row_violations(dataset, sound, tables, working, progress))
                     listed = _listed_images(tables) if images else []
                 break
@@ -132,13 +129,12 @@ def require_valid(
     drop_invalid: bool = False,
     console: Console | None = None,
     engine: Engine | None = None,
-    since: datetime | None = None,
 ) -> Findings:
     """The findings of a dataset that keeps the contract; with `drop_invalid`, but for rows that can be left out.
 
     Raises `UserError` with the first violation, and how many more there are, of one that does not.
     """
-    findings = check(dataset, images=images, console=console, engine=engine, since=since)
+    findings = check(dataset, images=images, console=console, engine=engine)
     kept = [violation for violation in findings.violations if not (drop_invalid and violation.rows)]
     if not kept:
         return findings
@@ -169,20 +165,17 @@ def print_findings(findings: Findings, console: Console) -> None:
     console.print(Text(f"{count} {'violation' if count == 1 else 'violations'} of contract {CONTRACT_VERSION}"))
 
 
-def _relations(engine: Engine, sound: list[TableFiles], since: datetime | None) -> Relations:
+def _relations(engine: Engine, sound: list[TableFiles]) -> Relations:
     """The sound tables with every column of the contract, in the types the files have; absent columns are null."""
     tables = {}
-    for files in sound:
+    # impressions before plays: an engine that reads some impressions alone reads their members' plays
+    for files in sorted(sound, key=lambda files: files.table is not IMPRESSIONS):
         raw = engine.read(files.paths, files.table.name)
         columns = {
             column.name: raw[column.name] if column.name in files.columns else ibis.null(ENGINE_TYPES[column.kind])
             for column in files.table.columns
         }
         tables[files.table.name] = raw.select(raw[FILE], **columns)
-    if since is not None and IMPRESSIONS.name in tables:
-        impressions = tables[IMPRESSIONS.name]
-        shown_at: Any = impressions["shown_at"]
-        tables[IMPRESSIONS.name] = impressions.filter((shown_at >= ibis.timestamp(since)) | shown_at.isnull())
     if IMPRESSIONS.name in tables and ARTWORKS.name in tables:
         tables[IMPRESSIONS.name] = with_strangers(tables[IMPRESSIONS.name], tables[ARTWORKS.name])
     return tables

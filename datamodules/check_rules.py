@@ -105,9 +105,14 @@ def _no_holes(table: Table, column: str) -> RowRule:
     )
 
 
-def _listed(rows: Relation, column: str) -> Value:
-    """The ids a table lists. One null among them would make `not in` null for every id that is not listed."""
-    return rows.filter(rows[column].notnull())[column]
+def _lists(rows: Relation, column: str, value: Any) -> Any:
+    """Whether a table lists an id; null where the id is null.
+
+    Nulls are taken out on both sides, and visibly: one among those listed would make `not in` null for every other id,
+    and where one might be, Spark compares every row with every row.
+    """
+    listed = rows.filter(rows[column].notnull())
+    return ibis.ifelse(value.isnull(), None, value.coalesce("").isin(_column(listed, column).coalesce("")))
 
 
 def _has_null(array: Any) -> BooleanValue:
@@ -122,7 +127,7 @@ def _unique(table: Table) -> RowRule:
         return counted.filter((_column(counted, "copies") > 1) & counted[key].notnull())
 
     def broken(rows: Relation, tables: Relations) -> Value:
-        return rows[key].isin(several(tables[table.name])[key])
+        return _lists(several(tables[table.name]), key, rows[key])
 
     return RowRule(
         name=f"duplicate-{key.replace('_', '-')}",
@@ -130,7 +135,7 @@ def _unique(table: Table) -> RowRule:
         broken=broken,
         what=f"that share their {key} with another row",
         remedy=f"Export every {key} once",
-        suspected=several,
+        suspected=several if table in (PLAYS, IMPRESSIONS) else None,
     )
 
 
@@ -138,7 +143,7 @@ def _known_title(table: Table) -> RowRule:
     return RowRule(
         name="unknown-title",
         table=table,
-        broken=lambda rows, tables: ~rows["title_id"].isin(_listed(tables["titles"], "title_id")),
+        broken=lambda rows, tables: ~_lists(tables["titles"], "title_id", rows["title_id"]),
         what="of a title that titles.parquet does not list",
         remedy="Add the title to titles.parquet, or leave these rows out of the export",
         reads=(TITLES,),
@@ -230,7 +235,7 @@ RULES: tuple[RowRule, ...] = (
     RowRule(
         name="unknown-artwork",
         table=IMPRESSIONS,
-        broken=lambda rows, tables: ~rows["artwork_id"].isin(_listed(tables["artworks"], "artwork_id")),
+        broken=lambda rows, tables: ~_lists(tables["artworks"], "artwork_id", rows["artwork_id"]),
         what="whose shown artwork artworks.parquet does not list",
         remedy="Add the artwork to artworks.parquet, or leave these rows out of the export",
         reads=(ARTWORKS,),
@@ -255,7 +260,7 @@ RULES: tuple[RowRule, ...] = (
     RowRule(
         name="unknown-candidate",
         table=IMPRESSIONS,
-        broken=lambda rows, tables: ~rows[STRANGER].isin(_listed(tables["artworks"], "artwork_id")),
+        broken=lambda rows, tables: ~_lists(tables["artworks"], "artwork_id", rows[STRANGER]),
         what="with a candidate that artworks.parquet does not list",
         remedy="Add the artwork to artworks.parquet, or leave these rows out of the export",
         reads=(ARTWORKS,),
@@ -264,7 +269,7 @@ RULES: tuple[RowRule, ...] = (
     RowRule(
         name="foreign-candidate",
         table=IMPRESSIONS,
-        broken=lambda rows, tables: rows[STRANGER].isin(_listed(tables["artworks"], "artwork_id")),
+        broken=lambda rows, tables: _lists(tables["artworks"], "artwork_id", rows[STRANGER]),
         what="with a candidate that belongs to another title",
         remedy="Correct the row's title_id or candidates, or the artwork's title_id in artworks.parquet",
         reads=(ARTWORKS,),

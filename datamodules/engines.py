@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import unquote, urlparse
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis.expr.types import Table as Relation
 
-from datamodules.contract import UserError
+from datamodules.contract import IMPRESSIONS, PLAYS, TABLES, UserError
 
 EngineName = Literal["duckdb", "pyspark"]
 FILE = "keyart_file"
@@ -31,6 +32,16 @@ ROWS_AT_ONCE = 131_072
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 LEAST_MEMORY = 500_000_000
+ERRORS_ALONE = """\
+rootLogger.level = error
+rootLogger.appenderRef.stderr.ref = stderr
+appender.stderr.type = Console
+appender.stderr.name = stderr
+appender.stderr.target = SYSTEM_ERR
+appender.stderr.layout.type = PatternLayout
+appender.stderr.layout.pattern = spark: %m%n
+"""
+"""What Spark logs: a user of keyart has no use for how a session starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +98,10 @@ class Engine(Protocol):
         """The file that a value of the column `FILE` names."""
         ...
 
+    def keep(self, relation: Relation, name: str) -> Relation:
+        """The same rows, worked out once and kept aside (in memory, else spilled) until the engine is closed."""
+        ...
+
     def batches(self, relation: Relation) -> Iterator[pa.RecordBatch]:
         """The rows of a relation, in no order, a bounded number at a time."""
         ...
@@ -111,6 +126,43 @@ def open_engine(config: EngineConfig | None = None, spill: Path | None = None) -
             engine.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class Since:
+    """An engine that reads, of the impressions, those shown at or after a moment, and of the plays, their members'.
+
+    Impressions that do not say when they were shown are read too: they are for `check` to find. Both are worked out once.
+    """
+
+    def __init__(self, engine: Engine, moment: datetime) -> None:
+        """Narrow what `engine` reads."""
+        self.engine, self.moment = engine, moment
+        self.memory, self.errors = engine.memory, engine.errors
+        self.file_of, self.keep, self.batches = engine.file_of, engine.keep, engine.batches
+        self._kept: dict[str, Relation] = {}
+
+    @classmethod
+    def of(cls, engine: Engine, moment: datetime | None) -> Engine:
+        """The engine, narrowed where a moment is given; as it is where it is narrowed to that already."""
+        same = isinstance(engine, Since) and engine.moment == moment
+        return engine if moment is None or same else cls(engine, moment)
+
+    def read(self, files: list[Path], name: str) -> Relation:
+        """As `Engine.read`, fewer rows."""
+        if name not in self._kept:
+            rows: Any = self.engine.read(files, name)
+            if name == IMPRESSIONS.name and "shown_at" in rows.columns:
+                rows = self._keep(
+                    rows.filter((rows.shown_at >= ibis.timestamp(self.moment)) | rows.shown_at.isnull()), name
+                )
+            elif name == PLAYS.name and IMPRESSIONS.name in self._kept:
+                rows = self._keep(rows.semi_join(self._kept[IMPRESSIONS.name], "member_id"), name)
+            self._kept[name] = rows
+        return self._kept[name]
+
+    def _keep(self, rows: Any, name: str) -> Relation:
+        known = {FILE, *(column.name for table in TABLES for column in table.columns)}
+        return self.engine.keep(rows.select(*(column for column in rows.columns if column in known)), f"{name}_since")
 
 
 def rows_of(relation: Relation) -> pa.Table:
@@ -146,6 +198,10 @@ class _DuckDB:
     def file_of(self, value: str) -> Path:
         return Path(value)
 
+    def keep(self, relation: Relation, name: str) -> Relation:
+        self.backend.raw_sql(f"CREATE OR REPLACE TEMP TABLE {name} AS {self.backend.compile(relation)}")
+        return self.backend.table(name)
+
     def batches(self, relation: Relation) -> Iterator[pa.RecordBatch]:
         yield from relation.to_pyarrow_batches(chunk_size=ROWS_AT_ONCE)
 
@@ -165,7 +221,9 @@ class _Spark:
             raise UserError(
                 f"engine=pyspark: {error.name or 'pyspark'} is not installed. Install the extra: uv sync --extra spark."
             ) from None
-        self.memory, self.folder, self.errors = config.bytes, folder, (PySparkException,)
+        self.memory, self.folder = config.bytes, folder
+        self.errors: tuple[type[Exception], ...] = (PySparkException,)
+        (folder / "log4j2.properties").write_text(ERRORS_ALONE)
         self._file, self._expr = input_file_name, expr
         self._paths: dict[Path, Path] = {}
         settings = {
@@ -175,13 +233,14 @@ class _Spark:
             "spark.local.dir": str(folder / "local"),
             "spark.ui.enabled": "false",
             "spark.ui.showConsoleProgress": "false",
-            "spark.driver.extraJavaOptions": "-Dlog4j2.level=ERROR",
+            "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{folder.resolve() / 'log4j2.properties'}",
         }
         settings |= dict(setting.split("=", 1) for setting in config.spark)
         # what the result depends on is not the user's to set
         settings |= {
             "spark.sql.session.timeZone": "UTC",
             "spark.sql.ansi.enabled": "false",  # a list's element past its end is null, as in DuckDB
+            "spark.sql.legacy.sizeOfNull": "false",  # and a null list's length null, not -1
             "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
             "spark.sql.legacy.parquet.nanosAsLong": "true",  # else nanoseconds cannot be read at all
             "spark.sql.caseSensitive": "true",
@@ -213,6 +272,10 @@ class _Spark:
 
     def file_of(self, value: str) -> Path:
         return self._paths[Path(unquote(urlparse(value).path))]
+
+    def keep(self, relation: Relation, name: str) -> Relation:
+        self.session.sql(self.backend.compile(relation)).persist().createOrReplaceTempView(name)
+        return self.backend.table(name)
 
     def batches(self, relation: Relation) -> Iterator[pa.RecordBatch]:
         self.written += 1

@@ -28,7 +28,7 @@ from datamodules.atomic import atomic_folder
 from datamodules.catalogue import build_catalogue
 from datamodules.contract import CONTRACT_VERSION, UserError, moment_of
 from datamodules.counts import Tally
-from datamodules.engines import Engine, open_engine, rows_of, spill_of
+from datamodules.engines import Engine, Since, open_engine, rows_of, spill_of
 from datamodules.fingerprint import dataset_fingerprint, fingerprint
 from datamodules.progress import progress_bar
 from datamodules.relations import MOST_SHARDS, Log, Size, impression_rows, instants, play_rows, size_of, vocabularies_of
@@ -38,7 +38,7 @@ from datamodules.vocabulary import Vocabularies, save_vocabularies
 
 LAYOUT = 2
 """Raised when the arrays change their meaning: older shards are then prepared again."""
-SHARD_BYTES = 100_000_000
+SHARD_BYTES = 50_000_000
 """About as much as a shard holds by default."""
 SPILL = "spill"
 
@@ -106,13 +106,10 @@ def prepare(
     config = config or PrepareConfig()
     model = None if like is None else Shards.open(like)
     with nullcontext(engine) if engine else open_engine(spill=spill_of(out)) as working:
-        log = Log.read(working, dataset, drop_invalid=config.drop_invalid)
-        if since is not None:
-            log = log.since(since)
+        log = Log.read(Since.of(working, since), dataset, drop_invalid=config.drop_invalid)
         size = size_of(log)
         if not size.impressions:
-            why = f" since {since:%Y-%m-%d %H:%M}. Name an earlier date" if since else ". Name a log with impressions"
-            raise UserError(f"{dataset}/impressions: no impression{why}.")
+            raise UserError(f"{dataset}/impressions: {_why_empty(log, since)}")
         borders = _borders(log, size, config, dataset)
         titles, artworks = rows_of(log.titles), rows_of(log.artworks)
         if model is not None:
@@ -180,6 +177,15 @@ def prepare(
     return manifest
 
 
+def _why_empty(log: Log, since: datetime | None) -> str:
+    dropped = [f"{count:,} by {rule}" for rule, count in log.dropped.get("impressions", {}).items()]
+    if dropped:
+        return f"no impression is left, for rows were dropped: {', '.join(dropped)}. Run keyart check."
+    if since is not None:
+        return f"no impression since {since:%Y-%m-%d %H:%M}. Name an earlier date."
+    return "the table is empty. Name a dataset with logged impressions."
+
+
 def _borders(log: Log, size: Size, config: PrepareConfig, dataset: Path) -> tuple[int, int]:
     """First instants of validation and of test, in microseconds: of the newest shares, ties go to the newer side."""
     if config.validation_from:
@@ -187,7 +193,7 @@ def _borders(log: Log, size: Size, config: PrepareConfig, dataset: Path) -> tupl
             moment_of("validation_from", config.validation_from),
             moment_of("test_from", config.test_from),
         )
-        first = instants(log.impressions, (0,))[0]
+        first = instants(log, size, (0,))[0]
         borders = tuple(round(moment.timestamp() * 1_000_000) for moment in moments)
         if borders[0] <= first:
             raise UserError(
@@ -196,9 +202,7 @@ def _borders(log: Log, size: Size, config: PrepareConfig, dataset: Path) -> tupl
             )
         return borders[0], borders[1]
     count = size.impressions
-    found = instants(
-        log.impressions, (int(count * (1 - config.validation - config.test)), int(count * (1 - config.test)))
-    )
+    found = instants(log, size, (int(count * (1 - config.validation - config.test)), int(count * (1 - config.test))))
     return found[0], found[1]
 
 

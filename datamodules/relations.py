@@ -27,8 +27,10 @@ from datamodules.vocabulary import NAMES, Vocabularies, Vocabulary
 
 HEX = "0123456789abcdef"
 MOST_SHARDS = 16**3
-READ = (TITLES, ARTWORKS, PLAYS, IMPRESSIONS)
-"""What `prepare` reads, in the order in which rows that refer to dropped rows are dropped themselves."""
+MICROSECONDS_AN_HOUR = 3_600_000_000
+READ = (TITLES, ARTWORKS, IMPRESSIONS, PLAYS)
+"""What `prepare` reads. Rows may refer to tables before their own, and are dropped where what they refer to was; and an
+engine that reads some impressions alone reads their members' plays."""
 
 Dropped = dict[str, dict[str, int]]
 """By table, by reason: rows that were left out."""
@@ -65,19 +67,6 @@ class Log:
                 tables[table.name], dropped[table.name] = _valid(table, tables)
         return cls(**tables, rows=rows, dropped=dropped)
 
-    def since(self, moment: datetime) -> "Log":
-        """Only impressions shown at or after a moment, and the plays of their members."""
-        impressions = self.impressions.filter(self.impressions.shown_at >= ibis.timestamp(moment))
-        plays = self.plays.semi_join(impressions.select("member_id").distinct(), "member_id")
-        return Log(
-            titles=self.titles,
-            artworks=self.artworks,
-            plays=plays,
-            impressions=impressions,
-            rows=self.rows,
-            dropped=self.dropped,
-        )
-
 
 def _typed(engine: Engine, files: list[Path], table: Table) -> Relation:
     raw = engine.read(files, table.name)
@@ -111,37 +100,49 @@ class Size:
     impressions: int
     candidates: int
     plays: int
+    hours: pa.Table
+    """hour (since 1970) and rows: impressions by hour, in order."""
 
 
 def size_of(log: Log) -> Size:
-    """Count impressions, candidates and plays."""
+    """Count impressions by hour, candidates and plays."""
     shown = log.impressions
-    counted = shown.aggregate(impressions=shown.count(), candidates=shown.candidates.length().cast("float64").sum())
-    (found,) = rows_of(counted).to_pylist()
-    plays = rows_of(log.plays.aggregate(plays=log.plays.count()))["plays"][0].as_py()
-    return Size(impressions=int(found["impressions"]), candidates=int(found["candidates"] or 0), plays=plays)
+    hours = shown.group_by(hour=(shown.shown_at.epoch_seconds() // 3600).cast("int64"))
+    counted = hours.agg(rows=shown.count(), candidates=shown.candidates.length().cast("float64").sum())
+    table = rows_of(counted).sort_by("hour")
+    return Size(
+        impressions=pc.sum(table["rows"]).as_py() or 0,
+        candidates=int(pc.sum(table["candidates"]).as_py() or 0),
+        plays=rows_of(log.plays.aggregate(plays=log.plays.count()))["plays"][0].as_py(),
+        hours=table,
+    )
 
 
-def instants(impressions: Relation, places: tuple[int, ...]) -> tuple[int, ...]:
+def instants(log: Log, size: Size, places: tuple[int, ...]) -> tuple[int, ...]:
     """`shown_at` in microseconds at some places of the impressions in order of time.
 
-    An order statistic without a sort: count by hour, then by instant within the hours that hold a place.
+    An order statistic without a sort: only the hours that hold a place are looked into, and counted by instant.
     """
-    hours = impressions.group_by(hour=(impressions.shown_at.epoch_seconds() // 3600).cast("int64"))
-    table = rows_of(hours.agg(rows=impressions.count())).sort_by("hour")
-    ends = np.cumsum(table["rows"].to_numpy())
-    found = []
-    for place in places:
-        at = int(np.searchsorted(ends, place, side="right"))
-        begin = datetime.fromtimestamp(3600 * table["hour"][at].as_py(), UTC)
-        shown_at = impressions.shown_at
-        within = impressions.filter(
-            (shown_at >= ibis.timestamp(begin)) & (shown_at < ibis.timestamp(begin + timedelta(hours=1)))
+    hours, ends = size.hours["hour"].to_numpy(), np.cumsum(size.hours["rows"].to_numpy())
+    at = np.searchsorted(ends, places, side="right")
+    shown_at = log.impressions.shown_at
+    within = log.impressions.filter(
+        ibis.or_(
+            *(
+                (shown_at >= ibis.timestamp(begin)) & (shown_at < ibis.timestamp(begin + timedelta(hours=1)))
+                for begin in (datetime.fromtimestamp(3600 * int(hour), UTC) for hour in np.unique(hours[at]))
+            )
         )
-        counted = rows_of(within.group_by("shown_at").agg(rows=within.count())).sort_by("shown_at")
-        before = int(ends[at - 1]) if at else 0
-        one = int(np.searchsorted(before + np.cumsum(counted["rows"].to_numpy()), place, side="right"))
-        found.append(counted["shown_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64())[one].as_py())
+    )
+    counted = rows_of(within.group_by("shown_at").agg(rows=within.count())).sort_by("shown_at")
+    moments = np.asarray(counted["shown_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()))
+    rows, hour_of = counted["rows"].to_numpy(), moments // MICROSECONDS_AN_HOUR
+    found = []
+    for place, hour in zip(places, at, strict=True):
+        inside = hour_of == hours[hour]
+        before = int(ends[hour - 1]) if hour else 0
+        one = np.searchsorted(before + np.cumsum(rows[inside]), place, side="right")
+        found.append(int(moments[inside][one]))
     return tuple(found)
 
 

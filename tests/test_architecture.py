@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("models", "datamodules", "train", "evaluation", "export", "configs")
+ROOMS = ("models", "datamodules", "train", "evaluation", "export", "configs", "benchmarks")
 LEARNING = {"torch", "torchvision", "pytorch_lightning"}
 
 
@@ -42,10 +42,12 @@ def test_models_import_torch_and_torchvision_only() -> None:
 @pytest.mark.parametrize(
     ("room", "never"),
     [
-        ("datamodules", {"models", "train", "evaluation", "export", "keyart", "pipeline"}),
-        ("evaluation", {"models", "train", "export", "keyart", "pipeline", *LEARNING}),
-        ("export", {"train", "evaluation", "pytorch_lightning", "keyart", "pipeline"}),
-        ("train", {"export", "keyart", "pipeline"}),
+        ("datamodules", {"models", "train", "evaluation", "export", "benchmarks", "keyart", "pipeline"}),
+        ("evaluation", {"models", "train", "export", "benchmarks", "keyart", "pipeline", *LEARNING}),
+        ("export", {"train", "evaluation", "benchmarks", "pytorch_lightning", "keyart", "pipeline"}),
+        ("train", {"export", "benchmarks", "keyart", "pipeline"}),
+        ("configs", {"benchmarks", "keyart", "pipeline"}),
+        ("benchmarks", {"keyart", "pipeline"}),
         ("models", set(ROOMS) | {"keyart", "pipeline"}),
     ],
 )

@@ -1,0 +1,36 @@
+"""Benchmarks: keyart beside what a user would pick instead, in one run, in one table.
+
+One benchmark is one module of this package that offers `Config`, a dataclass of what is measured, and
+`bench(config, console) -> rows`, and one line here.
+"""
+
+from difflib import get_close_matches
+from importlib import import_module
+from types import ModuleType
+
+BENCHMARKS = {
+    "prepare": "raw tables -> shards, beside DuckDB's sort alone and beside pandas",
+}
+
+
+def load(name: str) -> ModuleType:
+    """The module of a benchmark; UserError where there is none of that name."""
+    from datamodules.contract import UserError
+
+    if name not in BENCHMARKS:
+        near = get_close_matches(name, BENCHMARKS, 1)
+        hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(BENCHMARKS)}."
+        raise UserError(f"{name}: is no benchmark. {hint}")
+    return import_module(f"benchmarks.{name}")
+
+
+def named(words: list[str]) -> tuple[str, type | None, list[str]]:
+    """What the words after `keyart bench` mean: the command's name, the config's class (None: all), the other words."""
+    if words and not words[0].startswith("-"):
+        return f"bench {words[0]}", load(words[0]).Config, words[1:]
+    if {"-h", "--help"} & set(words):
+        print("usage: keyart bench [NAME] [--json FILE] ...\n")
+        print("\n".join(f"  {name:<10} {summary}" for name, summary in BENCHMARKS.items()))
+        print("\nkeyart bench NAME --help explains one; without NAME all are run, with what they measure by default")
+        raise SystemExit(0)
+    return "bench", None, words

@@ -1,0 +1,54 @@
+"""What every benchmark ends in: rows of figures, printed as one table with the subjects side by side, and kept as JSON."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from datamodules.atomic import atomic_file
+
+OURS = "keyart"
+"""The subject that is ours, in every benchmark."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One figure of one subject."""
+
+    benchmark: str
+    subject: str
+    figure: str
+    unit: str
+    value: float
+
+
+def print_table(rows: Sequence[Row], console: Console) -> None:
+    """Figures down, subjects across, ours first."""
+    for benchmark in dict.fromkeys(row.benchmark for row in rows):
+        own = [row for row in rows if row.benchmark == benchmark]
+        subjects = sorted(dict.fromkeys(row.subject for row in own), key=lambda subject: subject != OURS)
+        table = Table(title=benchmark, title_justify="left")
+        table.add_column("figure")
+        table.add_column("unit")
+        for subject in subjects:
+            table.add_column(subject, justify="right")
+        for figure, unit in dict.fromkeys((row.figure, row.unit) for row in own):
+            found = {row.subject: row.value for row in own if (row.figure, row.unit) == (figure, unit)}
+            table.add_row(figure, unit, *(said(found[s]) if s in found else "" for s in subjects))
+        console.print(table)
+
+
+def said(value: float) -> str:
+    """Three digits or more, as people write them."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def write_json(rows: Sequence[Row], path: Path) -> None:
+    """The rows as a list of {benchmark, subject, figure, unit, value}; the file appears whole or not at all."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps([asdict(row) for row in rows], indent=1))
