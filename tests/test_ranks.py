@@ -76,7 +76,7 @@ def test_two_processes_train_as_one(shards: Path, tmp_path: Path) -> None:
 
 def test_ctrl_c_saves_and_two_processes_go_on_where_they_stood(shards: Path, tmp_path: Path) -> None:
     """With dropout: each rank's generator goes on."""
-    config = FitConfig(passes=2, slices=2, batch=128, devices=2, patience=9, checkpoint_minutes=1e-9)
+    config = FitConfig(passes=1, slices=2, batch=128, devices=2, patience=9, checkpoint_minutes=1e-9)
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     fit(shards, undisturbed, config)
 
@@ -92,8 +92,11 @@ def test_ctrl_c_saves_and_two_processes_go_on_where_they_stood(shards: Path, tmp
     assert not (run / METRICS).is_file()
     place = torch.load(run / LAST, weights_only=True)["place"]
     assert place[2] > 0
+    elsewhere = shutil.copytree(run, tmp_path / "elsewhere")
     fit(shards, run, config)
     assert (run / WEIGHTS).read_bytes() == (undisturbed / WEIGHTS).read_bytes()
+    fit(shards, elsewhere, replace(config, devices=1))
+    assert len(told(elsewhere)) == len(told(run)), "one process ends what two began"
 
 
 def test_what_one_of_them_cannot_use_is_said_once(shards: Path, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import torch
 import yaml
 from conftest import TINY_EMBEDDING
 
+import keyart
+from configs.read import parse
 from datamodules.contract import UserError
 from datamodules.prepare import prepare
 from models.two_tower import Content, TwoTowerConfig
@@ -70,6 +72,7 @@ def test_a_step_of_no_size_leaves_the_weights_of_before(new_day: Path, run: Path
     for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
         torch.testing.assert_close(new, old, msg=name, rtol=1e-5, atol=1e-7)
     assert not torch.equal(before.calibration, after.calibration)
+    assert Run.open(tmp_path / "run").metrics["best_slice"] == 0, "what it began with is judged too"
 
 
 def test_a_warm_start_is_better_than_a_cold_one(new_day: Path, warm: Path, tmp_path: Path) -> None:
@@ -109,3 +112,8 @@ def test_what_does_not_fit_is_refused(new_day: Path, shards: Path, run: Path, tm
     with pytest.raises(UserError, match=rf"{other}: its images are embedded by another encoder .*{run.name}"):
         fit(other, tmp_path / "run", SHORT, from_run=run)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_calls_it_from() -> None:
+    words = ["shards", "run", "--from", "before", "--passes", "1"]
+    assert parse("fit", keyart.fit, "fit", words, None)["from_run"] == Path("before")

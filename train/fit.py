@@ -273,7 +273,7 @@ class _Fit:
         if state is not None:
             keeper.resume(state, task)
         if self.world.rank == 0:
-            self._say_where(keeper, resumed=state is not None)
+            self._say_where(task, resumed=state is not None)
         with quiet(), compiled(task.model, self.config.compile), progress_bar(self.console) as progress:
             left = self.config.passes * self.config.slices - self.place.slice
             trainer = self._trainer(left, [keeper, Watch(progress, self.place, task.total_steps)])
@@ -299,11 +299,13 @@ class _Fit:
             self.signals.held = False
             self.signals.act()
 
-    def _say_where(self, keeper: Keeper, *, resumed: bool) -> None:
+    def _say_where(self, task: RankerTask, *, resumed: bool) -> None:
         cut_log(self.run, self.place, resumed=resumed)
         if resumed:
             inside = f", batch {self.place.batch + 1}" if self.place.batch else ""
             self.console.print(f"fit: {self.run} goes on from slice {self.place.slice + 1}{inside}")
+            if inside and task.generators is None:
+                self.console.print("fit: it was begun by another number of processes: dropout is drawn anew")
         elif self.before is not None:
             self.console.print(f"fit: begins from {self.before.folder}, with its weights and its model")
 

@@ -85,10 +85,15 @@ class World:
         return cast(Found, told[0])
 
 
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def require_devices(devices: int, world: World) -> None:
     """Raise a UserError where the machine has fewer, or where torchrun started another number of processes."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    there, kind = (gpus, "GPUs") if gpus else (len(os.sched_getaffinity(0)), "cores, and no GPU")
+    there, kind = (gpus, "GPUs") if gpus else (cores(), "cores, and no GPU")
     wanted = devices if world.size == 1 else world.local_size
     if wanted > there:
         raise UserError(f"devices={wanted}: this machine has {there} {kind}. Give at most {there}.")
@@ -173,7 +178,7 @@ def _rank(
     names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
     if "OMP_NUM_THREADS" not in os.environ:  # more threads than cores wait for each other by spinning
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // size))
+        torch.set_num_threads(max(1, cores() // size))
     try:
         function(*arguments)
     except UserError as error:

@@ -28,7 +28,7 @@ class Signals:
         self._before = {number: signal.getsignal(number) for number in LISTENED}
         if threading.current_thread() is threading.main_thread():  # beside it nobody can listen
             for number, handler in self._before.items():
-                if handler is not signal.SIG_IGN:
+                if handler not in (None, signal.SIG_IGN):
                     signal.signal(number, self._note)
         return self
 
@@ -36,7 +36,8 @@ class Signals:
         """Hand back to whom listened before."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._before.items():
-                signal.signal(number, handler)
+                if handler is not None:
+                    signal.signal(number, handler)
 
     def act(self) -> None:
         """Do what was held back: Ctrl-C is a KeyboardInterrupt, SIGTERM ends the process with 0."""
