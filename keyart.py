@@ -150,9 +150,11 @@ def prepare(
     from datamodules.counts import print_counts
     from datamodules.engines import EngineConfig, Since, open_engine, spill_of
     from datamodules.prepare import prepare as prepare_shards
+    from datamodules.prepare import require_place
 
     moment = None if since is None else moment_of("since", since)
     console = _console()
+    require_place(dataset, out)
     with open_engine(EngineConfig(engine=engine, memory=memory, spark=spark or []), spill_of(out)) as opened:
         # beside shards that were made of the log before, what is new is judged; else the whole log
         working = Since.of(opened, moment) if like else opened
@@ -200,7 +202,7 @@ def evaluate(source: Path, dataset: Path, out: Path) -> None:
         dataset: A dataset by the contract.
         out: Folder for report.json and report.html.
     """
-    import tempfile
+    from tempfile import TemporaryDirectory
 
     from evaluation.evaluate import evaluate as evaluate_scores
     from evaluation.evaluate import policy_table
@@ -209,7 +211,7 @@ def evaluate(source: Path, dataset: Path, out: Path) -> None:
     from pipeline import export_run
 
     console = _console()
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         bundle = (
             Bundle.open(source) if (source / ABOUT).is_file() else export_run(source, Path(folder) / "bundle", console)
         )
@@ -279,16 +281,14 @@ def bench(*, json: Path | None = None, settings: Any) -> None:
 
 
 def _written(out: Path, console: Console, next_command: str) -> None:
-    names = ("shards", "run", "bundle", "scores", "report/report.html")
-    console.print("Written: " + ", ".join(str(out / name) for name in names if (out / name).exists()))
+    written = [out / name for name in ("shards", "run", "bundle", "scores", "report/report.html")]
+    console.print("Written: " + ", ".join(str(path) for path in written if path.exists()))
     console.print(f"Next: {next_command}", soft_wrap=True)
 
 
 def _next(done: str, command: str) -> None:
-    console = _told()
-    if done:
-        console.print(done, soft_wrap=True)
-    console.print(f"Next: {command}", soft_wrap=True)
+    told = [done] if done else []
+    _told().print("\n".join([*told, f"Next: {command}"]), soft_wrap=True)
 
 
 def _console() -> Console:
@@ -357,11 +357,12 @@ def _run(name: str, words: list[str]) -> int:
     except UserError as error:
         print(f"keyart {name}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        # a query of DuckDB ends on Ctrl-C with an error of its own
+        if not isinstance(error, KeyboardInterrupt) and "Query interrupted" not in str(error):
+            return _failed(name, error)
         print(f"keyart {name}: interrupted; nothing half-written. The same command again goes on.", file=sys.stderr)
         return 130
-    except Exception as error:
-        return _failed(name, error)
 
 
 FULL = ("No space left", "File too large", "Disk quota", "not enough space", "requested and")

@@ -4,6 +4,7 @@ A reader never sees half a folder, and a call that was killed leaves only a `.pa
 the same command clears away.
 """
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,34 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from datamodules.contract import UserError
+
+
+def require_replaceable(path: Path, marker: str) -> None:
+    """Raise a UserError where `atomic_folder` would refuse to write; put back what a killed call left half-replaced."""
+    replaced = path.with_name(f".{path.name}.replaced")
+    if replaced.exists() and not path.exists():  # killed between the two renames: the old output is whole
+        os.rename(replaced, path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file, and a folder is to be written there. Name another place.")
+    if path.is_dir() and any(path.iterdir()) and not (path / marker).exists():
+        raise UserError(
+            f"{path}: holds files, but no {marker}, so keyart did not write it. Name a new or empty folder."
+        )
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Nobody else claims `path` meanwhile: a second call is a UserError. The claim ends with the process that has it."""
+    lock = path.with_name(f"{path.name}.lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{path.parent}: another keyart writes the same output. Wait for it to end.") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -21,17 +50,10 @@ def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
     command: it is refused with a UserError, never replaced. On any exception, Ctrl-C included, the partial folder is
     removed and `path` stays as it was.
     """
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path}: is a file, and a folder is to be written there. Name another place.")
-    if path.is_dir() and any(path.iterdir()) and not (path / marker).exists():
-        raise UserError(
-            f"{path}: holds files, but no {marker}, so keyart did not write it. Name a new or empty folder."
-        )
+    require_replaceable(path, marker)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     replaced = path.with_name(f".{path.name}.replaced")
-    if replaced.exists() and not path.exists():  # killed between the two renames below: the old output is whole
-        os.rename(replaced, path)
     for leftover in (partial, replaced):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()

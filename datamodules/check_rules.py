@@ -22,6 +22,8 @@ EARLIEST = datetime(1971, 1, 1, tzinfo=UTC)
 """A time of today written in one unit and read in the next (seconds as milliseconds) falls into January 1970."""
 AHEAD = timedelta(days=1)
 """How far past this machine's clock a time may lie: clocks and time zones are off by hours, never by days."""
+MOST_SMALL = 2**15 - 1
+"""Places on a page and among candidates are kept in 16 bits."""
 STRANGER = "keyart_stranger"
 """Column that `with_strangers` adds: the first candidate that is no artwork of the row's title, null where all are."""
 
@@ -64,7 +66,8 @@ def with_strangers(impressions: Relation, artworks: Relation) -> Relation:
     own = artworks.group_by("title_id").agg(keyart_own=artworks.artwork_id.collect())
     joined = impressions.left_join(own, "title_id")
     candidates, own_artworks = _column(joined, "candidates"), _column(joined, "keyart_own")
-    strangers = candidates.filter(lambda candidate: ~own_artworks.contains(candidate))
+    # a title without artworks has no list, and every candidate is a stranger to it
+    strangers = candidates.filter(lambda candidate: ~own_artworks.contains(candidate).fill_null(False))
     return joined.select(*impressions.columns, strangers[0].name(STRANGER))
 
 
@@ -216,6 +219,19 @@ def _outside_unit(column: str, *, zero: bool) -> Callable[[Relation, Relations],
     return broken
 
 
+def _small_number(column: str) -> tuple[RowRule]:
+    return (
+        RowRule(
+            name=f"{column}-range",
+            table=IMPRESSIONS,
+            broken=lambda rows, _: (_column(rows, column) < 0) | (_column(rows, column) > MOST_SMALL),
+            what=f"whose {column} is not 0 to {MOST_SMALL:,}",
+            remedy=f"Count {column}s from 0, and write null where it is not known",
+            shows=lambda rows: _says(column, rows[column]),
+        ),
+    )
+
+
 RULES: tuple[RowRule, ...] = (
     _unique(TITLES),
     _unique(ARTWORKS),
@@ -269,10 +285,13 @@ RULES: tuple[RowRule, ...] = (
     RowRule(
         name="foreign-candidate",
         table=IMPRESSIONS,
-        broken=lambda rows, tables: _lists(tables["artworks"], "artwork_id", rows[STRANGER]),
+        broken=lambda rows, tables: (
+            _lists(tables["artworks"], "artwork_id", rows[STRANGER])
+            & _lists(tables["titles"], "title_id", rows["title_id"])  # else it is the title that is at fault
+        ),
         what="with a candidate that belongs to another title",
         remedy="Correct the row's title_id or candidates, or the artwork's title_id in artworks.parquet",
-        reads=(ARTWORKS,),
+        reads=(ARTWORKS, TITLES),
         shows=lambda rows: _says("candidate", rows[STRANGER]),
     ),
     RowRule(
@@ -285,6 +304,15 @@ RULES: tuple[RowRule, ...] = (
         remedy="Log the candidates the policy chose from",
         shows=lambda rows: _says("artwork", rows["artwork_id"]),
     ),
+    RowRule(
+        name="too-many-candidates",
+        table=IMPRESSIONS,
+        broken=lambda rows, _: _column(rows, "candidates").length() > MOST_SMALL,
+        what=f"with more than {MOST_SMALL:,} candidates",
+        remedy="Log those alone that could have been shown",
+    ),
+    *_small_number("row"),
+    *_small_number("column"),
     RowRule(
         name="no-propensity",
         table=IMPRESSIONS,

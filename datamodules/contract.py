@@ -19,7 +19,7 @@ ENGINE_TYPES: dict[Kind, str] = {
     "strings": "array<string>",
     "float": "float32",
     "floats": "array<float32>",
-    "integer": "int32",
+    "integer": "int64",
     "timestamp": "timestamp('UTC', 6)",
     "boolean": "boolean",
 }

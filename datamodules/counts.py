@@ -97,7 +97,7 @@ def randomised(shard: Shard) -> np.ndarray:
 def print_counts(manifest: dict[str, Any], console: Console) -> None:
     """Three small tables: rows in and out, splits, members and unknowns."""
     rows = TextTable(title="rows", title_justify="left")
-    for heading in ("table", "in", "dropped", "before --since", "out"):
+    for heading in ("table", "in", "dropped", "left out", "out"):
         rows.add_column(heading, justify="left" if heading == "table" else "right")
     reasons = []
     for name, counts in manifest["rows"].items():
@@ -115,7 +115,7 @@ def print_counts(manifest: dict[str, Any], console: Console) -> None:
     for (name, split), begin in zip(manifest["splits"].items(), begins, strict=True):
         share = split["randomised"] / max(1, split["impressions"])
         count, rate = f"{split['impressions']:,}", f"{split['clicks_per_1000']:.1f}"
-        splits.add_row(name, begin[:19].replace("T", " "), count, rate, f"{share:.0%}")
+        splits.add_row(name, begin[:19].replace("T", " "), count, rate, f"{share:.1%}")
     console.print(splits)
 
     told = [f"{manifest['members']:,} members in {manifest['shards']:,} {_plural('shard', manifest['shards'])}"]
@@ -124,8 +124,13 @@ def print_counts(manifest: dict[str, Any], console: Console) -> None:
     one = manifest["one_candidate"]
     told.append(f"impressions with one candidate: {one:,}; they teach clicks and say nothing about policies")
     told += [f"{words}: {manifest['unknown'][name]:,}" for name, words in UNKNOWNS.items()]
+    told += [
+        f"the {name} split is empty: give --validation-from and --test-from"
+        for name, split in manifest["splits"].items()
+        if not split["impressions"]
+    ]
     for line in told:
-        console.print(line)
+        console.print(line, soft_wrap=True)
 
 
 def _plural(word: str, count: int) -> str:

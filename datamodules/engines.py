@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -23,12 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis.expr.types import Table as Relation
 
+from datamodules.atomic import claimed
 from datamodules.contract import IMPRESSIONS, PLAYS, TABLES, UserError
 
 EngineName = Literal["duckdb", "pyspark"]
 FILE = "keyart_file"
 """The column that says which file a row came from."""
-ROWS_AT_ONCE = 131_072
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 LEAST_MEMORY = 500_000_000
@@ -70,7 +70,7 @@ class EngineConfig:
     def bytes(self) -> int:
         """What the whole command may hold."""
         if not self.memory:
-            return max(LEAST_MEMORY, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+            return max(LEAST_MEMORY, _machine_memory() // 2)
         found = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", self.memory)
         try:
             number, unit = (float(found[1]), UNITS[found[2].upper()]) if found else (0.0, 1)
@@ -80,6 +80,15 @@ class EngineConfig:
         if not number > 0:
             raise UserError(f"memory={self.memory}: is no size. Give one like 2GB or 500MB.")
         return int(number * unit)
+
+
+def _machine_memory() -> int:
+    """Bytes of the machine, or of the container where that has less."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # absent, or the word "max"
+            limits.append(int(Path(path).read_text()))
+    return min(limits)
 
 
 class Engine(Protocol):
@@ -102,8 +111,8 @@ class Engine(Protocol):
         """The same rows, worked out once and kept aside (in memory, else spilled) until the engine is closed."""
         ...
 
-    def batches(self, relation: Relation) -> Iterator[pa.RecordBatch]:
-        """The rows of a relation, in no order, a bounded number at a time."""
+    def batches(self, relation: Relation, rows: int) -> Iterator[pa.RecordBatch]:
+        """The rows of a relation, in no order, at most so many at a time."""
         ...
 
 
@@ -115,9 +124,15 @@ def open_engine(config: EngineConfig | None = None, spill: Path | None = None) -
     the engine is not installed or does not start.
     """
     config = config or EngineConfig()
-    folder = spill or Path(tempfile.mkdtemp(prefix="keyart-"))
+    folder = spill or Path(tempfile.mkdtemp(prefix="keyart-")) / "spill"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with claimed(folder):
+        yield from _opened(config, folder)
+
+
+def _opened(config: EngineConfig, folder: Path) -> Iterator[Engine]:
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir()
     try:
         engine = _DuckDB(config, folder) if config.engine == "duckdb" else _Spark(config, folder)
         try:
@@ -202,8 +217,8 @@ class _DuckDB:
         self.backend.raw_sql(f"CREATE OR REPLACE TEMP TABLE {name} AS {self.backend.compile(relation)}")
         return self.backend.table(name)
 
-    def batches(self, relation: Relation) -> Iterator[pa.RecordBatch]:
-        yield from relation.to_pyarrow_batches(chunk_size=ROWS_AT_ONCE)
+    def batches(self, relation: Relation, rows: int) -> Iterator[pa.RecordBatch]:
+        yield from relation.to_pyarrow_batches(chunk_size=rows)
 
     def close(self) -> None:
         self.backend.disconnect()
@@ -214,6 +229,7 @@ class _Spark:
 
     def __init__(self, config: EngineConfig, folder: Path) -> None:
         try:
+            from py4j.protocol import Py4JError  # pyright: ignore[reportMissingImports]
             from pyspark.errors import PySparkException  # pyright: ignore[reportMissingImports]
             from pyspark.sql import SparkSession  # pyright: ignore[reportMissingImports]
             from pyspark.sql.functions import expr, input_file_name  # pyright: ignore[reportMissingImports]
@@ -222,7 +238,7 @@ class _Spark:
                 f"engine=pyspark: {error.name or 'pyspark'} is not installed. Install the extra: uv sync --extra spark."
             ) from None
         self.memory, self.folder = config.bytes, folder
-        self.errors: tuple[type[Exception], ...] = (PySparkException,)
+        self.errors: tuple[type[Exception], ...] = (PySparkException, Py4JError)
         (folder / "log4j2.properties").write_text(ERRORS_ALONE)
         self._file, self._expr = input_file_name, expr
         self._paths: dict[Path, Path] = {}
@@ -260,7 +276,7 @@ class _Spark:
     def read(self, files: list[Path], name: str) -> Relation:
         # escaped, and without partitions, as above; Hadoop's escape is the backslash
         self._paths |= {path.resolve(): path for path in files}
-        paths = [re.sub(r"([\\*?\[\]{}])", r"\\\1", str(path.resolve())) for path in files]
+        paths = [re.sub(r"([\\*?\[\]{}])", r"\\\1", f"file://{path.resolve()}") for path in files]
         frame = self.session.read.option("recursiveFileLookup", "true").parquet(*paths)
         for column in pq.read_schema(files[0]):
             if (
@@ -277,13 +293,13 @@ class _Spark:
         self.session.sql(self.backend.compile(relation)).persist().createOrReplaceTempView(name)
         return self.backend.table(name)
 
-    def batches(self, relation: Relation) -> Iterator[pa.RecordBatch]:
+    def batches(self, relation: Relation, rows: int) -> Iterator[pa.RecordBatch]:
         self.written += 1
         folder = self.folder / f"rows-{self.written}"
-        self.backend.to_parquet_dir(relation, folder)
+        self.session.sql(self.backend.compile(relation)).write.parquet(f"file://{folder.resolve()}")
         for path in sorted(folder.glob("*.parquet")):
             with pq.ParquetFile(path) as file:
-                yield from file.iter_batches(ROWS_AT_ONCE)
+                yield from file.iter_batches(rows)
             path.unlink()
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from datamodules.assemble import assemble
-from datamodules.atomic import atomic_folder
+from datamodules.atomic import atomic_folder, require_replaceable
 from datamodules.catalogue import build_catalogue
 from datamodules.contract import CONTRACT_VERSION, UserError, moment_of
 from datamodules.counts import Tally
@@ -103,7 +103,9 @@ def prepare(
     shard also keeps impression_id and candidates as they were logged, in `requests.parquet`.
     The dataset is read, never written to; `out` appears when it is complete, and an embedding it had stays with it.
     """
-    config = config or PrepareConfig()
+    config, out = config or PrepareConfig(), out if out.name else out.resolve()
+    require_place(dataset, out)
+    log_fingerprint = dataset_fingerprint(dataset)
     model = None if like is None else Shards.open(like)
     with nullcontext(engine) if engine else open_engine(spill=spill_of(out)) as working:
         log = Log.read(Since.of(working, since), dataset, drop_invalid=config.drop_invalid)
@@ -120,6 +122,7 @@ def prepare(
             vocabularies = vocabularies_of(log, borders[0])
         shards = config.shards or _shard_count(size)
         _fits(size, shards, working.memory)
+        at_once = _rows_at_once(size, working.memory)
         encode_plays = encoder_of_plays(vocabularies)
         encode_impressions = encoder_of_impressions(vocabularies, keep_requests=keep_requests)
 
@@ -127,11 +130,16 @@ def prepare(
             task = progress.add_task("prepare: rows", total=size.plays + size.impressions)
             (folder / SPILL).mkdir()
             plays = Spill(folder / SPILL / "plays.arrow", shards)
-            plays.fill(working.batches(play_rows(log, shards)), encode_plays, lambda n: progress.advance(task, n))
+            plays.fill(
+                working.batches(play_rows(log, shards), at_once), encode_plays, lambda n: progress.advance(task, n)
+            )
             shown = Spill(folder / SPILL / "impressions.arrow", shards)
             shown.fill(
-                working.batches(impression_rows(log, shards)), encode_impressions, lambda n: progress.advance(task, n)
+                working.batches(impression_rows(log, shards), at_once),
+                encode_impressions,
+                lambda n: progress.advance(task, n),
             )
+            _all_came(size, plays.rows, shown.rows, out)
             task = progress.add_task("prepare: shards", total=shards)
             tally = Tally(vocabularies)
 
@@ -151,6 +159,8 @@ def prepare(
             build_catalogue(titles, artworks, vocabularies).save(folder / "catalogue")
             save_vocabularies(vocabularies, folder / "vocabularies.json")
             found = tally.manifest()
+            if dataset_fingerprint(dataset) != log_fingerprint:
+                raise UserError(f"{dataset}: changed while it was read. Prepare it again when nobody writes to it.")
             manifest = {
                 "contract_version": CONTRACT_VERSION,
                 "fingerprint": shards_fingerprint(
@@ -159,7 +169,7 @@ def prepare(
                     *([] if since is None else [since]),
                     *([] if model is None else [model.fingerprint]),
                 ),
-                "log_fingerprint": dataset_fingerprint(dataset),
+                "log_fingerprint": log_fingerprint,
                 "config": asdict(config),
                 "shards": shards,
                 "since": None if since is None else since.isoformat(),
@@ -175,6 +185,34 @@ def prepare(
                 if had is not None and (had / EMBEDDING).is_dir() and not (folder / EMBEDDING).exists():
                     shutil.copytree(had / EMBEDDING, folder / EMBEDDING)
     return manifest
+
+
+def require_place(dataset: Path, out: Path) -> None:
+    """Raise a UserError where shards cannot be written: what is there is none of ours, or the dataset lies in the way."""
+    source, target = dataset.resolve(), out.resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise UserError(f"{out}: lies in {dataset}, or around it; the source is only read. Name a folder beside it.")
+    require_replaceable(out, MANIFEST)
+    manifest = out / MANIFEST
+    if manifest.is_file() and '"contract_version"' not in manifest.read_text(errors="replace"):
+        raise UserError(
+            f"{manifest}: is no manifest of shards, so keyart did not write it. Name a new or empty folder."
+        )
+
+
+def _rows_at_once(size: Size, memory: int) -> int:
+    """Rows of a batch: four of them, on their way from the engine to their shards, take an eighth of the memory."""
+    bytes_a_row = 200 + 64 * size.candidates // max(1, size.impressions)
+    return max(1024, min(131_072, memory // 32 // bytes_a_row))
+
+
+def _all_came(size: Size, plays: int, impressions: int, out: Path) -> None:
+    """Raise where the engine sent fewer rows than it counted."""
+    if (plays, impressions) != (size.plays, size.impressions):
+        raise UserError(
+            f"{out}: {plays:,} of {size.plays:,} plays and {impressions:,} of {size.impressions:,} impressions came back from "
+            "the engine. The dataset and OUT must lie where every machine that works on it sees them."
+        )
 
 
 def _why_empty(log: Log, since: datetime | None) -> str:
@@ -221,13 +259,13 @@ WORKING = 5
 
 def _at_once(size: Size, shards: int, memory: int) -> int:
     """How many shards may be at work at a time."""
-    return max(1, min(os.cpu_count() or 1, memory // 2 // max(1, WORKING * _bytes(size) // shards)))
+    return max(1, min(len(os.sched_getaffinity(0)), memory // 2 // max(1, WORKING * _bytes(size) // shards)))
 
 
 def _fits(size: Size, shards: int, memory: int) -> None:
     """Refuse shards too large for the memory, before any work."""
     needed = WORKING * _bytes(size) // shards
-    if needed > memory:
+    if needed > memory // 2:  # the other half is the engine's
         raise UserError(
             f"shards={shards}: one of them would take about {needed / 1e9:.1f} GB to make, and memory is "
             f"{memory / 1e9:.1f} GB. Give --shards {_shard_count(size)} or more, or more --memory."

@@ -64,7 +64,7 @@ class Log:
             rows[table.name] = sum(pq.read_metadata(path).num_rows for path in files)
             tables[table.name] = _typed(engine, files, table)
             if drop_invalid:
-                tables[table.name], dropped[table.name] = _valid(table, tables)
+                tables[table.name], dropped[table.name] = _valid(engine, table, tables)
         return cls(**tables, rows=rows, dropped=dropped)
 
 
@@ -77,7 +77,7 @@ def _typed(engine: Engine, files: list[Path], table: Table) -> Relation:
     return raw.select(**columns)
 
 
-def _valid(table: Table, tables: dict[str, Relation]) -> tuple[Relation, dict[str, int]]:
+def _valid(engine: Engine, table: Table, tables: dict[str, Relation]) -> tuple[Relation, dict[str, int]]:
     """A table's rows that break no rule, and how many broke which first; the tables before it hold valid rows alone."""
     rows = tables[table.name]
     judged = with_strangers(rows, tables[ARTWORKS.name]) if table is IMPRESSIONS else rows
@@ -90,7 +90,8 @@ def _valid(table: Table, tables: dict[str, Relation]) -> tuple[Relation, dict[st
     dropped = {row["keyart_reason"]: row["rows"] for row in found if row["keyart_reason"]}
     if not dropped:
         return rows, {}
-    return reasoned.filter(reasoned.keyart_reason == "").select(*rows.columns), dict(sorted(dropped.items()))
+    judged = engine.keep(reasoned, f"{table.name}_judged")  # once, not for every query that follows
+    return judged.filter(judged.keyart_reason == "").select(*rows.columns), dict(sorted(dropped.items()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,5 +199,5 @@ def play_rows(log: Log, shards: int) -> Relation:
 def impression_rows(log: Log, shards: int) -> Relation:
     """Impressions with the shard of their member and the place of the shown artwork among the candidates."""
     shown = log.impressions
-    place = shown.candidates.index(shown.artwork_id).cast("int16")
+    place = shown.candidates.index(shown.artwork_id).cast("int32")
     return shown.mutate(shard=_shard(shown.member_id, shards), shown=place).drop("artwork_id")

@@ -94,7 +94,7 @@ class Shard:
 
     def save(self, folder: Path) -> None:
         """Write each column as `folder/NAME.npy`."""
-        folder.mkdir(parents=True)
+        folder.mkdir()
         for field in fields(self):
             np.save(folder / f"{field.name}.npy", getattr(self, field.name))
 

@@ -18,8 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datamodules.contract import UserError
 from datamodules.vocabulary import Vocabularies, Vocabulary
 
+MOST_SMALL = 2**15
 Encode = Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
@@ -30,7 +32,7 @@ class Spill:
         """Will write `path`."""
         self.path = path
         self.schema: pa.Schema | None = None
-        self.written = 0
+        self.written = self.rows = 0
         self.batches: list[list[int]] = [[] for _ in range(shards)]
         """By shard: its batches of the file."""
 
@@ -54,6 +56,7 @@ class Spill:
                             writer.write_batch(encoded.slice(start, end - start))
                             self.batches[shard[start]].append(self.written)
                             self.written += 1
+                    self.rows += batch.num_rows
                     advance(batch.num_rows)
         finally:
             if writer is not None:
@@ -120,8 +123,14 @@ def encoder_of_impressions(vocabularies: Vocabularies, *, keep_requests: bool) -
     """Impressions as the engine sends them -> columns of a `Shard` before sorting.
 
     `candidate` and `candidate_propensity` are lists of the same lengths. With `keep_requests` the candidates stay as
-    they were logged too, in `candidates`.
+    they were logged too, in `candidates`. UserError where a small vocabulary has more values than 16 bits tell apart.
     """
+    for name in ("policies", "countries", "devices"):
+        if len(vocabularies[name]) > MOST_SMALL:
+            raise UserError(
+                f"impressions: {len(vocabularies[name]) - 1:,} different {name}, and at most {MOST_SMALL - 1:,} can be told "
+                "apart. Write the rare ones as one value, or null."
+            )
 
     def encode(batch: pa.RecordBatch) -> pa.RecordBatch:
         candidates = batch["candidates"]
@@ -137,7 +146,7 @@ def encoder_of_impressions(vocabularies: Vocabularies, *, keep_requests: bool) -
             "time": microseconds(batch["shown_at"]),
             "title": vocabularies["titles"].rows(batch["title_id"]),
             **{name: pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)) for name, flat in lists.items()},
-            "shown": np.asarray(batch["shown"]),
+            "shown": np.asarray(batch["shown"]).astype(np.int16),
             "propensity": of_shown,
             "policy": _small(vocabularies["policies"], batch["policy"]),
             "country": _small(vocabularies["countries"], batch["country"]),

@@ -28,7 +28,7 @@ def drop(path: Path, column: str) -> None:
     pq.write_table(pq.read_table(path).drop_columns(column), path)
 
 
-def put(path: Path, row: int, **values: Any) -> None:
+def put(path: Path, row: int, /, **values: Any) -> None:
     """Write other values into one row, in the types that are there."""
     table = pq.read_table(path)
     for name, value in values.items():
@@ -232,6 +232,17 @@ ROW_BREAKS = (
         where=PART_1,
         first=("i6, candidates a0, a1, a0",),
         by=shown(candidates=["a0", "a1", "a0"]),
+    ),
+    Break(rule="row-range", where=PART_1, first=("i6, row -1",), by=shown(row=-1)),
+    Break(
+        rule="column-range",
+        where=PART_1,
+        first=("i4, column 1099511627783",),
+        by=lambda d: [
+            cast_column(d / PART_0, "column", pa.int64()),
+            cast_column(d / PART_1, "column", pa.int64()),
+            put(d / PART_1, 0, column=2**40 + 7),
+        ],
     ),
     Break(rule="no-propensity", where=PART_1, first=("i6",), by=shown(propensities=None)),
     Break(

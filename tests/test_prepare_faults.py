@@ -16,8 +16,9 @@ from random_logs import ARTWORKS, START, TITLES, RandomLog
 import keyart
 from datamodules.contract import ARTWORKS as ARTWORKS_TABLE
 from datamodules.contract import IMPRESSIONS, PLAYS, UserError
+from datamodules.engines import EngineConfig, open_engine, spill_of
 from datamodules.prepare import PrepareConfig, prepare
-from datamodules.shards import MANIFEST, Shards
+from datamodules.shards import MANIFEST, Shard, Shards
 from tests import small_dataset
 from tests.dataset_breaks import PART_0, PART_1, ROW_BREAKS, SCHEMA_BREAKS, Break, cast_column, put, shown
 
@@ -259,9 +260,59 @@ def test_words_that_cannot_be_meant(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_shards_too_large_for_the_memory_are_refused(service: Path, tmp_path: Path) -> None:
-    from datamodules.engines import EngineConfig, open_engine
+def test_two_calls_do_not_write_the_same_shards(service: Path, tmp_path: Path) -> None:
+    with open_engine(spill=spill_of(tmp_path / "shards")) as engine:
+        with pytest.raises(UserError, match="another keyart writes the same output"):
+            prepare(service, tmp_path / "shards")
+        prepare(service, tmp_path / "shards", engine=engine)
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
+
+@pytest.mark.parametrize("place", [".", "inside", ".."])
+def test_the_source_is_never_written_over(dataset: Path, place: str) -> None:
+    (dataset / "manifest.json").write_text("{}")
+    (dataset.parent / "manifest.json").write_text("{}")
+    before = state(dataset.parent)
+    with pytest.raises(UserError, match="the source is only read"):
+        prepare(dataset, dataset / place)
+    assert state(dataset.parent) == before
+
+
+def test_a_manifest_of_somebody_else_is_not_replaced(service: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"exported_by": "warehouse"}')
+    with pytest.raises(UserError, match="is no manifest of shards"):
+        prepare(service, tmp_path)
+
+
+def test_a_log_that_changes_meanwhile_is_refused(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = Shard.save
+
+    def save_late(shard: Shard, folder: Path) -> None:
+        pq.write_table(pq.read_table(dataset / "plays/part-0.parquet"), dataset / "plays/part-1.parquet")
+        save(shard, folder)
+
+    monkeypatch.setattr(Shard, "save", save_late)
+    with pytest.raises(UserError, match="changed while it was read"):
+        prepare(dataset, tmp_path / "shards")
+    assert [path.name for path in tmp_path.iterdir()] == [dataset.name]
+
+
+def test_ctrl_c_in_a_query_is_no_defect(service: Path, tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "keyart", "prepare", str(service), str(tmp_path / "shards")]
+    process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / ".shards.spill").exists():
+        time.sleep(0.0005)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1].startswith("keyart prepare: interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shards_too_large_for_the_memory_are_refused(service: Path, tmp_path: Path) -> None:
     with open_engine(EngineConfig(memory="500MB")) as engine:
         engine.memory = 100_000
         with pytest.raises(UserError, match=r"shards=1: one of them would take about .* Give --shards"):
