@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from datetime import datetime
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 import keyart
+from benchmarks.process import measure
 from datamodules.check import check
 from datamodules.engines import Engine, EngineConfig, Since, open_engine
 from datamodules.prepare import PrepareConfig, prepare
@@ -121,8 +123,7 @@ def test_without_the_extra_the_command_says_how_to_get_it(tmp_path: Path, capsys
 @pytest.mark.shared_data
 @pytest.mark.skipif(not POSTERWORLD.is_dir(), reason="shared/data/posterworld is not beside the checkout")
 def test_a_real_log_within_little_memory(tmp_path: Path) -> None:
-    with open_engine(EngineConfig(memory="500MB"), tmp_path / "spill") as engine:
-        manifest = prepare(POSTERWORLD, tmp_path / "shards", PrepareConfig(shards=4), engine=engine)
-    assert manifest["impressions"] == 600_000
-    assert manifest["plays"] == 181_690
-    assert manifest["members"] == 5302
+    call = [sys.executable, "-m", "keyart", "prepare", str(POSTERWORLD), str(tmp_path / "shards"), "--memory", "500MB"]
+    assert measure(call).peak_bytes < 600_000_000
+    manifest = Shards.open(tmp_path / "shards").manifest
+    assert (manifest["impressions"], manifest["plays"], manifest["members"]) == (600_000, 181_690, 5302)
