@@ -10,6 +10,8 @@ from types import ModuleType
 
 BENCHMARKS = {
     "prepare": "raw tables -> shards, beside DuckDB's sort alone and beside pandas",
+    "feed": "shards -> batches, beside a row for each impression and torch-rechub's loader",
+    "train": "batches -> weights, beside a history read for each impression and torch-rechub's trainer",
 }
 
 

@@ -57,6 +57,9 @@ class FitConfig:
     """Validations without a better log loss after which training ends."""
     batch: int = 2048
     """Impressions per step, of all devices together."""
+    window: int = 32
+    """Impressions of one member in one batch that share a reading of its plays, at most: more is quicker, fewer mixes
+    members better. 1 reads a history for each impression anew."""
     seed: int = 0
     """Of the initial weights, the order and the dropout."""
     checkpoint_minutes: float = 5.0
@@ -70,7 +73,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("passes", "slices", "patience", "batch", "devices"):
+        for name in ("passes", "slices", "patience", "batch", "window", "devices"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
         if not self.checkpoint_minutes > 0:
@@ -170,6 +173,7 @@ class _Fit:
             total_steps=len(data.train_feed) * self.config.passes,
             seed=self.config.seed,
             place=self.place,
+            alone=self.world.size == 1,
         )
         keeper = Keeper(
             run=self.run,
@@ -227,6 +231,7 @@ class _Fit:
             reach=config.model.history.reach,
             batch=config.batch,
             slices=config.slices,
+            window=config.window,
             seed=config.seed,
             place=self.place,
             pin=self.gpu,
