@@ -36,8 +36,8 @@ class SideBySideConfig:
 
     shards: str = ""
     """Shards with embedded artworks; default: those of a simulated service."""
-    batch: int = 2048
-    """Impressions a batch."""
+    batch: int = 8192
+    """Impressions a batch, of every subject."""
     plays: int = 50
     """Of a history, at most."""
     width: int = 64

@@ -70,6 +70,8 @@ class Training:
         self.model = model.to(self.device).train()
         self.task = RankerTask(model, OptimiserConfig(), total_steps=10_000, seed=0, place=Place()).to(self.device)
         self.optimiser = self.task.configure_optimizers()["optimizer"]  # pyright: ignore
+        for group in self.optimiser.param_groups:  # no warm-up: nobody counts the steps
+            group["lr"] = group["initial_lr"]
         self.bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
 
     def step(self, batch: Batch) -> None:

@@ -68,11 +68,12 @@ def bench(config: Config, console: Console) -> list[Row]:
 
 
 def _quality(config: Config, shards: Path, work: Path, console: Console) -> list[Row]:
-    """Validation log loss after the same passes, with members read once and with a reading for each impression."""
+    """Validation log loss after the same passes of `keyart fit`, with members read once and with a reading for each
+    impression; otherwise as it is by default, its batches too."""
     loss = {}
     for subject, window in ((OURS, ()), (MATERIALISED, ("--window", "1"))):
         console.print(f"bench {NAME}: trains for the quality of {subject}, passes: {config.passes}")
-        options = {"--passes": config.passes, "--slices": 1, "--batch": config.batch, "--model.width": config.width}
+        options = {"--passes": config.passes, "--slices": 1, "--model.width": config.width}
         options |= {"--model.history.span": config.plays}
         words = ["fit", str(shards), str(work / subject), *window]
         for name, value in options.items():

@@ -118,7 +118,7 @@ class Feed:
         *,
         reach: int,
         impressions: int,
-        window: int = 32,
+        window: int = 128,
         shuffle: bool,
         candidates: bool = False,
         seed: int = 0,

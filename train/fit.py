@@ -57,7 +57,7 @@ class FitConfig:
     """Validations without a better log loss after which training ends."""
     batch: int = 2048
     """Impressions per step, of all devices together."""
-    window: int = 32
+    window: int = 128
     """Impressions of one member in one batch that share a reading of its plays, at most: more is quicker, fewer mixes
     members better. 1 reads a history for each impression anew."""
     seed: int = 0
