@@ -168,7 +168,7 @@ def main(words: list[str]) -> None:
     """See the module."""
     folder, out, what, subject = words[:4]
     batch, plays, width, most = map(int, words[4:8])
-    encoder = words[8] if len(words) > 8 else "attention"
+    encoder = words[8] if len(words) > 8 else "mean"
     shards = Shards.open(Path(folder))
     if what == "feed":
         told = feed_subject(shards, subject, batch, plays, most)

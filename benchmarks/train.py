@@ -58,10 +58,10 @@ def bench(config: Config, console: Console) -> list[Row]:
         subjects = {subject: ours(NAME, subject, shards, work, config) for subject in (OURS, MATERIALISED)}
         subjects[PEER] = peer(NAME, work, config)
         found = alternate(NAME, subjects, config.repeats, work, console)
-        mean = {OURS: ours(NAME, OURS, shards, work, config, "mean")}
-        cheap = alternate(f"{NAME}, mean encoder", mean, config.repeats, work, console)
+        attention = {OURS: ours(NAME, OURS, shards, work, config, "attention")}
+        dear = alternate(f"{NAME}, attention", attention, config.repeats, work, console)
         rows = rates(NAME, "training", found) + told_of_ours(NAME, TOLD, found)
-        rows += rates(NAME, "training, mean encoder", cheap)
+        rows += rates(NAME, "training, attention", dear)
         if config.passes:
             rows += _quality(config, shards, work, console)
     return rows

@@ -28,9 +28,10 @@ HOURS_APART = 24.0
 class HistoryConfig:
     """The history encoder's shape."""
 
-    encoder: Literal["attention", "mean"] = "attention"
-    """`mean` of the recent plays by learned weights of distance costs a small part of `attention`; `layers` and `heads`
-    are attention's alone."""
+    encoder: Literal["attention", "mean"] = "mean"
+    """`mean`: of the recent plays, by learned weights of distance; `attention` asks each play what it looks for, costs
+    many times as much, and bought nothing on the logs tried (docs/experiments.md): for logs where order tells more.
+    `layers` and `heads` are attention's alone."""
     span: int = 50
     """How many plays back one layer looks."""
     layers: int = 1

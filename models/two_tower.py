@@ -139,6 +139,8 @@ class TwoTower(nn.Module):
         self.engaged_title = nn.Linear(width, width)
         self.engaged_base = nn.Linear(3 * width, 1)
         self.dropout = Dropout(config.dropout)
+        self.fresh: tuple[Tensor, Tensor] | None = None
+        """Artwork rows (n,), ascending, and embeddings (n, E) that stand for those of the table: of a step's images."""
 
     def _title_rows(self, rows: Tensor) -> Tensor:
         """Rows of trained titles; others, and a share of all while training, become the unknown row."""
@@ -160,7 +162,12 @@ class TwoTower(nn.Module):
 
     def images(self, rows: Tensor) -> Tensor:
         """Projected image embeddings of artworks, (...,) -> (..., D)."""
-        return self.image(self.artwork_image_AE[rows])
+        found = self.artwork_image_AE[rows]
+        if self.fresh is not None and len(self.fresh[0]):
+            known, vectors = self.fresh
+            place = torch.searchsorted(known, rows).clamp(max=len(known) - 1)
+            found = torch.where((known[place] == rows).unsqueeze(-1), F.embedding(place, vectors), found)
+        return self.image(found)
 
     def artwork_content(self, rows: Tensor) -> Tensor:
         """Image, people and moods of artworks, (...,) -> (..., 3 D)."""

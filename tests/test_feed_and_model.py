@@ -1,6 +1,7 @@
 """Batches and the model: every impression once, and no prediction depends on how a batch was made."""
 
 from collections import Counter
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -43,9 +44,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
 
 
 HISTORIES = {
-    "attention": HistoryConfig(span=REACH, heads=2),
-    "two layers": HistoryConfig(span=REACH // 2, layers=2, heads=2),
-    "time": HistoryConfig(span=REACH, heads=2, time=True),
+    "attention": HistoryConfig(encoder="attention", span=REACH, heads=2),
+    "two layers": HistoryConfig(encoder="attention", span=REACH // 2, layers=2, heads=2),
+    "time": HistoryConfig(encoder="attention", span=REACH, heads=2, time=True),
     "mean": HistoryConfig(encoder="mean", span=REACH),
     "mean and time": HistoryConfig(encoder="mean", span=REACH, time=True),
 }
@@ -138,8 +139,9 @@ def test_states_are_those_of_a_straight_line_reading(shards: Shards, model: TwoT
         np.testing.assert_allclose(terms.click_NK()[0][alone["artworks"][0] > 0].detach().numpy(), logit, atol=2e-5)
 
 
-def test_no_history_is_the_learned_state() -> None:
-    encoder = HistoryEncoder(8, HistoryConfig(span=3, heads=2)).eval()
+@pytest.mark.parametrize("kind", ["attention", "mean"])
+def test_no_history_is_the_learned_state(kind: Literal["attention", "mean"]) -> None:
+    encoder = HistoryEncoder(8, HistoryConfig(encoder=kind, span=3, heads=2)).eval()
     with torch.no_grad():
         encoder.no_history_D.normal_()
     states = encoder(torch.randn(2, 5, 8))

@@ -18,6 +18,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from datamodules.artworks import content_hashes
 from datamodules.atomic import atomic_file
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.datamodule import Place, ShardsModule
@@ -28,7 +29,8 @@ from models.two_tower import TwoTower, TwoTowerConfig
 from train.calibrate import calibrate
 from train.checkpoint import LAST, load_checkpoint
 from train.compiled import compiled, require_compiler
-from train.embed import encoder_fingerprint, load_embedding
+from train.embed import ENCODER, encoder_fingerprint, load_embedding
+from train.finetune import FineTuneConfig, ImageTower
 from train.keeper import BEST, Keeper, cut_log
 from train.ranks import World, on_ranks, require_devices
 from train.run import CONFIG, METRICS, WEIGHTS, Run, content_of, provenance, read_config, sizes_of, write_config
@@ -49,6 +51,8 @@ class FitConfig:
     """The ranker."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """How it learns."""
+    finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    """Whether the image encoder is trained too."""
     passes: int = 5
     """Passes over the training impressions, at most."""
     slices: int = 2
@@ -164,6 +168,7 @@ class _Fit:
         if finished is not None:
             return finished
         model = self._model(opened, embedding)
+        tower = self._tower()
         data = self._data(opened)
         if self.world.rank == 0:
             self._write_record(opened, embedded, wanted)
@@ -174,6 +179,7 @@ class _Fit:
             seed=self.config.seed,
             place=self.place,
             alone=self.world.size == 1,
+            tower=tower,
         )
         keeper = Keeper(
             run=self.run,
@@ -223,6 +229,16 @@ class _Fit:
             require_alike(self.before, opened, encoder_fingerprint(self.shards))
             take_weights(model, self.before)
         return model
+
+    def _tower(self) -> ImageTower | None:
+        if not self.config.finetune.learning_rate:
+            return None
+        if self.world.size > 1:
+            raise UserError(
+                f"finetune.learning_rate={self.config.finetune.learning_rate}: the image encoder is trained on one device. "
+                "Leave devices out, or the rate."
+            )
+        return ImageTower(self.shards, self.config.finetune, self.config.optimiser.average)
 
     def _data(self, opened: Shards) -> ShardsModule:
         config = self.config
@@ -362,6 +378,11 @@ class _Fit:
         }
         with atomic_file(run / WEIGHTS) as partial:
             save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, partial)
+        if config.finetune.learning_rate:
+            record = read_config(run)
+            record["image_encoder"] += ", fine-tuned on clicks"
+            record["image_encoder_fingerprint"] = content_hashes([run / ENCODER])[0]
+            write_config(run, record)
         with atomic_file(run / METRICS) as partial:
             partial.write_text(json.dumps(metrics, indent=1))
         (run / BEST).unlink()

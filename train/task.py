@@ -20,12 +20,14 @@ from datamodules.datamodule import Place
 from datamodules.feed import Batch
 from models.two_tower import TABLES, Content, Context, Terms, TwoTower
 from train.average import Average
+from train.finetune import ImageTower
 from train.rows import RowsAdamW
 from train.schedule import warm_cosine
 
 RANK_STRIDE, BATCH_STRIDE = 1_000_003**2, 15_485_863
 """Between seeds: each rank draws dropout of its own, and so does a slice gone on with by another number of ranks."""
 
+IMAGES = "artwork_image_AE"
 FUSED = ("cuda", "cpu")
 """Devices whose AdamW is one kernel over all weights."""
 
@@ -85,7 +87,7 @@ def losses(model: TwoTower, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def clip_gradients(model: TwoTower, most: float) -> None:
+def clip_gradients(model: torch.nn.Module, most: float) -> None:
     """Scale all gradients, sparse ones too, so that their norm together is at most `most`."""
     found = []
     for parameter in model.parameters():
@@ -123,12 +125,15 @@ class RankerTask(pl.LightningModule):
         seed: int,
         place: Place,
         alone: bool = True,
+        tower: ImageTower | None = None,
     ) -> None:
-        """`place`: how far the training has come, moved by the keeper; `alone`: whether there is one process."""
+        """`place`: how far the training has come, moved by the keeper; `alone`: whether there is one process; `tower`: the
+        image encoder, where it is trained too."""
         super().__init__()
         self.model, self.optimiser_config = model, optimiser
         self.total_steps, self.seed, self.place = max(1, total_steps), seed, place
         self.average = Average(model, optimiser.average)
+        self.tower = tower
         large = [name for name in TABLES if alone and len(model.get_parameter(name)) >= optimiser.rows]
         for name in large:
             cast(torch.nn.Embedding, model.get_submodule(name.removesuffix(".weight"))).sparse = True
@@ -144,7 +149,8 @@ class RankerTask(pl.LightningModule):
 
     def state(self) -> dict[str, Tensor]:
         """Everything trained, and the average of it. The catalogue is not: it comes from the shards."""
-        return {name: value for name, value in self.state_dict().items() if name.split(".")[-1] not in Content._fields}
+        fixed = set(Content._fields) - ({IMAGES} if self.tower is not None else set())
+        return {name: value for name, value in self.state_dict().items() if name.split(".")[-1] not in fixed}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take what `state` gave."""
@@ -181,7 +187,10 @@ class RankerTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Log loss of clicks, plus that of engagement, per impression of the whole batch."""
+        if self.tower is not None:
+            self.model.fresh = self.tower.fresh(batch)
         click, engaged, _ = losses(self.model, batch)
+        self.model.fresh = None
         count = len(batch.clicked)
         loss = click * (count / batch.whole) + engaged / batch.whole
         with torch.no_grad():
@@ -206,6 +215,8 @@ class RankerTask(pl.LightningModule):
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         """Before each step: move the average to the weights of the step before, so that it trails by one."""
         self.average.update(self.model, self.tables.values())
+        if self.tower is not None:
+            self.tower.average.update(self.tower.encoder)
 
     def configure_gradient_clipping(
         self,
@@ -214,12 +225,16 @@ class RankerTask(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the norm here: the trainer refuses to where AdamW is fused and the precision is mixed, bfloat16 or not."""
-        clip_gradients(self.model, self.optimiser_config.clip)
+        clip_gradients(self, self.optimiser_config.clip)
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums."""
         if self.tables and self.place.step:
             self.catch_up(None, before_step=False)
+        if self.tower is not None and self.place.step:
+            table = self.tower.table()
+            for model in (self.model, cast(TwoTower, self.average.module)):
+                model.artwork_image_AE.copy_(table)
         self._validated = torch.zeros(4, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -256,6 +271,9 @@ class RankerTask(pl.LightningModule):
             {"params": [p for p in dense if p.ndim <= 1], "weight_decay": 0.0},
             {"params": list(self.tables.values()), "weight_decay": config.weight_decay, "rows": True},
         ]
+        if self.tower is not None:
+            images, weights = self.tower.config, list(self.tower.encoder.parameters())
+            groups.append({"params": weights, "weight_decay": images.weight_decay, "lr": images.learning_rate})
         optimiser = RowsAdamW(groups, config.learning_rate, (0.9, 0.99), fused=fused)
         course = partial(warm_cosine, total=self.total_steps, warmup=config.warmup)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, course)
