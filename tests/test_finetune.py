@@ -122,7 +122,9 @@ def test_the_run_holds_what_it_was_trained_to(with_pixels: Path, tuned: Path, se
     fit(tmp_path / "day", tmp_path / "next", FitConfig(passes=1, slices=1, batch=512), from_run=tuned)
 
 
-def test_it_resumes_bit_for_bit(with_pixels: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_resumes_bit_for_bit(
+    with_pixels: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sound = RankerTask.training_step
 
     def faulty(self: RankerTask, batch, batch_idx: int) -> torch.Tensor:
