@@ -19,6 +19,8 @@ from torch import Tensor
 from datamodules.shards import Shard
 
 MICROSECONDS, MICROSECONDS_AN_HOUR = 1_000_000, 3_600_000_000
+TOGETHER = 8
+"""Shards whose batches are mixed: few enough that what is read lies in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,13 +160,17 @@ class Feed:
         return len(self.plan())
 
     def plan(self) -> list[tuple[int, np.ndarray]]:
-        """This epoch's batches as (shard, windows): windows of like length together, in random order where shuffled."""
+        """This epoch's batches as (shard, windows): windows of like length together.
+
+        Shuffled, members are mixed within a batch, and batches over some shards at a time, whose order is random too.
+        """
         if self._plan is not None and self._plan[0] == self.epoch:
             return self._plan[1]
         chance = np.random.default_rng((self.seed, self.epoch))
         batches: list[tuple[int, np.ndarray]] = []
-        order = chance.permutation(len(self.shards)) if self.shuffle else range(len(self.shards))
-        for s in order:
+        order = chance.permutation(len(self.shards)) if self.shuffle else np.arange(len(self.shards))
+        of_group: list[tuple[int, np.ndarray]] = []
+        for place, s in enumerate(order, start=1):
             windows = self.windows[s]
             places = chance.permutation(len(windows.first)) if self.shuffle else np.arange(len(windows.first))
             # Windows are sorted by length within a stretch of random ones: little padding, and still mixed members
@@ -175,7 +181,10 @@ class Feed:
                 some = some[np.argsort(windows.plays[some], kind="stable")]
                 batch_of = np.cumsum(windows.count[some]) // self.impressions
                 of_shard += [(int(s), part) for part in np.split(some, np.flatnonzero(np.diff(batch_of)) + 1)]
-            batches += [of_shard[b] for b in chance.permutation(len(of_shard))] if self.shuffle else of_shard
+            of_group += of_shard
+            if place % TOGETHER == 0 or place == len(order):
+                batches += [of_group[b] for b in chance.permutation(len(of_group))] if self.shuffle else of_group
+                of_group = []
         self._plan = (self.epoch, batches)
         return batches
 
