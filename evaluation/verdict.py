@@ -1,0 +1,120 @@
+"""What an estimate can be trusted with: reliable, weak or unanswerable, and why, in words.
+
+`reliable` is a claim that is tested: on simulated logs, 95 % intervals of reliable estimates hold the truth in 92 to 98 %
+of replications. `unanswerable` means that the log holds no answer, and then no number is given. The thresholds stand here.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.intervals import Interval, effective_members, normal_interval, standard_error
+
+Verdict = Literal["reliable", "weak", "unanswerable"]
+
+UNSUPPORTED_NONE, UNSUPPORTED_WEAK = 0.1, 0.01
+"""Share of the policy's probability on artworks the log never shows."""
+SAMPLE_NONE, SAMPLE_WEAK = 10.0, 100.0
+"""Effective sample size."""
+REWARDED_NONE, REWARDED_WEAK = 3.0, 30.0
+"""Effective number of rewarded impressions, (sum w r)^2 / sum (w r)^2."""
+MEMBERS_WEAK = 30.0
+"""Effective number of members that the standard error is made of."""
+WEIGHT_ERRORS, WEIGHT_NONE = 3.0, 0.1
+"""Standard errors by which the mean weight may differ from 1; beyond them by more than that share, nothing is answered."""
+BIAS = 0.5
+"""Bound of a bias, in standard errors: at half of one, a 95 % interval holds the truth in 92 %."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """How much a log has to say of a policy, by the weights an estimator uses."""
+
+    mean_weight: float
+    """Should be 1: else propensities are wrong or the policy chooses what the log never shows."""
+    mean_weight_interval: Interval
+    mean_weight_error: float
+    effective_sample_size: float
+    """(sum w)^2 / sum w^2 (Kish, 1965)."""
+    largest_weight: float
+    unsupported: float
+    """Mean share of the policy's probability that lies where the log has none; NaN where that was not logged."""
+
+    @classmethod
+    def of(cls, weight_N: NDArray, moved_M: NDArray, unsupported: float) -> "Overlap":
+        """`moved_M`: what each member moves the mean weight by."""
+        squares, mean = float((weight_N**2).sum()), float(weight_N.mean()) if len(weight_N) else float("nan")
+        return cls(
+            mean_weight=mean,
+            mean_weight_interval=normal_interval(mean, moved_M),
+            mean_weight_error=standard_error(moved_M),
+            effective_sample_size=float(weight_N.sum()) ** 2 / squares if squares else 0.0,
+            largest_weight=float(weight_N.max(initial=0.0)),
+            unsupported=unsupported,
+        )
+
+
+def judge(
+    overlap: Overlap,
+    *,
+    value: float,
+    influence_M: NDArray,
+    rewarded: float,
+    reward: str,
+    bias: float = 0.0,
+    told: str = "",
+    doubts: tuple[str, ...] = (),
+) -> tuple[Verdict, str]:
+    """The verdict on one estimate, and its reasons.
+
+    `rewarded`: effective number of rewarded impressions. `bias`: a bound of the estimator's bias, and `told` where it
+    comes from. `doubts`: what is wrong with the log itself.
+    """
+    members = len(influence_M)
+    off = abs(overlap.mean_weight - 1)
+    apart = off > WEIGHT_ERRORS * overlap.mean_weight_error + 1e-9
+    lacking = overlap.unsupported if np.isfinite(overlap.unsupported) else 0.0
+    none = []
+    if members < 2:
+        none.append("one member alone says nothing of others")
+    if lacking > UNSUPPORTED_NONE:
+        none.append(f"{lacking:.0%} of the policy's probability lies where the log has none")
+    if not np.isfinite(overlap.mean_weight) or (apart and off > WEIGHT_NONE):
+        none.append(
+            f"weights are {overlap.mean_weight:.2f} on average and should be 1: the log hardly shows what the policy would, "
+            "or its propensities are wrong"
+        )
+    if overlap.effective_sample_size < SAMPLE_NONE:
+        none.append(f"only {overlap.effective_sample_size:.0f} impressions' worth of the policy is in the log")
+    if rewarded < REWARDED_NONE:
+        none.append(f"hardly an impression that speaks for the policy was {reward}" if rewarded else f"none was {reward}")
+    if not np.isfinite(value):
+        none.append("nothing in the log speaks for the policy")
+    if none:
+        return "unanswerable", "; ".join(none)
+    error = standard_error(influence_M)
+    made_of = effective_members(influence_M)
+    weak = list(doubts)
+    if lacking > UNSUPPORTED_WEAK:
+        weak.append(f"{lacking:.1%} of the policy's probability lies where the log has none")
+    if apart:
+        weak.append(f"weights are {overlap.mean_weight:.3f} on average and should be 1")
+    if overlap.effective_sample_size < SAMPLE_WEAK:
+        weak.append(f"only {overlap.effective_sample_size:.0f} impressions' worth of the policy is in the log")
+    if rewarded < REWARDED_WEAK:
+        weak.append(f"only about {rewarded:.0f} impressions that speak for the policy were {reward}")
+    if made_of < MEMBERS_WEAK:
+        weak.append(f"the interval rests on about {made_of:.0f} members")
+    if bias > BIAS * error:
+        weak.append(f"{told} may be off by {bias:.2g}, beyond half a standard error ({error:.2g})")
+    if weak:
+        return "weak", "; ".join(weak)
+    return "reliable", f"{overlap.effective_sample_size:,.0f} impressions' worth of the policy is in the log"
+
+
+def worse(one: Verdict, other: Verdict) -> Verdict:
+    """Of a comparison, the verdict is that of its weaker side."""
+    order: tuple[Verdict, ...] = ("reliable", "weak", "unanswerable")
+    return max(one, other, key=order.index)
