@@ -5,7 +5,8 @@ Balanced weights divide by the mixture of all policies that logged this choice (
 1995; Agarwal et al., 2017, Effective evaluation using logged bandit feedback from multiple loggers, section 4), which
 tames the weights of what one policy hardly showed and another often did. They need each policy's propensities on the
 others' impressions. Nobody logs those; they are known where no policy is personalised, that is, where each policy gives
-one list of candidates the same propensities every time. Then, and only then, weights are balanced.
+one list of candidates the same propensities every time. Then, and only then, weights are balanced. They assume besides
+that chance decided, within such a list, which policy an impression met: not the member, nor the day.
 
 Legend: N impressions, K candidates (padded), G lists of candidates x policies.
 """

@@ -21,6 +21,8 @@ CLUSTERS = 3
 FEATURES = 5
 RIDGE = 1e-4
 """Added to the diagonal of the mean normal equations, in units of each feature's mean square: for columns all alike."""
+STRONGEST = 1000.0
+"""Impressions that a prior is worth at most: where no spread is seen, differences stay small, yet are there to be weighed."""
 AT_ONCE = 200_000
 """Impressions held at a time where every candidate counts."""
 
@@ -30,18 +32,20 @@ def deal_folds(members: int, seed: int) -> NDArray[np.int8]:
     return np.random.default_rng(seed).permutation(np.arange(members) % FOLDS).astype(np.int8)
 
 
-def shrunk_rates(count: NDArray, earned: NDArray, prior: NDArray) -> NDArray[np.float64]:
+def shrunk_rates(count: NDArray, earned: NDArray, prior: NDArray, prior_count: NDArray | float) -> NDArray[np.float64]:
     """Rates pulled to their priors as far as their spread is sampling noise; the prior itself where nothing was seen.
 
-    `count` impressions earned `earned` each, (A,). The strength is the moment estimate noise / (spread - noise).
+    `count` impressions earned `earned`, (A,), and are among the `prior_count` that the prior was computed of. The strength
+    is the moment estimate noise / (spread - noise), at most `STRONGEST`.
     """
     seen = count > 0
     rate = np.divide(earned, count, out=np.asarray(prior, np.float64).copy(), where=seen)
     if not seen.any():
         return rate
     noise = prior * (1 - prior)
-    spread = np.average((rate - prior)[seen] ** 2 - noise[seen] / count[seen], weights=count[seen])
-    strength = noise / max(float(spread), 1e-9)
+    by_chance = noise * (1 / np.maximum(count, 1e-12) - 1 / np.maximum(prior_count, 1.0))
+    spread = np.average((rate - prior)[seen] ** 2 - by_chance[seen], weights=count[seen])
+    strength = np.minimum(noise / max(float(spread), 1e-12), STRONGEST)
     return (count * rate + strength * prior) / np.maximum(count + strength, 1e-12)
 
 
@@ -105,7 +109,9 @@ def fit_reward_model(log: LoggedChoices, reward_N: NDArray[np.floating], artwork
     for first in range(0, len(rows), AT_ONCE):
         part_NK = log.artwork_NK[first : first + AT_ONCE]
         there_NK = part_NK >= 0
-        title_A[part_NK[there_NK]] = np.broadcast_to(log.title_N[first : first + AT_ONCE, None], part_NK.shape)[there_NK]
+        title_A[part_NK[there_NK]] = np.broadcast_to(log.title_N[first : first + AT_ONCE, None], part_NK.shape)[
+            there_NK
+        ]
     place_N = log.fold_N.astype(np.int64) * artworks + seen_N
     size = FOLDS * artworks
     count_fA = np.bincount(place_N, minlength=size).reshape(FOLDS, artworks).astype(float)
@@ -147,5 +153,5 @@ def _rates(count_A: NDArray, earned_A: NDArray, title_A: NDArray) -> tuple[NDArr
     """Shrunk rate of each artwork's title, and what the artwork's own adds to it, (A,) both."""
     count_T, earned_T = np.bincount(title_A, count_A), np.bincount(title_A, earned_A)
     overall = earned_T.sum() / max(count_T.sum(), 1.0)
-    level_A = shrunk_rates(count_T, earned_T, np.full(len(count_T), overall))[title_A]
-    return level_A, shrunk_rates(count_A, earned_A, level_A) - level_A
+    level_A = shrunk_rates(count_T, earned_T, np.full(len(count_T), overall), count_T.sum())[title_A]
+    return level_A, shrunk_rates(count_A, earned_A, level_A, count_T[title_A]) - level_A

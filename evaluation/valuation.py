@@ -9,27 +9,17 @@ Legend: N impressions, K candidates (padded), M members, D bootstrap draws, E es
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation import estimators as by
-from evaluation.estimators import Terms
-from evaluation.intervals import (
-    DRAWS,
-    Members,
-    Sums,
-    Z,
-    bootstrap,
-    normal_interval,
-    percentile_interval,
-    standard_error,
-)
+from evaluation.intervals import DRAWS, Members, Sums, Z, bootstrap, standard_error
 from evaluation.reward_model import AT_ONCE, LoggedChoices, RewardModel, deal_folds, fit_reward_model
 from evaluation.tuning import GRID, slope
-from evaluation.verdict import Overlap, Verdict, judge, worse
+from evaluation.value_rows import Estimated, overlap_row, told_rows
+from evaluation.verdict import Overlap
 
 LOGGED = "logged"
 """The policy that made the log: its weights are 1, whatever was logged."""
@@ -82,26 +72,6 @@ class Weighed:
     cluster_overlap: Overlap | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimated:
-    """One estimate before its interval."""
-
-    policy: str
-    reward: str
-    estimator: str
-    sums: Sums
-    overlap: Overlap
-    rewarded: float
-    """Effective number of rewarded impressions."""
-    impressions: int
-    members: int
-    bias: float = 0.0
-    """Bound of the bias."""
-    told: str = ""
-    """Where that comes from."""
-    parameter: dict[str, float] | None = None
-
-
 def value_policies(
     log: Log, policies: Mapping[str, Policy | None], *, doubts: tuple[str, ...] = (), seed: int = 0, draws: int = DRAWS
 ) -> dict[str, Any]:
@@ -129,8 +99,8 @@ def value_policies(
                 else:
                     found.append(made)
     drawn_DE = bootstrap([one.sums for one in found], seed, draws)
-    return _told(found, drawn_DE, len(members), doubts) | {
-        "overlap": [_overlap_row(policy, arrays.overlap) for policy, arrays in weighed.items()],
+    return told_rows(found, drawn_DE, doubts) | {
+        "overlap": [overlap_row(policy, arrays.overlap) for policy, arrays in weighed.items()],
         "left_out": left_out,
     }
 
@@ -175,7 +145,9 @@ def _weigh(
         own = name == LOGGED
         weight_N = np.ones(count) if own else chosen[name] / log.propensity_N
         cluster_N = np.ones(count) if own else cluster_weight[name]
-        unsupported = [0.0, 0.0] if own else [share / max(count, 1) if whole else float("nan") for share in lacking[name]]
+        unsupported = (
+            [0.0, 0.0] if own else [share / max(count, 1) if whole else float("nan") for share in lacking[name]]
+        )
         known = policy is not None
         weighed[name] = Weighed(
             weight_N=weight_N,
@@ -214,7 +186,12 @@ def _estimates(
     rewarded = _effective(w_N * reward_N)
 
     def made(name: str, sums: Sums, **more: Any) -> tuple[str, Estimated]:
-        known: dict[str, Any] = {"overlap": arrays.overlap, "rewarded": rewarded, "impressions": len(log), "members": len(members)}
+        known: dict[str, Any] = {
+            "overlap": arrays.overlap,
+            "rewarded": rewarded,
+            "impressions": len(log),
+            "members": len(members),
+        }
         return name, Estimated(policy=policy, reward=reward, estimator=name, sums=sums, **(known | more))
 
     plain = members.sums(by.ips(reward_N, w_N))
@@ -314,84 +291,7 @@ def _chosen(name: str, grid: tuple[float, ...], found: list[Sums], unbiased: Sum
     widths = [Z * standard_error(sums.influence_M) for sums in found]
     place = slope([sums.value for sums in found], widths) if np.isfinite(widths).any() else len(found) - 1
     sums = found[place]
-    return {"sums": sums, "bias": _bias_bound(sums, unbiased), "told": told, "parameter": {name: grid[place]}}
-
-
-def _told(found: list[Estimated], drawn_DE: NDArray, members: int, doubts: tuple[str, ...]) -> dict[str, Any]:
-    """Estimates and differences as rows, with what stands behind them."""
-    told: dict[str, Any] = {"estimates": [], "differences": [], "intervals": [], "verdicts": [], "parameters": []}
-    judged: list[Verdict] = []
-    for place, one in enumerate(found):
-        influence_M = one.sums.influence_M
-        verdict, reason = judge(
-            one.overlap,
-            value=one.sums.value,
-            influence_M=influence_M,
-            rewarded=one.rewarded,
-            reward=one.reward,
-            bias=one.bias,
-            told=one.told,
-            doubts=doubts,
-        )
-        judged.append(verdict)
-        key = {"policy": one.policy, "reward": one.reward, "estimator": one.estimator}
-        normal = normal_interval(one.sums.value, influence_M)
-        drawn = percentile_interval(drawn_DE[:, place]) if members > 1 else None
-        told["estimates"].append(
-            key
-            | _number(one.sums.value, normal.low, normal.high, verdict)
-            | _of_weights(one.overlap)
-            | {"impressions": one.impressions, "members": one.members, "verdict": verdict}
-        )
-        told["verdicts"].append(key | {"verdict": verdict, "reason": reason})
-        if verdict != "unanswerable":
-            both = {"normal_low": normal.low, "normal_high": normal.high}
-            both |= {"bootstrap_low": drawn.low, "bootstrap_high": drawn.high} if drawn else {}
-            told["intervals"].append(key | both)
-        if one.parameter:
-            told["parameters"].append(key | one.parameter)
-    for (a, one), (b, other) in combinations(enumerate(found), 2):
-        if (one.reward, one.estimator) == (other.reward, other.estimator):
-            told["differences"].append(_difference(one, other, drawn_DE[:, a], drawn_DE[:, b], worse(judged[a], judged[b])))
-    return told
-
-
-def _difference(one: Estimated, base: Estimated, one_D: NDArray, base_D: NDArray, verdict: Verdict) -> dict[str, Any]:
-    """What `one` earns above `base`, on the same members; the relative one by bootstrap, as a ratio is not normal."""
-    value, below = one.sums.value, base.sums.value
-    moved_M = one.sums.influence_M - base.sums.influence_M
-    interval = normal_interval(value - below, moved_M)
-    weaker = min(one, base, key=lambda side: side.overlap.effective_sample_size)
-    row: dict[str, Any] = {"policy": one.policy, "base": base.policy, "reward": one.reward, "estimator": one.estimator}
-    row |= _number(value - below, interval.low, interval.high, verdict)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        lift = percentile_interval(one_D / base_D - 1)
-    relative = value / below - 1 if below > 0 else float("nan")
-    told = _number(relative, lift.low, lift.high, verdict)
-    row |= {f"relative_{name}" if name != "value" else "relative": number for name, number in told.items()}
-    return row | _of_weights(weaker.overlap) | {
-        "impressions": one.impressions,
-        "members": one.members,
-        "verdict": verdict,
-    }  # fmt: skip
-
-
-def _number(value: float, low: float, high: float, verdict: Verdict) -> dict[str, float | None]:
-    """As JSON; no number at all where the log holds no answer."""
-    told = {"value": value, "low": low, "high": high}
-    return {name: None if verdict == "unanswerable" or not np.isfinite(v) else float(v) for name, v in told.items()}
-
-
-def _of_weights(overlap: Overlap) -> dict[str, float | None]:
-    mean = overlap.mean_weight
-    return {
-        "effective_sample_size": overlap.effective_sample_size,
-        "mean_weight": mean if np.isfinite(mean) else None,
-        "largest_weight": overlap.largest_weight,
-    }
-
-
-def _overlap_row(policy: str, overlap: Overlap) -> dict[str, Any]:
-    interval = overlap.mean_weight_interval
-    told = {"mean_weight_low": interval.low, "mean_weight_high": interval.high, "unsupported": overlap.unsupported}
-    return {"policy": policy} | _of_weights(overlap) | {k: v if np.isfinite(v) else None for k, v in told.items()}
+    # as JSON has no infinity: null is no bound at all
+    grid_told = [None if np.isinf(number) else number for number in grid]
+    parameter = {"parameter": name, "chosen": grid_told[place], "rule": "SLOPE", "of": grid_told}
+    return {"sums": sums, "bias": _bias_bound(sums, unbiased), "told": told, "parameter": parameter}

@@ -24,6 +24,8 @@ MEMBERS_WEAK = 30.0
 """Effective number of members that the standard error is made of."""
 WEIGHT_ERRORS, WEIGHT_NONE = 3.0, 0.1
 """Standard errors by which the mean weight may differ from 1; beyond them by more than that share, nothing is answered."""
+WEIGHT_ROUNDING = 1e-3
+"""Propensities of few digits may move the mean weight by so much."""
 BIAS = 0.5
 """Bound of a bias, in standard errors: at half of one, a 95 % interval holds the truth in 92 %."""
 
@@ -74,7 +76,7 @@ def judge(
     """
     members = len(influence_M)
     off = abs(overlap.mean_weight - 1)
-    apart = off > WEIGHT_ERRORS * overlap.mean_weight_error + 1e-9
+    apart = off > WEIGHT_ERRORS * overlap.mean_weight_error + WEIGHT_ROUNDING
     lacking = overlap.unsupported if np.isfinite(overlap.unsupported) else 0.0
     none = []
     if members < 2:
@@ -89,7 +91,9 @@ def judge(
     if overlap.effective_sample_size < SAMPLE_NONE:
         none.append(f"only {overlap.effective_sample_size:.0f} impressions' worth of the policy is in the log")
     if rewarded < REWARDED_NONE:
-        none.append(f"hardly an impression that speaks for the policy was {reward}" if rewarded else f"none was {reward}")
+        none.append(
+            f"hardly an impression that speaks for the policy was {reward}" if rewarded else f"none was {reward}"
+        )
     if not np.isfinite(value):
         none.append("nothing in the log speaks for the policy")
     if none:
@@ -116,5 +120,5 @@ def judge(
 
 def worse(one: Verdict, other: Verdict) -> Verdict:
     """Of a comparison, the verdict is that of its weaker side."""
-    order: tuple[Verdict, ...] = ("reliable", "weak", "unanswerable")
-    return max(one, other, key=order.index)
+    order: list[Verdict] = ["reliable", "weak", "unanswerable"]
+    return order[max(order.index(one), order.index(other))]

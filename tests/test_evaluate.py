@@ -334,7 +334,10 @@ def test_engaged_is_valued_only_where_every_click_says_so(tmp_path: Path) -> Non
 
 def test_a_log_without_randomised_part_gives_no_number(tmp_path: Path) -> None:
     def aimed(values: list[list[float]]) -> list[list[float]]:
-        return [[p * (1.1 if i == 0 else (1 - 1.1 * v[0]) / (1 - v[0])) for i, p in enumerate(v)] for v in values]
+        return [
+            [p * (1.1 if i == 0 else (1 - 1.1 * v[0]) / (1 - v[0])) for i, p in enumerate(v)] if len(v) > 1 else v
+            for v in values
+        ]
 
     log = service(tmp_path / "service", changed("propensities", aimed))
     told = evaluate(log, scores(tmp_path / "scores.parquet", best), tmp_path / "out", since=SINCE)
