@@ -96,7 +96,7 @@ def drift(
         if not at.any():
             continue
         sums = _value_of(reward_N[at], weight_N[at], member_N[at])
-        interval = normal_interval(sums.value, sums.influence_M)
+        interval = normal_interval(sums.value, sums.moved_M)
         rows.append(
             {
                 "from": int(shown_at_N[at].min()),
@@ -119,7 +119,7 @@ def _value_of(reward_N: NDArray, weight_N: NDArray, member_N: NDArray) -> Sums:
 
 def _doubt(sides: Sequence[Sums]) -> str:
     values = [side.value for side in sides]
-    error = sum(standard_error(side.influence_M) ** 2 for side in sides) ** 0.5
+    error = sum(standard_error(side.moved_M) ** 2 for side in sides) ** 0.5
     gap = abs(values[1] - values[0])
     if not gap > max(DRIFT_ERRORS * error, DRIFT_SHARE * min(values)):
         return ""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from evaluation import estimators
 from evaluation.intervals import Members, Sums, normal_interval
+from evaluation.verdict import effective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +73,9 @@ def snips_lift(reward_N: NDArray, weight_N: NDArray, base_N: NDArray, member_N: 
     over, under = (members.sums(estimators.snips(reward_N, w)) for w in (weight_N, base_N))
     told = _estimate("snips_lift", over, weight_N)
     base = under.value if under.value > 0 else float("nan")
-    influence_M = over.influence_M / base - over.value / base**2 * under.influence_M
+    moved_M = over.moved_M / base - over.value / base**2 * under.moved_M
     value = over.value / base - 1
-    interval = normal_interval(value, influence_M)
+    interval = normal_interval(value, moved_M)
     return replace(told, value=value, low=interval.low, high=interval.high)
 
 
@@ -101,16 +102,15 @@ def _checked(reward_N: NDArray, weight_N: NDArray, member_N: NDArray) -> tuple[N
 
 def _estimate(name: str, sums: Sums, weight_N: NDArray) -> Estimate:
     """An estimate with its interval and what its weights say."""
-    interval = normal_interval(sums.value, sums.influence_M)
-    squares = float((weight_N**2).sum())
+    interval = normal_interval(sums.value, sums.moved_M)
     return Estimate(
         estimator=name,
         value=sums.value,
         low=interval.low,
         high=interval.high,
-        effective_sample_size=float(weight_N.sum()) ** 2 / squares if squares else 0.0,
+        effective_sample_size=effective(weight_N),
         mean_weight=float(weight_N.mean()) if len(weight_N) else float("nan"),
         largest_weight=float(weight_N.max(initial=0.0)),
         impressions=len(weight_N),
-        members=len(sums.influence_M),
+        members=len(sums.moved_M),
     )

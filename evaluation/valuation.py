@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation import estimators as by
-from evaluation.intervals import DRAWS, Members, Sums, Z, bootstrap, standard_error
+from evaluation.intervals import DRAWS, Members, Sums, bootstrap, standard_error
 from evaluation.reward_model import AT_ONCE, LoggedChoices, RewardModel, deal_folds, fit_reward_model
-from evaluation.tuning import GRID, slope
+from evaluation.tuning import GRID, RULE, least_error
 from evaluation.value_rows import Estimated, overlap_row, told_rows
-from evaluation.verdict import Overlap
+from evaluation.verdict import Overlap, effective
 
 LOGGED = "logged"
 """The policy that made the log: its weights are 1, whatever was logged."""
@@ -154,8 +154,8 @@ def _weigh(
             chosen_N=chosen[name],
             expected=expected[name] if known else None,
             cluster_weight_N=cluster_N if known and whole else None,
-            overlap=_overlap(weight_N, members, unsupported[0]),
-            cluster_overlap=_overlap(cluster_N, members, unsupported[1]) if known and whole else None,
+            overlap=Overlap.of(weight_N, members, unsupported[0]),
+            cluster_overlap=Overlap.of(cluster_N, members, unsupported[1]) if known and whole else None,
         )
     return weighed, predicted
 
@@ -174,16 +174,12 @@ def _share_of_clusters_lacking(policy_nk: NDArray, logging_nk: NDArray, cluster_
     return total
 
 
-def _overlap(weight_N: NDArray, members: Members, unsupported: float) -> Overlap:
-    return Overlap.of(weight_N, members.sums(by.ips(np.ones(len(weight_N)), weight_N)).influence_M, unsupported)
-
-
 def _estimates(
     log: Log, members: Members, policy: str, reward: str, arrays: Weighed, predicted_N: NDArray
 ) -> Iterator[tuple[str, Estimated | str]]:
     """(name, estimate), or the reason why there is none."""
     reward_N, w_N, cluster_N = log.reward[reward], arrays.weight_N, arrays.cluster_weight_N
-    rewarded = _effective(w_N * reward_N)
+    rewarded = effective(w_N * reward_N)
 
     def made(name: str, sums: Sums, **more: Any) -> tuple[str, Estimated]:
         known: dict[str, Any] = {
@@ -223,7 +219,7 @@ def _estimates(
         yield "mips", WHOLE
         yield "offcem", WHOLE
     else:
-        by_cluster = {"overlap": arrays.cluster_overlap, "rewarded": _effective(cluster_N * reward_N)}
+        by_cluster = {"overlap": arrays.cluster_overlap, "rewarded": effective(cluster_N * reward_N)}
         marginal = members.sums(by.mips(reward_N, cluster_N))
         told = "artworks of a cluster, taken to earn alike,"
         yield made("mips", marginal, bias=_bias_bound(marginal, robust), told=told, **by_cluster)
@@ -256,8 +252,8 @@ def _replayed(
         sums,
         bias=_bias_bound(sums, members.sums(by.snips(reward_N, weight_N))),
         told="that titles have different numbers of candidates",
-        overlap=_overlap(arrays.weight_N[part], own, arrays.overlap.unsupported),
-        rewarded=_effective(chosen_N * reward_N),
+        overlap=Overlap.of(arrays.weight_N[part], own, arrays.overlap.unsupported),
+        rewarded=effective(chosen_N * reward_N),
         impressions=own.rows,
         members=len(own),
     )
@@ -276,22 +272,16 @@ def title_snips_bias(reward_N: NDArray, weight_N: NDArray, title_N: NDArray) -> 
     return float(abs((count_T[seen] * bias_T).sum()) / max(count_T[seen].sum(), 1))
 
 
-def _effective(values_N: NDArray) -> float:
-    squares = float((values_N**2).sum())
-    return float(values_N.sum()) ** 2 / squares if squares else 0.0
-
-
 def _bias_bound(sums: Sums, unbiased: Sums) -> float:
     """|difference from an unbiased estimate| + 1.645 standard errors of that difference."""
-    return abs(sums.value - unbiased.value) + 1.645 * standard_error(sums.influence_M - unbiased.influence_M)
+    return abs(sums.value - unbiased.value) + 1.645 * standard_error(sums.moved_M - unbiased.moved_M)
 
 
 def _chosen(name: str, grid: tuple[float, ...], found: list[Sums], unbiased: Sums, told: str) -> dict[str, Any]:
-    """The one that SLOPE takes; where no width is known (one member), the least interfering."""
-    widths = [Z * standard_error(sums.influence_M) for sums in found]
-    place = slope([sums.value for sums in found], widths) if np.isfinite(widths).any() else len(found) - 1
-    sums = found[place]
+    """The one of least estimated squared error."""
+    biases = [_bias_bound(sums, unbiased) for sums in found]
+    place = least_error(biases, [standard_error(sums.moved_M) for sums in found])
     # as JSON has no infinity: null is no bound at all
     grid_told = [None if np.isinf(number) else number for number in grid]
-    parameter = {"parameter": name, "chosen": grid_told[place], "rule": "SLOPE", "of": grid_told}
-    return {"sums": sums, "bias": _bias_bound(sums, unbiased), "told": told, "parameter": parameter}
+    parameter = {"parameter": name, "chosen": grid_told[place], "rule": RULE, "of": grid_told}
+    return {"sums": found[place], "bias": biases[place], "told": told, "parameter": parameter}

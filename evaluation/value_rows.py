@@ -41,11 +41,11 @@ def told_rows(found: Sequence[Estimated], drawn_DE: NDArray, doubts: tuple[str, 
     told: dict[str, Any] = {"estimates": [], "differences": [], "intervals": [], "verdicts": [], "parameters": []}
     judged: list[Verdict] = []
     for place, one in enumerate(found):
-        influence_M = one.sums.influence_M
+        moved_M = one.sums.moved_M
         verdict, reason = judge(
             one.overlap,
             value=one.sums.value,
-            influence_M=influence_M,
+            moved_M=moved_M,
             rewarded=one.rewarded,
             reward=one.reward,
             bias=one.bias,
@@ -54,7 +54,7 @@ def told_rows(found: Sequence[Estimated], drawn_DE: NDArray, doubts: tuple[str, 
         )
         judged.append(verdict)
         key = {"policy": one.policy, "reward": one.reward, "estimator": one.estimator}
-        normal = normal_interval(one.sums.value, influence_M)
+        normal = normal_interval(one.sums.value, moved_M)
         drawn = percentile_interval(drawn_DE[:, place])
         told["estimates"].append(
             key
@@ -80,7 +80,7 @@ def told_rows(found: Sequence[Estimated], drawn_DE: NDArray, doubts: tuple[str, 
 def _difference(one: Estimated, base: Estimated, one_D: NDArray, base_D: NDArray, verdict: Verdict) -> dict[str, Any]:
     """What `one` earns above `base`, on the same members; the relative one by bootstrap, as a ratio is not normal."""
     value, below = one.sums.value, base.sums.value
-    moved_M = one.sums.influence_M - base.sums.influence_M
+    moved_M = one.sums.moved_M - base.sums.moved_M
     interval = normal_interval(value - below, moved_M)
     weaker = min(one, base, key=lambda side: side.overlap.effective_sample_size)
     row: dict[str, Any] = {"policy": one.policy, "base": base.policy, "reward": one.reward, "estimator": one.estimator}

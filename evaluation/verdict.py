@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.intervals import Interval, effective_members, normal_interval, standard_error
+from evaluation.estimators import ips
+from evaluation.intervals import Interval, Members, normal_interval, standard_error
 
 Verdict = Literal["reliable", "weak", "unanswerable"]
 
@@ -20,8 +21,8 @@ SAMPLE_NONE, SAMPLE_WEAK = 10.0, 100.0
 """Effective sample size."""
 REWARDED_NONE, REWARDED_WEAK = 3.0, 30.0
 """Effective number of rewarded impressions, (sum w r)^2 / sum (w r)^2."""
-MEMBERS_WEAK = 30.0
-"""Effective number of members that the standard error is made of."""
+MEMBERS_NONE, MEMBERS_WEAK = 3.0, 30.0
+"""Effective number of members, (sum_m w_m)^2 / sum_m w_m^2 of their summed weights."""
 WEIGHT_ERRORS, WEIGHT_NONE = 3.0, 0.1
 """Standard errors by which the mean weight may differ from 1; beyond them by more than that share, nothing is answered."""
 WEIGHT_ROUNDING = 1e-3
@@ -44,25 +45,36 @@ class Overlap:
     unsupported: float
     """Mean share of the policy's probability that lies where the log has none; NaN where that was not logged."""
 
+    effective_members: float
+    """(sum_m w_m)^2 / sum_m w_m^2 of members' summed weights: how many the interval rests on."""
+
     @classmethod
-    def of(cls, weight_N: NDArray, moved_M: NDArray, unsupported: float) -> "Overlap":
-        """`moved_M`: what each member moves the mean weight by."""
-        squares, mean = float((weight_N**2).sum()), float(weight_N.mean()) if len(weight_N) else float("nan")
+    def of(cls, weight_N: NDArray, members: Members, unsupported: float) -> "Overlap":
+        """Of weights ordered by member."""
+        sums = members.sums(ips(np.ones(len(weight_N)), weight_N))
+        moved_M = sums.moved_M
         return cls(
-            mean_weight=mean,
-            mean_weight_interval=normal_interval(mean, moved_M),
+            mean_weight=sums.value,
+            mean_weight_interval=normal_interval(sums.value, moved_M),
             mean_weight_error=standard_error(moved_M),
-            effective_sample_size=float(weight_N.sum()) ** 2 / squares if squares else 0.0,
+            effective_sample_size=effective(weight_N),
             largest_weight=float(weight_N.max(initial=0.0)),
             unsupported=unsupported,
+            effective_members=effective(sums.numerator_TM[0]),
         )
+
+
+def effective(values: NDArray) -> float:
+    """(sum v)^2 / sum v^2 (Kish, 1965): how many equal ones would count as much."""
+    squares = float((values**2).sum())
+    return float(values.sum()) ** 2 / squares if squares else 0.0
 
 
 def judge(
     overlap: Overlap,
     *,
     value: float,
-    influence_M: NDArray,
+    moved_M: NDArray,
     rewarded: float,
     reward: str,
     bias: float = 0.0,
@@ -74,7 +86,7 @@ def judge(
     `rewarded`: effective number of rewarded impressions. `bias`: a bound of the estimator's bias, and `told` where it
     comes from. `doubts`: what is wrong with the log itself.
     """
-    members = len(influence_M)
+    members = len(moved_M)
     off = abs(overlap.mean_weight - 1)
     apart = off > WEIGHT_ERRORS * overlap.mean_weight_error + WEIGHT_ROUNDING
     lacking = overlap.unsupported if np.isfinite(overlap.unsupported) else 0.0
@@ -90,6 +102,8 @@ def judge(
         )
     if overlap.effective_sample_size < SAMPLE_NONE:
         none.append(f"only {overlap.effective_sample_size:.0f} impressions' worth of the policy is in the log")
+    elif overlap.effective_members < MEMBERS_NONE:
+        none.append(f"what speaks for the policy is of {overlap.effective_members:.0f} members' impressions")
     if rewarded < REWARDED_NONE:
         none.append(
             f"hardly an impression that speaks for the policy was {reward}" if rewarded else f"none was {reward}"
@@ -98,8 +112,7 @@ def judge(
         none.append("nothing in the log speaks for the policy")
     if none:
         return "unanswerable", "; ".join(none)
-    error = standard_error(influence_M)
-    made_of = effective_members(influence_M)
+    error = standard_error(moved_M)
     weak = list(doubts)
     if lacking > UNSUPPORTED_WEAK:
         weak.append(f"{lacking:.1%} of the policy's probability lies where the log has none")
@@ -109,8 +122,8 @@ def judge(
         weak.append(f"only {overlap.effective_sample_size:.0f} impressions' worth of the policy is in the log")
     if rewarded < REWARDED_WEAK:
         weak.append(f"only about {rewarded:.0f} impressions that speak for the policy were {reward}")
-    if made_of < MEMBERS_WEAK:
-        weak.append(f"the interval rests on about {made_of:.0f} members")
+    if overlap.effective_members < MEMBERS_WEAK:
+        weak.append(f"the interval rests on about {overlap.effective_members:.0f} members")
     if bias > BIAS * error:
         weak.append(f"{told} may be off by {bias:.2g}, beyond half a standard error ({error:.2g})")
     if weak:
