@@ -140,28 +140,14 @@ def value_of(scored: ScoredLog, past: PastLog | None) -> dict[str, Any]:
     `past` is what was logged before, for the best artwork of each title.
     """
     scored = scored.take(np.argsort(scored.member, kind="stable"))
-    rewards = {"clicked": scored.clicked} | ({} if scored.engaged is None else {"engaged": scored.engaged})
-    whole = not np.isnan(scored.propensity_NK).any()
-    mixed_NK = balanced(scored.propensity_NK, scored.artwork_NK, scored.logger)
-    propensity_NK = scored.propensity_NK if mixed_NK is None else mixed_NK
-    rows = np.arange(len(scored))
-    log = Log(
-        member_N=scored.member,
-        title_N=scored.title,
-        artwork_NK=scored.artwork_NK,
-        shown_N=scored.shown,
-        propensity_N=scored.propensity if mixed_NK is None else mixed_NK[rows, scored.shown],
-        propensity_NK=propensity_NK if whole else None,
-        score_NK=scored.click_probability_NK,
-        randomised_N=scored.randomised,
-        reward=rewards,
-    )
+    log, weights = as_log(scored)
+    whole = log.propensity_NK is not None
     notes = [] if whole else [SHOWN_ALONE]
     calibrated = calibration(scored.propensity_NK, scored.there_NK, scored.shown) if whole else None
     uniform_N = 1 / scored.there_NK.sum(1)
     drifts = {
         reward: drift(reward_N, uniform_N / log.propensity_N, scored.shown_at, log.member_N)
-        for reward, reward_N in rewards.items()
+        for reward, reward_N in log.reward.items()
     }
     found = (calibrated.doubt if calibrated else "", *(doubt for _, doubt in drifts.values()))
     doubts = tuple(doubt for doubt in found if doubt)
@@ -177,7 +163,7 @@ def value_of(scored: ScoredLog, past: PastLog | None) -> dict[str, Any]:
     told = value_policies(log, policies, doubts=doubts)
     return {
         "verdict": _headline(told),
-        "weights": PER_POLICY if mixed_NK is None else BALANCED,
+        "weights": weights,
         "logging_policies": [
             {"policy": name, "impressions": int(count)}
             for name, count in zip(
@@ -191,6 +177,25 @@ def value_of(scored: ScoredLog, past: PastLog | None) -> dict[str, Any]:
         "drift": [{"reward": reward} | _dated(row) for reward, (parts, _) in drifts.items() for row in parts],
         "notes": notes,
     }
+
+
+def as_log(scored: ScoredLog) -> tuple[Log, str]:
+    """A scored log, ordered by member, as what is valued; and whose propensities its weights divide by, in words."""
+    whole = not np.isnan(scored.propensity_NK).any()
+    mixed_NK = balanced(scored.propensity_NK, scored.artwork_NK, scored.logger)
+    propensity_NK = scored.propensity_NK if mixed_NK is None else mixed_NK
+    log = Log(
+        member_N=scored.member,
+        title_N=scored.title,
+        artwork_NK=scored.artwork_NK,
+        shown_N=scored.shown,
+        propensity_N=scored.propensity if mixed_NK is None else mixed_NK[np.arange(len(scored)), scored.shown],
+        propensity_NK=propensity_NK if whole else None,
+        score_NK=scored.click_probability_NK,
+        randomised_N=scored.randomised,
+        reward={"clicked": scored.clicked} | ({} if scored.engaged is None else {"engaged": scored.engaged}),
+    )
+    return log, PER_POLICY if mixed_NK is None else BALANCED
 
 
 def _always(chosen_N: NDArray[np.integer], width: int) -> Policy:
