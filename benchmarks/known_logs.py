@@ -10,7 +10,7 @@ Legend: M members, N impressions, K candidates, A artworks.
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from evaluation.intervals import DRAWS
 from evaluation.off_policy import snips
 from evaluation.valuation import LOGGED, Log, Policy, value_policies
 
@@ -146,13 +147,13 @@ class Tally:
 
 
 def replicate(
-    setting: Setting, replications: int, truth: dict[str, float], told: Callable[[int], None] = lambda done: None
+    setting: Setting, replications: int, truth: dict[str, float], draws: int = DRAWS
 ) -> dict[tuple[str, str], Tally]:
     """By (policy, estimator) and (policy over uniform, estimator): tallies; `naive` intervals count impressions as members."""
     tallies: dict[tuple[str, str], Tally] = defaultdict(Tally)
     for seed in range(replications):
         log, policies, _ = draw(setting, seed)
-        record = value_policies(log, policies, seed=seed)
+        record = value_policies(log, policies, seed=seed, draws=draws)
         of = {_key(row): row for row in record["intervals"]}
         for row in record["estimates"]:
             tally = tallies[row["policy"], row["estimator"]]
@@ -169,7 +170,6 @@ def replicate(
                     truth[row["policy"]] - truth["uniform"],
                 )
         _naive(log, policies, truth, tallies)
-        told(seed + 1)
     return tallies
 
 

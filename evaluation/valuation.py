@@ -19,7 +19,7 @@ from evaluation.intervals import DRAWS, Members, Sums, bootstrap, standard_error
 from evaluation.reward_model import AT_ONCE, LoggedChoices, RewardModel, deal_folds, fit_reward_model
 from evaluation.tuning import GRID, RULE, least_error
 from evaluation.value_rows import Estimated, overlap_row, told_rows
-from evaluation.verdict import Overlap, effective
+from evaluation.verdict import Overlap, Reference, effective
 
 LOGGED = "logged"
 """The policy that made the log: its weights are 1, whatever was logged."""
@@ -195,7 +195,7 @@ def _estimates(
     yield _replayed(log, members, policy, reward, arrays, made)
     yield made("ips", plain)
     clipped = [members.sums(by.clipped_ips(reward_N, w_N, clip)) for clip in GRID]
-    yield made("clipped_ips", **_chosen("clip", GRID, clipped, plain, "what was clipped"))
+    yield made("clipped_ips", **_chosen("clip", GRID, clipped, plain, "what was clipped", by_model=False))
     yield made("snips", normalised)
     bias = title_snips_bias(reward_N, w_N, log.title_N)
     titled = members.sums(by.title_snips(reward_N, w_N, log.title_N))
@@ -207,14 +207,18 @@ def _estimates(
     model_NN = arrays.expected[reward], predicted_N
     robust = members.sums(by.dr(reward_N, w_N, *model_NN))
     direct = members.sums(by.dm(model_NN[0]))
-    yield made("dm", direct, bias=_bias_bound(direct, robust), told="the reward model")
+    yield made("dm", direct, unbiased=robust, told="the reward model", by_model=True)
     yield made("dr", robust)
     yield made("sndr", members.sums(by.sndr(reward_N, w_N, *model_NN)))
     switched = [members.sums(by.switch_dr(reward_N, w_N, *model_NN, tau)) for tau in GRID]
-    yield made("switch_dr", **_chosen("tau", GRID, switched, robust, "the model where weights are large"))
+    yield made(
+        "switch_dr", **_chosen("tau", GRID, switched, robust, "the model where weights are large", by_model=True)
+    )
     squares = tuple(weight**2 for weight in GRID)
     shrunk = [members.sums(by.dr_os(reward_N, w_N, *model_NN, strength)) for strength in squares]
-    yield made("dr_os", **_chosen("lambda", squares, shrunk, robust, "the model where weights are shrunk"))
+    yield made(
+        "dr_os", **_chosen("lambda", squares, shrunk, robust, "the model where weights are shrunk", by_model=True)
+    )
     if cluster_N is None or arrays.cluster_overlap is None:
         yield "mips", WHOLE
         yield "offcem", WHOLE
@@ -222,10 +226,10 @@ def _estimates(
         by_cluster = {"overlap": arrays.cluster_overlap, "rewarded": effective(cluster_N * reward_N)}
         marginal = members.sums(by.mips(reward_N, cluster_N))
         told = "artworks of a cluster, taken to earn alike,"
-        yield made("mips", marginal, bias=_bias_bound(marginal, robust), told=told, **by_cluster)
+        yield made("mips", marginal, unbiased=robust, told=told, **by_cluster)
         conjunct = members.sums(by.offcem(reward_N, cluster_N, *model_NN))
         told = "the model within a cluster"
-        yield made("offcem", conjunct, bias=_bias_bound(conjunct, robust), told=told, **by_cluster)
+        yield made("offcem", conjunct, unbiased=robust, told=told, by_model=True, **by_cluster)
     yield made("title_snips", titled, bias=bias, told="small titles' ratios")
 
 
@@ -250,7 +254,7 @@ def _replayed(
     return made(
         "replay",
         sums,
-        bias=_bias_bound(sums, members.sums(by.snips(reward_N, weight_N))),
+        unbiased=members.sums(by.snips(reward_N, weight_N)),
         told="that titles have different numbers of candidates",
         overlap=Overlap.of(arrays.weight_N[part], own, arrays.overlap.unsupported),
         rewarded=effective(chosen_N * reward_N),
@@ -272,16 +276,15 @@ def title_snips_bias(reward_N: NDArray, weight_N: NDArray, title_N: NDArray) -> 
     return float(abs((count_T[seen] * bias_T).sum()) / max(count_T[seen].sum(), 1))
 
 
-def _bias_bound(sums: Sums, unbiased: Sums) -> float:
-    """|difference from an unbiased estimate| + 1.645 standard errors of that difference."""
-    return abs(sums.value - unbiased.value) + 1.645 * standard_error(sums.moved_M - unbiased.moved_M)
-
-
-def _chosen(name: str, grid: tuple[float, ...], found: list[Sums], unbiased: Sums, told: str) -> dict[str, Any]:
+def _chosen(
+    name: str, grid: tuple[float, ...], found: list[Sums], unbiased: Sums, told: str, *, by_model: bool
+) -> dict[str, Any]:
     """The one of least estimated squared error."""
-    biases = [_bias_bound(sums, unbiased) for sums in found]
-    place = least_error(biases, [standard_error(sums.moved_M) for sums in found])
+    reference = Reference(value=unbiased.value, moved_M=unbiased.moved_M, told=told, by_model=by_model)
+    moved = [sums.moved_M for sums in found]
+    biases = [reference.bias(sums.value, moved_M) for sums, moved_M in zip(found, moved, strict=True)]
+    place = least_error(biases, [standard_error(moved_M) for moved_M in moved])
     # as JSON has no infinity: null is no bound at all
     grid_told = [None if np.isinf(number) else number for number in grid]
     parameter = {"parameter": name, "chosen": grid_told[place], "rule": RULE, "of": grid_told}
-    return {"sums": found[place], "bias": biases[place], "told": told, "parameter": parameter}
+    return {"sums": found[place], "unbiased": unbiased, "told": told, "by_model": by_model, "parameter": parameter}

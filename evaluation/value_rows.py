@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.intervals import Sums, normal_interval, percentile_interval
-from evaluation.verdict import Overlap, Verdict, judge, worse
+from evaluation.intervals import Sums, normal_interval, percentile_interval, standard_error
+from evaluation.verdict import Overlap, Reference, Verdict, doubts_of_bias, judge, worse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,14 @@ class Estimated:
     """Effective number of rewarded impressions."""
     impressions: int
     members: int
-    bias: float = 0.0
-    """Bound of the bias."""
+    unbiased: Sums | None = None
+    """Of one that can be biased: the unbiased estimate to hold it against."""
     told: str = ""
-    """Where that comes from."""
+    """Where its bias would come from."""
+    by_model: bool = False
+    """It leans on the reward model."""
+    bias: float = 0.0
+    """Of one that has no such reference: about its bias."""
     parameter: dict[str, Any] | None = None
     """What was chosen on the data, as a row."""
 
@@ -48,9 +52,7 @@ def told_rows(found: Sequence[Estimated], drawn_DE: NDArray, doubts: tuple[str, 
             moved_M=moved_M,
             rewarded=one.rewarded,
             reward=one.reward,
-            bias=one.bias,
-            told=one.told,
-            doubts=doubts,
+            doubts=[*doubts, *_leaning(one)],
         )
         judged.append(verdict)
         key = {"policy": one.policy, "reward": one.reward, "estimator": one.estimator}
@@ -71,10 +73,30 @@ def told_rows(found: Sequence[Estimated], drawn_DE: NDArray, doubts: tuple[str, 
             told["parameters"].append(key | one.parameter)
     for (a, one), (b, other) in combinations(enumerate(found), 2):
         if (one.reward, one.estimator) == (other.reward, other.estimator):
-            told["differences"].append(
-                _difference(one, other, drawn_DE[:, a], drawn_DE[:, b], worse(judged[a], judged[b]))
-            )
+            verdict = worse(judged[a], judged[b])
+            if verdict == "reliable" and _leaning(one, other):
+                # what two values have room for, their difference may not
+                verdict = "weak"
+            told["differences"].append(_difference(one, other, drawn_DE[:, a], drawn_DE[:, b], verdict))
     return told
+
+
+def _leaning(one: Estimated, base: Estimated | None = None) -> list[str]:
+    """Doubts of an estimator that can be biased: on a value, or on its difference from the base's."""
+    value, moved_M = one.sums.value, one.sums.moved_M
+    if base is not None:
+        value, moved_M = value - base.sums.value, moved_M - base.sums.moved_M
+    if one.unbiased is None:
+        bias = one.bias + (base.bias if base is not None else 0.0)
+        return doubts_of_bias(bias, standard_error(moved_M), one.told) if bias else []
+    sides = [one.unbiased, *([] if base is None or base.unbiased is None else [base.unbiased])]
+    reference = Reference(
+        value=sides[0].value - sum(side.value for side in sides[1:]),
+        moved_M=sides[0].moved_M - sum(side.moved_M for side in sides[1:]),
+        told=one.told,
+        by_model=one.by_model,
+    )
+    return reference.doubts(value, moved_M)
 
 
 def _difference(one: Estimated, base: Estimated, one_D: NDArray, base_D: NDArray, verdict: Verdict) -> dict[str, Any]:

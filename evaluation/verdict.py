@@ -4,6 +4,7 @@
 of replications. `unanswerable` means that the log holds no answer, and then no number is given. The thresholds stand here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,8 @@ WEIGHT_ROUNDING = 1e-3
 """Propensities of few digits may move the mean weight by so much."""
 BIAS = 0.5
 """Bound of a bias, in standard errors: at half of one, a 95 % interval holds the truth in 92 %."""
+MODEL_ERROR = 0.97
+"""Of the unbiased estimate's standard error, what one that leans on the reward model must have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,40 @@ def effective(values: NDArray) -> float:
     return float(values.sum()) ** 2 / squares if squares else 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The unbiased estimate of the same thing on the same log, which an estimator that can be biased is held against."""
+
+    value: float
+    moved_M: NDArray
+    told: str
+    """What the estimator's bias would be of, in words."""
+    by_model: bool
+    """It leans on the reward model, whose own noise is in no standard error."""
+
+    def bias(self, value: float, moved_M: NDArray) -> float:
+        """A bound: |difference| + 1.645 standard errors of the difference."""
+        return abs(value - self.value) + 1.645 * standard_error(moved_M - self.moved_M)
+
+    def doubts(self, value: float, moved_M: NDArray) -> list[str]:
+        """Why the estimator cannot be called reliable; empty where it can."""
+        own, theirs = standard_error(moved_M), standard_error(self.moved_M)
+        found = doubts_of_bias(self.bias(value, moved_M), own, self.told)
+        if self.by_model and own < MODEL_ERROR * theirs:
+            found.append(
+                f"its standard error ({own:.2g}) is below the unbiased estimate's ({theirs:.2g}) for leaning on the reward "
+                "model, whose own noise it does not count"
+            )
+        return found
+
+
+def doubts_of_bias(bias: float, error: float, told: str) -> list[str]:
+    """A bound of a bias against the standard error."""
+    return (
+        [f"{told} may be off by {bias:.2g}, beyond half a standard error ({error:.2g})"] if bias > BIAS * error else []
+    )
+
+
 def judge(
     overlap: Overlap,
     *,
@@ -77,14 +114,12 @@ def judge(
     moved_M: NDArray,
     rewarded: float,
     reward: str,
-    bias: float = 0.0,
-    told: str = "",
-    doubts: tuple[str, ...] = (),
+    doubts: Sequence[str] = (),
 ) -> tuple[Verdict, str]:
     """The verdict on one estimate, and its reasons.
 
-    `rewarded`: effective number of rewarded impressions. `bias`: a bound of the estimator's bias, and `told` where it
-    comes from. `doubts`: what is wrong with the log itself.
+    `rewarded`: effective number of rewarded impressions. `doubts`: what is wrong with the log itself, or with leaning on
+    the estimator.
     """
     members = len(moved_M)
     off = abs(overlap.mean_weight - 1)
@@ -112,7 +147,6 @@ def judge(
         none.append("nothing in the log speaks for the policy")
     if none:
         return "unanswerable", "; ".join(none)
-    error = standard_error(moved_M)
     weak = list(doubts)
     if lacking > UNSUPPORTED_WEAK:
         weak.append(f"{lacking:.1%} of the policy's probability lies where the log has none")
@@ -124,8 +158,6 @@ def judge(
         weak.append(f"only about {rewarded:.0f} impressions that speak for the policy were {reward}")
     if overlap.effective_members < MEMBERS_WEAK:
         weak.append(f"the interval rests on about {overlap.effective_members:.0f} members")
-    if bias > BIAS * error:
-        weak.append(f"{told} may be off by {bias:.2g}, beyond half a standard error ({error:.2g})")
     if weak:
         return "weak", "; ".join(weak)
     return "reliable", f"{overlap.effective_sample_size:,.0f} impressions' worth of the policy is in the log"
