@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from rich.console import Console
@@ -28,7 +29,7 @@ from evaluation.intervals import Members, bootstrap
 NAME = "value"
 THEIRS = "Open Bandit Pipeline"
 ACTIONS, CLUSTERS, IMPRESSIONS_A_MEMBER = 10, 4, 20
-PARAMETERS = {"clip": 4.0, "tau": 4.0, "shrinkage": 25.0, "draws": 1000}
+PARAMETERS = {"clip": 4.0, "tau": 4.0, "shrinkage": 25.0, "draws": 1000, "repeats": 5}
 AGREE = 1e-6
 
 
@@ -123,22 +124,21 @@ def _side_by_side(config: Config, work: Path, console: Console) -> list[Row]:
     measure([*map(str, words), json.dumps(PARAMETERS)])
     theirs = json.loads((work / "theirs.json").read_text())
     members = Members.of(np.arange(config.impressions) // IMPRESSIONS_A_MEMBER)
-    rows = []
-    sums = []
+    rows, sums, apart = [], [], []
     for name, terms_of in ours(arrays).items():
-        began = time.perf_counter()
-        found = members.sums(terms_of())
-        value = found.value
-        seconds = time.perf_counter() - began
+        seconds = []
+        for _ in range(PARAMETERS["repeats"]):
+            began = time.perf_counter()
+            found = members.sums(terms_of())
+            value = found.value
+            seconds.append(time.perf_counter() - began)
         sums.append(found)
-        apart = abs(value - theirs[name]["value"])
-        if not apart <= AGREE:
+        apart.append(abs(value - theirs[name]["value"]))
+        if not apart[-1] <= AGREE:
             raise UserError(f"{name}: ours is {value:.9f}, Open Bandit Pipeline's {theirs[name]['value']:.9f}.")
-        rows += [
-            _row(OURS, f"{name}: time", "ms", 1000 * seconds),
-            _row(THEIRS, f"{name}: time", "ms", 1000 * theirs[name]["seconds"]),
-            _row(OURS, f"{name}: difference", "1e-9", 1e9 * apart),
-        ]
+        rows.append(_row(OURS, f"{name}: time", "ms", 1000 * median(seconds)))
+        rows.append(_row(THEIRS, f"{name}: time", "ms", 1000 * median(theirs[name]["seconds"])))
+    rows.append(_row(OURS, "largest difference of the two", "1e-9", 1e9 * max(apart)))
     began = time.perf_counter()
     bootstrap(sums, 0, PARAMETERS["draws"])
     rows.append(_row(OURS, "1,000 bootstrap draws, by member, of all ten", "s", time.perf_counter() - began))
