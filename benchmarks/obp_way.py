@@ -64,7 +64,7 @@ for name, estimator in estimators.items():
     theirs = dict(given)
     if name == "replay":
         theirs["action_dist"] = arrays["certain"][:, :, None]
-    seconds = []
+    seconds, value = [], float("nan")
     for _ in range(parameters["repeats"]):
         began = time.perf_counter()
         value = float(estimator.estimate_policy_value(**theirs))

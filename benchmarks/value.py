@@ -29,7 +29,8 @@ from evaluation.intervals import Members, bootstrap
 NAME = "value"
 THEIRS = "Open Bandit Pipeline"
 ACTIONS, CLUSTERS, IMPRESSIONS_A_MEMBER = 10, 4, 20
-PARAMETERS = {"clip": 4.0, "tau": 4.0, "shrinkage": 25.0, "draws": 1000, "repeats": 5}
+DRAWS, REPEATS = 1000, 5
+PARAMETERS = {"clip": 4.0, "tau": 4.0, "shrinkage": 25.0}
 AGREE = 1e-6
 
 
@@ -121,18 +122,17 @@ def _side_by_side(config: Config, work: Path, console: Console) -> list[Row]:
     console.print("bench value: Open Bandit Pipeline, in an environment of its own (made on the first run)")
     script = Path(__file__).with_name("obp_way.py")
     words = ["uv", "run", "--no-project", "--script", script, work / "arrays.npz", work / "theirs.json"]
-    measure([*map(str, words), json.dumps(PARAMETERS)])
+    measure([*map(str, words), json.dumps(PARAMETERS | {"draws": DRAWS, "repeats": REPEATS})])
     theirs = json.loads((work / "theirs.json").read_text())
     members = Members.of(np.arange(config.impressions) // IMPRESSIONS_A_MEMBER)
     rows, sums, apart = [], [], []
     for name, terms_of in ours(arrays).items():
-        seconds = []
-        for _ in range(PARAMETERS["repeats"]):
+        seconds, value = [], float("nan")
+        for _ in range(REPEATS):
             began = time.perf_counter()
-            found = members.sums(terms_of())
-            value = found.value
+            value = members.sums(terms_of()).value
             seconds.append(time.perf_counter() - began)
-        sums.append(found)
+        sums.append(members.sums(terms_of()))
         apart.append(abs(value - theirs[name]["value"]))
         if not apart[-1] <= AGREE:
             raise UserError(f"{name}: ours is {value:.9f}, Open Bandit Pipeline's {theirs[name]['value']:.9f}.")
@@ -140,7 +140,7 @@ def _side_by_side(config: Config, work: Path, console: Console) -> list[Row]:
         rows.append(_row(THEIRS, f"{name}: time", "ms", 1000 * median(theirs[name]["seconds"])))
     rows.append(_row(OURS, "largest difference of the two", "1e-9", 1e9 * max(apart)))
     began = time.perf_counter()
-    bootstrap(sums, 0, PARAMETERS["draws"])
+    bootstrap(sums, 0, DRAWS)
     rows.append(_row(OURS, "1,000 bootstrap draws, by member, of all ten", "s", time.perf_counter() - began))
     slow = sum(one.get("interval_seconds", 0.0) for one in theirs.values())
     rows.append(_row(THEIRS, "1,000 bootstrap draws, by impression, of ips, snips and dr", "s", slow))

@@ -18,6 +18,8 @@ ERRORS, SHARE = 4.0, 0.05
 DRIFT_ERRORS, DRIFT_SHARE = 4.0, 0.2
 """Rewards drift where two halves differ by so many standard errors and by that share."""
 BINS = 10
+AT_ONCE = 500_000
+"""Impressions held at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,26 +57,27 @@ class Calibration:
 
 
 def calibration(propensity_NK: NDArray, there_NK: NDArray, shown_N: NDArray) -> Calibration:
-    """Of every candidate, how often it was shown against how often it should have been, in bins of equal count.
+    """Of every candidate, how often it was shown against how often it should have been, in bins of about equal count.
 
     Error: sqrt(sum p (1 - p)) / count, draws being independent given their propensities, whoever the member.
     """
-    probability = propensity_NK[there_NK].astype(np.float64)
-    was_NK = np.zeros(there_NK.shape, bool)
-    was_NK[np.arange(len(shown_N)), shown_N] = True
-    was = was_NK[there_NK]
+    some = slice(None, None, 1 + len(shown_N) // AT_ONCE)
+    probability = propensity_NK[some][there_NK[some]].astype(np.float64)
     edges = np.unique(np.quantile(probability, np.arange(1, BINS) / BINS)) if len(probability) else np.zeros(0)
-    place = np.digitize(probability, edges)
-    count_B = np.bincount(place, minlength=len(edges) + 1)
-    kept = count_B > 0
-    mean_B, shown_B, variance_B = (
-        np.bincount(place, v, len(count_B))[kept] for v in (probability, was, probability * (1 - probability))
-    )
-    count_B = count_B[kept]
+    total = np.zeros((4, len(edges) + 1))
+    for first in range(0, len(shown_N), AT_ONCE):
+        part = slice(first, first + AT_ONCE)
+        there = there_NK[part]
+        probability = propensity_NK[part][there].astype(np.float64)
+        was = (np.arange(there.shape[1]) == shown_N[part, None])[there]
+        place = np.digitize(probability, edges)
+        for row, values in enumerate((None, probability, was, probability * (1 - probability))):
+            total[row] += np.bincount(place, values, total.shape[1])
+    count_B, sum_B, shown_B, variance_B = total[:, total[0] > 0]
     return Calibration(
-        propensity_B=mean_B / count_B,
+        propensity_B=sum_B / count_B,
         shown_B=shown_B / count_B,
-        count_B=count_B,
+        count_B=count_B.astype(np.int64),
         error_B=np.sqrt(variance_B) / count_B,
     )
 

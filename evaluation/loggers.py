@@ -38,7 +38,7 @@ def balanced(propensity_NK: NDArray, artwork_NK: NDArray, logger_N: NDArray[np.i
     lists = int(list_N.max()) + 1
     mixed_LK = np.zeros((lists, propensity_NK.shape[1]))
     np.add.at(mixed_LK, list_of_G, least_GK * count_G[:, None])
-    return (mixed_LK / np.bincount(list_of_G, count_G, lists)[:, None])[list_N]
+    return (mixed_LK / np.bincount(list_of_G, count_G, lists)[:, None]).astype(np.float32)[list_N]
 
 
 def _lists(artwork_NK: NDArray) -> NDArray[np.int64]:

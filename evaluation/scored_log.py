@@ -152,8 +152,11 @@ def read_scored_log(
     there_NK = artwork_NK >= 0
 
     order_NK = _alignment(artwork_NK, index_lists(scored["candidates"], names), there_NK, ids, scores)
-    click_NK = _aligned(scored, "click_probability", order_NK, there_NK, scores)
-    policy_NK = _aligned(scored, "policy", order_NK, there_NK, scores)
+    click_NK, policy_NK = (
+        _aligned(scored, name, order_NK, there_NK, scores).astype(np.float32)
+        for name in ("click_probability", "policy")
+    )
+    del scored, order_NK
     off = np.asarray(np.abs(policy_NK.sum(1) - 1) > 1e-3)
     if off.any():
         total = policy_NK.sum(1)[off][0]
@@ -164,6 +167,7 @@ def read_scored_log(
 
     truth_click_NK, truth_engaged_NK = _truth(dataset, ids, artwork_NK, there_NK, names)
     propensity, propensity_NK = _propensities(log, shown, there_NK, dataset)
+    log = log.drop_columns([name for name in ("candidates", "propensities") if name in log.column_names])
     width = there_NK.sum(1)
     with np.errstate(invalid="ignore"):
         apart_NK = np.abs(propensity_NK - propensity[:, None]) > LEVEL * propensity[:, None]
@@ -173,11 +177,11 @@ def read_scored_log(
         member=index(log["member_id"], None),
         title=index(log["title_id"], None),
         artworks=names,
-        artwork_NK=artwork_NK,
+        artwork_NK=artwork_NK.astype(np.int32),
         there_NK=there_NK,
         shown=shown,
         propensity=propensity,
-        propensity_NK=propensity_NK,
+        propensity_NK=propensity_NK.astype(np.float32),
         shown_at=np.asarray(plain(log["shown_at"].cast(pa.timestamp("us", "UTC"), safe=False)).cast(pa.int64())),
         logger=index(_logged_by(log), None),
         loggers=tuple(pc.unique(plain(_logged_by(log))).to_pylist()),

@@ -69,14 +69,17 @@ def value(
         logged_by=None if log_policy == "all" else log_policy,
         allow_missing=allow_missing,
     )
-    log = everything.where(everything.there_NK.sum(1) > 1)
-    if not len(log):
+    kept = np.flatnonzero(everything.there_NK.sum(1) > 1)
+    if not len(kept):
         raise UserError(
             f"{dataset}/impressions: no impression of the period offered two artworks, so there was nothing to choose. "
             "Name another period."
         )
+    alone, missing, unknown = len(everything) - len(kept), everything.missing, everything.unknown
+    log = everything.take(kept[np.argsort(everything.member[kept], kind="stable")])
+    del everything  # so that a large log is held once
     if console is not None:
-        for said in _left_aside(everything, log, scores):
+        for said in _left_aside(alone, missing, unknown, scores):
             console.print(f"value: {said}")
         console.print(f"value: {len(log):,} impressions, by every estimator")
     record = value_of(log, None if since is None else read_past(dataset, since))
@@ -88,9 +91,9 @@ def value(
         "log_policy": log_policy,
         "impressions": len(log),
         "members": len(np.unique(log.member)),
-        "without_choice": len(everything) - len(log),
-        "without_scores": everything.missing,
-        "scores_of_other_impressions": everything.unknown,
+        "without_choice": alone,
+        "without_scores": missing,
+        "scores_of_other_impressions": unknown,
         **record,
     }
     with atomic_folder(out, marker=RECORD) as folder:
@@ -98,17 +101,15 @@ def value(
     return record
 
 
-def _left_aside(everything: ScoredLog, log: ScoredLog, scores: Path) -> list[str]:
+def _left_aside(alone: int, missing: int, unknown: int, scores: Path) -> list[str]:
     """What does not count, in words."""
     told = []
-    if everything.missing:
-        told.append(
-            f"{everything.missing:,} impressions without scores are left out: the values are of the others alone"
-        )
-    if everything.unknown:
-        told.append(f"{scores}: {everything.unknown:,} scores are of impressions that are not of this period's log")
-    if len(log) < len(everything):
-        told.append(f"{len(everything) - len(log):,} impressions offered a single artwork, nothing to choose")
+    if missing:
+        told.append(f"{missing:,} impressions without scores are left out: the values are of the others alone")
+    if unknown:
+        told.append(f"{scores}: {unknown:,} scores are of impressions that are not of this period's log")
+    if alone:
+        told.append(f"{alone:,} impressions offered a single artwork, nothing to choose")
     return told
 
 
@@ -139,7 +140,8 @@ def value_of(scored: ScoredLog, past: PastLog | None) -> dict[str, Any]:
 
     `past` is what was logged before, for the best artwork of each title.
     """
-    scored = scored.take(np.argsort(scored.member, kind="stable"))
+    if (np.diff(scored.member) < 0).any():
+        scored = scored.take(np.argsort(scored.member, kind="stable"))
     log, weights = as_log(scored)
     whole = log.propensity_NK is not None
     notes = [] if whole else [SHOWN_ALONE]

@@ -186,7 +186,7 @@ def test_balanced_weights_by_hand() -> None:
     propensity_NK = np.array([[1.0, 0, 0], [1.0, 0, 0], [0.4, 0.6, 0], [0.2, 0.3, 0.5]])
     mixed = balanced(propensity_NK, artwork_NK, np.array([0, 0, 1, 1]))
     assert mixed is not None
-    np.testing.assert_allclose(mixed, [[0.8, 0.2, 0]] * 3 + [[0.2, 0.3, 0.5]])
+    np.testing.assert_allclose(mixed, [[0.8, 0.2, 0]] * 3 + [[0.2, 0.3, 0.5]], rtol=1e-6)
     personalised = propensity_NK + np.array([[0], [-0.1], [0], [0]])
     assert balanced(personalised, artwork_NK, np.array([0, 0, 1, 1])) is None
     assert balanced(propensity_NK, artwork_NK, np.zeros(4, int)) is None, "of one policy there is nothing to mix"
