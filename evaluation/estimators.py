@@ -31,7 +31,7 @@ def replay(reward_N: Floats, chosen_N: Floats) -> Terms:
     For a policy that draws, this is the mean over its draws of keeping the impressions where the draw is what was shown.
     Assumes that every artwork had the same chance, of the same number of candidates everywhere. Fails elsewhere: where
     numbers differ it prefers impressions with few candidates. Li, Chu, Langford and Wang (2011), Unbiased offline
-    evaluation of contextual-bandit-based news article recommendation algorithms, algorithm 2.
+    evaluation of contextual-bandit-based news article recommendation algorithms.
     """
     return ((chosen_N * reward_N, chosen_N),)
 
@@ -51,7 +51,7 @@ def clipped_ips(reward_N: Floats, weight_N: Floats, clip: float) -> Terms:
 
     As `ips`, with less variance, and biased downwards by the reward of what was cut off. Fails where the policy's gain
     lies in artworks the log rarely showed. Ionides (2008), Truncated importance sampling; Bottou et al. (2013),
-    Counterfactual reasoning and learning systems, section 4.4.
+    Counterfactual reasoning and learning systems.
     """
     return _mean(np.minimum(weight_N, clip) * reward_N)
 
@@ -61,7 +61,7 @@ def snips(reward_N: Floats, weight_N: Floats) -> Terms:
 
     As `ips`; biased by O(1/N), of less variance, within the range of the rewards, and moved by as much as all rewards
     are. Fails silently where the policy's artworks had no propensity: the weights that are there are blown up to 1.
-    Swaminathan and Joachims (2015), The self-normalized estimator for counterfactual learning, equation 9.
+    Swaminathan and Joachims (2015), The self-normalized estimator for counterfactual learning.
     """
     return ((weight_N * reward_N, weight_N),)
 
@@ -70,7 +70,7 @@ def dm(expected_N: Floats) -> Terms:
     """Direct method, 1/N sum_n sum_a policy(a) q(a).
 
     Needs no propensities. As right as the reward model, and no more: its error is in no interval, so it fails without a
-    sign. Dudik, Langford and Li (2011), Doubly robust policy evaluation and learning, equation 1.
+    sign. Dudik, Langford and Li (2011), Doubly robust policy evaluation and learning, section 2.
     """
     return _mean(expected_N)
 
@@ -80,7 +80,7 @@ def dr(reward_N: Floats, weight_N: Floats, expected_N: Floats, predicted_N: Floa
 
     Unbiased where `ips` is, whatever the model, and where the model is right, whatever the propensities. The better the
     model, the less variance. Fails as `ips` where weights are large and the model poor. Dudik, Langford and Li (2011),
-    equation 2.
+    section 3.
     """
     return _mean(expected_N + weight_N * (reward_N - predicted_N))
 
@@ -89,7 +89,7 @@ def sndr(reward_N: Floats, weight_N: Floats, expected_N: Floats, predicted_N: Fl
     """Self-normalised doubly robust, 1/N sum_n expected_n + sum_n w_n (r_n - predicted_n) / sum_n w_n.
 
     As `dr`, biased by O(1/N), with less variance where weights vary. Thomas and Brunskill (2016), Data-efficient
-    off-policy policy evaluation for reinforcement learning, section 4 (weighted doubly robust, of one step).
+    off-policy policy evaluation for reinforcement learning (weighted doubly robust, of one step).
     """
     return (*_mean(expected_N), (weight_N * (reward_N - predicted_N), weight_N))
 
@@ -98,7 +98,7 @@ def switch_dr(reward_N: Floats, weight_N: Floats, expected_N: Floats, predicted_
     """`dr` where w_n <= tau, the model alone elsewhere: 1/N sum_n expected_n + 1[w_n <= tau] w_n (r_n - predicted_n).
 
     Biased by the model's error where weights are large. Wang, Agarwal and Dudik (2017), Optimal and adaptive off-policy
-    evaluation in contextual bandits, equation 8.
+    evaluation in contextual bandits, section 4.
     """
     return _mean(expected_N + np.where(weight_N <= tau, weight_N, 0.0) * (reward_N - predicted_N))
 
@@ -107,7 +107,7 @@ def dr_os(reward_N: Floats, weight_N: Floats, expected_N: Floats, predicted_N: F
     """`dr` by optimistically shrunk weights s w_n / (w_n^2 + s): `dm` at s = 0, `dr` at infinity.
 
     Biased by the model's error where weights are large, with the least bound on the squared error among shrunk weights.
-    Su, Dimakopoulou, Krishnamurthy and Dudik (2020), Doubly robust off-policy evaluation with shrinkage, equation 5.
+    Su, Dimakopoulou, Krishnamurthy and Dudik (2020), Doubly robust off-policy evaluation with shrinkage.
     """
     shrunk_N = weight_N if np.isinf(shrinkage) else shrinkage * weight_N / (weight_N**2 + max(shrinkage, 1e-300))
     return _mean(expected_N + shrunk_N * (reward_N - predicted_N))
@@ -118,7 +118,7 @@ def mips(reward_N: Floats, cluster_weight_N: Floats) -> Terms:
 
     Unbiased where artworks of one cluster earn alike and every cluster the policy may show had a propensity above 0; the
     single artworks need none. Of less variance than `ips`. Fails by what artworks differ in within their cluster. Saito
-    and Joachims (2022), Off-policy evaluation for large action spaces via embeddings, equation 4.
+    and Joachims (2022), Off-policy evaluation for large action spaces via embeddings.
     """
     return _mean(cluster_weight_N * reward_N)
 
@@ -128,7 +128,7 @@ def offcem(reward_N: Floats, cluster_weight_N: Floats, expected_N: Floats, predi
 
     Unbiased where the model has the differences between artworks of one cluster right (local correctness), which is less
     than `mips` or `dm` ask. Fails by its error in them. Saito, Ren and Joachims (2023), Off-policy evaluation for large
-    action spaces via conjunct effect modeling, equation 6.
+    action spaces via conjunct effect modeling.
     """
     return _mean(expected_N + cluster_weight_N * (reward_N - predicted_N))
 
@@ -136,9 +136,10 @@ def offcem(reward_N: Floats, cluster_weight_N: Floats, expected_N: Floats, predi
 def title_snips(reward_N: Floats, weight_N: Floats, title_N: NDArray[np.integer]) -> Terms:
     """`snips` within each title, averaged by the titles' impressions: sum_t N_t / N sum_(n in t) w_n r_n / sum_(n in t) w_n.
 
-    How creatives of one item each are compared on randomised traffic (self-normalised click rate, Peri-CR of JD.com):
-    what titles differ in cannot enter by chance of weights. As `snips`, its O(1/N) bias being that of each title's own
-    N_t: fails where titles are small. Titles without any weight are left out of the mean.
+    How creatives of one item each are compared on randomised traffic: NSCTR in Yang et al. (2024), Parallel ranking of ads
+    and creatives in real-time advertising systems, algorithm 1, with weights in place of matches. What titles differ in
+    cannot enter by chance of weights. As `snips`, its O(1/N) bias being that of each title's own N_t: fails where titles are
+    small. Titles without any weight are left out of the mean.
 
     Given as one term, the mean of V_t + (N_t / W_t) w_n (r_n - V_t), with title t's value V_t and weight W_t: it has the
     same total, and moves by member as the sum of ratios does, by the delta method.

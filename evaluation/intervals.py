@@ -93,7 +93,7 @@ def standard_error(moved_M: NDArray) -> float:
     """Cluster-robust, by the jackknife: sqrt((M - 1) / M sum_m (moved_m - mean)^2); NaN for one member or none.
 
     Of the cluster-robust errors the one whose intervals hold best where members are few or differ in size (CV3 in
-    MacKinnon, Nielsen and Webb, 2023, Cluster-robust inference: a guide to empirical practice, equation 14).
+    MacKinnon, Nielsen and Webb, 2023, Fast and reliable jackknife and bootstrap methods for cluster-robust inference).
     """
     members = len(moved_M)
     if members < 2:

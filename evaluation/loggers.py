@@ -2,7 +2,7 @@
 
 Per-policy weights divide by the propensity of the policy that logged the impression: always known, always unbiased.
 Balanced weights divide by the mixture of all policies that logged this choice (the balance heuristic of Veach and Guibas,
-1995; Agarwal et al., 2017, Effective evaluation using logged bandit feedback from multiple loggers, section 4), which
+1995; Agarwal et al., 2017, Effective evaluation using logged bandit feedback from multiple loggers), which
 tames the weights of what one policy hardly showed and another often did. They need each policy's propensities on the
 others' impressions. Nobody logs those; they are known where no policy is personalised, that is, where each policy gives
 one list of candidates the same propensities every time. Then, and only then, weights are balanced. They assume besides

@@ -124,11 +124,12 @@ def read_scored_log(
     before: datetime | None = None,
     logged_by: str | None = None,
     allow_missing: bool = False,
+    if_missing: str = "Score the log again.",
 ) -> ScoredLog:
     """Join a log with scores; UserError where scores are missing, of other candidates, or no probabilities.
 
     `since` .. `before` is the period, `logged_by` the one logging policy to keep. With `allow_missing`, impressions without
-    scores are left out and counted.
+    scores are left out and counted; `if_missing` is the remedy named where they are refused.
     """
     log = read_impressions(dataset, since=since, before=before)
     if not len(log):
@@ -145,7 +146,7 @@ def read_scored_log(
         ids = log["impression_id"]
         if not len(log):
             raise UserError(f"{scores}: has no impression of {dataset} in this period. Score the log again.")
-    scored = _matching(scores, table, ids, "Score the log again, or leave those out by --allow-missing.")
+    scored = _matching(scores, table, ids, if_missing)
     unknown = len(table) - len(log)
     del table
     names, artwork_NK, shown = _candidates(log, dataset)

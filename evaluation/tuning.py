@@ -2,7 +2,7 @@
 
 Squared error = bias^2 + variance, by member; the bias is taken at its upper bound, the difference from the unbiased estimate
 of the same family (no clip, no switch, no shrinkage) and 1.645 standard errors of that difference (Su, Dimakopoulou,
-Krishnamurthy and Dudik, 2020, Doubly robust off-policy evaluation with shrinkage, section 5.1). At its mean, not its bound,
+Krishnamurthy and Dudik, 2020, Doubly robust off-policy evaluation with shrinkage). At its mean, not its bound,
 the rule took to the reward model, whose own noise is in no standard error. SLOPE (Su, Srinath and Krishnamurthy, 2020) was
 tried and left: it compares estimates by the widths of their intervals, which on one log share most of their noise, members'
 tastes; it took clips that were 24 % off (docs/experiments.md).

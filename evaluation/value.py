@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from datamodules.atomic import atomic_folder
+from datamodules.atomic import atomic_folder, require_replaceable
 from datamodules.contract import IMPRESSIONS, UserError
 from evaluation.columns import plain, read_columns
 from evaluation.log_checks import calibration, drift
@@ -60,6 +60,7 @@ def value(
     The period is the newest 15 % of the impressions, the 15 % before them, or all (`borders`). UserError as
     `read_scored_log`, and where no impression offered two artworks.
     """
+    require_replaceable(out, RECORD)
     since, before = borders(dataset, period)
     everything = read_scored_log(
         dataset,
@@ -68,6 +69,7 @@ def value(
         before=before,
         logged_by=None if log_policy == "all" else log_policy,
         allow_missing=allow_missing,
+        if_missing="Score the whole period, or leave those out by --allow-missing.",
     )
     kept = np.flatnonzero(everything.there_NK.sum(1) > 1)
     if not len(kept):
