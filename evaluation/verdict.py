@@ -30,7 +30,7 @@ WEIGHT_ROUNDING = 1e-3
 """Propensities of few digits may move the mean weight by so much."""
 BIAS = 0.5
 """Bound of a bias, in standard errors: at half of one, a 95 % interval holds the truth in 92 %."""
-MODEL_ERROR = 0.97
+MODEL_ERROR = 0.99
 """Of the unbiased estimate's standard error, what one that leans on the reward model must have."""
 
 
