@@ -30,8 +30,8 @@ WEIGHT_ROUNDING = 1e-3
 """Propensities of few digits may move the mean weight by so much."""
 BIAS = 0.5
 """Bound of a bias, in standard errors: at half of one, a 95 % interval holds the truth in 92 %."""
-MODEL_ERROR = 0.99
-"""Of the unbiased estimate's standard error, what one that leans on the reward model must have."""
+MODEL_SHARE = 0.1
+"""Of the unbiased estimate's standard error, how far an estimate that leans on the reward model may move apart from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +90,9 @@ class Reference:
 
     def doubts(self, value: float, moved_M: NDArray) -> list[str]:
         """Why the estimator cannot be called reliable; empty where it can."""
-        own, theirs = standard_error(moved_M), standard_error(self.moved_M)
-        found = doubts_of_bias(self.bias(value, moved_M), own, self.told)
-        if self.by_model and own < MODEL_ERROR * theirs:
-            found.append(
-                f"its standard error ({own:.2g}) is below the unbiased estimate's ({theirs:.2g}) for leaning on the reward "
-                "model, whose own noise it does not count"
-            )
+        found = doubts_of_bias(self.bias(value, moved_M), standard_error(moved_M), self.told)
+        if self.by_model and standard_error(moved_M - self.moved_M) > MODEL_SHARE * standard_error(self.moved_M):
+            found.append("it leans on the reward model, whose own noise is in no standard error")
         return found
 
 
