@@ -30,7 +30,7 @@ WEIGHT_ROUNDING = 1e-3
 """Propensities of few digits may move the mean weight by so much."""
 BIAS = 0.5
 """Bound of a bias, in standard errors: at half of one, a 95 % interval holds the truth in 92 %."""
-MODEL_SHARE = 0.1
+MODEL_SHARE = 0.01
 """Of the unbiased estimate's standard error, how far an estimate that leans on the reward model may move apart from it."""
 
 
