@@ -78,8 +78,8 @@ def value_policies(
     """Every policy's value by every reward and estimator; `LOGGED` may be None where its propensities are not known.
 
     `doubts` are what is wrong with the log, in words: they keep a verdict from being reliable. Returns `estimates`,
-    `differences`, `intervals` (of both kinds, by estimate), `verdicts` (with reasons), `parameters` (as chosen), `overlap`
-    and `left_out`, lists of rows.
+    `differences`, `intervals` (of both kinds, by estimate; `low` and `high` of an estimate are the normal ones),
+    `verdicts` (with reasons), `parameters` (as chosen), `overlap` and `left_out`, lists of rows.
     """
     members = Members.of(log.member_N)
     fold_N = np.repeat(deal_folds(len(members), seed), np.diff(np.append(members.start_M, len(log))))
@@ -113,7 +113,9 @@ def _weigh(
     members: Members,
 ) -> tuple[dict[str, Weighed], dict[str, NDArray]]:
     """Each policy's arrays, and what the models expected of what was shown: all candidates once, by parts."""
-    clusters = next(iter(models.values()))
+    clusters = next(
+        iter(models.values())
+    )  # of one reward, the first, for all: weights are the policy's, not the reward's
     whole = log.propensity_NK is not None
     count = len(log)
     predicted = {reward: np.empty(count) for reward in models}
