@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 BENCHMARKS = {
     "prepare": "raw tables -> shards, beside DuckDB's sort alone and beside pandas",
+    "feed": "shards -> batches, beside a row for each impression and torch-rechub's loader",
+    "train": "batches -> weights, beside a history read for each impression and torch-rechub's trainer",
     "value": "off-policy estimates, beside Open Bandit Pipeline on the same arrays",
 }
 

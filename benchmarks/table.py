@@ -32,9 +32,9 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
         subjects = sorted(dict.fromkeys(row.subject for row in own), key=lambda subject: subject != OURS)
         table = Table(title=benchmark, title_justify="left")
         table.add_column("figure")
-        table.add_column("unit")
+        table.add_column("unit", no_wrap=True)
         for subject in subjects:
-            table.add_column(subject, justify="right")
+            table.add_column(subject, justify="right", no_wrap=True)
         for figure, unit in dict.fromkeys((row.figure, row.unit) for row in own):
             found = {row.subject: row.value for row in own if (row.figure, row.unit) == (figure, unit)}
             table.add_row(figure, unit, *(said(found[s]) if s in found else "" for s in subjects))

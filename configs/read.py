@@ -56,7 +56,11 @@ def parse(
         chosen = _named(words) or recipe
         if chosen is not None:  # as words before the user's, so that they are judged alike and the user's are the last
             fields_set = _flat(read_section(chosen, section, class_))
-            words = [*(f"--{key}={json.dumps(value)}" for key, value in fields_set.items()), *words]
+            # a word as it is: in quotes it is not one of a field's few
+            spelled = {
+                k: value if isinstance(value, str) and value else json.dumps(value) for k, value in fields_set.items()
+            }
+            words = [*(f"--{key}={value}" for key, value in spelled.items()), *words]
     try:
         found = parser.parse_args(_spelled(words, parser))
         return _arguments(parser.instantiate(found), class_)

@@ -55,13 +55,17 @@ class ShardsModule(pl.LightningDataModule):
         reach: int,
         batch: int,
         slices: int,
+        window: int,
         seed: int,
         place: Place,
         pin: bool = False,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        """`reach`: plays a state depends on; `batch`: impressions of all `ranks` together; `slices`: per pass."""
+        """`reach`: plays a state depends on; `batch`: impressions of all `ranks` together; `slices`: per pass.
+
+        `window`: impressions of a member that share a reading of its plays, at most.
+        """
         super().__init__()
         self.slices, self.place = slices, place
         self.train_feed = Feed(
@@ -69,6 +73,7 @@ class ShardsModule(pl.LightningDataModule):
             TRAIN,
             reach=reach,
             impressions=batch,
+            window=window,
             shuffle=True,
             seed=seed,
             pin=pin,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from datamodules.shards import Shard
 
-MICROSECONDS_AN_HOUR = 3_600_000_000
+MICROSECONDS, MICROSECONDS_AN_HOUR = 1_000_000, 3_600_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ class Batch:
     """int64 (M, T): artwork rows, 0 where not logged."""
     play_watched: Tensor
     """float32 (M, T): fraction watched, NaN where not logged."""
+    play_time: Tensor
+    """int64 (M, T): seconds since 1970, UTC."""
     member: Tensor
     """int64 (N,): the window an impression belongs to."""
     position: Tensor
@@ -57,6 +59,8 @@ class Batch:
     """int64 (N,): place of the shown artwork in `artworks`."""
     shard: int
     """Which shard the impressions are of."""
+    asked: Tensor
+    """int64 (n,): the clicked impressions of which it was logged whether they were engaged."""
     index: Tensor
     """int64 (N,): their rows in the shard."""
     whole: int
@@ -114,7 +118,7 @@ class Feed:
         *,
         reach: int,
         impressions: int,
-        window: int = 32,
+        window: int = 128,
         shuffle: bool,
         candidates: bool = False,
         seed: int = 0,
@@ -235,8 +239,9 @@ class Feed:
             title_MT = np.where(inside_MT, shard.play_title[play_MT], 0)
             artwork_MT = np.where(inside_MT, shard.play_artwork[play_MT], 0)
             watched_MT = np.where(inside_MT, shard.play_watched[play_MT], np.nan)
+            time_MT = np.where(inside_MT, shard.play_time[play_MT] // MICROSECONDS, 0)
         else:
-            title_MT = artwork_MT = np.zeros(play_MT.shape, np.int32)
+            title_MT = artwork_MT = time_MT = np.zeros(play_MT.shape, np.int64)
             watched_MT = np.full(play_MT.shape, np.nan)
 
         member = np.repeat(np.arange(len(windows.count)), windows.count)
@@ -255,11 +260,12 @@ class Feed:
         def whole_numbers(values: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values, np.int64))
 
-        engaged = shard.engaged[rows]
+        clicked, engaged = shard.clicked[rows], shard.engaged[rows]
         return Batch(
             play_title=whole_numbers(title_MT),
             play_artwork=whole_numbers(artwork_MT),
             play_watched=torch.from_numpy(watched_MT.astype(np.float32)),
+            play_time=whole_numbers(time_MT),
             member=whole_numbers(member),
             position=whole_numbers(shard.history_end[rows] - windows.play[member]),
             title=whole_numbers(shard.title[rows]),
@@ -269,10 +275,11 @@ class Feed:
             hour=whole_numbers(shard.shown_at[rows] // MICROSECONDS_AN_HOUR % 24),
             row=whole_numbers(shard.row[rows]),
             column=whole_numbers(shard.column[rows]),
-            clicked=torch.from_numpy(shard.clicked[rows].astype(np.float32)),
+            clicked=torch.from_numpy(clicked.astype(np.float32)),
             engaged=torch.from_numpy(np.where(engaged < 0, np.nan, engaged).astype(np.float32)),
             shown=whole_numbers(shown),
             shard=s,
+            asked=whole_numbers(np.flatnonzero((clicked > 0) & (engaged >= 0))),
             index=whole_numbers(rows),
             whole=whole,
         )

@@ -30,6 +30,7 @@ DESCRIPTIONS = {
     "history_title": ("int64", "(N, T)", "title rows of the last plays, oldest first, padded with 0 on the right"),
     "history_artwork": ("int64", "(N, T)", "artwork rows they were clicked through, 0 where not known"),
     "history_watched": ("float32", "(N, T)", "fraction watched, 0 .. 1, NaN where not known"),
+    "history_time": ("int64", "(N, T)", "when they were played, seconds since 1970, UTC; only differences count"),
     "history_length": ("int64", "(N,)", "plays in the history, 0 .. T; T at most `history_length`, at least 1"),
     "country": ("int64", "(N,)", "country row"),
     "device": ("int64", "(N,)", "device row"),
@@ -110,6 +111,7 @@ def _requests(
         "history_watched": np.where(chance.random((n, plays)) < 0.2, np.nan, chance.random((n, plays))).astype(
             np.float32
         ),
+        "history_time": np.sort(chance.integers(1_600_000_000, 1_700_000_000, (n, plays)), axis=1),
         "history_length": chance.integers(0, plays + 1, n),
         "country": rows("countries", n),
         "device": rows("devices", n),
@@ -126,7 +128,7 @@ def _write_graph(ranking: Ranking, vocabularies: Vocabularies, reach: int, path:
     example = _requests(vocabularies, reach, 3, 7, 5, seed=0)
     n, t, k = torch.export.Dim("requests"), torch.export.Dim("plays", max=4096), torch.export.Dim("candidates")
     shapes = {name: {0: n} for name in INPUTS}
-    shapes |= {name: {0: n, 1: t} for name in ("history_title", "history_artwork", "history_watched")}
+    shapes |= {name: {0: n, 1: t} for name in INPUTS[:4]}
     shapes |= {"artworks": {0: n, 1: k}}
     log = logging.getLogger("torch.onnx")
     level = log.level

@@ -26,7 +26,7 @@ from export.bundle import Bundle
 
 RECORD = "scores.json"
 REQUESTS_AT_ONCE = 512
-MICROSECONDS_AN_HOUR = 3_600_000_000
+MICROSECONDS, MICROSECONDS_AN_HOUR = 1_000_000, 3_600_000_000
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ def requests(shard: Shard, history_length: int) -> Iterator[tuple[dict[str, np.n
             "history_title": past(shard.play_title, 0).astype(np.int64),
             "history_artwork": past(shard.play_artwork, 0).astype(np.int64),
             "history_watched": past(shard.play_watched, np.nan).astype(np.float32),
+            "history_time": past(shard.play_time, 0).astype(np.int64) // MICROSECONDS,
             "history_length": length.astype(np.int64),
             "country": shard.country[rows].astype(np.int64),
             "device": shard.device[rows].astype(np.int64),

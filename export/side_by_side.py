@@ -21,7 +21,8 @@ from datamodules.contract import ARTWORKS, PLAYS, TITLES, UserError
 from datamodules.opposites import opposite_pairs
 from export.bundle import Bundle
 
-EVENING = 20
+EVENING, DAY = 20, 86_400
+"""The hour these requests are of, and the seconds from one play to the next."""
 TITLES_SHOWN = 3
 FEWEST_PLAYS = 12
 
@@ -53,6 +54,7 @@ def rank_histories(
         "history_title": history_NT,
         "history_artwork": np.zeros_like(history_NT),
         "history_watched": np.full(history_NT.shape, np.nan, np.float32),
+        "history_time": np.arange(plays) * DAY + np.zeros_like(history_NT),
         "history_length": np.array([len(history) for history in recent], np.int64),
         "country": same * words["countries"].row(country),
         "device": same * words["devices"].row(device),

@@ -5,36 +5,54 @@ and, by `RecentMean`, the mean of the recent plays' content.
 Attention is banded: a state sees the last `span` plays, a layer deeper `span` more, so that it depends on the last
 `reach = layers * span` plays and on nothing else. Whatever window of the history is cut out around them, the state is
 the same: training on windows and serving on the last `reach` plays agree by construction.
+What matters between two plays is how many plays and, where `time` is on, how many hours lie between them: never where
+in the history or when in history they were.
 
 Legend: M members, T plays, D width, H heads.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models.dropout import Dropout
+
+HOURS_APART = 24.0
+"""Plays much closer than this count as one sitting: where the logarithm of the time between two plays bends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryConfig:
     """The history encoder's shape."""
 
+    encoder: Literal["attention", "mean"] = "mean"
+    """`mean`: of the recent plays, by learned weights of distance; `attention` asks each play what it looks for, costs
+    many times as much, and bought nothing on the logs tried (docs/experiments.md): for logs where order tells more.
+    `layers` and `heads` are attention's alone."""
     span: int = 50
     """How many plays back one layer looks."""
     layers: int = 1
     """Attention layers; each adds `span` plays to what a state depends on."""
     heads: int = 4
     """Attention heads; must divide the width."""
+    time: bool = False
+    """Whether weights also depend on the time between plays, by a learned power of it."""
     dropout: float = 0.1
     """Of attention's and the feed-forward's output, while training."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        if self.encoder not in ("attention", "mean"):
+            raise ValueError(f"encoder={self.encoder}: must be attention or mean.")
         if not 1 <= self.span <= 4096:
             raise ValueError(f"span={self.span}: must lie in 1 .. 4096 plays.")
         if not 1 <= self.layers <= 24:
             raise ValueError(f"layers={self.layers}: must lie in 1 .. 24.")
+        if self.encoder == "mean" and self.layers != 1:
+            raise ValueError(f"layers={self.layers}: encoder=mean has one. Leave layers out, or take attention.")
         if self.heads < 1:
             raise ValueError(f"heads={self.heads}: must be at least 1.")
         if not 0 <= self.dropout < 1:
@@ -46,8 +64,36 @@ class HistoryConfig:
         return self.span * self.layers
 
 
+def time_apart(time_MT: Tensor) -> Tensor:
+    """Logarithm of the time from one play to another, float32 (M, T, T), from int64 seconds (M, T); 0 = the same time."""
+    seconds_MTT = (time_MT.unsqueeze(-1) - time_MT.unsqueeze(-2)).clamp(min=0)
+    return torch.log1p(seconds_MTT.to(torch.float32) / (3600 * HOURS_APART))
+
+
+class Band(nn.Module):
+    """Logits by which plays look back: learned by distance in plays for each head (Raffel et al., T5, 2020), and falling
+    with a learned power of the time between (as HSTU has it in buckets; Zhai et al., 2024); -inf outside the band."""
+
+    def __init__(self, heads: int, span: int, time: bool) -> None:
+        super().__init__()
+        self.span = span
+        self.bias_HS = nn.Parameter(torch.zeros(heads, span))
+        self.slope_H = nn.Parameter(torch.zeros(heads)) if time else None
+
+    def forward(self, T: int, apart_MTT: Tensor | None) -> Tensor:
+        """(1, H, T, T), or (M, H, T, T) with time: from a play (next to last) to one before it (last)."""
+        place = torch.arange(T, device=self.bias_HS.device)
+        distance_TT = place[:, None] - place[None, :]
+        outside_TT = (distance_TT < 0) | (distance_TT >= self.span)
+        band_HTT = self.bias_HS[:, distance_TT.clamp(0, self.span - 1)].masked_fill(outside_TT, float("-inf"))
+        if self.slope_H is None:
+            return band_HTT[None]
+        assert apart_MTT is not None, "the times of the plays are needed"
+        return torch.addcmul(band_HTT[None], self.slope_H[:, None, None], apart_MTT[:, None], value=-1)
+
+
 class BandedAttention(nn.Module):
-    """Causal self-attention over the last `span` positions, with a learned bias by distance (Raffel et al., T5, 2020).
+    """Causal self-attention over the last `span` positions.
 
     Keys start at zero and values as they are, so that attention starts as the mean of the recent plays and learns where
     to look.
@@ -57,28 +103,27 @@ class BandedAttention(nn.Module):
         super().__init__()
         if width % config.heads:
             raise ValueError(f"heads={config.heads}: must divide the width, {width}.")
-        self.span, self.heads = config.span, config.heads
+        self.heads = config.heads
         self.query, self.key = nn.Linear(width, width), nn.Linear(width, width, bias=False)
         self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
-        self.bias_HS = nn.Parameter(torch.zeros(config.heads, config.span))
+        self.band = Band(config.heads, config.span, config.time)
         nn.init.zeros_(self.key.weight)
         for square in (self.value, self.out):
             nn.init.eye_(square.weight)
             nn.init.zeros_(square.bias)
 
-    def forward(self, tokens_MTD: Tensor) -> Tensor:
+    def forward(self, tokens_MTD: Tensor, apart_MTT: Tensor | None = None) -> Tensor:
         """Attend; (M, T, D) -> (M, T, D). Positions right of the end never reach those left of it."""
         M, T, D = tokens_MTD.shape
 
         def split(x_MTD: Tensor) -> Tensor:
             return x_MTD.reshape(M, T, self.heads, D // self.heads).transpose(1, 2)
 
-        place = torch.arange(T, device=tokens_MTD.device)
-        distance_TT = place[:, None] - place[None, :]
-        outside_TT = (distance_TT < 0) | (distance_TT >= self.span)
-        mask_HTT = self.bias_HS[:, distance_TT.clamp(0, self.span - 1)].masked_fill(outside_TT, float("-inf"))
         seen_MHTd = F.scaled_dot_product_attention(
-            split(self.query(tokens_MTD)), split(self.key(tokens_MTD)), split(self.value(tokens_MTD)), mask_HTT[None]
+            split(self.query(tokens_MTD)),
+            split(self.key(tokens_MTD)),
+            split(self.value(tokens_MTD)),
+            self.band(T, apart_MTT).to(tokens_MTD.dtype),
         )
         # cat, not transpose and reshape: the ONNX exporter of torch 2.15 gets the strides of that view wrong
         return self.out(torch.cat(seen_MHTd.unbind(1), dim=-1))
@@ -99,33 +144,13 @@ class HistoryLayer(nn.Module):
         narrow = nn.Linear(2 * width, width)
         nn.init.zeros_(narrow.weight)
         self.feed_forward = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), narrow)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
-    def forward(self, x_MTD: Tensor) -> Tensor:
+    def forward(self, x_MTD: Tensor, apart_MTT: Tensor | None) -> Tensor:
         """(M, T, D) -> (M, T, D)."""
-        gathered_MTD = self.dropout(self.attention(self.attention_norm(x_MTD)))
+        gathered_MTD = self.dropout(self.attention(self.attention_norm(x_MTD), apart_MTT))
         x_MTD = gathered_MTD if self.last else x_MTD + gathered_MTD
         return x_MTD + self.dropout(self.feed_forward(self.forward_norm(x_MTD)))
-
-
-class HistoryEncoder(nn.Module):
-    """Play tokens -> a state after every number of plays."""
-
-    def __init__(self, width: int, config: HistoryConfig) -> None:
-        super().__init__()
-        self.no_history_D = nn.Parameter(torch.zeros(width))
-        self.layers = nn.ModuleList(
-            [HistoryLayer(width, config, last=place == config.layers - 1) for place in range(config.layers)]
-        )
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, tokens_MTD: Tensor) -> Tensor:
-        """(M, T, D) -> (M, T + 1, D): the state at position p has read the first p plays."""
-        x_MTD = tokens_MTD
-        for layer in self.layers:
-            x_MTD = layer(x_MTD)
-        first_M1D = self.no_history_D.expand(x_MTD.shape[0], 1, -1)
-        return torch.cat([first_M1D, self.norm(x_MTD)], dim=1)
 
 
 class RecentMean(nn.Module):
@@ -134,19 +159,42 @@ class RecentMean(nn.Module):
     n plays count n / (n + prior): three romances are less of a taste than thirty. `prior` is learned.
     """
 
-    def __init__(self, span: int) -> None:
+    def __init__(self, span: int, time: bool = False) -> None:
         super().__init__()
-        self.span = span
-        self.bias_S = nn.Parameter(torch.zeros(span))
+        self.band = Band(1, span, time)
         self.log_prior = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, content_MTC: Tensor) -> Tensor:
+    def forward(self, content_MTC: Tensor, apart_MTT: Tensor | None = None) -> Tensor:
         """(M, T, C) -> (M, T + 1, C): after every number of plays, zero after none."""
-        M, T, C = content_MTC.shape
-        place = torch.arange(T, device=content_MTC.device)
-        distance_TT = place[:, None] - place[None, :]
-        outside_TT = (distance_TT < 0) | (distance_TT >= self.span)
-        weight_TT = self.bias_S[distance_TT.clamp(0, self.span - 1)].masked_fill(outside_TT, float("-inf")).softmax(-1)
-        count_T1 = (place + 1).clamp(max=self.span).to(content_MTC.dtype).unsqueeze(-1)
-        mean_MTC = (weight_TT @ content_MTC) * (count_T1 / (count_T1 + self.log_prior.exp()))
-        return torch.cat([content_MTC.new_zeros(M, 1, C), mean_MTC], dim=1)
+        M, T, _ = content_MTC.shape
+        count_T1 = torch.arange(1, T + 1, device=content_MTC.device).clamp(max=self.band.span).unsqueeze(-1)
+        shrunk_T1 = count_T1 / (count_T1 + self.log_prior.exp())
+        weight_xTT = (self.band(T, apart_MTT)[:, 0].softmax(-1) * shrunk_T1).to(content_MTC.dtype)
+        # one more row, of zeros, is the mean of no play: cheaper than to put it before the result
+        return torch.bmm(F.pad(weight_xTT, (0, 0, 1, 0)).expand(M, -1, -1), content_MTC)
+
+
+class HistoryEncoder(nn.Module):
+    """Play tokens -> a state after every number of plays."""
+
+    def __init__(self, width: int, config: HistoryConfig) -> None:
+        super().__init__()
+        self.no_history_D = nn.Parameter(torch.zeros(width))
+        attention = config.encoder == "attention"
+        self.layers = nn.ModuleList(
+            [HistoryLayer(width, config, last=place == config.layers - 1) for place in range(config.layers)]
+            if attention
+            else []
+        )
+        self.mean = None if attention else RecentMean(config.span, config.time)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens_MTD: Tensor, apart_MTT: Tensor | None = None) -> Tensor:
+        """(M, T, D) -> (M, T + 1, D): the state at position p has read the first p plays."""
+        x_MTD = tokens_MTD
+        for layer in self.layers:
+            x_MTD = layer(x_MTD, apart_MTT)
+        if self.mean is not None:
+            x_MTD = self.mean(x_MTD, apart_MTT)[:, 1:]
+        first_M1D = self.no_history_D.expand(x_MTD.shape[0], 1, -1)
+        return torch.cat([first_M1D, self.norm(x_MTD)], dim=1)

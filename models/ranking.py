@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.two_tower import Artworks, Context, Plays, Titles, TwoTower
+from models.two_tower import Artworks, Context, Plays, States, Titles, TwoTower
 
 _Parts = TypeVar("_Parts", Plays, Titles, Artworks)
 
@@ -19,6 +19,7 @@ INPUTS = (
     "history_title",
     "history_artwork",
     "history_watched",
+    "history_time",
     "history_length",
     "country",
     "device",
@@ -56,6 +57,7 @@ class Ranking(nn.Module):
         history_title: Tensor,
         history_artwork: Tensor,
         history_watched: Tensor,
+        history_time: Tensor,
         history_length: Tensor,
         country: Tensor,
         device: Tensor,
@@ -68,16 +70,17 @@ class Ranking(nn.Module):
         """Rank the candidates of N requests.
 
         `history_*`: (N, T), the last plays, oldest first, padded on the right; `history_length`: (N,), 0 for a member
-        without history; `artworks`: (N, K) rows, padded with 0. All int64 but `history_watched`, float32, NaN where not
-        logged. Returns click and engaged probabilities (N, K), appeal (N, K) and affinity (N,) as logits.
+        without history; `history_time`: seconds, of which only differences count; `artworks`: (N, K) rows, padded with 0.
+        All int64 but `history_watched`, float32, NaN where not logged. Returns click and engaged probabilities (N, K),
+        appeal (N, K) and affinity (N,) as logits.
         """
         # the first third of an artwork's content is its projected image
         image_NTD = self.artwork_content[history_artwork][..., : self.model.config.width]
         plays = self._rows(Plays, "play", history_title)
-        states = self.model.read(plays, image_NTD, history_artwork, history_watched)
-        state_NS = states[torch.arange(history_title.shape[0]), history_length]
+        states = self.model.read(plays, image_NTD, history_artwork, history_watched, history_time)
+        state = States(*(part[torch.arange(history_title.shape[0]), history_length] for part in states))
         context = Context(country, device, hour, row, column)
         title_terms, artwork_terms = self._rows(Titles, "title", title), self._rows(Artworks, "artwork", artworks)
-        terms = self.model.rank_vectors(state_NS, context, title_terms, artwork_terms)
+        terms = self.model.rank_vectors(state, context, title_terms, artwork_terms)
         click_NK, engaged_NK = self.model.probabilities(terms)
         return click_NK, engaged_NK, terms.appeal_NK, terms.affinity_N

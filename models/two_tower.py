@@ -11,17 +11,20 @@ Legend: M members, T plays, N impressions, K candidates, D width, I titles, A ar
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.history import HistoryConfig, HistoryEncoder, RecentMean
+from models.dropout import Dropout, kept
+from models.history import HistoryConfig, HistoryEncoder, RecentMean, time_apart
+from models.parts import Artworks, Content, Context, Plays, Sizes, States, Terms, Titles
 
 MOST_ROWS = 32
 """Rows and columns of a page past this one share its presentation."""
 HOURS = 24
+TABLES = ("title_id.weight", "title_bias.weight", "artwork_bias.weight", "person.weight")
+"""Parameters that grow with the catalogue, by row. Where an embedding's `sparse` is set, its gradient is."""
 START = 0.15
 """Spread of the people's and genres' vectors before training."""
 
@@ -48,87 +51,14 @@ class TwoTowerConfig:
                 raise ValueError(f"{name}={share}: must lie in [0, 1).")
 
 
-class Content(NamedTuple):
-    """The catalogue by row, row 0 unknown; lists padded with 0. The model keeps it among its buffers."""
-
-    title_genres_IL: Tensor
-    title_people_IL: Tensor
-    title_year_I: Tensor
-    title_artworks_IL: Tensor
-    artwork_people_AL: Tensor
-    artwork_genres_AL: Tensor
-    artwork_image_AE: Tensor
+def _dots(x_NKC: Tensor, y_NC: Tensor) -> Tensor:
+    """Dot products of each of K vectors with the one of its row, (N, K)."""
+    if x_NKC.shape[1] == 1:  # as in training; a matrix product for each row takes ten times as long there
+        return (x_NKC.squeeze(1) * y_NC).sum(-1, keepdim=True)
+    return (x_NKC @ y_NC.unsqueeze(-1)).squeeze(-1)
 
 
-class Sizes(NamedTuple):
-    """Rows of the trained tables, the unknown row included."""
-
-    titles: int
-    artworks: int
-    people: int
-    genres: int
-    countries: int
-    devices: int
-
-
-class Context(NamedTuple):
-    """Where and when an impression is shown; each int64 of shape (N,). row and column: -1 = not known."""
-
-    country: Tensor
-    device: Tensor
-    hour: Tensor
-    row: Tensor
-    column: Tensor
-
-
-class Terms(NamedTuple):
-    """What adds up to a prediction, as logits."""
-
-    affinity_N: Tensor
-    appeal_NK: Tensor
-    presentation_N: Tensor
-    engaged_NK: Tensor
-    """Logit of engaged given clicked."""
-
-    def click_NK(self) -> Tensor:
-        """Logit of a click on each candidate."""
-        return self.appeal_NK + (self.affinity_N + self.presentation_N)[:, None]
-
-
-class Titles(NamedTuple):
-    """What the title tower says of titles, any leading shape."""
-
-    vector: Tensor
-    """(..., D)"""
-    content: Tensor
-    """(..., 2 D): people and genres."""
-    bias: Tensor
-    """(...,)"""
-
-
-class Artworks(NamedTuple):
-    """What the artwork tower says of artworks, any leading shape."""
-
-    vector: Tensor
-    """(..., D)"""
-    content: Tensor
-    """(..., 3 D): image, people and moods."""
-    bias: Tensor
-    """(...,)"""
-
-
-class Plays(NamedTuple):
-    """What a play of a title says, any leading shape."""
-
-    token: Tensor
-    """(..., D), without the image."""
-    content: Tensor
-    """(..., 2 D): people and genres."""
-    mean_image: Tensor
-    """(..., D): of the title's artworks."""
-
-
-def _gathered(parts: Titles | Artworks, place_of: Tensor) -> Iterator[Tensor]:
+def _gathered(parts: States | Titles | Artworks, place_of: Tensor) -> Iterator[Tensor]:
     """Each part, computed for distinct rows, for every row that asks for it."""
     for part in parts:
         flat = part if part.ndim > 1 else part.unsqueeze(-1)
@@ -147,8 +77,12 @@ def _table(rows: int, width: int, scale: float) -> nn.Embedding:
 
 def _mean_of_known(table: nn.Embedding, rows_xL: Tensor) -> Tensor:
     """Mean of the vectors of a list's rows, padding left out; zero for an empty list. (..., L) -> (..., D)."""
-    there_xL1 = (rows_xL > 0).unsqueeze(-1).to(table.weight.dtype)
-    return (table(rows_xL) * there_xL1).sum(-2) / there_xL1.sum(-2).clamp(min=1.0)
+    return _mean_of_rows(table.weight, rows_xL, table.sparse)
+
+
+def _mean_of_rows(table_RD: Tensor, rows_xL: Tensor, sparse: bool = False) -> Tensor:
+    flat = F.embedding_bag(rows_xL.flatten(0, -2), table_RD, mode="mean", padding_idx=0, sparse=sparse)
+    return flat.view(*rows_xL.shape[:-1], table_RD.shape[1])
 
 
 class TwoTower(nn.Module):
@@ -181,7 +115,7 @@ class TwoTower(nn.Module):
         self.token_content, self.watched = nn.Linear(4 * width, width), nn.Linear(2, width)
         self.token_image = nn.Linear(width, width, bias=False)
         self.history = HistoryEncoder(width, config.history)
-        self.recent = RecentMean(config.history.span)
+        self.recent = RecentMean(config.history.span, config.history.time)
         self.likeness_gain = nn.Parameter(torch.full((3,), 0.3))
         self.fit_gain = nn.Parameter(torch.full((2,), 0.3))
 
@@ -204,18 +138,36 @@ class TwoTower(nn.Module):
         self.engaged_member, self.engaged_artwork = nn.Linear(width, width), nn.Linear(width, width)
         self.engaged_title = nn.Linear(width, width)
         self.engaged_base = nn.Linear(3 * width, 1)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
+        self.fresh: tuple[Tensor, Tensor] | None = None
+        """Artwork rows (n,), ascending, and embeddings (n, E) that stand for those of the table: of a step's images."""
 
     def _title_rows(self, rows: Tensor) -> Tensor:
         """Rows of trained titles; others, and a share of all while training, become the unknown row."""
         rows = torch.where(rows < self.sizes.titles, rows, 0)
         if self.training and self.config.id_dropout:
-            rows = torch.where(torch.rand_like(rows, dtype=torch.float32) < self.config.id_dropout, 0, rows)
+            rows = rows * kept(self.config.id_dropout, rows.shape, rows.device)[0]
         return rows
+
+    def table_rows(self, play_title_MT: Tensor, title_N: Tensor, artworks_NK: Tensor) -> dict[str, Tensor]:
+        """The distinct rows of each of TABLES that a batch may look up, the unknown row included."""
+
+        def distinct(*parts: Tensor) -> Tensor:
+            return torch.unique(torch.cat([*(part.flatten() for part in parts), title_N.new_zeros(1)]))
+
+        titles, artworks = distinct(play_title_MT, title_N), distinct(artworks_NK)
+        people = distinct(self.title_people_IL[titles], self.artwork_people_AL[artworks])
+        titles, artworks = titles[titles < self.sizes.titles], artworks[artworks < self.sizes.artworks]
+        return dict(zip(TABLES, (titles, titles, artworks, people), strict=True))
 
     def images(self, rows: Tensor) -> Tensor:
         """Projected image embeddings of artworks, (...,) -> (..., D)."""
-        return self.image(self.artwork_image_AE[rows])
+        found = self.artwork_image_AE[rows]
+        if self.fresh is not None and len(self.fresh[0]):
+            known, vectors = self.fresh
+            place = torch.searchsorted(known, rows).clamp(max=len(known) - 1)
+            found = torch.where((known[place] == rows).unsqueeze(-1), F.embedding(place, vectors), found)
+        return self.image(found)
 
     def artwork_content(self, rows: Tensor) -> Tensor:
         """Image, people and moods of artworks, (...,) -> (..., 3 D)."""
@@ -251,9 +203,7 @@ class TwoTower(nn.Module):
         ids = self._title_rows(rows)
         people, genres = self._title_content(rows)
         parts = [self._title_hidden(people, genres, rows, ids), genres, people, self.title_id(ids)]
-        artworks = self.title_artworks_IL[rows]
-        there = (artworks > 0).unsqueeze(-1).to(genres.dtype)
-        mean_image = (self.artwork_image_AE[artworks] * there).sum(-2) / there.sum(-2).clamp(min=1.0)
+        mean_image = _mean_of_rows(self.artwork_image_AE, self.title_artworks_IL[rows])
         token = self.token_content(self.dropout(torch.cat(parts, dim=-1)))
         return Plays(token, torch.cat([people, genres], dim=-1), self.image(mean_image))
 
@@ -263,8 +213,10 @@ class TwoTower(nn.Module):
         shares = torch.where(known, watched - 0.5, 0.0)
         return self.watched(torch.stack([shares, known.to(shares.dtype)], dim=-1))
 
-    def states(self, play_title_MT: Tensor, play_artwork_MT: Tensor, play_watched_MT: Tensor) -> Tensor:
-        """States after every number of plays, (M, T + 1, 4 D): the learned state, then the recent mean of the content.
+    def states(
+        self, play_title_MT: Tensor, play_artwork_MT: Tensor, play_watched_MT: Tensor, play_time_MT: Tensor
+    ) -> States:
+        """States after every number of plays, (M, T + 1, ...).
 
         A play says its title's id and content, how much of it was watched, and the image of the artwork it was clicked
         through; where none was logged, the mean of the title's artworks stands for it. Each distinct title and artwork
@@ -274,14 +226,17 @@ class TwoTower(nn.Module):
         artworks, artwork_of = torch.unique(play_artwork_MT, return_inverse=True)
         plays = Plays(*(F.embedding(title_of, table) for table in self.plays(titles)))
         clicked_image_MTD = F.embedding(artwork_of, self.images(artworks))
-        return self.read(plays, clicked_image_MTD, play_artwork_MT, play_watched_MT)
+        return self.read(plays, clicked_image_MTD, play_artwork_MT, play_watched_MT, play_time_MT)
 
-    def read(self, plays: Plays, clicked_image_MTD: Tensor, artwork_MT: Tensor, watched_MT: Tensor) -> Tensor:
-        """States (M, T + 1, 4 D) from what the plays (M, T) say, the images they were clicked through, and watched."""
+    def read(
+        self, plays: Plays, clicked_image_MTD: Tensor, artwork_MT: Tensor, watched_MT: Tensor, time_MT: Tensor
+    ) -> States:
+        """States (M, T + 1, ...) from what the plays (M, T) say, the images they were clicked through, watched and time."""
         image_MTD = torch.where((artwork_MT > 0).unsqueeze(-1), clicked_image_MTD, plays.mean_image)
         token_MTD = plays.token + self.token_image(self.dropout(image_MTD)) + self.watched_tokens(watched_MT)
         content_MTC = torch.cat([image_MTD, plays.content], dim=-1)
-        return torch.cat([self.history(token_MTD), self.recent(content_MTC)], dim=-1)
+        apart_MTT = time_apart(time_MT) if self.config.history.time else None
+        return States(self.history(token_MTD, apart_MTT), self.recent(content_MTC, apart_MTT))
 
     def members(self, state_ND: Tensor, context: Context) -> Tensor:
         """The learned part of the member encoding, (N, D): history state and context."""
@@ -294,51 +249,75 @@ class TwoTower(nn.Module):
         terms = by_device + self.at_column(column) + self.at_hour(context.hour) + self.on_device(context.device)
         return (terms + self.in_country(context.country)).squeeze(-1) + self.base
 
-    def rank(self, state_NS: Tensor, context: Context, title_N: Tensor, artworks_NK: Tensor) -> Terms:
-        """The terms of every candidate, from the member's state (N, 4 D) at the impression."""
+    def rank(
+        self, state: States, context: Context, title_N: Tensor, artworks_NK: Tensor, asked_n: Tensor | None = None
+    ) -> Terms:
+        """The terms of every candidate, from the member's state (N, ...) at the impression.
+
+        `asked_n`: the impressions whose engagement is asked for; default: all.
+        """
         titles, title_of = torch.unique(title_N, return_inverse=True)
         artworks, artwork_of = torch.unique(artworks_NK, return_inverse=True)
         title, artwork = self.titles(titles), self.artworks(artworks)
-        return self.rank_vectors(
-            state_NS, context, Titles(*_gathered(title, title_of)), Artworks(*_gathered(artwork, artwork_of))
+        asked_of = title_of if asked_n is None else title_of[asked_n]
+        of_N = Titles(
+            F.embedding(title_of, title.vector),
+            F.embedding(asked_of, title.content),
+            F.embedding(title_of, title.bias[:, None])[:, 0],
         )
+        return self.rank_vectors(state, context, of_N, Artworks(*_gathered(artwork, artwork_of)), asked_n)
 
-    def rank_vectors(self, state_NS: Tensor, context: Context, title: Titles, artwork: Artworks) -> Terms:
-        """The terms from the towers' outputs, `title` of shape (N, ...) and `artwork` of shape (N, K, ...)."""
+    def rank_vectors(
+        self, state: States, context: Context, title: Titles, artwork: Artworks, asked_n: Tensor | None = None
+    ) -> Terms:
+        """The terms from the towers' outputs, `title` of shape (N, ...) and `artwork` of shape (N, K, ...).
+
+        Where engagement is asked for n impressions, `title.content` is of those alone.
+        """
         width = self.config.width
         scale = width**-0.5
-        state_ND, recent_NC = state_NS[:, :width], state_NS[:, width:]
-        member_ND = self.members(state_ND, context)
+        member_ND = self.members(state.learned, context)
         affinity_N = (self.member_affinity(member_ND) * title.vector).sum(-1) * scale + title.bias
-        liked_NC = recent_NC * self.likeness_gain.repeat_interleave(width)
-        member_NC = torch.cat([self.member_appeal(member_ND) * scale, liked_NC], dim=-1)
-        artwork_NKC = torch.cat([artwork.vector, artwork.content], dim=-1)
-        appeal_NK = (artwork_NKC @ member_NC.unsqueeze(-1)).squeeze(-1) + artwork.bias
-        meets_ND = self.engaged_member(member_ND) + self.engaged_title(title.vector)
+        liked_NC = state.recent * self.likeness_gain.repeat_interleave(width)
+        appeal_NK = _dots(artwork.vector, self.member_appeal(member_ND) * scale) + _dots(artwork.content, liked_NC)
+        appeal_NK = appeal_NK + artwork.bias
+        if asked_n is not None:
+            member_ND = F.embedding(asked_n, member_ND)
+            title = Titles(F.embedding(asked_n, title.vector), title.content, title.bias)
+            artwork = Artworks(*(part[asked_n] for part in artwork))
+        engaged_NK = self.engaged(member_ND, title, artwork)
+        return Terms(affinity_N, appeal_NK, self.presentation(context), engaged_NK)
+
+    def engaged(self, member_ND: Tensor, title: Titles, artwork: Artworks) -> Tensor:
+        """Logit of a real viewing given a click, (N, K)."""
+        width = self.config.width
+        meets_ND = (self.engaged_member(member_ND) + self.engaged_title(title.vector)) * width**-0.5
         # does the artwork show whom and what the title holds? people and moods, as in the title's own content
         fits_NC = title.content * self.fit_gain.repeat_interleave(width)
-        fits_NK = (artwork.content[..., width:] @ fits_NC.unsqueeze(-1)).squeeze(-1)
-        engaged_NK = (self.engaged_artwork(artwork.vector) @ meets_ND.unsqueeze(-1)).squeeze(-1) * scale + fits_NK
+        fits_NK = _dots(artwork.content[..., width:], fits_NC)
         level_N = self.engaged_base(torch.cat([member_ND, title.vector, member_ND * title.vector], dim=-1))
-        return Terms(affinity_N, appeal_NK, self.presentation(context), engaged_NK + level_N)
+        return _dots(self.engaged_artwork(artwork.vector), meets_ND) + fits_NK + level_N
 
     def forward(
         self,
         play_title_MT: Tensor,
         play_artwork_MT: Tensor,
         play_watched_MT: Tensor,
+        play_time_MT: Tensor,
         member_N: Tensor,
         position_N: Tensor,
         context: Context,
         title_N: Tensor,
         artworks_NK: Tensor,
+        asked_n: Tensor | None = None,
     ) -> Terms:
         """Encode each member once and rank every impression that points into it, as in `datamodules.feed.Batch`."""
-        state_MTS = self.states(play_title_MT, play_artwork_MT, play_watched_MT)
+        states = self.states(play_title_MT, play_artwork_MT, play_watched_MT, play_time_MT)
         # F.embedding, here and above, where an index would read the same: on a CPU the gradient of an index is summed
         # in any order, that of an embedding always in the same, and a resumed run must end with the same weights
-        state_NS = F.embedding(member_N * state_MTS.shape[1] + position_N, state_MTS.flatten(0, 1))
-        return self.rank(state_NS, context, title_N, artworks_NK)
+        place_N = member_N * (play_title_MT.shape[1] + 1) + position_N
+        state = States(*(F.embedding(place_N, part.flatten(0, 1)) for part in states))
+        return self.rank(state, context, title_N, artworks_NK, asked_n)
 
     def probabilities(self, terms: Terms) -> tuple[Tensor, Tensor]:
         """Calibrated probabilities (N, K) of a click, and of a click that leads to a real viewing."""

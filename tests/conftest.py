@@ -1,5 +1,6 @@
 """What several tests share: one tiny simulated service and what is made from it, each made once per session."""
 
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -20,6 +21,14 @@ TINY = SimulateConfig(seed=3, members=300, titles=30, people=10, mean_plays=20, 
 """About 8,000 impressions."""
 TINY_EMBEDDING = EmbedConfig(views=640, encoder=ImageEncoderConfig(height=48, width=32, stage_width=8))
 """How the fixture `shards` embeds it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked slow run where they are asked for."""
+    if "KEYART_SLOW" not in os.environ:
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes a minute or more; KEYART_SLOW=1 runs it"))
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def test_comparing_finds_a_difference(run: Path, shards: Path, scores: Path) -> 
 def test_an_empty_history_is_the_learned_state(bundle: Path, run: Path) -> None:
     opened, model = Bundle.open(bundle), Run.open(run).model
     request = {name: np.zeros(1, np.int64) for name in INPUTS}
-    request |= {name: np.zeros((1, 3), np.int64) for name in ("history_title", "history_artwork")}
+    request |= {name: np.zeros((1, 3), np.int64) for name in ("history_title", "history_artwork", "history_time")}
     request |= {"history_watched": np.full((1, 3), np.nan, np.float32), "artworks": np.arange(1, 5)[None]}
     empty = opened.rank(request)
     # with length 0 nothing in the history counts, whatever stands there
@@ -47,10 +47,10 @@ def test_an_empty_history_is_the_learned_state(bundle: Path, run: Path) -> None:
     request["history_length"] = np.array([3])
     assert not np.array_equal(opened.rank(request)["click_probability"], empty["click_probability"])
     with torch.no_grad():
-        from models.two_tower import Context
+        from models.two_tower import Context, States
 
         zero = torch.zeros(1, dtype=torch.int64)
-        state = torch.cat([model.history.no_history_D, torch.zeros(3 * model.config.width)])[None]
+        state = States(model.history.no_history_D[None], torch.zeros(1, 3 * model.config.width))
         terms = model.rank(state, Context(zero, zero, zero, zero, zero), zero, torch.arange(1, 5)[None])
         expected = model.probabilities(terms)[0].numpy()
     np.testing.assert_allclose(empty["click_probability"], expected, atol=1e-6)

@@ -1,6 +1,7 @@
 """Batches and the model: every impression once, and no prediction depends on how a batch was made."""
 
 from collections import Counter
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from random_logs import RandomLog
 from datamodules.feed import Batch, Feed
 from datamodules.prepare import PrepareConfig, prepare
 from datamodules.shards import TRAIN, Shards
+from models.dropout import Dropout
 from models.history import BandedAttention, HistoryConfig, HistoryEncoder
 from models.two_tower import TwoTower, TwoTowerConfig
 from train.run import content_of, sizes_of
@@ -41,12 +43,21 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
     return Shards.open(folder / "shards")
 
 
-@pytest.fixture(scope="module")
-def model(shards: Shards) -> TwoTower:
+HISTORIES = {
+    "attention": HistoryConfig(encoder="attention", span=REACH, heads=2),
+    "two layers": HistoryConfig(encoder="attention", span=REACH // 2, layers=2, heads=2),
+    "time": HistoryConfig(encoder="attention", span=REACH, heads=2, time=True),
+    "mean": HistoryConfig(encoder="mean", span=REACH),
+    "mean and time": HistoryConfig(encoder="mean", span=REACH, time=True),
+}
+
+
+@pytest.fixture(scope="module", params=list(HISTORIES))
+def model(shards: Shards, request: pytest.FixtureRequest) -> TwoTower:
     """A model whose every weight matters: random, attention included."""
     torch.manual_seed(0)
     embedding = torch.randn(len(shards.vocabularies["artworks"]), 5)
-    config = TwoTowerConfig(width=8, history=HistoryConfig(span=REACH, layers=1, heads=2))
+    config = TwoTowerConfig(width=8, history=HISTORIES[request.param])
     model = TwoTower(config, sizes_of(shards.vocabularies), content_of(shards, embedding))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -113,22 +124,24 @@ def test_states_are_those_of_a_straight_line_reading(shards: Shards, model: TwoT
         start, end = max(shard.history_start[row], shard.history_end[row] - REACH), shard.history_end[row]
         titles = torch.from_numpy(shard.play_title[start:end].astype(np.int64))[None]
         none = torch.zeros_like(titles)
-        states = model.states(titles, none, torch.full(titles.shape, torch.nan))
+        times = torch.from_numpy(shard.play_time[start:end] // 1_000_000)[None]
+        states = model.states(titles, none, torch.full(titles.shape, torch.nan), times)
         batch = next(b for b in feed(shards) if b.shard == s and row in b.index)
         at = int((batch.index == row).nonzero()[0])
         alone = {
             f: getattr(batch, f)[at : at + 1]
             for f in ("country", "device", "hour", "row", "column", "title", "artworks")
         }
-        from models.two_tower import Context
+        from models.two_tower import Context, States
 
         context = Context(*(alone[f] for f in Context._fields))
-        terms = model.rank(states[:, -1], context, alone["title"], alone["artworks"])
+        terms = model.rank(States(*(part[:, -1] for part in states)), context, alone["title"], alone["artworks"])
         np.testing.assert_allclose(terms.click_NK()[0][alone["artworks"][0] > 0].detach().numpy(), logit, atol=2e-5)
 
 
-def test_no_history_is_the_learned_state() -> None:
-    encoder = HistoryEncoder(8, HistoryConfig(span=3, heads=2)).eval()
+@pytest.mark.parametrize("kind", ["attention", "mean"])
+def test_no_history_is_the_learned_state(kind: Literal["attention", "mean"]) -> None:
+    encoder = HistoryEncoder(8, HistoryConfig(encoder=kind, span=3, heads=2)).eval()
     with torch.no_grad():
         encoder.no_history_D.normal_()
     states = encoder(torch.randn(2, 5, 8))
@@ -151,10 +164,41 @@ def test_attention_sees_the_band_and_nothing_else() -> None:
         for h in range(2):
             cut = slice(4 * h, 4 * h + 4)
             seen = range(max(0, i - 2), i + 1)
-            logits = torch.stack([q[i, cut] @ k[j, cut] / 2 + layer.bias_HS[h, i - j] for j in seen])
+            logits = torch.stack([q[i, cut] @ k[j, cut] / 2 + layer.band.bias_HS[h, i - j] for j in seen])
             heads.append(sum(w * v[j, cut] for w, j in zip(logits.softmax(0), seen, strict=True)))
         rows.append(torch.cat(heads))
     torch.testing.assert_close(layer(x)[0], layer.out(torch.stack(rows)), atol=1e-5, rtol=1e-5)
+
+
+def test_time_between_plays_matters_and_when_they_were_does_not(shards: Shards, model: TwoTower) -> None:
+    batch = next(b for b in feed(shards) if len(b.member) and int(b.position.max()) >= REACH)
+    logit = rank_batch(model, batch).click_NK()
+    later = Batch(**{**vars(batch), "play_time": batch.play_time + 86_400 * 365})
+    torch.testing.assert_close(rank_batch(model, later).click_NK(), logit)
+    slower = Batch(
+        **{**vars(batch), "play_time": batch.play_time[:, :1] + 50 * (batch.play_time - batch.play_time[:, :1])}
+    )
+    changed = not torch.allclose(rank_batch(model, slower).click_NK(), logit, atol=1e-4)
+    assert changed == model.config.history.time
+
+
+def test_engagement_of_some_is_that_of_all(shards: Shards, model: TwoTower) -> None:
+    batch = next(iter(feed(shards)))
+    some, everything = rank_batch(model, batch, everything=False), rank_batch(model, batch)
+    torch.testing.assert_close(some.engaged_NK, everything.engaged_NK[batch.asked])
+    torch.testing.assert_close(some.click_NK(), everything.click_NK())
+    told = (batch.clicked > 0) & ~torch.isnan(batch.engaged)
+    assert batch.asked.tolist() == told.nonzero()[:, 0].tolist()
+
+
+def test_dropout_keeps_its_share_and_the_mean() -> None:
+    torch.manual_seed(0)
+    for share in (0.1, 0.4, 0.9):
+        dropped = Dropout(share).train()(torch.ones(400, 500))
+        assert abs(float((dropped == 0).float().mean()) - share) < 0.004
+        assert abs(float(dropped.mean()) - 1) < 0.01
+        assert len(dropped.unique()) == 2
+    assert torch.equal(Dropout(0.4).eval()(torch.ones(3)), torch.ones(3))
 
 
 def test_terms_add_up(shards: Shards, model: TwoTower) -> None:
@@ -174,6 +218,8 @@ def test_terms_add_up(shards: Shards, model: TwoTower) -> None:
     [
         (lambda: HistoryConfig(span=0), "span=0"),
         (lambda: HistoryConfig(dropout=1.0), "dropout=1.0"),
+        (lambda: HistoryConfig(encoder="lstm"), "encoder=lstm"),  # pyright: ignore[reportArgumentType]
+        (lambda: HistoryConfig(encoder="mean", layers=2), "layers=2"),
         (lambda: TwoTowerConfig(width=1), "width=1"),
         (lambda: BandedAttention(8, HistoryConfig(heads=3)), "heads=3"),
     ],

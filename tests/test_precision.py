@@ -1,6 +1,5 @@
 """What is meant for GPUs, as far as a CPU can tell: bfloat16 arithmetic, one kernel for AdamW, compiled towers."""
 
-import os
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -10,7 +9,6 @@ import pytest
 import torch
 
 import keyart
-import train.task
 from configs.read import parse
 from datamodules.contract import UserError
 from models.history import HistoryConfig
@@ -38,7 +36,6 @@ def test_bfloat16_with_the_optimiser_of_gpus(
     shards: Path, full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Autocast, fused AdamW and clipping together, which the trainer by itself refuses."""
-    monkeypatch.setattr(train.task, "FUSED", ("cpu",))
     fit(shards, tmp_path / "run", replace(SHORT, precision="bf16"))
     one, two = Run.open(full), Run.open(tmp_path / "run")
     assert two.metrics["validation_log_loss"] == pytest.approx(one.metrics["validation_log_loss"], abs=1e-3)
@@ -54,7 +51,7 @@ def test_bfloat16_with_the_optimiser_of_gpus(
             "inductor",
             marks=[
                 pytest.mark.skipif(NO_COMPILER, reason="there is no C++ compiler"),
-                pytest.mark.skipif("KEYART_SLOW" not in os.environ, reason="a minute of C++; KEYART_SLOW=1 runs it"),
+                pytest.mark.slow,
             ],
         ),
     ],
@@ -62,7 +59,9 @@ def test_bfloat16_with_the_optimiser_of_gpus(
 def test_compiled_towers_train(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     """`eager` traces as `inductor` does, and writes no C++."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    small = TwoTowerConfig(width=8, dropout=0, id_dropout=0, history=HistoryConfig(heads=2, dropout=0))
+    small = TwoTowerConfig(
+        width=8, dropout=0, id_dropout=0, history=HistoryConfig(encoder="attention", heads=2, dropout=0)
+    )
     config = replace(SHORT, model=small)
     eager = fit(shards, tmp_path / "eager", config)
     found = fit(shards, tmp_path / "compiled", replace(config, compile=True))

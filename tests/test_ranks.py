@@ -23,7 +23,7 @@ from train.checkpoint import LAST
 from train.embed import load_embedding
 from train.fit import FitConfig, fit
 from train.run import METRICS, WEIGHTS, content_of, sizes_of
-from train.task import losses, rank_batch
+from train.task import losses
 
 STILL = TwoTowerConfig(dropout=0.0, id_dropout=0.0, history=HistoryConfig(dropout=0.0))
 """Without dropout, which each rank draws for itself."""
@@ -51,7 +51,7 @@ def test_a_rank_without_impressions_has_every_gradient(shards: Path) -> None:
     model = TwoTower(STILL, sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
     feed = Feed(opened.shards, TRAIN, reach=50, impressions=1, shuffle=True, rank=1, ranks=2)
     batch = next(batch for batch in feed if not len(batch.index))
-    click, engaged, _ = losses(rank_batch(model, batch), batch)
+    click, engaged, _ = losses(model, batch)
     (click + engaged).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert all(value is not None and not value.any() for value in gradients.values()), gradients

@@ -8,7 +8,7 @@ encoder it has.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datamodules.artworks import content_hashes, image_paths, load_images
+from datamodules.artworks import HEIGHT, WIDTH, content_hashes, image_paths, load_images
 from datamodules.atomic import atomic_folder
 from datamodules.catalogue import Catalogue
 from datamodules.contract import UserError
@@ -32,7 +32,7 @@ from datamodules.shards import EMBEDDING, Shards
 from models.image_encoder import ImageEncoder, ImageEncoderConfig, PixelStatistics, Projection
 from train.schedule import warm_cosine
 
-RECORD, ENCODER = "embedding.json", "encoder.safetensors"
+RECORD, ENCODER, PIXELS, PIXEL_ROW = "embedding.json", "encoder.safetensors", "pixels.npy", "pixel_row.npy"
 AT_ONCE = 256
 
 
@@ -44,7 +44,9 @@ class EmbedConfig:
     """The backbone and the embedding's width."""
     weights: str = "train"
     """`train`: train the backbone here on the catalogue; `hub`: torchvision's pretrained weights, downloaded or from its
-    cache; else a file of a torchvision state dict (.pth or .safetensors)."""
+    cache; else a file of a torchvision state dict (.pth or .safetensors), or a run that trained an encoder of its own."""
+    pixels: bool = False
+    """Keep the images' pixels beside the embedding, 41 KB each: `keyart fit --finetune.learning_rate` needs them."""
     views: int = 16_000
     """Images the training here looks at, all passes together."""
     batch: int = 64
@@ -70,17 +72,19 @@ def embed(
     """Embed every artwork of the shards; returns the record written to `SHARDS/embedding/embedding.json`.
 
     Beside it: `embedding.npy`, float32 (A, E) by artwork row, row 0 zero, and `encoder.safetensors`, with which a new
-    artwork gets its place among these.
+    artwork gets its place among these; where asked for, `pixels.npy`, uint8 (P, 3, 144, 96), each distinct image once, and
+    `pixel_row.npy`, int32 (A,), the row of an artwork's image in it, -1 for row 0.
     """
     config, console = config or EmbedConfig(), console or Console(stderr=True)
     opened = Shards.open(shards)
     paths = image_paths(dataset, opened.vocabularies["artworks"])
     hashes = content_hashes(paths)
-    wanted = fingerprint(config, _weights_fingerprint(config))
+    wanted = fingerprint(replace(config, pixels=False), _weights_fingerprint(config))
     target = shards / EMBEDDING
     old = _finished(target, wanted)
     order = fingerprint(opened.vocabularies["artworks"].values)
-    if old is not None and old["images"] == hashes and old["artworks"] == order:
+    kept_pixels = (target / PIXELS).is_file() or not config.pixels
+    if old is not None and old["images"] == hashes and old["artworks"] == order and kept_pixels:
         console.print(f"embed: {len(paths)} artworks are up to date in {target}")
         return old
     where = {digest: row for row, digest in enumerate(old["images"], start=1)} if old is not None else {}
@@ -88,7 +92,10 @@ def embed(
     fresh = [place for digest, place in first_of.items() if digest not in where]
 
     if old is not None:
-        encoder, projection, said = *_load(target, config), str(old["weights"])
+        encoder, projection, said = *load_encoder(target, config.encoder), str(old["weights"])
+    elif (Path(config.weights) / ENCODER).is_file():
+        encoder, projection = load_encoder(Path(config.weights), config.encoder)
+        said = f"{config.encoder.backbone} and projection of the run {config.weights}"
     else:
         encoder, said = _weighted_encoder(config, paths, opened.catalogue, console)
         projection = None
@@ -115,6 +122,8 @@ def embed(
     }
     with atomic_folder(target, marker=RECORD) as folder:
         np.save(folder / "embedding.npy", table)
+        if config.pixels:
+            _write_pixels(folder, paths, hashes, console)
         state = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
         state |= {f"projection.{k}": v for k, v in projection.state_dict().items()}
         save_file({k: v.contiguous() for k, v in state.items()}, folder / ENCODER)
@@ -152,11 +161,38 @@ def _finished(target: Path, wanted: str | None) -> dict[str, Any] | None:
     return record if wanted in (None, record["encoder"]) else None
 
 
-def _load(target: Path, config: EmbedConfig) -> tuple[ImageEncoder, Projection]:
-    """The encoder and the projection a former call left."""
-    state = load_file(target / ENCODER)
-    encoder = ImageEncoder(config.encoder)
-    encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")})
+def _write_pixels(folder: Path, paths: list[Path], hashes: list[str], console: Console) -> None:
+    """Each distinct image once, a bounded number in memory at once."""
+    distinct = list(dict.fromkeys(hashes))
+    row_of = {digest: row for row, digest in enumerate(distinct)}
+    path_of = dict(zip(hashes, paths, strict=True))
+    np.save(folder / PIXEL_ROW, np.array([-1, *(row_of[digest] for digest in hashes)], np.int32))
+    shape = (len(distinct), 3, HEIGHT, WIDTH)
+    pixels = np.lib.format.open_memmap(folder / PIXELS, "w+", np.uint8, shape)
+    with progress_bar(console) as progress:
+        task = progress.add_task("keep pixels", total=len(distinct))
+        for begin in range(0, len(distinct), AT_ONCE):
+            some = distinct[begin : begin + AT_ONCE]
+            pixels[begin : begin + len(some)] = load_images([path_of[digest] for digest in some])
+            progress.advance(task, len(some))
+    pixels.flush()
+
+
+def load_encoder(folder: Path, config: ImageEncoderConfig | None = None) -> tuple[ImageEncoder, Projection]:
+    """The encoder and the projection of a folder: of an embedding, or of a run that trained one.
+
+    `config`: its shape; default: what the embedding's own record says. A UserError where the weights do not fit it.
+    """
+    state = load_file(folder / ENCODER)
+    if config is None:
+        config = ImageEncoderConfig(**json.loads((folder / RECORD).read_text())["config"]["encoder"])
+    encoder = ImageEncoder(config)
+    weights = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
+    try:
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:160]
+        raise UserError(f"{folder / ENCODER}: does not fit {config.backbone} ({detail}). Name its backbone.") from None
     parts = {k.removeprefix("projection."): v for k, v in state.items() if k.startswith("projection.")}
     turns = [parts[f"turn_{i}"] for i in range(len(parts) // 2)]
     projection = Projection([t.shape[0] for t in turns], [t.shape[1] for t in turns])
@@ -169,8 +205,13 @@ def _weights_fingerprint(config: EmbedConfig) -> str:
     if config.weights in ("train", "hub"):
         return config.weights
     path = Path(config.weights)
+    if path.is_dir():
+        path = path / ENCODER
     if not path.is_file():
-        raise UserError(f"weights={config.weights}: no such file. Give a torchvision state dict, `hub` or `train`.")
+        raise UserError(
+            f"weights={config.weights}: no such file. Give a torchvision state dict, a run that has an {ENCODER}, `hub` or "
+            "`train`."
+        )
     return content_hashes([path])[0]
 
 

@@ -18,6 +18,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from datamodules.artworks import content_hashes
 from datamodules.atomic import atomic_file
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.datamodule import Place, ShardsModule
@@ -28,7 +29,8 @@ from models.two_tower import TwoTower, TwoTowerConfig
 from train.calibrate import calibrate
 from train.checkpoint import LAST, load_checkpoint
 from train.compiled import compiled, require_compiler
-from train.embed import encoder_fingerprint, load_embedding
+from train.embed import ENCODER, encoder_fingerprint, load_embedding
+from train.finetune import FineTuneConfig, ImageTower
 from train.keeper import BEST, Keeper, cut_log
 from train.ranks import World, on_ranks, require_devices
 from train.run import CONFIG, METRICS, WEIGHTS, Run, content_of, provenance, read_config, sizes_of, write_config
@@ -49,6 +51,8 @@ class FitConfig:
     """The ranker."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """How it learns."""
+    finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    """Whether the image encoder is trained too."""
     passes: int = 5
     """Passes over the training impressions, at most."""
     slices: int = 2
@@ -57,6 +61,9 @@ class FitConfig:
     """Validations without a better log loss after which training ends."""
     batch: int = 2048
     """Impressions per step, of all devices together."""
+    window: int = 128
+    """Impressions of one member in one batch that share a reading of its plays, at most: more is quicker, fewer mixes
+    members better. 1 reads a history for each impression anew."""
     seed: int = 0
     """Of the initial weights, the order and the dropout."""
     checkpoint_minutes: float = 5.0
@@ -70,7 +77,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("passes", "slices", "patience", "batch", "devices"):
+        for name in ("passes", "slices", "patience", "batch", "window", "devices"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
         if not self.checkpoint_minutes > 0:
@@ -161,6 +168,7 @@ class _Fit:
         if finished is not None:
             return finished
         model = self._model(opened, embedding)
+        tower = self._tower()
         data = self._data(opened)
         if self.world.rank == 0:
             self._write_record(opened, embedded, wanted)
@@ -170,6 +178,8 @@ class _Fit:
             total_steps=len(data.train_feed) * self.config.passes,
             seed=self.config.seed,
             place=self.place,
+            alone=self.world.size == 1,
+            tower=tower,
         )
         keeper = Keeper(
             run=self.run,
@@ -220,6 +230,16 @@ class _Fit:
             take_weights(model, self.before)
         return model
 
+    def _tower(self) -> ImageTower | None:
+        if not self.config.finetune.learning_rate:
+            return None
+        if self.world.size > 1:
+            raise UserError(
+                f"finetune.learning_rate={self.config.finetune.learning_rate}: the image encoder is trained on one device. "
+                "Leave devices out, or the rate."
+            )
+        return ImageTower(self.shards, self.config.finetune, self.config.optimiser.average)
+
     def _data(self, opened: Shards) -> ShardsModule:
         config = self.config
         data = ShardsModule(
@@ -227,6 +247,7 @@ class _Fit:
             reach=config.model.history.reach,
             batch=config.batch,
             slices=config.slices,
+            window=config.window,
             seed=config.seed,
             place=self.place,
             pin=self.gpu,
@@ -357,6 +378,11 @@ class _Fit:
         }
         with atomic_file(run / WEIGHTS) as partial:
             save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, partial)
+        if config.finetune.learning_rate:
+            record = read_config(run)
+            record["image_encoder"] += ", fine-tuned on clicks"
+            record["image_encoder_fingerprint"] = content_hashes([run / ENCODER])[0]
+            write_config(run, record)
         with atomic_file(run / METRICS) as partial:
             partial.write_text(json.dumps(metrics, indent=1))
         (run / BEST).unlink()

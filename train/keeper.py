@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from datamodules.atomic import atomic_file
 from datamodules.datamodule import Place
 from train.checkpoint import save_checkpoint
+from train.embed import ENCODER
 from train.ranks import World
 from train.signals import Signals, Stopped
 from train.task import RankerTask, generator_states
@@ -110,6 +111,9 @@ class Keeper(pl.Callback):
             self.best, self.best_slice = loss, self.place.slice
             if self.world.rank == 0:
                 kept = pl_module.average.module.state_dict()
+                if pl_module.tower is not None:
+                    with atomic_file(self.run / ENCODER) as partial:
+                        save_file(pl_module.tower.saved(), partial)
                 with atomic_file(self.run / BEST) as partial:
                     save_file({k: v.cpu().contiguous() for k, v in kept.items()}, partial)
         if self.world.rank == 0:

@@ -116,5 +116,9 @@ class Run:
         shape = TwoTowerConfig(history=history, **written)
         content = Content(**{name: state[name] for name in Content._fields})
         model = TwoTower(shape, sizes_of(vocabularies), content)
-        model.load_state_dict(state)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            detail = " ".join(str(error).split())[:160]
+            raise UserError(f"{folder / WEIGHTS}: do not fit the run's own config ({detail}). Train again.") from None
         return cls(folder, record, json.loads((folder / METRICS).read_text()), model.eval(), vocabularies)

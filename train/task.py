@@ -14,18 +14,21 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from datamodules.contract import UserError
 from datamodules.datamodule import Place
 from datamodules.feed import Batch
-from models.two_tower import Content, Context, Terms, TwoTower
+from models.two_tower import TABLES, Content, Context, Terms, TwoTower
+from train.average import Average
+from train.finetune import ImageTower
+from train.rows import RowsAdamW
 from train.schedule import warm_cosine
 
 RANK_STRIDE, BATCH_STRIDE = 1_000_003**2, 15_485_863
 """Between seeds: each rank draws dropout of its own, and so does a slice gone on with by another number of ranks."""
 
-FUSED = ("cuda",)
+IMAGES = "artwork_image_AE"
+FUSED = ("cuda", "cpu")
 """Devices whose AdamW is one kernel over all weights."""
 
 
@@ -43,6 +46,9 @@ class OptimiserConfig:
     """Largest norm of a step's gradient."""
     average: float = 0.99
     """Decay of the running average of the weights, per step; 0 keeps the last weights."""
+    rows: int = 100_000
+    """Tables of at least so many titles, artworks or people are updated at the rows alone that a batch holds, which is
+    as good and much quicker; with several devices all of a table is."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -54,28 +60,44 @@ class OptimiserConfig:
         ):
             if not low <= value <= high:
                 raise UserError(f"optimiser.{name}={value}: must lie in {low} .. {high}.")
+        if self.rows < 1:
+            raise UserError(f"optimiser.rows={self.rows}: must be at least 1.")
         if self.clip <= 0:
             raise UserError(f"optimiser.clip={self.clip}: must be above 0.")
 
 
-def rank_batch(model: TwoTower, batch: Batch) -> Terms:
-    """The model's terms for every impression and artwork of a batch."""
+def rank_batch(model: TwoTower, batch: Batch, *, everything: bool = True) -> Terms:
+    """The model's terms for every impression and artwork of a batch; or engagement of those alone that tell of it."""
     context = Context(batch.country, batch.device, batch.hour, batch.row, batch.column)
-    plays = (batch.play_title, batch.play_artwork, batch.play_watched)
-    return model(*plays, batch.member, batch.position, context, batch.title, batch.artworks)
+    plays = (batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
+    asked = None if everything else batch.asked
+    return model(*plays, batch.member, batch.position, context, batch.title, batch.artworks, asked)
 
 
-def losses(terms: Terms, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def losses(model: TwoTower, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Mean log loss of clicks, 0 of none; summed log loss of engagement over logged clicks, and how many those are."""
+    terms = rank_batch(model, batch, everything=False)
     mean = "mean" if len(batch.clicked) else "sum"
-    click = F.binary_cross_entropy_with_logits(_of_shown(terms.click_NK(), batch), batch.clicked, reduction=mean)
-    known = (batch.clicked > 0) & ~torch.isnan(batch.engaged)
-    engaged = _of_shown(terms.engaged_NK, batch)[known]
-    return click, F.binary_cross_entropy_with_logits(engaged, batch.engaged[known], reduction="sum"), known.sum()
+    click = terms.click_NK().gather(1, batch.shown[:, None]).squeeze(1)
+    engaged = terms.engaged_NK.gather(1, batch.shown[batch.asked, None]).squeeze(1)
+    return (
+        F.binary_cross_entropy_with_logits(click, batch.clicked, reduction=mean),
+        F.binary_cross_entropy_with_logits(engaged, batch.engaged[batch.asked], reduction="sum"),
+        torch.tensor(len(batch.asked), device=click.device),
+    )
 
 
-def _of_shown(logit_NK: Tensor, batch: Batch) -> Tensor:
-    return logit_NK.gather(1, batch.shown[:, None]).squeeze(1)
+def clip_gradients(model: torch.nn.Module, most: float) -> None:
+    """Scale all gradients, sparse ones too, so that their norm together is at most `most`."""
+    found = []
+    for parameter in model.parameters():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            found.append(parameter.grad.values())
+        elif parameter.grad is not None:
+            found.append(parameter.grad)
+    scale = most / (torch.nn.utils.get_total_norm(found) + 1e-6)
+    torch._foreach_mul_(found, scale.clamp(max=1.0))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def generator_states() -> dict[str, Tensor]:
@@ -95,14 +117,28 @@ class RankerTask(pl.LightningModule):
     """Loss, optimiser and validation around a `TwoTower`. Its loss is a sum over the impressions of all ranks."""
 
     def __init__(
-        self, model: TwoTower, optimiser: OptimiserConfig, *, total_steps: int, seed: int, place: Place
+        self,
+        model: TwoTower,
+        optimiser: OptimiserConfig,
+        *,
+        total_steps: int,
+        seed: int,
+        place: Place,
+        alone: bool = True,
+        tower: ImageTower | None = None,
     ) -> None:
-        """`place`: how far the training has come, moved by the keeper."""
+        """`place`: how far the training has come, moved by the keeper; `alone`: whether there is one process; `tower`: the
+        image encoder, where it is trained too."""
         super().__init__()
         self.model, self.optimiser_config = model, optimiser
         self.total_steps, self.seed, self.place = max(1, total_steps), seed, place
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optimiser.average), use_buffers=False)
-        self.average.requires_grad_(False)
+        self.average = Average(model, optimiser.average)
+        self.tower = tower
+        large = [name for name in TABLES if alone and len(model.get_parameter(name)) >= optimiser.rows]
+        for name in large:
+            cast(torch.nn.Embedding, model.get_submodule(name.removesuffix(".weight"))).sparse = True
+        self.tables = {name: model.get_parameter(name) for name in large}
+        """Those updated by rows."""
         self.generators: dict[str, Tensor] | None = None
         """Generator states to go on with in the middle of a slice."""
         self.sums = torch.zeros(2, dtype=torch.float64)
@@ -113,7 +149,8 @@ class RankerTask(pl.LightningModule):
 
     def state(self) -> dict[str, Tensor]:
         """Everything trained, and the average of it. The catalogue is not: it comes from the shards."""
-        return {name: value for name, value in self.state_dict().items() if name.split(".")[-1] not in Content._fields}
+        fixed = set(Content._fields) - ({IMAGES} if self.tower is not None else set())
+        return {name: value for name, value in self.state_dict().items() if name.split(".")[-1] not in fixed}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take what `state` gave."""
@@ -134,9 +171,26 @@ class RankerTask(pl.LightningModule):
         self.sums = self.sums.to(self.device)
         self._broken = torch.full((4,), math.nan, device=self.device)
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Bring the rows that are about to be looked up to where they would be, had all steps been dense."""
+        if self.tables:
+            self.catch_up(self.model.table_rows(batch.play_title, batch.title, batch.artworks), before_step=True)
+
+    def catch_up(self, rows: dict[str, Tensor] | None, *, before_step: bool) -> None:
+        """See `RowsAdamW.catch_up`; None: all rows of all tables updated by rows."""
+        optimiser = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimiser, RowsAdamW)
+        for name, table in self.tables.items():
+            average = self.average.module.get_parameter(name)
+            some = None if rows is None else rows[name]
+            optimiser.catch_up(table, some, average, self.optimiser_config.average, before_step=before_step)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Log loss of clicks, plus that of engagement, per impression of the whole batch."""
-        click, engaged, _ = losses(rank_batch(self.model, batch), batch)
+        if self.tower is not None:
+            self.model.fresh = self.tower.fresh(batch)
+        click, engaged, _ = losses(self.model, batch)
+        self.model.fresh = None
         count = len(batch.clicked)
         loss = click * (count / batch.whole) + engaged / batch.whole
         with torch.no_grad():
@@ -160,7 +214,9 @@ class RankerTask(pl.LightningModule):
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         """Before each step: move the average to the weights of the step before, so that it trails by one."""
-        self.average.update_parameters(self.model)
+        self.average.update(self.model, self.tables.values())
+        if self.tower is not None:
+            self.tower.average.update(self.tower.encoder)
 
     def configure_gradient_clipping(
         self,
@@ -169,17 +225,22 @@ class RankerTask(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the norm here: the trainer refuses to where AdamW is fused and the precision is mixed, bfloat16 or not."""
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, self.optimiser_config.clip)
+        clip_gradients(self, self.optimiser_config.clip)
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums."""
+        if self.tables and self.place.step:
+            self.catch_up(None, before_step=False)
+        if self.tower is not None and self.place.step:
+            table = self.tower.table()
+            for model in (self.model, cast(TwoTower, self.average.module)):
+                model.artwork_image_AE.copy_(table)
         self._validated = torch.zeros(4, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Sum the losses of the averaged model, in the precision it will be served in."""
         with torch.autocast(self.device.type, enabled=False):
-            click, engaged, clicks = losses(rank_batch(cast(TwoTower, self.average.module), batch), batch)
+            click, engaged, clicks = losses(cast(TwoTower, self.average.module), batch)
         count = len(batch.clicked)
         self._validated += torch.stack([click * count, torch.full_like(click, count), engaged, clicks])
 
@@ -202,12 +263,18 @@ class RankerTask(pl.LightningModule):
         """AdamW under warm-up and cosine."""
         config = self.optimiser_config
         fused = self.device.type in FUSED
+        by_rows = {id(table) for table in self.tables.values()}
+        dense = [p for p in self.model.parameters() if id(p) not in by_rows]
         # Decay pulls vectors to zero, where an id nobody trained lies; biases and norms have no such home
         groups = [
-            {"params": [p for p in self.model.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in self.model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in dense if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in dense if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": list(self.tables.values()), "weight_decay": config.weight_decay, "rows": True},
         ]
-        optimiser = torch.optim.AdamW(groups, config.learning_rate, (0.9, 0.99), fused=fused)
+        if self.tower is not None:
+            images, weights = self.tower.config, list(self.tower.encoder.parameters())
+            groups.append({"params": weights, "weight_decay": images.weight_decay, "lr": images.learning_rate})
+        optimiser = RowsAdamW(groups, config.learning_rate, (0.9, 0.99), fused=fused)
         course = partial(warm_cosine, total=self.total_steps, warmup=config.warmup)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, course)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

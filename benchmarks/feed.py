@@ -1,0 +1,41 @@
+"""`keyart bench feed`: shards -> batches, beside a row for each impression and beside torch-rechub's loader.
+
+`per-impression` gathers the same columns with numpy from rows that hold each impression's whole history; `floor` is
+numpy indexing the bytes of a pass of keyart's feed once and doing nothing else.
+"""
+
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from benchmarks.side_by_side import (
+    MATERIALISED,
+    PEER,
+    SideBySideConfig,
+    alternate,
+    materialise,
+    measured_shards,
+    ours,
+    peer,
+    rates,
+    told_of_ours,
+)
+from benchmarks.table import OURS, Row
+
+NAME = "feed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SideBySideConfig):
+    """What is measured."""
+
+
+def bench(config: Config, console: Console) -> list[Row]:
+    """Measure every subject. What is left out is said on the console, with the reason."""
+    with measured_shards(config, NAME, console) as (shards, work):
+        materialise(shards, work, config)
+        subjects = {subject: ours(NAME, subject, shards, work, config) for subject in (OURS, "floor", MATERIALISED)}
+        subjects[PEER] = peer(NAME, work, config)
+        found = alternate(NAME, subjects, config.repeats, work, console)
+    padding = {"padding": ("share of encoded positions that is padding", "%")}
+    return rates(NAME, "batches made", found) + told_of_ours(NAME, padding, found)

@@ -1,0 +1,157 @@
+"""What `keyart bench feed` and `keyart bench train` share: shards to measure on, and subjects that take turns, each in a
+process of its own; torch-rechub in an environment of its own too, so that its pins never reach ours.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+
+from benchmarks.materialised import Rows, write_for_torch_rechub
+from benchmarks.process import Measured, measure
+from benchmarks.table import OURS, Row
+from datamodules.contract import UserError
+from datamodules.prepare import prepare
+from datamodules.progress import progress_bar
+from datamodules.shards import Shards
+from datamodules.simulate import SimulateConfig, simulate
+from train.embed import EmbedConfig, embed, load_embedding
+
+MATERIALISED, PEER = "per-impression", "torch-rechub"
+PEER_VERSION = "torch-rechub==0.9.0"
+PEER_FILE = "materialised.npz"
+SERVICE = SimulateConfig(members=5000, mean_plays=60.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideBySideConfig:
+    """What is measured."""
+
+    shards: str = ""
+    """Shards with embedded artworks; default: those of a simulated service."""
+    batch: int = 8192
+    """Impressions a batch, of every subject."""
+    plays: int = 50
+    """Of a history, at most."""
+    width: int = 64
+    """Of the vectors of both models."""
+    repeats: int = 3
+    """Runs of each subject, of which the median is told."""
+    impressions: int = 100_000
+    """How many each subject is timed on; the feed reads a whole pass."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("batch", "plays", "width", "repeats", "impressions"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
+
+
+@contextmanager
+def measured_shards(config: SideBySideConfig, name: str, console: Console) -> Iterator[tuple[Path, Path]]:
+    """The shards to measure on, and a folder for what else is needed, removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="keyart-bench-") as folder:
+        work = Path(folder)
+        shards = Path(config.shards) if config.shards else work / "shards"
+        if not config.shards:
+            console.print(f"bench {name}: simulates a service of {SERVICE.members:,} members to measure on")
+            quiet = Console(quiet=True)
+            simulate(work / "service", SERVICE)
+            prepare(work / "service", shards, console=quiet)
+            embed(work / "service", shards, EmbedConfig(views=640), console=quiet)
+            shutil.rmtree(work / "service")
+        yield shards, work
+
+
+def materialise(shards: Path, work: Path, config: SideBySideConfig) -> None:
+    """Write what torch-rechub reads."""
+    opened, (embedding, _) = Shards.open(shards), load_embedding(shards)
+    rows = Rows.of(opened, config.plays, config.impressions)
+    write_for_torch_rechub(rows, opened, embedding.numpy(), work / PEER_FILE)
+
+
+def ours(what: str, subject: str, shards: Path, work: Path, config: SideBySideConfig, *more: str) -> list[str]:
+    """The command of a subject that runs in this environment."""
+    numbers = [str(n) for n in (config.batch, config.plays, config.width, config.impressions)]
+    words = ["-P", "-m", "benchmarks.subject", str(shards), str(work / "told.json"), what, subject, *numbers, *more]
+    return [sys.executable, *words]
+
+
+def peer(what: str, work: Path, config: SideBySideConfig) -> list[str]:
+    """The command of torch-rechub."""
+    uv = shutil.which("uv")
+    if uv is None:
+        raise UserError(f"uv: is not there, and {PEER} runs in an environment that it makes. Run pip install uv.")
+    script = Path(__file__).with_name("rechub.py")
+    words = ["run", "--quiet", "--isolated", "--no-project", "--with", PEER_VERSION, "python", "-P", str(script)]
+    numbers = [str(config.batch), str(config.width)]
+    return [uv, *words, str(work / PEER_FILE), str(work / "told.json"), what, *numbers]
+
+
+def alternate(
+    name: str, subjects: dict[str, list[str]], repeats: int, work: Path, console: Console
+) -> dict[str, list[tuple[dict[str, float], Measured]]]:
+    """Every subject once, then every subject again: what each told, and how its process went.
+
+    A subject that is not ours and fails is left out, and said so.
+    """
+    found: dict[str, list[tuple[dict[str, float], Measured]]] = {subject: [] for subject in subjects}
+    with progress_bar(console) as progress:
+        task = progress.add_task(f"bench {name}", total=repeats * len(subjects))
+        for _ in range(repeats):
+            for subject, words in subjects.items():
+                progress.update(task, description=f"bench {name}: {subject}")
+                if subject in found:
+                    try:
+                        went = measure(words)
+                        found[subject].append((json.loads((work / "told.json").read_text()), went))
+                    except UserError as error:
+                        if subject != PEER:
+                            raise
+                        console.print(f"bench {name}: {subject} left out: {error}")
+                        del found[subject]
+                progress.advance(task)
+    return found
+
+
+def rates(name: str, figure: str, found: dict[str, list[tuple[dict[str, float], Measured]]]) -> list[Row]:
+    """Rate and peak memory of each subject, and how many times the others' rate ours is."""
+    rows, rate = [], {}
+    for subject, runs in found.items():
+        rate[subject] = median(told["impressions"] / told["seconds"] for told, _ in runs)
+        peak = median(went.peak_bytes for _, went in runs)
+        rows += [
+            Row(benchmark=name, subject=subject, figure=figure, unit="impressions/s", value=rate[subject]),
+            Row(benchmark=name, subject=subject, figure=f"{figure}, peak memory", unit="GB", value=peak / 1e9),
+        ]
+    for subject, value in rate.items():
+        if subject != OURS:
+            times = rate[OURS] / value
+            rows.append(Row(benchmark=name, subject=OURS, figure=f"times {subject}", unit="ratio", value=times))
+    return rows
+
+
+def told_of_ours(
+    name: str, figures: dict[str, tuple[str, str]], found: dict[str, list[tuple[dict[str, float], Measured]]]
+) -> list[Row]:
+    """What else our own subject told: key -> (figure, unit)."""
+    runs = found[OURS]
+    scale = {key: 100 if unit == "%" else 1 for key, (_, unit) in figures.items()}
+    return [
+        Row(
+            benchmark=name,
+            subject=OURS,
+            figure=figure,
+            unit=unit,
+            value=scale[key] * median(told[key] for told, _ in runs),
+        )
+        for key, (figure, unit) in figures.items()
+        if key in runs[0][0]
+    ]

@@ -1,0 +1,89 @@
+"""`keyart bench train`: steps of training, a member's plays read once, beside a history read for each impression.
+
+`per-impression` is keyart's own model on rows that hold each impression's whole history, padded, as most libraries have
+it; `torch-rechub` is its two-tower model (DSSM: the mean of the history, two small networks, a cosine) of equal width in
+its own trainer, given the same log: the ids and what keyart reads of titles and artworks, the image embedding included.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.process import measure
+from benchmarks.side_by_side import (
+    MATERIALISED,
+    PEER,
+    SideBySideConfig,
+    alternate,
+    materialise,
+    measured_shards,
+    ours,
+    peer,
+    rates,
+    told_of_ours,
+)
+from benchmarks.table import OURS, Row
+from datamodules.contract import UserError
+from train.run import METRICS
+
+NAME = "train"
+TOLD = {
+    "waiting": ("share of time that steps wait for data", "%"),
+    "flops": ("model FLOP utilisation: share of what a large matrix product reaches", "%"),
+    "device_gigabytes": ("GPU memory", "GB"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SideBySideConfig):
+    """What is measured."""
+
+    passes: int = 1
+    """Passes of the two trainings whose validation log losses are compared; 0 leaves them out."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        if self.passes < 0:
+            raise UserError(f"passes={self.passes}: must be at least 0.")
+
+
+def bench(config: Config, console: Console) -> list[Row]:
+    """Measure every subject. What is left out is said on the console, with the reason."""
+    with measured_shards(config, NAME, console) as (shards, work):
+        materialise(shards, work, config)
+        subjects = {subject: ours(NAME, subject, shards, work, config) for subject in (OURS, MATERIALISED)}
+        subjects[PEER] = peer(NAME, work, config)
+        found = alternate(NAME, subjects, config.repeats, work, console)
+        attention = {OURS: ours(NAME, OURS, shards, work, config, "attention")}
+        dear = alternate(f"{NAME}, attention", attention, config.repeats, work, console)
+        rows = rates(NAME, "training", found) + told_of_ours(NAME, TOLD, found)
+        rows += rates(NAME, "training, attention", dear)
+        if config.passes:
+            rows += _quality(config, shards, work, console)
+    return rows
+
+
+def _quality(config: Config, shards: Path, work: Path, console: Console) -> list[Row]:
+    """Validation log loss after the same passes of `keyart fit`, with members read once and with a reading for each
+    impression; otherwise as it is by default, its batches too."""
+    loss = {}
+    for subject, window in ((OURS, ()), (MATERIALISED, ("--window", "1"))):
+        console.print(f"bench {NAME}: trains for the quality of {subject}, passes: {config.passes}")
+        options = {"--passes": config.passes, "--slices": 1, "--model.width": config.width}
+        options |= {"--model.history.span": config.plays}
+        words = ["fit", str(shards), str(work / subject), *window]
+        for name, value in options.items():
+            words += [name, str(value)]
+        measure([sys.executable, "-P", "-m", "keyart", *words])
+        loss[subject] = json.loads((work / subject / METRICS).read_text())["validation_log_loss"]
+    figure = f"validation log loss, passes: {config.passes}"
+    rows = [
+        Row(benchmark=NAME, subject=subject, figure=figure, unit="nat", value=value) for subject, value in loss.items()
+    ]
+    apart = loss[OURS] - loss[MATERIALISED]
+    more = f"{figure}, above {MATERIALISED}"
+    return [*rows, Row(benchmark=NAME, subject=OURS, figure=more, unit="nat", value=apart)]

@@ -1,0 +1,38 @@
+"""Dropout whose random numbers cost little on a CPU: eight decisions from each 64 bits, in place of one.
+
+torch draws a number per element there, one after the other: 9 ms for 2,600 x 256 elements, a third of a training step of
+the ranker. On other devices torch's own kernel is taken.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LEVELS = 256
+"""Shares are rounded to these many levels: .4 becomes 102 / 256. What is kept is scaled by the rounded share."""
+
+
+def kept(share: float, shape: torch.Size, device: torch.device) -> tuple[Tensor, float]:
+    """Where to keep something, bool of a shape, and the probability of it: 1 - share, rounded to 1 / 256."""
+    if device.type != "cpu":
+        return torch.rand(shape, device=device) >= share, 1 - share
+    count, most = shape.numel(), max(1, round((1 - share) * LEVELS))
+    bits = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    return bits.view(torch.uint8)[:count].view(shape) <= most - 1, most / LEVELS
+
+
+class Dropout(nn.Module):
+    """Zero a share of the elements while training and scale the rest, so that the mean stays (Srivastava et al., 2014)."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        if not self.training or not self.share:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.share)
+        keep, probability = kept(self.share, x.shape, x.device)
+        return x * keep.to(x.dtype).mul_(1 / probability)

@@ -1,0 +1,97 @@
+"""What the ranker is given and what its towers hand to each other: tuples of tensors.
+
+Legend: N impressions, K candidates, D width, I titles, A artworks, E image embedding, L list length.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Content(NamedTuple):
+    """The catalogue by row, row 0 unknown; lists padded with 0. The model keeps it among its buffers."""
+
+    title_genres_IL: Tensor
+    title_people_IL: Tensor
+    title_year_I: Tensor
+    title_artworks_IL: Tensor
+    artwork_people_AL: Tensor
+    artwork_genres_AL: Tensor
+    artwork_image_AE: Tensor
+
+
+class Sizes(NamedTuple):
+    """Rows of the trained tables, the unknown row included."""
+
+    titles: int
+    artworks: int
+    people: int
+    genres: int
+    countries: int
+    devices: int
+
+
+class Context(NamedTuple):
+    """Where and when an impression is shown; each int64 of shape (N,). row and column: -1 = not known."""
+
+    country: Tensor
+    device: Tensor
+    hour: Tensor
+    row: Tensor
+    column: Tensor
+
+
+class States(NamedTuple):
+    """What is known of a member after some number of plays, any leading shape."""
+
+    learned: Tensor
+    """(..., D)"""
+    recent: Tensor
+    """(..., 3 D): mean of the recent plays' images, people and genres."""
+
+
+class Terms(NamedTuple):
+    """What adds up to a prediction, as logits."""
+
+    affinity_N: Tensor
+    appeal_NK: Tensor
+    presentation_N: Tensor
+    engaged_NK: Tensor
+    """Logit of engaged given clicked; (n, K) where it was asked for n of the impressions."""
+
+    def click_NK(self) -> Tensor:
+        """Logit of a click on each candidate."""
+        return self.appeal_NK + (self.affinity_N + self.presentation_N)[:, None]
+
+
+class Titles(NamedTuple):
+    """What the title tower says of titles, any leading shape."""
+
+    vector: Tensor
+    """(..., D)"""
+    content: Tensor
+    """(..., 2 D): people and genres."""
+    bias: Tensor
+    """(...,)"""
+
+
+class Artworks(NamedTuple):
+    """What the artwork tower says of artworks, any leading shape."""
+
+    vector: Tensor
+    """(..., D)"""
+    content: Tensor
+    """(..., 3 D): image, people and moods."""
+    bias: Tensor
+    """(...,)"""
+
+
+class Plays(NamedTuple):
+    """What a play of a title says, any leading shape."""
+
+    token: Tensor
+    """(..., D), without the image."""
+    content: Tensor
+    """(..., 2 D): people and genres."""
+    mean_image: Tensor
+    """(..., D): of the title's artworks."""

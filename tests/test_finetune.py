@@ -1,0 +1,151 @@
+"""The image encoder trained with the ranker: starts where the embedding is, encodes an image once, and resumes exactly."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_EMBEDDING
+from rich.console import Console
+from safetensors.torch import load_file
+
+from datamodules.contract import UserError
+from datamodules.datamodule import Place
+from datamodules.feed import Feed
+from datamodules.prepare import prepare
+from datamodules.shards import EMBEDDING, TRAIN, Shards
+from models.two_tower import TwoTower, TwoTowerConfig
+from train.embed import ENCODER, PIXEL_ROW, PIXELS, embed, encoder_fingerprint, load_embedding
+from train.finetune import FineTuneConfig, ImageTower
+from train.fit import FitConfig, fit
+from train.run import WEIGHTS, Run, content_of, sizes_of
+from train.task import OptimiserConfig, RankerTask, losses
+
+FINETUNE = FineTuneConfig(learning_rate=1e-3, images=12)
+CONFIG = FitConfig(passes=1, slices=2, batch=1024, patience=9, finetune=FINETUNE)
+
+
+@pytest.fixture(scope="module")
+def with_pixels(service: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of their own: pixels are added to the very embedding that the others have."""
+    import shutil
+
+    out = tmp_path_factory.mktemp("pixels") / "shards"
+    shutil.copytree(shards, out)
+    before = (out / EMBEDDING / "embedding.npy").read_bytes(), encoder_fingerprint(out)
+    embed(service, out, replace(TINY_EMBEDDING, pixels=True))
+    assert ((out / EMBEDDING / "embedding.npy").read_bytes(), encoder_fingerprint(out)) == before
+    return out
+
+
+@pytest.fixture(scope="module")
+def tuned(with_pixels: Path) -> Path:
+    run = with_pixels.parent / "run"
+    fit(with_pixels, run, CONFIG)
+    return run
+
+
+def task_of(shards: Path, images: int = 10_000) -> tuple[RankerTask, Feed]:
+    opened = Shards.open(shards)
+    torch.manual_seed(0)
+    model = TwoTower(TwoTowerConfig(), sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
+    tower = ImageTower(shards, FineTuneConfig(learning_rate=1e-3, images=images), decay=0.9)
+    task = RankerTask(model, OptimiserConfig(), total_steps=10, seed=0, place=Place(), tower=tower)
+    return task, Feed(opened.shards, TRAIN, reach=50, impressions=512, shuffle=True)
+
+
+def test_it_starts_at_the_embedding_there_is(with_pixels: Path) -> None:
+    task, feed = task_of(with_pixels)
+    assert task.tower is not None
+    torch.testing.assert_close(task.tower.table(), task.model.artwork_image_AE, atol=1e-4, rtol=1e-4)
+    batch = next(iter(feed))
+    model = task.model.eval()
+    frozen = losses(model, batch)[0]
+    model.fresh = task.tower.fresh(batch)
+    shown = torch.unique(torch.cat([batch.artworks.flatten(), batch.play_artwork.flatten()]))
+    assert torch.equal(model.fresh[0], shown[shown > 0])
+    torch.testing.assert_close(losses(model, batch)[0], frozen, atol=1e-4, rtol=1e-4)
+
+
+def test_each_distinct_image_is_encoded_once(with_pixels: Path, tmp_path: Path) -> None:
+    """Also where two artworks share an image."""
+    import shutil
+
+    out = tmp_path / "shards"
+    shutil.copytree(with_pixels, out)
+    rows = np.load(out / EMBEDDING / PIXEL_ROW)
+    rows[2:20:2] = rows[1:19:2]
+    np.save(out / EMBEDDING / PIXEL_ROW, rows)
+    for most in (10_000, 30):
+        task, feed = task_of(out, most)
+        assert task.tower is not None
+        given: list[int] = []
+        task.tower.encoder.register_forward_hook(lambda _, images, __, given=given: given.append(len(images[0])))
+        batch = next(iter(feed))
+        touched = torch.unique(torch.cat([batch.artworks.flatten(), batch.play_artwork.flatten()]))
+        distinct = {int(rows[a]) for a in touched if a}
+        assert len(distinct) < len(touched[touched > 0])
+        known, vectors = task.tower.fresh(batch)
+        assert given == [min(len(distinct), most)]
+        assert len(known) == len(vectors) <= len(touched)
+
+
+def test_gradients_reach_the_first_layer(with_pixels: Path) -> None:
+    task, feed = task_of(with_pixels)
+    assert task.tower is not None
+    task.train()
+    batch = next(iter(feed))
+    task.model.fresh = task.tower.fresh(batch)
+    losses(task.model, batch)[0].backward()
+    gradients = [p.grad for p in task.tower.encoder.parameters()]
+    assert all(g is not None and torch.isfinite(g).all() for g in gradients)
+    first = next(task.tower.encoder.parameters()).grad
+    assert first is not None
+    assert first.abs().max() > 0
+    assert not any(m.training for m in task.tower.encoder.modules())
+
+
+def test_the_run_holds_what_it_was_trained_to(with_pixels: Path, tuned: Path, service: Path, tmp_path: Path) -> None:
+    before, after = load_file(with_pixels / EMBEDDING / ENCODER), load_file(tuned / ENCODER)
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["encoder.backbone.conv1.weight"], after["encoder.backbone.conv1.weight"])
+    assert torch.equal(before["encoder.backbone.bn1.running_mean"], after["encoder.backbone.bn1.running_mean"])
+    # a new day is embedded with it, and warm training takes the two together, but not with the encoder of before
+    prepare(service, tmp_path / "day", like=with_pixels)
+    with pytest.raises(UserError, match="embedded by another encoder"):
+        embed(service, tmp_path / "day", TINY_EMBEDDING)
+        fit(tmp_path / "day", tmp_path / "next", FitConfig(passes=1, slices=1, batch=512), from_run=tuned)
+    embed(service, tmp_path / "day", replace(TINY_EMBEDDING, weights=str(tuned)))
+    table = Run.open(tuned).model.artwork_image_AE
+    torch.testing.assert_close(load_embedding(tmp_path / "day")[0], table, atol=1e-4, rtol=1e-4)
+    fit(tmp_path / "day", tmp_path / "next", FitConfig(passes=1, slices=1, batch=512), from_run=tuned)
+
+
+def test_it_resumes_bit_for_bit(
+    with_pixels: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = RankerTask.training_step
+
+    def faulty(self: RankerTask, batch, batch_idx: int) -> torch.Tensor:
+        if self.place.step == 1:
+            raise RuntimeError("nothing anybody expects")
+        return sound(self, batch, batch_idx)
+
+    often = replace(CONFIG, checkpoint_minutes=1e-9)
+    with monkeypatch.context() as patched:
+        patched.setattr(RankerTask, "training_step", faulty)
+        with pytest.raises(RuntimeError, match="nothing anybody"):
+            fit(with_pixels, tmp_path / "run", often)
+    fit(with_pixels, tmp_path / "run", often, console=Console(quiet=True))
+    for name in (WEIGHTS, ENCODER):
+        assert (tmp_path / "run" / name).read_bytes() == (tuned / name).read_bytes()
+
+
+def test_what_cannot_be_trained_is_named(shards: Path, tmp_path: Path) -> None:
+    assert not (shards / EMBEDDING / PIXELS).exists()
+    with pytest.raises(UserError, match=r"keeps no pixels.*keyart embed DATASET .* --pixels"):
+        fit(shards, tmp_path / "run", CONFIG)
+    for name, value in (("learning_rate", -1.0), ("weight_decay", -1.0), ("images", 0)):
+        with pytest.raises(UserError, match=f"finetune.{name}={value}"):
+            FineTuneConfig(**{name: value})  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,117 @@
+"""End-to-end fine-tuning: the click loss also trains the image encoder.
+
+In a step each distinct image among the artworks that the batch shows or was clicked through is encoded once, with a
+gradient; all other images, those of the titles' artworks at large, come from the table as the running average of the
+encoder last computed it, at the end of the slice before. Statistics of batch normalisation stay those of the encoder's
+own training. Starting weights and projection are those the shards were embedded with, so that training starts from
+exactly the embedding there is.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from datamodules.contract import UserError
+from datamodules.feed import Batch
+from datamodules.progress import progress_bar
+from datamodules.shards import EMBEDDING
+from train.average import Average
+from train.embed import PIXEL_ROW, PIXELS, load_encoder
+
+AT_ONCE = 128
+"""Images encoded at once where no gradient is needed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneConfig:
+    """Whether and how the image encoder is trained with the ranker."""
+
+    learning_rate: float = 0.0
+    """Peak rate of the encoder's weights; 0 leaves images as they were embedded."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of the encoder's weights."""
+    images: int = 256
+    """Distinct images a step that are encoded with a gradient, at most; others of the batch come from the table."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, most in (("learning_rate", 1.0), ("weight_decay", 100.0)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UserError(f"finetune.{name}={getattr(self, name)}: must lie in 0 .. {most:g}.")
+        if self.images < 1:
+            raise UserError(f"finetune.images={self.images}: must be at least 1.")
+
+
+class ImageTower(nn.Module):
+    """The shards' encoder and projection over their pixels, and the running average of its weights."""
+
+    def __init__(self, shards: Path, config: FineTuneConfig, decay: float) -> None:
+        """A UserError where the shards keep no pixels."""
+        super().__init__()
+        folder = shards / EMBEDDING
+        if not (folder / PIXELS).is_file():
+            raise UserError(
+                f"{shards}: keeps no pixels, from which finetune.learning_rate={config.learning_rate} would train the "
+                f"image encoder. Run keyart embed DATASET {shards} --pixels, with the other options as before."
+            )
+        self.config = config
+        self.encoder, self.projection = load_encoder(folder)
+        self.average = Average(self.encoder, decay)
+        self.pixels: np.ndarray = np.load(folder / PIXELS, mmap_mode="r")
+        self.pixel_row = torch.from_numpy(np.load(folder / PIXEL_ROW).astype(np.int64))
+
+    def train(self, mode: bool = True) -> "ImageTower":
+        """Leave batch normalisation as it is."""
+        super().train(mode)
+        self.encoder.eval()
+        self.average.eval()
+        return self
+
+    def fresh(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Artwork rows (n,), ascending, and their embeddings (n, E) by the encoder as it stands, with a gradient."""
+        touched = torch.cat([batch.artworks.flatten(), batch.play_artwork.flatten()]).cpu()
+        artworks = torch.unique(touched)[:, None]
+        rows = self.pixel_row[artworks[:, 0]]
+        images = torch.unique(rows[rows >= 0])
+        if len(images) > self.config.images:
+            images = images[torch.randperm(len(images))[: self.config.images]].sort().values
+        if not len(images):
+            device = next(self.encoder.parameters()).device
+            return artworks[:0, 0].to(device), torch.zeros(0, self.width, device=device)
+        place = torch.searchsorted(images, rows).clamp(max=len(images) - 1)
+        there = images[place] == rows
+        vectors = self._encode(self.encoder, images)
+        return artworks[there, 0].to(vectors.device), vectors[place[there].to(vectors.device)]
+
+    @property
+    def width(self) -> int:
+        """E."""
+        return sum(getattr(self.projection, f"turn_{i}").shape[1] for i in range(self.projection.blocks))
+
+    @torch.no_grad()
+    def table(self) -> Tensor:
+        """Every artwork's embedding by the averaged encoder, float32 (A, E)."""
+        with progress_bar(Console(stderr=True)) as progress:
+            task, parts = progress.add_task("embed images anew", total=len(self.pixels)), []
+            for begin in range(0, len(self.pixels), AT_ONCE):
+                some = torch.arange(begin, min(begin + AT_ONCE, len(self.pixels)))
+                parts.append(self._encode(self.average.module, some))
+                progress.advance(task, len(some))
+        images = torch.cat(parts)
+        known = (self.pixel_row >= 0).to(images.device)
+        return torch.where(known[:, None], images[self.pixel_row.clamp(min=0).to(images.device)], 0.0)
+
+    def saved(self) -> dict[str, Tensor]:
+        """The averaged encoder and the projection, as SHARDS/embedding/encoder.safetensors holds them."""
+        state: dict[str, Any] = {f"encoder.{k}": v for k, v in self.average.module.state_dict().items()}
+        state |= {f"projection.{k}": v for k, v in self.projection.state_dict().items()}
+        return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+    def _encode(self, encoder: nn.Module, images: Tensor) -> Tensor:
+        pixels = torch.from_numpy(self.pixels[images.numpy()])
+        return self.projection(encoder(pixels.to(next(encoder.parameters()).device, non_blocking=True))).float()
