@@ -32,6 +32,7 @@ COMMANDS = {
     "prepare": ("raw tables -> shards", "prepare"),
     "embed": ("image embeddings into the shards, cached by content", "embed"),
     "fit": ("shards -> a run folder; called again it resumes", "fit"),
+    "value": ("a log and anybody's scores -> what the policy is worth, by every estimator", None),
     "evaluate": ("a run or a bundle on a dataset -> metrics, off-policy values, report.html", None),
     "export": ("a run -> a bundle: ONNX and what a serving team needs", None),
     "score": ("a bundle over a dataset -> a table of click probabilities and policies", None),
@@ -257,27 +258,44 @@ def score(bundle: Path, dataset: Path, out: Path, *, policy: str = "greedy", sin
     _next("", f"keyart evaluate {bundle} {dataset} REPORT")
 
 
+def value(
+    dataset: Path,
+    scores: Path,
+    out: Path,
+    *,
+    period: Literal["test", "validation", "all"] = "test",
+    log_policy: str = "all",
+    allow_missing: bool = False,
+) -> None:
+    """What a policy would have earned, had it chosen, by every estimator: with intervals, and whether the log can say so.
+
+    Args:
+        dataset: A dataset by the contract; its impressions are all that is read.
+        scores: A scores table by the contract, anybody's.
+        out: Folder for value.json.
+        period: The newest 15 % of the impressions, the 15 % before them, or all.
+        log_policy: Only impressions logged by the policy of this name; all: every one.
+        allow_missing: Leave out impressions without scores, and count them; otherwise they stop the work.
+    """
+    from evaluation.value import value as value_scores
+    from evaluation.value import value_table
+
+    record = value_scores(
+        dataset, scores, out, period=period, log_policy=log_policy, allow_missing=allow_missing, console=_console()
+    )
+    _told().print(value_table(record))
+    _next(f"{out / 'value.json'} written", f"keyart score BUNDLE {dataset} SCORES --policy epsilon:0.1")
+
+
 def bench(*, json: Path | None = None, settings: Any) -> None:
     """Run a benchmark, or all with what they measure by default, and print one table each.
 
     Args:
         json: File for the rows, a list of {benchmark, subject, figure, unit, value}; `keyart` is ours.
     """
-    from benchmarks import BENCHMARKS, load
-    from benchmarks.table import print_table, write_json
-    from datamodules.contract import UserError
+    from benchmarks import run
 
-    if json is not None and (json.is_dir() or not json.parent.is_dir()):
-        raise UserError(f"json={json}: cannot be written. Name a file in a folder that is there.")
-    chosen = [load(name).Config() for name in BENCHMARKS] if settings is None else [settings]
-    rows = []
-    for config in chosen:
-        found = load(type(config).__module__.rpartition(".")[2]).bench(config, _console())
-        print_table(found, _told())
-        rows += found
-    if json is not None:
-        write_json(rows, json)
-        _told().print(f"{json} written", soft_wrap=True)
+    run(settings, json, _console(), _told())
 
 
 def _written(out: Path, console: Console, next_command: str) -> None:
@@ -360,30 +378,12 @@ def _run(name: str, words: list[str]) -> int:
     except (KeyboardInterrupt, Exception) as error:
         # a query of DuckDB ends on Ctrl-C with an error of its own
         if not isinstance(error, KeyboardInterrupt) and "Query interrupted" not in str(error):
-            return _failed(name, error)
+            from datamodules.faults import fault
+
+            print(f"keyart {name}: {fault(error)}", file=sys.stderr)
+            return 1
         print(f"keyart {name}: interrupted; nothing half-written. The same command again goes on.", file=sys.stderr)
         return 130
-
-
-FULL = ("No space left", "File too large", "Disk quota", "not enough space", "requested and")
-"""How a full disk is told by the system and by the libraries that write; numpy says `N requested and M written`."""
-
-
-def _failed(name: str, error: Exception) -> int:
-    """One line for what no user meant: the machine's faults by name, ours as ours, with how to see where."""
-    import os
-
-    if os.environ.get("KEYART_TRACEBACK"):
-        raise error
-    said = " ".join(str(error).split())[:300]
-    if any(words in said for words in FULL):
-        remedy = "The disk is full: free some room. Nothing half-written; the same command again goes on."
-    elif isinstance(error, OSError):
-        remedy = "What was finished before is kept; the same command again goes on."
-    else:
-        remedy = "This is a defect of keyart; KEYART_TRACEBACK=1 before the command shows where."
-    print(f"keyart {name}: {type(error).__name__}: {said}. {remedy}", file=sys.stderr)
-    return 1
 
 
 def cli() -> int:

@@ -4,14 +4,23 @@ One benchmark is one module of this package that offers `Config`, a dataclass of
 `bench(config, console) -> rows`, and one line here.
 """
 
+from __future__ import annotations
+
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from rich.console import Console
 
 BENCHMARKS = {
     "prepare": "raw tables -> shards, beside DuckDB's sort alone and beside pandas",
     "feed": "shards -> batches, beside a row for each impression and torch-rechub's loader",
     "train": "batches -> weights, beside a history read for each impression and torch-rechub's trainer",
+    "value": "off-policy estimates, beside Open Bandit Pipeline on the same arrays",
 }
 
 
@@ -36,3 +45,21 @@ def named(words: list[str]) -> tuple[str, type | None, list[str]]:
         print("\nkeyart bench NAME --help explains one; without NAME all are run, with what they measure by default")
         raise SystemExit(0)
     return "bench", None, words
+
+
+def run(settings: Any, json: Path | None, progress: Console, told: Console) -> None:
+    """One benchmark by its config, or all by their defaults (None); tables to `told`, rows to the file `json`."""
+    from benchmarks.table import print_table, write_json
+    from datamodules.contract import UserError
+
+    if json is not None and (json.is_dir() or not json.parent.is_dir()):
+        raise UserError(f"json={json}: cannot be written. Name a file in a folder that is there.")
+    chosen = [load(name).Config() for name in BENCHMARKS] if settings is None else [settings]
+    rows = []
+    for config in chosen:
+        found = load(type(config).__module__.rpartition(".")[2]).bench(config, progress)
+        print_table(found, told)
+        rows += found
+    if json is not None:
+        write_json(rows, json)
+        told.print(f"{json} written", soft_wrap=True)

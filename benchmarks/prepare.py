@@ -5,7 +5,6 @@ the repeats is reported.
 """
 
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from benchmarks.copies import copy_members
-from benchmarks.process import Measured, measure
+from benchmarks.process import Measured, measure, python
 from benchmarks.table import OURS, Row
 from datamodules.contract import IMPRESSIONS, UserError
 from datamodules.progress import progress_bar
@@ -66,9 +65,9 @@ def bench(config: Config, console: Console) -> list[Row]:
             dataset = work / "dataset"
             count = copy_members(source, dataset, round(millions * 1e6))
             subjects = {
-                OURS: _python("keyart", "prepare", dataset, work / "keyart", "--memory", MEMORY),
-                "floor": _python("benchmarks.duckdb_floor", dataset, work / "floor"),
-                "pandas": _python("benchmarks.pandas_way", dataset, work / "pandas"),
+                OURS: python("keyart", "prepare", dataset, work / "keyart", "--memory", MEMORY),
+                "floor": python("benchmarks.duckdb_floor", dataset, work / "floor"),
+                "pandas": python("benchmarks.pandas_way", dataset, work / "pandas"),
             }
             free, wanted = _free_memory(), pandas_peak_per_row * count
             if wanted > 0.9 * free:
@@ -92,7 +91,7 @@ def bench(config: Config, console: Console) -> list[Row]:
             rows += _ratios(rows, label)
             since = _instant_of(dataset, 1 - NEW_DAY)
             words = ("--memory", MEMORY, "--like", work / "keyart", "--since", since)
-            day = measure(_python("keyart", "prepare", dataset, work / "day", *words))
+            day = measure(python("keyart", "prepare", dataset, work / "day", *words))
             rows.append(_ours(f"one new day (newest 1 %) at {label}", "s", day.seconds))
             rows.append(_ours(f"one new day against the whole at {label}", "ratio", day.seconds / ours[label]))
             for made in ("dataset", "keyart", "day", "floor", "pandas"):
@@ -141,11 +140,6 @@ def _alternate(subjects: dict[str, list[str]], repeats: int, label: str, console
                         del found[subject]
                 progress.advance(task)
     return found
-
-
-def _python(module: str, *words: object) -> list[str]:
-    # from keyart's own folder (`-P`: and not from the one the user is in, whose files may be called alike)
-    return [sys.executable, "-P", "-m", module, *map(str, words)]
 
 
 def _instant_of(dataset: Path, share: float) -> str:

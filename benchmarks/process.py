@@ -57,3 +57,9 @@ def measure(words: Sequence[str], *, threads: int | None = None) -> Measured:
         how = f"exit {code}" if code > 0 else f"signal {-code}"
         raise UserError(f"{' '.join(words[:6])} ...: failed ({how}): {lines[-1][:300]}")
     return Measured(seconds=seconds, cpu_seconds=cpu_seconds, peak_bytes=peak_bytes)
+
+
+def python(module: str, *words: object) -> list[str]:
+    """A module of ours as a command."""
+    # from keyart's own folder (`-P`: and not from the one the user is in, whose files may be called alike)
+    return [sys.executable, "-P", "-m", module, *map(str, words)]

@@ -28,7 +28,7 @@ PLAIN: dict[Kind, pa.DataType] = {
     "floats": pa.list_(pa.float64()),
     "boolean": pa.bool_(),
 }
-"""What each kind is read as; a kind that stands in filters alone is not read."""
+"""What each kind is read as; a timestamp keeps its own type: to cast nanoseconds on reading would refuse what does not divide."""
 WANTED: dict[Kind, str] = {
     "string": "text",
     "strings": "a list of texts",
@@ -61,9 +61,9 @@ def read_columns(
     try:
         found = pads.dataset(list(files)).schema
         keep = _period(found, since, before, source, remedy)
-        read = pa.schema([(c.name, PLAIN[c.kind]) for c in columns if _holds(found, c, source, remedy)])
-        # what is filtered by keeps its own type: to cast nanoseconds on reading would refuse what does not divide
-        times = [found.field("shown_at")] if keep is not None else []
+        there = [c for c in columns if _holds(found, c, source, remedy)]
+        read = pa.schema([(c.name, PLAIN.get(c.kind) or found.field(c.name).type) for c in there])
+        times = [found.field("shown_at")] if keep is not None and "shown_at" not in read.names else []
         table = pads.dataset(list(files), schema=pa.schema([*read, *times])).to_table(columns=read.names, filter=keep)
     except pa.ArrowException as error:
         raise UserError(f"{source}: cannot be read: {' '.join(str(error).split())[:200]}. {remedy}") from None

@@ -23,9 +23,10 @@ from evaluation.off_policy import Estimate, ips, on_policy, snips, snips_lift
 from evaluation.policies import best_fixed, greedy, uniform
 from evaluation.report import render
 from evaluation.scored_log import ScoredLog, read_past, read_scored_log
+from evaluation.value import value_of
 
 RECORD = "report.json"
-LAYOUT = 1
+LAYOUT = 2
 """Raised when the report says other things, or in another way: older ones are then made again."""
 
 LABELS = {
@@ -59,6 +60,8 @@ def evaluate(
     (`on_policy`). Its part that was not randomised is told beside it (`on_policy_not_randomised`): that is the policy
     to beat, which exploring dilutes. It cannot be replayed on the randomised part, whose logged propensities are those
     of exploring.
+
+    `value` in the record is what `keyart value` says of the same impressions, by every estimator and on the whole log.
 
     `notes` (heading -> text) go into the record and on the page, `extra` into the record alone. UserError as
     `read_scored_log`, and where no impression offered two artworks; ValueError where `since` has no time zone.
@@ -102,6 +105,7 @@ def evaluate(
         "randomised": int(log.randomised.sum()),
         "policies": rows,
         "captured_lift": _captured(rows),
+        "value": value_of(log, past),
         **_fit(everything),
         "notes": notes,
         **(extra or {}),

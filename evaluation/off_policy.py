@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-Z = 1.959963984540054
-"""97.5 % point of the normal distribution."""
+from evaluation import estimators
+from evaluation.intervals import Members, Sums, normal_interval
+from evaluation.verdict import effective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,39 +45,20 @@ class Estimate:
 
 
 def ips(reward_N: NDArray, weight_N: NDArray, member_N: NDArray) -> Estimate:
-    """Inverse propensity scoring: 1/N sum_n w_n r_n, where w_n = target / logging probability of what was shown.
+    """`estimators.ips` with its interval: normal, 95 %, cluster-robust by member, of which it needs some dozens.
 
-    Estimand: expected reward per impression under the target policy, on impressions like these. Unbiased where every
-    artwork that the target may show had a propensity above 0, the propensities are right, and no impression's artwork
-    changes another's reward. Fails by variance where weights are large. Horvitz and Thompson (1952).
-
-    Interval: normal, 95 %, from the sums of (w_n r_n - value) / N within members (Liang and Zeger, 1986); it needs
-    some dozens of members, and gives none for one.
-
-    `reward_N`, `weight_N` and `member_N`, integer ids, of shape (N,). ValueError: other shapes, a reward that is not
-    finite, a weight that is negative or not finite. N = 0 gives NaN.
+    Where w_n = target / logging probability of what was shown. `reward_N`, `weight_N` and `member_N`, integer ids, of
+    shape (N,). ValueError: other shapes, a reward that is not finite, a weight that is negative or not finite. N = 0 gives
+    NaN, one member no interval.
     """
-    reward_N, weight_N, member_M = _checked(reward_N, weight_N, member_N)
-    n = len(reward_N)
-    value = float((weight_N * reward_N).mean()) if n else float("nan")
-    return _estimate("ips", value, (weight_N * reward_N - value) / max(n, 1), weight_N, member_M)
+    reward_N, weight_N, members = _checked(reward_N, weight_N, member_N)
+    return _estimate("ips", members.sums(estimators.ips(reward_N, weight_N)), weight_N)
 
 
 def snips(reward_N: NDArray, weight_N: NDArray, member_N: NDArray) -> Estimate:
-    """Self-normalised IPS: sum_n w_n r_n / sum_n w_n.
-
-    Estimand, assumptions and arguments as `ips`. Biased by O(1/N), of much less variance: it cannot leave the range of
-    the rewards, and shifting all rewards shifts it as much. Of a deterministic policy on a uniform log it is replay (Li
-    et al., 2011) where all impressions have as many candidates. Swaminathan and Joachims (2015).
-
-    Interval: as `ips`, by the delta method: a ratio moves by w_n (r_n - value) / sum of w. NaN where no weight is above 0.
-    """
-    reward_N, weight_N, member_M = _checked(reward_N, weight_N, member_N)
-    total = weight_N.sum()
-    if total <= 0:
-        return _estimate("snips", float("nan"), np.full(len(weight_N), np.nan), weight_N, member_M)
-    value = float((weight_N * reward_N).sum() / total)
-    return _estimate("snips", value, weight_N * (reward_N - value) / total, weight_N, member_M)
+    """`estimators.snips` with its interval; arguments as `ips`. NaN where no weight is above 0."""
+    reward_N, weight_N, members = _checked(reward_N, weight_N, member_N)
+    return _estimate("snips", members.sums(estimators.snips(reward_N, weight_N)), weight_N)
 
 
 def snips_lift(reward_N: NDArray, weight_N: NDArray, base_N: NDArray, member_N: NDArray) -> Estimate:
@@ -86,15 +68,15 @@ def snips_lift(reward_N: NDArray, weight_N: NDArray, base_N: NDArray, member_N: 
     weights, (N,). Interval: by member, by the delta method on both ratios at once: being of one log, much of their
     noise cancels. NaN where the base's value is 0. Weights and sample sizes reported are the policy's.
     """
-    reward_N, weight_N, member_M = _checked(reward_N, weight_N, member_N)
     base_N = _checked(reward_N, base_N, member_N)[1]
-    if weight_N.sum() <= 0 or (base_N * reward_N).sum() <= 0:
-        return _estimate("snips_lift", float("nan"), np.full(len(weight_N), np.nan), weight_N, member_M)
-    value, base = (w * reward_N for w in (weight_N / weight_N.sum(), base_N / base_N.sum()))
-    value, base = value.sum(), base.sum()
-    influence = weight_N * (reward_N - value) / weight_N.sum() / base
-    influence = influence - value / base**2 * base_N * (reward_N - base) / base_N.sum()
-    return _estimate("snips_lift", float(value / base - 1), influence, weight_N, member_M)
+    reward_N, weight_N, members = _checked(reward_N, weight_N, member_N)
+    over, under = (members.sums(estimators.snips(reward_N, w)) for w in (weight_N, base_N))
+    told = _estimate("snips_lift", over, weight_N)
+    base = under.value if under.value > 0 else float("nan")
+    moved_M = over.moved_M / base - over.value / base**2 * under.moved_M
+    value = over.value / base - 1
+    interval = normal_interval(value, moved_M)
+    return replace(told, value=value, low=interval.low, high=interval.high)
 
 
 def on_policy(reward_N: NDArray, member_N: NDArray) -> Estimate:
@@ -102,8 +84,8 @@ def on_policy(reward_N: NDArray, member_N: NDArray) -> Estimate:
     return replace(ips(reward_N, np.ones(len(reward_N)), member_N), estimator="on_policy")
 
 
-def _checked(reward_N: NDArray, weight_N: NDArray, member_N: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """Arrays as float64, and members as 0 .. M - 1."""
+def _checked(reward_N: NDArray, weight_N: NDArray, member_N: NDArray) -> tuple[NDArray, NDArray, Members]:
+    """Arrays as float64, ordered by member."""
     reward_N, weight_N = np.asarray(reward_N, np.float64), np.asarray(weight_N, np.float64)
     member_N = np.asarray(member_N)
     if reward_N.ndim != 1 or not reward_N.shape == weight_N.shape == member_N.shape:
@@ -114,24 +96,21 @@ def _checked(reward_N: NDArray, weight_N: NDArray, member_N: NDArray) -> tuple[N
         raise ValueError(
             "rewards and weights: must be finite, and weights not negative (is a propensity 0 or missing?)."
         )
-    return reward_N, weight_N, np.unique(member_N, return_inverse=True)[1].reshape(-1)
+    order = np.argsort(member_N, kind="stable")
+    return reward_N[order], weight_N[order], Members.of(member_N[order])
 
 
-def _estimate(name: str, value: float, influence_N: NDArray, weight_N: NDArray, member_N: NDArray) -> Estimate:
-    """The interval from what each impression moves the value by, summed within members (Liang and Zeger, 1986)."""
-    members = int(member_N.max()) + 1 if len(member_N) else 0
-    by_member = np.bincount(member_N, influence_N, members) if members else np.zeros(0)
-    # one member alone says nothing about others: no interval rather than a narrow one
-    error = float(np.sqrt((by_member**2).sum() * members / (members - 1))) if members > 1 else float("nan")
-    squares = float((weight_N**2).sum())
+def _estimate(name: str, sums: Sums, weight_N: NDArray) -> Estimate:
+    """An estimate with its interval and what its weights say."""
+    interval = normal_interval(sums.value, sums.moved_M)
     return Estimate(
         estimator=name,
-        value=value,
-        low=value - Z * error,
-        high=value + Z * error,
-        effective_sample_size=float(weight_N.sum()) ** 2 / squares if squares else 0.0,
+        value=sums.value,
+        low=interval.low,
+        high=interval.high,
+        effective_sample_size=effective(weight_N),
         mean_weight=float(weight_N.mean()) if len(weight_N) else float("nan"),
         largest_weight=float(weight_N.max(initial=0.0)),
         impressions=len(weight_N),
-        members=members,
+        members=len(sums.moved_M),
     )

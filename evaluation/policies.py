@@ -20,14 +20,27 @@ def uniform(log: ScoredLog) -> NDArray:
 
 def greedy(score_NK: NDArray, log: ScoredLog) -> NDArray:
     """All on the candidate of highest score, the first of equals."""
-    chosen = np.where(log.there_NK, score_NK, -np.inf).argmax(1)
-    policy_NK = np.zeros(score_NK.shape)
-    policy_NK[np.arange(len(chosen)), chosen] = 1.0
+    return _certain(_highest(score_NK, log), log)
+
+
+def _highest(score_NK: NDArray, log: ScoredLog) -> NDArray[np.integer]:
+    """Place of the candidate of highest score, (N,), the first of equals."""
+    return np.where(log.there_NK, score_NK, -np.inf).argmax(1)
+
+
+def _certain(chosen_N: NDArray[np.integer], log: ScoredLog) -> NDArray:
+    policy_NK = np.zeros(log.there_NK.shape)
+    policy_NK[np.arange(len(chosen_N)), chosen_N] = 1.0
     return policy_NK
 
 
 def best_fixed(log: ScoredLog, past: PastLog) -> NDArray:
-    """The best artwork of each title for everybody, by click rates before the period.
+    """All on `best_fixed_choice`."""
+    return _certain(best_fixed_choice(log, past), log)
+
+
+def best_fixed_choice(log: ScoredLog, past: PastLog) -> NDArray[np.integer]:
+    """Place of the best artwork of each title for everybody, (N,), by click rates before the period.
 
     Rates are self-normalised by inverse propensity, so that an older policy's aim does not count as quality, and shrunk
     to their title's rate by empirical Bayes (Efron and Morris, 1973): few impressions do not make a winner. How much is
@@ -39,7 +52,7 @@ def best_fixed(log: ScoredLog, past: PastLog) -> NDArray:
     known = np.where(place >= 0, rate_A[place], np.nan)
     rate_NK = np.where(log.there_NK, known[log.artwork_NK], np.nan)
     mean_N = np.nanmean(np.where(np.isnan(rate_NK).all(1, keepdims=True), 0.0, rate_NK), axis=1)
-    return greedy(np.where(np.isnan(rate_NK), mean_N[:, None], rate_NK), log)
+    return _highest(np.where(np.isnan(rate_NK), mean_N[:, None], rate_NK), log)
 
 
 def _shrunk_rates(past: PastLog) -> NDArray:

@@ -21,14 +21,18 @@ from numpy.typing import NDArray
 from datamodules.contract import IMPRESSIONS, Column, UserError
 from evaluation.columns import first, flat, index, index_lists, plain, read_columns, widths
 
-READ = ("impression_id", "member_id", "title_id", "artwork_id", "candidates", "clicked")
-OPTIONAL = ("propensities", "propensity", "engaged")
+READ = ("impression_id", "member_id", "title_id", "artwork_id", "candidates", "shown_at", "clicked")
+OPTIONAL = ("propensities", "propensity", "policy", "engaged")
+UNNAMED = "unnamed"
+"""What a logging policy without a name is called."""
 
 _KEY = (Column(name="impression_id", kind="string"), Column(name="candidates", kind="strings"))
 SCORES = (*_KEY, Column(name="click_probability", kind="floats"), Column(name="policy", kind="floats"))
 """A scores table, by the contract."""
 TRUTH = (*_KEY, Column(name="p_click", kind="floats"), Column(name="p_engaged", kind="floats"))
 """What a simulated dataset has in `truth/`."""
+
+AGAIN = "Simulate the dataset again."
 
 LEVEL = 1e-4
 """Propensities that differ by less, relatively, are equal: float32 keeps 1e-7, a log of five digits 1e-5."""
@@ -56,6 +60,16 @@ class ScoredLog:
     """(N,): of the shown artwork."""
     propensity_NK: NDArray[np.floating]
     """NaN where the log has the shown artwork's alone; 0 in padding."""
+    shown_at: NDArray[np.int64]
+    """(N,): microseconds since 1970, UTC."""
+    logger: NDArray[np.integer]
+    """(N,): which policy logged it, a place in `loggers`."""
+    loggers: tuple[str, ...]
+    """Names of the logging policies."""
+    missing: int
+    """Impressions of the log without scores, left out."""
+    unknown: int
+    """Scores of impressions that the log lacks, or that are not of the period."""
     randomised: NDArray[np.bool_]
     """(N,): there were at least two candidates, all equally likely, whatever the policy was called.
 
@@ -81,38 +95,69 @@ class ScoredLog:
 
     def where(self, keep_N: NDArray[np.bool_]) -> "ScoredLog":
         """Some of the impressions; artworks keep their integers."""
-        kept: dict[str, Any] = {"impression_id": self.impression_id.filter(pa.array(keep_N))}
+        return self.take(np.flatnonzero(keep_N))
+
+    def take(self, rows: NDArray[np.integer]) -> "ScoredLog":
+        """Impressions by their places, in that order; artworks keep their integers."""
+        kept: dict[str, Any] = {"impression_id": self.impression_id.take(pa.array(rows))}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, np.ndarray):
-                kept[field.name] = value[keep_N]
+                kept[field.name] = value[rows]
         return replace(self, **kept)
 
 
 def read_impressions(dataset: Path, *, since: datetime | None = None, before: datetime | None = None) -> pa.Table:
     """Impressions shown in since .. before, ordered by id; optional columns the log lacks are absent."""
-    columns = [column for column in IMPRESSIONS.columns if column.name in READ + OPTIONAL]
+    # a log of one policy need not name it
+    columns = [replace(c, required=c.name in READ) for c in IMPRESSIONS.columns if c.name in READ + OPTIONAL]
     source, remedy = dataset / IMPRESSIONS.name, f"Run keyart check {dataset}."
     table = read_columns(source, IMPRESSIONS.files(dataset), columns, remedy=remedy, since=since, before=before)
     return table.sort_by("impression_id").combine_chunks()
 
 
-def read_scored_log(dataset: Path, scores: Path, since: datetime) -> ScoredLog:
-    """Join a log with scores; UserError where scores are missing, of other candidates, or no probabilities."""
-    log = read_impressions(dataset, since=since)
+def read_scored_log(
+    dataset: Path,
+    scores: Path,
+    since: datetime | None,
+    *,
+    before: datetime | None = None,
+    logged_by: str | None = None,
+    allow_missing: bool = False,
+    if_missing: str = "Score the log again.",
+) -> ScoredLog:
+    """Join a log with scores; UserError where scores are missing, of other candidates, or no probabilities.
+
+    `since` .. `before` is the period, `logged_by` the one logging policy to keep. With `allow_missing`, impressions without
+    scores are left out and counted; `if_missing` is the remedy named where they are refused.
+    """
+    log = read_impressions(dataset, since=since, before=before)
     if not len(log):
         raise UserError(f"{dataset}/impressions: no impression was shown since {since}. Name an earlier moment.")
+    log = _of_one_policy(log, logged_by, dataset)
     ids = log["impression_id"]
     repeated = len(ids) - pc.count_distinct(ids).as_py()
     if repeated:
         raise UserError(f"{dataset}/impressions: {repeated} impression ids are repeated. Run keyart check {dataset}.")
-    scored = _matching(scores, ids, SCORES, "Score the log again.")
+    logged = len(ids)
+    table = _rows_of(scores, SCORES, "Score the log again.")
+    if allow_missing:
+        log = log.filter(pc.is_in(ids, value_set=plain(table["impression_id"]))).combine_chunks()
+        ids = log["impression_id"]
+        if not len(log):
+            raise UserError(f"{scores}: has no impression of {dataset} in this period. Score the log again.")
+    scored = _matching(scores, table, ids, if_missing)
+    unknown = len(table) - len(log)
+    del table
     names, artwork_NK, shown = _candidates(log, dataset)
     there_NK = artwork_NK >= 0
 
     order_NK = _alignment(artwork_NK, index_lists(scored["candidates"], names), there_NK, ids, scores)
-    click_NK = _aligned(scored, "click_probability", order_NK, there_NK, scores)
-    policy_NK = _aligned(scored, "policy", order_NK, there_NK, scores)
+    click_NK, policy_NK = (
+        _aligned(scored, name, order_NK, there_NK, scores).astype(np.float32)
+        for name in ("click_probability", "policy")
+    )
+    del scored, order_NK
     off = np.asarray(np.abs(policy_NK.sum(1) - 1) > 1e-3)
     if off.any():
         total = policy_NK.sum(1)[off][0]
@@ -123,6 +168,7 @@ def read_scored_log(dataset: Path, scores: Path, since: datetime) -> ScoredLog:
 
     truth_click_NK, truth_engaged_NK = _truth(dataset, ids, artwork_NK, there_NK, names)
     propensity, propensity_NK = _propensities(log, shown, there_NK, dataset)
+    log = log.drop_columns([name for name in ("candidates", "propensities") if name in log.column_names])
     width = there_NK.sum(1)
     with np.errstate(invalid="ignore"):
         apart_NK = np.abs(propensity_NK - propensity[:, None]) > LEVEL * propensity[:, None]
@@ -132,11 +178,16 @@ def read_scored_log(dataset: Path, scores: Path, since: datetime) -> ScoredLog:
         member=index(log["member_id"], None),
         title=index(log["title_id"], None),
         artworks=names,
-        artwork_NK=artwork_NK,
+        artwork_NK=artwork_NK.astype(np.int32),
         there_NK=there_NK,
         shown=shown,
         propensity=propensity,
-        propensity_NK=propensity_NK,
+        propensity_NK=propensity_NK.astype(np.float32),
+        shown_at=np.asarray(plain(log["shown_at"].cast(pa.timestamp("us", "UTC"), safe=False)).cast(pa.int64())),
+        logger=index(_logged_by(log), None),
+        loggers=tuple(pc.unique(plain(_logged_by(log))).to_pylist()),
+        missing=logged - len(ids),
+        unknown=unknown,
         randomised=even & (width > 1) & ~(apart_NK & there_NK).any(1),
         clicked=_zeros_and_ones(log["clicked"]),
         engaged=_engaged(log),
@@ -204,10 +255,35 @@ def _candidates(log: pa.Table, dataset: Path) -> tuple[pa.Array, NDArray, NDArra
     return names, artwork_NK, same_NK.argmax(1)
 
 
-def _matching(source: Path, ids: pa.ChunkedArray, columns: tuple[Column, ...], remedy: str) -> pa.Table:
-    """Rows of a table by impression_id, in the order of `ids`; missing or repeated ones are a UserError."""
+def _logged_by(log: pa.Table) -> pa.ChunkedArray:
+    """The name of the policy that logged each impression."""
+    if "policy" not in log.column_names:
+        return pa.chunked_array([pa.repeat(pa.scalar(UNNAMED), len(log))])
+    return pc.fill_null(log["policy"], UNNAMED)
+
+
+def _of_one_policy(log: pa.Table, logged_by: str | None, dataset: Path) -> pa.Table:
+    """The impressions one policy logged; UserError where there are none."""
+    if logged_by is None:
+        return log
+    names = _logged_by(log)
+    kept = log.filter(pc.equal(names, logged_by))
+    if not len(kept):
+        there = ", ".join(sorted(pc.unique(plain(names)).to_pylist()))
+        raise UserError(
+            f"log-policy={logged_by}: {dataset}/impressions has none of it in this period. There are: {there}."
+        )
+    return kept.combine_chunks()
+
+
+def _rows_of(source: Path, columns: tuple[Column, ...], remedy: str) -> pa.Table:
+    """A table of one file or of a folder."""
     files = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
-    table = read_columns(source, files, columns, remedy=remedy)
+    return read_columns(source, files, columns, remedy=remedy)
+
+
+def _matching(source: Path, table: pa.Table, ids: pa.ChunkedArray, remedy: str) -> pa.Table:
+    """Rows of a table by impression_id, in the order of `ids`; missing or repeated ones are a UserError."""
     theirs = plain(table["impression_id"])
     place = plain(pc.index_in(ids, value_set=theirs))
     if place.null_count:
@@ -221,7 +297,7 @@ def _matching(source: Path, ids: pa.ChunkedArray, columns: tuple[Column, ...], r
         again = np.asarray(counts.field("counts")) > 1
         raise UserError(
             f"{source}: {again.sum()} impressions of the log are there more than once "
-            f"(first: {first(counts.field('values'), again)}). {remedy}"
+            f"(first: {first(counts.field('values'), again)}). Write each once."
         )
     return table.take(place).combine_chunks()
 
@@ -275,6 +351,14 @@ def _propensities(log: pa.Table, shown: NDArray, there_NK: NDArray, dataset: Pat
                 f"(first: {first(log['impression_id'], odd)}). Run keyart check {dataset}."
             )
         propensity_NK[there_NK & logged[:, None]] = flat(lists).to_numpy(zero_copy_only=False)
+        total = propensity_NK.sum(1)
+        # a list of nulls or NaN sums to NaN; a negative one is no probability, whatever it sums to
+        wrong = logged & (~(np.abs(total - 1) <= 1e-3) | (propensity_NK < 0).any(1))
+        if wrong.any():
+            raise UserError(
+                f"{dataset}/impressions: {wrong.sum()} rows whose propensities are no probabilities that sum to 1 (first: "
+                f"{first(log['impression_id'], wrong)}, sum {total[wrong][0]:.3g}). Run keyart check {dataset}."
+            )
         propensity = propensity_NK[np.arange(len(shown)), shown]
     if "propensity" in log.column_names:
         alone = np.asarray(plain(pc.fill_null(log["propensity"], np.nan)), np.float64)
@@ -295,7 +379,7 @@ def _truth(
     folder = dataset / "truth"
     if not folder.is_dir():
         return None, None
-    table = _matching(folder, ids, TRUTH, "Simulate the dataset again.")
+    table = _matching(folder, _rows_of(folder, TRUTH, AGAIN), ids, AGAIN)
     order_NK = _alignment(artwork_NK, index_lists(table["candidates"], names), there_NK, ids, folder)
     click, engaged = (_aligned(table, name, order_NK, there_NK, folder) for name in ("p_click", "p_engaged"))
     return click, engaged

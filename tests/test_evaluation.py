@@ -86,7 +86,9 @@ def test_estimates_by_hand() -> None:
     assert ips(reward, weight, member).effective_sample_size == pytest.approx(9 / 5)
     assert np.isnan(snips(reward, np.zeros(3), member).value)
     assert np.isnan(ips(reward, weight, np.zeros(3)).low), "one member alone gives no interval"
-    same = snips_lift(reward, weight, weight, member)
+    assert np.isnan(snips_lift(reward, weight, weight, member).low), "without member 5 no weight is left"
+    some = np.array([2.0, 1.0, 0.5])
+    same = snips_lift(reward, some, some, member)
     assert (same.value, same.low, same.high) == pytest.approx((0, 0, 0))
     with pytest.raises(ValueError, match="finite"):
         ips(reward, weight * np.nan, member)

@@ -84,20 +84,21 @@ def test_estimates_against_straight_lines() -> None:
     reward_RN, shown_RN, member_N = logs(np.array([0.4, 0.3, 0.2, 0.1]), 1)
     reward, member = reward_RN[0].tolist(), member_N.tolist()
     weight = (TARGET_K / [0.4, 0.3, 0.2, 0.1])[shown_RN[0]].tolist()
+    rows = list(zip(member, weight, reward, strict=True))
     n, total = len(reward), sum(weight)
-    plain = sum(w * r for w, r in zip(weight, reward, strict=True)) / n
-    ratio = plain * n / total
-    for estimator, value, moved in (
-        (ips, plain, [(w * r - plain) / n for w, r in zip(weight, reward, strict=True)]),
-        (snips, ratio, [w * (r - ratio) / total for w, r in zip(weight, reward, strict=True)]),
-    ):
-        sums: dict[int, float] = {}
-        for m, change in zip(member, moved, strict=True):
-            sums[m] = sums.get(m, 0.0) + change
-        error = (sum(s * s for s in sums.values()) * MEMBERS / (MEMBERS - 1)) ** 0.5
+    for estimator, over in ((ips, lambda some: len(some)), (snips, lambda some: sum(w for _, w, _ in some))):
+
+        def value_of_rows(some: list, over: Callable = over) -> float:
+            return sum(w * r for _, w, r in some) / over(some)
+
+        value = value_of_rows(rows)
+        without = [value_of_rows([row for row in rows if row[0] != m]) for m in range(MEMBERS)]
+        mean = sum(without) / MEMBERS
+        error = (sum((v - mean) ** 2 for v in without) * (MEMBERS - 1) / MEMBERS) ** 0.5
         estimate = estimator(np.array(reward), np.array(weight), member_N)
         assert estimate.value == pytest.approx(value)
-        assert (estimate.low, estimate.high) == pytest.approx((value - 1.959964 * error, value + 1.959964 * error))
+        # 2.009575: the 97.5 % point of Student's distribution with 49 degrees of freedom
+        assert (estimate.low, estimate.high) == pytest.approx((value - 2.009575 * error, value + 2.009575 * error))
         assert estimate.effective_sample_size == pytest.approx(total**2 / sum(w * w for w in weight))
         assert estimate.mean_weight == pytest.approx(total / n)
         assert estimate.largest_weight == max(weight)
@@ -157,6 +158,11 @@ def one_impression(*artworks: str) -> ScoredLog:
         shown=np.array([0]),
         propensity=np.array([0.5]),
         propensity_NK=nothing_NK,
+        shown_at=np.array([0]),
+        logger=np.array([0]),
+        loggers=("explore",),
+        missing=0,
+        unknown=0,
         randomised=np.array([True]),
         clicked=np.array([0.0]),
         engaged=None,

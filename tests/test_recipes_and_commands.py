@@ -100,6 +100,10 @@ def test_bad_words_end_in_one_line(
         (("score", tmp_path, service, tmp_path / "s"), "no bundle.json"),
         (("score", tmp_path, service, tmp_path / "s", "--since", "soon"), "since=soon"),
         (("evaluate", tmp_path, service, tmp_path / "e"), "no config.yaml"),
+        (("value", tmp_path / "nowhere", tmp_path / "s", tmp_path / "v"), "nowhere"),
+        (("value", service, tmp_path / "nowhere", tmp_path / "v"), "nowhere"),
+        (("value", service, tmp_path / "s", tmp_path / "v", "--period", "summer"), "period"),
+        (("value", service, tmp_path / "s", service), "holds files, but no value.json"),
         (("pipeline", service, tmp_path / "p", "--policy", "best"), "policy=best"),
         (("pipeline", service, tmp_path / "p", "--prepare.test", "1.5"), "test=1.5"),
         (("simulate", tmp_path / "s", "--members", "-3"), "members=-3"),
@@ -189,4 +193,4 @@ def test_every_command_of_the_readme_runs(service: Path, tmp_path: Path, monkeyp
             continue
         assert keyart.main([*words[1:], *short.get(words[1], [])]) == 0, words
         ran.append(words[1])
-    assert {"pipeline", "check", "prepare", "embed", "fit", "export", "score", "evaluate"} <= set(ran)
+    assert {"pipeline", "check", "prepare", "embed", "fit", "export", "score", "value", "evaluate"} <= set(ran)

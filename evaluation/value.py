@@ -1,0 +1,261 @@
+"""`keyart value`: a dataset and anybody's scores table -> what the scored policy is worth, and whether the log can say so.
+
+In: `impressions/` (no images, no plays) and a scores table by the contract. Out: `value.json`, whose `verdict` comes first.
+Values are rewards per impression, over impressions that offered at least two artworks: where there is one, every policy
+earns the same.
+
+Legend: N impressions, K candidates (padded).
+"""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from datamodules.atomic import atomic_folder, require_replaceable
+from datamodules.contract import IMPRESSIONS, UserError
+from evaluation.columns import plain, read_columns
+from evaluation.log_checks import calibration, drift
+from evaluation.loggers import balanced
+from evaluation.policies import best_fixed_choice
+from evaluation.scored_log import PastLog, ScoredLog, read_past, read_scored_log
+from evaluation.valuation import LOGGED, Log, Policy, value_policies
+
+RECORD = "value.json"
+HEADLINE = "dr"
+"""The estimate a reader should look at first: unbiased as `ips` is, with less noise."""
+Period = Literal["test", "validation", "all"]
+
+BALANCED = (
+    "balanced: no logging policy is personalised, so an impression's weight divides by the mixture of them, taking it that "
+    "chance decided which of them an impression met"
+)
+PER_POLICY = "per policy: an impression's weight divides by the propensity of the policy that logged it"
+NO_PAST = "Nothing was logged before this period to learn the best artwork of each title from: best_fixed is left out."
+SHOWN_ALONE = (
+    "The log has the shown artwork's propensity alone: whether the policy goes where the log never does shows in the mean "
+    "weight only, and propensities cannot be held against what was shown."
+)
+
+
+def value(
+    dataset: Path,
+    scores: Path,
+    out: Path,
+    *,
+    period: Period = "test",
+    log_policy: str = "all",
+    allow_missing: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Value the scored policy, the uniform, the logging one and the best artwork per title; writes `value.json`.
+
+    The period is the newest 15 % of the impressions, the 15 % before them, or all (`borders`). UserError as
+    `read_scored_log`, and where no impression offered two artworks.
+    """
+    require_replaceable(out, RECORD)
+    since, before = borders(dataset, period)
+    everything = read_scored_log(
+        dataset,
+        scores,
+        since,
+        before=before,
+        logged_by=None if log_policy == "all" else log_policy,
+        allow_missing=allow_missing,
+        if_missing="Score the whole period, or leave those out by --allow-missing.",
+    )
+    kept = np.flatnonzero(everything.there_NK.sum(1) > 1)
+    if not len(kept):
+        raise UserError(
+            f"{dataset}/impressions: no impression of the period offered two artworks, so there was nothing to choose. "
+            "Name another period."
+        )
+    alone, missing, unknown = len(everything) - len(kept), everything.missing, everything.unknown
+    log = everything.take(kept[np.argsort(everything.member[kept], kind="stable")])
+    del everything  # so that a large log is held once
+    if console is not None:
+        for said in _left_aside(alone, missing, unknown, scores):
+            console.print(f"value: {said}")
+        console.print(f"value: {len(log):,} impressions, by every estimator")
+    record = value_of(log, None if since is None else read_past(dataset, since))
+    record = {
+        "verdict": record.pop("verdict"),
+        "period": period,
+        "since": None if since is None else since.isoformat(),
+        "before": None if before is None else before.isoformat(),
+        "log_policy": log_policy,
+        "impressions": len(log),
+        "members": len(np.unique(log.member)),
+        "without_choice": alone,
+        "without_scores": missing,
+        "scores_of_other_impressions": unknown,
+        **record,
+    }
+    with atomic_folder(out, marker=RECORD) as folder:
+        (folder / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
+    return record
+
+
+def _left_aside(alone: int, missing: int, unknown: int, scores: Path) -> list[str]:
+    """What does not count, in words."""
+    told = []
+    if missing:
+        told.append(f"{missing:,} impressions without scores are left out: the values are of the others alone")
+    if unknown:
+        told.append(f"{scores}: {unknown:,} scores are of impressions that are not of this period's log")
+    if alone:
+        told.append(f"{alone:,} impressions offered a single artwork, nothing to choose")
+    return told
+
+
+def borders(dataset: Path, period: Period) -> tuple[datetime | None, datetime | None]:
+    """First instant of a period, and of what follows it; None where there is none.
+
+    By the shares that `keyart prepare` deals by default: the newest impressions are test, those before them validation.
+    """
+    from datamodules.prepare import PrepareConfig
+
+    if period == "all":
+        return None, None
+    columns = [column for column in IMPRESSIONS.columns if column.name in ("impression_id", "shown_at")]
+    table = read_columns(
+        dataset / IMPRESSIONS.name, IMPRESSIONS.files(dataset), columns, remedy=f"Run keyart check {dataset}."
+    )
+    times = np.asarray(plain(table["shown_at"].cast(pa.timestamp("us", "UTC"), safe=False)).cast(pa.int64()))
+    if not len(times):
+        raise UserError(f"{dataset}/impressions: is empty. Name a dataset with logged impressions.")
+    shares = PrepareConfig()
+    places = [int(len(times) * (1 - shares.validation - shares.test)), int(len(times) * (1 - shares.test))]
+    first = [datetime.fromtimestamp(int(at) / 1e6, UTC) for at in np.partition(times, places)[places]]
+    return (first[1], None) if period == "test" else (first[0], first[1])
+
+
+def value_of(scored: ScoredLog, past: PastLog | None) -> dict[str, Any]:
+    """The policies on a log, with what is known of the log: what `value.json` and `report.json` hold of them.
+
+    `past` is what was logged before, for the best artwork of each title.
+    """
+    if (np.diff(scored.member) < 0).any():
+        scored = scored.take(np.argsort(scored.member, kind="stable"))
+    log, weights = as_log(scored)
+    whole = log.propensity_NK is not None
+    notes = [] if whole else [SHOWN_ALONE]
+    calibrated = calibration(scored.propensity_NK, scored.there_NK, scored.shown) if whole else None
+    uniform_N = 1 / scored.there_NK.sum(1)
+    drifts = {
+        reward: drift(reward_N, uniform_N / log.propensity_N, scored.shown_at, log.member_N)
+        for reward, reward_N in log.reward.items()
+    }
+    found = (calibrated.doubt if calibrated else "", *(doubt for _, doubt in drifts.values()))
+    doubts = tuple(doubt for doubt in found if doubt)
+    policies: dict[str, Policy | None] = {
+        "scored": lambda rows: scored.policy_NK[rows],
+        "uniform": lambda rows: scored.there_NK[rows] * uniform_N[rows, None],
+        LOGGED: (lambda rows: scored.propensity_NK[rows]) if whole else None,
+    }
+    if past is None:
+        notes.append(NO_PAST)
+    else:
+        policies["best_fixed"] = _always(best_fixed_choice(scored, past), scored.there_NK.shape[1])
+    told = value_policies(log, policies, doubts=doubts)
+    return {
+        "verdict": _headline(told),
+        "weights": weights,
+        "logging_policies": [
+            {"policy": name, "impressions": int(count)}
+            for name, count in zip(
+                scored.loggers, np.bincount(scored.logger, minlength=len(scored.loggers)), strict=True
+            )
+            if count
+        ],
+        "randomised": int(scored.randomised.sum()),
+        **told,
+        "calibration": None if calibrated is None else calibrated.record(),
+        "drift": [{"reward": reward} | _dated(row) for reward, (parts, _) in drifts.items() for row in parts],
+        "notes": notes,
+    }
+
+
+def as_log(scored: ScoredLog) -> tuple[Log, str]:
+    """A scored log, ordered by member, as what is valued; and whose propensities its weights divide by, in words."""
+    whole = not np.isnan(scored.propensity_NK).any()
+    mixed_NK = balanced(scored.propensity_NK, scored.artwork_NK, scored.logger)
+    propensity_NK = scored.propensity_NK if mixed_NK is None else mixed_NK
+    log = Log(
+        member_N=scored.member,
+        title_N=scored.title,
+        artwork_NK=scored.artwork_NK,
+        shown_N=scored.shown,
+        propensity_N=scored.propensity if mixed_NK is None else mixed_NK[np.arange(len(scored)), scored.shown],
+        propensity_NK=propensity_NK if whole else None,
+        score_NK=scored.click_probability_NK,
+        randomised_N=scored.randomised,
+        reward={"clicked": scored.clicked} | ({} if scored.engaged is None else {"engaged": scored.engaged}),
+    )
+    return log, PER_POLICY if mixed_NK is None else BALANCED
+
+
+def _always(chosen_N: NDArray[np.integer], width: int) -> Policy:
+    """The policy that is certain of one place."""
+    return lambda rows: (np.arange(width) == chosen_N[rows, None]).astype(float)
+
+
+def _dated(row: dict[str, Any]) -> dict[str, Any]:
+    since = datetime.fromtimestamp(row["from"] / 1e6, UTC).isoformat()
+    numbers = {name: None if isinstance(v, float) and not np.isfinite(v) else v for name, v in row.items()}
+    return numbers | {"from": since}
+
+
+def _headline(told: dict[str, Any]) -> dict[str, str]:
+    """What the log has to say of the scored policy's clicks, by the estimate to look at first."""
+    row = _row(told["verdicts"], "scored", "clicked", HEADLINE)
+    return {"policy": "scored", "reward": "clicked", "estimator": HEADLINE} | {n: row[n] for n in ("verdict", "reason")}
+
+
+def _row(rows: list[dict[str, Any]], policy: str, reward: str, estimator: str) -> dict[str, Any]:
+    return next(r for r in rows if (r["policy"], r["reward"], r["estimator"]) == (policy, reward, estimator))
+
+
+def value_table(record: dict[str, Any]) -> Table:
+    """The policies by their main estimates, per 1,000 impressions, for reading in a terminal."""
+    verdict = record["verdict"]
+    table = Table(
+        title=f"{verdict['verdict']}: {verdict['reason']}",
+        caption=f"doubly robust, per 1,000 of {record['impressions']:,} impressions of {record['members']:,} members [95 %]",
+        title_justify="left",
+    )
+    for heading in ("policy", "reward", "value", "above uniform"):
+        table.add_column(heading, justify="left" if heading in ("policy", "reward") else "right")
+    told = {(e["policy"], e["reward"], e["estimator"]): e for e in record["estimates"]}
+    above = {(d["policy"], d["reward"], d["estimator"]): d for d in record["differences"] if d["base"] == "uniform"}
+    for policy, reward in dict.fromkeys((policy, reward) for policy, reward, _ in told):
+        main, lift = (
+            rows.get((policy, reward, HEADLINE)) or rows.get((policy, reward, "snips")) for rows in (told, above)
+        )
+        cells = [policy, reward, _said(main), _lift(lift)]
+        table.add_row(*map(Text, cells), style="bold" if policy == "scored" else None)
+    return table
+
+
+def _said(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "left out"
+    if row["value"] is None:
+        return "cannot be told"
+    mark = "" if row["verdict"] == "reliable" else " (weak)"
+    if row["low"] is None:
+        return f"{1000 * row['value']:.1f}{mark}"
+    return f"{1000 * row['value']:.1f} [{1000 * row['low']:.1f}, {1000 * row['high']:.1f}]{mark}"
+
+
+def _lift(row: dict[str, Any] | None) -> str:
+    if row is None or row["relative"] is None or row["relative_low"] is None:
+        return "" if row is None else "cannot be told"
+    return f"{row['relative']:+.1%} [{row['relative_low']:+.1%}, {row['relative_high']:+.1%}]"
