@@ -42,12 +42,11 @@ def keyart_feed(shards: Shards, batch: int, plays: int) -> Feed:
 def floor(shards: Shards, feed: Feed) -> tuple[int, float]:
     """Index the bytes that a pass of the feed is made of once, column by column, and do nothing else with them."""
     plan, count = feed.plan(), 0
-    chance = np.random.default_rng(0)
     places = []
     for s, windows in plan:
         cut = feed.windows[s].take(windows)
         play = np.repeat(cut.play - np.cumsum(cut.plays) + cut.plays, cut.plays) + np.arange(int(cut.plays.sum()))
-        places.append((s, play, chance.choice(feed.selected[s], int(cut.count.sum()))))
+        places.append((s, play, feed.rows(s, cut)[1]))
     began = time.perf_counter()
     for s, play, rows in places:
         shard = shards.shards[s]

@@ -238,6 +238,12 @@ class Feed:
         first = self.windows[s].take(places[:1])
         return self.gather(s, replace(first, count=np.zeros_like(first.count)), whole)
 
+    def rows(self, s: int, windows: _Windows) -> tuple[np.ndarray, np.ndarray]:
+        """A shard's impressions in some windows: the window of each, and its place in the shard."""
+        member = np.repeat(np.arange(len(windows.count)), windows.count)
+        run = np.cumsum(windows.count) - windows.count
+        return member, self.selected[s][np.arange(len(member)) - run[member] + windows.first[member]]
+
     def gather(self, s: int, windows: _Windows, whole: int) -> Batch:
         """The batch of some windows of a shard, `whole` impressions over all ranks."""
         shard = self.shards[s]
@@ -253,9 +259,7 @@ class Feed:
             title_MT = artwork_MT = time_MT = np.zeros(play_MT.shape, np.int64)
             watched_MT = np.full(play_MT.shape, np.nan)
 
-        member = np.repeat(np.arange(len(windows.count)), windows.count)
-        run = np.cumsum(windows.count) - windows.count
-        rows = self.selected[s][np.arange(len(member)) - run[member] + windows.first[member]]
+        member, rows = self.rows(s, windows)
         shown = shard.shown[rows].astype(np.int64)
         start = shard.candidate_start[rows]
         if self.candidates:
