@@ -135,8 +135,12 @@ class Feed:
         """
         self.shards, self.reach, self.impressions = shards, reach, impressions
         self.shuffle, self.candidates, self.seed, self.pin = shuffle, candidates, seed, pin
-        self.selected = [np.flatnonzero(shard.split == split) for shard in shards]
-        self.windows = [_windows(s, rows, reach, window) for s, rows in zip(shards, self.selected, strict=True)]
+        self.selected: list[np.ndarray] = []
+        self.windows: list[_Windows] = []
+        for shard in shards:
+            self.selected.append(np.flatnonzero(shard.split == split))
+            self.windows.append(_windows(shard, self.selected[-1], reach, window))
+            shard.release()
         self.rank, self.ranks = rank, ranks
         self.epoch = 0
         self._plan: tuple[int, list[tuple[int, np.ndarray]]] | None = None
@@ -195,6 +199,7 @@ class Feed:
     def batches(self, begin: int, end: int) -> Iterator[Batch]:
         """Batches begin .. end of this pass; a thread gathers one ahead."""
         plan = self.plan()[begin:end]
+        last = {s: place for place, (s, _) in enumerate(plan)}
         ahead: Queue[Batch | BaseException | None] = Queue(maxsize=2)
         stop = Event()
 
@@ -206,10 +211,12 @@ class Feed:
 
         def work() -> None:
             try:
-                for s, places in plan:
+                for place, (s, places) in enumerate(plan):
                     if stop.is_set():
                         return
                     batch = self._share(s, places)
+                    if last[s] == place:
+                        self.shards[s].release()
                     put(batch.pin_memory() if self.pin else batch)
                 put(None)
             except BaseException as error:  # handed to the reader, who raises it

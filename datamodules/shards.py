@@ -7,6 +7,7 @@ plays strictly before it was shown.
 """
 
 import json
+import mmap
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -109,6 +110,13 @@ class Shard:
             except (OSError, ValueError) as error:
                 raise UserError(f"{path}: cannot be mapped ({error}). Run keyart prepare again.") from None
         return cls(**columns)
+
+    def release(self) -> None:
+        """Give back the memory of what was read; what is read again comes from the file, mostly the system's copy of it."""
+        for field in fields(self):
+            mapped = getattr(self, field.name).base
+            if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True)
