@@ -47,23 +47,14 @@ def demo(*, out: Path = Path("keyart-demo"), seed: int = 0, settings: Recipe) ->
         out: Folder for the dataset and everything made from it.
         seed: Of the simulated service; another seed is another service.
     """
-    from datamodules.fingerprint import fingerprint
-    from datamodules.simulate import SimulateConfig
-    from datamodules.simulate import simulate as simulate_service
+    from datamodules.simulate import SimulateConfig, simulate_once
     from evaluation.evaluate import policy_table
     from export.bundle import Bundle
     from export.side_by_side import opposite_members, share_flipped
-    from pipeline import go_the_whole_way, read_json
+    from pipeline import go_the_whole_way
 
-    console = _console()
-    config = SimulateConfig(seed=seed)
-    dataset = out / "dataset"
-    record = dataset / "simulation.json"
-    if record.is_file() and read_json(record).get("config") == _plain(config):
-        console.print(f"simulate: {dataset} is up to date")
-    else:
-        simulate_service(dataset, config)
-        console.print(f"simulate: {dataset}, seed {seed} ({fingerprint(config)})")
+    console, dataset = _console(), out / "dataset"
+    simulate_once(dataset, SimulateConfig(seed=seed), console)
     report = go_the_whole_way(dataset, out, settings, console)
     told = _told()
     told.print(policy_table(report))
@@ -236,7 +227,15 @@ def export(run: Path, bundle: Path) -> None:
     _next("", f"keyart score {bundle} DATASET SCORES")
 
 
-def score(bundle: Path, dataset: Path, out: Path, *, policy: str = "greedy", since: str | None = None) -> None:
+def score(
+    bundle: Path,
+    dataset: Path,
+    out: Path,
+    *,
+    policy: str = "greedy",
+    reward: Literal["clicked", "engaged"] = "clicked",
+    since: str | None = None,
+) -> None:
     """Score a dataset's impressions with ONNX Runtime: click probabilities and the policy's choice, as Parquet.
 
     Args:
@@ -244,6 +243,7 @@ def score(bundle: Path, dataset: Path, out: Path, *, policy: str = "greedy", sin
         dataset: A dataset by the contract, valid by `keyart check`.
         out: Folder for the scores.
         policy: greedy, softmax:TEMPERATURE or epsilon:SHARE.
+        reward: What the policy chooses by: the probability of a click, or of one that leads to a viewing.
         since: Only impressions shown at or after this date or time (ISO 8601, UTC); default: all.
     """
     from datamodules.check import require_valid
@@ -254,7 +254,7 @@ def score(bundle: Path, dataset: Path, out: Path, *, policy: str = "greedy", sin
     moment = None if since is None else moment_of("since", since)
     opened = Bundle.open(bundle)
     require_valid(dataset, images=False)
-    score_dataset(opened, dataset, out, policy=policy, since=moment, console=_console())
+    score_dataset(opened, dataset, out, policy=policy, reward=reward, since=moment, console=_console())
     _next("", f"keyart evaluate {bundle} {dataset} REPORT")
 
 
@@ -263,6 +263,7 @@ def value(
     scores: Path,
     out: Path,
     *,
+    base: Path | None = None,
     period: Literal["test", "validation", "all"] = "test",
     log_policy: str = "all",
     allow_missing: bool = False,
@@ -270,9 +271,10 @@ def value(
     """What a policy would have earned, had it chosen, by every estimator: with intervals, and whether the log can say so.
 
     Args:
-        dataset: A dataset by the contract; its impressions are all that is read.
+        dataset: A dataset by the contract; its impressions are enough, what else there is says more.
         scores: A scores table by the contract, anybody's.
-        out: Folder for value.json.
+        out: Folder for value.json and value.html.
+        base: Another scores table of the same impressions, to hold the first against.
         period: The newest 15 % of the impressions, the 15 % before them, or all.
         log_policy: Only impressions logged by the policy of this name; all: every one.
         allow_missing: Leave out impressions without scores, and count them; otherwise they stop the work.
@@ -280,11 +282,11 @@ def value(
     from evaluation.value import value as value_scores
     from evaluation.value import value_table
 
-    record = value_scores(
-        dataset, scores, out, period=period, log_policy=log_policy, allow_missing=allow_missing, console=_console()
-    )
+    options: Any = {"base": base, "period": period, "log_policy": log_policy, "allow_missing": allow_missing}
+    record = value_scores(dataset, scores, out, **options, console=_console())
     _told().print(value_table(record))
-    _next(f"{out / 'value.json'} written", f"keyart score BUNDLE {dataset} SCORES --policy epsilon:0.1")
+    other = "SCORES --policy epsilon:0.1" if base else f"OTHER; keyart value {dataset} OTHER OUT --base {scores}"
+    _next(f"{out / 'value.html'} and value.json written", f"keyart score BUNDLE {dataset} {other}")
 
 
 def bench(*, json: Path | None = None, settings: Any) -> None:
@@ -321,14 +323,6 @@ def _told() -> Console:
     from rich.console import Console
 
     return Console(highlight=False)
-
-
-def _plain(config: Any) -> Any:
-    """A config as JSON would give it back."""
-    import json
-    from dataclasses import asdict
-
-    return json.loads(json.dumps(asdict(config)))
 
 
 def usage() -> str:

@@ -27,6 +27,7 @@ from datamodules.atomic import atomic_folder
 from datamodules.contract import CONTRACT_VERSION
 from datamodules.draw import MOST_LOOKS, Picture, draw_artwork
 from datamodules.events import Log, draw_log, draw_plays
+from datamodules.fingerprint import fingerprint
 from datamodules.invent import GENRES, invent_catalogue, invent_members
 from datamodules.law import (
     COLUMN,
@@ -145,6 +146,16 @@ def simulate(out: Path, config: SimulateConfig) -> dict:
         }
         (folder / MARKER).write_text(json.dumps(record, indent=2))
     return summary
+
+
+def simulate_once(out: Path, config: SimulateConfig, console: Console) -> None:
+    """`simulate`, unless `out` holds what it would write."""
+    record = out / MARKER
+    if record.is_file() and json.loads(record.read_text()).get("config") == json.loads(json.dumps(asdict(config))):
+        console.print(f"simulate: {out} is up to date")
+    else:
+        simulate(out, config)
+        console.print(f"simulate: {out}, seed {config.seed} ({fingerprint(config)})")
 
 
 def _draw_images(folder: Path, catalogue: SimulatedCatalogue, seed: int, progress: Progress) -> None:

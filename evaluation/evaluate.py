@@ -6,7 +6,7 @@ least two artworks: where there is one, every policy earns the same.
 """
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ from rich.text import Text
 
 from datamodules.atomic import atomic_folder
 from datamodules.contract import UserError
-from evaluation.metrics import auc, expected_calibration_error, log_loss, reliability
+from evaluation.audit import Known, fit_of
 from evaluation.off_policy import Estimate, ips, on_policy, snips, snips_lift
 from evaluation.policies import best_fixed, greedy, uniform
 from evaluation.report import render
-from evaluation.scored_log import ScoredLog, read_past, read_scored_log
+from evaluation.scored_log import ScoredLog, read_scored_log
 from evaluation.value import value_of
 
 RECORD = "report.json"
-LAYOUT = 2
+LAYOUT = 3
 """Raised when the report says other things, or in another way: older ones are then made again."""
 
 LABELS = {
@@ -75,11 +75,11 @@ def evaluate(
         )
     notes = dict(notes or {})
     policies = {"uniform": uniform(log)}
-    past = read_past(dataset, since)
-    if past is None:
+    known = Known.read(dataset, since)
+    if known.past is None:
         notes["Best artwork per title"] = NO_PAST
     else:
-        policies["best_fixed"] = best_fixed(log, past)
+        policies["best_fixed"] = best_fixed(log, known.past)
     policies["scored"] = log.policy_NK
     labels = LABELS | {"scored": scored_name}
     rewards = {"clicked": (log.clicked, log.true_click_NK)}
@@ -87,12 +87,12 @@ def evaluate(
         rewards["engaged"] = (log.engaged, log.true_engaged_NK)
     rows = []
     for reward, (reward_N, truth_NK) in rewards.items():
-        known = policies if truth_NK is None else policies | {"best_possible": greedy(truth_NK, log)}
+        at_hand = policies if truth_NK is None else policies | {"best_possible": greedy(truth_NK, log)}
         for policy in ("uniform", "logged", "best_fixed", "scored", "best_possible"):
             if policy == "logged":
                 row = _valued_as_logged(log, reward_N, truth_NK)
-            elif policy in known:
-                row = _valued(log, known[policy], known["uniform"], reward_N, truth_NK)
+            elif policy in at_hand:
+                row = _valued(log, at_hand[policy], at_hand["uniform"], reward_N, truth_NK)
             else:
                 continue
             rows.append({"policy": policy, "label": labels[policy], "reward": reward, **row})
@@ -105,13 +105,13 @@ def evaluate(
         "randomised": int(log.randomised.sum()),
         "policies": rows,
         "captured_lift": _captured(rows),
-        "value": value_of(log, past),
-        **_fit(everything),
+        "value": value_of(log, known),
+        **fit_of(everything),
         "notes": notes,
         **(extra or {}),
     }
     with atomic_folder(out, marker=RECORD) as folder:
-        (folder / "report.html").write_text(render(report), encoding="utf-8")
+        (folder / "report.html").write_text(render(report, dataset), encoding="utf-8")
         (folder / RECORD).write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report
 
@@ -142,20 +142,6 @@ def _valued_as_logged(log: ScoredLog, reward_N: NDArray, truth_NK: NDArray | Non
 
 def _mean_under(policy_NK: NDArray, truth_NK: NDArray | None) -> float | None:
     return None if truth_NK is None else float((policy_NK * truth_NK).sum(1).mean())
-
-
-def _fit(log: ScoredLog) -> dict[str, Any]:
-    """How well the click probabilities of what was shown fit what happened, on every impression."""
-    p_N = log.click_probability_NK[np.arange(len(log)), log.shown]
-    rank = auc(p_N, log.clicked)
-    metrics = {
-        "auc": rank if np.isfinite(rank) else None,
-        "log_loss": log_loss(p_N, log.clicked),
-        "log_loss_of_a_constant": log_loss(np.full(len(log), log.clicked.mean()), log.clicked),
-        "expected_calibration_error": expected_calibration_error(p_N, log.clicked),
-    }
-    points = asdict(reliability(p_N, log.clicked))
-    return {"metrics": metrics, "reliability": {name: values.tolist() for name, values in points.items()}}
 
 
 def _captured(rows: list[dict[str, Any]]) -> float | None:

@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from evaluation.scored_log import PastLog, ScoredLog
+from datamodules.choice import greedy_NK
+from evaluation.logged import Outcomes
+from evaluation.scored_log import ScoredLog
 
 
 def uniform(log: ScoredLog) -> NDArray:
@@ -19,8 +21,8 @@ def uniform(log: ScoredLog) -> NDArray:
 
 
 def greedy(score_NK: NDArray, log: ScoredLog) -> NDArray:
-    """All on the candidate of highest score, the first of equals."""
-    return _certain(_highest(score_NK, log), log)
+    """`greedy_NK` of a log's candidates."""
+    return greedy_NK(score_NK, log.there_NK)
 
 
 def _highest(score_NK: NDArray, log: ScoredLog) -> NDArray[np.integer]:
@@ -34,12 +36,12 @@ def _certain(chosen_N: NDArray[np.integer], log: ScoredLog) -> NDArray:
     return policy_NK
 
 
-def best_fixed(log: ScoredLog, past: PastLog) -> NDArray:
+def best_fixed(log: ScoredLog, past: Outcomes) -> NDArray:
     """All on `best_fixed_choice`."""
     return _certain(best_fixed_choice(log, past), log)
 
 
-def best_fixed_choice(log: ScoredLog, past: PastLog) -> NDArray[np.integer]:
+def best_fixed_choice(log: ScoredLog, past: Outcomes) -> NDArray[np.integer]:
     """Place of the best artwork of each title for everybody, (N,), by click rates before the period.
 
     Rates are self-normalised by inverse propensity, so that an older policy's aim does not count as quality, and shrunk
@@ -55,7 +57,7 @@ def best_fixed_choice(log: ScoredLog, past: PastLog) -> NDArray[np.integer]:
     return _highest(np.where(np.isnan(rate_NK), mean_N[:, None], rate_NK), log)
 
 
-def _shrunk_rates(past: PastLog) -> NDArray:
+def _shrunk_rates(past: Outcomes) -> NDArray:
     """Click rate of each past artwork, shrunk to its title's; NaN for a candidate never shown."""
     count = len(past.artworks)
     weight = 1 / past.propensity

@@ -8,7 +8,7 @@ Legend: N impressions, K candidates (padded).
 # pyright: reportAttributeAccessIssue=false
 # pyarrow makes its compute functions when it is imported, where no type checker sees them.
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datamodules.contract import IMPRESSIONS, Column, UserError
+from datamodules.contract import Column, UserError
 from evaluation.columns import first, flat, index, index_lists, plain, read_columns, widths
-
-READ = ("impression_id", "member_id", "title_id", "artwork_id", "candidates", "shown_at", "clicked")
-OPTIONAL = ("propensities", "propensity", "policy", "engaged")
-UNNAMED = "unnamed"
-"""What a logging policy without a name is called."""
+from evaluation.logged import (
+    candidates_of,
+    engaged_of,
+    moments_of,
+    policy_of,
+    propensities_of,
+    read_impressions,
+    zeros_and_ones,
+)
 
 _KEY = (Column(name="impression_id", kind="string"), Column(name="candidates", kind="strings"))
 SCORES = (*_KEY, Column(name="click_probability", kind="floats"), Column(name="policy", kind="floats"))
@@ -88,6 +92,8 @@ class ScoredLog:
     """True click probabilities, 0 in padding; None where they are not known."""
     true_engaged_NK: NDArray[np.floating] | None
     """True probabilities of an engaged play, likewise."""
+    policies: dict[str, NDArray[np.floating]] = field(default_factory=dict)
+    """Other policies to value on it, by name; probabilities (N, K)."""
 
     def __len__(self) -> int:
         """N."""
@@ -100,20 +106,12 @@ class ScoredLog:
     def take(self, rows: NDArray[np.integer]) -> "ScoredLog":
         """Impressions by their places, in that order; artworks keep their integers."""
         kept: dict[str, Any] = {"impression_id": self.impression_id.take(pa.array(rows))}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for one in fields(self):
+            value = getattr(self, one.name)
             if isinstance(value, np.ndarray):
-                kept[field.name] = value[rows]
+                kept[one.name] = value[rows]
+        kept["policies"] = {name: policy_NK[rows] for name, policy_NK in self.policies.items()}
         return replace(self, **kept)
-
-
-def read_impressions(dataset: Path, *, since: datetime | None = None, before: datetime | None = None) -> pa.Table:
-    """Impressions shown in since .. before, ordered by id; optional columns the log lacks are absent."""
-    # a log of one policy need not name it
-    columns = [replace(c, required=c.name in READ) for c in IMPRESSIONS.columns if c.name in READ + OPTIONAL]
-    source, remedy = dataset / IMPRESSIONS.name, f"Run keyart check {dataset}."
-    table = read_columns(source, IMPRESSIONS.files(dataset), columns, remedy=remedy, since=since, before=before)
-    return table.sort_by("impression_id").combine_chunks()
 
 
 def read_scored_log(
@@ -149,7 +147,7 @@ def read_scored_log(
     scored = _matching(scores, table, ids, if_missing)
     unknown = len(table) - len(log)
     del table
-    names, artwork_NK, shown = _candidates(log, dataset)
+    names, artwork_NK, shown = candidates_of(log, dataset)
     there_NK = artwork_NK >= 0
 
     order_NK = _alignment(artwork_NK, index_lists(scored["candidates"], names), there_NK, ids, scores)
@@ -167,7 +165,7 @@ def read_scored_log(
         )
 
     truth_click_NK, truth_engaged_NK = _truth(dataset, ids, artwork_NK, there_NK, names)
-    propensity, propensity_NK = _propensities(log, shown, there_NK, dataset)
+    propensity, propensity_NK = propensities_of(log, shown, there_NK, dataset)
     log = log.drop_columns([name for name in ("candidates", "propensities") if name in log.column_names])
     width = there_NK.sum(1)
     with np.errstate(invalid="ignore"):
@@ -183,14 +181,14 @@ def read_scored_log(
         shown=shown,
         propensity=propensity,
         propensity_NK=propensity_NK.astype(np.float32),
-        shown_at=np.asarray(plain(log["shown_at"].cast(pa.timestamp("us", "UTC"), safe=False)).cast(pa.int64())),
-        logger=index(_logged_by(log), None),
-        loggers=tuple(pc.unique(plain(_logged_by(log))).to_pylist()),
+        shown_at=moments_of(log),
+        logger=index(policy_of(log), None),
+        loggers=tuple(pc.unique(plain(policy_of(log))).to_pylist()),
         missing=logged - len(ids),
         unknown=unknown,
         randomised=even & (width > 1) & ~(apart_NK & there_NK).any(1),
-        clicked=_zeros_and_ones(log["clicked"]),
-        engaged=_engaged(log),
+        clicked=zeros_and_ones(log["clicked"]),
+        engaged=engaged_of(log),
         click_probability_NK=click_NK,
         policy_NK=policy_NK,
         true_click_NK=truth_click_NK,
@@ -198,75 +196,11 @@ def read_scored_log(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PastLog:
-    """What was shown and clicked before a period, for what can be learned without personalisation; arrays (N,)."""
-
-    artworks: pa.Array
-    """string: every artwork that was a candidate."""
-    artwork: NDArray[np.integer]
-    """The shown artwork, a place in `artworks`."""
-    title: NDArray[np.integer]
-    """Titles as integers; not those of a `ScoredLog`."""
-    clicked: NDArray[np.floating]
-    """1 or 0."""
-    propensity: NDArray[np.floating]
-    """Of the shown artwork."""
-
-
-def read_past(dataset: Path, before: datetime) -> PastLog | None:
-    """Impressions shown before a moment; None where there are none."""
-    log = read_impressions(dataset, before=before)
-    if not len(log):
-        return None
-    names, artwork_NK, shown = _candidates(log, dataset)
-    propensity, _ = _propensities(log, shown, artwork_NK >= 0, dataset)
-    return PastLog(
-        artworks=names,
-        artwork=artwork_NK[np.arange(len(shown)), shown],
-        title=index(log["title_id"], None),
-        clicked=_zeros_and_ones(log["clicked"]),
-        propensity=propensity,
-    )
-
-
-def _zeros_and_ones(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    return np.asarray(plain(column).cast(pa.uint8()), np.float64)
-
-
-def _engaged(log: pa.Table) -> NDArray[np.float64] | None:
-    """Whether each impression was engaged: null without a click means no; null after a click is not known: None."""
-    if "engaged" not in log.column_names or pc.any(pc.and_(log["clicked"], log["engaged"].is_null())).as_py():
-        return None
-    return _zeros_and_ones(pc.fill_null(log["engaged"], False))
-
-
-def _candidates(log: pa.Table, dataset: Path) -> tuple[pa.Array, NDArray, NDArray]:
-    """Names of artworks, candidates as integers (N, K), and the place of the shown one (N,)."""
-    names = pc.unique(flat(log["candidates"]))
-    artwork_NK = index_lists(log["candidates"], names)
-    same_NK = artwork_NK == index(log["artwork_id"], names)[:, None]
-    strange = ~same_NK.any(1)
-    if strange.any():
-        raise UserError(
-            f"{dataset}/impressions: {strange.sum()} rows whose shown artwork is not among the candidates "
-            f"(first: {first(log['impression_id'], strange)}). Run keyart check {dataset}."
-        )
-    return names, artwork_NK, same_NK.argmax(1)
-
-
-def _logged_by(log: pa.Table) -> pa.ChunkedArray:
-    """The name of the policy that logged each impression."""
-    if "policy" not in log.column_names:
-        return pa.chunked_array([pa.repeat(pa.scalar(UNNAMED), len(log))])
-    return pc.fill_null(log["policy"], UNNAMED)
-
-
 def _of_one_policy(log: pa.Table, logged_by: str | None, dataset: Path) -> pa.Table:
     """The impressions one policy logged; UserError where there are none."""
     if logged_by is None:
         return log
-    names = _logged_by(log)
+    names = policy_of(log)
     kept = log.filter(pc.equal(names, logged_by))
     if not len(kept):
         there = ", ".join(sorted(pc.unique(plain(names)).to_pylist()))
@@ -335,41 +269,6 @@ def _aligned(table: pa.Table, name: str, order_NK: NDArray, there_NK: NDArray, s
             "Write numbers from 0 to 1."
         )
     return np.where(there_NK, np.take_along_axis(np.clip(values_NK, 0.0, 1.0), order_NK, axis=1), 0.0)
-
-
-def _propensities(log: pa.Table, shown: NDArray, there_NK: NDArray, dataset: Path) -> tuple[NDArray, NDArray]:
-    """Propensity of the shown artwork (N,), and of every candidate (N, K)."""
-    propensity_NK = np.where(there_NK, np.nan, 0.0)
-    propensity = np.full(len(shown), np.nan)
-    if "propensities" in log.column_names:
-        lists = log["propensities"]
-        logged = np.asarray(lists.is_valid())
-        odd = logged & (widths(lists) != there_NK.sum(1))
-        if odd.any():
-            raise UserError(
-                f"{dataset}/impressions: {odd.sum()} rows whose propensities are not as many as their candidates "
-                f"(first: {first(log['impression_id'], odd)}). Run keyart check {dataset}."
-            )
-        propensity_NK[there_NK & logged[:, None]] = flat(lists).to_numpy(zero_copy_only=False)
-        total = propensity_NK.sum(1)
-        # a list of nulls or NaN sums to NaN; a negative one is no probability, whatever it sums to
-        wrong = logged & (~(np.abs(total - 1) <= 1e-3) | (propensity_NK < 0).any(1))
-        if wrong.any():
-            raise UserError(
-                f"{dataset}/impressions: {wrong.sum()} rows whose propensities are no probabilities that sum to 1 (first: "
-                f"{first(log['impression_id'], wrong)}, sum {total[wrong][0]:.3g}). Run keyart check {dataset}."
-            )
-        propensity = propensity_NK[np.arange(len(shown)), shown]
-    if "propensity" in log.column_names:
-        alone = np.asarray(plain(pc.fill_null(log["propensity"], np.nan)), np.float64)
-        propensity = np.where(np.isnan(propensity), alone, propensity)
-    bad = ~(propensity > 0)
-    if bad.any():
-        raise UserError(
-            f"{dataset}/impressions: {bad.sum()} rows without a propensity above 0 for the shown artwork "
-            f"(first: {first(log['impression_id'], bad)}). Run keyart check {dataset}."
-        )
-    return propensity, propensity_NK
 
 
 def _truth(

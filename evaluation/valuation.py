@@ -72,15 +72,39 @@ class Weighed:
     cluster_overlap: Overlap | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Weighing:
+    """Policies weighed on a log: what values, slices and curves are made of."""
+
+    log: Log
+    members: Members
+    choices: LoggedChoices
+    models: Mapping[str, RewardModel]
+    """By reward."""
+    weighed: Mapping[str, Weighed]
+    """By policy."""
+    predicted: Mapping[str, NDArray]
+    """By reward, what the model expected of what was shown, (N,)."""
+    seed: int
+
+    def robust_N(self, policy: str, reward: str) -> NDArray[np.float64]:
+        """What each impression says of a policy, (N,), by `dr`: their mean is the value. KeyError where it is left out."""
+        arrays = self.weighed[policy]
+        if arrays.expected is None:
+            raise KeyError(policy)
+        (terms,) = by.dr(self.log.reward[reward], arrays.weight_N, arrays.expected[reward], self.predicted[reward])
+        return terms[0]
+
+
 def value_policies(
     log: Log, policies: Mapping[str, Policy | None], *, doubts: tuple[str, ...] = (), seed: int = 0, draws: int = DRAWS
 ) -> dict[str, Any]:
-    """Every policy's value by every reward and estimator; `LOGGED` may be None where its propensities are not known.
+    """`weigh` and `valued` in one."""
+    return valued(weigh(log, policies, seed=seed), doubts=doubts, draws=draws)
 
-    `doubts` are what is wrong with the log, in words: they keep a verdict from being reliable. Returns `estimates`,
-    `differences`, `intervals` (of both kinds, by estimate; `low` and `high` of an estimate are the normal ones),
-    `verdicts` (with reasons), `parameters` (as chosen), `overlap` and `left_out`, lists of rows.
-    """
+
+def weigh(log: Log, policies: Mapping[str, Policy | None], *, seed: int = 0) -> Weighing:
+    """Fit the reward models and weigh every policy; `LOGGED` may be None where its propensities are not known."""
     members = Members.of(log.member_N)
     fold_N = np.repeat(deal_folds(len(members), seed), np.diff(np.append(members.start_M, len(log))))
     choices = LoggedChoices(
@@ -89,18 +113,31 @@ def value_policies(
     artworks = int(log.artwork_NK.max(initial=-1)) + 1
     models = {name: fit_reward_model(choices, reward_N, artworks) for name, reward_N in log.reward.items()}
     weighed, predicted = _weigh(log, policies, choices, models, members)
+    return Weighing(
+        log=log, members=members, choices=choices, models=models, weighed=weighed, predicted=predicted, seed=seed
+    )
+
+
+def valued(weighing: Weighing, *, doubts: tuple[str, ...] = (), draws: int = DRAWS) -> dict[str, Any]:
+    """Every policy's value by every reward and estimator.
+
+    `doubts` are what is wrong with the log, in words: they keep a verdict from being reliable. Returns `estimates`,
+    `differences`, `intervals` (of both kinds, by estimate; `low` and `high` of an estimate are the normal ones),
+    `verdicts` (with reasons), `parameters` (as chosen), `overlap` and `left_out`, lists of rows.
+    """
+    log, members = weighing.log, weighing.members
     found: list[Estimated] = []
     left_out: list[dict[str, str]] = []
-    for policy, arrays in weighed.items():
+    for policy, arrays in weighing.weighed.items():
         for reward in log.reward:
-            for estimator, made in _estimates(log, members, policy, reward, arrays, predicted[reward]):
+            for estimator, made in _estimates(log, members, policy, reward, arrays, weighing.predicted[reward]):
                 if isinstance(made, str):
                     left_out.append({"policy": policy, "reward": reward, "estimator": estimator, "reason": made})
                 else:
                     found.append(made)
-    drawn_DE = bootstrap([one.sums for one in found], seed, draws)
+    drawn_DE = bootstrap([one.sums for one in found], weighing.seed, draws)
     return told_rows(found, drawn_DE, doubts) | {
-        "overlap": [overlap_row(policy, arrays.overlap) for policy, arrays in weighed.items()],
+        "overlap": [overlap_row(policy, arrays.overlap) for policy, arrays in weighing.weighed.items()],
         "left_out": left_out,
     }
 
@@ -123,7 +160,7 @@ def _weigh(
     expected = {name: {reward: np.empty(count) for reward in models} for name in policies}
     cluster_weight = {name: np.empty(count) for name in policies}
     lacking = {name: [0.0, 0.0] for name in policies}
-    for rows in _parts(count):
+    for rows in parts(count):
         place_n = np.arange(rows.stop - rows.start), log.shown_N[rows]
         model_nk = {reward: model.predict(choices, rows) for reward, model in models.items()}
         cluster_nk = clusters.cluster(choices, rows)
@@ -162,7 +199,8 @@ def _weigh(
     return weighed, predicted
 
 
-def _parts(count: int) -> Iterator[slice]:
+def parts(count: int) -> Iterator[slice]:
+    """Rows, some hundred thousand at a time."""
     return (slice(first, min(first + AT_ONCE, count)) for first in range(0, count, AT_ONCE))
 
 

@@ -1,19 +1,25 @@
 """`keyart value`: a dataset and anybody's scores table -> what the scored policy is worth, and whether the log can say so.
 
-In: `impressions/` (no images, no plays) and a scores table by the contract. Out: `value.json`, whose `verdict` comes first.
+In: `impressions/` and a scores table by the contract; plays, titles, images and segments where the dataset has them. Out:
+`value.json`, whose `verdict` comes first, and `value.html`, a page to read.
 Values are rewards per impression, over impressions that offered at least two artworks: where there is one, every policy
 earns the same.
 
 Legend: N impressions, K candidates (padded).
 """
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported, where no type checker sees them.
+
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -21,14 +27,19 @@ from rich.text import Text
 
 from datamodules.atomic import atomic_folder, require_replaceable
 from datamodules.contract import IMPRESSIONS, UserError
+from datamodules.progress import progress_bar
+from evaluation.audit import Known, audit
 from evaluation.columns import plain, read_columns
+from evaluation.intervals import DRAWS
 from evaluation.log_checks import calibration, drift
 from evaluation.loggers import balanced
+from evaluation.page import value_page
 from evaluation.policies import best_fixed_choice
-from evaluation.scored_log import PastLog, ScoredLog, read_past, read_scored_log
-from evaluation.valuation import LOGGED, Log, Policy, value_policies
+from evaluation.scored_log import ScoredLog, read_scored_log
+from evaluation.valuation import LOGGED, Log, Policy, valued, weigh
 
-RECORD = "value.json"
+RECORD, PAGE = "value.json", "value.html"
+STEPS = 6
 HEADLINE = "dr"
 """The estimate a reader should look at first: unbiased as `ips` is, with less noise."""
 Period = Literal["test", "validation", "all"]
@@ -50,66 +61,92 @@ def value(
     scores: Path,
     out: Path,
     *,
+    base: Path | None = None,
     period: Period = "test",
     log_policy: str = "all",
     allow_missing: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Value the scored policy, the uniform, the logging one and the best artwork per title; writes `value.json`.
+    """Value the scored policy, the uniform, the logging one and the best artwork per title; writes `value.json`, `value.html`.
 
-    The period is the newest 15 % of the impressions, the 15 % before them, or all (`borders`). UserError as
-    `read_scored_log`, and where no impression offered two artworks.
+    `base` is another scores table of the same impressions, whose policy is valued beside and held against. The period is
+    the newest 15 % of the impressions, the 15 % before them, or all (`borders`). UserError as `read_scored_log`, and where no
+    impression offered two artworks.
     """
     require_replaceable(out, RECORD)
     since, before = borders(dataset, period)
-    everything = read_scored_log(
-        dataset,
-        scores,
-        since,
-        before=before,
-        logged_by=None if log_policy == "all" else log_policy,
-        allow_missing=allow_missing,
-        if_missing="Score the whole period, or leave those out by --allow-missing.",
-    )
-    kept = np.flatnonzero(everything.there_NK.sum(1) > 1)
-    if not len(kept):
-        raise UserError(
-            f"{dataset}/impressions: no impression of the period offered two artworks, so there was nothing to choose. "
-            "Name another period."
-        )
-    alone, missing, unknown = len(everything) - len(kept), everything.missing, everything.unknown
-    log = everything.take(kept[np.argsort(everything.member[kept], kind="stable")])
-    del everything  # so that a large log is held once
-    if console is not None:
-        for said in _left_aside(alone, missing, unknown, scores):
+    console = console or Console(quiet=True)
+    if_missing = "Score the whole period, or leave those out by --allow-missing."
+
+    def read(table: Path) -> ScoredLog:
+        logged_by = None if log_policy == "all" else log_policy
+        words: dict[str, Any] = {"logged_by": logged_by, "allow_missing": allow_missing, "if_missing": if_missing}
+        return read_scored_log(dataset, table, since, before=before, **words)
+
+    with progress_bar(console) as progress:
+        task = progress.add_task("value: read the log", total=STEPS)
+
+        def step(words: str) -> None:
+            progress.update(task, description=f"value: {words}", advance=1)
+
+        everything = read(scores)
+        there = everything.there_NK.sum(1) > 1
+        other = None if base is None else read(base)
+        if other is not None:
+            place_N = np.asarray(
+                pc.fill_null(pc.index_in(everything.impression_id, value_set=other.impression_id), -1), np.int64
+            )
+            there_too = place_N >= 0
+            everything.policies["base"] = other.policy_NK[np.maximum(place_N, 0)]
+            uncompared = int((~there_too).sum())
+            there &= there_too
+        else:
+            uncompared = 0
+        kept = np.flatnonzero(there)
+        if not len(kept):
+            raise UserError(
+                f"{dataset}/impressions: no impression of the period offered two artworks, so there was nothing to choose. "
+                "Name another period."
+            )
+        alone, missing, unknown = len(everything) - len(kept) - uncompared, everything.missing, everything.unknown
+        log = everything.take(kept[np.argsort(everything.member[kept], kind="stable")])
+        del everything, other  # so that a large log is held once
+        step("read what came of every artwork")
+        known = Known.read(dataset, since, before)
+        for said in _left_aside(alone, missing, unknown, uncompared, scores, base):
             console.print(f"value: {said}")
-        console.print(f"value: {len(log):,} impressions, by every estimator")
-    record = value_of(log, None if since is None else read_past(dataset, since))
-    record = {
-        "verdict": record.pop("verdict"),
-        "period": period,
-        "since": None if since is None else since.isoformat(),
-        "before": None if before is None else before.isoformat(),
-        "log_policy": log_policy,
-        "impressions": len(log),
-        "members": len(np.unique(log.member)),
-        "without_choice": alone,
-        "without_scores": missing,
-        "scores_of_other_impressions": unknown,
-        **record,
-    }
-    with atomic_folder(out, marker=RECORD) as folder:
-        (folder / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
+        record = value_of(log, known, step)
+        record = {
+            "verdict": record.pop("verdict"),
+            "period": period,
+            "since": None if since is None else since.isoformat(),
+            "before": None if before is None else before.isoformat(),
+            "log_policy": log_policy,
+            "impressions": len(log),
+            "members": len(np.unique(log.member)),
+            "without_choice": alone,
+            "without_scores": missing,
+            "without_base": uncompared,
+            "scores_of_other_impressions": unknown,
+            **record,
+        }
+        step("draw the page")
+        with atomic_folder(out, marker=RECORD) as folder:
+            (folder / PAGE).write_text(value_page(record, dataset), encoding="utf-8")
+            (folder / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
+        step("done")
     return record
 
 
-def _left_aside(alone: int, missing: int, unknown: int, scores: Path) -> list[str]:
+def _left_aside(alone: int, missing: int, unknown: int, uncompared: int, scores: Path, base: Path | None) -> list[str]:
     """What does not count, in words."""
     told = []
     if missing:
         told.append(f"{missing:,} impressions without scores are left out: the values are of the others alone")
     if unknown:
         told.append(f"{scores}: {unknown:,} scores are of impressions that are not of this period's log")
+    if uncompared:
+        told.append(f"{base}: lacks {uncompared:,} impressions, which are left out on both sides")
     if alone:
         told.append(f"{alone:,} impressions offered a single artwork, nothing to choose")
     return told
@@ -137,10 +174,10 @@ def borders(dataset: Path, period: Period) -> tuple[datetime | None, datetime | 
     return (first[1], None) if period == "test" else (first[0], first[1])
 
 
-def value_of(scored: ScoredLog, past: PastLog | None) -> dict[str, Any]:
+def value_of(scored: ScoredLog, known: Known, step: Callable[[str], None] = lambda words: None) -> dict[str, Any]:
     """The policies on a log, with what is known of the log: what `value.json` and `report.json` hold of them.
 
-    `past` is what was logged before, for the best artwork of each title.
+    `known` is what was logged besides; `step` hears what is done next.
     """
     if (np.diff(scored.member) < 0).any():
         scored = scored.take(np.argsort(scored.member, kind="stable"))
@@ -160,11 +197,20 @@ def value_of(scored: ScoredLog, past: PastLog | None) -> dict[str, Any]:
         "uniform": lambda rows: scored.there_NK[rows] * uniform_N[rows, None],
         LOGGED: (lambda rows: scored.propensity_NK[rows]) if whole else None,
     }
-    if past is None:
+    fixed_N = None
+    if known.past is None:
         notes.append(NO_PAST)
     else:
-        policies["best_fixed"] = _always(best_fixed_choice(scored, past), scored.there_NK.shape[1])
-    told = value_policies(log, policies, doubts=doubts)
+        fixed_N = best_fixed_choice(scored, known.past)
+        policies["best_fixed"] = _always(fixed_N, scored.there_NK.shape[1])
+    for name, policy_NK in scored.policies.items():
+        policies[name] = _as_given(policy_NK)
+    step("weigh the policies")
+    weighing = weigh(log, policies)
+    step(f"{len(log):,} impressions by every estimator, {DRAWS:,} draws of the members")
+    told = valued(weighing, doubts=doubts)
+    step("slice by slice, and how honest the artworks are")
+    beside = audit(scored, weighing, told, known, fixed_N, doubts)
     return {
         "verdict": _headline(told),
         "weights": weights,
@@ -179,7 +225,8 @@ def value_of(scored: ScoredLog, past: PastLog | None) -> dict[str, Any]:
         **told,
         "calibration": None if calibrated is None else calibrated.record(),
         "drift": [{"reward": reward} | _dated(row) for reward, (parts, _) in drifts.items() for row in parts],
-        "notes": notes,
+        **beside,
+        "notes": [*notes, *beside["notes"]],
     }
 
 
@@ -205,6 +252,10 @@ def as_log(scored: ScoredLog) -> tuple[Log, str]:
 def _always(chosen_N: NDArray[np.integer], width: int) -> Policy:
     """The policy that is certain of one place."""
     return lambda rows: (np.arange(width) == chosen_N[rows, None]).astype(float)
+
+
+def _as_given(policy_NK: NDArray) -> Policy:
+    return lambda rows: policy_NK[rows]
 
 
 def _dated(row: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from datamodules.atomic import atomic_folder
+from datamodules.choice import greedy_NK, softmax_NK
 from datamodules.contract import UserError
 from datamodules.fingerprint import dataset_fingerprint, fingerprint
 from datamodules.prepare import prepare
@@ -53,24 +54,19 @@ class Policy:
 
     def probabilities(self, click_NK: np.ndarray, there_NK: np.ndarray) -> np.ndarray:
         """float32 (N, K), each row summing to 1 over the candidates that are there; ties go to the first."""
-        masked = np.where(there_NK, click_NK, -np.inf)
-        greedy = np.zeros(click_NK.shape)
-        greedy[np.arange(len(greedy)), masked.argmax(1)] = 1.0
-        if self.kind == "greedy":
-            chosen = greedy
-        elif self.kind == "epsilon":
-            chosen = (1 - self.strength) * greedy + self.strength * there_NK / there_NK.sum(1, keepdims=True)
-        else:
-            sure = np.clip(click_NK.astype(np.float64), 1e-9, 1 - 1e-9)
-            logit = np.where(there_NK, np.log(sure / (1 - sure)) / self.strength, -np.inf)
-            raised = np.exp(logit - logit.max(1, keepdims=True))
-            chosen = raised / raised.sum(1, keepdims=True)
+        if self.kind == "softmax":
+            return softmax_NK(click_NK, there_NK, self.strength).astype(np.float32)
+        chosen = greedy_NK(click_NK, there_NK)
+        if self.kind == "epsilon":
+            chosen = (1 - self.strength) * chosen + self.strength * there_NK / there_NK.sum(1, keepdims=True)
         return chosen.astype(np.float32)
 
 
-def scores_fingerprint(bundle: Bundle, dataset: Path, policy: str, since: datetime | None) -> str:
+def scores_fingerprint(
+    bundle: Bundle, dataset: Path, policy: str, since: datetime | None, reward: str = "clicked"
+) -> str:
     """What scores of this dataset by this bundle and policy carry as their fingerprint."""
-    return fingerprint(bundle.about["sha256"], dataset_fingerprint(dataset), policy, since)
+    return fingerprint(bundle.about["sha256"], dataset_fingerprint(dataset), policy, since, reward)
 
 
 def score(
@@ -79,10 +75,14 @@ def score(
     out: Path,
     *,
     policy: str = "greedy",
+    reward: str = "clicked",
     since: datetime | None = None,
     console: Console | None = None,
 ) -> int:
-    """Score every impression shown at or after `since` (default: all); returns how many. `out` appears when complete."""
+    """Score every impression shown at or after `since` (default: all); returns how many. `out` appears when complete.
+
+    The policy chooses by `reward`: clicked, the click probability; engaged, that of a click that leads to a viewing.
+    """
     console = console or Console(stderr=True)
     choose = Policy.parse(policy)
     with atomic_folder(out, marker=RECORD) as folder:
@@ -97,15 +97,17 @@ def score(
                     continue
                 clicks, policies = [], []
                 for request, there in requests(shard, bundle.history_length):
-                    click_NK = bundle.rank(request)["click_probability"]
-                    clicks.append(click_NK[there])
-                    policies.append(choose.probabilities(click_NK, there)[there])
+                    found = bundle.rank(request)
+                    clicks.append(found["click_probability"][there])
+                    by = found["click_probability" if reward == "clicked" else "engaged_probability"]
+                    policies.append(choose.probabilities(by, there)[there])
                     progress.advance(task, len(there))
                 _write(work / f"shard-{index:05d}" / REQUESTS, folder / f"part-{index:05d}.parquet", clicks, policies)
         shutil.rmtree(work)
         record = {
-            "fingerprint": scores_fingerprint(bundle, dataset, policy, since),
+            "fingerprint": scores_fingerprint(bundle, dataset, policy, since, reward),
             "policy": policy,
+            "reward": reward,
             "impressions": total,
         }
         (folder / RECORD).write_text(json.dumps(record | {"since": since and since.isoformat()}, indent=1))

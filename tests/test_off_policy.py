@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from evaluation.logged import Outcomes
 from evaluation.off_policy import Estimate, ips, on_policy, snips, snips_lift
 from evaluation.policies import best_fixed, greedy, uniform
-from evaluation.scored_log import PastLog, ScoredLog
+from evaluation.scored_log import ScoredLog
 
 MEMBERS, EACH, REPLICATIONS = 50, 8, 400
 APPEAL_K = np.array([0.0, 0.05, 0.1, 0.25])
@@ -173,17 +174,21 @@ def one_impression(*artworks: str) -> ScoredLog:
     )
 
 
-def past(*told: tuple[str, float, int, int]) -> PastLog:
+def past(*told: tuple[str, float, int, int]) -> Outcomes:
     """What was shown before, of one title: (artwork, propensity, impressions, clicks)."""
     names = sorted({artwork for artwork, *_ in told})
     counts = [count for _, _, count, _ in told]
     artwork = np.repeat([names.index(name) for name, *_ in told], counts)
-    return PastLog(
+    return Outcomes(
         artworks=pa.array(names),
         artwork=artwork,
         title=np.zeros(len(artwork), int),
         clicked=np.concatenate([np.arange(count) < clicks for _, _, count, clicks in told]).astype(float),
         propensity=np.repeat([propensity for _, propensity, _, _ in told], counts),
+        member=np.arange(len(artwork)),
+        width=np.full(len(artwork), len(names)),
+        engaged=None,
+        shown_at=np.zeros(len(artwork), np.int64),
     )
 
 

@@ -1,0 +1,117 @@
+"""What stands beside a value: where it comes from, what exploring would cost, and whether the artworks are honest.
+
+In: a log with its policies weighed, and whatever else the dataset holds. Out: the sections of `value.json` after the
+estimates. A section that the dataset has nothing for is left out, and a note says so.
+
+Legend: N impressions.
+"""
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.attribution import artwork_alone, attribute
+from evaluation.clickbait import clickbait
+from evaluation.examples import examples, read_catalogue
+from evaluation.exploration import lift_by_exploration
+from evaluation.exposure import exposure
+from evaluation.logged import Outcomes, read_outcomes
+from evaluation.metrics import auc, expected_calibration_error, log_loss, reliability
+from evaluation.scored_log import ScoredLog
+from evaluation.slices import read_surroundings, slices_of
+from evaluation.stability import changes
+from evaluation.valuation import LOGGED, Weighing
+
+NO_ENGAGEMENT = "The log does not say of every click whether it led to a viewing: clickbait cannot be told."
+WEIGHT_EDGES = (0.0, 1e-9, 0.1, 0.2, 0.5, 0.8, 1.25, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0, np.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known besides the scored log."""
+
+    dataset: Path
+    since: datetime | None
+    before: datetime | None
+    outcomes: Outcomes | None
+    """Everything shown until the end of the period."""
+    past: Outcomes | None
+    """Of that, what was shown before it."""
+
+    @classmethod
+    def read(cls, dataset: Path, since: datetime | None, before: datetime | None = None) -> "Known":
+        """All that was logged until the end of a period."""
+        outcomes = read_outcomes(dataset, before)
+        past = None if since is None or outcomes is None else outcomes.until(since)
+        return cls(dataset=dataset, since=since, before=before, outcomes=outcomes, past=past)
+
+
+def audit(
+    scored: ScoredLog,
+    weighing: Weighing,
+    told: dict[str, Any],
+    known: Known,
+    fixed_N: NDArray[np.integer] | None,
+    doubts: tuple[str, ...],
+) -> dict[str, Any]:
+    """The sections; `scored` and `weighing` are of the same rows, `told` is what `valued` says of them.
+
+    `fixed_N` is the place of the best artwork for everybody, learned from the past.
+    """
+    around = read_surroundings(known.dataset, scored, known.since, known.before)
+    slices, notes = slices_of(known.dataset, scored, around, known.past)
+    catalogue = read_catalogue(known.dataset)
+    bait = clickbait(known.outcomes) if known.outcomes is not None else None
+    if bait is None:
+        notes.append(NO_ENGAGEMENT)
+    else:
+        for row in bait["artworks"]:
+            row["name"] = catalogue.name_of_artwork(row["artwork"])
+    shown, left_out = exposure(known.dataset, scored, around.member, weighing.weighed["scored"].weight_N)
+    return {
+        "attribution": attribute(weighing, slices, doubts=doubts),
+        "artwork_alone": artwork_alone(told),
+        "exploration": lift_by_exploration(weighing),
+        "weight_histogram": weight_histogram(weighing),
+        **fit_of(scored),
+        "clickbait": bait,
+        "exposure": shown,
+        "stability": changes(scored),
+        "examples": examples(known.dataset, scored, around, catalogue, fixed_N),
+        "notes": list(dict.fromkeys([*notes, *left_out])),
+    }
+
+
+def weight_histogram(weighing: Weighing) -> list[dict[str, Any]]:
+    """By policy: how many impressions have weights in low .. high, and what share of all weight they carry."""
+    rows = []
+    for policy, arrays in weighing.weighed.items():
+        if policy == LOGGED:
+            continue
+        weight_N = arrays.weight_N
+        place_N = np.searchsorted(WEIGHT_EDGES, weight_N, side="right") - 1
+        count_B, sum_B = (np.bincount(place_N, v, len(WEIGHT_EDGES) - 1) for v in (None, weight_N))
+        total = max(float(weight_N.sum()), 1e-300)
+        for low, high, count, weight in zip(WEIGHT_EDGES[:-1], WEIGHT_EDGES[1:], count_B, sum_B, strict=True):
+            if count:
+                ends = {"low": low, "high": high if np.isfinite(high) else None}
+                rows.append({"policy": policy, **ends, "impressions": int(count), "share_of_weight": weight / total})
+    return rows
+
+
+def fit_of(log: ScoredLog) -> dict[str, Any]:
+    """How well the click probabilities of what was shown fit what happened, on every impression."""
+    p_N = log.click_probability_NK[np.arange(len(log)), log.shown]
+    rank = auc(p_N, log.clicked)
+    metrics = {
+        "auc": rank if np.isfinite(rank) else None,
+        "log_loss": log_loss(p_N, log.clicked),
+        "log_loss_of_a_constant": log_loss(np.full(len(log), log.clicked.mean()), log.clicked),
+        "expected_calibration_error": expected_calibration_error(p_N, log.clicked),
+    }
+    points = asdict(reliability(p_N, log.clicked))
+    return {"metrics": metrics, "reliability": {name: values.tolist() for name, values in points.items()}}
