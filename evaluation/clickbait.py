@@ -19,7 +19,7 @@ from evaluation.logged import Outcomes
 
 FALSE_DISCOVERIES = 0.1
 LEAST_CLICKS = 10
-"""Clicks below which an artwork is not tested."""
+"""Clicks below which an artwork is not tested; its title's others need as many."""
 TOLD = 50
 """Artworks that are listed."""
 
@@ -60,27 +60,32 @@ def gap(
 ) -> Gap:
     """Rates sum w o / sum w of artworks, against the same over the other artworks of the title, (A,).
 
-    Variance by member, linearised around the others' rate, and never less than a coin's of that rate: few outcomes that
-    are all alike have no spread of their own. A member's impressions of two artworks of a title count as independent.
+    Variance by member, around the rate of the title as a whole, which is what both sides have where there is no difference,
+    and never less than a coin's of that rate: few outcomes that are all alike have no spread of their own. A member's
+    impressions of two artworks of a title count as independent.
     """
     count = len(title_A)
     titles = int(title_A.max(initial=-1)) + 1
     weight_A, earned_A, square_A = (
         np.bincount(artwork_N, v, count) for v in (weight_N, weight_N * outcome_N, weight_N**2)
     )
+
+    def of_title(values_A: NDArray) -> NDArray:
+        return np.bincount(title_A, values_A, titles)[title_A]
+
     with np.errstate(invalid="ignore", divide="ignore"):
-        other_A, other_earned_A = (np.bincount(title_A, v, titles)[title_A] - v for v in (weight_A, earned_A))
-        rate_A, expected_A = earned_A / weight_A, other_earned_A / other_A
-        squares_A = _by_member(
-            weight_N * (outcome_N - np.nan_to_num(expected_A[artwork_N])), artwork_N, member_N, count
+        level_A = of_title(earned_A) / of_title(weight_A)
+        squares_A = _by_member(weight_N * (outcome_N - level_A[artwork_N]), artwork_N, member_N, count)
+        coin_A = level_A * (1 - level_A)
+        other_A = of_title(weight_A) - weight_A
+        other_squares_A, other_coin_A = of_title(squares_A) - squares_A, coin_A * (of_title(square_A) - square_A)
+        noise_A = np.maximum(squares_A, coin_A * square_A) / weight_A**2
+        noise_A += np.maximum(other_squares_A, other_coin_A) / other_A**2
+        return Gap(
+            rate_A=earned_A / weight_A,
+            expected_A=(of_title(earned_A) - earned_A) / other_A,
+            error_A=np.sqrt(noise_A),
         )
-        own_A = _by_member(weight_N * (outcome_N - rate_A[artwork_N]), artwork_N, member_N, count)
-        others_A = np.bincount(title_A, own_A, titles)[title_A] - own_A
-        coin_A = expected_A * (1 - expected_A) * square_A / weight_A**2
-        other_coin_A = expected_A * (1 - expected_A)
-        other_coin_A *= (np.bincount(title_A, square_A, titles)[title_A] - square_A) / other_A**2
-        noise_A = np.maximum(squares_A / weight_A**2, coin_A) + np.maximum(others_A / other_A**2, other_coin_A)
-        return Gap(rate_A=rate_A, expected_A=expected_A, error_A=np.sqrt(noise_A))
 
 
 def _by_member(values_N: NDArray, artwork_N: NDArray, member_N: NDArray, count: int) -> NDArray[np.float64]:
@@ -124,7 +129,9 @@ def clickbait(outcomes: Outcomes) -> dict[str, Any] | None:
     at = outcomes.clicked > 0
     engaged = gap(outcomes.engaged[at], weight_N[at], outcomes.artwork[at], outcomes.member[at], title_A)
     clicked_A = np.bincount(outcomes.artwork[at], minlength=count)
-    tested_A = (clicked_A >= LEAST_CLICKS) & np.isfinite(engaged.gap_A) & np.isfinite(clicks.gap_A)
+    others_A = np.bincount(title_A, clicked_A)[title_A] - clicked_A
+    enough_A = (clicked_A >= LEAST_CLICKS) & (others_A >= LEAST_CLICKS)
+    tested_A = enough_A & np.isfinite(engaged.gap_A) & np.isfinite(clicks.gap_A)
     drawn_A, left_A = (
         np.where(tested_A, chance_A, np.nan) for chance_A in (clicks.chance_A(True), engaged.chance_A(False))
     )

@@ -36,7 +36,7 @@ svg { width: 100%; max-width: 34rem; height: auto; display: block }
   background: var(--tint) } .none { padding: .4rem; font-size: .8rem; color: var(--soft); overflow: hidden }
 .card, .strip { font-size: .82rem; line-height: 1.35 }
 .member { border-top: 1px solid var(--line); padding: .8rem 0 }
-.strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(4.6rem, 6rem)); gap: .6rem }
+.strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(4.3rem, 5.2rem)); gap: .6rem }
 .strip > div { overflow-wrap: anywhere } .strip img, .strip .none { margin-bottom: .3rem }
 .members { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 32rem), 1fr)); gap: 0 2rem }
 .first img, .first .none { outline: 3px solid var(--mark); outline-offset: 1px }

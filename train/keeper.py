@@ -21,6 +21,7 @@ from datamodules.atomic import atomic_file
 from datamodules.datamodule import Place
 from train.checkpoint import save_checkpoint
 from train.embed import ENCODER
+from train.memory import give_back
 from train.ranks import World
 from train.signals import Signals, Stopped
 from train.task import RankerTask, generator_states
@@ -121,6 +122,7 @@ class Keeper(pl.Callback):
             if trainer.logger is not None:
                 trainer.logger.log_metrics({"validation_log_loss": loss}, self.place.step)
         self._save(trainer, pl_module)
+        give_back()
         if self.over() or (self.stop_after is not None and self.place.slice >= self.stop_after):
             trainer.should_stop = True
 

@@ -1,0 +1,26 @@
+"""Freed memory goes back to the system.
+
+Batches differ in size, and what torch frees between them stays with the process in pieces; over many passes it adds up to
+several times what is in use (posterworld, six passes: 1.6 GB, of which .5 GB were in use).
+"""
+
+import ctypes
+from functools import cache
+from typing import Any
+
+
+@cache
+def _library() -> Any:
+    try:
+        found = ctypes.CDLL(None)
+        found.malloc_trim.argtypes = [ctypes.c_size_t]
+        return found
+    except (OSError, TypeError, AttributeError):  # not glibc: other allocators do so themselves
+        return None
+
+
+def give_back() -> None:
+    """Return what is free to the system, where the C library keeps it; takes some tens of milliseconds."""
+    library = _library()
+    if library is not None:
+        library.malloc_trim(0)
