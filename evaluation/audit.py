@@ -18,7 +18,7 @@ from evaluation.attribution import artwork_alone, attribute
 from evaluation.clickbait import clickbait
 from evaluation.examples import examples, read_catalogue
 from evaluation.exploration import lift_by_exploration
-from evaluation.exposure import exposure
+from evaluation.exposure import exposure, holds
 from evaluation.logged import Outcomes, read_outcomes
 from evaluation.metrics import auc, expected_calibration_error, log_loss, reliability
 from evaluation.scored_log import ScoredLog
@@ -80,6 +80,12 @@ def audit(
         **fit_of(scored),
         "clickbait": bait,
         "exposure": shown,
+        "holds": holds(
+            known.dataset,
+            scored,
+            around.member,
+            {name: one.weight_N for name, one in weighing.weighed.items() if name != "best_fixed"},
+        ),
         "stability": changes(scored),
         "examples": examples(known.dataset, scored, around, catalogue, fixed_N),
         "notes": list(dict.fromkeys([*notes, *left_out])),

@@ -80,10 +80,7 @@ def exposure(
     if not found:
         return [], ["No two artworks of the log depict the same: who is shown whom cannot be told."]
     segments, notes = read_segments(dataset, member.take(pa.array(members.start_M)))
-    groups: list[tuple[str, str, NDArray[np.bool_]]] = [(ALL, "", np.ones(len(members), bool))]
-    for name, values in segments.items():
-        code_M, levels = top_levels(values)
-        groups += [(name, level, code_M == place) for place, level in enumerate(levels) if (code_M == place).any()]
+    groups = _groups(segments, len(members))
     count_M = members.total(np.ones(len(log)))
     whole = np.stack([members.total(weight_N * log.clicked), np.zeros(len(members))])
     if log.engaged is not None:
@@ -182,6 +179,50 @@ def _row(
         after |= {"engaged_low": ends.low, "engaged_high": ends.high, "chance": chance}
     numbers = {name: float(v) if v is not None and np.isfinite(v) else None for name, v in (told | after).items()}
     return numbers | {"members": int(at_M.sum())}
+
+
+def holds(
+    dataset: Path, log: ScoredLog, member: pa.Array, weights: dict[str, NDArray[np.floating]]
+) -> list[dict[str, Any]]:
+    """Of the clicks each policy would get in a segment, the share that leads to a viewing, against the uniform policy's.
+
+    `weights` are the policies', `uniform` among them; rows of segment, level, policy, value, uniform, gap with its interval.
+    """
+    if log.engaged is None:
+        return []
+    members = Members.of(log.member)
+    segments, _ = read_segments(dataset, member.take(pa.array(members.start_M)))
+    won = {
+        name: (members.total(weight_N * log.engaged), members.total(weight_N * log.clicked))
+        for name, weight_N in weights.items()
+    }
+    rows: list[dict[str, Any]] = []
+    for segment, level, at_M in _groups(segments, len(members)):
+        sums = {name: Sums(e_M[at_M][None], c_M[at_M][None]) for name, (e_M, c_M) in won.items()}
+        for name, own in sums.items():
+            if name == "uniform":
+                continue
+            gap = own.value - sums["uniform"].value
+            ends = normal_interval(gap, own.moved_M - sums["uniform"].moved_M)
+            told = {
+                "value": own.value,
+                "uniform": sums["uniform"].value,
+                "gap": gap,
+                "low": ends.low,
+                "high": ends.high,
+            }
+            numbers = {key: float(v) if np.isfinite(v) else None for key, v in told.items()}
+            rows.append({"segment": segment, "level": level, "policy": name} | numbers | {"members": int(at_M.sum())})
+    return rows
+
+
+def _groups(segments: dict[str, pa.Array], members: int) -> list[tuple[str, str, NDArray[np.bool_]]]:
+    """All members, and each level of each segment, as (segment, level, which members)."""
+    groups: list[tuple[str, str, NDArray[np.bool_]]] = [(ALL, "", np.ones(members, bool))]
+    for name, values in segments.items():
+        code_M, levels = top_levels(values)
+        groups += [(name, level, code_M == place) for place, level in enumerate(levels) if (code_M == place).any()]
+    return groups
 
 
 RULE = (

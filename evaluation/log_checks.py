@@ -98,22 +98,20 @@ def drift(
         at = part_N == part
         if not at.any():
             continue
-        sums = _value_of(reward_N[at], weight_N[at], member_N[at])
-        interval = normal_interval(sums.value, sums.moved_M)
-        rows.append(
-            {
-                "from": int(shown_at_N[at].min()),
-                "impressions": int(at.sum()),
-                "value": sums.value,
-                "low": interval.low,
-                "high": interval.high,
-            }
-        )
+        rows.append({"part": part + 1} | part_row(reward_N[at], weight_N[at], shown_at_N[at], member_N[at]))
     halves = [part_N < parts / 2, part_N >= parts / 2]
     if not all(half.any() for half in halves):
         return rows, ""
     sides = [_value_of(reward_N[half], weight_N[half], member_N[half]) for half in halves]
     return rows, _doubt(sides)
+
+
+def part_row(reward_N: NDArray, weight_N: NDArray, shown_at_N: NDArray, member_N: NDArray) -> dict[str, Any]:
+    """The value by SNIPS of one part of a log, whose members must be ordered."""
+    sums = _value_of(reward_N, weight_N, member_N)
+    interval = normal_interval(sums.value, sums.moved_M)
+    told = {"value": sums.value, "low": interval.low, "high": interval.high}
+    return {"from": int(shown_at_N.min()), "impressions": len(reward_N)} | told
 
 
 def _value_of(reward_N: NDArray, weight_N: NDArray, member_N: NDArray) -> Sums:

@@ -13,7 +13,7 @@ from evaluation import charts
 from evaluation.attribution import STEPS
 from evaluation.examples import read_catalogue
 from evaluation.markup import line, notes, per_mille, relative, shell, table, with_interval
-from evaluation.page_artworks import changes, clickbait, examples, exposed
+from evaluation.page_artworks import changes, clickbait, examples, exposed, held
 
 NOTES = {
     "Value": "The mean reward per impression, had the policy chosen the artworks of these impressions, whose titles and places "
@@ -97,6 +97,7 @@ def sections(record: dict[str, Any], dataset: Path, truth: dict[str, float] | No
     yield _slices(record["attribution"])
     catalogue = read_catalogue(dataset)
     yield from clickbait(record["clickbait"], catalogue)
+    yield from held(record["holds"])
     yield from exposed(record["exposure"])
     yield from changes(record["stability"])
     yield from examples(record["examples"], catalogue)
@@ -153,8 +154,11 @@ def _alone(rows: Sequence[dict[str, Any]]) -> str:
 
 def _drift(rows: Sequence[dict[str, Any]]) -> str:
     clicked = [row for row in rows if row["reward"] == "clicked"]
-    told = ", ".join(f"{row['from'][:10]}: {with_interval(row)}" for row in clicked)
-    return f'<p class="soft">Clicks of the uniform policy in quarters of the period, from {told} per 1,000.</p>'
+    told = ", ".join(f"from {row['from'][:10]} {with_interval(row)}" for row in clicked if row["part"] != "before")
+    said = f"Clicks of the uniform policy per 1,000, in quarters of the period: {told}."
+    for row in (row for row in clicked if row["part"] == "before"):
+        said += f" Before the period, from {row['from'][:10]}: {with_interval(row)}."
+    return f'<p class="soft">{said}</p>'
 
 
 def _fit(metrics: dict[str, Any]) -> str:

@@ -36,6 +36,29 @@ def clickbait(told: dict[str, Any] | None, catalogue: Catalogue) -> Iterator[str
         yield f'<div class="cards">{"".join(cards)}</div>'
 
 
+def held(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """How well clicks hold, by segment."""
+    if not rows:
+        return
+    yield "<h2>Do the clicks hold?</h2>"
+    yield "<p>Of the clicks that a policy would get, the share that leads to a viewing; in points above the uniform policy's.</p>"
+    policies = list(dict.fromkeys(row["policy"] for row in rows))
+    lines = []
+    for segment, level in dict.fromkeys((row["segment"], row["level"]) for row in rows):
+        found = {row["policy"]: row for row in rows if (row["segment"], row["level"]) == (segment, level)}
+        uniform = found[policies[0]]["uniform"]
+        cells = [escape(f"{segment}: {level}" if level else segment), "–" if uniform is None else f"{uniform:.1%}"]
+        for policy in policies:
+            row = found[policy]
+            if row["gap"] is None or row["low"] is None:
+                cells.append("cannot be told")
+                continue
+            ends = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+            cells.append(f'{row["value"]:.1%} <span class="of">{100 * row["gap"]:+.1f} {ends}</span>')
+        lines.append(line(cells))
+    yield table(["members", "uniform", *(charts.NAMES[policy] for policy in policies)], lines)
+
+
 def exposed(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """What the policy shows to whom, and what does not hold after a click."""
     if not rows:

@@ -31,7 +31,8 @@ from datamodules.progress import progress_bar
 from evaluation.audit import Known, audit
 from evaluation.columns import plain, read_columns
 from evaluation.intervals import DRAWS
-from evaluation.log_checks import calibration, drift
+from evaluation.log_checks import calibration, drift, part_row
+from evaluation.logged import Outcomes
 from evaluation.loggers import balanced
 from evaluation.page import value_page
 from evaluation.policies import best_fixed_choice
@@ -224,7 +225,11 @@ def value_of(scored: ScoredLog, known: Known, step: Callable[[str], None] = lamb
         "randomised": int(scored.randomised.sum()),
         **told,
         "calibration": None if calibrated is None else calibrated.record(),
-        "drift": [{"reward": reward} | _dated(row) for reward, (parts, _) in drifts.items() for row in parts],
+        "drift": [
+            {"reward": reward} | _dated(row)
+            for reward, (parts, _) in drifts.items()
+            for row in [*_before(known.past, reward), *parts]
+        ],
         **beside,
         "notes": [*notes, *beside["notes"]],
     }
@@ -247,6 +252,19 @@ def as_log(scored: ScoredLog) -> tuple[Log, str]:
         reward={"clicked": scored.clicked} | ({} if scored.engaged is None else {"engaged": scored.engaged}),
     )
     return log, PER_POLICY if mixed_NK is None else BALANCED
+
+
+def _before(past: Outcomes | None, reward: str) -> list[dict[str, Any]]:
+    """What the uniform policy earned before the period, to hold the period against."""
+    reward_N = None if past is None else past.clicked if reward == "clicked" else past.engaged
+    if past is None or reward_N is None:
+        return []
+    order = np.argsort(past.member, kind="stable")
+    order = order[past.width[order] > 1]
+    if not len(order):
+        return []
+    weight_N = 1 / (past.width * past.propensity)
+    return [{"part": "before"} | part_row(*(v[order] for v in (reward_N, weight_N, past.shown_at, past.member)))]
 
 
 def _always(chosen_N: NDArray[np.integer], width: int) -> Policy:

@@ -151,6 +151,14 @@ def test_steps_add_up(known: Path, oracle: Path, tmp_path: Path) -> None:
         for_all, for_each, whole = (told[pair] for pair in pairs)
         assert for_all["value"] + for_each["value"] == pytest.approx(whole["value"])
         assert for_all["low"] < for_all["value"] < for_all["high"], "turned round, ends change places"
+    before = next(row for row in record["drift"] if (row["part"], row["reward"]) == ("before", "clicked"))
+    outcomes = read_outcomes(known)
+    assert outcomes is not None
+    since, _ = borders(known, "test")
+    assert since is not None
+    past = (outcomes.shown_at < int(since.timestamp() * 1e6)) & (outcomes.width > 1)
+    weight = 1 / (outcomes.width * outcomes.propensity)[past]
+    assert before["value"] == pytest.approx((weight * outcomes.clicked[past]).sum() / weight.sum())
     levels = {row["level"] for row in record["attribution"] if row["slice"] == "new artworks"}
     assert levels == {"all shown before", "some never shown before this period"} or levels == {"all shown before"}
 
@@ -233,6 +241,18 @@ def test_exposure_by_hand(known: Path, log: ScoredLog, around: Surroundings, rec
     assert row["low"] < row["scored"] < row["high"]
     assert row["members"] == len(set(np.array(around.member.to_pylist())[at]))
     assert {r["segment"] for r in record["exposure"]} == {"all members", "age_band", "tenure"}
+
+
+def test_how_clicks_hold_by_hand(log: ScoredLog, record: dict[str, Any]) -> None:
+    row = next(r for r in record["holds"] if (r["segment"], r["policy"]) == ("all members", "scored"))
+    assert log.engaged is not None
+    for name, policy_NK in (("value", log.policy_NK), ("uniform", log.there_NK / log.there_NK.sum(1, keepdims=True))):
+        weight_N = policy_NK[np.arange(len(log)), log.shown] / log.propensity
+        assert row[name] == pytest.approx((weight_N * log.engaged).sum() / (weight_N * log.clicked).sum(), rel=1e-4)
+    assert row["low"] < row["gap"] < row["high"]
+    assert {(r["segment"], r["policy"]) for r in record["holds"]} == {
+        (segment, policy) for segment in ("all members", "age_band", "tenure") for policy in ("scored", "logged")
+    }
 
 
 def test_changes_by_hand(log: ScoredLog) -> None:
