@@ -32,8 +32,8 @@ def render(report: dict[str, Any], dataset: Path) -> str:
     value = report["value"]
     verdict = value["verdict"]
     parts = [
-        f"<h1>{escape(_headline(report, clicked))}</h1>",
         f'<p><span class="verdict {verdict["verdict"]}">{verdict["verdict"]}</span> {escape(verdict["reason"])}.</p>',
+        f"<h1>{escape(_headline(report, clicked))}</h1>",
         f'<p class="soft">{_population(report)}</p>',
         "<h2>Clicks per 1,000 impressions, from the randomised part alone</h2>",
         _table(clicked),
