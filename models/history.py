@@ -23,6 +23,9 @@ from models.dropout import Dropout
 HOURS_APART = 24.0
 """Plays much closer than this count as one sitting: where the logarithm of the time between two plays bends."""
 
+FADING = 0.03
+"""How much less a play's logit is than the next one's, before training, in gated layers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryConfig:
@@ -40,6 +43,9 @@ class HistoryConfig:
     """Attention heads; must divide the width."""
     time: bool = False
     """Whether weights also depend on the time between plays, by a learned power of it."""
+    gated: bool = False
+    """Attention layers as in LiGR (From Features to Transformers, 2025): what a layer adds passes a learned gate, and the
+    last play stays in the state. For logs whose titles are ranked, where the last plays tell most about the next."""
     dropout: float = 0.1
     """Of attention's and the feed-forward's output, while training."""
 
@@ -53,6 +59,8 @@ class HistoryConfig:
             raise ValueError(f"layers={self.layers}: must lie in 1 .. 24.")
         if self.encoder == "mean" and self.layers != 1:
             raise ValueError(f"layers={self.layers}: encoder=mean has one. Leave layers out, or take attention.")
+        if self.encoder == "mean" and self.gated:
+            raise ValueError("gated=true: encoder=mean has no layers to gate. Take attention.")
         if self.heads < 1:
             raise ValueError(f"heads={self.heads}: must be at least 1.")
         if not 0 <= self.dropout < 1:
@@ -153,6 +161,30 @@ class HistoryLayer(nn.Module):
         return x_MTD + self.dropout(self.feed_forward(self.forward_norm(x_MTD)))
 
 
+class GatedLayer(nn.Module):
+    """Pre-norm attention and feed-forward (SwiGLU; Shazeer, 2020), each through a gate that its input opens."""
+
+    def __init__(self, width: int, config: HistoryConfig) -> None:
+        super().__init__()
+        self.attention_norm, self.attention = nn.LayerNorm(width), BandedAttention(width, config)
+        self.forward_norm = nn.LayerNorm(width)
+        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(2 * width, width)
+        self.attention_gate, self.forward_gate = nn.Linear(width, width), nn.Linear(width, width)
+        self.dropout = Dropout(config.dropout)
+        with torch.no_grad():  # recent plays first
+            self.attention.band.bias_HS -= FADING * torch.arange(config.span)
+        for linear in (self.attention.key, self.attention.value, self.attention.out):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, x_MTD: Tensor, apart_MTT: Tensor | None) -> Tensor:
+        """(M, T, D) -> (M, T, D)."""
+        found_MTD = self.dropout(self.attention(self.attention_norm(x_MTD), apart_MTT))
+        x_MTD = x_MTD + torch.sigmoid(self.attention_gate(x_MTD)) * found_MTD
+        value_MTW, gate_MTW = self.wide(self.forward_norm(x_MTD)).chunk(2, dim=-1)
+        found_MTD = self.dropout(self.narrow(value_MTW * F.silu(gate_MTW)))
+        return x_MTD + torch.sigmoid(self.forward_gate(x_MTD)) * found_MTD
+
+
 class RecentMean(nn.Module):
     """Mean of the last `span` plays' content, by learned weights of distance, shrunk where plays are few.
 
@@ -182,7 +214,12 @@ class HistoryEncoder(nn.Module):
         self.no_history_D = nn.Parameter(torch.zeros(width))
         attention = config.encoder == "attention"
         self.layers = nn.ModuleList(
-            [HistoryLayer(width, config, last=place == config.layers - 1) for place in range(config.layers)]
+            [
+                GatedLayer(width, config)
+                if config.gated
+                else HistoryLayer(width, config, last=place == config.layers - 1)
+                for place in range(config.layers)
+            ]
             if attention
             else []
         )

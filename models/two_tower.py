@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from models.dropout import Dropout, kept
 from models.history import HistoryConfig, HistoryEncoder, RecentMean, time_apart
 from models.parts import Artworks, Content, Context, Plays, Sizes, States, Terms, Titles
+from models.titles import Coplay, CoplayConfig
 
 MOST_ROWS = 32
 """Rows and columns of a page past this one share its presentation."""
@@ -41,6 +42,8 @@ class TwoTowerConfig:
     """Of play tokens and artwork content, while training."""
     id_dropout: float = 0.7
     """Share of title ids sent to the unknown row while training, so that content alone learns to stand for a title."""
+    coplay: CoplayConfig = field(default_factory=CoplayConfig)
+    """What is played together, where titles are ranked."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -115,6 +118,7 @@ class TwoTower(nn.Module):
         self.token_content, self.watched = nn.Linear(4 * width, width), nn.Linear(2, width)
         self.token_image = nn.Linear(width, width, bias=False)
         self.history = HistoryEncoder(width, config.history)
+        self.coplay = Coplay(len(content.title_year_I), config.coplay) if config.coplay.rank else None
         self.recent = RecentMean(config.history.span, config.history.time)
         self.likeness_gain = nn.Parameter(torch.full((3,), 0.3))
         self.fit_gain = nn.Parameter(torch.full((2,), 0.3))
@@ -242,6 +246,24 @@ class TwoTower(nn.Module):
         """The learned part of the member encoding, (N, D): history state and context."""
         return state_ND + self.country(context.country) + self.device(context.device) + self.hour(context.hour)
 
+    def member_vectors(self, states: States, play_title_MT: Tensor) -> Tensor:
+        """What ranks titles for a member, in no particular place: (M, T + 1, D + R + 1), the last of it 1.
+
+        Its dot product with a title vector is the title's affinity; R is 0 without co-play.
+        """
+        parts = [self.member_affinity(states.learned)]
+        if self.coplay is not None:
+            parts.append(self.coplay.states(play_title_MT, self.config.history.span))
+        return torch.cat([*parts, torch.ones_like(parts[0][..., :1])], dim=-1)
+
+    def title_vectors(self, rows: Tensor) -> Tensor:
+        """What a title is found by, (..., D + R + 1), the last of it the title's bias."""
+        titles = self.titles(rows)
+        parts = [titles.vector * self.config.width**-0.5]
+        if self.coplay is not None:
+            parts.append(self.coplay.targets(rows))
+        return torch.cat([*parts, titles.bias.unsqueeze(-1)], dim=-1)
+
     def presentation(self, context: Context) -> Tensor:
         """What place, device and hour add to the click logit, (N,)."""
         row, column = context.row.clamp(-1, MOST_ROWS) + 1, context.column.clamp(-1, MOST_ROWS) + 1
@@ -310,9 +332,14 @@ class TwoTower(nn.Module):
         title_N: Tensor,
         artworks_NK: Tensor,
         asked_n: Tensor | None = None,
+        states: States | None = None,
     ) -> Terms:
-        """Encode each member once and rank every impression that points into it, as in `datamodules.feed.Batch`."""
-        states = self.states(play_title_MT, play_artwork_MT, play_watched_MT, play_time_MT)
+        """Encode each member once and rank every impression that points into it, as in `datamodules.feed.Batch`.
+
+        `states`: what `states` gave for these plays, where it is known already.
+        """
+        if states is None:
+            states = self.states(play_title_MT, play_artwork_MT, play_watched_MT, play_time_MT)
         # F.embedding, here and above, where an index would read the same: on a CPU the gradient of an index is summed
         # in any order, that of an embedding always in the same, and a resumed run must end with the same weights
         place_N = member_N * (play_title_MT.shape[1] + 1) + position_N

@@ -5,7 +5,6 @@ are learned by log loss over impressions; engagement by log loss over the clicke
 """
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -15,12 +14,12 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.contract import UserError
 from datamodules.datamodule import Place
 from datamodules.feed import Batch
 from models.two_tower import TABLES, Content, Context, Terms, TwoTower
 from train.average import Average
 from train.finetune import ImageTower
+from train.optimiser import OptimiserConfig
 from train.rows import RowsAdamW
 from train.schedule import warm_cosine
 
@@ -30,40 +29,6 @@ RANK_STRIDE, BATCH_STRIDE = 1_000_003**2, 15_485_863
 IMAGES = "artwork_image_AE"
 FUSED = ("cuda", "cpu")
 """Devices whose AdamW is one kernel over all weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimiserConfig:
-    """AdamW (Loshchilov and Hutter, 2019), linear warm-up and cosine decay, averaged weights."""
-
-    learning_rate: float = 2e-3
-    """Peak rate."""
-    weight_decay: float = 0.3
-    """Decoupled weight decay."""
-    warmup: float = 0.1
-    """Share of all steps during which the rate rises."""
-    clip: float = 1.0
-    """Largest norm of a step's gradient."""
-    average: float = 0.99
-    """Decay of the running average of the weights, per step; 0 keeps the last weights."""
-    rows: int = 100_000
-    """Tables of at least so many titles, artworks or people are updated at the rows alone that a batch holds, which is
-    as good and much quicker; with several devices all of a table is."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name, value, low, high in (
-            ("learning_rate", self.learning_rate, 0.0, 1.0),
-            ("weight_decay", self.weight_decay, 0.0, 100.0),
-            ("warmup", self.warmup, 0.0, 0.9),
-            ("average", self.average, 0.0, 0.99999),
-        ):
-            if not low <= value <= high:
-                raise UserError(f"optimiser.{name}={value}: must lie in {low} .. {high}.")
-        if self.rows < 1:
-            raise UserError(f"optimiser.rows={self.rows}: must be at least 1.")
-        if self.clip <= 0:
-            raise UserError(f"optimiser.clip={self.clip}: must be above 0.")
 
 
 def rank_batch(model: TwoTower, batch: Batch, *, everything: bool = True) -> Terms:

@@ -1,0 +1,87 @@
+"""SASRec and HSTU of RecTools, by its own classes: run where RecTools is installed.
+
+`python rectools_way.py LOG.npz OUT.json SASRec|HSTU EPOCHS SEED`. Knows nothing of keyart. LOG.npz: member, title and time
+(microseconds) of the plays to learn from, in order; validation_* and test_*: the play after them and the one after that,
+of every member. OUT.json: the ten titles for every member at the end, of the epoch that was best on validation.
+RecTools' own defaults but for what `settings` names; bfloat16 where the trainer autocasts, for a CPU's sake.
+"""
+
+import json
+import logging
+import sys
+import warnings
+
+import numpy as np
+import pandas as pd
+from pytorch_lightning import Trainer, seed_everything  # pyright: ignore
+from rectools import Columns  # pyright: ignore
+from rectools.dataset import Dataset  # pyright: ignore
+from rectools.models import HSTUModel, SASRecModel  # pyright: ignore
+from rectools.models.nn.item_net import IdEmbeddingsItemNet  # pyright: ignore
+
+EVERY = 4
+"""Epochs between looks at validation."""
+LISTED = 10
+
+
+def interactions(log: dict[str, np.ndarray], *parts: str) -> pd.DataFrame:
+    """Plays of some parts of the log, as RecTools has them."""
+    columns = {
+        name: np.concatenate([log[part + key] for part in parts])
+        for name, key in ((Columns.User, "member"), (Columns.Item, "title"), (Columns.Datetime, "time"))
+    }
+    found = pd.DataFrame(columns).assign(**{Columns.Weight: 1.0})
+    return found.assign(**{Columns.Datetime: pd.to_datetime(found[Columns.Datetime], unit="us")})
+
+
+def trainer() -> Trainer:
+    """One that says nothing."""
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return Trainer(
+        min_epochs=EVERY, max_epochs=EVERY, enable_checkpointing=False, accelerator="cpu", precision="bf16-mixed", **quiet
+    )
+
+
+def main(source: str, out: str, subject: str, epochs: int, seed: int) -> None:
+    """Train, look at validation now and then, and write the best epoch's lists for the test."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    log = dict(np.load(source))
+    seed_everything(seed)
+    settings = {"n_factors": 64, "session_max_len": 100, "dropout_rate": 0.3, "lr": 0.002, "batch_size": 16}
+    class_ = SASRecModel if subject == "SASRec" else HSTUModel
+    model = class_(
+        loss="softmax", item_net_block_types=(IdEmbeddingsItemNet,), get_trainer_func=trainer, verbose=0, **settings
+    )
+    known = Dataset.construct(interactions(log, ""))
+    later = Dataset.construct(interactions(log, "", "validation_"))
+
+    def listed(dataset: Dataset, part: str) -> np.ndarray:
+        """(U, 10): titles for the members of a part, -1 where there are fewer."""
+        asked = interactions(log, part)
+        context = {} if subject == "SASRec" else {"context": asked[[Columns.User, Columns.Datetime]]}
+        found = model.recommend(asked[Columns.User].to_numpy(), dataset, LISTED, filter_viewed=True, **context)
+        table = np.full((len(asked), LISTED), -1)
+        row = pd.Series(np.arange(len(asked)), index=asked[Columns.User])
+        table[row[found[Columns.User]].to_numpy(), found[Columns.Rank].to_numpy() - 1] = found[Columns.Item]
+        return table
+
+    best: dict[str, object] = {"validation": -1.0}
+    told = []
+    for epoch in range(EVERY, epochs + 1, EVERY):
+        if epoch == EVERY:
+            model.fit(known)
+        else:
+            model.fit_partial(known, min_epochs=EVERY, max_epochs=EVERY)
+        hit = listed(known, "validation_") == log["validation_title"][:, None]
+        validation = float((hit / np.log2(np.arange(LISTED) + 2)).sum(1).mean())
+        told.append([epoch, validation])
+        print(subject, seed, epoch, round(validation, 4), file=sys.stderr, flush=True)
+        if validation > float(str(best["validation"])):
+            best = {"validation": validation, "epoch": epoch, "listed": listed(later, "test_").tolist()}
+    with open(out, "w") as file:
+        json.dump(best | {"settings": settings, "told": told}, file)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
