@@ -80,14 +80,19 @@ def forest(estimates: Sequence[dict[str, Any]], reward: str, truth: dict[str, fl
 
     def draw(axes: Axes) -> None:
         step = 0.8 / len(policies)
-        for row in rows:
-            place = policies.index(row["policy"])
-            y = estimators.index(row["estimator"]) + (place - (len(policies) - 1) / 2) * step
-            colour = POLICIES[row["policy"]]
-            if row["low"] is not None:
-                axes.plot([1000 * row["low"], 1000 * row["high"]], [y, y], color=colour, linewidth=1.6)
-            fill = colour if row["verdict"] == "reliable" else PAPER
-            axes.plot([1000 * row["value"]], [y], "o", markersize=4.5, color=colour, markerfacecolor=fill)
+        for place, policy in enumerate(policies):
+            own = [row for row in rows if row["policy"] == policy]
+            shift, colour = (place - (len(policies) - 1) / 2) * step, POLICIES[policy]
+            sure = [row for row in own if row["low"] is not None]
+            low, high = ([1000 * row[end] for row in sure] for end in ("low", "high"))
+            axes.hlines(
+                [estimators.index(row["estimator"]) + shift for row in sure], low, high, color=colour, linewidth=1.6
+            )
+            for firm in (True, False):
+                told = [row for row in own if (row["verdict"] == "reliable") == firm]
+                x, y = [1000 * r["value"] for r in told], [estimators.index(r["estimator"]) + shift for r in told]
+                fill = colour if firm else PAPER
+                axes.plot(x, y, "o", markersize=4.5, color=colour, markerfacecolor=fill, zorder=3)
         for policy, true in (truth or {}).items():
             axes.axvline(1000 * true, color=POLICIES.get(policy, INK), linewidth=1, linestyle=(0, (2, 2)))
         for policy in policies:
