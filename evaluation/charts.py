@@ -111,7 +111,7 @@ def forest(estimates: Sequence[dict[str, Any]], reward: str, truth: dict[str, fl
     return chart(90 + 34 * len(estimators), caption, draw)
 
 
-def reliability(points: dict[str, list[float]]) -> str:
+def reliability(points: dict[str, list[float]], what: str = "clicked") -> str:
     """Observed against predicted in bins of equal count, with the spread that chance gives each bin, and the counts."""
     predicted, observed = np.array(points["predicted"]), np.array(points["observed"])
     count = np.array(points["count"])
@@ -125,12 +125,12 @@ def reliability(points: dict[str, list[float]]) -> str:
         axes.set_xlim(0, 100 * most)
         axes.set_ylim(0, 100 * most)
         axes.set_xlabel("predicted, %")
-        axes.set_ylabel("clicked, %")
+        axes.set_ylabel(f"{what}, %")
 
     least, greatest = int(count.min()), int(count.max())
     size = f"{least:,}" if least == greatest else f"{least:,} to {greatest:,}"
     caption = (
-        f"Share that was clicked against the predicted probability, {len(count)} bins of {size} impressions each; "
+        f"Share that was {what} against the predicted probability, {len(count)} bins of {size} each; "
         "bars: 95 % of chance. On the diagonal, probabilities are right."
     )
     return chart(330, caption, draw)

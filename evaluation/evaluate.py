@@ -26,7 +26,7 @@ from evaluation.scored_log import ScoredLog, read_scored_log
 from evaluation.value import value_of
 
 RECORD = "report.json"
-LAYOUT = 3
+LAYOUT = 4
 """Raised when the report says other things, or in another way: older ones are then made again."""
 
 LABELS = {

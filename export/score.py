@@ -1,7 +1,8 @@
 """`keyart score`: a bundle over a dataset -> a scores table, without torch.
 
 In: raw tables. Histories are cut by the same code that prepared the training log, so that a request holds exactly the
-plays strictly before it. Out: Parquet files of impression_id, candidates, click_probability, policy (aligned lists).
+plays strictly before it. Out: Parquet files of impression_id, candidates, click_probability, policy, engaged_probability
+(aligned lists).
 """
 
 import json
@@ -95,14 +96,16 @@ def score(
             for index, shard in enumerate(shards.shards):
                 if not shard.impressions:
                     continue
-                clicks, policies = [], []
+                clicks, engaged, policies = [], [], []
                 for request, there in requests(shard, bundle.history_length):
                     found = bundle.rank(request)
                     clicks.append(found["click_probability"][there])
+                    engaged.append(found["engaged_probability"][there])
                     by = found["click_probability" if reward == "clicked" else "engaged_probability"]
                     policies.append(choose.probabilities(by, there)[there])
                     progress.advance(task, len(there))
-                _write(work / f"shard-{index:05d}" / REQUESTS, folder / f"part-{index:05d}.parquet", clicks, policies)
+                lists = {"click_probability": clicks, "policy": policies, "engaged_probability": engaged}
+                _write(work / f"shard-{index:05d}" / REQUESTS, folder / f"part-{index:05d}.parquet", lists)
         shutil.rmtree(work)
         record = {
             "fingerprint": scores_fingerprint(bundle, dataset, policy, since, reward),
@@ -152,7 +155,7 @@ def requests(shard: Shard, history_length: int) -> Iterator[tuple[dict[str, np.n
         yield request, there
 
 
-def _write(source: Path, target: Path, clicks: list[np.ndarray], policies: list[np.ndarray]) -> None:
+def _write(source: Path, target: Path, lists: dict[str, list[np.ndarray]]) -> None:
     """The scores of one shard, beside the ids and candidates as they were logged."""
     logged = pq.read_table(source)
     candidates = logged["candidates"].combine_chunks()
@@ -164,4 +167,4 @@ def _write(source: Path, target: Path, clicks: list[np.ndarray], policies: list[
         return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(parts), pa.float32()))
 
     columns = {"impression_id": logged["impression_id"], "candidates": logged["candidates"]}
-    pq.write_table(pa.table(columns | {"click_probability": aligned(clicks), "policy": aligned(policies)}), target)
+    pq.write_table(pa.table(columns | {name: aligned(values) for name, values in lists.items()}), target)
