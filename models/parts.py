@@ -106,8 +106,8 @@ def bent_line(logit: Tensor, line: Tensor) -> Tensor:
 
     `line` is (2 + 2 KNOTS,): scale, shift, knots, bends; without bends it is Platt's.
     """
-    scale, shift, knots, bends = line.split([1, 1, KNOTS, KNOTS])
-    return logit * scale + shift + ((logit.unsqueeze(-1) - knots).clamp(min=0) * bends).sum(-1)
+    knots, bends = line[2 : 2 + KNOTS], line[2 + KNOTS :]
+    return logit * line[0] + line[1] + ((logit.unsqueeze(-1) - knots).clamp(min=0) * bends).sum(-1)
 
 
 def straight() -> Tensor:
