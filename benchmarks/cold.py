@@ -2,8 +2,8 @@
 
 Two rankers are trained: one on the log as it is (`seen`), one on a log without what is held out (`keyart`). Before the test
 period, no impression showed a held-out artwork and none had it among its candidates; of a held-out title there is neither
-impression nor play. Both are judged on the same impressions of the test period. The catalogue is whole, as a service's
-is: the image encoder, which learns no clicks, has seen all images.
+impression nor play. Both are judged on the same impressions of the test period, and, for new members, as if nobody had
+played anything. The catalogue is whole, as a service's is: the image encoder, which learns no clicks, has seen all images.
 
 Where the truth is known, figures are captured lift, (value - uniform) / (best possible - uniform); else the lift over
 uniform, doubly robust, in percent.
@@ -53,7 +53,7 @@ GROUPS = {
     "known": "nothing held out, members with plays",
     "new artwork": "a candidate that training never saw, of a title it knows",
     "new title": "a title that training never saw",
-    "new member": "members without plays, nothing held out",
+    "new member": "the same impressions as known, asked for as if the member had no plays",
 }
 LEAST = 50
 """Impressions of a group below which nothing is told of it."""
@@ -131,25 +131,25 @@ def one_seed(
     assert since is not None
     titles, artworks = draw_held_out(dataset, share, seed)
     hold_out(dataset, work / "without", since, titles, artworks)
+    forget_plays(dataset, work / "bare")
     logs: dict[str, ScoredLog] = {}
-    for subject, log in ((OURS, work / "without"), (SEEN, dataset)):
-        out = _scores(log, dataset, work / subject, recipe, seed, since)
-        scored = read_scored_log(dataset, out, since)
+    strangers: dict[str, NDArray] = {}
+    for subject, training in ((OURS, work / "without"), (SEEN, dataset)):
+        bundle = _trained(training, work / subject, recipe, seed)
+        scored, bare = (
+            _scored(bundle, log, work / subject / f"scores-{log.name}", since) for log in (dataset, work / "bare")
+        )
         kept = np.flatnonzero(scored.there_NK.sum(1) > 1)
-        logs[subject] = scored.take(kept[np.argsort(scored.member[kept], kind="stable")])
+        order = kept[np.argsort(scored.member[kept], kind="stable")]
+        logs[subject], strangers[subject] = scored.take(order), bare.policy_NK[order]
     log = logs[OURS]
     around = read_surroundings(dataset, log, since)
     new_title = np.asarray(pc.is_in(around.title, value_set=titles))
     new_A = np.append(np.asarray(pc.is_in(log.artworks, value_set=artworks)), False)
     new_artwork = new_A[log.artwork_NK].any(1) & ~new_title
     no_plays = plays_before(dataset, log.shown_at, around.member) == 0
-    held = new_title | new_artwork
-    places = {
-        "known": ~held & ~no_plays,
-        "new artwork": new_artwork,
-        "new title": new_title,
-        "new member": ~held & no_plays,
-    }
+    known = ~new_title & ~new_artwork & ~no_plays
+    places = {"known": known, "new artwork": new_artwork, "new title": new_title, "new member": known}
     outcomes = read_outcomes(work / "without", since)
     policies = {subject: scored.policy_NK for subject, scored in logs.items()}
     if outcomes is not None:
@@ -157,7 +157,8 @@ def one_seed(
     for group, at in places.items():
         if at.sum() < LEAST:
             continue
-        for subject, figure in _figures(log.where(at), {name: p_NK[at] for name, p_NK in policies.items()}).items():
+        asked = policies | strangers if group == "new member" else policies
+        for subject, figure in _figures(log.where(at), {name: p_NK[at] for name, p_NK in asked.items()}).items():
             yield group, subject, figure, int(at.sum())
 
 
@@ -192,8 +193,8 @@ def _rows_of(policy_NK: NDArray) -> Policy:
     return lambda rows: policy_NK[rows]
 
 
-def _scores(log: Path, dataset: Path, work: Path, recipe: Recipe, seed: int, since: datetime) -> Path:
-    """Prepare, embed, fit and export on `log`; score the test period of `dataset`."""
+def _trained(log: Path, work: Path, recipe: Recipe, seed: int) -> Bundle:
+    """Prepare, embed, fit and export."""
     quiet = Console(quiet=True)
     prepare(log, work / "shards", recipe.prepare, console=quiet)
     embed(log, work / "shards", recipe.embed, quiet)
@@ -201,8 +202,24 @@ def _scores(log: Path, dataset: Path, work: Path, recipe: Recipe, seed: int, sin
     run = Run.open(work / "run")
     about = {name: run.config[name] for name in ("fingerprint", "test_from")}
     export(run.model, run.vocabularies, work / "bundle", about=about, console=quiet)
-    score(Bundle.open(work / "bundle"), dataset, work / "scores", since=since, console=quiet)
-    return work / "scores"
+    return Bundle.open(work / "bundle")
+
+
+def _scored(bundle: Bundle, dataset: Path, out: Path, since: datetime) -> ScoredLog:
+    """The test period of a dataset by a bundle."""
+    score(bundle, dataset, out, since=since, console=Console(quiet=True))
+    return read_scored_log(dataset, out, since)
+
+
+def forget_plays(dataset: Path, out: Path) -> None:
+    """Write the dataset without a single play."""
+    out.mkdir(parents=True)
+    for path in dataset.iterdir():
+        if path.name != PLAYS.name:
+            (out / path.name).symlink_to(path.resolve())
+    (out / PLAYS.name).mkdir()
+    path = PLAYS.files(dataset)[0]
+    pq.write_table(pq.read_table(path).slice(0, 0), out / PLAYS.name / path.name)
 
 
 def draw_held_out(dataset: Path, share: float, seed: int) -> tuple[pa.Array, pa.Array]:

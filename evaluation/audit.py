@@ -6,6 +6,7 @@ estimates. A section that the dataset has nothing for is left out, and a note sa
 Legend: N impressions.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -28,6 +29,7 @@ from evaluation.stability import changes
 from evaluation.valuation import LOGGED, Weighing
 
 NO_ENGAGEMENT = "The log does not say of every click whether it led to a viewing: clickbait cannot be told."
+REASONS = "reasons.json"
 LEAST_ROWS = 200
 """Rows of a slice below which its calibration is not told."""
 WEIGHT_EDGES = (0.0, 1e-9, 0.1, 0.2, 0.5, 0.8, 1.25, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0, np.inf)
@@ -44,13 +46,18 @@ class Known:
     """Everything shown until the end of the period."""
     past: Outcomes | None
     """Of that, what was shown before it."""
+    reasons: dict[str, dict[str, Any]]
+    """Why the scores' policy chose what it did, by impression; empty where the scores do not say."""
 
     @classmethod
-    def read(cls, dataset: Path, since: datetime | None, before: datetime | None = None) -> "Known":
-        """All that was logged until the end of a period."""
+    def read(cls, dataset: Path, scores: Path, since: datetime | None, before: datetime | None = None) -> "Known":
+        """All that was logged until the end of a period, and the reasons beside the scores."""
         outcomes = read_outcomes(dataset, before)
         past = None if since is None or outcomes is None else outcomes.until(since)
-        return cls(dataset=dataset, since=since, before=before, outcomes=outcomes, past=past)
+        path = scores / REASONS
+        told = json.loads(path.read_text("utf-8")) if scores.is_dir() and path.is_file() else []
+        reasons = {row["impression_id"]: row for row in told}
+        return cls(dataset=dataset, since=since, before=before, outcomes=outcomes, past=past, reasons=reasons)
 
 
 def audit(
@@ -91,7 +98,7 @@ def audit(
             {name: one.weight_N for name, one in weighing.weighed.items() if name != "best_fixed"},
         ),
         "stability": changes(scored),
-        "examples": examples(known.dataset, scored, around, catalogue, fixed_N),
+        "examples": examples(known.dataset, scored, around, catalogue, fixed_N, known.reasons),
         "notes": list(dict.fromkeys([*notes, *left_out])),
     }
 

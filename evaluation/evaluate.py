@@ -75,7 +75,7 @@ def evaluate(
         )
     notes = dict(notes or {})
     policies = {"uniform": uniform(log)}
-    known = Known.read(dataset, since)
+    known = Known.read(dataset, scores, since)
     if known.past is None:
         notes["Best artwork per title"] = NO_PAST
     else:
