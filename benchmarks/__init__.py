@@ -20,6 +20,7 @@ BENCHMARKS = {
     "prepare": "raw tables -> shards, beside DuckDB's sort alone and beside pandas",
     "feed": "shards -> batches, beside a row for each impression and torch-rechub's loader",
     "train": "batches -> weights, beside a history read for each impression and torch-rechub's trainer",
+    "cold": "artworks, titles and members that training never saw, beside a training that saw them",
     "value": "off-policy estimates, beside Open Bandit Pipeline on the same arrays",
 }
 

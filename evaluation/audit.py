@@ -6,6 +6,8 @@ estimates. A section that the dataset has nothing for is left out, and a note sa
 Legend: N impressions.
 """
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,13 +22,16 @@ from evaluation.examples import examples, read_catalogue
 from evaluation.exploration import lift_by_exploration
 from evaluation.exposure import exposure, holds
 from evaluation.logged import Outcomes, read_outcomes
-from evaluation.metrics import auc, expected_calibration_error, log_loss, reliability
+from evaluation.metrics import auc, calibration_by_chance, expected_calibration_error, log_loss, reliability
 from evaluation.scored_log import ScoredLog
-from evaluation.slices import read_surroundings, slices_of
+from evaluation.slices import Slice, read_surroundings, slices_of
 from evaluation.stability import changes
 from evaluation.valuation import LOGGED, Weighing
 
 NO_ENGAGEMENT = "The log does not say of every click whether it led to a viewing: clickbait cannot be told."
+REASONS = "reasons.json"
+LEAST_ROWS = 200
+"""Rows of a slice below which its calibration is not told."""
 WEIGHT_EDGES = (0.0, 1e-9, 0.1, 0.2, 0.5, 0.8, 1.25, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0, np.inf)
 
 
@@ -41,13 +46,18 @@ class Known:
     """Everything shown until the end of the period."""
     past: Outcomes | None
     """Of that, what was shown before it."""
+    reasons: dict[str, dict[str, Any]]
+    """Why the scores' policy chose what it did, by impression; empty where the scores do not say."""
 
     @classmethod
-    def read(cls, dataset: Path, since: datetime | None, before: datetime | None = None) -> "Known":
-        """All that was logged until the end of a period."""
+    def read(cls, dataset: Path, scores: Path, since: datetime | None, before: datetime | None = None) -> "Known":
+        """All that was logged until the end of a period, and the reasons beside the scores."""
         outcomes = read_outcomes(dataset, before)
         past = None if since is None or outcomes is None else outcomes.until(since)
-        return cls(dataset=dataset, since=since, before=before, outcomes=outcomes, past=past)
+        path = scores / REASONS
+        told = json.loads(path.read_text("utf-8")) if scores.is_dir() and path.is_file() else []
+        reasons = {row["impression_id"]: row for row in told}
+        return cls(dataset=dataset, since=since, before=before, outcomes=outcomes, past=past, reasons=reasons)
 
 
 def audit(
@@ -78,6 +88,7 @@ def audit(
         "exploration": lift_by_exploration(weighing),
         "weight_histogram": weight_histogram(weighing),
         **fit_of(scored),
+        "calibration_by_slice": calibration_of(scored, slices),
         "clickbait": bait,
         "exposure": shown,
         "holds": holds(
@@ -87,7 +98,7 @@ def audit(
             {name: one.weight_N for name, one in weighing.weighed.items() if name != "best_fixed"},
         ),
         "stability": changes(scored),
-        "examples": examples(known.dataset, scored, around, catalogue, fixed_N),
+        "examples": examples(known.dataset, scored, around, catalogue, fixed_N, known.reasons),
         "notes": list(dict.fromkeys([*notes, *left_out])),
     }
 
@@ -110,14 +121,54 @@ def weight_histogram(weighing: Weighing) -> list[dict[str, Any]]:
 
 
 def fit_of(log: ScoredLog) -> dict[str, Any]:
-    """How well the click probabilities of what was shown fit what happened, on every impression."""
+    """How well the probabilities of what was shown fit what happened: of a click, and of a viewing after a click."""
     p_N = log.click_probability_NK[np.arange(len(log)), log.shown]
-    rank = auc(p_N, log.clicked)
-    metrics = {
+    told: dict[str, Any] = {"metrics": _metrics(p_N, log.clicked), "reliability": _points(p_N, log.clicked)}
+    found = engaged_after_click(log, p_N)
+    if found is not None:
+        told |= {"engaged_metrics": _metrics(*found), "engaged_reliability": _points(*found)}
+    return told
+
+
+def engaged_after_click(log: ScoredLog, p_N: NDArray) -> tuple[NDArray, NDArray] | None:
+    """Of clicked impressions, the probability of a viewing given the click, and whether there was one; None where not known."""
+    at = log.clicked > 0
+    if log.engaged_probability is None or log.engaged is None or not at.any():
+        return None
+    return np.clip(log.engaged_probability[at] / np.maximum(p_N[at], 1e-9), 0, 1), log.engaged[at]
+
+
+def calibration_of(log: ScoredLog, slices: Sequence[Slice]) -> list[dict[str, Any]]:
+    """By slice, predicted and actual rates of what was shown, and the calibration error beside what chance makes of it."""
+    p_N = log.click_probability_NK[np.arange(len(log)), log.shown]
+    heads = [("clicked", p_N, log.clicked, np.arange(len(log)))]
+    found = engaged_after_click(log, p_N)
+    if found is not None:
+        heads.append(("engaged", *found, np.flatnonzero(log.clicked > 0)))
+    rows = []
+    for one in slices:
+        for reward, q_n, y_n, places in heads:
+            at = np.isin(places, one.rows, assume_unique=True)
+            if at.sum() >= LEAST_ROWS:
+                told = _metrics(q_n[at], y_n[at])
+                kept = {name: told[name] for name in ("expected_calibration_error", "by_chance")}
+                rates = {"predicted": float(q_n[at].mean()), "observed": float(y_n[at].mean())}
+                rows.append(
+                    {"slice": one.name, "level": one.level, "reward": reward, "rows": int(at.sum())} | rates | kept
+                )
+    return rows
+
+
+def _metrics(p_N: NDArray, y_N: NDArray) -> dict[str, Any]:
+    rank = auc(p_N, y_N)
+    return {
         "auc": rank if np.isfinite(rank) else None,
-        "log_loss": log_loss(p_N, log.clicked),
-        "log_loss_of_a_constant": log_loss(np.full(len(log), log.clicked.mean()), log.clicked),
-        "expected_calibration_error": expected_calibration_error(p_N, log.clicked),
+        "log_loss": log_loss(p_N, y_N),
+        "log_loss_of_a_constant": log_loss(np.full(len(y_N), y_N.mean()), y_N),
+        "expected_calibration_error": expected_calibration_error(p_N, y_N),
+        "by_chance": list(calibration_by_chance(p_N)),
     }
-    points = asdict(reliability(p_N, log.clicked))
-    return {"metrics": metrics, "reliability": {name: values.tolist() for name, values in points.items()}}
+
+
+def _points(p_N: NDArray, y_N: NDArray) -> dict[str, list[float]]:
+    return {name: values.tolist() for name, values in asdict(reliability(p_N, y_N)).items()}

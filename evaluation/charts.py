@@ -80,14 +80,19 @@ def forest(estimates: Sequence[dict[str, Any]], reward: str, truth: dict[str, fl
 
     def draw(axes: Axes) -> None:
         step = 0.8 / len(policies)
-        for row in rows:
-            place = policies.index(row["policy"])
-            y = estimators.index(row["estimator"]) + (place - (len(policies) - 1) / 2) * step
-            colour = POLICIES[row["policy"]]
-            if row["low"] is not None:
-                axes.plot([1000 * row["low"], 1000 * row["high"]], [y, y], color=colour, linewidth=1.6)
-            fill = colour if row["verdict"] == "reliable" else PAPER
-            axes.plot([1000 * row["value"]], [y], "o", markersize=4.5, color=colour, markerfacecolor=fill)
+        for place, policy in enumerate(policies):
+            own = [row for row in rows if row["policy"] == policy]
+            shift, colour = (place - (len(policies) - 1) / 2) * step, POLICIES[policy]
+            sure = [row for row in own if row["low"] is not None]
+            low, high = ([1000 * row[end] for row in sure] for end in ("low", "high"))
+            axes.hlines(
+                [estimators.index(row["estimator"]) + shift for row in sure], low, high, color=colour, linewidth=1.6
+            )
+            for firm in (True, False):
+                told = [row for row in own if (row["verdict"] == "reliable") == firm]
+                x, y = [1000 * r["value"] for r in told], [estimators.index(r["estimator"]) + shift for r in told]
+                fill = colour if firm else PAPER
+                axes.plot(x, y, "o", markersize=4.5, color=colour, markerfacecolor=fill, zorder=3)
         for policy, true in (truth or {}).items():
             axes.axvline(1000 * true, color=POLICIES.get(policy, INK), linewidth=1, linestyle=(0, (2, 2)))
         for policy in policies:
@@ -106,7 +111,7 @@ def forest(estimates: Sequence[dict[str, Any]], reward: str, truth: dict[str, fl
     return chart(90 + 34 * len(estimators), caption, draw)
 
 
-def reliability(points: dict[str, list[float]]) -> str:
+def reliability(points: dict[str, list[float]], what: str = "clicked") -> str:
     """Observed against predicted in bins of equal count, with the spread that chance gives each bin, and the counts."""
     predicted, observed = np.array(points["predicted"]), np.array(points["observed"])
     count = np.array(points["count"])
@@ -120,12 +125,12 @@ def reliability(points: dict[str, list[float]]) -> str:
         axes.set_xlim(0, 100 * most)
         axes.set_ylim(0, 100 * most)
         axes.set_xlabel("predicted, %")
-        axes.set_ylabel("clicked, %")
+        axes.set_ylabel(f"{what}, %")
 
     least, greatest = int(count.min()), int(count.max())
     size = f"{least:,}" if least == greatest else f"{least:,} to {greatest:,}"
     caption = (
-        f"Share that was clicked against the predicted probability, {len(count)} bins of {size} impressions each; "
+        f"Share that was {what} against the predicted probability, {len(count)} bins of {size} each; "
         "bars: 95 % of chance. On the diagonal, probabilities are right."
     )
     return chart(330, caption, draw)

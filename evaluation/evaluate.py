@@ -26,7 +26,7 @@ from evaluation.scored_log import ScoredLog, read_scored_log
 from evaluation.value import value_of
 
 RECORD = "report.json"
-LAYOUT = 3
+LAYOUT = 4
 """Raised when the report says other things, or in another way: older ones are then made again."""
 
 LABELS = {
@@ -75,7 +75,7 @@ def evaluate(
         )
     notes = dict(notes or {})
     policies = {"uniform": uniform(log)}
-    known = Known.read(dataset, since)
+    known = Known.read(dataset, scores, since)
     if known.past is None:
         notes["Best artwork per title"] = NO_PAST
     else:

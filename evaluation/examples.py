@@ -74,15 +74,25 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def examples(
-    dataset: Path, log: ScoredLog, around: Surroundings, catalogue: Catalogue, fixed_N: NDArray | None
+    dataset: Path,
+    log: ScoredLog,
+    around: Surroundings,
+    catalogue: Catalogue,
+    fixed_N: NDArray | None,
+    reasons: dict[str, dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Members with their newest plays and the policy's order of some titles' artworks; `fixed_N` is the best for everybody.
 
     Rows of member, plays (title, name, artwork), shown (title, name, genres, candidates with artwork, click_probability,
-    policy, best_fixed, logged; best first). Images are left to the page.
+    policy, best_fixed, logged; best first; and why, where `reasons` has the impression: its members come first, chance
+    having chosen them already). Images are left to the page.
     """
+    reasons = reasons or {}
+    told = pc.is_in(log.impression_id, value_set=pa.array(list(reasons), pa.string()))
+    explained_N = np.asarray(told) if len(log) else np.zeros(0, bool)
     choice_N = log.there_NK.sum(1) >= min(3, int(log.there_NK.sum(1).max(initial=0)))
     order = np.random.default_rng(0).permutation(len(log))
+    order = order[np.argsort(~explained_N[order], kind="stable")]
     candidates = list(dict.fromkeys(around.member.take(pa.array(order[choice_N[order]][: 40 * MEMBERS])).to_pylist()))
     last = int(log.shown_at.max(initial=0))
     plays = _plays(dataset, candidates)
@@ -90,9 +100,13 @@ def examples(
     found = []
     for member in enough[:MEMBERS]:
         rows = np.flatnonzero(np.asarray(pc.equal(around.member, member)) & choice_N)
-        rows = rows[np.argsort(-log.shown_at[rows], kind="stable")]
+        rows = rows[np.lexsort((-log.shown_at[rows], ~explained_N[rows]))]
         _, first = np.unique(log.title[rows], return_index=True)
-        shown = [_shown(log, around, int(row), catalogue, fixed_N) for row in rows[np.sort(first)][:TITLES_SHOWN]]
+        shown: list[dict[str, Any]] = [
+            _shown(log, around, int(row), catalogue, fixed_N)
+            | {"why": _named(reasons.get(log.impression_id[int(row)].as_py()), catalogue)}
+            for row in rows[np.sort(first)][:TITLES_SHOWN]
+        ]
         before = [play for play in plays.get(member, []) if play[0] < max((s["shown_at"] for s in shown), default=last)]
         history = [
             {
@@ -130,6 +144,14 @@ def _shown(
         "clicked": bool(log.clicked[row]),
         "candidates": rows,
     }
+
+
+def _named(reason: dict[str, Any] | None, catalogue: Catalogue) -> dict[str, Any] | None:
+    """A reason whose plays have their titles' names."""
+    if reason is None:
+        return None
+    plays = [play | {"name": catalogue.names.get(play["title"], play["title"])} for play in reason["plays"]]
+    return reason | {"plays": plays}
 
 
 def _plays(dataset: Path, members: list[str]) -> dict[str, list[tuple[int, str, str | None]]]:

@@ -87,3 +87,17 @@ def expected_calibration_error(p_N: Floats, y_N: NDArray, bins: int = 20) -> flo
     """
     points = reliability(p_N, y_N, bins)
     return float((points.count * np.abs(points.observed - points.predicted)).sum() / points.count.sum())
+
+
+def calibration_by_chance(p_N: Floats, bins: int = 20, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """The expected calibration error that probabilities would have were they right: 2.5 and 97.5 % of `draws`.
+
+    In each bin of `reliability` the count of ones is drawn about its mean with variance sum p (1 - p), as normal numbers.
+    An error within is no error that this many rows can tell. Arguments and errors as `auc`.
+    """
+    p_N = np.sort(_checked(p_N, np.zeros(len(p_N)))[0])
+    edges = np.unique(np.linspace(0, len(p_N), bins + 1).astype(int))
+    spread = np.sqrt(np.add.reduceat(p_N * (1 - p_N), edges[:-1]))
+    off = np.abs(np.random.default_rng(seed).normal(size=(draws, len(spread))) * spread).sum(1) / len(p_N)
+    low, high = np.quantile(off, [0.025, 0.975])
+    return float(low), float(high)

@@ -91,8 +91,13 @@ def sections(record: dict[str, Any], dataset: Path, truth: dict[str, float] | No
     yield "<h2>What exploring costs</h2>"
     yield f'<div class="charts">{charts.exploration(record["exploration"])}</div>'
     yield "<h2>Are the probabilities right?</h2>"
-    yield _fit(record["metrics"])
-    yield f'<div class="charts">{charts.reliability(record["reliability"])}</div>'
+    yield _fit("Clicks of what was shown", record["metrics"])
+    drawn = [charts.reliability(record["reliability"])]
+    if "engaged_metrics" in record:
+        yield _fit("Viewings after a click", record["engaged_metrics"])
+        drawn.append(charts.reliability(record["engaged_reliability"], "watched after a click"))
+    yield f'<div class="charts">{"".join(drawn)}</div>'
+    yield _calibrated(record["calibration_by_slice"])
     yield "<h2>For whom, and where</h2>"
     yield _slices(record["attribution"])
     catalogue = read_catalogue(dataset)
@@ -161,12 +166,34 @@ def _drift(rows: Sequence[dict[str, Any]]) -> str:
     return f'<p class="soft">{said}</p>'
 
 
-def _fit(metrics: dict[str, Any]) -> str:
+def _fit(what: str, metrics: dict[str, Any]) -> str:
     auc = "–" if metrics["auc"] is None else f"{metrics['auc']:.4f}"
+    low, high = metrics["by_chance"]
+    error = metrics["expected_calibration_error"]
+    said = "within" if error <= high else "above"
     return (
-        f"<p>Log loss of the shown artwork {metrics['log_loss']:.5f} (a constant: {metrics['log_loss_of_a_constant']:.5f}), "
-        f"AUC {auc}, expected calibration error {metrics['expected_calibration_error']:.4f} over 20 bins of equal count.</p>"
+        f"<p>{what}: log loss {metrics['log_loss']:.5f} (a constant: {metrics['log_loss_of_a_constant']:.5f}), AUC {auc}, "
+        f"expected calibration error {error:.4f} over 20 bins of equal count, {said} what chance alone makes of right "
+        f"probabilities, {low:.4f} to {high:.4f}.</p>"
     )
+
+
+def _calibrated(rows: Sequence[dict[str, Any]]) -> str:
+    """Slice by slice; those beyond chance are named."""
+    if not rows:
+        return ""
+    off = sum(row["expected_calibration_error"] > row["by_chance"][1] for row in rows)
+    lines = []
+    for row in rows:
+        low, high = row["by_chance"]
+        mark = "" if row["expected_calibration_error"] <= high else " (above)"
+        cells = [escape(f"{row['slice']}: {row['level']}"), row["reward"], f"{row['rows']:,}"]
+        cells += [f"{row['predicted']:.2%}", f"{row['observed']:.2%}"]
+        cells.append(f'{row["expected_calibration_error"]:.4f}{mark} <span class="of">[{low:.4f}, {high:.4f}]</span>')
+        lines.append(line(cells))
+    said = f"Slice by slice: {off} of {len(rows)} errors are above the 97.5 % of chance"
+    heads = ["slice", "", "impressions or clicks", "predicted", "actual", "calibration error, of chance"]
+    return f"<details><summary>{said}</summary>{table(heads, lines)}</details>"
 
 
 def _slices(rows: Sequence[dict[str, Any]]) -> str:

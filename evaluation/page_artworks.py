@@ -112,6 +112,30 @@ def changes(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield table(["", *days], lines)
 
 
+def _why(why: dict[str, Any]) -> str:
+    """What speaks for the framed artwork against the mean of the others, in its click logit: exact, and adds up."""
+    said = []
+    for play in why["plays"]:
+        parts = {part: play[part] for part in ("learned", "image", "people", "genres")}
+        most = max(parts, key=lambda part: abs(parts[part]))
+        said.append(f"{play['name'] or 'an unknown title'} {sum(parts.values()):+.2f} (mostly {WORDS[most]})")
+    rest = why["appeal"] - why["itself"] - why["context"] - why["state"]
+    rest -= sum(play[part] for play in why["plays"] for part in ("learned", "image", "people", "genres"))
+    said.append(f"all other plays {rest:+.2f}")
+    said.append(f"the artwork itself, for anybody, {why['itself']:+.2f}")
+    said.append(f"country, device and hour {why['context']:+.2f}")
+    if abs(why["state"]) > 1e-3:
+        said.append(f"what attention read of the plays together {why['state']:+.2f}")
+    people = [f"{one['name']} ({one['likeness']:+.2f})" for one in why["people"] if one["name"]]
+    shows = f" It shows {', '.join(people)}." if people else ""
+    told = f"Above the others by {why['appeal']:+.2f}: {'; '.join(said)}.{shows}"
+    return f'<p class="soft">{escape(told)}</p>'
+
+
+WORDS = {"learned": "what its viewers like", "image": "its picture", "people": "its people", "genres": "its genres"}
+"""What the parts of a play's share are."""
+
+
 def examples(rows: Sequence[dict[str, Any]], catalogue: Catalogue) -> Iterator[str]:
     """Members with what they watched and what they would be shown."""
     if not rows:
@@ -119,7 +143,7 @@ def examples(rows: Sequence[dict[str, Any]], catalogue: Catalogue) -> Iterator[s
     yield f"<h2>{len(rows)} members, drawn by chance</h2>"
     yield (
         "<p>What they watched last, and the artworks of titles they met, best scored first; framed is what the policy shows "
-        "most.</p>"
+        "most. Where it is said why, the numbers are what each past play and the rest add to the logit of a click.</p>"
     )
     yield '<div class="members">'
     for row in rows:
@@ -142,5 +166,7 @@ def examples(rows: Sequence[dict[str, Any]], catalogue: Catalogue) -> Iterator[s
                 kind = ' class="first"' if place == 0 else ""
                 cells.append(f"<div{kind}>{picture(one['artwork'], catalogue, one['artwork'])}{', '.join(said)}</div>")
             yield f'<p>{escape(shown["name"] + genres)}</p><div class="strip">{"".join(cells)}</div>'
+            if shown.get("why"):
+                yield _why(shown["why"])
         yield "</div>"
     yield "</div>"

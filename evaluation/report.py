@@ -12,6 +12,8 @@ from evaluation.markup import notes, shell
 from evaluation.page import NOTES as VALUE_NOTES
 from evaluation.page import sections
 
+OWN = ("metrics", "reliability", "engaged_metrics", "engaged_reliability")
+"""What the report says of all impressions, and the value of those alone that offered a choice."""
 NOTES = {
     "Estimated from the log": "What a policy would have earned, had it chosen. Policies the log did not follow are valued "
     "on its randomised part, where every artwork had the same chance: of those impressions, the ones whose artwork the "
@@ -42,7 +44,7 @@ def render(report: dict[str, Any], dataset: Path) -> str:
     if engaged:
         parts += ["<h2>Engaged plays per 1,000 impressions, likewise</h2>", _table(engaged)]
     truth = {row["policy"]: row["true_value"] for row in clicked if row["true_value"] is not None}
-    parts += sections(value | {name: report[name] for name in ("metrics", "reliability")}, dataset, truth)
+    parts += sections(value | {name: report[name] for name in OWN if name in report}, dataset, truth)
     if "onnx_torch_largest_difference" in report:
         parts.append(
             "<p>Largest difference between ONNX Runtime and torch over these impressions: "

@@ -31,8 +31,13 @@ from evaluation.logged import (
 )
 
 _KEY = (Column(name="impression_id", kind="string"), Column(name="candidates", kind="strings"))
-SCORES = (*_KEY, Column(name="click_probability", kind="floats"), Column(name="policy", kind="floats"))
-"""A scores table, by the contract."""
+SCORES = (
+    *_KEY,
+    Column(name="click_probability", kind="floats"),
+    Column(name="policy", kind="floats"),
+    Column(name="engaged_probability", kind="floats", required=False),
+)
+"""A scores table, by the contract; and the probability of a click that leads to a viewing, for whoever writes it."""
 TRUTH = (*_KEY, Column(name="p_click", kind="floats"), Column(name="p_engaged", kind="floats"))
 """What a simulated dataset has in `truth/`."""
 
@@ -88,6 +93,8 @@ class ScoredLog:
     """By the scores; 0 in padding."""
     policy_NK: NDArray[np.floating]
     """By the scores; 0 in padding."""
+    engaged_probability: NDArray[np.floating] | None
+    """(N,): by the scores, that the shown artwork is clicked and leads to a viewing; None where they do not say."""
     true_click_NK: NDArray[np.floating] | None
     """True click probabilities, 0 in padding; None where they are not known."""
     true_engaged_NK: NDArray[np.floating] | None
@@ -155,6 +162,9 @@ def read_scored_log(
         _aligned(scored, name, order_NK, there_NK, scores).astype(np.float32)
         for name in ("click_probability", "policy")
     )
+    engaged_N = None
+    if "engaged_probability" in scored.column_names:
+        engaged_N = _aligned(scored, "engaged_probability", order_NK, there_NK, scores)[np.arange(len(ids)), shown]
     del scored, order_NK
     off = np.asarray(np.abs(policy_NK.sum(1) - 1) > 1e-3)
     if off.any():
@@ -191,6 +201,7 @@ def read_scored_log(
         engaged=engaged_of(log),
         click_probability_NK=click_NK,
         policy_NK=policy_NK,
+        engaged_probability=engaged_N,
         true_click_NK=truth_click_NK,
         true_engaged_NK=truth_engaged_NK,
     )

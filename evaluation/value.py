@@ -113,7 +113,7 @@ def value(
         log = everything.take(kept[np.argsort(everything.member[kept], kind="stable")])
         del everything, other  # so that a large log is held once
         step("read what came of every artwork")
-        known = Known.read(dataset, since, before)
+        known = Known.read(dataset, scores, since, before)
         for said in _left_aside(alone, missing, unknown, uncompared, scores, base):
             console.print(f"value: {said}")
         record = value_of(log, known, step)

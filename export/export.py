@@ -12,11 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from safetensors.torch import save_file
+from torch import Tensor
 
 from datamodules.atomic import atomic_folder
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.vocabulary import Vocabularies, save_vocabularies
 from export.bundle import ABOUT, GRAPH, VOCABULARIES, Bundle, sha256
+from export.explain import CONTEXT, TABLES, Explainer, total
+from models.history import HOURS_APART
 from models.ranking import INPUTS, OUTPUTS, Ranking
 from models.two_tower import TwoTower
 
@@ -65,7 +69,8 @@ def export(
     with atomic_folder(out, marker=ABOUT) as folder:
         _write_graph(ranking, vocabularies, reach, folder / GRAPH)
         save_vocabularies(vocabularies, folder / VOCABULARIES)
-        files = {name: sha256(folder / name) for name in (GRAPH, VOCABULARIES)}
+        save_file(tables_of(ranking), folder / TABLES)
+        files = {name: sha256(folder / name) for name in (GRAPH, VOCABULARIES, TABLES)}
         record = {
             "contract_version": CONTRACT_VERSION,
             "layout": LAYOUT,
@@ -83,11 +88,38 @@ def export(
             raise UserError(
                 f"{out}: ONNX Runtime and torch differ by {difference:.2g}, more than {PARITY}. Not exported."
             )
+        unexplained = _unexplained(Bundle.open(folder), vocabularies)
+        if not unexplained <= PARITY:
+            raise UserError(
+                f"{out}: appeal and the terms it is explained by differ by {unexplained:.2g}, more than {PARITY}. "
+                "Not exported."
+            )
+        record["explanations"] = {"largest_difference": unexplained, "bound": PARITY}
         record["parity"] = {"largest_difference": difference, "bound": PARITY, "requests": 256}
         (folder / ABOUT).write_text(json.dumps(record, indent=1))
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     console.print(f"export: {out}, {size:.1f} MB; largest difference from torch on 256 requests {difference:.1e}")
     return Bundle.open(out)
+
+
+def tables_of(ranking: Ranking) -> dict[str, Tensor]:
+    """What explanations are made of, by name, float32 and int32: see `export.explain`."""
+    model = ranking.model
+    taken = ("play_token", "play_content", "play_mean_image", "artwork_vector", "artwork_content", "artwork_bias")
+    found: dict[str, Tensor] = {name: getattr(ranking, name) for name in taken}
+    found |= {name: getattr(model, name).weight for name in (*CONTEXT, "person")}
+    found |= {"artwork_people": model.artwork_people_AL.int(), "likeness_gain": model.likeness_gain}
+    found |= {"token_image": model.token_image.weight, "watched_weight": model.watched.weight}
+    found |= {"watched_bias": model.watched.bias, "appeal_weight": model.member_appeal.weight}
+    found |= {"appeal_bias": model.member_appeal.bias, "no_history": model.history.no_history_D}
+    found |= {"norm_weight": model.history.norm.weight, "norm_bias": model.history.norm.bias}
+    found |= {"hours_apart": torch.tensor([float(HOURS_APART)])}
+    for name, mean in (("recent", model.recent), ("history", model.history.mean)):
+        if mean is not None:
+            found |= {f"{name}_bias": mean.band.bias_HS[0], f"{name}_prior": mean.log_prior.reshape(1)}
+            if mean.band.slope_H is not None:
+                found[f"{name}_slope"] = mean.band.slope_H
+    return {name: value.detach().cpu().contiguous().clone() for name, value in found.items()}
 
 
 def _described(name: str) -> dict[str, str]:
@@ -164,3 +196,10 @@ def _parity(ranking: Ranking, bundle: Bundle, vocabularies: Vocabularies) -> flo
                 return float("inf")
             worst = max(worst, float(difference.max()))
     return worst
+
+
+def _unexplained(bundle: Bundle, vocabularies: Vocabularies) -> float:
+    """Largest difference between appeal and the sum of the terms that explain it."""
+    request = _requests(vocabularies, bundle.history_length, 100, 4096, 5, seed=9)
+    terms = Explainer(bundle).explain(request)
+    return float(np.abs(total(terms) - terms["appeal"]).max())

@@ -1,7 +1,8 @@
 """`keyart score`: a bundle over a dataset -> a scores table, without torch.
 
 In: raw tables. Histories are cut by the same code that prepared the training log, so that a request holds exactly the
-plays strictly before it. Out: Parquet files of impression_id, candidates, click_probability, policy (aligned lists).
+plays strictly before it. Out: Parquet files of impression_id, candidates, click_probability, policy, engaged_probability
+(aligned lists).
 """
 
 import json
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +26,11 @@ from datamodules.prepare import prepare
 from datamodules.progress import progress_bar
 from datamodules.shards import REQUESTS, Shard, Shards
 from export.bundle import Bundle
+from export.explain import TABLES, reasons
 
-RECORD = "scores.json"
+RECORD, REASONS = "scores.json", "reasons.json"
+EXPLAINED = 40
+"""Impressions whose choice is explained."""
 REQUESTS_AT_ONCE = 512
 MICROSECONDS, MICROSECONDS_AN_HOUR = 1_000_000, 3_600_000_000
 
@@ -90,20 +95,29 @@ def score(
         prepare(dataset, work, vocabularies=bundle.vocabularies, since=since, keep_requests=True, console=console)
         shards = Shards.open(work)
         total = sum(shard.impressions for shard in shards.shards)
+        explained: list[dict[str, Any]] = []
         with progress_bar(console) as progress:
             task = progress.add_task("score", total=total)
             for index, shard in enumerate(shards.shards):
                 if not shard.impressions:
                     continue
-                clicks, policies = [], []
-                for request, there in requests(shard, bundle.history_length):
+                clicks, engaged, policies = [], [], []
+                for place, (request, there) in enumerate(requests(shard, bundle.history_length)):
                     found = bundle.rank(request)
                     clicks.append(found["click_probability"][there])
+                    engaged.append(found["engaged_probability"][there])
                     by = found["click_probability" if reward == "clicked" else "engaged_probability"]
-                    policies.append(choose.probabilities(by, there)[there])
+                    policy_NK = choose.probabilities(by, there)
+                    policies.append(policy_NK[there])
+                    if place == 0:
+                        ids = pq.read_table(work / f"shard-{index:05d}" / REQUESTS, columns=["impression_id"])
+                        wanted = min(EXPLAINED - len(explained), -(-EXPLAINED // len(shards.shards)))
+                        explained += _reasons(bundle, request, there, policy_NK, ids["impression_id"], wanted)
                     progress.advance(task, len(there))
-                _write(work / f"shard-{index:05d}" / REQUESTS, folder / f"part-{index:05d}.parquet", clicks, policies)
+                lists = {"click_probability": clicks, "policy": policies, "engaged_probability": engaged}
+                _write(work / f"shard-{index:05d}" / REQUESTS, folder / f"part-{index:05d}.parquet", lists)
         shutil.rmtree(work)
+        (folder / REASONS).write_text(json.dumps(explained, indent=1), encoding="utf-8")
         record = {
             "fingerprint": scores_fingerprint(bundle, dataset, policy, since, reward),
             "policy": policy,
@@ -113,6 +127,27 @@ def score(
         (folder / RECORD).write_text(json.dumps(record | {"since": since and since.isoformat()}, indent=1))
     console.print(f"score: {total:,} impressions in {out}")
     return total
+
+
+def _reasons(
+    bundle: Bundle,
+    request: dict[str, np.ndarray],
+    there_NK: np.ndarray,
+    policy_NK: np.ndarray,
+    ids: pa.ChunkedArray,
+    most: int,
+) -> list[dict[str, Any]]:
+    """Why the likeliest artwork of some impressions: those first in the shard with a choice and a history."""
+    if not (bundle.folder / TABLES).is_file():  # a bundle made before there were any
+        return []
+    rows = np.flatnonzero((there_NK.sum(1) > 2) & (request["history_length"] > 2))
+    # one a member: a member's impressions stand together
+    rows = rows[np.unique(request["history_title"][rows, 0], return_index=True)[1]][: max(0, most)]
+    if not len(rows):
+        return []
+    some = {name: values[rows] for name, values in request.items()}
+    told = reasons(bundle, some, there_NK[rows], policy_NK[rows].argmax(1))
+    return [{"impression_id": ids[int(row)].as_py()} | one for row, one in zip(rows, told, strict=True)]
 
 
 def requests(shard: Shard, history_length: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
@@ -152,7 +187,7 @@ def requests(shard: Shard, history_length: int) -> Iterator[tuple[dict[str, np.n
         yield request, there
 
 
-def _write(source: Path, target: Path, clicks: list[np.ndarray], policies: list[np.ndarray]) -> None:
+def _write(source: Path, target: Path, lists: dict[str, list[np.ndarray]]) -> None:
     """The scores of one shard, beside the ids and candidates as they were logged."""
     logged = pq.read_table(source)
     candidates = logged["candidates"].combine_chunks()
@@ -164,4 +199,4 @@ def _write(source: Path, target: Path, clicks: list[np.ndarray], policies: list[
         return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(parts), pa.float32()))
 
     columns = {"impression_id": logged["impression_id"], "candidates": logged["candidates"]}
-    pq.write_table(pa.table(columns | {"click_probability": aligned(clicks), "policy": aligned(policies)}), target)
+    pq.write_table(pa.table(columns | {name: aligned(values) for name, values in lists.items()}), target)

@@ -5,7 +5,11 @@ Legend: N impressions, K candidates, D width, I titles, A artworks, E image embe
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+KNOTS = 4
+"""Logits at which a calibration may bend."""
 
 
 class Content(NamedTuple):
@@ -95,3 +99,19 @@ class Plays(NamedTuple):
     """(..., 2 D): people and genres."""
     mean_image: Tensor
     """(..., D): of the title's artworks."""
+
+
+def bent_line(logit: Tensor, line: Tensor) -> Tensor:
+    """A calibrated logit: scale * logit + shift + sum_k bend_k max(0, logit - knot_k).
+
+    `line` is (2 + 2 KNOTS,): scale, shift, knots, bends; without bends it is Platt's.
+    """
+    knots, bends = line[2 : 2 + KNOTS], line[2 + KNOTS :]
+    return logit * line[0] + line[1] + ((logit.unsqueeze(-1) - knots).clamp(min=0) * bends).sum(-1)
+
+
+def straight() -> Tensor:
+    """Lines of both heads that change nothing, (2, 2 + 2 KNOTS)."""
+    line = torch.zeros(2, 2 + 2 * KNOTS)
+    line[:, 0] = 1.0
+    return line

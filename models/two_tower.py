@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from models.dropout import Dropout, kept
 from models.history import HistoryConfig, HistoryEncoder, RecentMean, time_apart
-from models.parts import Artworks, Content, Context, Plays, Sizes, States, Terms, Titles
+from models.parts import Artworks, Content, Context, Plays, Sizes, States, Terms, Titles, bent_line, straight
 from models.titles import Coplay, CoplayConfig
 
 MOST_ROWS = 32
@@ -106,7 +106,7 @@ class TwoTower(nn.Module):
         width, image_width = config.width, content.artwork_image_AE.shape[1]
         for name, value in content._asdict().items():
             self.register_buffer(name, value)
-        self.register_buffer("calibration", torch.tensor([1.0, 0.0, 1.0, 0.0]))
+        self.register_buffer("calibration", straight())
 
         self.genre, self.person = _table(sizes.genres, width, START), _table(sizes.people, width, 2 * START)
         self.image = nn.Linear(image_width, width, bias=False)
@@ -348,6 +348,5 @@ class TwoTower(nn.Module):
 
     def probabilities(self, terms: Terms) -> tuple[Tensor, Tensor]:
         """Calibrated probabilities (N, K) of a click, and of a click that leads to a real viewing."""
-        click_scale, click_shift, engaged_scale, engaged_shift = self.calibration
-        click_NK = torch.sigmoid(terms.click_NK() * click_scale + click_shift)
-        return click_NK, click_NK * torch.sigmoid(terms.engaged_NK * engaged_scale + engaged_shift)
+        click_NK = torch.sigmoid(bent_line(terms.click_NK(), self.calibration[0]))
+        return click_NK, click_NK * torch.sigmoid(bent_line(terms.engaged_NK, self.calibration[1]))

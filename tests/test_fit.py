@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from datamodules.contract import UserError
 from datamodules.shards import Shards
-from train.calibrate import platt
+from models.parts import bent_line
+from train.calibrate import fit_line
 from train.fit import FitConfig, fit
 from train.run import Run
 
@@ -116,7 +117,20 @@ def test_calibration_undoes_a_known_distortion() -> None:
     torch.manual_seed(0)
     logit = torch.randn(60_000, dtype=torch.float64) - 1
     label = (torch.rand(60_000, dtype=torch.float64) < torch.sigmoid(logit)).double()
-    scale, shift, before, after = platt(2 * logit + 0.7, label)
-    assert scale == pytest.approx(0.5, abs=0.02)
-    assert shift == pytest.approx(-0.35, abs=0.04)
-    assert after < before
+    line, told = fit_line(2 * logit + 0.7, label, torch.arange(60_000) % 2 > 0)
+    assert float(line[0]) == pytest.approx(0.5, abs=0.02)
+    assert float(line[1]) == pytest.approx(-0.35, abs=0.04)
+    assert told["calibration"] == "straight", "nothing asks for a bend"
+    assert float(told["log_loss_after"]) < float(told["log_loss_before"])
+
+
+def test_a_bend_is_taken_where_both_halves_ask_for_it() -> None:
+    torch.manual_seed(0)
+    logit = 1.5 * torch.randn(60_000, dtype=torch.float64) - 1
+    bent = logit - 0.7 * (logit + 1).clamp(min=0)
+    label = (torch.rand(60_000, dtype=torch.float64) < torch.sigmoid(bent)).double()
+    line, told = fit_line(logit, label, torch.arange(60_000) % 2 > 0)
+    assert told["calibration"] == "bent"
+    assert (torch.sigmoid(bent_line(logit, line)) - torch.sigmoid(bent)).abs().mean() < 0.01
+    rising = bent_line(torch.linspace(-6, 6, 500, dtype=torch.float64), line)
+    assert (rising.diff() > 0).all(), "an order of artworks is never turned round"

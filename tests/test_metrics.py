@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.metrics import auc, expected_calibration_error, log_loss, reliability
+from evaluation.metrics import auc, calibration_by_chance, expected_calibration_error, log_loss, reliability
 
 
 @pytest.mark.parametrize(
@@ -84,3 +84,13 @@ def test_every_metric_names_what_is_wrong(metric, p: list, y: list, named: str) 
 def test_no_bins_are_refused() -> None:
     with pytest.raises(ValueError, match="bins=0"):
         reliability(np.array([0.5]), np.array([1]), bins=0)
+
+
+def test_right_probabilities_err_as_much_as_chance_says() -> None:
+    chance = np.random.default_rng(4)
+    p = chance.beta(1, 12, 20_000)
+    low, high = calibration_by_chance(p)
+    errors = [expected_calibration_error(p, (chance.random(len(p)) < p).astype(float)) for _ in range(200)]
+    held = np.mean([(low <= error <= high) for error in errors])
+    assert 0.9 <= held <= 0.99
+    assert expected_calibration_error(np.clip(1.3 * p, 0, 1), (chance.random(len(p)) < p).astype(float)) > high

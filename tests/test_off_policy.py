@@ -168,6 +168,7 @@ def one_impression(*artworks: str) -> ScoredLog:
         clicked=np.array([0.0]),
         engaged=None,
         click_probability_NK=nothing_NK,
+        engaged_probability=None,
         policy_NK=nothing_NK,
         true_click_NK=None,
         true_engaged_NK=None,

@@ -1,4 +1,8 @@
-"""Calibration: scale and shift of both logits, fitted on validation, so that probabilities mean what they say."""
+"""Calibration of both heads, fitted on validation, so that probabilities mean what they say.
+
+The simplest that holds: scale and shift of the logit (Platt, 1999); and, only where half of the validation says so of the
+other half, a line bent at a few logits, which mends what is too low in the middle and too high at the ends.
+"""
 
 import torch
 from torch import Tensor
@@ -6,48 +10,90 @@ from torch.nn import functional as F
 
 from datamodules.feed import Feed
 from datamodules.shards import VALIDATION, Shards
+from models.parts import KNOTS, bent_line
 from models.two_tower import TwoTower
 from train.task import rank_batch
 
+RIDGE_LINE, RIDGE_BENDS = 1e-3, 10.0
+"""Added to the curvature: nearly nothing, and what keeps bends small where few rows ask for them."""
+STEPS = 50
+
 
 @torch.no_grad()
-def calibrate(model: TwoTower, shards: Shards, reach: int, batch: int, device: torch.device) -> dict[str, float]:
-    """Fit scale and shift of both logits on validation (Platt, 1999), into the model; log losses before and after."""
-    logits: list[tuple[Tensor, ...]] = []
-    for item in Feed(shards.shards, VALIDATION, reach=reach, impressions=2 * batch, shuffle=False):
+def calibrate(model: TwoTower, shards: Shards, reach: int, batch: int, device: torch.device) -> dict[str, float | str]:
+    """Fit both heads on validation, into the model; what was taken, and log losses before and after."""
+    found: list[tuple[Tensor, ...]] = []
+    for place, item in enumerate(Feed(shards.shards, VALIDATION, reach=reach, impressions=2 * batch, shuffle=False)):
         moved = item.to(device)
         terms = rank_batch(model, moved)
         click = terms.click_NK().gather(1, moved.shown[:, None])[:, 0]
         engaged = terms.engaged_NK.gather(1, moved.shown[:, None])[:, 0]
-        logits.append(tuple(t.cpu().double() for t in (click, moved.clicked, engaged, moved.engaged)))
-    click, clicked, engaged, was_engaged = (torch.cat(parts) for parts in zip(*logits, strict=True))
+        # a window's impressions stand in one batch, so that a member seldom stands in both halves
+        half = torch.full_like(click, place % 2)
+        found.append(tuple(t.cpu().double() for t in (click, moved.clicked, engaged, moved.engaged, half)))
+    click, clicked, engaged, was_engaged, half = (torch.cat(parts) for parts in zip(*found, strict=True))
     known = (clicked > 0) & ~torch.isnan(was_engaged)
-    click_scale, click_shift, before, after = platt(click, clicked)
-    said = {"click_log_loss_before": before, "click_log_loss_after": after}
-    engaged_scale, engaged_shift = 1.0, 0.0
-    # one kind of answer alone has no slope: the head is then left as it is
-    if known.any() and 0 < was_engaged[known].mean() < 1:
-        engaged_scale, engaged_shift, before, after = platt(engaged[known], was_engaged[known])
-        said |= {"engaged_log_loss_before": before, "engaged_log_loss_after": after}
-    model.calibration.copy_(torch.tensor([click_scale, click_shift, engaged_scale, engaged_shift]))
+    said: dict[str, float | str] = {}
+    for row, (name, logit, label, at) in enumerate(
+        (("click", click, clicked, torch.ones_like(known)), ("engaged", engaged, was_engaged, known))
+    ):
+        # one kind of answer alone has no slope: the head is then left as it is
+        if at.any() and 0 < label[at].mean() < 1:
+            line, told = fit_line(logit[at], label[at], half[at] > 0)
+            model.calibration[row] = line.to(model.calibration)
+            said |= {f"{name}_{what}": value for what, value in told.items()}
     return said
 
 
-def platt(logit_N: Tensor, label_N: Tensor) -> tuple[float, float, float, float]:
-    """Scale and shift of least log loss by Newton's method, and the log loss before and after."""
-    weights = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    design = torch.stack([logit_N, torch.ones_like(logit_N)], dim=1)
+def fit_line(logit_N: Tensor, label_N: Tensor, half_N: Tensor) -> tuple[Tensor, dict[str, float | str]]:
+    """A line of `bent_line`, (2 + 2 KNOTS,), float64, and what is to be said of it.
 
-    def loss() -> float:
-        return F.binary_cross_entropy_with_logits(design @ weights, label_N).item()
+    It is bent where that makes the log loss of each half, fitted on the other, smaller by more than a standard error, and
+    where it still rises everywhere.
+    """
+    straight, bent = _newton(logit_N, label_N, bends=False), _newton(logit_N, label_N, bends=True)
+    better = torch.zeros_like(logit_N)
+    for held_N in (half_N, ~half_N):
+        if not held_N.any() or held_N.all():
+            break
+        lines = [_newton(logit_N[~held_N], label_N[~held_N], bends=bends) for bends in (False, True)]
+        plain_n, other_n = (_losses(bent_line(logit_N[held_N], line), label_N[held_N]) for line in lines)
+        better[held_N] = plain_n - other_n
+    error = float(better.std()) / len(better) ** 0.5
+    rises = bool((bent[0] + torch.cumsum(torch.cat([torch.zeros(1).double(), bent[2 + KNOTS :]]), 0) > 0).all())
+    take = rises and float(better.mean()) > error
+    line = bent if take else straight
+    return line, {
+        "calibration": "bent" if take else "straight",
+        "log_loss_before": float(_losses(logit_N, label_N).mean()),
+        "log_loss_after": float(_losses(bent_line(logit_N, line), label_N).mean()),
+    }
 
-    before = loss()
-    for _ in range(25):
+
+def _losses(logit_N: Tensor, label_N: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logit_N, label_N, reduction="none")
+
+
+def _newton(logit_N: Tensor, label_N: Tensor, *, bends: bool) -> Tensor:
+    """The line of least log loss by Newton's method, as `bent_line` takes it; knots at equal shares of the rows."""
+    shares = torch.arange(1, KNOTS + 1, dtype=torch.float64) / (KNOTS + 1)
+    knots = logit_N.sort().values[(shares * (len(logit_N) - 1)).long()]
+    columns = [logit_N, torch.ones_like(logit_N)]
+    if bends:
+        columns += [(logit_N - knot).clamp(min=0) for knot in knots]
+    design = torch.stack(columns, 1)
+    start = torch.zeros(len(columns), dtype=torch.float64)
+    start[0] = 1.0
+    ridge = torch.full_like(start, RIDGE_BENDS)
+    ridge[:2] = RIDGE_LINE
+    weights = start.clone()
+    for _ in range(STEPS):
         p = torch.sigmoid(design @ weights)
-        slope = design.T @ (p - label_N) + 1e-3 * (weights - torch.tensor([1.0, 0.0], dtype=torch.float64))
-        curve = (design * (p * (1 - p))[:, None]).T @ design + 1e-3 * torch.eye(2, dtype=torch.float64)
+        slope = design.T @ (p - label_N) + ridge * (weights - start)
+        curve = (design * (p * (1 - p))[:, None]).T @ design + torch.diag(ridge)
         step = torch.linalg.solve(curve, slope)
         weights = weights - step
         if step.abs().max() < 1e-9:
             break
-    return float(weights[0]), float(weights[1]), before, loss()
+    bent = weights[2:] if bends else torch.zeros(KNOTS, dtype=torch.float64)
+    return torch.cat([weights[:2], knots, bent])

@@ -1,0 +1,185 @@
+"""Why this artwork: what each past play, each person shown and the context add to appeal, in numpy alone.
+
+Appeal is a sum and dot products, so it is shared out exactly, not estimated:
+
+    appeal(k) = of_artwork(k) + of_state(k) + sum_c by_context(k, c)
+                + sum_t by_play(t, k) + by_image(t, k) + by_people(t, k) + by_genres(t, k)
+
+by_play is the learned part of the member's state, a normalised mean of plays: given the norm, linear in each play. by_image,
+by_people and by_genres are the likeness of the candidate to each play. by_person shares out the sum of by_people by whom the
+candidate shows. of_state is what cannot be shared out by play: all of the learned state where the encoder is attention, zero
+where it is the mean. What a choice is due to are differences between candidates, never the terms by themselves.
+
+Legend: N requests, T plays, K candidates, D width, L people on an artwork, C = 3 parts of the context.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from datamodules.contract import UserError
+from export.bundle import Bundle
+
+TABLES = "explain.safetensors"
+CONTEXT = ("country", "device", "hour")
+EPSILON = 1e-5
+"""Of the layer norm."""
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """A bundle's tables, to share out appeal with."""
+
+    bundle: Bundle
+
+    @cached_property
+    def tables(self) -> dict[str, np.ndarray]:
+        """By name, as `tables_of` made them; UserError where the bundle has none."""
+        path = self.bundle.folder / TABLES
+        if not path.is_file():
+            raise UserError(f"{path}: is not there: the bundle was made before explanations. Export the run again.")
+        return load_file(path)
+
+    def explain(self, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The terms of appeal by name, float32: (N, T, K), (N, K, L), (N, K, C) or (N, K); input as of the graph."""
+        table = self.tables
+        title_NT, clicked_NT = request["history_title"], request["history_artwork"]
+        artworks_NK, plays = request["artworks"], title_NT.shape[1]
+        width = table["token_image"].shape[0]
+
+        image_NTD = table["artwork_content"][clicked_NT][..., :width]
+        image_NTD = np.where((clicked_NT > 0)[..., None], image_NTD, table["play_mean_image"][title_NT])
+        vector_NKD, content_NKC = table["artwork_vector"][artworks_NK], table["artwork_content"][artworks_NK]
+        # what one unit of the learned state adds
+        unit_NKD = vector_NKD @ table["appeal_weight"] * width**-0.5
+
+        likes_NT = _weights(table, "recent", request)
+        content_NTC = np.concatenate([image_NTD, table["play_content"][title_NT]], axis=-1) * likes_NT[..., None]
+        parts = [
+            gain * np.einsum("ntd,nkd->ntk", content_NTC[..., cut], content_NKC[..., cut])
+            for gain, cut in zip(table["likeness_gain"], _thirds(width), strict=True)
+        ]
+        found: dict[str, np.ndarray] = dict(zip(("by_image", "by_people", "by_genres"), parts, strict=True))
+        found["by_person"] = self._by_person(content_NTC[..., _thirds(width)[1]].sum(1), artworks_NK)
+
+        rest_ND = np.zeros((len(title_NT), width))
+        if "history_bias" in table:
+            rest_ND = np.where(request["history_length"][:, None] > 0, table["norm_bias"], table["no_history"])
+            token_NTD = table["play_token"][title_NT] + image_NTD @ table["token_image"].T
+            token_NTD = (
+                token_NTD + _watched(request["history_watched"]) @ table["watched_weight"].T + table["watched_bias"]
+            )
+            token_NTD = token_NTD * _weights(table, "history", request)[..., None]
+            mean_N1D = token_NTD.sum(1, keepdims=True)
+            spread_N11 = np.sqrt(mean_N1D.var(-1, keepdims=True) + EPSILON)
+            state_NTD = table["norm_weight"] * (token_NTD - token_NTD.mean(-1, keepdims=True)) / spread_N11
+            found["by_play"] = np.einsum("ntd,nkd->ntk", state_NTD, unit_NKD)
+        else:
+            found["by_play"] = np.zeros((len(title_NT), plays, artworks_NK.shape[1]))
+        found["by_context"] = np.stack(
+            [np.einsum("nd,nkd->nk", table[name][request[name]], unit_NKD) for name in CONTEXT], axis=-1
+        )
+        own_NK = vector_NKD @ table["appeal_bias"] * width**-0.5 + table["artwork_bias"][artworks_NK]
+        found["of_artwork"] = own_NK + np.einsum("nd,nkd->nk", rest_ND, unit_NKD)
+        told = self.bundle.rank(request)["appeal"]
+        found["appeal"] = told
+        found["of_state"] = np.zeros_like(told) if "history_bias" in table else told - total(found)
+        return {name: values.astype(np.float32) for name, values in found.items()}
+
+    def _by_person(self, people_ND: np.ndarray, artworks_NK: np.ndarray) -> np.ndarray:
+        """The likeness in people by whom a candidate shows, (N, K, L); 0 where there is nobody."""
+        table = self.tables
+        rows_NKL = table["artwork_people"][artworks_NK]
+        shown_NKL = rows_NKL > 0
+        each = np.einsum("nd,nkld->nkl", people_ND, table["person"][rows_NKL]) * table["likeness_gain"][1]
+        return each * shown_NKL / np.maximum(shown_NKL.sum(-1, keepdims=True), 1)
+
+
+def total(terms: dict[str, np.ndarray]) -> np.ndarray:
+    """The sum of the terms, (N, K): appeal, but for rounding."""
+    plays = sum(terms[name].sum(1) for name in ("by_play", "by_image", "by_people", "by_genres"))
+    return plays + terms["by_context"].sum(-1) + terms["of_artwork"] + terms.get("of_state", 0.0)
+
+
+def _thirds(width: int) -> tuple[slice, slice, slice]:
+    """Image, people and genres within the content."""
+    return slice(0, width), slice(width, 2 * width), slice(2 * width, 3 * width)
+
+
+def _watched(watched_NT: np.ndarray) -> np.ndarray:
+    known = ~np.isnan(watched_NT)
+    return np.stack([np.where(known, watched_NT - 0.5, 0.0), known.astype(np.float64)], axis=-1)
+
+
+def _weights(table: dict[str, np.ndarray], name: str, request: dict[str, np.ndarray]) -> np.ndarray:
+    """How much each play counts in a mean of recent plays, (N, T): learned by distance, shrunk where plays are few."""
+    bias_S = table[f"{name}_bias"]
+    length_N1, time_NT = request["history_length"][:, None], request["history_time"]
+    place = np.arange(time_NT.shape[1])
+    distance_NT = length_N1 - 1 - place
+    inside = (distance_NT >= 0) & (distance_NT < len(bias_S))
+    logit = bias_S[np.clip(distance_NT, 0, len(bias_S) - 1)].astype(np.float64)
+    if f"{name}_slope" in table:
+        last = np.take_along_axis(time_NT, np.maximum(length_N1 - 1, 0), axis=1)
+        apart = np.log1p(np.maximum(last - time_NT, 0) / (3600.0 * float(table["hours_apart"][0])))
+        logit = logit - table[f"{name}_slope"][0] * apart
+    logit = np.where(inside, logit, -np.inf)
+    raised = np.where(inside, np.exp(logit - np.max(logit, axis=1, keepdims=True, initial=-1e30)), 0.0)
+    plays = np.minimum(length_N1, len(bias_S))
+    shrunk = plays / (plays + np.exp(table[f"{name}_prior"][0]))
+    return raised / np.maximum(raised.sum(1, keepdims=True), 1e-300) * shrunk
+
+
+def reasons(
+    bundle: Bundle, request: dict[str, np.ndarray], there_NK: np.ndarray, chosen_N: np.ndarray, most: int = 4
+) -> list[dict[str, Any]]:
+    """For each request, what speaks for its chosen candidate against the mean of the others, in the click logit.
+
+    Rows of artwork (its id), appeal, itself, context, state, plays (the `most` largest: title, learned, image, people, genres)
+    and people (name, likeness; of the chosen one alone). ValueError where a request has one candidate.
+    """
+    if (there_NK.sum(1) < 2).any():
+        raise ValueError("there_NK: a choice has at least two candidates.")
+    terms, words = Explainer(bundle).explain(request), bundle.vocabularies
+    found = []
+    for n, chosen in enumerate(chosen_N.tolist()):
+        others = np.flatnonzero(there_NK[n] & (np.arange(there_NK.shape[1]) != chosen))
+
+        def apart(values_xK: np.ndarray, chosen: int = chosen, others: np.ndarray = others) -> np.ndarray:
+            return values_xK[..., chosen] - values_xK[..., others].mean(-1)
+
+        parts = ("by_play", "by_image", "by_people", "by_genres")
+        plays_T4 = np.stack([apart(terms[name][n]) for name in parts], axis=-1)
+        order = np.argsort(-np.abs(plays_T4.sum(-1)), kind="stable")[:most]
+        titles = request["history_title"][n]
+        people = Explainer(bundle).tables["artwork_people"][request["artworks"][n, chosen]]
+        found.append(
+            {
+                "artwork": _id(words["artworks"].values, request["artworks"][n, chosen]),
+                "appeal": float(apart(terms["appeal"][n])),
+                "itself": float(apart(terms["of_artwork"][n])),
+                "context": float(apart(terms["by_context"][n].T).sum()),
+                "state": float(apart(terms["of_state"][n])),
+                "plays": [
+                    {"title": _id(words["titles"].values, titles[t])}
+                    | dict(zip(("learned", "image", "people", "genres"), map(float, plays_T4[t]), strict=True))
+                    for t in order.tolist()
+                    if t < request["history_length"][n]
+                ],
+                "people": [
+                    {"name": _id(words["people"].values, person), "likeness": float(value)}
+                    for person, value in zip(people, terms["by_person"][n, chosen], strict=True)
+                    if person
+                ],
+            }
+        )
+    return found
+
+
+def _id(values: Sequence[str], row: int) -> str:
+    """The id of a row; empty for the unknown one."""
+    return values[int(row) - 1] if 0 < row <= len(values) else ""

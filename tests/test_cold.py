@@ -1,0 +1,70 @@
+"""What is held out is held out: before the test period no trace of it, after it all as it was."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pytest
+from rich.console import Console
+
+from benchmarks.cold import FIXED, SEEN, Config, bench, draw_held_out, hold_out
+from benchmarks.table import OURS
+from datamodules.check import check
+from evaluation.value import borders
+
+
+def read(dataset: Path, name: str) -> pa.Table:
+    return pads.dataset(sorted((dataset / name).glob("*.parquet"))).to_table()
+
+
+def test_nothing_of_it_is_left_before_the_test_period(service: Path, tmp_path: Path) -> None:
+    since, _ = borders(service, "test")
+    assert since is not None
+    titles, artworks = draw_held_out(service, 0.2, 0)
+    assert len(titles) == 6
+    hold_out(service, tmp_path / "without", since, titles, artworks)
+    assert check(tmp_path / "without").ok, "by the contract still"
+    before, after = read(service, "impressions"), read(tmp_path / "without", "impressions")
+    held_titles, held_artworks = set(titles.to_pylist()), set(artworks.to_pylist())
+    late = 0
+    whole = {row["impression_id"]: row for row in before.to_pylist()}
+    for row in after.to_pylist():
+        was = whole[row["impression_id"]]
+        if row["shown_at"] >= since:
+            late += 1
+            assert row == was
+            continue
+        assert row["title_id"] not in held_titles
+        assert not held_artworks & set(row["candidates"])
+        assert row["artwork_id"] in row["candidates"]
+        assert sum(row["propensities"]) == pytest.approx(1, abs=1e-5)
+        given = dict(zip(was["candidates"], was["propensities"], strict=True))
+        ratio = [p / given[a] for a, p in zip(row["candidates"], row["propensities"], strict=True)]
+        assert np.allclose(ratio, ratio[0], rtol=1e-4), "each as likely as before, given that none of them was shown"
+    assert late == sum(at >= since for at in before["shown_at"].to_pylist())
+    assert 0 < len(after) < len(before)
+    for row in read(tmp_path / "without", "plays").to_pylist():
+        assert row["played_at"] >= since or row["title_id"] not in held_titles
+        assert row["artwork_id"] not in held_artworks
+
+
+def test_a_title_keeps_an_artwork(service: Path) -> None:
+    titles, artworks = draw_held_out(service, 0.5, 1)
+    rows = pads.dataset(service / "artworks.parquet").to_table().to_pylist()
+    left = {row["title_id"] for row in rows if row["artwork_id"] not in set(artworks.to_pylist())}
+    assert {row["title_id"] for row in rows} - set(titles.to_pylist()) <= left
+    assert not {row["title_id"] for row in rows if row["artwork_id"] in set(artworks.to_pylist())} & set(
+        titles.to_pylist()
+    )
+
+
+@pytest.mark.slow
+def test_what_was_never_seen_is_ranked_by_its_content() -> None:
+    rows = bench(Config(members=1200), Console(quiet=True))
+    found = {(row.figure, row.subject): row.value for row in rows}
+    assert found["known", OURS] > 0.5
+    assert found["new artwork", OURS] > 0.4
+    assert found["new title", OURS] > 0.2
+    assert found["new member", OURS] > found["new member", FIXED] - 0.1
+    assert abs(found["known", OURS] - found["known", SEEN]) < 0.15

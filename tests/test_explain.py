@@ -1,0 +1,105 @@
+"""Explanations are exact: what plays, people and context add is what appeal is."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.contract import UserError
+from datamodules.shards import Shards
+from evaluation.evaluate import evaluate
+from export.bundle import Bundle
+from export.explain import TABLES, Explainer, reasons, total
+from export.export import export
+from models.history import HistoryConfig
+from models.two_tower import TwoTower, TwoTowerConfig
+from tests.test_evaluation import since_of
+from train.embed import load_embedding
+from train.run import content_of, sizes_of
+
+
+def request_of(bundle: Bundle, n: int = 40, plays: int = 20, candidates: int = 6) -> dict[str, np.ndarray]:
+    chance, words = np.random.default_rng(3), bundle.vocabularies
+    request = {
+        "history_title": chance.integers(0, len(words["titles"]), (n, plays)),
+        "history_artwork": chance.integers(0, len(words["artworks"]), (n, plays)) * (chance.random((n, plays)) < 0.5),
+        "history_watched": chance.random((n, plays)).astype(np.float32),
+        "history_time": np.sort(chance.integers(1_600_000_000, 1_700_000_000, (n, plays)), axis=1),
+        "history_length": chance.integers(0, plays + 1, n),
+        "country": chance.integers(0, len(words["countries"]), n),
+        "device": chance.integers(0, len(words["devices"]), n),
+        "hour": chance.integers(0, 24, n),
+        "title": chance.integers(0, len(words["titles"]), n),
+        "artworks": chance.integers(0, len(words["artworks"]), (n, candidates)),
+    }
+    request |= {name: np.zeros(n, np.int64) for name in ("row", "column")}
+    request["history_length"][:2] = 0
+    request["history_watched"][:, ::3] = np.nan
+    return request
+
+
+def test_the_terms_are_the_appeal(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    request = request_of(opened)
+    terms = Explainer(opened).explain(request)
+    assert np.abs(total(terms) - opened.rank(request)["appeal"]).max() < 1e-5
+    assert np.abs(terms["of_state"]).max() == 0, "of the mean nothing is left over"
+    assert np.abs(terms["by_person"].sum(-1) - terms["by_people"].sum(1)).max() < 1e-5
+    assert np.abs(terms["by_play"][:2]).max() == 0, "an empty history adds nothing"
+    past = np.arange(request["history_title"].shape[1]) >= request["history_length"][:, None]
+    for name in ("by_play", "by_image", "by_people", "by_genres"):
+        assert np.abs(terms[name][past]).max() == 0, "what was not played adds nothing"
+        assert np.abs(terms[name]).max() > 0
+
+
+@pytest.mark.parametrize("history", [HistoryConfig(time=True), HistoryConfig(encoder="attention", span=8)])
+def test_other_encoders(shards: Path, tmp_path: Path, history: HistoryConfig) -> None:
+    """Time between plays is counted; what attention reads is told as one term. Export holds both to the graph's appeal."""
+    torch.manual_seed(0)
+    opened = Shards.open(shards)
+    content = content_of(opened, load_embedding(shards)[0])
+    model = TwoTower(TwoTowerConfig(width=16, history=history), sizes_of(opened.vocabularies), content)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "slope" in name or "bias" in name or "prior" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    bundle = export(model, opened.vocabularies, tmp_path / "bundle", about={})
+    assert bundle.about["explanations"]["largest_difference"] < 1e-5
+    terms = Explainer(bundle).explain(request_of(bundle))
+    assert (np.abs(terms["of_state"]).max() > 0) == (history.encoder == "attention")
+
+
+def test_reasons_add_up_and_stand_beside_the_scores(scores: Path, service: Path, bundle: Path, tmp_path: Path) -> None:
+    told = json.loads((scores / "reasons.json").read_text())
+    assert 10 <= len(told) <= 40
+    titles = set(Bundle.open(bundle).vocabularies["titles"].values)
+    for row in told:
+        assert {play["title"] for play in row["plays"]} <= titles
+        plays = [sum(play[part] for part in ("learned", "image", "people", "genres")) for play in row["plays"]]
+        assert [abs(p) for p in plays] == sorted((abs(p) for p in plays), reverse=True), "the largest first"
+    evaluate(service, scores, tmp_path / "report", since=since_of(bundle))
+    page = (tmp_path / "report" / "report.html").read_text("utf-8")
+    assert page.count("Above the others by") >= 10
+
+
+def test_reasons_are_those_of_the_choice(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    request = request_of(opened, plays=3)
+    there = np.ones(request["artworks"].shape, bool)
+    there[:, 4:] = False
+    chosen = np.full(len(there), 1)
+    appeal = opened.rank(request)["appeal"]
+    for n, row in enumerate(reasons(opened, request, there, chosen)):
+        assert row["appeal"] == pytest.approx(appeal[n, 1] - appeal[n, [0, 2, 3]].mean(), abs=1e-5)
+        whole = sum(play[part] for play in row["plays"] for part in ("learned", "image", "people", "genres"))
+        assert whole + row["itself"] + row["context"] + row["state"] == pytest.approx(row["appeal"], abs=1e-5)
+    with pytest.raises(ValueError, match="two candidates"):
+        reasons(opened, request, np.arange(6) < np.ones((len(there), 1)), chosen)
+
+
+def test_a_bundle_without_tables_says_so(bundle: Path, tmp_path: Path) -> None:
+    bare = Bundle(tmp_path, {})
+    with pytest.raises(UserError, match=f"{TABLES}: is not there"):
+        _ = Explainer(bare).tables
