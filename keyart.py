@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from datamodules.prepare import PrepareConfig
     from datamodules.simulate import SimulateConfig
+    from train.config import FitConfig
     from train.embed import EmbedConfig
-    from train.fit import FitConfig
     from train.recipe import Recipe
 
 COMMANDS = {
@@ -36,6 +36,7 @@ COMMANDS = {
     "evaluate": ("a run or a bundle on a dataset -> metrics, off-policy values, report.html", None),
     "export": ("a run -> a bundle: ONNX and what a serving team needs", None),
     "score": ("a bundle over a dataset -> a table of click probabilities and policies", None),
+    "recommend": ("a bundle over a dataset -> the titles every member should see first", None),
     "bench": ("a benchmark's table, or all of them: ours beside what a user would pick instead", None),
 }
 
@@ -256,6 +257,28 @@ def score(
     require_valid(dataset, images=False)
     score_dataset(opened, dataset, out, policy=policy, reward=reward, since=moment, console=_console())
     _next("", f"keyart evaluate {bundle} {dataset} REPORT")
+
+
+def recommend(bundle: Path, dataset: Path, out: Path, *, top: int = 10, before: str | None = None) -> None:
+    """Rank all titles for every member, by affinity: those it has not played, best first, as Parquet.
+
+    Args:
+        bundle: What `keyart export` wrote. One of configs/titles.yaml ranks titles best.
+        dataset: A dataset by the contract, valid by `keyart check`.
+        out: Folder for member_id, titles and scores.
+        top: How many titles each.
+        before: As of this date or time (ISO 8601, UTC), from the plays before it; default: from all plays.
+    """
+    from datamodules.check import require_valid
+    from datamodules.contract import moment_of
+    from export.bundle import Bundle
+    from export.recommend import recommend as recommend_titles
+
+    moment = None if before is None else moment_of("before", before)
+    opened = Bundle.open(bundle)
+    require_valid(dataset, images=False)
+    recommend_titles(opened, dataset, out, top=top, before=moment, console=_console())
+    _next(f"{out} written", f"keyart score {bundle} {dataset} SCORES")
 
 
 def value(

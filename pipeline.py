@@ -26,9 +26,9 @@ from export.export import export as export_bundle
 from export.parity import compare
 from export.score import RECORD, Policy, scores_fingerprint
 from export.score import score as score_dataset
+from train.config import run_fingerprint
 from train.embed import embed as embed_artworks
 from train.fit import fit as fit_ranker
-from train.fit import run_fingerprint
 from train.recipe import Recipe
 from train.run import Run
 

@@ -38,7 +38,12 @@ def trainer() -> Trainer:
     """One that says nothing."""
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     return Trainer(
-        min_epochs=EVERY, max_epochs=EVERY, enable_checkpointing=False, accelerator="cpu", precision="bf16-mixed", **quiet
+        min_epochs=EVERY,
+        max_epochs=EVERY,
+        enable_checkpointing=False,
+        accelerator="cpu",
+        precision="bf16-mixed",
+        **quiet,
     )
 
 

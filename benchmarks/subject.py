@@ -23,8 +23,9 @@ from datamodules.shards import TRAIN, Shards
 from models.history import HistoryConfig
 from models.two_tower import TwoTower, TwoTowerConfig
 from train.embed import load_embedding
+from train.optimiser import OptimiserConfig
 from train.run import content_of, sizes_of
-from train.task import OptimiserConfig, RankerTask, clip_gradients, losses
+from train.task import RankerTask, clip_gradients, losses
 
 WARM = 5
 """Steps before the clock starts."""

@@ -30,7 +30,7 @@ def section_class(section: str) -> type:
     elif section == "embed":
         from train.embed import EmbedConfig as Section
     elif section == "fit":
-        from train.fit import FitConfig as Section
+        from train.config import FitConfig as Section
     else:
         from train.recipe import Recipe as Section
     return Section

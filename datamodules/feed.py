@@ -35,6 +35,8 @@ class Batch:
     """float32 (M, T): fraction watched, NaN where not logged."""
     play_time: Tensor
     """int64 (M, T): seconds since 1970, UTC."""
+    first: Tensor
+    """bool (M,): the window begins with the member's first play."""
     member: Tensor
     """int64 (N,): the window an impression belongs to."""
     position: Tensor
@@ -281,11 +283,13 @@ class Feed:
             return torch.from_numpy(np.ascontiguousarray(values, np.int64))
 
         clicked, engaged = shard.clicked[rows], shard.engaged[rows]
+        first = windows.play == shard.history_start[self.selected[s][windows.first]]
         return Batch(
             play_title=whole_numbers(title_MT),
             play_artwork=whole_numbers(artwork_MT),
             play_watched=torch.from_numpy(watched_MT.astype(np.float32)),
             play_time=whole_numbers(time_MT),
+            first=torch.from_numpy(first),
             member=whole_numbers(member),
             position=whole_numbers(shard.history_end[rows] - windows.play[member]),
             title=whole_numbers(shard.title[rows]),

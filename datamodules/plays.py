@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from datamodules.contract import UserError
-from datamodules.feed import MICROSECONDS
 from datamodules.shards import Shard
 
 
@@ -31,27 +30,8 @@ class PlayBatch:
     """float32 (M, T): fraction watched, NaN where not logged."""
     play_time: Tensor
     """int64 (M, T): seconds since 1970, UTC."""
-    length: Tensor
-    """int64 (M,): plays of a stretch."""
     first: Tensor
     """bool (M,): the stretch begins with the member's first play."""
-
-
-def gather_plays(shard: Shard, start: np.ndarray, length: np.ndarray) -> dict[str, np.ndarray]:
-    """Stretches of a shard's plays as arrays (M, T) by the names of `PlayBatch`; T at least 1."""
-    within = np.arange(max(1, int(length.max(initial=0))))
-    inside = within < length[:, None]
-    play = np.where(inside, start[:, None] + within, 0)
-
-    def past(column: np.ndarray, fill: float, dtype: type) -> np.ndarray:
-        return np.where(inside, column[play] if len(column) else fill, fill).astype(dtype)
-
-    return {
-        "play_title": past(shard.play_title, 0, np.int64),
-        "play_artwork": past(shard.play_artwork, 0, np.int64),
-        "play_watched": past(shard.play_watched, np.nan, np.float32),
-        "play_time": past(shard.play_time, 0, np.int64) // MICROSECONDS,
-    }
 
 
 class PlaysFeed:
@@ -93,9 +73,9 @@ class PlaysFeed:
         """Every batch of this pass."""
         for s, start, length, first in self._plan():
             columns = {
-                name: torch.from_numpy(values) for name, values in gather_plays(self.shards[s], start, length).items()
+                name: torch.from_numpy(values) for name, values in self.shards[s].stretches(start, length).items()
             }
-            yield PlayBatch(**columns, length=torch.from_numpy(length), first=torch.from_numpy(first))
+            yield PlayBatch(**columns, first=torch.from_numpy(first))
 
     def _plan(self) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
         """This pass's batches: shard, and of each stretch its first play, its length and whether it is a member's first."""

@@ -21,6 +21,7 @@ from datamodules.vocabulary import Vocabularies, load_vocabularies
 
 MANIFEST, REQUESTS, EMBEDDING = "manifest.json", "requests.parquet", "embedding"
 TRAIN, VALIDATION, TEST = 0, 1, 2
+MICROSECONDS = 1_000_000
 SPLITS = ("train", "validation", "test")
 
 
@@ -92,6 +93,25 @@ class Shard:
         owner = np.repeat(np.arange(self.impressions), length)
         table[owner, np.arange(len(owner)) - start[owner]] = self.impression_id
         return table.view(f"S{table.shape[1]}").ravel()
+
+    def stretches(self, start: np.ndarray, length: np.ndarray) -> dict[str, np.ndarray]:
+        """Runs of plays, from rows `start` (M,) on, of some `length` (M,), padded on the right: (M, T), T at least 1.
+
+        `play_title`, `play_artwork` and `play_time` (seconds) int64, padded with 0, `play_watched` float32, with NaN.
+        """
+        within = np.arange(max(1, int(length.max(initial=0))))
+        inside = within < length[:, None]
+        play = np.where(inside, start[:, None] + within, 0)
+
+        def past(column: np.ndarray, fill: float, dtype: type) -> np.ndarray:
+            return np.where(inside, column[play] if len(column) else fill, fill).astype(dtype)
+
+        return {
+            "play_title": past(self.play_title, 0, np.int64),
+            "play_artwork": past(self.play_artwork, 0, np.int64),
+            "play_watched": past(self.play_watched, np.nan, np.float32),
+            "play_time": past(self.play_time, 0, np.int64) // MICROSECONDS,
+        }
 
     def save(self, folder: Path) -> None:
         """Write each column as `folder/NAME.npy`."""

@@ -6,6 +6,7 @@ every input and output is, what the model was made of, what was measured, and ea
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ import onnxruntime as ort
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.vocabulary import Vocabularies, load_vocabularies
 
-ABOUT, GRAPH, VOCABULARIES = "bundle.json", "rank.onnx", "vocabularies.json"
+ABOUT, GRAPH, VOCABULARIES, TITLES = "bundle.json", "rank.onnx", "vocabularies.json", "titles.safetensors"
 
 
 def sha256(path: Path) -> str:
@@ -66,7 +67,7 @@ class Bundle:
         """How many of the last plays a request carries at most."""
         return int(self.about["history_length"])
 
-    def rank(self, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the graph: inputs and outputs by name, as `bundle.json` describes them."""
-        names = [output.name for output in self.session.get_outputs()]
+    def rank(self, request: dict[str, np.ndarray], outputs: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """Run the graph: inputs and outputs by name, as `bundle.json` describes them; `outputs`: those wanted, default all."""
+        names = list(outputs) or [output.name for output in self.session.get_outputs()]
         return {name: np.asarray(value) for name, value in zip(names, self.session.run(names, request), strict=True)}

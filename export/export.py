@@ -18,7 +18,7 @@ from torch import Tensor
 from datamodules.atomic import atomic_folder
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.vocabulary import Vocabularies, save_vocabularies
-from export.bundle import ABOUT, GRAPH, VOCABULARIES, Bundle, sha256
+from export.bundle import ABOUT, GRAPH, TITLES, VOCABULARIES, Bundle, sha256
 from export.explain import CONTEXT, TABLES, Explainer, total
 from models.history import HOURS_APART
 from models.ranking import INPUTS, OUTPUTS, Ranking
@@ -27,7 +27,7 @@ from models.two_tower import TwoTower
 OPSET = 20
 PARITY = 1e-4
 """Largest difference of a probability between torch and ONNX Runtime that a bundle may have."""
-LAYOUT = 1
+LAYOUT = 2
 """Raised when the bundle's files change their meaning."""
 
 DESCRIPTIONS = {
@@ -47,6 +47,11 @@ DESCRIPTIONS = {
     "engaged_probability": ("float32", "(N, K)", "calibrated probability of a click that leads to a real viewing"),
     "appeal": ("float32", "(N, K)", "what the artwork adds to the click logit, for this member"),
     "affinity": ("float32", "(N,)", "what the title adds to the click logit, for this member"),
+    "member": (
+        "float32",
+        "(N, W)",
+        "ranks titles: its dot product with a row of titles.safetensors is that title's score",
+    ),
 }
 
 
@@ -70,7 +75,9 @@ def export(
         _write_graph(ranking, vocabularies, reach, folder / GRAPH)
         save_vocabularies(vocabularies, folder / VOCABULARIES)
         save_file(tables_of(ranking), folder / TABLES)
-        files = {name: sha256(folder / name) for name in (GRAPH, VOCABULARIES, TABLES)}
+        with torch.no_grad():
+            save_file({"title_vector": model.title_vectors(torch.arange(len(model.title_year_I)))}, folder / TITLES)
+        files = {name: sha256(folder / name) for name in (GRAPH, VOCABULARIES, TABLES, TITLES)}
         record = {
             "contract_version": CONTRACT_VERSION,
             "layout": LAYOUT,
@@ -183,15 +190,18 @@ def _write_graph(ranking: Ranking, vocabularies: Vocabularies, reach: int, path:
 
 
 def _parity(ranking: Ranking, bundle: Bundle, vocabularies: Vocabularies) -> float:
-    """Largest difference of any probability between torch and ONNX Runtime over random requests of several sizes."""
+    """Largest difference between torch and ONNX Runtime over random requests of several sizes: of any probability, and of
+    any entry of a member's vector, relative to it where it is above 1."""
     worst = 0.0
     for seed, (n, plays, candidates) in enumerate(((1, 1, 1), (55, 3, 40), (100, 4096, 5), (100, 20, 2))):
         request = _requests(vocabularies, bundle.history_length, n, plays, candidates, seed + 1)
         with torch.no_grad():
             ours = ranking(*(torch.from_numpy(request[name]) for name in INPUTS))
         theirs = bundle.rank(request)
-        for name, value in zip(OUTPUTS[:2], ours[:2], strict=True):
-            difference = np.abs(value.numpy() - theirs[name])
+        named = dict(zip(OUTPUTS, ours, strict=True))
+        for name in ("click_probability", "engaged_probability", "member"):
+            value = named[name].numpy()
+            difference = np.abs(value - theirs[name]) / np.maximum(1, np.abs(value))
             if not np.isfinite(difference).all():
                 return float("inf")
             worst = max(worst, float(difference.max()))

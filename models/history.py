@@ -172,7 +172,7 @@ class GatedLayer(nn.Module):
         self.attention_gate, self.forward_gate = nn.Linear(width, width), nn.Linear(width, width)
         self.dropout = Dropout(config.dropout)
         with torch.no_grad():  # recent plays first
-            self.attention.band.bias_HS -= FADING * torch.arange(config.span)
+            self.attention.band.bias_HS.sub_(FADING * torch.arange(config.span))
         for linear in (self.attention.key, self.attention.value, self.attention.out):
             nn.init.xavier_uniform_(linear.weight)
 

@@ -51,7 +51,7 @@ class Coplay(nn.Module):
     target_IR: Tensor
 
     def __init__(self, titles: int, config: CoplayConfig) -> None:
-        """`titles`: rows of the catalogue, the unknown row 0 included."""
+        """`titles`: trained rows, the unknown row 0 included."""
         super().__init__()
         self.config = config
         for name in ("source_IR", "target_IR"):
@@ -64,7 +64,7 @@ class Coplay(nn.Module):
         With the singular vectors V and values s of the members x titles matrix, P = (X'X + ridge)^-1 is
         (1 - V diag(s^2 / (s^2 + ridge)) V') / ridge, and EASE's weights off the diagonal are - P_ij / P_jj.
         """
-        known = title_P > 0
+        known = (title_P > 0) & (title_P < len(self.source_IR))
         if not known.any():
             return
         rows, place_of = torch.unique(title_P[known], return_inverse=True)
@@ -84,15 +84,17 @@ class Coplay(nn.Module):
         self.source_IR[rows, :rank] = v_IR
         self.target_IR[rows, :rank] = v_IR / diagonal_I.clamp(min=1e-3).unsqueeze(1)
 
-    def states(self, play_title_MT: Tensor, span: int) -> Tensor:
-        """What was played, the last `span` plays by how long ago, after every number of plays: (M, T + 1, R)."""
-        T = play_title_MT.shape[1]
-        place = torch.arange(T, device=play_title_MT.device)
-        ago_TT = place[:, None] - place[None, :]
-        weight_TT = torch.exp(-ago_TT.clamp(min=0) / self.config.recent) * ((ago_TT >= 0) & (ago_TT < span))
-        weight_TT = torch.nn.functional.pad(weight_TT, (0, 0, 1, 0)).to(self.source_IR.dtype)
-        return torch.matmul(weight_TT, self.source_IR[play_title_MT])
+    def states(self, play_title_MT: Tensor, length_M: Tensor, span: int) -> Tensor:
+        """What was played, the last `span` of the first `length_M` plays, each by how long ago: (M, R)."""
+        place = torch.arange(play_title_MT.shape[1], device=play_title_MT.device)
+        ago_MT = length_M[:, None] - 1 - place
+        weight_MT = torch.exp(-ago_MT.clamp(min=0) / self.config.recent) * ((ago_MT >= 0) & (ago_MT < span))
+        return (weight_MT.unsqueeze(1) @ self.source_IR[self._trained(play_title_MT)]).squeeze(1)
 
     def targets(self, rows: Tensor) -> Tensor:
         """What a title is found by, its gain included, (...,) -> (..., R)."""
-        return self.target_IR[rows] * self.config.gain
+        return self.target_IR[self._trained(rows)] * self.config.gain
+
+    def _trained(self, rows: Tensor) -> Tensor:
+        """Rows of trained titles; others become the unknown row, of which nothing is known."""
+        return torch.where(rows < len(self.source_IR), rows, 0)

@@ -118,7 +118,7 @@ class TwoTower(nn.Module):
         self.token_content, self.watched = nn.Linear(4 * width, width), nn.Linear(2, width)
         self.token_image = nn.Linear(width, width, bias=False)
         self.history = HistoryEncoder(width, config.history)
-        self.coplay = Coplay(len(content.title_year_I), config.coplay) if config.coplay.rank else None
+        self.coplay = Coplay(sizes.titles, config.coplay) if config.coplay.rank else None
         self.recent = RecentMean(config.history.span, config.history.time)
         self.likeness_gain = nn.Parameter(torch.full((3,), 0.3))
         self.fit_gain = nn.Parameter(torch.full((2,), 0.3))
@@ -246,15 +246,16 @@ class TwoTower(nn.Module):
         """The learned part of the member encoding, (N, D): history state and context."""
         return state_ND + self.country(context.country) + self.device(context.device) + self.hour(context.hour)
 
-    def member_vectors(self, states: States, play_title_MT: Tensor) -> Tensor:
-        """What ranks titles for a member, in no particular place: (M, T + 1, D + R + 1), the last of it 1.
+    def member_vectors(self, state_MD: Tensor, play_title_MT: Tensor, length_M: Tensor) -> Tensor:
+        """What ranks titles for a member after the first `length_M` plays, in no particular place: (M, D + R + 1).
 
-        Its dot product with a title vector is the title's affinity; R is 0 without co-play.
+        `state_MD`: the learned state then. The dot product with a title vector is the title's affinity; R is 0 without
+        co-play, and the last column, 1, meets the title's bias.
         """
-        parts = [self.member_affinity(states.learned)]
+        parts = [self.member_affinity(state_MD)]
         if self.coplay is not None:
-            parts.append(self.coplay.states(play_title_MT, self.config.history.span))
-        return torch.cat([*parts, torch.ones_like(parts[0][..., :1])], dim=-1)
+            parts.append(self.coplay.states(play_title_MT, length_M, self.config.history.span))
+        return torch.cat([*parts, torch.ones_like(parts[0][:, :1])], dim=-1)
 
     def title_vectors(self, rows: Tensor) -> Tensor:
         """What a title is found by, (..., D + R + 1), the last of it the title's bias."""

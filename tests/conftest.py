@@ -12,10 +12,11 @@ from export.bundle import Bundle
 from export.export import export
 from export.score import score
 from models.image_encoder import ImageEncoderConfig
+from train.config import FitConfig
 from train.embed import EmbedConfig, embed
-from train.fit import FitConfig, fit
+from train.fit import fit
+from train.optimiser import OptimiserConfig
 from train.run import Run
-from train.task import OptimiserConfig
 
 TINY = SimulateConfig(seed=3, members=300, titles=30, people=10, mean_plays=20, mean_impressions=27)
 """About 8,000 impressions."""

@@ -14,7 +14,8 @@ from datamodules.contract import UserError
 from datamodules.feed import Feed
 from datamodules.prepare import prepare
 from datamodules.shards import TRAIN, Shards
-from train.fit import FitConfig, fit
+from train.config import FitConfig
+from train.fit import fit
 
 SHORT = FitConfig(passes=1, slices=2, batch=512)
 

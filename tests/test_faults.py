@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from train.checkpoint import LAST, PREVIOUS
-from train.fit import FitConfig, fit
+from train.config import FitConfig
+from train.fit import fit
 from train.run import METRICS, WEIGHTS
 from train.task import RankerTask
 

@@ -16,11 +16,13 @@ from datamodules.feed import Feed
 from datamodules.prepare import prepare
 from datamodules.shards import EMBEDDING, TRAIN, Shards
 from models.two_tower import TwoTower, TwoTowerConfig
+from train.config import FitConfig
 from train.embed import ENCODER, PIXEL_ROW, PIXELS, embed, encoder_fingerprint, load_embedding
 from train.finetune import FineTuneConfig, ImageTower
-from train.fit import FitConfig, fit
+from train.fit import fit
+from train.optimiser import OptimiserConfig
 from train.run import WEIGHTS, Run, content_of, sizes_of
-from train.task import OptimiserConfig, RankerTask, losses
+from train.task import RankerTask, losses
 
 FINETUNE = FineTuneConfig(learning_rate=1e-3, images=12)
 CONFIG = FitConfig(passes=1, slices=2, batch=1024, patience=9, finetune=FINETUNE)

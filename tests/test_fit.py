@@ -15,7 +15,8 @@ from datamodules.contract import UserError
 from datamodules.shards import Shards
 from models.parts import bent_line
 from train.calibrate import fit_line
-from train.fit import FitConfig, fit
+from train.config import FitConfig
+from train.fit import fit
 from train.run import Run
 
 

@@ -13,7 +13,8 @@ from configs.read import parse
 from datamodules.contract import UserError
 from models.history import HistoryConfig
 from models.two_tower import TwoTowerConfig
-from train.fit import FitConfig, fit
+from train.config import FitConfig
+from train.fit import fit
 from train.run import WEIGHTS, Run
 
 SHORT = FitConfig(passes=1, slices=1, batch=512)

@@ -20,8 +20,9 @@ from datamodules.shards import TRAIN, VALIDATION, Shards
 from models.history import HistoryConfig
 from models.two_tower import TwoTower, TwoTowerConfig
 from train.checkpoint import LAST
+from train.config import FitConfig
 from train.embed import load_embedding
-from train.fit import FitConfig, fit
+from train.fit import fit
 from train.run import METRICS, WEIGHTS, content_of, sizes_of
 from train.task import losses
 

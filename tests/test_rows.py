@@ -10,10 +10,11 @@ from torch.nn import Parameter
 
 from models.two_tower import TABLES
 from train.average import Average
-from train.fit import FitConfig, fit
+from train.config import FitConfig
+from train.fit import fit
+from train.optimiser import OptimiserConfig
 from train.rows import RowsAdamW
 from train.run import METRICS, WEIGHTS
-from train.task import OptimiserConfig
 
 ROWS, WIDTH, STEPS, AVERAGE = 40, 3, 120, 0.97
 

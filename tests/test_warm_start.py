@@ -18,8 +18,9 @@ from configs.read import parse
 from datamodules.contract import UserError
 from datamodules.prepare import prepare
 from models.two_tower import Content, TwoTowerConfig
+from train.config import FitConfig
 from train.embed import embed
-from train.fit import FitConfig, fit
+from train.fit import fit
 from train.run import Run
 
 SHORT = FitConfig(passes=1, slices=2, batch=256)

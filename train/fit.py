@@ -7,9 +7,10 @@ undisturbed one.
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -22,75 +23,24 @@ from datamodules.artworks import content_hashes
 from datamodules.atomic import atomic_file
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.datamodule import Place, ShardsModule
-from datamodules.fingerprint import fingerprint
+from datamodules.plays import PlaysFeed
 from datamodules.progress import progress_bar
 from datamodules.shards import Shards
-from models.two_tower import TwoTower, TwoTowerConfig
+from models.two_tower import TwoTower
 from train.calibrate import calibrate
 from train.checkpoint import LAST, load_checkpoint
 from train.compiled import compiled, require_compiler
+from train.config import FitConfig, run_fingerprint
 from train.embed import ENCODER, encoder_fingerprint, load_embedding
-from train.finetune import FineTuneConfig, ImageTower
+from train.finetune import ImageTower
 from train.keeper import BEST, Keeper, cut_log
 from train.ranks import World, on_ranks, require_devices
 from train.run import CONFIG, METRICS, WEIGHTS, Run, content_of, provenance, read_config, sizes_of, write_config
 from train.signals import Signals, Stopped
-from train.task import OptimiserConfig, RankerTask
+from train.task import RankerTask
+from train.titles import TitleLesson
 from train.warm import require_alike, shape_of, take_weights
 from train.watch import EventFiles, Watch, quiet
-
-HOW_NOT_WHAT = ("checkpoint_minutes", "devices")
-"""Fields that a training may be gone on with in another way: the fingerprint leaves them out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """One training."""
-
-    model: TwoTowerConfig = field(default_factory=TwoTowerConfig)
-    """The ranker."""
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    """How it learns."""
-    finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
-    """Whether the image encoder is trained too."""
-    passes: int = 5
-    """Passes over the training impressions, at most."""
-    slices: int = 2
-    """Validations per pass."""
-    patience: int = 4
-    """Validations without a better log loss after which training ends."""
-    batch: int = 2048
-    """Impressions per step, of all devices together."""
-    window: int = 128
-    """Impressions of one member in one batch that share a reading of its plays, at most: more is quicker, fewer mixes
-    members better. 1 reads a history for each impression anew."""
-    seed: int = 0
-    """Of the initial weights, the order and the dropout."""
-    checkpoint_minutes: float = 5.0
-    """Minutes between checkpoints, the most a killed training loses; fractions are allowed."""
-    precision: Literal["auto", "32", "bf16"] = "auto"
-    """Of the training's arithmetic: bf16 is bfloat16 autocast, auto is that on GPUs that have it and 32 bits elsewhere."""
-    compile: bool = False
-    """Have torch.compile fuse what the towers compute for a batch: minutes at the start, needs a C++ compiler."""
-    devices: int = 1
-    """GPUs of this machine to train on, or processes where it has none; torchrun's own number where it started them."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("passes", "slices", "patience", "batch", "window", "devices"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
-        if not self.checkpoint_minutes > 0:
-            raise UserError(f"checkpoint_minutes={self.checkpoint_minutes}: must be above 0.")
-
-
-def run_fingerprint(shards: Path, config: FitConfig, before: str | None = None) -> str:
-    """What a run of these shards and embeddings under this config, begun from the run `before`, carries as its own."""
-    _, embedding = load_embedding(shards)
-    what = {name: value for name, value in asdict(config).items() if name not in HOW_NOT_WHAT}
-    return fingerprint(
-        Shards.open(shards).fingerprint, embedding["fingerprint"], what, *([] if before is None else [before])
-    )
 
 
 def fit(
@@ -169,6 +119,7 @@ class _Fit:
             return finished
         model = self._model(opened, embedding)
         tower = self._tower()
+        titles = self._titles(model, opened)
         data = self._data(opened)
         if self.world.rank == 0:
             self._write_record(opened, embedded, wanted)
@@ -180,6 +131,7 @@ class _Fit:
             place=self.place,
             alone=self.world.size == 1,
             tower=tower,
+            titles=titles,
         )
         keeper = Keeper(
             run=self.run,
@@ -229,6 +181,12 @@ class _Fit:
             require_alike(self.before, opened, encoder_fingerprint(self.shards))
             take_weights(model, self.before)
         return model
+
+    def _titles(self, model: TwoTower, opened: Shards) -> TitleLesson | None:
+        """How titles are learned, from the plays before the validation period; None where they are not."""
+        begins = datetime.fromisoformat(opened.manifest["validation_from"])
+        plays = PlaysFeed(opened.shards, before=round(begins.timestamp() * 1_000_000))
+        return TitleLesson.prepare(model, plays, self.config.titles, self.config.seed)
 
     def _tower(self) -> ImageTower | None:
         if not self.config.finetune.learning_rate:

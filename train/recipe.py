@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from datamodules.prepare import PrepareConfig
+from train.config import FitConfig
 from train.embed import EmbedConfig
-from train.fit import FitConfig
 
 
 @dataclass(frozen=True, kw_only=True)

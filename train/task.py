@@ -16,12 +16,13 @@ from torch.nn import functional as F
 
 from datamodules.datamodule import Place
 from datamodules.feed import Batch
-from models.two_tower import TABLES, Content, Context, Terms, TwoTower
+from models.two_tower import TABLES, Content, Context, States, Terms, TwoTower
 from train.average import Average
 from train.finetune import ImageTower
 from train.optimiser import OptimiserConfig
 from train.rows import RowsAdamW
 from train.schedule import warm_cosine
+from train.titles import TitleLesson
 
 RANK_STRIDE, BATCH_STRIDE = 1_000_003**2, 15_485_863
 """Between seeds: each rank draws dropout of its own, and so does a slice gone on with by another number of ranks."""
@@ -31,17 +32,20 @@ FUSED = ("cuda", "cpu")
 """Devices whose AdamW is one kernel over all weights."""
 
 
-def rank_batch(model: TwoTower, batch: Batch, *, everything: bool = True) -> Terms:
-    """The model's terms for every impression and artwork of a batch; or engagement of those alone that tell of it."""
+def rank_batch(model: TwoTower, batch: Batch, *, everything: bool = True, states: States | None = None) -> Terms:
+    """The model's terms for every impression and artwork of a batch; or engagement of those alone that tell of it.
+
+    `states`: of the batch's plays, where they are known already.
+    """
     context = Context(batch.country, batch.device, batch.hour, batch.row, batch.column)
     plays = (batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
     asked = None if everything else batch.asked
-    return model(*plays, batch.member, batch.position, context, batch.title, batch.artworks, asked)
+    return model(*plays, batch.member, batch.position, context, batch.title, batch.artworks, asked, states)
 
 
-def losses(model: TwoTower, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def losses(model: TwoTower, batch: Batch, states: States | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Mean log loss of clicks, 0 of none; summed log loss of engagement over logged clicks, and how many those are."""
-    terms = rank_batch(model, batch, everything=False)
+    terms = rank_batch(model, batch, everything=False, states=states)
     mean = "mean" if len(batch.clicked) else "sum"
     click = terms.click_NK().gather(1, batch.shown[:, None]).squeeze(1)
     engaged = terms.engaged_NK.gather(1, batch.shown[batch.asked, None]).squeeze(1)
@@ -91,14 +95,15 @@ class RankerTask(pl.LightningModule):
         place: Place,
         alone: bool = True,
         tower: ImageTower | None = None,
+        titles: TitleLesson | None = None,
     ) -> None:
         """`place`: how far the training has come, moved by the keeper; `alone`: whether there is one process; `tower`: the
-        image encoder, where it is trained too."""
+        image encoder, where it is trained too; `titles`: how titles are learned, where they are."""
         super().__init__()
         self.model, self.optimiser_config = model, optimiser
         self.total_steps, self.seed, self.place = max(1, total_steps), seed, place
         self.average = Average(model, optimiser.average)
-        self.tower = tower
+        self.tower, self.titles = tower, titles
         large = [name for name in TABLES if alone and len(model.get_parameter(name)) >= optimiser.rows]
         for name in large:
             cast(torch.nn.Embedding, model.get_submodule(name.removesuffix(".weight"))).sparse = True
@@ -154,10 +159,15 @@ class RankerTask(pl.LightningModule):
         """Log loss of clicks, plus that of engagement, per impression of the whole batch."""
         if self.tower is not None:
             self.model.fresh = self.tower.fresh(batch)
-        click, engaged, _ = losses(self.model, batch)
+        states = None
+        if self.titles is not None:
+            states = self.model.states(batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
+        click, engaged, _ = losses(self.model, batch, states)
         self.model.fresh = None
         count = len(batch.clicked)
         loss = click * (count / batch.whole) + engaged / batch.whole
+        if self.titles is not None and states is not None:
+            loss = loss + self.titles.loss(self.model, states, batch) * (count / batch.whole)
         with torch.no_grad():
             self.sums += torch.stack([click * count + engaged, torch.full_like(click, count)])
             told = torch.stack([loss, click, engaged, torch.full_like(loss, self.place.batch)]).float()

@@ -9,18 +9,19 @@ Legend: M members, T plays, P plays to tell, K titles drawn, W width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.contract import UserError
+from datamodules.feed import Batch
 from datamodules.plays import PlayBatch, PlaysFeed
 from models.two_tower import States, TwoTower
 from train.average import Average
-from train.schedule import warm_cosine
 from train.optimiser import OptimiserConfig
+from train.schedule import warm_cosine
 
 UNIFORM = 0.5
 """Share of the titles drawn without regard to how often they are played."""
@@ -100,10 +101,39 @@ def title_loss(
     return loss, torch.tensor(len(title_P), device=title_P.device)
 
 
-def told_in(batch: PlayBatch) -> Tensor:
-    """The plays of a batch that are to be told, bool (M, T): all but a stretch's first, where the member played before."""
-    place = torch.arange(batch.play_title.shape[1])
-    return (place < batch.length[:, None]) & ((place > 0) | batch.first[:, None])
+def told_in(batch: PlayBatch | Batch) -> Tensor:
+    """The plays of a batch that are to be told, bool (M, T): all but a stretch's first, where the member played before.
+
+    Padding is of title row 0, which is never told.
+    """
+    place = torch.arange(batch.play_title.shape[1], device=batch.first.device)
+    return (place > 0) | batch.first[:, None]
+
+
+@dataclass(frozen=True)
+class TitleLesson:
+    """What a training of clicks needs to learn titles beside them."""
+
+    config: TitlesConfig
+    chances: Tensor
+    """As `chances_of` gives them."""
+
+    def loss(self, model: TwoTower, states: States, batch: Batch) -> Tensor:
+        """Weighted mean log loss of the plays of a batch, 0 of none."""
+        total, count = title_loss(model, states, batch.play_title, told_in(batch), self.config, self.chances)
+        return total * (self.config.weight / count.clamp(min=1))
+
+    @classmethod
+    def prepare(cls, model: TwoTower, feed: PlaysFeed, config: TitlesConfig, seed: int) -> "TitleLesson | None":
+        """From the plays of the feed, and what is played together into the model; None where titles are not learned."""
+        if not config.weight and model.coplay is None:
+            return None
+        members, titles = feed.played()
+        if not len(titles):
+            raise UserError("titles: no play to learn from. Give a longer log.")
+        if model.coplay is not None:
+            model.coplay.fit(members, titles, seed)
+        return cls(config, chances_of(titles, model.sizes.titles)) if config.weight else None
 
 
 def fit_titles(
@@ -120,12 +150,8 @@ def fit_titles(
     `after_pass` is told the pass (from 1), its mean log loss and the average so far.
     """
     torch.manual_seed(seed)
-    members, titles = feed.played()
-    if not len(titles):
-        raise UserError("titles: no play to learn from. Give a longer log.")
-    if model.coplay is not None:
-        model.coplay.fit(members, titles, seed)
-    chances = chances_of(titles, model.sizes.titles)
+    lesson = TitleLesson.prepare(model, feed, replace(config, weight=1.0), seed)
+    assert lesson is not None
     average = Average(model, optimiser.average)
     total = len(feed) * config.passes
     groups = [
@@ -139,7 +165,7 @@ def fit_titles(
         model.train()
         for batch in feed:
             states = model.states(batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
-            loss, count = title_loss(model, states, batch.play_title, told_in(batch), config, chances)
+            loss, count = title_loss(model, states, batch.play_title, told_in(batch), config, lesson.chances)
             if not torch.isfinite(loss):
                 raise UserError(
                     f"titles: the loss is {loss.item()} in pass {epoch + 1}. "

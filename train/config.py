@@ -1,0 +1,69 @@
+"""One training, as a recipe or a command line describes it, and what identifies it."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from datamodules.contract import UserError
+from datamodules.fingerprint import fingerprint
+from datamodules.shards import Shards
+from models.two_tower import TwoTowerConfig
+from train.embed import load_embedding
+from train.finetune import FineTuneConfig
+from train.optimiser import OptimiserConfig
+from train.titles import TitlesConfig
+
+HOW_NOT_WHAT = ("checkpoint_minutes", "devices")
+"""Fields that a training may be gone on with in another way: the fingerprint leaves them out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """One training."""
+
+    model: TwoTowerConfig = field(default_factory=TwoTowerConfig)
+    """The ranker."""
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    """How it learns."""
+    titles: TitlesConfig = field(default_factory=TitlesConfig)
+    """Whether it learns to rank titles too."""
+    finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    """Whether the image encoder is trained too."""
+    passes: int = 5
+    """Passes over the training impressions, at most."""
+    slices: int = 2
+    """Validations per pass."""
+    patience: int = 4
+    """Validations without a better log loss after which training ends."""
+    batch: int = 2048
+    """Impressions per step, of all devices together."""
+    window: int = 128
+    """Impressions of one member in one batch that share a reading of its plays, at most: more is quicker, fewer mixes
+    members better. 1 reads a history for each impression anew."""
+    seed: int = 0
+    """Of the initial weights, the order and the dropout."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints, the most a killed training loses; fractions are allowed."""
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    """Of the training's arithmetic: bf16 is bfloat16 autocast, auto is that on GPUs that have it and 32 bits elsewhere."""
+    compile: bool = False
+    """Have torch.compile fuse what the towers compute for a batch: minutes at the start, needs a C++ compiler."""
+    devices: int = 1
+    """GPUs of this machine to train on, or processes where it has none; torchrun's own number where it started them."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("passes", "slices", "patience", "batch", "window", "devices"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
+        if not self.checkpoint_minutes > 0:
+            raise UserError(f"checkpoint_minutes={self.checkpoint_minutes}: must be above 0.")
+
+
+def run_fingerprint(shards: Path, config: FitConfig, before: str | None = None) -> str:
+    """What a run of these shards and embeddings under this config, begun from the run `before`, carries as its own."""
+    _, embedding = load_embedding(shards)
+    what = {name: value for name, value in asdict(config).items() if name not in HOW_NOT_WHAT}
+    return fingerprint(
+        Shards.open(shards).fingerprint, embedding["fingerprint"], what, *([] if before is None else [before])
+    )
