@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import warnings
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ def interactions(log: dict[str, np.ndarray], *parts: str) -> pd.DataFrame:
 
 def trainer() -> Trainer:
     """One that says nothing."""
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     return Trainer(
         min_epochs=EVERY,
         max_epochs=EVERY,
@@ -68,7 +69,7 @@ def main(source: str, out: str, subject: str, epochs: int, seed: int) -> None:
         found = model.recommend(asked[Columns.User].to_numpy(), dataset, LISTED, filter_viewed=True, **context)
         table = np.full((len(asked), LISTED), -1)
         row = pd.Series(np.arange(len(asked)), index=asked[Columns.User])
-        table[row[found[Columns.User]].to_numpy(), found[Columns.Rank].to_numpy() - 1] = found[Columns.Item]
+        table[np.asarray(row[found[Columns.User]]), found[Columns.Rank].to_numpy() - 1] = found[Columns.Item]
         return table
 
     best: dict[str, object] = {"validation": -1.0}

@@ -45,7 +45,9 @@ def said(value: float) -> str:
     """Three digits or more, as people write them."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.3g}"
 
 
 def write_json(rows: Sequence[Row], path: Path) -> None:

@@ -6,7 +6,7 @@ contract. Titles are numbered by their place in `titles`, members from 0.
 Legend: P plays, U members, I titles.
 """
 
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportOperatorIssue=false
 # pandas' own types are wider than what these columns hold.
 
 from dataclasses import dataclass
@@ -49,6 +49,11 @@ class TitleLog:
     def take(self, kept: np.ndarray) -> "TitleLog":
         """The same with some of the plays, bool (P,)."""
         return TitleLog(member=self.member[kept], title=self.title[kept], time=self.time[kept], titles=self.titles)
+
+    def numbered(self) -> "TitleLog":
+        """The same with its members numbered anew, from 0 without a gap."""
+        member = np.unique(self.member, return_inverse=True)[1].astype(np.int64)
+        return TitleLog(member=member, title=self.title, time=self.time, titles=self.titles)
 
     def from_end(self) -> np.ndarray:
         """int64 (P,): 0 for each member's last play, 1 for the one before."""

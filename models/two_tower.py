@@ -115,6 +115,7 @@ class TwoTower(nn.Module):
         self.title_id = _table(sizes.titles, width, 0.02)
         self.title_content, self.title_vector = nn.Linear(3 * width + 1, width), nn.Linear(width, width)
         self.title_bias = _table(sizes.titles, 1, 0.0)
+        self.next_vector, self.next_bias = nn.Linear(width, width), _table(sizes.titles, 1, 0.0)
         self.token_content, self.watched = nn.Linear(4 * width, width), nn.Linear(2, width)
         self.token_image = nn.Linear(width, width, bias=False)
         self.history = HistoryEncoder(width, config.history)
@@ -126,6 +127,7 @@ class TwoTower(nn.Module):
         self.country, self.device = _table(sizes.countries, width, 0.02), _table(sizes.devices, width, 0.02)
         self.hour = _table(HOURS, width, 0.02)
         self.member_affinity, self.member_appeal = nn.Linear(width, width), nn.Linear(width, width)
+        self.member_next = nn.Linear(width, width)
 
         self.artwork_vector = nn.Linear(3 * width, width)
         self.artwork_content_bias = nn.Linear(3 * width, 1)
@@ -252,18 +254,28 @@ class TwoTower(nn.Module):
         `state_MD`: the learned state then. The dot product with a title vector is the title's affinity; R is 0 without
         co-play, and the last column, 1, meets the title's bias.
         """
-        parts = [self.member_affinity(state_MD)]
+        parts = [self.member_next(state_MD)]
         if self.coplay is not None:
             parts.append(self.coplay.states(play_title_MT, length_M, self.config.history.span))
         return torch.cat([*parts, torch.ones_like(parts[0][:, :1])], dim=-1)
 
     def title_vectors(self, rows: Tensor) -> Tensor:
         """What a title is found by, (..., D + R + 1), the last of it the title's bias."""
-        titles = self.titles(rows)
-        parts = [titles.vector * self.config.width**-0.5]
+        parts = [*self.next_titles(rows)]
         if self.coplay is not None:
-            parts.append(self.coplay.targets(rows))
-        return torch.cat([*parts, titles.bias.unsqueeze(-1)], dim=-1)
+            parts.insert(1, self.coplay.targets(rows))
+        return torch.cat(parts, dim=-1)
+
+    def next_titles(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (..., D) and biases (..., 1) by which titles are told that are played next.
+
+        Content and id as in the title tower, the id also as it is. The click's affinity has projections of its own: it is
+        some tenths of a logit, and what tells one title of ten thousand is several.
+        """
+        ids = self._title_rows(rows)
+        people, genres = self._title_content(rows)
+        content = self.next_vector(self._title_hidden(people, genres, rows, ids))
+        return content + self.title_id(ids), self.next_bias(ids)
 
     def presentation(self, context: Context) -> Tensor:
         """What place, device and hour add to the click logit, (N,)."""

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from datamodules.contract import UserError
 from datamodules.feed import Feed
 from datamodules.prepare import prepare
-from datamodules.shards import TRAIN, Shards
+from datamodules.shards import TEST, TRAIN, VALIDATION, Shards
 from train.config import FitConfig
 from train.fit import fit
 
@@ -41,6 +42,28 @@ def test_shards_other_than_the_runs(own: Path, tmp_path: Path) -> None:
     fit(own, tmp_path / "run", SHORT, stop_after=1)
     change(own, fingerprint="another log")
     with pytest.raises(UserError, match=f"{tmp_path / 'run'}: holds a run of other shards"):
+        fit(own, tmp_path / "run", SHORT)
+
+
+def test_an_embedding_that_only_the_validation_meets(own: Path, tmp_path: Path) -> None:
+    """The training's loss is a number, the validation's is none, and no weights are worth keeping."""
+    folder = own / "shard-00000"
+    shard, split = Shards.open(own).shards[0], np.load(folder / "split.npy")
+    shown = shard.candidate[shard.candidate_start[:-1] + shard.shown]
+    artwork = int(shown[split == VALIDATION][0])
+    split[(split == TRAIN) & (shown == artwork)] = TEST
+    plays, of_titles = np.load(folder / "play_artwork.npy"), np.load(own / "catalogue" / "title_artworks.npy")
+    plays[plays == artwork] = of_titles[of_titles == artwork] = 0
+    embedding = np.load(own / "embedding" / "embedding.npy")
+    embedding[artwork] = np.nan
+    for path, values in (
+        (folder / "split.npy", split),
+        (folder / "play_artwork.npy", plays),
+        (own / "catalogue" / "title_artworks.npy", of_titles),
+        (own / "embedding" / "embedding.npy", embedding),
+    ):
+        np.save(path, values)
+    with pytest.raises(UserError, match=r"run: the validation log loss is nan after slice 1, and the training's 0\.\d"):
         fit(own, tmp_path / "run", SHORT)
 
 

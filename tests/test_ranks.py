@@ -12,7 +12,7 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
-from real_process import wait_for
+from real_process import start, wait_for
 
 from datamodules.contract import UserError
 from datamodules.feed import Feed
@@ -23,7 +23,7 @@ from train.checkpoint import LAST
 from train.config import FitConfig
 from train.embed import load_embedding
 from train.fit import fit
-from train.run import METRICS, WEIGHTS, content_of, sizes_of
+from train.run import CONFIG, METRICS, WEIGHTS, content_of, sizes_of
 from train.task import losses
 
 STILL = TwoTowerConfig(dropout=0.0, id_dropout=0.0, history=HistoryConfig(dropout=0.0))
@@ -98,6 +98,20 @@ def test_ctrl_c_saves_and_two_processes_go_on_where_they_stood(shards: Path, tmp
     assert (run / WEIGHTS).read_bytes() == (undisturbed / WEIGHTS).read_bytes()
     fit(shards, elsewhere, replace(config, devices=1))
     assert len(told(elsewhere)) == len(told(run)), "one process ends what two began"
+
+
+def test_a_signal_while_they_begin_ends_all_of_them(shards: Path, tmp_path: Path) -> None:
+    """Nobody is left waiting for one who left, and what is told is one line."""
+    said, run = tmp_path / "said", tmp_path / "run"
+    words = ["fit", str(shards), str(run), "--devices", "2", "--passes", "40", "--batch", "256", "--patience", "99"]
+    process = start(words, said)
+    wait_for(run / CONFIG, 0, process)  # the first of them has begun, and the others wait for what it says
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 0, said.read_text()
+    assert "The same command again goes on" in said.read_text()
+    assert "Traceback" not in said.read_text()
 
 
 def test_what_one_of_them_cannot_use_is_said_once(shards: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import Parameter
 
+from datamodules.contract import UserError
 from models.two_tower import TABLES
 from train.average import Average
 from train.config import FitConfig
@@ -87,6 +88,14 @@ def test_a_training_by_rows_is_as_good(runs: dict[str, Path]) -> None:
         float((runs[name] / METRICS).read_text().split('"validation_log_loss": ')[1].split(",")[0]) for name in runs
     ]
     assert abs(losses[0] - losses[1]) < 2e-4
+
+
+def test_by_rows_goes_on_by_rows_alone(shards: Path, tmp_path: Path) -> None:
+    """Several devices update whole tables, and the optimiser of the one kind is none of the other."""
+    config = FitConfig(passes=2, slices=1, batch=500, optimiser=OptimiserConfig(rows=1))
+    fit(shards, tmp_path / "run", config, stop_after=1)
+    with pytest.raises(UserError, match=r"by rows, as by one device\. Go on with devices=1"):
+        fit(shards, tmp_path / "run", replace(config, devices=2))
 
 
 def test_by_rows_resumes_bit_for_bit(shards: Path, runs: dict[str, Path], tmp_path: Path) -> None:

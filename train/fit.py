@@ -72,8 +72,12 @@ def fit(
         on_ranks(config.devices, fit_on_rank, shards, run, config, from_run, restart, stop_after)
         return json.loads((run / METRICS).read_text()) if (run / METRICS).is_file() else {}
     with Signals() as signals, world.joined():
+        signals.held = world.size > 1  # one that left while they begin would leave the others waiting
         try:
-            return _Fit(shards, run, config, before, world, signals, console).go(restart, stop_after)
+            found = _Fit(shards, run, config, before, world, signals, console).go(restart, stop_after)
+            signals.held = False
+            signals.act()
+            return found
         except SystemExit:
             if signals.came is not None and world.rank == 0:
                 held = f" {run / LAST} holds what is done." if (run / LAST).is_file() else ""

@@ -8,6 +8,7 @@ Every process of a training has a keeper; process 0 decides and writes.
 
 import csv
 import io
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from datamodules.atomic import atomic_file
+from datamodules.contract import UserError
 from datamodules.datamodule import Place
 from train.checkpoint import save_checkpoint
 from train.embed import ENCODER
@@ -59,7 +61,14 @@ class Keeper(pl.Callback):
     saved_step: int = 0
 
     def resume(self, state: dict[str, Any], task: RankerTask) -> None:
-        """Go on from what `load_checkpoint` gave."""
+        """Go on from what `load_checkpoint` gave; a UserError where the tables were updated in another way."""
+        groups = (state["optimiser"] or {"param_groups": []})["param_groups"]
+        if groups and sum(len(group["params"]) for group in groups if group.get("rows")) != len(task.tables):
+            raise UserError(
+                f"{self.run}: its large tables were updated {'as a whole' if task.tables else 'by rows'}, as by "
+                f"{'several devices' if task.tables else 'one device'}. Go on with devices={'2 or more' if task.tables else '1'}, "
+                "or begin a new run."
+            )
         self.place.slice, self.place.batch, self.place.step = state["place"]
         self.saved_step = self.place.step
         self.best, self.best_slice, self.seconds = state["best"], state["best_slice"], state["seconds"]
@@ -108,6 +117,12 @@ class Keeper(pl.Callback):
             self.place.slice += 1
             self.place.batch = 0
         loss = pl_module.validation_log_loss
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the validation log loss is {loss} after slice {self.place.slice}, and the training's {train_loss}. "
+                "Something that only the validation shows has no finite embedding: remove the embedding of the shards and "
+                "embed them again."
+            )
         if loss < self.best:
             self.best, self.best_slice = loss, self.place.slice
             if self.world.rank == 0:

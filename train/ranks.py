@@ -135,6 +135,8 @@ def on_ranks(size: int, function: Callable[..., object], *arguments: object) -> 
             _end(ranks)
             raise
         signals.held = False
+        if signals.came is not None and ranks[0].exitcode in (0, -signal.SIGTERM):  # before it had begun to listen
+            signals.act()
         if failed:
             with suppress(EOFError):  # none of them said anything
                 raise UserError(said.recv())

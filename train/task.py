@@ -105,6 +105,8 @@ class RankerTask(pl.LightningModule):
         self.average = Average(model, optimiser.average)
         self.tower, self.titles = tower, titles
         large = [name for name in TABLES if alone and len(model.get_parameter(name)) >= optimiser.rows]
+        if titles is not None:  # titles that stand for all others are in no batch, and must be looked up as they are
+            large = [name for name in large if not name.startswith("title_")]
         for name in large:
             cast(torch.nn.Embedding, model.get_submodule(name.removesuffix(".weight"))).sparse = True
         self.tables = {name: model.get_parameter(name) for name in large}

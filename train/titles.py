@@ -25,6 +25,8 @@ from train.schedule import warm_cosine
 
 UNIFORM = 0.5
 """Share of the titles drawn without regard to how often they are played."""
+POPULARITY = 0.5
+"""What a title's bias begins as, times the logarithm of how often it was played."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,22 +79,21 @@ def title_loss(
     rows = model.sizes.titles
     wanted_MT = told_MT & (play_title_MT > 0) & (play_title_MT < rows)
     title_P, states_PW = play_title_MT[wanted_MT], states.learned[:, :-1][wanted_MT]
-    member_PW = model.member_affinity(states_PW)
+    member_PW = model.member_next(states_PW)
     if not config.negatives or config.negatives >= rows - 1:
-        titles = model.titles(torch.arange(1, rows, device=title_P.device))
-        logit_PI = member_PW @ (titles.vector * model.config.width**-0.5).T + titles.bias
+        vector, bias = model.next_titles(torch.arange(1, rows, device=title_P.device))
+        logit_PI = member_PW @ vector.T + bias.squeeze(-1)
         loss = F.cross_entropy(logit_PI, title_P - 1, reduction="sum", label_smoothing=config.smoothing)
         return loss, torch.tensor(len(title_P), device=title_P.device)
     drawn_K = torch.multinomial(chances.cpu(), config.negatives, replacement=True).to(title_P.device)
     asked, place_of = torch.unique(torch.cat([drawn_K, title_P]), return_inverse=True)
-    titles = model.titles(asked)
-    vector = titles.vector * model.config.width**-0.5
+    vector, bias = model.next_titles(asked)
     of_drawn, of_title = place_of[: len(drawn_K)], place_of[len(drawn_K) :]
     # log of the expected number of draws; a draw of the very title that was played is no other
     log_K = torch.log(chances.to(title_P.device)[drawn_K] * config.negatives)
-    other_PK = member_PW @ F.embedding(of_drawn, vector).T + F.embedding(of_drawn, titles.bias[:, None])[:, 0] - log_K
+    other_PK = member_PW @ F.embedding(of_drawn, vector).T + F.embedding(of_drawn, bias)[:, 0] - log_K
     other_PK = other_PK.masked_fill(drawn_K == title_P[:, None], float("-inf"))
-    own_P = (member_PW * F.embedding(of_title, vector)).sum(-1) + F.embedding(of_title, titles.bias[:, None])[:, 0]
+    own_P = (member_PW * F.embedding(of_title, vector)).sum(-1) + F.embedding(of_title, bias)[:, 0]
     together = torch.cat([own_P[:, None], other_PK], dim=1)
     loss = together.logsumexp(-1).sum() - own_P.sum()
     if config.smoothing:
@@ -133,6 +134,9 @@ class TitleLesson:
             raise UserError("titles: no play to learn from. Give a longer log.")
         if model.coplay is not None:
             model.coplay.fit(members, titles, seed)
+        with torch.no_grad():  # begin with how often each is played
+            count = torch.bincount(titles[titles < model.sizes.titles], minlength=model.sizes.titles)
+            model.next_bias.weight[1:, 0] = torch.log1p(count[1:].float()) * POPULARITY
         return cls(config, chances_of(titles, model.sizes.titles)) if config.weight else None
 
 

@@ -1,0 +1,291 @@
+"""`keyart bench titles`: which title a member plays next, beside popularity, neighbours, EASE, and SASRec and HSTU.
+
+Protocol. A play is a rating, whatever its stars; a title counts where a member first played it; plays at one instant are in
+an order drawn once, the same for everybody. Each member's last play is the test, the one before it the validation, and
+members with fewer than three plays are left out. Everybody learns from what is before the validation; settings and the
+number of passes were chosen on the validation (of SASRec and HSTU: the best epoch, here); at the test everybody is told the
+validation play too. All titles of the catalogue that the member has not played are ranked, none are sampled. One title is
+wanted: NDCG@10 is 1 / log2(place + 1), HR@10 whether it is among the ten, both means over members.
+
+New titles. The newest tenth of the titles, by release year, is held out of everything that learns: content alone (genres,
+cast, year) can find them. Wanted is the last held-out title that a member played, among all held-out titles, from the plays
+before it; there is nothing to tell popularity, EASE or a model of ids. `same genres` ranks by the cosine of a title's
+genres and the mean of those played.
+"""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from benchmarks.process import measure
+from benchmarks.table import OURS, Row
+from benchmarks.title_log import (
+    LISTED,
+    TitleLog,
+    as_shard,
+    catalogue_of,
+    listed,
+    ndcg_and_hits,
+    read_log,
+    title_rows,
+    vocabularies_of,
+)
+from benchmarks.title_ways import ease, neighbours, popularity, same_genres
+from configs.read import RECIPES, parse
+from datamodules.contract import UserError
+from datamodules.plays import PlaysFeed
+from datamodules.progress import progress_bar
+from datamodules.simulate import SimulateConfig, simulate
+from models.two_tower import Content, TwoTower
+from train.config import FitConfig
+from train.run import sizes_of
+from train.titles import fit_titles
+
+NAME = "titles"
+MOVIELENS = Path(__file__).parents[2] / "shared" / "data" / "movielens-latest-small"
+RECTOOLS = "rectools[torch]==0.19.*"
+MEMBERS_AT_ONCE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is measured."""
+
+    log: str = ""
+    """A MovieLens folder (ratings.csv, movies.csv) or a dataset by the contract; default: MovieLens latest-small where it
+    lies beside the project, else a simulated service."""
+    recipe: str = str(RECIPES / "titles.yaml")
+    """The recipe of keyart's model."""
+    seeds: int = 1
+    """How often keyart is trained, each time with another seed: mean and spread are told."""
+    epochs: int = 40
+    """Of SASRec and HSTU, at most; 0 leaves both out."""
+    peer_seeds: int = 1
+    """How often those are trained."""
+    new: bool = True
+    """Whether new titles are measured too, which takes another training."""
+    validation: bool = False
+    """Judge by the validation play, in place of the test's: for choosing settings."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, least in (("seeds", 1), ("epochs", 0), ("peer_seeds", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least {least}.")
+
+
+def bench(config: Config, console: Console) -> list[Row]:
+    """Every way on the same log; what is left out is said on the console, with the reason."""
+    recipe = _recipe(config)
+    with tempfile.TemporaryDirectory(prefix="keyart-bench-") as folder:
+        work = Path(folder)
+        log = read_log(_source(config, work, console))
+        console.print(f"bench titles: {len(log.member):,} plays of {log.members:,} members, {len(log.titles):,} titles")
+        back = 1 if config.validation else 0
+        known, _ = log.held_out(1)
+        told, wanted = log.held_out(back)
+        rows = _members(recipe, known, told, wanted, config, console)
+        for subject, way in _plain_ways(known, told).items():
+            rows += _timed(subject, "", way, told, wanted)
+        rows += _peers(log, wanted, work, config, console)
+        if config.new:
+            rows += _new_titles(recipe, log, config, console)
+    return rows
+
+
+def _recipe(config: Config) -> FitConfig:
+    def made(*, settings: FitConfig) -> None:
+        """What `keyart fit` would do."""
+
+    return parse("bench titles", made, "fit", ["--config", config.recipe], None)["settings"]
+
+
+def _source(config: Config, work: Path, console: Console) -> Path:
+    if config.log:
+        return Path(config.log)
+    if MOVIELENS.is_dir():
+        console.print("bench titles: MovieLens latest-small")
+        return MOVIELENS
+    service = SimulateConfig(members=1000, titles=500, people=100, mean_plays=60.0)
+    console.print(f"bench titles: {MOVIELENS.name} is not here: simulates a service of {service.members:,} members")
+    simulate(work / "service", service)
+    return work / "service"
+
+
+def _plain_ways(known: TitleLog, told: TitleLog) -> dict[str, Callable[[], np.ndarray]]:
+    return {
+        "popularity": lambda: popularity(known),
+        "item-kNN": lambda: neighbours(known, told),
+        "EASE": lambda: ease(known, told),
+        "EASE, recent plays": lambda: ease(known, told, recent=12.0),
+    }
+
+
+def _timed(subject: str, of: str, way: Callable[[], np.ndarray], told: TitleLog, wanted: np.ndarray) -> list[Row]:
+    began = time.perf_counter()
+    found = listed(way(), told)
+    return _rows(subject, of, [ndcg_and_hits(found, wanted)], [time.perf_counter() - began])
+
+
+def _rows(subject: str, of: str, found: list[tuple[float, float]], seconds: list[float]) -> list[Row]:
+    """Means, and spreads where there are several."""
+
+    def row(figure: str, unit: str, value: float) -> Row:
+        return Row(benchmark=NAME, subject=subject, figure=of + figure, unit=unit, value=float(value))
+
+    table = np.array(found)
+    rows = []
+    for place, name in enumerate((f"NDCG@{LISTED}", f"HR@{LISTED}")):
+        rows.append(row(name, "mean", table[:, place].mean()))
+        if len(found) > 1:
+            rows.append(row(name, f"deviation of {len(found)} seeds", table[:, place].std(ddof=1)))
+    return [*rows, row("time", "s", float(np.mean(seconds)))] if seconds else rows
+
+
+def _members(
+    recipe: FitConfig, known: TitleLog, told: TitleLog, wanted: np.ndarray, config: Config, console: Console
+) -> list[Row]:
+    """keyart's own figures, and those of its towers without what is played together."""
+    whole, towers, seconds = [], [], []
+    for seed in range(config.seeds):
+        began = time.perf_counter()
+        scores = trained(recipe, known, told, seed, console)
+        seconds.append(time.perf_counter() - began)
+        whole.append(ndcg_and_hits(listed(scores.sum(0), told), wanted))
+        towers.append(ndcg_and_hits(listed(scores[0], told), wanted))
+    rows = _rows(OURS, "", whole, seconds)
+    return rows + _rows("keyart, towers alone", "", towers, []) if recipe.model.coplay.rank else rows
+
+
+def trained(recipe: FitConfig, known: TitleLog, told: TitleLog, seed: int, console: Console) -> np.ndarray:
+    """Learn from `known`; float32 (2, U, I): every title's score for every member who played `told`, by the towers and by
+    what is played together."""
+    vocabularies = vocabularies_of(known)
+    catalogue, shard = catalogue_of(known, vocabularies), as_shard(known, vocabularies)
+
+    def rows_of(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).long()
+
+    content = Content(
+        title_genres_IL=rows_of(catalogue.title_genres),
+        title_people_IL=rows_of(catalogue.title_people),
+        title_year_I=torch.from_numpy(catalogue.title_year),
+        title_artworks_IL=rows_of(catalogue.title_artworks),
+        artwork_people_AL=rows_of(catalogue.artwork_people),
+        artwork_genres_AL=rows_of(catalogue.artwork_genres),
+        artwork_image_AE=torch.zeros(len(catalogue.artwork_title), 1),
+    )
+    torch.manual_seed(seed)
+    model = TwoTower(recipe.model, sizes_of(vocabularies), content)
+    feed = PlaysFeed([shard], plays=recipe.titles.plays, batch=recipe.titles.batch, seed=seed)
+    with progress_bar(console) as progress:
+        task = progress.add_task(f"bench titles: keyart, seed {seed}", total=recipe.titles.passes)
+
+        def after_pass(done: int, loss: float, _: TwoTower) -> None:
+            progress.update(task, completed=done, description=f"bench titles: keyart, seed {seed}, loss {loss:.3f}")
+
+        model = fit_titles(model, feed, recipe.titles, recipe.optimiser, seed=seed, after_pass=after_pass)
+    return _scores(model, told, vocabularies)
+
+
+@torch.no_grad()
+def _scores(model: TwoTower, told: TitleLog, vocabularies: dict) -> np.ndarray:
+    shard, rows = as_shard(told, vocabularies), torch.from_numpy(title_rows(told, vocabularies))
+    title_IW, width = model.title_vectors(rows), model.config.width
+    reach = max(model.config.history.reach, model.config.history.span)
+    end = shard.member_plays[1:]
+    length = np.minimum(end - shard.member_plays[:-1], reach)
+    found = np.zeros((2, told.members, len(rows)), np.float32)
+    for begin in range(0, told.members, MEMBERS_AT_ONCE):
+        some = slice(begin, begin + MEMBERS_AT_ONCE)
+        plays = [torch.from_numpy(part) for part in shard.stretches(end[some] - length[some], length[some]).values()]
+        count = torch.from_numpy(length[some])
+        state = model.states(*plays).learned[torch.arange(len(count)), count]
+        member_MW = model.member_vectors(state, plays[0], count)
+        together = member_MW[:, width:-1] @ title_IW[:, width:-1].T
+        found[1, some] = together.numpy()
+        found[0, some] = (member_MW @ title_IW.T - together).numpy()
+    return found
+
+
+def _peers(log: TitleLog, wanted: np.ndarray, work: Path, config: Config, console: Console) -> list[Row]:
+    """SASRec and HSTU of RecTools, in an environment of their own."""
+    if not config.epochs or config.validation:
+        console.print(
+            "bench titles: SASRec and HSTU left out: epochs=0, or validation is asked for, which they choose by"
+        )
+        return []
+    uv = shutil.which("uv")
+    if uv is None:
+        console.print(
+            "bench titles: SASRec and HSTU left out: uv is not there, and they need an environment of their own"
+        )
+        return []
+    from_end = log.from_end()
+    parts = {"": from_end > 1, "validation_": from_end == 1, "test_": from_end == 0}
+    columns = {"member": log.member, "title": log.title, "time": log.time}
+    arrays = {f"{part}{name}": values[rows] for part, rows in parts.items() for name, values in columns.items()}
+    np.savez(work / "log.npz", **arrays)  # pyright: ignore[reportArgumentType]
+    script = Path(__file__).with_name("rectools_way.py")
+    words = [uv, "run", "--quiet", "--isolated", "--no-project", "--with", RECTOOLS, "python", "-P", str(script)]
+    rows: list[Row] = []
+    for subject in ("SASRec", "HSTU"):
+        found, seconds = [], []
+        for seed in range(config.peer_seeds):
+            console.print(f"bench titles: {subject} of RecTools, seed {seed}, {config.epochs} epochs; takes minutes")
+            try:
+                went = measure(
+                    [*words, str(work / "log.npz"), str(work / "told.json"), subject, str(config.epochs), str(seed)]
+                )
+            except UserError as error:
+                console.print(f"bench titles: {subject} left out: {error}")
+                break
+            lists = np.array(json.loads((work / "told.json").read_text())["listed"])
+            found.append(ndcg_and_hits(lists, wanted))
+            seconds.append(went.seconds)
+        rows += _rows(subject, "", found, seconds) if found else []
+    return rows
+
+
+def _new_titles(recipe: FitConfig, log: TitleLog, config: Config, console: Console) -> list[Row]:
+    """Held-out titles among themselves, by content alone."""
+    year = log.titles["release_year"].to_numpy(float, na_value=0.0)
+    count = max(LISTED + 1, len(year) // 10)
+    new = np.zeros(len(year), bool)
+    new[np.lexsort((np.arange(len(year)), year))[-count:]] = True
+    if not new[log.title].any() or new[log.title].all():
+        console.print("bench titles: new titles left out: nobody played one, or nobody played another")
+        return []
+    # of each member with a held-out play: the last one is wanted, from the plays of other titles before it
+    at = np.flatnonzero(new[log.title])
+    last = at[np.append(np.diff(log.member[at]) != 0, True)]
+    ends = np.full(log.members, -1)
+    ends[log.member[last]] = last
+    before = ~new[log.title] & (np.arange(len(log.member)) < ends[log.member])
+    judged = np.intersect1d(log.member[before], log.member[last])
+    number = np.full(log.members, -1)
+    number[judged] = np.arange(len(judged))
+    rows = np.flatnonzero(before & (number[log.member] >= 0))
+    told = TitleLog(member=number[log.member[rows]], title=log.title[rows], time=log.time[rows], titles=log.titles)
+    wanted = log.title[ends[judged]]
+    known = log.take(~new[log.title]).numbered()
+    of = "new titles: "
+    console.print(f"bench titles: {new.sum():,} new titles, {len(judged):,} members who played one")
+    found, seconds = [], []
+    for seed in range(config.seeds):
+        began = time.perf_counter()
+        scores = trained(recipe, known, told, seed, console)
+        seconds.append(time.perf_counter() - began)
+        found.append(ndcg_and_hits(listed(scores.sum(0), told, new), wanted))
+    rows_ = _rows(OURS, of, found, seconds)
+    rows_ += _rows("same genres", of, [ndcg_and_hits(listed(same_genres(told), told, new), wanted)], [])
+    chance = float((1 / np.log2(np.arange(LISTED) + 2)).sum() / new.sum())
+    return rows_ + _rows("chance", of, [(chance, LISTED / float(new.sum()))], [])
