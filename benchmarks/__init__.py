@@ -21,6 +21,7 @@ BENCHMARKS = {
     "feed": "shards -> batches, beside a row for each impression and torch-rechub's loader",
     "train": "batches -> weights, beside a history read for each impression and torch-rechub's trainer",
     "cold": "artworks, titles and members that training never saw, beside a training that saw them",
+    "explore": "a stream chosen by Thompson sampling, beside greedy, epsilon-greedy, LinUCB and uniform, by the truth",
     "titles": "titles ranked for members, beside popularity, item-kNN, EASE, and SASRec and HSTU of RecTools",
     "value": "off-policy estimates, beside Open Bandit Pipeline on the same arrays",
 }

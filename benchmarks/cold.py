@@ -135,7 +135,7 @@ def one_seed(
     logs: dict[str, ScoredLog] = {}
     strangers: dict[str, NDArray] = {}
     for subject, training in ((OURS, work / "without"), (SEEN, dataset)):
-        bundle = _trained(training, work / subject, recipe, seed)
+        bundle = trained(training, work / subject, recipe, seed)
         scored, bare = (
             _scored(bundle, log, work / subject / f"scores-{log.name}", since) for log in (dataset, work / "bare")
         )
@@ -193,7 +193,7 @@ def _rows_of(policy_NK: NDArray) -> Policy:
     return lambda rows: policy_NK[rows]
 
 
-def _trained(log: Path, work: Path, recipe: Recipe, seed: int) -> Bundle:
+def trained(log: Path, work: Path, recipe: Recipe, seed: int) -> Bundle:
     """Prepare, embed, fit and export."""
     quiet = Console(quiet=True)
     prepare(log, work / "shards", recipe.prepare, console=quiet)

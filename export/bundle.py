@@ -18,7 +18,8 @@ import onnxruntime as ort
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.vocabulary import Vocabularies, load_vocabularies
 
-ABOUT, GRAPH, VOCABULARIES, TITLES = "bundle.json", "rank.onnx", "vocabularies.json", "titles.safetensors"
+ABOUT, GRAPH, VOCABULARIES = "bundle.json", "rank.onnx", "vocabularies.json"
+TITLES, POSTERIOR = "titles.safetensors", "posterior.safetensors"
 
 
 def sha256(path: Path) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from datamodules.atomic import atomic_folder
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.vocabulary import Vocabularies, save_vocabularies
-from export.bundle import ABOUT, GRAPH, TITLES, VOCABULARIES, Bundle, sha256
+from export.bundle import ABOUT, GRAPH, POSTERIOR, TITLES, VOCABULARIES, Bundle, sha256
 from export.explain import CONTEXT, TABLES, Explainer, total
 from models.history import HOURS_APART
 from models.ranking import INPUTS, OUTPUTS, Ranking
@@ -47,6 +47,8 @@ DESCRIPTIONS = {
     "engaged_probability": ("float32", "(N, K)", "calibrated probability of a click that leads to a real viewing"),
     "appeal": ("float32", "(N, K)", "what the artwork adds to the click logit, for this member"),
     "affinity": ("float32", "(N,)", "what the title adds to the click logit, for this member"),
+    "taste": ("float32", "(N, D)", "meets artwork vectors in appeal: see posterior.safetensors"),
+    "liked": ("float32", "(N, 3 D)", "meets artworks' image, people and moods in appeal"),
     "member": (
         "float32",
         "(N, W)",
@@ -77,7 +79,8 @@ def export(
         save_file(tables_of(ranking), folder / TABLES)
         with torch.no_grad():
             save_file({"title_vector": model.title_vectors(torch.arange(len(model.title_year_I)))}, folder / TITLES)
-        files = {name: sha256(folder / name) for name in (GRAPH, VOCABULARIES, TABLES, TITLES)}
+        save_file(posterior_of(model), folder / POSTERIOR)
+        files = {name: sha256(folder / name) for name in (GRAPH, VOCABULARIES, TABLES, TITLES, POSTERIOR)}
         record = {
             "contract_version": CONTRACT_VERSION,
             "layout": LAYOUT,
@@ -127,6 +130,14 @@ def tables_of(ranking: Ranking) -> dict[str, Tensor]:
             if mean.band.slope_H is not None:
                 found[f"{name}_slope"] = mean.band.slope_H
     return {name: value.detach().cpu().contiguous().clone() for name, value in found.items()}
+
+
+def posterior_of(model: TwoTower) -> dict[str, Tensor]:
+    """What exploring draws from: `spread`, a root of the covariance of the weights of appeal's features, (F, F); `own`, the
+    standard deviation of each artwork's own bias by row, (A,); float32."""
+    rows = torch.arange(len(model.artwork_image_AE))
+    own = model.posterior_own_A[torch.where(rows < model.sizes.artworks, rows, 0)]
+    return {"spread": model.posterior_FF.clone(), "own": own.contiguous()}
 
 
 def _described(name: str) -> dict[str, str]:

@@ -27,8 +27,11 @@ from datamodules.progress import progress_bar
 from datamodules.shards import REQUESTS, Shard, Shards
 from export.bundle import Bundle
 from export.explain import TABLES, reasons
+from export.thompson import Thompson
 
 RECORD, REASONS = "scores.json", "reasons.json"
+DRAWS, MOST_DRAWS = 256, 100_000
+"""Of Thompson sampling, where none are named, and at most."""
 EXPLAINED = 40
 """Impressions whose choice is explained."""
 REQUESTS_AT_ONCE = 512
@@ -40,21 +43,30 @@ class Policy:
     """How click probabilities become the policy's probabilities."""
 
     kind: str
-    """greedy, softmax or epsilon."""
+    """greedy, softmax, epsilon or thompson."""
     strength: float = 0.0
-    """Temperature of the softmax over click logits, above 0; or the share shown uniformly, 0 .. 1."""
+    """Temperature of the softmax over click logits, above 0; the share shown uniformly, 0 .. 1; or the posterior draws."""
 
     @classmethod
     def parse(cls, text: str) -> "Policy":
-        """`greedy`, `softmax:TEMPERATURE` or `epsilon:SHARE`; anything else is a UserError."""
+        """`greedy`, `softmax:TEMPERATURE`, `epsilon:SHARE` or `thompson[:DRAWS]`; anything else is a UserError."""
         kind, _, strength = text.partition(":")
         try:
             value = float(strength) if strength else 0.0
         except ValueError:
             value = np.nan
-        fits = {"greedy": not strength, "softmax": 0 < value < np.inf, "epsilon": bool(strength) and 0 <= value <= 1}
+        value = DRAWS if kind == "thompson" and not strength else value
+        fits = {
+            "greedy": not strength,
+            "softmax": 0 < value < np.inf,
+            "epsilon": bool(strength) and 0 <= value <= 1,
+            "thompson": value in range(1, MOST_DRAWS + 1),
+        }
         if not fits.get(kind, False):
-            raise UserError(f"policy={text}: give greedy, softmax:TEMPERATURE (above 0) or epsilon:SHARE (0 .. 1).")
+            raise UserError(
+                f"policy={text}: give greedy, softmax:TEMPERATURE (above 0), epsilon:SHARE (0 .. 1) or thompson:DRAWS "
+                f"(1 .. {MOST_DRAWS})."
+            )
         return cls(kind, value)
 
     def probabilities(self, click_NK: np.ndarray, there_NK: np.ndarray) -> np.ndarray:
@@ -90,6 +102,11 @@ def score(
     """
     console = console or Console(stderr=True)
     choose = Policy.parse(policy)
+    thompson = Thompson(bundle, int(choose.strength)) if choose.kind == "thompson" else None
+    if thompson is not None and reward != "clicked":
+        raise UserError(
+            f"policy={policy}, reward={reward}: the posterior is of clicks. Give reward=clicked, or epsilon:SHARE."
+        )
     with atomic_folder(out, marker=RECORD) as folder:
         work = folder / "work"
         prepare(dataset, work, vocabularies=bundle.vocabularies, since=since, keep_requests=True, console=console)
@@ -107,7 +124,10 @@ def score(
                     clicks.append(found["click_probability"][there])
                     engaged.append(found["engaged_probability"][there])
                     by = found["click_probability" if reward == "clicked" else "engaged_probability"]
-                    policy_NK = choose.probabilities(by, there)
+                    if thompson is None:
+                        policy_NK = choose.probabilities(by, there)
+                    else:
+                        policy_NK = thompson.probabilities(request, found, there)
                     policies.append(policy_NK[there])
                     if place == 0:
                         ids = pq.read_table(work / f"shard-{index:05d}" / REQUESTS, columns=["impression_id"])

@@ -29,7 +29,7 @@ INPUTS = (
     "title",
     "artworks",
 )
-OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity", "member")
+OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity", "member", "taste", "liked")
 
 
 class Ranking(nn.Module):
@@ -66,13 +66,14 @@ class Ranking(nn.Module):
         column: Tensor,
         title: Tensor,
         artworks: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Rank the candidates of N requests.
 
         `history_*`: (N, T), the last plays, oldest first, padded on the right; `history_length`: (N,), 0 for a member
         without history; `history_time`: seconds, of which only differences count; `artworks`: (N, K) rows, padded with 0.
         All int64 but `history_watched`, float32, NaN where not logged. Returns click and engaged probabilities (N, K),
-        appeal (N, K) and affinity (N,) as logits, and the vector that ranks titles for the member, (N, W).
+        appeal (N, K) and affinity (N,) as logits, the vector that ranks titles for the member, (N, W), and the two that
+        meet artworks, (N, D) and (N, 3 D).
         """
         # the first third of an artwork's content is its projected image
         image_NTD = self.artwork_content[history_artwork][..., : self.model.config.width]
@@ -84,4 +85,5 @@ class Ranking(nn.Module):
         terms = self.model.rank_vectors(state, context, title_terms, artwork_terms)
         click_NK, engaged_NK = self.model.probabilities(terms)
         member_NW = self.model.member_vectors(state.learned, history_title, history_length)
-        return click_NK, engaged_NK, terms.appeal_NK, terms.affinity_N, member_NW
+        meet = self.model.appeal_vectors(state, self.model.members(state.learned, context))
+        return click_NK, engaged_NK, terms.appeal_NK, terms.affinity_N, member_NW, *meet

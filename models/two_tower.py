@@ -99,6 +99,8 @@ class TwoTower(nn.Module):
     artwork_genres_AL: Tensor
     artwork_image_AE: Tensor
     calibration: Tensor
+    posterior_FF: Tensor
+    posterior_own_A: Tensor
 
     def __init__(self, config: TwoTowerConfig, sizes: Sizes, content: Content) -> None:
         super().__init__()
@@ -107,6 +109,9 @@ class TwoTower(nn.Module):
         for name, value in content._asdict().items():
             self.register_buffer(name, value)
         self.register_buffer("calibration", straight())
+        # of the last layer: see `appeal_features`, and train.posterior, which fills them
+        self.register_buffer("posterior_FF", torch.zeros(config.width + 3, config.width + 3))
+        self.register_buffer("posterior_own_A", torch.zeros(sizes.artworks))
 
         self.genre, self.person = _table(sizes.genres, width, START), _table(sizes.people, width, 2 * START)
         self.image = nn.Linear(image_width, width, bias=False)
@@ -313,15 +318,28 @@ class TwoTower(nn.Module):
         scale = width**-0.5
         member_ND = self.members(state.learned, context)
         affinity_N = (self.member_affinity(member_ND) * title.vector).sum(-1) * scale + title.bias
-        liked_NC = state.recent * self.likeness_gain.repeat_interleave(width)
-        appeal_NK = _dots(artwork.vector, self.member_appeal(member_ND) * scale) + _dots(artwork.content, liked_NC)
-        appeal_NK = appeal_NK + artwork.bias
+        taste_ND, liked_NC = self.appeal_vectors(state, member_ND)
+        appeal_NK = _dots(artwork.vector, taste_ND) + _dots(artwork.content, liked_NC) + artwork.bias
         if asked_n is not None:
             member_ND = F.embedding(asked_n, member_ND)
             title = Titles(F.embedding(asked_n, title.vector), title.content, title.bias)
             artwork = Artworks(*(part[asked_n] for part in artwork))
         engaged_NK = self.engaged(member_ND, title, artwork)
         return Terms(affinity_N, appeal_NK, self.presentation(context), engaged_NK)
+
+    def appeal_vectors(self, state: States, member_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """What meets an artwork's vector, (N, D), and its content, (N, 3 D): appeal is the two dot products and a bias."""
+        liked_NC = state.recent * self.likeness_gain.repeat_interleave(self.config.width)
+        return self.member_appeal(member_ND) * self.config.width**-0.5, liked_NC
+
+    def appeal_features(self, taste_ND: Tensor, liked_NC: Tensor, artwork: Artworks) -> Tensor:
+        """Appeal as a last layer: features (N, K, D + 3) whose sum, with the artwork's bias, is appeal.
+
+        The D products of the learned part, and the likeness of images, of people and of moods.
+        """
+        learned_NKD = artwork.vector * taste_ND.unsqueeze(1)
+        likeness_NKC = artwork.content * liked_NC.unsqueeze(1)
+        return torch.cat([learned_NKD, likeness_NKC.unflatten(-1, (3, -1)).sum(-1)], dim=-1)
 
     def engaged(self, member_ND: Tensor, title: Titles, artwork: Artworks) -> Tensor:
         """Logit of a real viewing given a click, (N, K)."""
@@ -353,11 +371,14 @@ class TwoTower(nn.Module):
         """
         if states is None:
             states = self.states(play_title_MT, play_artwork_MT, play_watched_MT, play_time_MT)
+        return self.rank(self.state_at(states, member_N, position_N), context, title_N, artworks_NK, asked_n)
+
+    def state_at(self, states: States, member_N: Tensor, position_N: Tensor) -> States:
+        """The states (N, ...) of some members after some numbers of plays, from those of all, (M, T + 1, ...)."""
         # F.embedding, here and above, where an index would read the same: on a CPU the gradient of an index is summed
         # in any order, that of an embedding always in the same, and a resumed run must end with the same weights
-        place_N = member_N * (play_title_MT.shape[1] + 1) + position_N
-        state = States(*(F.embedding(place_N, part.flatten(0, 1)) for part in states))
-        return self.rank(state, context, title_N, artworks_NK, asked_n)
+        place_N = member_N * states.learned.shape[1] + position_N
+        return States(*(F.embedding(place_N, part.flatten(0, 1)) for part in states))
 
     def probabilities(self, terms: Terms) -> tuple[Tensor, Tensor]:
         """Calibrated probabilities (N, K) of a click, and of a click that leads to a real viewing."""

@@ -147,7 +147,8 @@ for name in ("torch", "torchvision", "pytorch_lightning", "lightning"):
 from pathlib import Path
 from export.bundle import Bundle
 from export.score import score
-print(score(Bundle.open(Path({str(bundle)!r})), Path({str(service)!r}), Path({str(tmp_path / "scores")!r})))
+to = Path({str(tmp_path / "scores")!r})
+print(score(Bundle.open(Path({str(bundle)!r})), Path({str(service)!r}), to, policy="thompson:16"))
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1]

@@ -34,6 +34,7 @@ from train.config import FitConfig, run_fingerprint
 from train.embed import ENCODER, encoder_fingerprint, load_embedding
 from train.finetune import ImageTower
 from train.keeper import BEST, Keeper, cut_log
+from train.posterior import fit_posterior
 from train.ranks import World, on_ranks, require_devices
 from train.run import CONFIG, METRICS, WEIGHTS, Run, content_of, provenance, read_config, sizes_of, write_config
 from train.signals import Signals, Stopped
@@ -333,6 +334,7 @@ class _Fit:
         metrics = {
             "validation_log_loss": keeper.best,
             "validation": calibrate(model.to(self.device).eval(), opened, reach, config.batch, self.device),
+            "posterior": fit_posterior(model, opened, reach, config.batch, self.device),
             "best_slice": keeper.best_slice,
             "slices": self.place.slice,
             "padding": round(data.train_feed.padding(), 4),

@@ -14,6 +14,8 @@ from train.run import Run
 
 GROWING = ("titles", "artworks")
 """Vocabularies that may gain untrained values behind; the model's tables end with the trained ones."""
+AFTERWARDS = ("calibration", "posterior_FF", "posterior_own_A")
+"""What is fitted when the training is over."""
 FIXED = ("people", "genres", "countries", "devices")
 """Vocabularies whose every row is a row of a table."""
 
@@ -56,5 +58,5 @@ def require_alike(before: Run, shards: Shards, encoder: str) -> None:
 @torch.no_grad()
 def take_weights(model: TwoTower, before: Run) -> None:
     """Copy every parameter of the run; content stays that of the new shards, and calibration is yet to be fitted."""
-    own = {name: value for name, value in model.named_buffers() if name in (*Content._fields, "calibration")}
+    own = {name: value for name, value in model.named_buffers() if name in (*Content._fields, *AFTERWARDS)}
     model.load_state_dict(before.model.state_dict() | own)

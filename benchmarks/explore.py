@@ -1,0 +1,193 @@
+"""`keyart bench explore`: a stream of impressions, chosen by policies that learn from what they themselves show.
+
+A service is simulated, so that the truth is known. A ranker is trained on its log without a share of the artworks; then the
+newest part is gone through in order of time, in rounds. The held-out artworks arrive one by one during the first half. Every
+policy has the ranker's scores and its posterior to begin with, chooses for every impression of a round, is told whether what
+it chose was clicked (one random number an impression, the same for all), and updates its last layer when the round is over:
+the weights of appeal's features and the artworks' biases, from its own log alone.
+
+- uniform: every candidate alike. greedy: the best by what it has learned. epsilon: greedy, but uniform for a share.
+- Thompson: the best by a draw of the posterior, anew for each impression (Chapelle and Li, 2011). These four update by
+  Laplace: logistic regression from the normal posterior of the round before.
+- LinUCB (Li and others, 2010): ridge regression of clicks on the same features, with the same head start, and a bonus of
+  alpha standard deviations; of several alphas the one that did best on this very stream.
+
+Told are expected clicks, by the true probabilities, per 1,000 impressions; and the regret, what the best possible choice
+has more.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported, where no type checker sees them.
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from benchmarks.bandits import LinUCB, Policy, Thompson, epsilon_greedy, uniform
+from benchmarks.cold import Config as ColdConfig
+from benchmarks.cold import draw_held_out, hold_out, read_recipe, trained
+from benchmarks.stream import Stream
+from benchmarks.table import OURS, Row
+from datamodules.contract import UserError
+from datamodules.prepare import prepare
+from datamodules.progress import progress_bar
+from datamodules.shards import REQUESTS, Shards
+from datamodules.simulate import SimulateConfig, simulate
+from evaluation.value import borders
+from export.bundle import POSTERIOR, Bundle
+from export.explain import TABLES
+from export.score import requests
+
+NAME = "explore"
+ALPHAS = (0.25, 0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is measured."""
+
+    members: int = 4000
+    """Of the simulated service; the stream is about eleven impressions a member."""
+    rounds: int = 20
+    """After each, every policy learns from what it showed."""
+    held_out: float = 0.2
+    """Share of the artworks that arrive during the stream."""
+    epsilon: float = 0.1
+    """Share that epsilon-greedy shows uniformly."""
+    seeds: int = 1
+    """Services, each simulated, trained on and gone through; mean and spread are told."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("rounds", "seeds"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
+        if not 0 < self.held_out <= 0.5 or not 0 <= self.epsilon <= 1:
+            raise UserError(f"held_out={self.held_out}, epsilon={self.epsilon}: must lie in (0, 0.5], and in [0, 1].")
+
+
+def bench(config: Config, console: Console) -> list[Row]:
+    """Clicks and regret of every policy: the mean over seeds, and their standard deviation where there are several."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for seed in range(config.seeds):
+        console.print(f"bench explore: seed {seed}: simulates a service and trains a ranker")
+        with tempfile.TemporaryDirectory(prefix="keyart-bench-") as folder:
+            stream = made(Path(folder), config, seed)
+        for subject, (clicks, regret, late) in _gone_through(stream, config, seed, console).items():
+            for figure, value in (("clicks", clicks), ("regret", regret), ("regret, last quarter", late)):
+                found.setdefault((subject, figure), []).append(value)
+    rows = []
+    for (subject, figure), values in found.items():
+        rows.append(_row(subject, figure, float(np.mean(values))))
+        if len(values) > 1:
+            rows.append(_row(subject, f"{figure}, spread of seeds", float(np.std(values, ddof=1))))
+    return rows
+
+
+def _row(subject: str, figure: str, value: float) -> Row:
+    return Row(benchmark=NAME, subject=subject, figure=figure, unit="per 1,000", value=value)
+
+
+def made(work: Path, config: Config, seed: int) -> Stream:
+    """A service, a ranker that never saw the held-out artworks, and the newest part of the log by it."""
+    dataset, quiet = work / "service", Console(quiet=True)
+    simulate(dataset, SimulateConfig(members=config.members, seed=seed))
+    since, _ = borders(dataset, "test")
+    assert since is not None
+    _, artworks = draw_held_out(dataset, config.held_out, seed)
+    hold_out(dataset, work / "without", since, pa.array([], pa.string()), artworks)
+    bundle = trained(work / "without", work / "ranker", read_recipe(ColdConfig()), seed)
+    prepare(dataset, work / "stream", vocabularies=bundle.vocabularies, since=since, keep_requests=True, console=quiet)
+    return read_stream(bundle, work / "stream", dataset / "truth", artworks)
+
+
+def read_stream(bundle: Bundle, shards: Path, truth: Path, new: pa.Array) -> Stream:
+    """The impressions of prepared requests in order of time, as the bundle sees them, with the truth."""
+    tables, posterior = load_file(bundle.folder / TABLES), load_file(bundle.folder / POSTERIOR)
+    parts: dict[str, list[NDArray]] = {}
+    known = pq.read_table(truth, columns=["impression_id", "p_click"])
+    for place, shard in enumerate(Shards.open(shards).shards):
+        asked = pq.read_table(shards / f"shard-{place:05d}" / REQUESTS)
+        row_of = pc.index_in(asked["impression_id"], value_set=known["impression_id"].combine_chunks())
+        lists = known["p_click"].combine_chunks().take(row_of.combine_chunks())
+        begin = 0
+        for request, there_NK in requests(shard, bundle.history_length):
+            found, n = bundle.rank(request), len(there_NK)
+            truth_NK = np.zeros(there_NK.shape)
+            truth_NK[there_NK] = np.asarray(lists.slice(begin, n).flatten())
+            rows_NK = request["artworks"]
+            three = (
+                (tables["artwork_content"][rows_NK] * found["liked"][:, None]).reshape(*rows_NK.shape, 3, -1).sum(-1)
+            )
+            learned = tables["artwork_vector"][rows_NK] * found["taste"][:, None]
+            columns = {
+                "time": shard.shown_at[begin : begin + n],
+                "artwork": rows_NK,
+                "there": there_NK,
+                "truth": truth_NK,
+                "probability": found["click_probability"].astype(float),
+                "features": np.concatenate([learned, three], axis=-1).astype(float),
+            }
+            for name, values in columns.items():
+                parts.setdefault(name, []).append(values)
+            begin += n
+    widest = max(part.shape[1] for part in parts["there"])
+
+    def joined(name: str) -> NDArray:
+        return np.concatenate(
+            [
+                part
+                if part.ndim == 1
+                else np.pad(part, [(0, 0), (0, widest - part.shape[1])] + [(0, 0)] * (part.ndim - 2))
+                for part in parts[name]
+            ]
+        )
+
+    order = np.argsort(joined("time"), kind="stable")
+    chosen = joined("there").sum(1)[order] > 1
+    order = order[chosen]  # with one candidate there is nothing to choose
+    rows, artwork_NK = np.unique(joined("artwork")[order], return_inverse=True)
+    ids = np.array([None, *bundle.vocabularies["artworks"].values], object)[rows]
+    return Stream(
+        features_NKF=joined("features")[order],
+        probability_NK=joined("probability")[order],
+        there_NK=joined("there")[order],
+        artwork_NK=artwork_NK.reshape(len(order), widest),
+        truth_NK=joined("truth")[order],
+        new_A=np.isin(ids, new.to_pylist()),
+        spread_FF=posterior["spread"].astype(float),
+        own_A=posterior["own"][rows].astype(float),
+    )
+
+
+def _gone_through(stream: Stream, config: Config, seed: int, console: Console) -> dict[str, tuple[float, float, float]]:
+    """Every policy over the whole stream: expected clicks, regret, and regret of the last quarter, per 1,000."""
+    offered = stream.arriving(config.rounds, seed)
+    makers: dict[str, Callable[[], Policy]] = {
+        f"{OURS} Thompson": lambda: Thompson(stream, seed),
+        "greedy": lambda: epsilon_greedy(stream, 0.0, seed),
+        "epsilon-greedy": lambda: epsilon_greedy(stream, config.epsilon, seed),
+        "uniform": lambda: uniform(stream, seed),
+    }
+    makers |= {f"LinUCB {alpha}": (lambda alpha=alpha: LinUCB(stream, alpha)) for alpha in ALPHAS}
+    told: dict[str, tuple[float, float, float]] = {}
+    with progress_bar(console) as progress:
+        task = progress.add_task("bench explore", total=len(makers) * config.rounds)
+        for subject, make in makers.items():
+            progress.update(task, description=f"bench explore: {subject}")
+            told[subject] = stream.gone_through(make(), offered, config.rounds, seed, lambda: progress.advance(task))
+    best = min((name for name in told if name.startswith("LinUCB")), key=lambda name: told[name][1])
+    console.print(f"bench explore: seed {seed}: of the alphas, {best.split()[1]} did best for LinUCB")
+    found = {"LinUCB" if name == best else name: value for name, value in told.items()}
+    found = {name: value for name, value in found.items() if not name.startswith("LinUCB ")}
+    possible = 1000 * float(np.where(offered, stream.truth_NK, 0).max(1).mean())
+    return found | {"best possible": (possible, 0.0, 0.0)}

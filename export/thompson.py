@@ -1,0 +1,94 @@
+"""Thompson sampling over a bundle, without torch: artworks drawn as often as they may be the best.
+
+A draw is one ranker out of the posterior: weights of appeal's features and a bias of every artwork. The policy takes one of
+a fixed number of draws at random and shows the artwork that is best by it, so that the probability of an artwork is exactly
+the share of the draws that it wins: what is written into the policy column is what was done. Against Thompson sampling with
+draws without end (Thompson, 1933; Chapelle and Li, 2011) such a share is an estimate, of standard error
+sqrt(p (1 - p) / draws).
+
+Legend: N requests, K candidates, D width, F = D + 3 features, S draws.
+"""
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from datamodules.contract import UserError
+from export.bundle import POSTERIOR, Bundle
+from export.explain import TABLES
+
+AT_ONCE = 4_000_000
+"""Drawn appeals held at a time."""
+
+
+class Thompson:
+    """Draws out of a bundle's posterior, the same for every request, from the seed alone."""
+
+    def __init__(self, bundle: Bundle, draws: int, seed: int = 0) -> None:
+        """UserError where the bundle has no posterior."""
+        path = bundle.folder / POSTERIOR
+        if not path.is_file():
+            raise UserError(f"{path}: is not there: the bundle was made before exploring. Export the run again.")
+        posterior, tables = load_file(path), load_file(bundle.folder / TABLES)
+        self.vector, self.content = tables["artwork_vector"], tables["artwork_content"]
+        self.own, self.draws, self.seed = posterior["own"], draws, seed
+        chance = np.random.default_rng(seed)
+        weights = chance.standard_normal((draws, len(posterior["spread"])), np.float32)
+        self.weight_FS = (weights @ posterior["spread"].T).T
+
+    def probabilities(
+        self, request: dict[str, np.ndarray], found: dict[str, np.ndarray], there_NK: np.ndarray
+    ) -> np.ndarray:
+        """Shares of the draws won, float32 (N, K), from a request and what the graph found for it; 0 where no candidate is."""
+        n, k = there_NK.shape
+        rows = max(1, AT_ONCE // (k * self.draws))
+        parts = [
+            self._shares(
+                *(
+                    part[begin : begin + rows]
+                    for part in (request["artworks"], found["taste"], found["liked"], found["appeal"], there_NK)
+                )
+            )
+            for begin in range(0, n, rows)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, k), np.float32)
+
+    def _shares(
+        self,
+        artworks_NK: np.ndarray,
+        taste_ND: np.ndarray,
+        liked_NC: np.ndarray,
+        appeal_NK: np.ndarray,
+        there_NK: np.ndarray,
+    ) -> np.ndarray:
+        drawn_NKS = self.appeals(artworks_NK, taste_ND, liked_NC, appeal_NK)
+        best_NS = np.where(there_NK[..., None], drawn_NKS, -np.inf).argmax(1)
+        won_NK = (best_NS[:, None, :] == np.arange(there_NK.shape[1])[:, None]).sum(-1)
+        return (won_NK / self.draws).astype(np.float32)
+
+    def appeals(
+        self, artworks_NK: np.ndarray, taste_ND: np.ndarray, liked_NC: np.ndarray, appeal_NK: np.ndarray
+    ) -> np.ndarray:
+        """Appeal by every draw, float32 (N, K, S)."""
+        likeness = self.content[artworks_NK] * liked_NC[:, None]
+        three = likeness.reshape(*artworks_NK.shape, 3, -1).sum(-1)
+        features_NKF = np.concatenate([self.vector[artworks_NK] * taste_ND[:, None], three], axis=-1)
+        own_NKS = self.own[artworks_NK][..., None] * normals(artworks_NK, self.draws, self.seed)
+        return appeal_NK[..., None] + features_NKF @ self.weight_FS + own_NKS
+
+
+def normals(rows: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """A standard normal for every (row, draw), float32 (..., S): a function of both and of the seed, so that no table of
+    them is kept. splitmix64 (Steele and others, 2014) and Box and Muller's transform (1958)."""
+    place = rows.astype(np.uint64)[..., None] * np.uint64(draws) + np.arange(draws, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        first = _mixed(place * np.uint64(2) + np.uint64(1) + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15))
+        second = _mixed(first + np.uint64(0x9E3779B97F4A7C15))
+    u = (first >> np.uint64(40)).astype(np.float32) * np.float32(2**-24) + np.float32(2**-25)
+    v = (second >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+    return np.sqrt(-2 * np.log(u)) * np.cos(np.float32(2 * np.pi) * v)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,141 @@
+"""The posterior is the one that is stated, and the policy's column is what its draws do."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from datamodules.contract import UserError
+from datamodules.feed import Feed
+from datamodules.shards import TRAIN, Shards
+from export.bundle import Bundle
+from export.score import Policy, score
+from export.thompson import Thompson, normals
+from models.two_tower import Context, TwoTower
+from tests.test_explain import request_of
+from train.posterior import fit_posterior, ridge_of, spread_of
+from train.run import Run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> TwoTower:
+    return Run.open(run).model
+
+
+def features_of(model: TwoTower, shards: Shards) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Every training impression by itself: features, the artwork's bias, appeal and click logit."""
+    found: list[list[np.ndarray]] = [[], [], [], []]
+    with torch.no_grad():
+        for b in Feed(shards.shards, TRAIN, reach=50, impressions=700, shuffle=True):
+            states = model.states(b.play_title, b.play_artwork, b.play_watched, b.play_time)
+            state = model.state_at(states, b.member, b.position)
+            context = Context(b.country, b.device, b.hour, b.row, b.column)
+            artwork = model.artworks(b.artworks)
+            meet = model.appeal_vectors(state, model.members(state.learned, context))
+            terms = model.rank(state, context, b.title, b.artworks)
+            features = model.appeal_features(*meet, artwork)
+            for part, value in zip(found, (features, artwork.bias, terms.appeal_NK, terms.click_NK()), strict=True):
+                part.append(value[:, 0].numpy().astype(np.float64))
+    f, bias, appeal, logit = (np.concatenate(part) for part in found)
+    return f, bias, appeal, logit
+
+
+def test_the_covariance_is_the_one_stated(model: TwoTower, shards: Path) -> None:
+    opened = Shards.open(shards)
+    features, bias, appeal, logit = features_of(model, opened)
+    np.testing.assert_allclose(features.sum(1) + bias, appeal, atol=1e-5)
+    p = 1 / (1 + np.exp(-logit))
+    curvature = sum(v * np.outer(f, f) for v, f in zip(p * (1 - p), features, strict=True))
+    told = fit_posterior(model, opened, 50, 500, CPU)
+    root = model.posterior_FF.double().numpy()
+    inverse = curvature + told["ridge"] * np.eye(len(root))
+    np.testing.assert_allclose(root @ root.T @ inverse, np.eye(len(root)), atol=2e-3)
+    well_determined = np.trace(curvature @ np.linalg.inv(inverse))
+    assert told["ridge"] == pytest.approx(well_determined / len(root), rel=1e-3)
+
+
+def test_what_was_seldom_shown_is_less_sure(model: TwoTower, shards: Path) -> None:
+    opened = Shards.open(shards)
+    told = fit_posterior(model, opened, 50, 500, CPU)
+    shard = opened.shards[0]
+    shown = shard.candidate[shard.candidate_start[:-1] + shard.shown][np.asarray(shard.split) == TRAIN]
+    count = np.bincount(shown, minlength=model.sizes.artworks)[: model.sizes.artworks]
+    own = model.posterior_own_A.numpy()
+    assert own[0] == pytest.approx(told["spread_of_artworks"])
+    assert (own[1:][count[1:] > 0] < own[0]).all()
+    often, seldom = count[1:] > np.quantile(count[1:], 0.9), count[1:] < np.quantile(count[1:], 0.1)
+    assert own[1:][often].mean() < own[1:][seldom].mean()
+
+
+def test_the_ridge_and_the_spread_are_found_again() -> None:
+    """Of logs made with known ones."""
+    chance = np.random.default_rng(0)
+    known = chance.uniform(2, 40, 4000)
+    for spread in (0.0, 0.3):
+        told = known * chance.normal(0, spread, 4000) + np.sqrt(known) * chance.normal(0, 1, 4000)
+        found = spread_of(torch.from_numpy(told), torch.from_numpy(known))
+        assert found == pytest.approx(spread, abs=0.05 if spread == 0 else 0.03)
+    assert ridge_of(torch.zeros(4, 4, dtype=torch.float64)) == pytest.approx(1e-6), "a log that says nothing"
+    assert ridge_of(1e9 * torch.eye(4, dtype=torch.float64)) == pytest.approx(1, rel=1e-3), "one that says all"
+
+
+def test_normals_are_normal_and_independent() -> None:
+    drawn = normals(np.arange(2000), 300, seed=1)
+    assert drawn.mean() == pytest.approx(0, abs=0.005)
+    assert drawn.std() == pytest.approx(1, abs=0.005)
+    assert np.abs(np.corrcoef(drawn[:40])[~np.eye(40, dtype=bool)]).max() < 0.3
+    assert np.abs(np.corrcoef(drawn.T[:40])[~np.eye(40, dtype=bool)]).max() < 0.12
+    np.testing.assert_array_equal(normals(np.array([7, 3]), 300, seed=1), drawn[[7, 3]])
+    assert (normals(np.arange(5), 300, seed=2) != drawn[:5]).mean() > 0.99
+
+
+def test_drawn_appeals_have_the_covariance_of_the_posterior(model: TwoTower, bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    request = request_of(opened, n=6)
+    found = opened.rank(request)
+    drawn = Thompson(opened, 20_000).appeals(request["artworks"], found["taste"], found["liked"], found["appeal"])
+    np.testing.assert_allclose(drawn.mean(-1), found["appeal"], atol=0.05)
+    vector, content = (Thompson(opened, 1).vector, Thompson(opened, 1).content)
+    root, own = model.posterior_FF.numpy(), Thompson(opened, 1).own
+    for n, rows in enumerate(request["artworks"]):
+        three = (content[rows] * found["liked"][n]).reshape(len(rows), 3, -1).sum(-1)
+        features = np.concatenate([vector[rows] * found["taste"][n], three], axis=1) @ root
+        same = (rows[:, None] == rows).astype(float)  # one artwork listed twice has one bias
+        covariance = features @ features.T + np.outer(own[rows], own[rows]) * same
+        scale = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
+        assert np.abs(np.cov(drawn[n]) - covariance).max() < 0.05 * scale.max()
+
+
+def test_the_policy_is_the_share_of_draws(service: Path, bundle: Path, tmp_path: Path) -> None:
+    opened = Bundle.open(bundle)
+    request = request_of(opened, n=30)
+    there = np.arange(6) < np.random.default_rng(0).integers(1, 7, 30)[:, None]
+    found = opened.rank(request)
+    thompson = Thompson(opened, 64)
+    drawn = thompson.appeals(request["artworks"], found["taste"], found["liked"], found["appeal"])
+    expected = np.zeros((30, 6))
+    for n in range(30):
+        for s in range(64):
+            expected[n, max(np.flatnonzero(there[n]), key=lambda k: drawn[n, k, s])] += 1 / 64
+    shares = thompson.probabilities(request, found, there)
+    np.testing.assert_allclose(shares, expected, atol=1e-6)
+    assert 0 < (np.count_nonzero(shares, axis=1) > 1).mean() < 1, "some are sure, some are not"
+
+    score(opened, service, tmp_path / "scores", policy="thompson:64")
+    table = pq.read_table(tmp_path / "scores" / "part-00000.parquet")
+    sums = np.array([sum(row) for row in table["policy"].to_pylist()])
+    np.testing.assert_allclose(sums, 1, atol=1e-5)
+    with pytest.raises(UserError, match=r"the posterior is of clicks"):
+        score(opened, service, tmp_path / "other", policy="thompson", reward="engaged")
+
+
+def test_words_for_it() -> None:
+    assert Policy.parse("thompson") == replace(Policy.parse("thompson:3"), strength=256)
+    for bad in ("thompson:0", "thompson:2.5", "thompson:x", "thompson:1000000"):
+        with pytest.raises(UserError, match="policy="):
+            Policy.parse(bad)
