@@ -10,7 +10,7 @@ the weights of appeal's features and the artworks' biases, from its own log alon
 - Thompson: the best by a draw of the posterior, anew for each impression (Chapelle and Li, 2011). These four update by
   Laplace: logistic regression from the normal posterior of the round before.
 - LinUCB (Li and others, 2010): ridge regression of clicks on the same features, with the same head start, and a bonus of
-  alpha standard deviations; of several alphas the one that did best on this very stream.
+  alpha standard deviations: of one; and of the alpha that, looking back, did best on this very stream.
 
 Told are expected clicks, by the true probabilities, per 1,000 impressions; and the regret, what the best possible choice
 has more.
@@ -185,9 +185,9 @@ def _gone_through(stream: Stream, config: Config, seed: int, console: Console) -
         for subject, make in makers.items():
             progress.update(task, description=f"bench explore: {subject}")
             told[subject] = stream.gone_through(make(), offered, config.rounds, seed, lambda: progress.advance(task))
-    best = min((name for name in told if name.startswith("LinUCB")), key=lambda name: told[name][1])
-    console.print(f"bench explore: seed {seed}: of the alphas, {best.split()[1]} did best for LinUCB")
-    found = {"LinUCB" if name == best else name: value for name, value in told.items()}
-    found = {name: value for name, value in found.items() if not name.startswith("LinUCB ")}
+    by_alpha = {alpha: told.pop(f"LinUCB {alpha}") for alpha in ALPHAS}
+    regrets = ", ".join(f"{alpha}: {regret:.2f}" for alpha, (_, regret, _) in by_alpha.items())
+    console.print(f"bench explore: seed {seed}: regret of LinUCB by alpha: {regrets}")
+    found = told | {"LinUCB": by_alpha[1.0], "LinUCB, best alpha": min(by_alpha.values(), key=lambda value: value[1])}
     possible = 1000 * float(np.where(offered, stream.truth_NK, 0).max(1).mean())
     return found | {"best possible": (possible, 0.0, 0.0)}

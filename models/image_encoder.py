@@ -1,9 +1,9 @@
 """The image encoder: an artwork's pixels -> features of every level, from cells of colour to a backbone's last stage.
 
-In: images as uint8 (n, 3, height, width). Out: blocks of features, one per stage: colour and edge statistics of a grid,
-then the pooled activations of a torchvision ResNet's four stages. What makes people click sits at every level, so no
-stage is left out. `Projection` turns the blocks into one embedding of fixed width, each block standardised and reduced
-by its principal components.
+In: images as uint8 (n, 3, height, width). Out: blocks of features, one per stage: colour and edge statistics of a grid and of
+the whole image, then the pooled activations of a torchvision ResNet's four stages. What makes people click sits at every
+level, so no stage is left out. `Projection` turns the blocks into one embedding of fixed width, each block standardised and
+reduced by its principal components.
 
 Legend: n images, C channels, F features of a block, E embedding.
 """
@@ -19,6 +19,8 @@ from torchvision.models.resnet import ResNet
 
 GRID = (4, 3)
 """Rows and columns of cells for the pixel statistics."""
+HUES, DIRECTIONS = 8, 6
+"""Of the statistics of the whole image."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, which torchvision's weights were trained under."""
 
@@ -62,6 +64,60 @@ class PixelStatistics(nn.Module):
         return torch.stack([*cells[:, :3].unbind(1), deviation, *cells[:, 4:].unbind(1)], dim=1).flatten(1)
 
 
+class WholeStatistics(nn.Module):
+    """The image as a whole: how colourful, bright, busy and regular it is.
+
+    Means, deviations and shares of saturation, brightness and luma; colourfulness (Hasler and Suesstrunk, 2003) and distance
+    from grey; saturation by hue; edges by direction; how far it is from its mirror image; the share of skin tones (a rule of
+    thumb on red, green and blue, which fails for dark skin) and how much the centre differs from the rest.
+    """
+
+    features = 16 + HUES + DIRECTIONS
+
+    def forward(self, images_nCHW: Tensor) -> Tensor:
+        """float (n, 3, H, W) in 0 .. 1 -> (n, 30)."""
+        red, green, blue = images_nCHW.unbind(1)
+        most, least = images_nCHW.amax(1), images_nCHW.amin(1)
+        saturation = (most - least) / (most + 1e-3)
+        luma = 0.299 * red + 0.587 * green + 0.114 * blue
+        reds, yellows = red - green, blue - (red + green) / 2
+        hue = torch.atan2(3**0.5 * (green - blue), 2 * red - green - blue) / (2 * torch.pi) + 0.5
+        across = luma[:, 1:-1, 2:] - luma[:, 1:-1, :-2]
+        down = luma[:, 2:, 1:-1] - luma[:, :-2, 1:-1]
+        edge = (across.square() + down.square() + 1e-12).sqrt()
+        direction = torch.atan2(down, across) / torch.pi % 1
+        tones = (red > 0.35) & (green > 0.2) & (blue > 0.1) & (red > blue) & (most - least > 0.06) & (reds > 0.03)
+        skin, height, width = tones.float(), luma.shape[1], luma.shape[2]
+        centre = (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4))
+
+        def mean(map_nHW: Tensor) -> Tensor:
+            return map_nHW.mean((1, 2))
+
+        def inner(map_nHW: Tensor) -> Tensor:
+            return mean(map_nHW[:, *centre])
+
+        def spread(map_nHW: Tensor) -> Tensor:
+            return map_nHW.std((1, 2), correction=0)
+
+        found = [
+            *(mean(saturation), spread(saturation), mean((saturation > 0.5).float())),
+            *(mean(most), spread(luma), mean((luma < 0.2).float()), mean((luma > 0.8).float())),
+            (spread(reds).square() + spread(yellows).square()).sqrt(),
+            (mean(reds).square() + mean(yellows).square() + 1e-12).sqrt(),
+            *_by_kind(hue, HUES, saturation),
+            *_by_kind(direction, DIRECTIONS, edge),
+            *(mean(edge), mean((edge > 0.2).float()), mean((luma - luma.flip(2)).abs())),
+            *(mean(skin), inner(skin), inner(luma) - mean(luma), inner(saturation) - mean(saturation)),
+        ]
+        return torch.stack(found, dim=1)
+
+
+def _by_kind(share_nHW: Tensor, kinds: int, weight_nHW: Tensor) -> list[Tensor]:
+    """Mean weight of the pixels whose share, 0 .. 1, falls into each of so many equal parts."""
+    kind_nHW = (share_nHW * kinds).long().clamp(0, kinds - 1)
+    return [((kind_nHW == k) * weight_nHW).mean((1, 2)) for k in range(kinds)]
+
+
 class ImageEncoder(nn.Module):
     """Pixel statistics and the pooled stages of a backbone; weights are random until somebody loads or trains them."""
 
@@ -72,6 +128,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.statistics = PixelStatistics()
+        self.whole = WholeStatistics()
         backbone = cast(ResNet, torchvision.models.get_model(config.backbone, weights=None))
         self.features = backbone.fc.in_features
         """Channels of the last stage."""
@@ -92,9 +149,10 @@ class ImageEncoder(nn.Module):
         return maps
 
     def forward(self, images_nCHW: Tensor) -> list[Tensor]:
-        """uint8 (n, 3, H, W) -> blocks [(n, 72), (n, F1), ... (n, F4)]: statistics, then each stage's mean and spread."""
+        """uint8 (n, 3, H, W) -> blocks [(n, 72), (n, 30), (n, F1), ... (n, F4)]: statistics of cells and of the whole, then
+        each stage's mean and spread."""
         pixels = images_nCHW.float() / 255
-        blocks = [self.statistics(pixels)]
+        blocks = [self.statistics(pixels), self.whole(pixels)]
         for stage in self.stages(pixels):
             blocks.append(torch.cat([stage.mean((2, 3)), stage.std((2, 3), correction=0)], dim=1))
         return blocks

@@ -15,7 +15,7 @@ from datamodules.artworks import load_images
 from datamodules.contract import UserError
 from datamodules.prepare import PrepareConfig, prepare
 from datamodules.shards import Shards
-from models.image_encoder import ImageEncoderConfig, PixelStatistics, Projection
+from models.image_encoder import DIRECTIONS, HUES, ImageEncoderConfig, PixelStatistics, Projection, WholeStatistics
 from train.embed import EmbedConfig, embed, load_embedding
 
 SMALL = EmbedConfig(views=64, encoder=ImageEncoderConfig(height=32, width=32, stage_width=4))
@@ -109,6 +109,28 @@ def test_pixel_statistics_of_a_cell() -> None:
     torch.testing.assert_close(found[:4, 1, 2], torch.stack(expected))
     flat = PixelStatistics()(torch.full((1, 3, 48, 36), 0.5)).reshape(6, 4, 3)
     torch.testing.assert_close(flat[1:], torch.zeros(5, 4, 3), atol=1e-3, rtol=0)
+
+
+def test_whole_statistics_of_plain_images() -> None:
+    """What anybody can tell of them."""
+    red, grey, stripes, half = torch.zeros(4, 3, 40, 30)
+    red[0], grey[:] = 1, 0.5
+    stripes[:, :, ::6] = stripes[:, :, 1::6] = stripes[:, :, 2::6] = 1
+    half[:, :, 15:] = 1
+    found = WholeStatistics()(torch.stack([red, grey, stripes, half]))
+    assert found.shape == (4, WholeStatistics.features)
+    assert torch.isfinite(found).all()
+    saturation, hues, edges = found[:, 0], found[:, 9 : 9 + HUES], found[:, 9 + HUES : 9 + HUES + DIRECTIONS]
+    torch.testing.assert_close(saturation, torch.tensor([1.0, 0, 0, 0]), atol=2e-3, rtol=0)
+    assert (hues[0] > 0.9).sum() == 1, "one hue"
+    assert hues[1:].max() < 1e-3, "none"
+    assert (edges[2] > 0.1).sum() == 1, "stripes have one direction"
+    assert edges[:2].max() < 1e-3
+    dark, light = found[:, 5], found[:, 6]
+    torch.testing.assert_close(torch.stack([dark, light])[:, 3], torch.tensor([0.5, 0.5]))
+    mirror = found[:, -5]
+    torch.testing.assert_close(mirror, torch.tensor([0.0, 0, 1, 1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[3], WholeStatistics()(half[None].flip(3))[0], atol=1e-5, rtol=0)
 
 
 def test_the_projection_survives_constant_features_and_keeps_variance() -> None:

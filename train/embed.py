@@ -29,11 +29,13 @@ from datamodules.contract import UserError
 from datamodules.fingerprint import fingerprint
 from datamodules.progress import progress_bar
 from datamodules.shards import EMBEDDING, Shards
-from models.image_encoder import ImageEncoder, ImageEncoderConfig, PixelStatistics, Projection
+from models.image_encoder import ImageEncoder, ImageEncoderConfig, PixelStatistics, Projection, WholeStatistics
 from train.schedule import warm_cosine
 
 RECORD, ENCODER, PIXELS, PIXEL_ROW = "embedding.json", "encoder.safetensors", "pixels.npy", "pixel_row.npy"
 AT_ONCE = 256
+LAYOUT = 2
+"""Raised when the embedding of the same images by the same weights changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ def embed(
     opened = Shards.open(shards)
     paths = image_paths(dataset, opened.vocabularies["artworks"])
     hashes = content_hashes(paths)
-    wanted = fingerprint(replace(config, pixels=False), _weights_fingerprint(config))
+    wanted = fingerprint(replace(config, pixels=False), _weights_fingerprint(config), LAYOUT)
     target = shards / EMBEDDING
     old = _finished(target, wanted)
     order = fingerprint(opened.vocabularies["artworks"].values)
@@ -101,7 +103,8 @@ def embed(
         projection = None
     blocks = _encode(encoder, [paths[place] for place in fresh], console)
     if projection is None:
-        kept = [PixelStatistics.features] + [config.encoder.stage_width] * (len(blocks) - 1)
+        statistics = [PixelStatistics.features, WholeStatistics.features]
+        kept = statistics + [config.encoder.stage_width] * (len(blocks) - len(statistics))
         projection = Projection.fit(blocks, kept)
     vectors = projection(blocks) if fresh else None
     before = np.load(target / "embedding.npy") if old is not None else None
