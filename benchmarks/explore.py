@@ -1,10 +1,10 @@
 """`keyart bench explore`: a stream of impressions, chosen by policies that learn from what they themselves show.
 
-A service is simulated, so that the truth is known. A ranker is trained on its log without a share of the artworks; then the
-newest part is gone through in order of time, in rounds. The held-out artworks arrive one by one during the first half. Every
-policy has the ranker's scores and its posterior to begin with, chooses for every impression of a round, is told whether what
-it chose was clicked (one random number an impression, the same for all), and updates its last layer when the round is over:
-the weights of appeal's features and the artworks' biases, from its own log alone.
+A service is simulated, so that the truth is known. A ranker is trained on the beginning of its log, without a share of the
+artworks; then the rest is gone through in order of time, in rounds. The held-out artworks arrive one by one during the first
+half. Every policy has the ranker's scores and its posterior to begin with, chooses for every impression of a round, is told
+whether what it chose was clicked (one random number an impression, the same for all), and updates its last layer when the
+round is over: the weights of appeal's features and the artworks' biases, from its own log alone.
 
 - uniform: every candidate alike. greedy: the best by what it has learned. epsilon: greedy, but uniform for a share.
 - Thompson: the best by a draw of the posterior, anew for each impression (Chapelle and Li, 2011). These four update by
@@ -19,9 +19,11 @@ has more.
 # pyright: reportAttributeAccessIssue=false
 # pyarrow makes its compute functions when it is imported, where no type checker sees them.
 
+import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -38,17 +40,16 @@ from benchmarks.cold import draw_held_out, hold_out, read_recipe, trained
 from benchmarks.stream import Stream
 from benchmarks.table import OURS, Row
 from datamodules.contract import UserError
-from datamodules.prepare import prepare
+from datamodules.prepare import PrepareConfig, prepare
 from datamodules.progress import progress_bar
 from datamodules.shards import REQUESTS, Shards
 from datamodules.simulate import SimulateConfig, simulate
-from evaluation.value import borders
 from export.bundle import POSTERIOR, Bundle
 from export.explain import TABLES
 from export.score import requests
 
 NAME = "explore"
-ALPHAS = (0.25, 0.5, 1.0, 2.0)
+ALPHAS = (0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,9 @@ class Config:
     """What is measured."""
 
     members: int = 4000
-    """Of the simulated service; the stream is about eleven impressions a member."""
+    """Of the simulated service, with about 74 impressions each."""
+    begin: float = 0.2
+    """Share of the log that the ranker is trained on, and half as much again that validates it; the rest is the stream."""
     rounds: int = 20
     """After each, every policy learns from what it showed."""
     held_out: float = 0.2
@@ -71,6 +74,8 @@ class Config:
         for name in ("rounds", "seeds"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
+        if not 0 < self.begin <= 0.6:
+            raise UserError(f"begin={self.begin}: must lie in (0, 0.6].")
         if not 0 < self.held_out <= 0.5 or not 0 <= self.epsilon <= 1:
             raise UserError(f"held_out={self.held_out}, epsilon={self.epsilon}: must lie in (0, 0.5], and in [0, 1].")
 
@@ -98,14 +103,19 @@ def _row(subject: str, figure: str, value: float) -> Row:
 
 
 def made(work: Path, config: Config, seed: int) -> Stream:
-    """A service, a ranker that never saw the held-out artworks, and the newest part of the log by it."""
+    """A service, a ranker that never saw the held-out artworks, and the rest of the log by it."""
     dataset, quiet = work / "service", Console(quiet=True)
     simulate(dataset, SimulateConfig(members=config.members, seed=seed))
-    since, _ = borders(dataset, "test")
-    assert since is not None
+    shares = PrepareConfig(validation=config.begin / 2, test=1 - 1.5 * config.begin)
+    manifest = prepare(dataset, work / "whole", shares, console=quiet)
+    shutil.rmtree(work / "whole")
+    dates = {name: manifest[name] for name in ("validation_from", "test_from")}
+    since = datetime.fromisoformat(dates["test_from"])
     _, artworks = draw_held_out(dataset, config.held_out, seed)
     hold_out(dataset, work / "without", since, pa.array([], pa.string()), artworks)
-    bundle = trained(work / "without", work / "ranker", read_recipe(ColdConfig()), seed)
+    recipe = read_recipe(ColdConfig())
+    recipe = replace(recipe, prepare=replace(recipe.prepare, **dates))
+    bundle = trained(work / "without", work / "ranker", recipe, seed)
     prepare(dataset, work / "stream", vocabularies=bundle.vocabularies, since=since, keep_requests=True, console=quiet)
     return read_stream(bundle, work / "stream", dataset / "truth", artworks)
 
@@ -135,7 +145,7 @@ def read_stream(bundle: Bundle, shards: Path, truth: Path, new: pa.Array) -> Str
                 "there": there_NK,
                 "truth": truth_NK,
                 "probability": found["click_probability"].astype(float),
-                "features": np.concatenate([learned, three], axis=-1).astype(float),
+                "features": np.concatenate([learned, three], axis=-1),
             }
             for name, values in columns.items():
                 parts.setdefault(name, []).append(values)
