@@ -2,13 +2,14 @@
 
 Appeal is a sum and dot products, so it is shared out exactly, not estimated:
 
-    appeal(k) = of_artwork(k) + of_state(k) + sum_c by_context(k, c)
+    appeal(k) = of_artwork(k) + of_state(k) + of_title + sum_c by_context(k, c)
                 + sum_t by_play(t, k) + by_image(t, k) + by_people(t, k) + by_genres(t, k)
 
 by_play is the learned part of the member's state, a normalised mean of plays: given the norm, linear in each play. by_image,
 by_people and by_genres are the likeness of the candidate to each play. by_person shares out the sum of by_people by whom the
 candidate shows. of_state is what cannot be shared out by play: all of the learned state where the encoder is attention, zero
-where it is the mean. What a choice is due to are differences between candidates, never the terms by themselves.
+where it is the mean. of_title takes out what the mean of the title's artworks has for this member, which is the title's and
+not the artwork's. What a choice is due to are differences between candidates, never the terms by themselves.
 
 Legend: N requests, T plays, K candidates, D width, L people on an artwork, C = 3 parts of the context.
 """
@@ -45,7 +46,7 @@ class Explainer:
         return load_file(path)
 
     def explain(self, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The terms of appeal by name, float32: (N, T, K), (N, K, L), (N, K, C) or (N, K); input as of the graph."""
+        """The terms of appeal by name, float32: (N, T, K), (N, K, L), (N, K, C), (N, K) or (N, 1); input as of the graph."""
         table = self.tables
         title_NT, clicked_NT = request["history_title"], request["history_artwork"]
         artworks_NK, plays = request["artworks"], title_NT.shape[1]
@@ -85,8 +86,10 @@ class Explainer:
         )
         own_NK = vector_NKD @ table["appeal_bias"] * width**-0.5 + table["artwork_bias"][artworks_NK]
         found["of_artwork"] = own_NK + np.einsum("nd,nkd->nk", rest_ND, unit_NKD)
-        told = self.bundle.rank(request)["appeal"]
-        found["appeal"] = told
+        ran, title_N = self.bundle.rank(request, ("appeal", "taste", "liked")), request["title"]
+        shared_N = (ran["taste"] * table["mean_vector"][title_N]).sum(-1) + table["mean_bias"][title_N]
+        found["of_title"] = -(shared_N + (ran["liked"] * table["mean_content"][title_N]).sum(-1))[:, None]
+        told = found["appeal"] = ran["appeal"]
         found["of_state"] = np.zeros_like(told) if "history_bias" in table else told - total(found)
         return {name: values.astype(np.float32) for name, values in found.items()}
 
@@ -102,7 +105,7 @@ class Explainer:
 def total(terms: dict[str, np.ndarray]) -> np.ndarray:
     """The sum of the terms, (N, K): appeal, but for rounding."""
     plays = sum(terms[name].sum(1) for name in ("by_play", "by_image", "by_people", "by_genres"))
-    return plays + terms["by_context"].sum(-1) + terms["of_artwork"] + terms.get("of_state", 0.0)
+    return plays + terms["by_context"].sum(-1) + terms["of_artwork"] + terms["of_title"] + terms.get("of_state", 0.0)
 
 
 def _thirds(width: int) -> tuple[slice, slice, slice]:

@@ -45,7 +45,11 @@ DESCRIPTIONS = {
     "artworks": ("int64", "(N, K)", "candidates: artwork rows, padded with 0"),
     "click_probability": ("float32", "(N, K)", "calibrated probability of a click, were this artwork shown"),
     "engaged_probability": ("float32", "(N, K)", "calibrated probability of a click that leads to a real viewing"),
-    "appeal": ("float32", "(N, K)", "what the artwork adds to the click logit, for this member"),
+    "appeal": (
+        "float32",
+        "(N, K)",
+        "what the artwork adds to the click logit above its title's mean artwork, for this member",
+    ),
     "affinity": ("float32", "(N,)", "what the title adds to the click logit, for this member"),
     "taste": ("float32", "(N, D)", "meets artwork vectors in appeal: see posterior.safetensors"),
     "liked": ("float32", "(N, 3 D)", "meets artworks' image, people and moods in appeal"),
@@ -116,6 +120,7 @@ def tables_of(ranking: Ranking) -> dict[str, Tensor]:
     """What explanations are made of, by name, float32 and int32: see `export.explain`."""
     model = ranking.model
     taken = ("play_token", "play_content", "play_mean_image", "artwork_vector", "artwork_content", "artwork_bias")
+    taken += ("mean_vector", "mean_content", "mean_bias")
     found: dict[str, Tensor] = {name: getattr(ranking, name) for name in taken}
     found |= {name: getattr(model, name).weight for name in (*CONTEXT, "person")}
     found |= {"artwork_people": model.artwork_people_AL.int(), "likeness_gain": model.likeness_gain}

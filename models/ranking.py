@@ -3,6 +3,9 @@
 In: the recent history, the context and the candidates of each request. Out: probabilities and terms. Every vector of a
 title or an artwork is computed once, here, so that a request costs gathers, one member encoding and dot products.
 
+Clicks alone cannot tell what all of a title's artworks share from what the title adds: the sum is the same. Here it counts as
+the title's: appeal is what an artwork has above the mean of its title's artworks, for this member, and affinity has the rest.
+
 Legend: N requests, T plays, K candidates, D width, I titles, A artworks.
 """
 
@@ -36,6 +39,9 @@ class Ranking(nn.Module):
     """A `TwoTower` in evaluation mode, its towers' outputs kept as tables."""
 
     artwork_content: Tensor
+    mean_vector: Tensor
+    mean_content: Tensor
+    mean_bias: Tensor
 
     def __init__(self, model: TwoTower) -> None:
         super().__init__()
@@ -47,6 +53,8 @@ class Ranking(nn.Module):
         for name, table in tables.items():
             for part, values in table._asdict().items():
                 self.register_buffer(f"{name}_{part}", values)
+        for part, values in tables["artwork"]._asdict().items():
+            self.register_buffer(f"mean_{part}", _mean_by_title(values, model.title_artworks_IL))
 
     def _rows(self, kind: type[_Parts], name: str, rows: Tensor) -> _Parts:
         """The parts of a table at rows."""
@@ -86,4 +94,15 @@ class Ranking(nn.Module):
         click_NK, engaged_NK = self.model.probabilities(terms)
         member_NW = self.model.member_vectors(state.learned, history_title, history_length)
         meet = self.model.appeal_vectors(state, self.model.members(state.learned, context))
-        return click_NK, engaged_NK, terms.appeal_NK, terms.affinity_N, member_NW, *meet
+        taste_ND, liked_NC = meet
+        shared_N = (taste_ND * self.mean_vector[title]).sum(-1) + (liked_NC * self.mean_content[title]).sum(-1)
+        shared_N = shared_N + self.mean_bias[title]
+        appeal_NK, affinity_N = terms.appeal_NK - shared_N[:, None], terms.affinity_N + shared_N
+        return click_NK, engaged_NK, appeal_NK, affinity_N, member_NW, *meet
+
+
+def _mean_by_title(values_A: Tensor, artworks_IL: Tensor) -> Tensor:
+    """Mean over a title's artworks, (A, ...) -> (I, ...); 0 for a title that has none."""
+    there_IL = (artworks_IL > 0).to(values_A.dtype)
+    share_IL = there_IL / there_IL.sum(1, keepdim=True).clamp(min=1)
+    return torch.einsum("il,il...->i...", share_IL, values_A[artworks_IL])

@@ -1,6 +1,10 @@
 """What several tests share: one tiny simulated service and what is made from it, each made once per session."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from datetime import datetime
 from pathlib import Path
 

@@ -19,6 +19,7 @@ from export.parity import compare
 from export.score import Policy, score
 from export.side_by_side import rank_histories
 from models.ranking import INPUTS
+from tests.test_explain import request_of
 from train.run import Run
 
 
@@ -136,6 +137,25 @@ def test_a_changed_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
         Bundle.open(broken)
     with pytest.raises(UserError, match="so this is no bundle"):
         Bundle.open(tmp_path)
+
+
+def test_appeal_is_what_an_artwork_has_above_its_titles_mean(run: Path, bundle: Path) -> None:
+    """The click's probability is the model's all the same, and what the artworks share counts as the title's."""
+    opened, model = Bundle.open(bundle), Run.open(run).model
+    request = request_of(opened, n=25, candidates=40)
+    of_title = model.title_artworks_IL[torch.from_numpy(request["title"])].numpy()
+    request["artworks"] = of_title[:, : (of_title > 0).sum(1).max()]
+    there = request["artworks"] > 0
+    found = opened.rank(request)
+    mean = (found["appeal"] * there).sum(1) / np.maximum(1, there.sum(1))
+    assert np.abs(mean).max() < 1e-4
+    assert np.abs(found["appeal"][there]).max() > 0.1
+    scale, shift = model.calibration[0, :2].tolist()
+    if not model.calibration[0, 2:].any():  # a line that does not bend: the terms add up to the logit
+        p = found["click_probability"]
+        logit = (np.log(p / (1 - p)) - shift) / scale - found["appeal"] - found["affinity"][:, None]
+        presentation = np.where(there, logit, np.nan)
+        np.testing.assert_allclose(np.nanmax(presentation, 1) - np.nanmin(presentation, 1), 0, atol=1e-3)
 
 
 def test_scoring_needs_no_torch(service: Path, bundle: Path, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_the_loss_is_that_of_the_softmax_over_all_titles(shards: Path) -> None:
 def test_titles_alone_are_learned(shards: Path) -> None:
     """Better than how often each is played, which is where it begins."""
     feed = PlaysFeed(Shards.open(shards).shards, plays=30, batch=16)
-    losses = []
+    losses: list[float] = []
     config = TitlesConfig(passes=6, negatives=20)
     optimiser = OptimiserConfig(learning_rate=5e-3, weight_decay=0.01, average=0.9)
     model = fit_titles(model_of(shards), feed, config, optimiser, after_pass=lambda _, loss, __: losses.append(loss))

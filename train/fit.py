@@ -191,7 +191,10 @@ class _Fit:
         """How titles are learned, from the plays before the validation period; None where they are not."""
         begins = datetime.fromisoformat(opened.manifest["validation_from"])
         plays = PlaysFeed(opened.shards, before=round(begins.timestamp() * 1_000_000))
-        return TitleLesson.prepare(model, plays, self.config.titles, self.config.seed)
+        lesson = TitleLesson.prepare(model, plays, self.config.titles, self.config.seed, warm=self.before is not None)
+        if lesson is None and self.config.titles.weight and self.world.rank == 0:
+            self.console.print("fit: there are no plays before the validation period, so titles are not learned")
+        return lesson
 
     def _tower(self) -> ImageTower | None:
         if not self.config.finetune.learning_rate:

@@ -105,6 +105,9 @@ class RankerTask(pl.LightningModule):
         self.average = Average(model, optimiser.average)
         self.tower, self.titles = tower, titles
         large = [name for name in TABLES if alone and len(model.get_parameter(name)) >= optimiser.rows]
+        if titles is None:  # no loss reaches them, and ranks that average their gradients would wait for those
+            for part in (model.member_next, model.next_vector, model.next_bias):
+                part.requires_grad_(False)
         if titles is not None:  # titles that stand for all others are in no batch, and must be looked up as they are
             large = [name for name in large if not name.startswith("title_")]
         for name in large:

@@ -33,9 +33,9 @@ POPULARITY = 0.5
 class TitlesConfig:
     """Learning which title is played next."""
 
-    weight: float = 0.0
+    weight: float = 0.02
     """Of this loss per play, beside the loss of clicks per impression; 0 leaves it out."""
-    negatives: int = 0
+    negatives: int = 256
     """Titles drawn for each batch that stand for all; 0: all titles, whose cost grows with the catalogue."""
     smoothing: float = 0.0
     """Share of the probability that is spread evenly over the titles (Szegedy et al., 2016)."""
@@ -125,18 +125,24 @@ class TitleLesson:
         return total * (self.config.weight / count.clamp(min=1))
 
     @classmethod
-    def prepare(cls, model: TwoTower, feed: PlaysFeed, config: TitlesConfig, seed: int) -> "TitleLesson | None":
-        """From the plays of the feed, and what is played together into the model; None where titles are not learned."""
+    def prepare(
+        cls, model: TwoTower, feed: PlaysFeed, config: TitlesConfig, seed: int, *, warm: bool = False
+    ) -> "TitleLesson | None":
+        """From the plays of the feed; None where titles are not learned.
+
+        What is played together, and how often, goes into the model, unless it is `warm` and has it from former plays.
+        """
         if not config.weight and model.coplay is None:
             return None
         members, titles = feed.played()
         if not len(titles):
-            raise UserError("titles: no play to learn from. Give a longer log.")
-        if model.coplay is not None:
-            model.coplay.fit(members, titles, seed)
-        with torch.no_grad():  # begin with how often each is played
-            count = torch.bincount(titles[titles < model.sizes.titles], minlength=model.sizes.titles)
-            model.next_bias.weight[1:, 0] = torch.log1p(count[1:].float()) * POPULARITY
+            return None
+        if not warm:
+            if model.coplay is not None:
+                model.coplay.fit(members, titles, seed)
+            with torch.no_grad():  # begin with how often each is played
+                count = torch.bincount(titles[titles < model.sizes.titles], minlength=model.sizes.titles)
+                model.next_bias.weight[1:, 0] = torch.log1p(count[1:].float()) * POPULARITY
         return cls(config, chances_of(titles, model.sizes.titles)) if config.weight else None
 
 
@@ -155,7 +161,8 @@ def fit_titles(
     """
     torch.manual_seed(seed)
     lesson = TitleLesson.prepare(model, feed, replace(config, weight=1.0), seed)
-    assert lesson is not None
+    if lesson is None:
+        raise UserError("titles: no play to learn from. Give a longer log.")
     average = Average(model, optimiser.average)
     total = len(feed) * config.passes
     groups = [
