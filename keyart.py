@@ -243,8 +243,8 @@ def score(
         bundle: What `keyart export` wrote.
         dataset: A dataset by the contract, valid by `keyart check`.
         out: Folder for the scores.
-        policy: greedy, softmax:TEMPERATURE, epsilon:SHARE, or thompson:DRAWS, which shows each artwork as often as it is
-            best by a draw out of the posterior (256 draws where none are named).
+        policy: greedy, softmax:TEMPERATURE, epsilon:SHARE, or thompson:DRAWS:WIDTH, which shows each artwork as often as it
+            is best by a draw out of the posterior, of some share of its width (default: 256 draws, .25).
         reward: What the policy chooses by: the probability of a click, or of one that leads to a viewing.
         since: Only impressions shown at or after this date or time (ISO 8601, UTC); default: all.
     """

@@ -64,17 +64,17 @@ class Laplace:
 
 
 class Thompson(Laplace):
-    """The best by a draw out of the posterior, anew for each impression."""
+    """The best by a draw out of the posterior, of some share of its width, anew for each impression."""
 
-    def __init__(self, stream: Stream, seed: int) -> None:
+    def __init__(self, stream: Stream, seed: int, width: float = 1.0) -> None:
         super().__init__(stream)
-        self.chance = np.random.default_rng((seed, 3))
+        self.width, self.chance = width, np.random.default_rng((seed, 3))
 
     def choose(self, rows: NDArray[np.integer], offered_NK: NDArray[np.bool_]) -> NDArray[np.integer]:
         """As the protocol says."""
         root_PP = np.linalg.cholesky(self.precision_PP)
         drawn_PN = np.linalg.solve(root_PP.T, self.chance.standard_normal((len(self.mean_P), len(rows))))
-        return _best(self.score(rows, self.mean_P + drawn_PN.T), offered_NK)
+        return _best(self.score(rows, self.mean_P + self.width * drawn_PN.T), offered_NK)
 
 
 class EpsilonGreedy(Laplace):

@@ -7,8 +7,9 @@ whether what it chose was clicked (one random number an impression, the same for
 round is over: the weights of appeal's features and the artworks' biases, from its own log alone.
 
 - uniform: every candidate alike. greedy: the best by what it has learned. epsilon: greedy, but uniform for a share.
-- Thompson: the best by a draw of the posterior, anew for each impression (Chapelle and Li, 2011). These four update by
-  Laplace: logistic regression from the normal posterior of the round before.
+- Thompson: the best by a draw of the posterior, anew for each impression (Chapelle and Li, 2011), of its whole width or, as
+  keyart does by default, of a quarter of it, which they call reshaping. All these update by Laplace: logistic regression
+  from the normal posterior of the round before.
 - LinUCB (Li and others, 2010): ridge regression of clicks on the same features, with the same head start, and a bonus of
   alpha standard deviations: of one; and of the alpha that, looking back, did best on this very stream.
 
@@ -46,7 +47,7 @@ from datamodules.shards import REQUESTS, Shards
 from datamodules.simulate import SimulateConfig, simulate
 from export.bundle import POSTERIOR, Bundle
 from export.explain import TABLES
-from export.score import requests
+from export.score import WIDTH, requests
 
 NAME = "explore"
 ALPHAS = (0.5, 1.0, 2.0)
@@ -66,6 +67,8 @@ class Config:
     """Share of the artworks that arrive during the stream."""
     epsilon: float = 0.1
     """Share that epsilon-greedy shows uniformly."""
+    width: float = WIDTH
+    """How much of the posterior's standard deviation keyart's Thompson sampling draws, as in `keyart score`."""
     seeds: int = 1
     """Services, each simulated, trained on and gone through; mean and spread are told."""
 
@@ -76,6 +79,8 @@ class Config:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
         if not 0 < self.begin <= 0.6:
             raise UserError(f"begin={self.begin}: must lie in (0, 0.6].")
+        if not 0 < self.width < float("inf"):
+            raise UserError(f"width={self.width}: must be above 0.")
         if not 0 < self.held_out <= 0.5 or not 0 <= self.epsilon <= 1:
             raise UserError(f"held_out={self.held_out}, epsilon={self.epsilon}: must lie in (0, 0.5], and in [0, 1].")
 
@@ -183,7 +188,8 @@ def _gone_through(stream: Stream, config: Config, seed: int, console: Console) -
     """Every policy over the whole stream: expected clicks, regret, and regret of the last quarter, per 1,000."""
     offered = stream.arriving(config.rounds, seed)
     makers: dict[str, Callable[[], Policy]] = {
-        f"{OURS} Thompson": lambda: Thompson(stream, seed),
+        f"{OURS} Thompson": lambda: Thompson(stream, seed, config.width),
+        "Thompson, whole width": lambda: Thompson(stream, seed),
         "greedy": lambda: epsilon_greedy(stream, 0.0, seed),
         "epsilon-greedy": lambda: epsilon_greedy(stream, config.epsilon, seed),
         "uniform": lambda: uniform(stream, seed),

@@ -30,8 +30,8 @@ from export.explain import TABLES, reasons
 from export.thompson import Thompson
 
 RECORD, REASONS = "scores.json", "reasons.json"
-DRAWS, MOST_DRAWS = 256, 100_000
-"""Of Thompson sampling, where none are named, and at most."""
+DRAWS, MOST_DRAWS, WIDTH = 256, 100_000, 0.25
+"""Of Thompson sampling: draws where none are named, and at most; and how much of the posterior's width they have."""
 EXPLAINED = 40
 """Impressions whose choice is explained."""
 REQUESTS_AT_ONCE = 512
@@ -46,28 +46,31 @@ class Policy:
     """greedy, softmax, epsilon or thompson."""
     strength: float = 0.0
     """Temperature of the softmax over click logits, above 0; the share shown uniformly, 0 .. 1; or the posterior draws."""
+    width: float = WIDTH
+    """Of thompson: how much of the posterior's standard deviation is drawn."""
 
     @classmethod
     def parse(cls, text: str) -> "Policy":
-        """`greedy`, `softmax:TEMPERATURE`, `epsilon:SHARE` or `thompson[:DRAWS]`; anything else is a UserError."""
+        """`greedy`, `softmax:TEMPERATURE`, `epsilon:SHARE` or `thompson[:DRAWS[:WIDTH]]`; anything else is a UserError."""
         kind, _, strength = text.partition(":")
+        strength, _, wide = strength.partition(":")
         try:
-            value = float(strength) if strength else 0.0
+            value, width = float(strength) if strength else 0.0, float(wide) if wide else WIDTH
         except ValueError:
-            value = np.nan
+            value = width = np.nan
         value = DRAWS if kind == "thompson" and not strength else value
         fits = {
             "greedy": not strength,
             "softmax": 0 < value < np.inf,
             "epsilon": bool(strength) and 0 <= value <= 1,
-            "thompson": value in range(1, MOST_DRAWS + 1),
+            "thompson": value in range(1, MOST_DRAWS + 1) and 0 < width < np.inf,
         }
-        if not fits.get(kind, False):
+        if not fits.get(kind, False) or (wide and kind != "thompson"):
             raise UserError(
-                f"policy={text}: give greedy, softmax:TEMPERATURE (above 0), epsilon:SHARE (0 .. 1) or thompson:DRAWS "
-                f"(1 .. {MOST_DRAWS})."
+                f"policy={text}: give greedy, softmax:TEMPERATURE (above 0), epsilon:SHARE (0 .. 1) or "
+                f"thompson:DRAWS:WIDTH (1 .. {MOST_DRAWS}; above 0)."
             )
-        return cls(kind, value)
+        return cls(kind, value, width)
 
     def probabilities(self, click_NK: np.ndarray, there_NK: np.ndarray) -> np.ndarray:
         """float32 (N, K), each row summing to 1 over the candidates that are there; ties go to the first."""
@@ -102,7 +105,7 @@ def score(
     """
     console = console or Console(stderr=True)
     choose = Policy.parse(policy)
-    thompson = Thompson(bundle, int(choose.strength)) if choose.kind == "thompson" else None
+    thompson = Thompson(bundle, int(choose.strength), choose.width) if choose.kind == "thompson" else None
     if thompson is not None and reward != "clicked":
         raise UserError(
             f"policy={policy}, reward={reward}: the posterior is of clicks. Give reward=clicked, or epsilon:SHARE."

@@ -4,7 +4,8 @@ A draw is one ranker out of the posterior: weights of appeal's features and a bi
 a fixed number of draws at random and shows the artwork that is best by it, so that the probability of an artwork is exactly
 the share of the draws that it wins: what is written into the policy column is what was done. Against Thompson sampling with
 draws without end (Thompson, 1933; Chapelle and Li, 2011) such a share is an estimate, of standard error
-sqrt(p (1 - p) / draws).
+sqrt(p (1 - p) / draws). The posterior may be drawn narrower than it is, which explores less: Chapelle and Li found a quarter to
+a half best, and so does `keyart bench explore`.
 
 Legend: N requests, K candidates, D width, F = D + 3 features, S draws.
 """
@@ -23,17 +24,17 @@ AT_ONCE = 4_000_000
 class Thompson:
     """Draws out of a bundle's posterior, the same for every request, from the seed alone."""
 
-    def __init__(self, bundle: Bundle, draws: int, seed: int = 0) -> None:
-        """UserError where the bundle has no posterior."""
+    def __init__(self, bundle: Bundle, draws: int, width: float = 1.0, seed: int = 0) -> None:
+        """`width`: the posterior's standard deviations are taken times this. UserError where the bundle has no posterior."""
         path = bundle.folder / POSTERIOR
         if not path.is_file():
             raise UserError(f"{path}: is not there: the bundle was made before exploring. Export the run again.")
         posterior, tables = load_file(path), load_file(bundle.folder / TABLES)
         self.vector, self.content = tables["artwork_vector"], tables["artwork_content"]
-        self.own, self.draws, self.seed = posterior["own"], draws, seed
+        self.own, self.draws, self.seed = posterior["own"] * np.float32(width), draws, seed
         chance = np.random.default_rng(seed)
         weights = chance.standard_normal((draws, len(posterior["spread"])), np.float32)
-        self.weight_FS = (weights @ posterior["spread"].T).T
+        self.weight_FS = (weights @ posterior["spread"].T).T * np.float32(width)
 
     def probabilities(
         self, request: dict[str, np.ndarray], found: dict[str, np.ndarray], there_NK: np.ndarray

@@ -117,6 +117,7 @@ def test_the_policy_is_the_share_of_draws(service: Path, bundle: Path, tmp_path:
     there = np.arange(6) < np.random.default_rng(0).integers(1, 7, 30)[:, None]
     found = opened.rank(request)
     thompson = Thompson(opened, 64)
+    narrow = Thompson(opened, 64, 1e-6)
     drawn = thompson.appeals(request["artworks"], found["taste"], found["liked"], found["appeal"])
     expected = np.zeros((30, 6))
     for n in range(30):
@@ -125,6 +126,9 @@ def test_the_policy_is_the_share_of_draws(service: Path, bundle: Path, tmp_path:
     shares = thompson.probabilities(request, found, there)
     np.testing.assert_allclose(shares, expected, atol=1e-6)
     assert 0 < (np.count_nonzero(shares, axis=1) > 1).mean() < 1, "some are sure, some are not"
+    certain = narrow.probabilities(request, found, there)
+    assert (certain.argmax(1) == np.where(there, found["appeal"], -np.inf).argmax(1)).all(), "of no width it is greedy"
+    assert (certain.max(1) == 1).all()
 
     score(opened, service, tmp_path / "scores", policy="thompson:64")
     table = pq.read_table(tmp_path / "scores" / "part-00000.parquet")
@@ -135,7 +139,19 @@ def test_the_policy_is_the_share_of_draws(service: Path, bundle: Path, tmp_path:
 
 
 def test_words_for_it() -> None:
-    assert Policy.parse("thompson") == replace(Policy.parse("thompson:3"), strength=256)
-    for bad in ("thompson:0", "thompson:2.5", "thompson:x", "thompson:1000000"):
+    assert (
+        Policy.parse("thompson")
+        == replace(Policy.parse("thompson:3"), strength=256)
+        == replace(Policy.parse("thompson:256:2"), width=0.25)
+    )
+    for bad in (
+        "thompson:0",
+        "thompson:2.5",
+        "thompson:x",
+        "thompson:1000000",
+        "thompson:5:0",
+        "thompson:5:x",
+        "epsilon:.1:2",
+    ):
         with pytest.raises(UserError, match="policy="):
             Policy.parse(bad)
