@@ -182,9 +182,13 @@ def test_every_command_of_the_readme_runs(service: Path, tmp_path: Path, monkeyp
     """
     monkeypatch.chdir(tmp_path)
     shutil.copytree(service, tmp_path / "DATASET")
+
+    def small(where: str) -> list[str]:
+        return [f"--{where}views=128", f"--{where}encoder.height=48", f"--{where}encoder.width=32"]
+
     short = {
-        "pipeline": ["--embed.views", "128", "--fit.passes", "1", "--fit.batch", "256"],
-        "embed": ["--views", "128"],
+        "pipeline": ["--fit.passes", "1", "--fit.batch", "256", *small("embed.")],
+        "embed": small(""),
         "fit": ["--passes", "1", "--batch", "256"],
     }
     ran = []
@@ -193,4 +197,6 @@ def test_every_command_of_the_readme_runs(service: Path, tmp_path: Path, monkeyp
             continue
         assert keyart.main([*words[1:], *short.get(words[1], [])]) == 0, words
         ran.append(words[1])
-    assert {"pipeline", "check", "prepare", "embed", "fit", "export", "score", "value", "evaluate"} <= set(ran)
+    assert {"pipeline", "check", "prepare", "embed", "fit", "export", "score", "recommend", "value", "evaluate"} <= set(
+        ran
+    )
