@@ -11,6 +11,7 @@ from rich.console import Console
 from benchmarks.title_log import TitleLog, listed, ndcg_and_hits, read_log
 from benchmarks.title_ways import RIDGE, ease, neighbours, played, popularity, same_genres
 from benchmarks.titles import Config, bench
+from configs.read import RECIPES
 from datamodules.contract import UserError
 
 
@@ -96,8 +97,10 @@ def test_lists_and_their_figures() -> None:
 
 
 @pytest.mark.slow
-def test_a_whole_run(service: Path) -> None:
-    rows = bench(Config(log=str(service), epochs=0), Console(quiet=True))
+def test_a_whole_run(service: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "titles.yaml"
+    recipe.write_text((RECIPES / "titles.yaml").read_text().replace("passes: 30", "passes: 2"))
+    rows = bench(Config(log=str(service), recipe=str(recipe), epochs=0), Console(quiet=True))
     found = {(row.subject, row.figure): row.value for row in rows}
     assert found["keyart", "NDCG@10"] > 0
     assert {"popularity", "item-kNN", "EASE"} <= {row.subject for row in rows}
