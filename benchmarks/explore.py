@@ -46,7 +46,7 @@ from datamodules.progress import progress_bar
 from datamodules.shards import REQUESTS, Shards
 from datamodules.simulate import SimulateConfig, simulate
 from export.bundle import POSTERIOR, Bundle
-from export.explain import TABLES
+from export.explain import TABLES, by_part
 from export.score import WIDTH, requests
 
 NAME = "explore"
@@ -140,10 +140,8 @@ def read_stream(bundle: Bundle, shards: Path, truth: Path, new: pa.Array) -> Str
             truth_NK = np.zeros(there_NK.shape)
             truth_NK[there_NK] = np.asarray(lists.slice(begin, n).flatten())
             rows_NK = request["artworks"]
-            three = (
-                (tables["artwork_content"][rows_NK] * found["liked"][:, None]).reshape(*rows_NK.shape, 3, -1).sum(-1)
-            )
             learned = tables["artwork_vector"][rows_NK] * found["taste"][:, None]
+            three = by_part(tables["artwork_content"][rows_NK] * found["liked"][:, None], learned.shape[-1])
             columns = {
                 "time": shard.shown_at[begin : begin + n],
                 "artwork": rows_NK,

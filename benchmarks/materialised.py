@@ -56,6 +56,7 @@ class Rows:
                 "hour": shard.shown_at[rows] // MICROSECONDS_AN_HOUR % 24,
                 "row": shard.row[rows].astype(np.int64),
                 "column": shard.column[rows].astype(np.int64),
+                "play_count": (shard.history_end[rows] - shard.history_start[rows]).astype(np.int64),
                 "clicked": shard.clicked[rows].astype(np.float32),
                 "engaged": np.where(engaged < 0, np.nan, engaged).astype(np.float32),
             }
@@ -89,7 +90,10 @@ class Rows:
                 whole=size,
                 **{
                     name: found[name]
-                    for name in ("title", "country", "device", "hour", "row", "column", "clicked", "engaged")
+                    for name in (
+                        *("title", "country", "device", "hour", "row", "column", "play_count"),
+                        *("clicked", "engaged"),
+                    )
                 },
             )
 

@@ -24,6 +24,7 @@ from models.history import HistoryConfig
 from models.two_tower import TwoTower, TwoTowerConfig
 from train.embed import load_embedding
 from train.optimiser import OptimiserConfig
+from train.prior import PriorConfig
 from train.run import content_of, sizes_of
 from train.task import RankerTask, clip_gradients, losses
 
@@ -68,7 +69,9 @@ class Training:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = TwoTower(shape, sizes_of(shards.vocabularies), content_of(shards, embedding))
         self.model = model.to(self.device).train()
-        self.task = RankerTask(model, OptimiserConfig(), total_steps=10_000, seed=0, place=Place()).to(self.device)
+        self.task = RankerTask(
+            model, OptimiserConfig(), PriorConfig(), impressions=1_000_000, total_steps=10_000, seed=0, place=Place()
+        ).to(self.device)
         self.optimiser = self.task.configure_optimizers()["optimizer"]  # pyright: ignore
         for group in self.optimiser.param_groups:  # no warm-up: nobody counts the steps
             group["lr"] = group["initial_lr"]
@@ -79,7 +82,7 @@ class Training:
         batch = batch.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             click, engaged, _ = losses(self.model, batch)
-        (click + engaged / batch.whole).backward()
+        (click + engaged / batch.whole + self.task.prior.loss() / self.task.impressions).backward()
         clip_gradients(self.model, 1.0)
         self.task.average.update(self.model)
         self.optimiser.step()

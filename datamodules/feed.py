@@ -55,6 +55,8 @@ class Batch:
     """int64 (N,): -1 where not logged."""
     column: Tensor
     """int64 (N,): -1 where not logged."""
+    play_count: Tensor
+    """int64 (N,): how many plays the member had before the impression, those before the window included."""
     clicked: Tensor
     """float32 (N,)."""
     engaged: Tensor
@@ -299,6 +301,7 @@ class Feed:
             hour=whole_numbers(shard.shown_at[rows] // MICROSECONDS_AN_HOUR % 24),
             row=whole_numbers(shard.row[rows]),
             column=whole_numbers(shard.column[rows]),
+            play_count=whole_numbers(shard.history_end[rows] - shard.history_start[rows]),
             clicked=torch.from_numpy(clicked.astype(np.float32)),
             engaged=torch.from_numpy(np.where(engaged < 0, np.nan, engaged).astype(np.float32)),
             shown=whole_numbers(shown),

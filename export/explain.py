@@ -5,13 +5,15 @@ Appeal is a sum and dot products, so it is shared out exactly, not estimated:
     appeal(k) = of_artwork(k) + of_state(k) + of_title + sum_c by_context(k, c)
                 + sum_t by_play(t, k) + by_image(t, k) + by_people(t, k) + by_genres(t, k)
 
-by_play is the learned part of the member's state, a normalised mean of plays: given the norm, linear in each play. by_image,
-by_people and by_genres are the likeness of the candidate to each play. by_person shares out the sum of by_people by whom the
-candidate shows. of_state is what cannot be shared out by play: all of the learned state where the encoder is attention, zero
-where it is the mean. of_title takes out what the mean of the title's artworks has for this member, which is the title's and
-not the artwork's. What a choice is due to are differences between candidates, never the terms by themselves.
+by_play is the learned part: taste is linear in the mean of what was played, and in the direction of what is played together
+with it, which is linear in each play given its length. by_image, by_people and by_genres are the likeness of the candidate to
+each play. by_person shares out the sum of by_people by whom the candidate shows. of_state is what a history encoder that
+attends adds and cannot be shared out by play; zero where the encoder is the mean. of_title takes out what the mean of the
+title's artworks has for this member, which is the title's and not the artwork's. What a choice is due to are differences
+between candidates, never the terms by themselves.
 
-Legend: N requests, T plays, K candidates, D width, L people on an artwork, C = 3 parts of the context.
+Legend: N requests, T plays, K candidates, D width, G genres, L people on an artwork, C = 2 D + G, R rank of what is played
+together, W = C + R.
 """
 
 from collections.abc import Sequence
@@ -27,8 +29,8 @@ from export.bundle import Bundle
 
 TABLES = "explain.safetensors"
 CONTEXT = ("country", "device", "hour")
-EPSILON = 1e-5
-"""Of the layer norm."""
+LEAST_LENGTH = 1e-6
+"""Of what is played together, below which it has no direction."""
 
 
 @dataclass(frozen=True)
@@ -46,51 +48,38 @@ class Explainer:
         return load_file(path)
 
     def explain(self, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The terms of appeal by name, float32: (N, T, K), (N, K, L), (N, K, C), (N, K) or (N, 1); input as of the graph."""
+        """The terms of appeal by name, float32: (N, T, K), (N, K, L), (N, K, 3), (N, K) or (N, 1); input as of the graph."""
         table = self.tables
         title_NT, clicked_NT = request["history_title"], request["history_artwork"]
-        artworks_NK, plays = request["artworks"], title_NT.shape[1]
-        width = table["token_image"].shape[0]
+        artworks_NK, width = request["artworks"], table["taste_weight"].shape[0]
 
         image_NTD = table["artwork_content"][clicked_NT][..., :width]
         image_NTD = np.where((clicked_NT > 0)[..., None], image_NTD, table["play_mean_image"][title_NT])
         vector_NKD, content_NKC = table["artwork_vector"][artworks_NK], table["artwork_content"][artworks_NK]
-        # what one unit of the learned state adds
-        unit_NKD = vector_NKD @ table["appeal_weight"] * width**-0.5
 
-        likes_NT = _weights(table, "recent", request)
-        content_NTC = np.concatenate([image_NTD, table["play_content"][title_NT]], axis=-1) * likes_NT[..., None]
+        content_NTC = np.concatenate([image_NTD, table["play_content"][title_NT]], axis=-1)
+        content_NTC = content_NTC * _weights(table, request)[..., None]
         parts = [
             gain * np.einsum("ntd,nkd->ntk", content_NTC[..., cut], content_NKC[..., cut])
-            for gain, cut in zip(table["likeness_gain"], _thirds(width), strict=True)
+            for gain, cut in zip(table["likeness_gain"], parts_of_content(width), strict=True)
         ]
         found: dict[str, np.ndarray] = dict(zip(("by_image", "by_people", "by_genres"), parts, strict=True))
-        found["by_person"] = self._by_person(content_NTC[..., _thirds(width)[1]].sum(1), artworks_NK)
+        found["by_person"] = self._by_person(content_NTC[..., parts_of_content(width)[1]].sum(1), artworks_NK)
 
-        rest_ND = np.zeros((len(title_NT), width))
-        if "history_bias" in table:
-            rest_ND = np.where(request["history_length"][:, None] > 0, table["norm_bias"], table["no_history"])
-            token_NTD = table["play_token"][title_NT] + image_NTD @ table["token_image"].T
-            token_NTD = (
-                token_NTD + _watched(request["history_watched"]) @ table["watched_weight"].T + table["watched_bias"]
-            )
-            token_NTD = token_NTD * _weights(table, "history", request)[..., None]
-            mean_N1D = token_NTD.sum(1, keepdims=True)
-            spread_N11 = np.sqrt(mean_N1D.var(-1, keepdims=True) + EPSILON)
-            state_NTD = table["norm_weight"] * (token_NTD - token_NTD.mean(-1, keepdims=True)) / spread_N11
-            found["by_play"] = np.einsum("ntd,nkd->ntk", state_NTD, unit_NKD)
-        else:
-            found["by_play"] = np.zeros((len(title_NT), plays, artworks_NK.shape[1]))
+        together_NTR = table["play_together"][title_NT] * _recent(table, request)[0][..., None]
+        length_N11 = np.linalg.norm(together_NTR.sum(1), axis=-1)[:, None, None]
+        together_NTR = together_NTR / np.maximum(length_N11, LEAST_LENGTH)
+        told_NTW = np.concatenate([content_NTC * table["means"], together_NTR], axis=-1)
+        found["by_play"] = np.einsum("ntw,nkw->ntk", told_NTW, vector_NKD @ table["taste_weight"])
         found["by_context"] = np.stack(
-            [np.einsum("nd,nkd->nk", table[name][request[name]], unit_NKD) for name in CONTEXT], axis=-1
+            [np.einsum("nd,nkd->nk", table[name][request[name]], vector_NKD) for name in CONTEXT], axis=-1
         )
-        own_NK = vector_NKD @ table["appeal_bias"] * width**-0.5 + table["artwork_bias"][artworks_NK]
-        found["of_artwork"] = own_NK + np.einsum("nd,nkd->nk", rest_ND, unit_NKD)
+        found["of_artwork"] = vector_NKD @ table["taste_bias"] + table["artwork_bias"][artworks_NK]
         ran, title_N = self.bundle.rank(request, ("appeal", "taste", "liked")), request["title"]
         shared_N = (ran["taste"] * table["mean_vector"][title_N]).sum(-1) + table["mean_bias"][title_N]
         found["of_title"] = -(shared_N + (ran["liked"] * table["mean_content"][title_N]).sum(-1))[:, None]
         told = found["appeal"] = ran["appeal"]
-        found["of_state"] = np.zeros_like(told) if "history_bias" in table else told - total(found)
+        found["of_state"] = told - total(found) if "taste_state" in table else np.zeros_like(told)
         return {name: values.astype(np.float32) for name, values in found.items()}
 
     def _by_person(self, people_ND: np.ndarray, artworks_NK: np.ndarray) -> np.ndarray:
@@ -108,32 +97,37 @@ def total(terms: dict[str, np.ndarray]) -> np.ndarray:
     return plays + terms["by_context"].sum(-1) + terms["of_artwork"] + terms["of_title"] + terms.get("of_state", 0.0)
 
 
-def _thirds(width: int) -> tuple[slice, slice, slice]:
-    """Image, people and genres within the content."""
-    return slice(0, width), slice(width, 2 * width), slice(2 * width, 3 * width)
+def parts_of_content(width: int) -> tuple[slice, slice, slice]:
+    """Image, people and genres within an artwork's content, for vectors of some width."""
+    return slice(0, width), slice(width, 2 * width), slice(2 * width, None)
 
 
-def _watched(watched_NT: np.ndarray) -> np.ndarray:
-    known = ~np.isnan(watched_NT)
-    return np.stack([np.where(known, watched_NT - 0.5, 0.0), known.astype(np.float64)], axis=-1)
+def by_part(products_xC: np.ndarray, width: int) -> np.ndarray:
+    """Sums over image, people and genres, (..., C) -> (..., 3)."""
+    return np.stack([products_xC[..., cut].sum(-1) for cut in parts_of_content(width)], axis=-1)
 
 
-def _weights(table: dict[str, np.ndarray], name: str, request: dict[str, np.ndarray]) -> np.ndarray:
+def _recent(table: dict[str, np.ndarray], request: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Which plays count, bool (N, T), and how many plays ago they were, less one."""
+    place = np.arange(request["history_time"].shape[1])
+    ago_NT = request["history_length"][:, None] - 1 - place
+    return (ago_NT >= 0) & (ago_NT < len(table["recent_bias"])), ago_NT
+
+
+def _weights(table: dict[str, np.ndarray], request: dict[str, np.ndarray]) -> np.ndarray:
     """How much each play counts in a mean of recent plays, (N, T): learned by distance, shrunk where plays are few."""
-    bias_S = table[f"{name}_bias"]
+    bias_S = table["recent_bias"]
     length_N1, time_NT = request["history_length"][:, None], request["history_time"]
-    place = np.arange(time_NT.shape[1])
-    distance_NT = length_N1 - 1 - place
-    inside = (distance_NT >= 0) & (distance_NT < len(bias_S))
-    logit = bias_S[np.clip(distance_NT, 0, len(bias_S) - 1)].astype(np.float64)
-    if f"{name}_slope" in table:
+    inside, ago_NT = _recent(table, request)
+    logit = bias_S[np.clip(ago_NT, 0, len(bias_S) - 1)].astype(np.float64)
+    if "recent_slope" in table:
         last = np.take_along_axis(time_NT, np.maximum(length_N1 - 1, 0), axis=1)
         apart = np.log1p(np.maximum(last - time_NT, 0) / (3600.0 * float(table["hours_apart"][0])))
-        logit = logit - table[f"{name}_slope"][0] * apart
+        logit = logit - table["recent_slope"][0] * apart
     logit = np.where(inside, logit, -np.inf)
     raised = np.where(inside, np.exp(logit - np.max(logit, axis=1, keepdims=True, initial=-1e30)), 0.0)
     plays = np.minimum(length_N1, len(bias_S))
-    shrunk = plays / (plays + np.exp(table[f"{name}_prior"][0]))
+    shrunk = plays / (plays + np.exp(table["recent_prior"][0]))
     return raised / np.maximum(raised.sum(1, keepdims=True), 1e-300) * shrunk
 
 

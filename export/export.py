@@ -22,12 +22,12 @@ from export.bundle import ABOUT, GRAPH, POSTERIOR, TITLES, VOCABULARIES, Bundle,
 from export.explain import CONTEXT, TABLES, Explainer, total
 from models.history import HOURS_APART
 from models.ranking import INPUTS, OUTPUTS, Ranking
-from models.two_tower import TwoTower
+from models.two_tower import MEANS, TwoTower
 
 OPSET = 20
 PARITY = 1e-4
 """Largest difference of a probability between torch and ONNX Runtime that a bundle may have."""
-LAYOUT = 2
+LAYOUT = 3
 """Raised when the bundle's files change their meaning."""
 
 DESCRIPTIONS = {
@@ -41,6 +41,7 @@ DESCRIPTIONS = {
     "hour": ("int64", "(N,)", "hour of the day, UTC, 0 .. 23"),
     "row": ("int64", "(N,)", "row on the page from 0, -1 where not known"),
     "column": ("int64", "(N,)", "column on the page from 0, -1 where not known"),
+    "play_count": ("int64", "(N,)", "plays of the member so far, those not among history_* included"),
     "title": ("int64", "(N,)", "title row"),
     "artworks": ("int64", "(N, K)", "candidates: artwork rows, padded with 0"),
     "click_probability": ("float32", "(N, K)", "calibrated probability of a click, were this artwork shown"),
@@ -52,7 +53,7 @@ DESCRIPTIONS = {
     ),
     "affinity": ("float32", "(N,)", "what the title adds to the click logit, for this member"),
     "taste": ("float32", "(N, D)", "meets artwork vectors in appeal: see posterior.safetensors"),
-    "liked": ("float32", "(N, 3 D)", "meets artworks' image, people and moods in appeal"),
+    "liked": ("float32", "(N, 2 D + G)", "meets artworks' image, people and moods in appeal"),
     "member": (
         "float32",
         "(N, W)",
@@ -119,21 +120,19 @@ def export(
 def tables_of(ranking: Ranking) -> dict[str, Tensor]:
     """What explanations are made of, by name, float32 and int32: see `export.explain`."""
     model = ranking.model
-    taken = ("play_token", "play_content", "play_mean_image", "artwork_vector", "artwork_content", "artwork_bias")
+    taken = ("play_content", "play_mean_image", "play_together", "artwork_vector", "artwork_content", "artwork_bias")
     taken += ("mean_vector", "mean_content", "mean_bias")
     found: dict[str, Tensor] = {name: getattr(ranking, name) for name in taken}
-    found |= {name: getattr(model, name).weight for name in (*CONTEXT, "person")}
-    found |= {"artwork_people": model.artwork_people_AL.int(), "likeness_gain": model.likeness_gain}
-    found |= {"token_image": model.token_image.weight, "watched_weight": model.watched.weight}
-    found |= {"watched_bias": model.watched.bias, "appeal_weight": model.member_appeal.weight}
-    found |= {"appeal_bias": model.member_appeal.bias, "no_history": model.history.no_history_D}
-    found |= {"norm_weight": model.history.norm.weight, "norm_bias": model.history.norm.bias}
-    found |= {"hours_apart": torch.tensor([float(HOURS_APART)])}
-    for name, mean in (("recent", model.recent), ("history", model.history.mean)):
-        if mean is not None:
-            found |= {f"{name}_bias": mean.band.bias_HS[0], f"{name}_prior": mean.log_prior.reshape(1)}
-            if mean.band.slope_H is not None:
-                found[f"{name}_slope"] = mean.band.slope_H
+    found |= {name: getattr(model, f"taste_{name}").weight for name in CONTEXT}
+    found |= {"artwork_people": model.artwork_people_AL.int(), "person": model.person.weight}
+    found |= {"likeness_gain": model.likeness_gain, "taste_weight": model.taste.weight, "taste_bias": model.taste.bias}
+    mean = model.recent
+    found |= {"hours_apart": torch.tensor([float(HOURS_APART)]), "means": torch.tensor([MEANS])}
+    found |= {"recent_bias": mean.band.bias_HS[0], "recent_prior": mean.log_prior.reshape(1)}
+    if mean.band.slope_H is not None:
+        found["recent_slope"] = mean.band.slope_H
+    if model.taste_state is not None:  # what the learned state adds cannot be shared out by play
+        found["taste_state"] = model.taste_state.weight
     return {name: value.detach().cpu().contiguous().clone() for name, value in found.items()}
 
 
@@ -173,6 +172,7 @@ def _requests(
         "hour": chance.integers(0, 24, n),
         "row": chance.integers(-1, 40, n),
         "column": chance.integers(-1, 40, n),
+        "play_count": chance.integers(0, 3000, n),
         "title": rows("titles", n),
         "artworks": rows("artworks", n, candidates),
     }

@@ -35,7 +35,7 @@ def compare(model: TwoTower, shards: Path, scores: Path) -> float:
         place = np.searchsorted(ids, wanted).clip(max=len(ids) - 1)
         if not (ids[place] == wanted).all():
             raise UserError(f"{scores}: lacks impressions of the test period. Score the dataset again.")
-        context = Context(batch.country, batch.device, batch.hour, batch.row, batch.column)
+        context = Context(batch.country, batch.device, batch.hour, batch.row, batch.column, batch.play_count)
         plays = (batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
         terms = model(*plays, batch.member, batch.position, context, batch.title, batch.artworks)
         ours = model.probabilities(terms)[0].numpy()

@@ -58,7 +58,8 @@ class TitleRanker:
         nowhere = np.zeros(count, np.int64)
         request = {f"history_{name.removeprefix('play_')}": values for name, values in plays.items()}
         request |= dict.fromkeys(("country", "device", "hour", "title"), nowhere)
-        request |= {"row": nowhere - 1, "column": nowhere - 1, "artworks": nowhere[:, None], "history_length": length}
+        request |= {"row": nowhere - 1, "column": nowhere - 1, "artworks": nowhere[:, None]}
+        request |= {"history_length": length, "play_count": length}
         return self.bundle.rank(request, ("member",))["member"]
 
     def best(

@@ -202,6 +202,7 @@ def requests(shard: Shard, history_length: int) -> Iterator[tuple[dict[str, np.n
             "hour": shard.shown_at[rows] // MICROSECONDS_AN_HOUR % 24,
             "row": shard.row[rows].astype(np.int64),
             "column": shard.column[rows].astype(np.int64),
+            "play_count": (end - shard.history_start[rows]).astype(np.int64),
             "title": shard.title[rows].astype(np.int64),
             "artworks": np.where(there, shard.candidate[np.where(there, first[:, None] + place, 0)], 0).astype(
                 np.int64

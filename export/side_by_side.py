@@ -61,6 +61,7 @@ def rank_histories(
         "hour": same * EVENING,
         "row": same * 0,
         "column": same * 0,
+        "play_count": np.array([len(history) for history in histories], np.int64),
         "title": words["titles"].rows(pa.array(titles, pa.string())).astype(np.int64),
         "artworks": artworks_NK,
     }

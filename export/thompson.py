@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from datamodules.contract import UserError
 from export.bundle import POSTERIOR, Bundle
-from export.explain import TABLES
+from export.explain import TABLES, by_part
 
 AT_ONCE = 4_000_000
 """Drawn appeals held at a time."""
@@ -71,7 +71,7 @@ class Thompson:
     ) -> np.ndarray:
         """Appeal by every draw, float32 (N, K, S)."""
         likeness = self.content[artworks_NK] * liked_NC[:, None]
-        three = likeness.reshape(*artworks_NK.shape, 3, -1).sum(-1)
+        three = by_part(likeness, self.vector.shape[-1])
         features_NKF = np.concatenate([self.vector[artworks_NK] * taste_ND[:, None], three], axis=-1)
         own_NKS = self.own[artworks_NK][..., None] * normals(artworks_NK, self.draws, self.seed)
         return appeal_NK[..., None] + features_NKF @ self.weight_FS + own_NKS

@@ -35,7 +35,7 @@ class HistoryConfig:
     """`mean`: of the recent plays, by learned weights of distance; `attention` asks each play what it looks for, costs
     many times as much, and bought nothing on the logs tried (docs/experiments.md): for logs where order tells more.
     `layers` and `heads` are attention's alone."""
-    span: int = 50
+    span: int = 200
     """How many plays back one layer looks."""
     layers: int = 1
     """Attention layers; each adds `span` plays to what a state depends on."""

@@ -36,13 +36,15 @@ class Sizes(NamedTuple):
 
 
 class Context(NamedTuple):
-    """Where and when an impression is shown; each int64 of shape (N,). row and column: -1 = not known."""
+    """Where and when an impression is shown, and to whom; each int64 of shape (N,). row and column: -1 = not known."""
 
     country: Tensor
     device: Tensor
     hour: Tensor
     row: Tensor
     column: Tensor
+    play_count: Tensor
+    """How many plays the member had had, those that no history holds any more included."""
 
 
 class States(NamedTuple):
@@ -51,7 +53,9 @@ class States(NamedTuple):
     learned: Tensor
     """(..., D)"""
     recent: Tensor
-    """(..., 3 D): mean of the recent plays' images, people and genres."""
+    """(..., 2 D + G): mean of the recent plays' images, people and genres."""
+    together: Tensor
+    """(..., R): sum of the recent plays' vectors of what is played together."""
 
 
 class Terms(NamedTuple):
@@ -74,9 +78,13 @@ class Titles(NamedTuple):
     vector: Tensor
     """(..., D)"""
     content: Tensor
-    """(..., 2 D): people and genres."""
+    """(..., D + G): people and genres."""
     bias: Tensor
     """(...,)"""
+    together: Tensor
+    """(..., R): by which it is found from what is played together."""
+    engaged: Tensor
+    """(..., D + 1): what meets artwork vectors in engagement, and what the title's content adds to it."""
 
 
 class Artworks(NamedTuple):
@@ -85,9 +93,11 @@ class Artworks(NamedTuple):
     vector: Tensor
     """(..., D)"""
     content: Tensor
-    """(..., 3 D): image, people and moods."""
+    """(..., 2 D + G): image, people and moods."""
     bias: Tensor
     """(...,)"""
+    engaged: Tensor
+    """(...,): what its content adds to engagement."""
 
 
 class Plays(NamedTuple):
@@ -96,9 +106,11 @@ class Plays(NamedTuple):
     token: Tensor
     """(..., D), without the image."""
     content: Tensor
-    """(..., 2 D): people and genres."""
+    """(..., D + G): people and genres."""
     mean_image: Tensor
     """(..., D): of the title's artworks."""
+    together: Tensor
+    """(..., R): what is played together with it."""
 
 
 def bent_line(logit: Tensor, line: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ INPUTS = (
     "hour",
     "row",
     "column",
+    "play_count",
     "title",
     "artworks",
 )
@@ -72,6 +73,7 @@ class Ranking(nn.Module):
         hour: Tensor,
         row: Tensor,
         column: Tensor,
+        play_count: Tensor,
         title: Tensor,
         artworks: Tensor,
     ) -> tuple[Tensor, ...]:
@@ -85,15 +87,16 @@ class Ranking(nn.Module):
         """
         # the first third of an artwork's content is its projected image
         image_NTD = self.artwork_content[history_artwork][..., : self.model.config.width]
+        again_N = self.model.played(history_title, history_length, title)
         plays = self._rows(Plays, "play", history_title)
         states = self.model.read(plays, image_NTD, history_artwork, history_watched, history_time)
         state = States(*(part[torch.arange(history_title.shape[0]), history_length] for part in states))
-        context = Context(country, device, hour, row, column)
+        context = Context(country, device, hour, row, column, play_count)
         title_terms, artwork_terms = self._rows(Titles, "title", title), self._rows(Artworks, "artwork", artworks)
-        terms = self.model.rank_vectors(state, context, title_terms, artwork_terms)
+        terms = self.model.rank_vectors(state, context, title_terms, artwork_terms, again_N)
         click_NK, engaged_NK = self.model.probabilities(terms)
         member_NW = self.model.member_vectors(state.learned, history_title, history_length)
-        meet = self.model.appeal_vectors(state, self.model.members(state.learned, context))
+        meet = self.model.appeal_vectors(state, context)
         taste_ND, liked_NC = meet
         shared_N = (taste_ND * self.mean_vector[title]).sum(-1) + (liked_NC * self.mean_content[title]).sum(-1)
         shared_N = shared_N + self.mean_bias[title]

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 POWER_ITERATIONS = 4
 """Of the randomised decomposition (Halko, Martinsson and Tropp, 2011)."""
+COARSE = 16
+"""Strongest patterns of co-play that tell of a click by themselves; those beyond tell more of single titles."""
 SPARE = 16
 """Singular vectors it looks for beyond those that are kept."""
 
@@ -25,7 +27,7 @@ SPARE = 16
 class CoplayConfig:
     """What is played together."""
 
-    rank: int = 0
+    rank: int = 64
     """Length of the vectors; 0 leaves it out."""
     ridge: float = 100.0
     """Of the regression: members' worth of evidence that two titles have nothing in common."""
@@ -49,6 +51,7 @@ class Coplay(nn.Module):
 
     source_IR: Tensor
     target_IR: Tensor
+    spread_2: Tensor
 
     def __init__(self, titles: int, config: CoplayConfig) -> None:
         """`titles`: trained rows, the unknown row 0 included."""
@@ -56,6 +59,7 @@ class Coplay(nn.Module):
         self.config = config
         for name in ("source_IR", "target_IR"):
             self.register_buffer(name, torch.zeros(titles, config.rank))
+        self.register_buffer("spread_2", torch.ones(2))
 
     @torch.no_grad()
     def fit(self, member_P: Tensor, title_P: Tensor, seed: int = 0) -> None:
@@ -83,6 +87,28 @@ class Coplay(nn.Module):
         self.target_IR.zero_()
         self.source_IR[rows, :rank] = v_IR
         self.target_IR[rows, :rank] = v_IR / diagonal_I.clamp(min=1e-3).unsqueeze(1)
+        self.spread_2.copy_(self._spread(pairs, rows))
+
+    def _spread(self, pairs: Tensor, rows: Tensor) -> Tensor:
+        """How far the scores of played titles lie from zero for members who did and did not play them, of both ranks, (2,)."""
+        sums_MR = torch.zeros(int(pairs[0].max()) + 1, self.config.rank).index_add_(
+            0, pairs[0], self.source_IR[rows[pairs[1]]]
+        )
+        # each member beside the title that the pair halfway round has: a play is nobody's own there
+        of_others = self.target_IR[rows[pairs[1].roll(pairs.shape[1] // 2)]]
+        products_PR = sums_MR[pairs[0]] * of_others
+        found = torch.stack([products_PR[:, :COARSE].sum(1), products_PR.sum(1)])
+        return found.square().mean(1).sqrt().clamp(min=1e-6)
+
+    def likeness(self, together_NR: Tensor, title_NR: Tensor) -> Tensor:
+        """How well a title fits what was played, (N, 2): by the strongest COARSE patterns of co-play, and by all.
+
+        Of the dot product, in units of its spread, the inverse hyperbolic sine: as it is near zero, and as its logarithm
+        where somebody played a thousand titles. Such a score tells much of a click, and not in proportion.
+        """
+        products_NR = together_NR * title_NR
+        scores_N2 = torch.stack([products_NR[:, :COARSE].sum(1), products_NR.sum(1)], dim=1)
+        return torch.asinh(scores_N2 / self.spread_2)
 
     def states(self, play_title_MT: Tensor, length_M: Tensor, span: int) -> Tensor:
         """What was played, the last `span` of the first `length_M` plays, each by how long ago: (M, R)."""

@@ -1,15 +1,17 @@
 """The two-tower ranker: click logit = affinity(member, title) + appeal(member, artwork) + presentation.
 
 In: rows of plays, of titles and of artworks, and the context. Out: the three terms and the logit of engagement given a
-click. Affinity and appeal are dot products with one encoding of the member; titles and artworks share the tables of
-people and genres and one projection of the images, so that what a member watched and what an artwork shows meet in one
-space, also where an id was never trained: the member encoding holds, beside a learned state, the recent mean of exactly
-that content, and its dot product with an artwork's content, times a learned gain, is the likeness of the two.
+click. Affinity and appeal are dot products with one encoding of the member, whose core is the mean of what the recent
+plays' titles are: their images, people, genres and ids. The towers are linear in it and of low rank, and training holds
+their weights to normal priors (`train.prior`): of clicks there are few, and deeper encodings learned less from them
+(docs/experiments.md). Titles and artworks share the tables of people and genres and one projection of the images, so that
+what a member watched and what an artwork shows meet in one space, also where an id was never trained: the dot product of
+the two contents, times a learned gain, is their likeness.
 
-Legend: M members, T plays, N impressions, K candidates, D width, I titles, A artworks, E image embedding, L list length.
+Legend: M members, T plays, N impressions, K candidates, D width, I titles, A artworks, E image embedding, G genres,
+L list length, R rank of what is played together, C = 2 D + G: an image, people and genres.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -17,17 +19,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.dropout import Dropout, kept
+from models.engagement import Engagement
 from models.history import HistoryConfig, HistoryEncoder, RecentMean, time_apart
+from models.layers import dots, gathered, linked, mean_of_known, mean_of_rows, sums_of_last, table
 from models.parts import Artworks, Content, Context, Plays, Sizes, States, Terms, Titles, bent_line, straight
+from models.presentation import HOURS, PlayCount, Presentation
 from models.titles import Coplay, CoplayConfig
 
-MOST_ROWS = 32
-"""Rows and columns of a page past this one share its presentation."""
-HOURS = 24
 TABLES = ("title_id.weight", "title_bias.weight", "artwork_bias.weight", "person.weight")
 """Parameters that grow with the catalogue, by row. Where an embedding's `sparse` is set, its gradient is."""
 START = 0.15
 """Spread of the people's and genres' vectors before training."""
+PICTURE = 2.5
+"""Root mean square norm of a picture's features, about that of a person's vector, so that one prior fits both."""
+MEANS = 5.0
+"""Means over histories lie about a fifth as far apart as what they are means of."""
+LINKED = 0.05
+"""Spread of the weights before training that link a member's means to what meets artworks and titles."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +47,11 @@ class TwoTowerConfig:
     history: HistoryConfig = field(default_factory=HistoryConfig)
     """The history encoder."""
     dropout: float = 0.4
-    """Of play tokens and artwork content, while training."""
+    """Of the tokens that the learned state reads, while training."""
     id_dropout: float = 0.7
-    """Share of title ids sent to the unknown row while training, so that content alone learns to stand for a title."""
+    """Share of title ids sent to the unknown row there while training, so that content alone learns to stand for a title."""
     coplay: CoplayConfig = field(default_factory=CoplayConfig)
-    """What is played together, where titles are ranked."""
+    """What is played together."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -52,40 +60,6 @@ class TwoTowerConfig:
         for name, share in (("dropout", self.dropout), ("id_dropout", self.id_dropout)):
             if not 0 <= share < 1:
                 raise ValueError(f"{name}={share}: must lie in [0, 1).")
-
-
-def _dots(x_NKC: Tensor, y_NC: Tensor) -> Tensor:
-    """Dot products of each of K vectors with the one of its row, (N, K)."""
-    if x_NKC.shape[1] == 1:  # as in training; a matrix product for each row takes ten times as long there
-        return (x_NKC.squeeze(1) * y_NC).sum(-1, keepdim=True)
-    return (x_NKC @ y_NC.unsqueeze(-1)).squeeze(-1)
-
-
-def _gathered(parts: States | Titles | Artworks, place_of: Tensor) -> Iterator[Tensor]:
-    """Each part, computed for distinct rows, for every row that asks for it."""
-    for part in parts:
-        flat = part if part.ndim > 1 else part.unsqueeze(-1)
-        found = F.embedding(place_of, flat)
-        yield found if part.ndim > 1 else found.squeeze(-1)
-
-
-def _table(rows: int, width: int, scale: float) -> nn.Embedding:
-    """An embedding table whose row 0, unknown, starts at zero and is trained like any other."""
-    table = nn.Embedding(rows, width)
-    nn.init.normal_(table.weight, std=scale)
-    with torch.no_grad():
-        table.weight[0].zero_()
-    return table
-
-
-def _mean_of_known(table: nn.Embedding, rows_xL: Tensor) -> Tensor:
-    """Mean of the vectors of a list's rows, padding left out; zero for an empty list. (..., L) -> (..., D)."""
-    return _mean_of_rows(table.weight, rows_xL, table.sparse)
-
-
-def _mean_of_rows(table_RD: Tensor, rows_xL: Tensor, sparse: bool = False) -> Tensor:
-    flat = F.embedding_bag(rows_xL.flatten(0, -2), table_RD, mode="mean", padding_idx=0, sparse=sparse)
-    return flat.view(*rows_xL.shape[:-1], table_RD.shape[1])
 
 
 class TwoTower(nn.Module):
@@ -98,6 +72,10 @@ class TwoTower(nn.Module):
     artwork_people_AL: Tensor
     artwork_genres_AL: Tensor
     artwork_image_AE: Tensor
+    picture_centre_E: Tensor
+    picture_scale: Tensor
+    genre_share_G: Tensor
+    one_genre_GG: Tensor
     calibration: Tensor
     posterior_FF: Tensor
     posterior_own_A: Tensor
@@ -112,50 +90,83 @@ class TwoTower(nn.Module):
         # of the last layer: see `appeal_features`, and train.posterior, which fills them
         self.register_buffer("posterior_FF", torch.zeros(config.width + 3, config.width + 3))
         self.register_buffer("posterior_own_A", torch.zeros(sizes.artworks))
+        self._centre(content)
 
-        self.genre, self.person = _table(sizes.genres, width, START), _table(sizes.people, width, 2 * START)
-        self.image = nn.Linear(image_width, width, bias=False)
-        nn.init.normal_(self.image.weight, std=START / image_width**0.5)
+        self.genre, self.person = table(sizes.genres, width, START), table(sizes.people, width, 2 * START)
+        self.image = linked(image_width, width, START / PICTURE, bias=False)
+        self.recent = RecentMean(config.history.span, config.history.time)
+        self.likeness_gain = nn.Parameter(torch.tensor([0.3, 1.0, 1.0]))
+        self.title_id = table(sizes.titles, width, 0.02)
 
-        self.title_id = _table(sizes.titles, width, 0.02)
-        self.title_content, self.title_vector = nn.Linear(3 * width + 1, width), nn.Linear(width, width)
-        self.title_bias = _table(sizes.titles, 1, 0.0)
-        self.next_vector, self.next_bias = nn.Linear(width, width), _table(sizes.titles, 1, 0.0)
+        wide = 2 * width + sizes.genres + config.coplay.rank
+        self.taste, self.interest = linked(wide, width, LINKED), linked(wide, width, LINKED)
+        attention = config.history.encoder == "attention"
+        self.taste_state = linked(width, width, 0.01, bias=False) if attention else None
+        self.interest_state = linked(width, width, 0.01, bias=False) if attention else None
+        self.taste_country, self.taste_device = table(sizes.countries, width, 0.02), table(sizes.devices, width, 0.02)
+        self.taste_hour = table(HOURS, width, 0.02)
+        shown = image_width + width + sizes.genres
+        self.artwork_vector = linked(shown, width, image_width**-0.5)
+        self.artwork_content_bias, self.artwork_bias = (
+            linked(shown, 1, 0.0),
+            table(sizes.artworks, 1, 0.0),
+        )
+        held = sizes.genres + width + 1
+        self.title_vector, self.title_content_bias = linked(held, width, LINKED), linked(held, 1, 0.0)
+        self.title_bias = table(sizes.titles, 1, 0.0)
+        self.coplay = Coplay(sizes.titles, config.coplay) if config.coplay.rank else None
+        self.coplay_gain, self.again_gain = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(()))
+        self.play_count = PlayCount()
+        self.presentation = Presentation(sizes)
+
+        self.title_content = nn.Linear(3 * width + 1, width)
         self.token_content, self.watched = nn.Linear(4 * width, width), nn.Linear(2, width)
         self.token_image = nn.Linear(width, width, bias=False)
         self.history = HistoryEncoder(width, config.history)
-        self.coplay = Coplay(sizes.titles, config.coplay) if config.coplay.rank else None
-        self.recent = RecentMean(config.history.span, config.history.time)
-        self.likeness_gain = nn.Parameter(torch.full((3,), 0.3))
-        self.fit_gain = nn.Parameter(torch.full((2,), 0.3))
-
-        self.country, self.device = _table(sizes.countries, width, 0.02), _table(sizes.devices, width, 0.02)
-        self.hour = _table(HOURS, width, 0.02)
-        self.member_affinity, self.member_appeal = nn.Linear(width, width), nn.Linear(width, width)
+        self.next_vector, self.next_bias = nn.Linear(width, width), table(sizes.titles, 1, 0.0)
         self.member_next = nn.Linear(width, width)
 
-        self.artwork_vector = nn.Linear(3 * width, width)
-        self.artwork_content_bias = nn.Linear(3 * width, 1)
-        self.artwork_bias = _table(sizes.artworks, 1, 0.0)
-
-        places = MOST_ROWS + 2
-        self.at_row = nn.Embedding(places * sizes.devices, 1)
-        self.at_column, self.at_hour = nn.Embedding(places, 1), nn.Embedding(HOURS, 1)
-        self.on_device, self.in_country = nn.Embedding(sizes.devices, 1), nn.Embedding(sizes.countries, 1)
-        for table in (self.at_row, self.at_column, self.at_hour, self.on_device, self.in_country):
-            nn.init.zeros_(table.weight)
-        self.base = nn.Parameter(torch.zeros(()))
-
-        self.engaged_member, self.engaged_artwork = nn.Linear(width, width), nn.Linear(width, width)
-        self.engaged_title = nn.Linear(width, width)
-        self.engaged_base = nn.Linear(3 * width, 1)
+        self.engagement = Engagement(width, wide, held, shown, sizes.devices)
         self.dropout = Dropout(config.dropout)
+        self.reads_state = True
+        """Whether anything reads the learned state."""
         self.fresh: tuple[Tensor, Tensor] | None = None
         """Artwork rows (n,), ascending, and embeddings (n, E) that stand for those of the table: of a step's images."""
 
+    def forget_titles(self) -> None:
+        """Train without ranking titles, which what is played together then does alone.
+
+        The weights that no loss reaches are not trained, and where the click does not read the learned state, it is not
+        computed from here on.
+        """
+        unread: list[nn.Module] = [self.member_next, self.next_vector, self.next_bias]
+        nn.init.zeros_(self.member_next.weight)
+        nn.init.zeros_(self.member_next.bias)
+        self.reads_state = self.taste_state is not None
+        if not self.reads_state:
+            unread += [self.history, self.genre, self.title_id, self.title_content, self.token_content]
+            unread += [self.watched, self.token_image]
+        for part in unread:
+            part.requires_grad_(False)
+
+    def _centre(self, content: Content) -> None:
+        """What of images and genres is the catalogue's mean: members and artworks are told by how they differ from it."""
+        images_AE = content.artwork_image_AE[1 : self.sizes.artworks]
+        centre_E = images_AE.mean(0) if len(images_AE) else torch.zeros(content.artwork_image_AE.shape[1])
+        spread = (images_AE - centre_E).square().sum(1).mean().sqrt() if len(images_AE) else torch.tensor(1.0)
+        self.register_buffer("picture_centre_E", centre_E)
+        self.register_buffer("picture_scale", PICTURE / spread.clamp(min=1e-6))
+        self.register_buffer("one_genre_GG", torch.eye(self.sizes.genres), persistent=False)
+        shares_IG = self._shares(content.title_genres_IL[1 : self.sizes.titles])
+        self.register_buffer("genre_share_G", shares_IG.sum(0) / max(1, len(shares_IG)))
+
     def _title_rows(self, rows: Tensor) -> Tensor:
-        """Rows of trained titles; others, and a share of all while training, become the unknown row."""
-        rows = torch.where(rows < self.sizes.titles, rows, 0)
+        """Rows of trained titles; others become the unknown row."""
+        return torch.where(rows < self.sizes.titles, rows, 0)
+
+    def _dropped_rows(self, rows: Tensor) -> Tensor:
+        """The same; while training, a share of all become the unknown row too."""
+        rows = self._title_rows(rows)
         if self.training and self.config.id_dropout:
             rows = rows * kept(self.config.id_dropout, rows.shape, rows.device)[0]
         return rows
@@ -171,52 +182,73 @@ class TwoTower(nn.Module):
         titles, artworks = titles[titles < self.sizes.titles], artworks[artworks < self.sizes.artworks]
         return dict(zip(TABLES, (titles, titles, artworks, people), strict=True))
 
-    def images(self, rows: Tensor) -> Tensor:
-        """Projected image embeddings of artworks, (...,) -> (..., D)."""
+    def pictures(self, rows: Tensor) -> Tensor:
+        """Image embeddings of artworks, centred and scaled, (...,) -> (..., E); zero for the unknown row."""
         found = self.artwork_image_AE[rows]
         if self.fresh is not None and len(self.fresh[0]):
             known, vectors = self.fresh
             place = torch.searchsorted(known, rows).clamp(max=len(known) - 1)
             found = torch.where((known[place] == rows).unsqueeze(-1), F.embedding(place, vectors), found)
-        return self.image(found)
+        return (found - self.picture_centre_E) * (self.picture_scale * (rows > 0)).unsqueeze(-1)
 
-    def artwork_content(self, rows: Tensor) -> Tensor:
-        """Image, people and moods of artworks, (...,) -> (..., 3 D)."""
-        people = _mean_of_known(self.person, self.artwork_people_AL[rows])
-        moods = _mean_of_known(self.genre, self.artwork_genres_AL[rows])
-        return torch.cat([self.images(rows), people, moods], dim=-1)
+    def images(self, rows: Tensor) -> Tensor:
+        """Projected pictures of artworks, (...,) -> (..., D)."""
+        return self.image(self.pictures(rows))
 
     def artworks(self, rows: Tensor) -> Artworks:
         """The artwork tower, for artwork rows of any shape."""
-        content = self.artwork_content(rows)
-        dropped = self.dropout(content)
-        trained = torch.where(rows < self.sizes.artworks, rows, 0)
-        bias = self.artwork_content_bias(dropped) + self.artwork_bias(trained)
-        return Artworks(self.artwork_vector(dropped), content, bias.squeeze(-1))
+        picture = self.pictures(rows)
+        people = mean_of_known(self.person, self.artwork_people_AL[rows])
+        moods = self._shares(self.artwork_genres_AL[rows])
+        told = torch.cat([picture, people, moods], dim=-1)
+        bias = self.artwork_content_bias(told) + self.artwork_bias(torch.where(rows < self.sizes.artworks, rows, 0))
+        content = torch.cat([self.image(picture), people, moods], dim=-1)
+        return Artworks(self.artwork_vector(told), content, bias.squeeze(-1), self.engagement.of_artworks(told))
 
     def titles(self, rows: Tensor) -> Titles:
         """The title tower, for title rows of any shape."""
         ids = self._title_rows(rows)
-        people, genres = self._title_content(rows)
-        vector = self.title_vector(self._title_hidden(people, genres, rows, ids))
-        return Titles(vector, torch.cat([people, genres], dim=-1), self.title_bias(ids).squeeze(-1))
+        people, genres = self._people(rows), self._shares(self.title_genres_IL[rows])
+        known = torch.cat([genres, people, self.title_year_I[rows].unsqueeze(-1)], dim=-1)
+        bias = (self.title_content_bias(known) + self.title_bias(ids)).squeeze(-1)
+        together = torch.zeros(*rows.shape, 0, device=rows.device)
+        if self.coplay is not None:
+            together = self.coplay.target_IR[ids]
+        content = torch.cat([people, genres], dim=-1)
+        return Titles(self.title_vector(known), content, bias, together, self.engagement.of_titles(known))
 
-    def _title_content(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        people = _mean_of_known(self.person, self.title_people_IL[rows])
-        return people, _mean_of_known(self.genre, self.title_genres_IL[rows])
+    def _shares(self, genres_xL: Tensor) -> Tensor:
+        """Equal shares of a list's genres, (..., L) -> (..., G); zero for an empty list."""
+        return mean_of_rows(self.one_genre_GG, genres_xL)
 
-    def _title_hidden(self, people: Tensor, genres: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+    def _people(self, rows: Tensor) -> Tensor:
+        """Mean vector of the people of titles, (...,) -> (..., D)."""
+        return mean_of_known(self.person, self.title_people_IL[rows])
+
+    def _hidden(self, people: Tensor, genres: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """What the learned state reads of titles, beside `genres`, the mean vector of their genres, (...,) -> (..., D)."""
         year = self.title_year_I[rows].unsqueeze(-1)
         return F.gelu(self.title_content(torch.cat([genres, people, self.title_id(ids), year], dim=-1)))
 
+    def _token(self, rows: Tensor, people: Tensor) -> Tensor:
+        """What the learned state reads of a play but its image, (...,) -> (..., D)."""
+        ids, genres = self._dropped_rows(rows), mean_of_known(self.genre, self.title_genres_IL[rows])
+        parts = [self._hidden(people, genres, rows, ids), genres, people, self.title_id(ids)]
+        return self.token_content(self.dropout(torch.cat(parts, dim=-1)))
+
     def plays(self, rows: Tensor) -> Plays:
         """What a play of a title says, for title rows of any shape."""
-        ids = self._title_rows(rows)
-        people, genres = self._title_content(rows)
-        parts = [self._title_hidden(people, genres, rows, ids), genres, people, self.title_id(ids)]
-        mean_image = _mean_of_rows(self.artwork_image_AE, self.title_artworks_IL[rows])
-        token = self.token_content(self.dropout(torch.cat(parts, dim=-1)))
-        return Plays(token, torch.cat([people, genres], dim=-1), self.image(mean_image))
+        people = self._people(rows)
+        token = self._token(rows, people) if self.reads_state else torch.zeros_like(people)
+        artworks_xL = self.title_artworks_IL[rows]
+        there_x1 = (artworks_xL > 0).any(-1, keepdim=True).to(people.dtype)
+        picture = mean_of_rows(self.artwork_image_AE, artworks_xL) - self.picture_centre_E
+        shares = self._shares(self.title_genres_IL[rows])
+        content = torch.cat([people, shares - self.genre_share_G * shares.sum(-1, keepdim=True)], dim=-1)
+        together = torch.zeros(*rows.shape, 0, device=rows.device)
+        if self.coplay is not None:
+            together = self.coplay.source_IR[self._title_rows(rows)]
+        return Plays(token, content, self.image(picture * self.picture_scale * there_x1), together)
 
     def watched_tokens(self, watched: Tensor) -> Tensor:
         """What the fraction watched adds, (..., D); NaN = not logged."""
@@ -244,19 +276,20 @@ class TwoTower(nn.Module):
     ) -> States:
         """States (M, T + 1, ...) from what the plays (M, T) say, the images they were clicked through, watched and time."""
         image_MTD = torch.where((artwork_MT > 0).unsqueeze(-1), clicked_image_MTD, plays.mean_image)
-        token_MTD = plays.token + self.token_image(self.dropout(image_MTD)) + self.watched_tokens(watched_MT)
         content_MTC = torch.cat([image_MTD, plays.content], dim=-1)
         apart_MTT = time_apart(time_MT) if self.config.history.time else None
-        return States(self.history(token_MTD, apart_MTT), self.recent(content_MTC, apart_MTT))
-
-    def members(self, state_ND: Tensor, context: Context) -> Tensor:
-        """The learned part of the member encoding, (N, D): history state and context."""
-        return state_ND + self.country(context.country) + self.device(context.device) + self.hour(context.hour)
+        recent = self.recent(content_MTC, apart_MTT)
+        if self.reads_state:
+            token_MTD = plays.token + self.token_image(self.dropout(image_MTD)) + self.watched_tokens(watched_MT)
+            learned = self.history(token_MTD, apart_MTT)
+        else:
+            learned = torch.zeros(*recent.shape[:2], self.config.width, device=recent.device)
+        return States(learned, recent, sums_of_last(plays.together, self.config.history.span))
 
     def member_vectors(self, state_MD: Tensor, play_title_MT: Tensor, length_M: Tensor) -> Tensor:
         """What ranks titles for a member after the first `length_M` plays, in no particular place: (M, D + R + 1).
 
-        `state_MD`: the learned state then. The dot product with a title vector is the title's affinity; R is 0 without
+        `state_MD`: the learned state then. The dot product with a title vector is the title's score; R is 0 without
         co-play, and the last column, 1, meets the title's bias.
         """
         parts = [self.member_next(state_MD)]
@@ -274,63 +307,86 @@ class TwoTower(nn.Module):
     def next_titles(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (..., D) and biases (..., 1) by which titles are told that are played next.
 
-        Content and id as in the title tower, the id also as it is. The click's affinity has projections of its own: it is
+        Content and id as in a play's token, the id also as it is. The click's affinity has projections of its own: it is
         some tenths of a logit, and what tells one title of ten thousand is several.
         """
-        ids = self._title_rows(rows)
-        people, genres = self._title_content(rows)
-        content = self.next_vector(self._title_hidden(people, genres, rows, ids))
+        ids = self._dropped_rows(rows)
+        people, genres = self._people(rows), mean_of_known(self.genre, self.title_genres_IL[rows])
+        content = self.next_vector(self._hidden(people, genres, rows, ids))
         return content + self.title_id(ids), self.next_bias(ids)
 
-    def presentation(self, context: Context) -> Tensor:
-        """What place, device and hour add to the click logit, (N,)."""
-        row, column = context.row.clamp(-1, MOST_ROWS) + 1, context.column.clamp(-1, MOST_ROWS) + 1
-        by_device = self.at_row(row * self.sizes.devices + context.device)
-        terms = by_device + self.at_column(column) + self.at_hour(context.hour) + self.on_device(context.device)
-        return (terms + self.in_country(context.country)).squeeze(-1) + self.base
-
     def rank(
-        self, state: States, context: Context, title_N: Tensor, artworks_NK: Tensor, asked_n: Tensor | None = None
+        self,
+        state: States,
+        context: Context,
+        title_N: Tensor,
+        artworks_NK: Tensor,
+        again_N: Tensor,
+        asked_n: Tensor | None = None,
     ) -> Terms:
         """The terms of every candidate, from the member's state (N, ...) at the impression.
 
-        `asked_n`: the impressions whose engagement is asked for; default: all.
+        `again_N`: whether a recent play was of the very title, bool; `asked_n`: the impressions whose engagement is asked
+        for; default: all.
         """
         titles, title_of = torch.unique(title_N, return_inverse=True)
         artworks, artwork_of = torch.unique(artworks_NK, return_inverse=True)
         title, artwork = self.titles(titles), self.artworks(artworks)
-        asked_of = title_of if asked_n is None else title_of[asked_n]
-        of_N = Titles(
-            F.embedding(title_of, title.vector),
-            F.embedding(asked_of, title.content),
-            F.embedding(title_of, title.bias[:, None])[:, 0],
-        )
-        return self.rank_vectors(state, context, of_N, Artworks(*_gathered(artwork, artwork_of)), asked_n)
+        of_N = Titles(*gathered(title, title_of))
+        return self.rank_vectors(state, context, of_N, Artworks(*gathered(artwork, artwork_of)), again_N, asked_n)
 
     def rank_vectors(
-        self, state: States, context: Context, title: Titles, artwork: Artworks, asked_n: Tensor | None = None
+        self,
+        state: States,
+        context: Context,
+        title: Titles,
+        artwork: Artworks,
+        again_N: Tensor,
+        asked_n: Tensor | None = None,
     ) -> Terms:
-        """The terms from the towers' outputs, `title` of shape (N, ...) and `artwork` of shape (N, K, ...).
+        """The terms from the towers' outputs, `title` of shape (N, ...) and `artwork` of shape (N, K, ...)."""
+        affinity_N = self.affinity(state, context, title, again_N)
+        taste_ND, liked_NC = self.appeal_vectors(state, context)
+        appeal_NK = dots(artwork.vector, taste_ND) + dots(artwork.content, liked_NC) + artwork.bias
+        terms = Terms(affinity_N, appeal_NK, self.presentation(context), appeal_NK)
+        if asked_n is None:
+            return terms._replace(engaged_NK=self.engaged(state, context, title, artwork, terms))
+        # of distinct rows, so that the gradient of an index has one order of summing
+        engaged_nK = self.engaged(
+            States(*(part[asked_n] for part in state)),
+            Context(*(part[asked_n] for part in context)),
+            Titles(*(part[asked_n] for part in title)),
+            Artworks(*(part[asked_n] for part in artwork)),
+            Terms(*(part[asked_n] for part in terms)),
+        )
+        return terms._replace(engaged_NK=engaged_nK)
 
-        Where engagement is asked for n impressions, `title.content` is of those alone.
-        """
+    def affinity(self, state: States, context: Context, title: Titles, again_N: Tensor) -> Tensor:
+        """What the title adds for this member, (N,), and how readily one with so many plays clicks on anything."""
+        interest_ND = self.interest(self._told(state))
+        if self.interest_state is not None:
+            interest_ND = interest_ND + self.interest_state(state.learned)
+        affinity_N = (interest_ND * title.vector).sum(-1) + title.bias + self.again_gain * again_N
+        if self.coplay is not None:
+            affinity_N = affinity_N + self.coplay.likeness(state.together, title.together) @ self.coplay_gain
+        return affinity_N + self.play_count(context.play_count)
+
+    def parts_of_content(self) -> Tensor:
+        """How long the parts of an artwork's content are, of a member's means alike: image, people, genres; int64 (3,)."""
         width = self.config.width
-        scale = width**-0.5
-        member_ND = self.members(state.learned, context)
-        affinity_N = (self.member_affinity(member_ND) * title.vector).sum(-1) * scale + title.bias
-        taste_ND, liked_NC = self.appeal_vectors(state, member_ND)
-        appeal_NK = _dots(artwork.vector, taste_ND) + _dots(artwork.content, liked_NC) + artwork.bias
-        if asked_n is not None:
-            member_ND = F.embedding(asked_n, member_ND)
-            title = Titles(F.embedding(asked_n, title.vector), title.content, title.bias)
-            artwork = Artworks(*(part[asked_n] for part in artwork))
-        engaged_NK = self.engaged(member_ND, title, artwork)
-        return Terms(affinity_N, appeal_NK, self.presentation(context), engaged_NK)
+        return torch.tensor([width, width, self.sizes.genres], device=self.likeness_gain.device)
 
-    def appeal_vectors(self, state: States, member_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """What meets an artwork's vector, (N, D), and its content, (N, 3 D): appeal is the two dot products and a bias."""
-        liked_NC = state.recent * self.likeness_gain.repeat_interleave(self.config.width)
-        return self.member_appeal(member_ND) * self.config.width**-0.5, liked_NC
+    def _told(self, state: States) -> Tensor:
+        """What the towers are linear in, (N, C + R): the means, and the direction of what is played together."""
+        return torch.cat([state.recent * MEANS, F.normalize(state.together, dim=-1, eps=1e-6)], dim=-1)
+
+    def appeal_vectors(self, state: States, context: Context) -> tuple[Tensor, Tensor]:
+        """What meets an artwork's vector, (N, D), and its content, (N, C): appeal is the two dot products and a bias."""
+        taste_ND = self.taste(self._told(state)) + self.taste_device(context.device)
+        taste_ND = taste_ND + self.taste_country(context.country) + self.taste_hour(context.hour)
+        if self.taste_state is not None:
+            taste_ND = taste_ND + self.taste_state(state.learned)
+        return taste_ND, state.recent * self.likeness_gain.repeat_interleave(self.parts_of_content())
 
     def appeal_features(self, taste_ND: Tensor, liked_NC: Tensor, artwork: Artworks) -> Tensor:
         """Appeal as a last layer: features (N, K, D + 3) whose sum, with the artwork's bias, is appeal.
@@ -339,17 +395,12 @@ class TwoTower(nn.Module):
         """
         learned_NKD = artwork.vector * taste_ND.unsqueeze(1)
         likeness_NKC = artwork.content * liked_NC.unsqueeze(1)
-        return torch.cat([learned_NKD, likeness_NKC.unflatten(-1, (3, -1)).sum(-1)], dim=-1)
+        image, people, genres = likeness_NKC.split(self.parts_of_content().tolist(), dim=-1)
+        return torch.cat([learned_NKD, *(part.sum(-1, keepdim=True) for part in (image, people, genres))], dim=-1)
 
-    def engaged(self, member_ND: Tensor, title: Titles, artwork: Artworks) -> Tensor:
+    def engaged(self, state: States, context: Context, title: Titles, artwork: Artworks, terms: Terms) -> Tensor:
         """Logit of a real viewing given a click, (N, K)."""
-        width = self.config.width
-        meets_ND = (self.engaged_member(member_ND) + self.engaged_title(title.vector)) * width**-0.5
-        # does the artwork show whom and what the title holds? people and moods, as in the title's own content
-        fits_NC = title.content * self.fit_gain.repeat_interleave(width)
-        fits_NK = _dots(artwork.content[..., width:], fits_NC)
-        level_N = self.engaged_base(torch.cat([member_ND, title.vector, member_ND * title.vector], dim=-1))
-        return _dots(self.engaged_artwork(artwork.vector), meets_ND) + fits_NK + level_N
+        return self.engagement(self._told(state), context, title, artwork, terms)
 
     def forward(
         self,
@@ -371,7 +422,14 @@ class TwoTower(nn.Module):
         """
         if states is None:
             states = self.states(play_title_MT, play_artwork_MT, play_watched_MT, play_time_MT)
-        return self.rank(self.state_at(states, member_N, position_N), context, title_N, artworks_NK, asked_n)
+        again_N = self.played(F.embedding(member_N, play_title_MT), position_N, title_N)
+        return self.rank(self.state_at(states, member_N, position_N), context, title_N, artworks_NK, again_N, asked_n)
+
+    def played(self, play_title_NT: Tensor, length_N: Tensor, title_N: Tensor) -> Tensor:
+        """Whether one of the last `span` of the first `length_N` plays was of the title, bool (N,)."""
+        ago_NT = length_N[:, None] - torch.arange(play_title_NT.shape[1], device=title_N.device)
+        recent_NT = (ago_NT > 0) & (ago_NT <= self.config.history.span)
+        return ((play_title_NT == title_N[:, None]) & recent_NT & (title_N > 0)[:, None]).any(1)
 
     def state_at(self, states: States, member_N: Tensor, position_N: Tensor) -> States:
         """The states (N, ...) of some members after some numbers of plays, from those of all, (M, T + 1, ...)."""

@@ -17,6 +17,7 @@ from datamodules.prepare import prepare
 from datamodules.shards import TEST, TRAIN, VALIDATION, Shards
 from train.config import FitConfig
 from train.fit import fit
+from train.titles import TitlesConfig
 
 SHORT = FitConfig(passes=1, slices=2, batch=512)
 
@@ -45,26 +46,23 @@ def test_shards_other_than_the_runs(own: Path, tmp_path: Path) -> None:
         fit(own, tmp_path / "run", SHORT)
 
 
-def test_an_embedding_that_only_the_validation_meets(own: Path, tmp_path: Path) -> None:
+def test_a_year_that_only_the_validation_meets(own: Path, tmp_path: Path) -> None:
     """The training's loss is a number, the validation's is none, and no weights are worth keeping."""
     folder = own / "shard-00000"
     shard, split = Shards.open(own).shards[0], np.load(folder / "split.npy")
-    shown = shard.candidate[shard.candidate_start[:-1] + shard.shown]
-    artwork = int(shown[split == VALIDATION][0])
-    split[(split == TRAIN) & (shown == artwork)] = TEST
-    plays, of_titles = np.load(folder / "play_artwork.npy"), np.load(own / "catalogue" / "title_artworks.npy")
-    plays[plays == artwork] = of_titles[of_titles == artwork] = 0
-    embedding = np.load(own / "embedding" / "embedding.npy")
-    embedding[artwork] = np.nan
+    title = int(np.asarray(shard.title)[split == VALIDATION][0])
+    split[(split == TRAIN) & (np.asarray(shard.title) == title)] = TEST
+    plays, years = np.load(folder / "play_title.npy"), np.load(own / "catalogue" / "title_year.npy")
+    plays[plays == title] = 0
+    years[title] = np.nan
     for path, values in (
         (folder / "split.npy", split),
-        (folder / "play_artwork.npy", plays),
-        (own / "catalogue" / "title_artworks.npy", of_titles),
-        (own / "embedding" / "embedding.npy", embedding),
+        (folder / "play_title.npy", plays),
+        (own / "catalogue" / "title_year.npy", years),
     ):
         np.save(path, values)
     with pytest.raises(UserError, match=r"run: the validation log loss is nan after slice 1, and the training's 0\.\d"):
-        fit(own, tmp_path / "run", SHORT)
+        fit(own, tmp_path / "run", replace(SHORT, titles=TitlesConfig(weight=0)))  # which would draw the title
 
 
 @pytest.mark.parametrize("kept", [None, 0.5])

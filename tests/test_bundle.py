@@ -51,8 +51,11 @@ def test_an_empty_history_is_the_learned_state(bundle: Path, run: Path) -> None:
         from models.two_tower import Context, States
 
         zero = torch.zeros(1, dtype=torch.int64)
-        state = States(model.history.no_history_D[None], torch.zeros(1, 3 * model.config.width))
-        terms = model.rank(state, Context(zero, zero, zero, zero, zero), zero, torch.arange(1, 5)[None])
+        content = int(model.parts_of_content().sum())
+        together = torch.zeros(1, model.config.coplay.rank)
+        state = States(model.history.no_history_D[None], torch.zeros(1, content), together)
+        nowhere, again = Context(zero, zero, zero, zero, zero, zero), torch.zeros(1, dtype=torch.bool)
+        terms = model.rank(state, nowhere, zero, torch.arange(1, 5)[None], again)
         expected = model.probabilities(terms)[0].numpy()
     np.testing.assert_allclose(empty["click_probability"], expected, atol=1e-6)
 

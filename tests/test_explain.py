@@ -35,6 +35,7 @@ def request_of(bundle: Bundle, n: int = 40, plays: int = 20, candidates: int = 6
         "artworks": chance.integers(0, len(words["artworks"]), (n, candidates)),
     }
     request |= {name: np.zeros(n, np.int64) for name in ("row", "column")}
+    request["play_count"] = chance.integers(0, 3000, n)
     request["history_length"][:2] = 0
     request["history_watched"][:, ::3] = np.nan
     return request

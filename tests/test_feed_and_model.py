@@ -130,12 +130,16 @@ def test_states_are_those_of_a_straight_line_reading(shards: Shards, model: TwoT
         at = int((batch.index == row).nonzero()[0])
         alone = {
             f: getattr(batch, f)[at : at + 1]
-            for f in ("country", "device", "hour", "row", "column", "title", "artworks")
+            for f in ("country", "device", "hour", "row", "column", "play_count", "title", "artworks")
         }
         from models.two_tower import Context, States
 
         context = Context(*(alone[f] for f in Context._fields))
-        terms = model.rank(States(*(part[:, -1] for part in states)), context, alone["title"], alone["artworks"])
+        again = torch.tensor(
+            [bool(shard.title[row]) and int(shard.title[row]) in titles[0].tolist()[-model.config.history.span :]]
+        )
+        state = States(*(part[:, -1] for part in states))
+        terms = model.rank(state, context, alone["title"], alone["artworks"], again)
         np.testing.assert_allclose(terms.click_NK()[0][alone["artworks"][0] > 0].detach().numpy(), logit, atol=2e-5)
 
 

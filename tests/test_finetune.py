@@ -21,6 +21,7 @@ from train.embed import ENCODER, PIXEL_ROW, PIXELS, embed, encoder_fingerprint, 
 from train.finetune import FineTuneConfig, ImageTower
 from train.fit import fit
 from train.optimiser import OptimiserConfig
+from train.prior import PriorConfig
 from train.run import WEIGHTS, Run, content_of, sizes_of
 from train.task import RankerTask, losses
 
@@ -53,7 +54,9 @@ def task_of(shards: Path, images: int = 10_000) -> tuple[RankerTask, Feed]:
     torch.manual_seed(0)
     model = TwoTower(TwoTowerConfig(), sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
     tower = ImageTower(shards, FineTuneConfig(learning_rate=1e-3, images=images), decay=0.9)
-    task = RankerTask(model, OptimiserConfig(), total_steps=10, seed=0, place=Place(), tower=tower)
+    task = RankerTask(
+        model, OptimiserConfig(), PriorConfig(), impressions=1000, total_steps=10, seed=0, place=Place(), tower=tower
+    )
     return task, Feed(opened.shards, TRAIN, reach=50, impressions=512, shuffle=True)
 
 

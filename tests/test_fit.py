@@ -91,7 +91,7 @@ def test_a_loss_that_is_no_number_is_named(shards: Path, short: FitConfig, tmp_p
     path = tmp_path / "shards" / "embedding" / "embedding.npy"
     np.save(path, np.load(path) * np.nan)
     with pytest.raises(
-        UserError, match=r"run: the loss is nan in slice 1, batch 0 .*optimiser\.learning_rate \(0\.002\)"
+        UserError, match=r"run: the loss is nan in slice 1, batch 0 .*optimiser\.learning_rate \(0\.005\)"
     ):
         fit(tmp_path / "shards", tmp_path / "run", short)
 

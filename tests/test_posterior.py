@@ -31,13 +31,17 @@ def features_of(model: TwoTower, shards: Shards) -> tuple[np.ndarray, np.ndarray
     """Every training impression by itself: features, the artwork's bias, appeal and click logit."""
     found: list[list[np.ndarray]] = [[], [], [], []]
     with torch.no_grad():
-        for b in Feed(shards.shards, TRAIN, reach=50, impressions=700, shuffle=True):
+        for b in Feed(shards.shards, TRAIN, reach=model.config.history.reach, impressions=700, shuffle=True):
             states = model.states(b.play_title, b.play_artwork, b.play_watched, b.play_time)
             state = model.state_at(states, b.member, b.position)
-            context = Context(b.country, b.device, b.hour, b.row, b.column)
+            context = Context(b.country, b.device, b.hour, b.row, b.column, b.play_count)
             artwork = model.artworks(b.artworks)
-            meet = model.appeal_vectors(state, model.members(state.learned, context))
-            terms = model.rank(state, context, b.title, b.artworks)
+            meet = model.appeal_vectors(state, context)
+            again = torch.zeros(len(b.title), dtype=torch.bool)
+            for n, (member, position, title) in enumerate(zip(b.member, b.position, b.title, strict=True)):
+                recent = b.play_title[member, max(0, position - model.config.history.span) : position]
+                again[n] = bool(title > 0 and (recent == title).any())
+            terms = model.rank(state, context, b.title, b.artworks, again)
             features = model.appeal_features(*meet, artwork)
             for part, value in zip(found, (features, artwork.bias, terms.appeal_NK, terms.click_NK()), strict=True):
                 part.append(value[:, 0].numpy().astype(np.float64))
@@ -51,7 +55,7 @@ def test_the_covariance_is_the_one_stated(model: TwoTower, shards: Path) -> None
     np.testing.assert_allclose(features.sum(1) + bias, appeal, atol=1e-5)
     p = 1 / (1 + np.exp(-logit))
     curvature = sum(v * np.outer(f, f) for v, f in zip(p * (1 - p), features, strict=True))
-    told = fit_posterior(model, opened, 50, 500, CPU)
+    told = fit_posterior(model, opened, model.config.history.reach, 500, CPU)
     root = model.posterior_FF.double().numpy()
     inverse = curvature + told["ridge"] * np.eye(len(root))
     np.testing.assert_allclose(root @ root.T @ inverse, np.eye(len(root)), atol=2e-3)
@@ -61,7 +65,7 @@ def test_the_covariance_is_the_one_stated(model: TwoTower, shards: Path) -> None
 
 def test_what_was_seldom_shown_is_less_sure(model: TwoTower, shards: Path) -> None:
     opened = Shards.open(shards)
-    told = fit_posterior(model, opened, 50, 500, CPU)
+    told = fit_posterior(model, opened, model.config.history.reach, 500, CPU)
     shard = opened.shards[0]
     shown = shard.candidate[shard.candidate_start[:-1] + shard.shown][np.asarray(shard.split) == TRAIN]
     count = np.bincount(shown, minlength=model.sizes.artworks)[: model.sizes.artworks]
@@ -103,7 +107,9 @@ def test_drawn_appeals_have_the_covariance_of_the_posterior(model: TwoTower, bun
     vector, content = (Thompson(opened, 1).vector, Thompson(opened, 1).content)
     root, own = model.posterior_FF.numpy(), Thompson(opened, 1).own
     for n, rows in enumerate(request["artworks"]):
-        three = (content[rows] * found["liked"][n]).reshape(len(rows), 3, -1).sum(-1)
+        products, width = content[rows] * found["liked"][n], vector.shape[-1]
+        cuts = ((0, width), (width, 2 * width), (2 * width, None))
+        three = np.stack([products[:, begin:end].sum(-1) for begin, end in cuts], axis=1)
         features = np.concatenate([vector[rows] * found["taste"][n], three], axis=1) @ root
         same = (rows[:, None] == rows).astype(float)  # one artwork listed twice has one bias
         covariance = features @ features.T + np.outer(own[rows], own[rows]) * same

@@ -14,6 +14,7 @@ from train.average import Average
 from train.config import FitConfig
 from train.fit import fit
 from train.optimiser import OptimiserConfig
+from train.prior import PriorConfig
 from train.rows import RowsAdamW
 from train.run import METRICS, WEIGHTS
 
@@ -71,10 +72,14 @@ def test_all_rows_in_every_batch_is_adamw_exactly() -> None:
     torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-5)
 
 
+NO_PRIOR = PriorConfig(artwork=0, affinity=0)
+
+
 @pytest.fixture(scope="module")
 def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("rows")
-    config = FitConfig(passes=2, slices=2, batch=512, patience=9)
+    # with weight decay for all, which is what tables updated by rows have in the place of a prior
+    config = FitConfig(passes=2, slices=2, batch=512, patience=9, prior=NO_PRIOR)
     for name, least in (("dense", 1_000_000), ("rows", 1)):
         fit(shards, folder / name, replace(config, optimiser=OptimiserConfig(rows=least)))
     return {name: folder / name for name in ("dense", "rows")}
@@ -99,7 +104,7 @@ def test_by_rows_goes_on_by_rows_alone(shards: Path, tmp_path: Path) -> None:
 
 
 def test_by_rows_resumes_bit_for_bit(shards: Path, runs: dict[str, Path], tmp_path: Path) -> None:
-    config = FitConfig(passes=2, slices=2, batch=512, patience=9, optimiser=OptimiserConfig(rows=1))
+    config = FitConfig(passes=2, slices=2, batch=512, patience=9, optimiser=OptimiserConfig(rows=1), prior=NO_PRIOR)
     for stop in (1, 3, None):
         fit(shards, tmp_path / "run", config, stop_after=stop)
     assert (tmp_path / "run" / WEIGHTS).read_bytes() == (runs["rows"] / WEIGHTS).read_bytes()

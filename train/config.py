@@ -11,6 +11,7 @@ from models.two_tower import TwoTowerConfig
 from train.embed import load_embedding
 from train.finetune import FineTuneConfig
 from train.optimiser import OptimiserConfig
+from train.prior import PriorConfig
 from train.titles import TitlesConfig
 
 HOW_NOT_WHAT = ("checkpoint_minutes", "devices")
@@ -25,11 +26,13 @@ class FitConfig:
     """The ranker."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """How it learns."""
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    """What it takes for likely before it learns."""
     titles: TitlesConfig = field(default_factory=TitlesConfig)
     """Whether it learns to rank titles too."""
     finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
     """Whether the image encoder is trained too."""
-    passes: int = 5
+    passes: int = 10
     """Passes over the training impressions, at most."""
     slices: int = 2
     """Validations per pass."""

@@ -131,6 +131,8 @@ class _Fit:
         task = RankerTask(
             model,
             self.config.optimiser,
+            self.config.prior,
+            impressions=data.train_feed.size,
             total_steps=len(data.train_feed) * self.config.passes,
             seed=self.config.seed,
             place=self.place,
@@ -181,7 +183,7 @@ class _Fit:
         model = TwoTower(self.config.model, sizes_of(opened.vocabularies), content_of(opened, embedding))
         rate = splits["train"]["clicks"] / splits["train"]["impressions"]
         with torch.no_grad():
-            model.base.fill_(torch.logit(torch.tensor(rate)).item())
+            model.presentation.base.fill_(torch.logit(torch.tensor(rate)).item())
         if self.before is not None:
             require_alike(self.before, opened, encoder_fingerprint(self.shards))
             take_weights(model, self.before)

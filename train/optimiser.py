@@ -9,10 +9,10 @@ from datamodules.contract import UserError
 class OptimiserConfig:
     """AdamW (Loshchilov and Hutter, 2019), linear warm-up and cosine decay, averaged weights."""
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     """Peak rate."""
-    weight_decay: float = 0.3
-    """Decoupled weight decay."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of what has no prior."""
     warmup: float = 0.1
     """Share of all steps during which the rate rises."""
     clip: float = 1.0

@@ -19,6 +19,7 @@ from torch import Tensor
 from datamodules.feed import Feed
 from datamodules.shards import TRAIN, Shards
 from models.two_tower import Context, TwoTower
+from train.task import rank_batch
 
 LEAST_SPREAD = 0.01
 """Of artworks' biases, where chance explains all: a logit of a hundredth."""
@@ -35,12 +36,10 @@ def fit_posterior(model: TwoTower, shards: Shards, reach: int, batch: int, devic
         b = item.to(device)
         states = model.states(b.play_title, b.play_artwork, b.play_watched, b.play_time)
         state = model.state_at(states, b.member, b.position)
-        context = Context(b.country, b.device, b.hour, b.row, b.column)
+        context = Context(b.country, b.device, b.hour, b.row, b.column, b.play_count)
         artwork = model.artworks(b.artworks)
-        features_NF = model.appeal_features(
-            *model.appeal_vectors(state, model.members(state.learned, context)), artwork
-        ).squeeze(1)
-        logit_N = model.rank(state, context, b.title, b.artworks).click_NK().squeeze(1)
+        features_NF = model.appeal_features(*model.appeal_vectors(state, context), artwork).squeeze(1)
+        logit_N = rank_batch(model, b, states=states).click_NK().squeeze(1)
         rows_N = torch.where(b.artworks < model.sizes.artworks, b.artworks, 0).squeeze(1)
         root_N1 = _variance(logit_N).sqrt().unsqueeze(1)
         weighted_NF = (features_NF * root_N1).double().cpu()

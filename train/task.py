@@ -20,6 +20,7 @@ from models.two_tower import TABLES, Content, Context, States, Terms, TwoTower
 from train.average import Average
 from train.finetune import ImageTower
 from train.optimiser import OptimiserConfig
+from train.prior import Prior, PriorConfig
 from train.rows import RowsAdamW
 from train.schedule import warm_cosine
 from train.titles import TitleLesson
@@ -37,7 +38,7 @@ def rank_batch(model: TwoTower, batch: Batch, *, everything: bool = True, states
 
     `states`: of the batch's plays, where they are known already.
     """
-    context = Context(batch.country, batch.device, batch.hour, batch.row, batch.column)
+    context = Context(batch.country, batch.device, batch.hour, batch.row, batch.column, batch.play_count)
     plays = (batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
     asked = None if everything else batch.asked
     return model(*plays, batch.member, batch.position, context, batch.title, batch.artworks, asked, states)
@@ -89,7 +90,9 @@ class RankerTask(pl.LightningModule):
         self,
         model: TwoTower,
         optimiser: OptimiserConfig,
+        prior: PriorConfig,
         *,
+        impressions: int,
         total_steps: int,
         seed: int,
         place: Place,
@@ -97,23 +100,27 @@ class RankerTask(pl.LightningModule):
         tower: ImageTower | None = None,
         titles: TitleLesson | None = None,
     ) -> None:
-        """`place`: how far the training has come, moved by the keeper; `alone`: whether there is one process; `tower`: the
-        image encoder, where it is trained too; `titles`: how titles are learned, where they are."""
+        """`impressions`: of a pass, over which the prior is spread; `place`: how far the training has come, moved by the
+        keeper; `alone`: whether there is one process; `tower`: the image encoder, where it is trained too; `titles`: how
+        titles are learned, where they are."""
         super().__init__()
         self.model, self.optimiser_config = model, optimiser
         self.total_steps, self.seed, self.place = max(1, total_steps), seed, place
         self.average = Average(model, optimiser.average)
         self.tower, self.titles = tower, titles
-        large = [name for name in TABLES if alone and len(model.get_parameter(name)) >= optimiser.rows]
-        if titles is None:  # no loss reaches them, and ranks that average their gradients would wait for those
-            for part in (model.member_next, model.next_vector, model.next_bias):
-                part.requires_grad_(False)
+        if titles is None:  # ranks that average their gradients would wait for those of what no loss reaches
+            model.forget_titles()
+        tables = {name: model.get_parameter(name) for name in TABLES}
+        large = [
+            name for name, table in tables.items() if table.requires_grad and alone and len(table) >= optimiser.rows
+        ]
         if titles is not None:  # titles that stand for all others are in no batch, and must be looked up as they are
             large = [name for name in large if not name.startswith("title_")]
         for name in large:
             cast(torch.nn.Embedding, model.get_submodule(name.removesuffix(".weight"))).sparse = True
         self.tables = {name: model.get_parameter(name) for name in large}
         """Those updated by rows."""
+        self.prior, self.impressions = Prior(model, prior, frozenset(large)), impressions
         self.generators: dict[str, Tensor] | None = None
         """Generator states to go on with in the middle of a slice."""
         self.sums = torch.zeros(2, dtype=torch.float64)
@@ -173,6 +180,7 @@ class RankerTask(pl.LightningModule):
         loss = click * (count / batch.whole) + engaged / batch.whole
         if self.titles is not None and states is not None:
             loss = loss + self.titles.loss(self.model, states, batch) * (count / batch.whole)
+        loss = loss + self.prior.loss() * (count / batch.whole / self.impressions)
         with torch.no_grad():
             self.sums += torch.stack([click * count + engaged, torch.full_like(click, count)])
             told = torch.stack([loss, click, engaged, torch.full_like(loss, self.place.batch)]).float()
@@ -245,10 +253,12 @@ class RankerTask(pl.LightningModule):
         fused = self.device.type in FUSED
         by_rows = {id(table) for table in self.tables.values()}
         dense = [p for p in self.model.parameters() if id(p) not in by_rows]
-        # Decay pulls vectors to zero, where an id nobody trained lies; biases and norms have no such home
+        held = self.prior.parameters()
+        # Decay pulls vectors to zero, where an id nobody trained lies; biases and norms have no such home, and what has a
+        # prior has one already
         groups = [
-            {"params": [p for p in dense if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in dense if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in dense if p.ndim > 1 and id(p) not in held], "weight_decay": config.weight_decay},
+            {"params": [p for p in dense if p.ndim <= 1 or id(p) in held], "weight_decay": 0.0},
             {"params": list(self.tables.values()), "weight_decay": config.weight_decay, "rows": True},
         ]
         if self.tower is not None:

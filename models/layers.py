@@ -1,0 +1,63 @@
+"""Small pieces that the towers are made of.
+
+Legend: N rows, K candidates, R table rows, D width, L list length, x any leading shape.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.parts import Artworks, States, Titles
+
+
+def table(rows: int, width: int, spread: float) -> nn.Embedding:
+    """An embedding table of normal weights, whose row 0, unknown, starts at zero and is trained like any other."""
+    made = nn.Embedding(rows, width)
+    nn.init.normal_(made.weight, std=spread)
+    with torch.no_grad():
+        made.weight[0].zero_()
+    return made
+
+
+def linked(wide: int, narrow: int, spread: float, bias: bool = True) -> nn.Linear:
+    """A linear map of small normal weights, its bias zero."""
+    linear = nn.Linear(wide, narrow, bias=bias)
+    nn.init.normal_(linear.weight, std=spread)
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return linear
+
+
+def dots(x_NKD: Tensor, y_ND: Tensor) -> Tensor:
+    """Dot products of each of K vectors with the one of its row, (N, K)."""
+    if x_NKD.shape[1] == 1:  # as in training; a matrix product for each row takes ten times as long there
+        return (x_NKD.squeeze(1) * y_ND).sum(-1, keepdim=True)
+    return (x_NKD @ y_ND.unsqueeze(-1)).squeeze(-1)
+
+
+def gathered(parts: States | Titles | Artworks, place_of: Tensor) -> Iterator[Tensor]:
+    """Each part, computed for distinct rows, for every row that asks for it."""
+    for part in parts:
+        flat = part if part.ndim > 1 else part.unsqueeze(-1)
+        found = F.embedding(place_of, flat)
+        yield found if part.ndim > 1 else found.squeeze(-1)
+
+
+def mean_of_known(vectors: nn.Embedding, rows_xL: Tensor) -> Tensor:
+    """Mean of the vectors of a list's rows, padding left out; zero for an empty list. (x, L) -> (x, D)."""
+    return mean_of_rows(vectors.weight, rows_xL, vectors.sparse)
+
+
+def mean_of_rows(table_RD: Tensor, rows_xL: Tensor, sparse: bool = False) -> Tensor:
+    """The same, of a table's rows; `sparse`: whether its gradient is."""
+    flat = F.embedding_bag(rows_xL.flatten(0, -2), table_RD, mode="mean", padding_idx=0, sparse=sparse)
+    return flat.view(*rows_xL.shape[:-1], table_RD.shape[1])
+
+
+def sums_of_last(values_MTR: Tensor, span: int) -> Tensor:
+    """Sums of the last `span` plays' vectors after every number of plays, (M, T, R) -> (M, T + 1, R)."""
+    sums_MTR = F.pad(values_MTR.cumsum(1), (0, 0, 1, 0))
+    before_MTR = F.pad(sums_MTR, (0, 0, span, 0))[:, : sums_MTR.shape[1]]
+    return sums_MTR - before_MTR

@@ -1,0 +1,90 @@
+"""Normal priors of the ranker's weights: what is added to the loss so that training ends at the likeliest weights.
+
+A prior of strength s says that a weight is normal around 0 with variance 1 / s: it counts as much as s impressions whose
+click were as good as a coin's, whatever the log's length, so that a longer log overrules it. Added to the loss it holds the
+product of two linear towers to low rank (Srebro, Rennie and Jaakkola, Maximum-Margin Matrix Factorization, 2004). Decoupled
+weight decay, dropout and early stopping, tried in its place, learned less from the same clicks (docs/experiments.md).
+
+Tables that are updated by rows (`optimiser.rows`) have weight decay instead: a prior would touch every row at every step.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from datamodules.contract import UserError
+from models.two_tower import TwoTower
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """Strengths; 0 leaves the weights of a kind to weight decay."""
+
+    appeal: float = 100.0
+    """What turns histories and devices into tastes, and artworks into what meets them."""
+    context: float = 1000.0
+    """Tastes by country and by hour of the day."""
+    artwork: float = 300.0
+    """Each artwork's own bias, beyond what its content says."""
+    affinity: float = 60.0
+    """What turns histories into interests, and titles into what meets them; and each title's own bias."""
+    engaged: float = 200.0
+    """Of engagement given a click."""
+    distance: float = 30.0
+    """How the weight of a play in a mean differs with how long ago it was."""
+    presentation: float = 10.0
+    """Of places, devices, hours and countries."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for field in fields(self):
+            if not 0 <= getattr(self, field.name) < float("inf"):
+                raise UserError(f"prior.{field.name}={getattr(self, field.name)}: must be at least 0.")
+
+
+KINDS = {
+    "appeal": ("taste.weight", "taste_state.weight", "taste_device.weight", "artwork_vector.weight"),
+    "context": ("taste_country.weight", "taste_hour.weight"),
+    "artwork": ("artwork_bias.weight", "artwork_content_bias.weight"),
+    "affinity": (
+        *("interest.weight", "interest_state.weight", "title_vector.weight"),
+        *("title_content_bias.weight", "title_bias.weight"),
+    ),
+    "engaged": (
+        *("engagement.member.weight", "engagement.title.weight", "engagement.by_title.weight"),
+        *("engagement.by_artwork.weight", "engagement.on_device.weight"),
+    ),
+    "distance": ("recent.band.bias_HS",),
+    "presentation": tuple(
+        f"presentation.{name}.weight" for name in ("at_row", "at_column", "at_hour", "on_device", "in_country")
+    ),
+}
+"""Parameters of the ranker by kind."""
+
+
+class Prior:
+    """The priors of one model's weights."""
+
+    def __init__(self, model: TwoTower, config: PriorConfig, without: frozenset[str] = frozenset()) -> None:
+        """`without`: names of parameters that have weight decay instead."""
+        there = dict(model.named_parameters())
+        self.parts = [
+            (getattr(config, kind), [there[name] for name in names if name in there and name not in without])
+            for kind, names in KINDS.items()
+            if getattr(config, kind)
+        ]
+
+    def parameters(self) -> set[int]:
+        """Ids of the parameters that have one."""
+        return {id(parameter) for _, parameters in self.parts for parameter in parameters}
+
+    def loss(self) -> Tensor:
+        """Minus the logarithm of the prior density, but for a constant: in units of one impression's log loss."""
+        return torch.stack(
+            [
+                0.5 * strength * parameter.square().sum()
+                for strength, parameters in self.parts
+                for parameter in parameters
+            ]
+        ).sum()
