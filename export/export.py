@@ -185,11 +185,13 @@ def _write_graph(ranking: Ranking, vocabularies: Vocabularies, reach: int, path:
     shapes = {name: {0: n} for name in INPUTS}
     shapes |= {name: {0: n, 1: t} for name in INPUTS[:4]}
     shapes |= {"artworks": {0: n, 1: k}}
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    # of the exporter and its optimiser, about their own internals
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript.optimizer")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about its own internals
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(
             ranking,
             tuple(torch.from_numpy(example[name]) for name in INPUTS),
@@ -200,7 +202,8 @@ def _write_graph(ranking: Ranking, vocabularies: Vocabularies, reach: int, path:
             dynamic_shapes=shapes,
             verbose=False,
         )
-    log.setLevel(level)
+    for log, level in zip(logs, levels, strict=True):
+        log.setLevel(level)
     assert program is not None
     program.save(str(path), external_data=False)
 

@@ -36,7 +36,7 @@ class FitConfig:
     """Passes over the training impressions, at most."""
     slices: int = 2
     """Validations per pass."""
-    patience: int = 4
+    patience: int = 8
     """Validations without a better log loss after which training ends."""
     batch: int = 2048
     """Impressions per step, of all devices together."""
