@@ -9,6 +9,8 @@ from benchmarks.title_log import TitleLog
 
 RIDGE = 100.0
 """EASE's, chosen on the validation play among 100, 300 and 1,000."""
+RECENT = 6.0
+"""Plays after which a play counts 1 / e in EASE's recent form, chosen likewise among 6, 12, 24."""
 NEIGHBOURS, SHRINKAGE = 100, 10.0
 """item-kNN's, chosen likewise among 50, 100 and all."""
 

@@ -38,7 +38,7 @@ from benchmarks.title_log import (
     title_rows,
     vocabularies_of,
 )
-from benchmarks.title_ways import ease, neighbours, popularity, same_genres
+from benchmarks.title_ways import RECENT, ease, neighbours, popularity, same_genres
 from configs.read import RECIPES, parse
 from datamodules.contract import UserError
 from datamodules.plays import PlaysFeed
@@ -125,7 +125,7 @@ def _plain_ways(known: TitleLog, told: TitleLog) -> dict[str, Callable[[], np.nd
         "popularity": lambda: popularity(known),
         "item-kNN": lambda: neighbours(known, told),
         "EASE": lambda: ease(known, told),
-        "EASE, recent plays": lambda: ease(known, told, recent=12.0),
+        "EASE, recent plays": lambda: ease(known, told, recent=RECENT),
     }
 
 
@@ -153,21 +153,25 @@ def _rows(subject: str, of: str, found: list[tuple[float, float]], seconds: list
 def _members(
     recipe: FitConfig, known: TitleLog, told: TitleLog, wanted: np.ndarray, config: Config, console: Console
 ) -> list[Row]:
-    """keyart's own figures, and those of its towers without what is played together."""
-    whole, towers, seconds = [], [], []
+    """keyart's own figures, and those of its two parts alone."""
+    whole, towers, order, seconds = [], [], [], []
     for seed in range(config.seeds):
         began = time.perf_counter()
         scores = trained(recipe, known, told, seed, console)
         seconds.append(time.perf_counter() - began)
         whole.append(ndcg_and_hits(listed(scores.sum(0), told), wanted))
         towers.append(ndcg_and_hits(listed(scores[0], told), wanted))
+        order.append(ndcg_and_hits(listed(scores[1], told), wanted))
     rows = _rows(OURS, "", whole, seconds)
-    return rows + _rows("keyart, towers alone", "", towers, []) if recipe.model.coplay.rank else rows
+    if not recipe.model.order.rank:
+        return rows
+    alone = {"keyart, what is played next alone": order, "keyart, towers alone": towers}
+    return rows + [row for subject, found in alone.items() for row in _rows(subject, "", found, [])]
 
 
 def trained(recipe: FitConfig, known: TitleLog, told: TitleLog, seed: int, console: Console) -> np.ndarray:
     """Learn from `known`; float32 (2, U, I): every title's score for every member who played `told`, by the towers and by
-    what is played together."""
+    what is played next."""
     vocabularies = vocabularies_of(known)
     catalogue, shard = catalogue_of(known, vocabularies), as_shard(known, vocabularies)
 

@@ -1,15 +1,20 @@
-"""Titles ranked for members: a member vector and a title vector, whose dot product is the title's affinity.
+"""What plays alone tell of titles, in closed form: two linear regressions, cut to vectors whose dot products they are.
 
-    affinity = what the towers learned (as in the click logit, in no particular place) + what is played together
+`Coplay`: what is played together, in whatever order. EASE (Steck, Embarrassingly Shallow Autoencoders, 2019) is a regression
+of every title on all others. It tells a click on a title, as a part of affinity.
 
-What is played together is known in closed form: EASE (Steck, Embarrassingly Shallow Autoencoders, 2019) is a regression
-of every title on all others. Its weights from title i to title j are a dot product of two short vectors where the
-members x titles matrix is cut to its largest singular values, so that they too fit two towers; plays are weighted by how
-long ago they were. It knows no content and learns no order; the towers know both, and less about rare pairs.
+`Order`: what is played next. A regression of the next title on the titles before it, those weighed by how many plays ago they
+were (SLIST: Choi et al., Session-aware Linear Item-Item Models, 2021; TALE: Park et al., 2025). It ranks titles, beside
+what the towers learned of them:
 
-Legend: M members, T plays, D width, I titles, R rank, P plays of all members.
+    score = what the towers learned + gain * what is played next
+
+It knows no content; the towers do, and less about rare pairs. Order tells more than anything else (docs/experiments.md).
+
+Legend: M members, T plays, D width, I titles, R rank, P plays of all members, B plays of a block.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +26,10 @@ COARSE = 16
 """Strongest patterns of co-play that tell of a click by themselves; those beyond tell more of single titles."""
 SPARE = 16
 """Singular vectors it looks for beyond those that are kept."""
+BLOCK = 512
+"""Plays of a history that are counted at once; between one and two of them a play looks back."""
+MOST_MEMBERS = 50_000
+"""Members whose plays tell what is played next; of more, so many are drawn: their number is no longer what limits it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +40,13 @@ class CoplayConfig:
     """Length of the vectors; 0 leaves it out."""
     ridge: float = 100.0
     """Of the regression: members' worth of evidence that two titles have nothing in common."""
-    recent: float = 12.0
-    """Plays after which a play counts 1 / e."""
-    gain: float = 25.0
-    """Of the regression's scores, as logits beside the towers' own. Not learned: on the plays it was fitted to the
-    regression looks better than it is."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if not 0 <= self.rank <= 4096:
             raise ValueError(f"rank={self.rank}: must lie in 0 .. 4096.")
-        for name in ("ridge", "recent", "gain"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name)}: must be above 0.")
+        if not 0 < self.ridge < float("inf"):
+            raise ValueError(f"ridge={self.ridge}: must be above 0.")
 
 
 class Coplay(nn.Module):
@@ -110,11 +113,123 @@ class Coplay(nn.Module):
         scores_N2 = torch.stack([products_NR[:, :COARSE].sum(1), products_NR.sum(1)], dim=1)
         return torch.asinh(scores_N2 / self.spread_2)
 
+
+@dataclass(frozen=True, kw_only=True)
+class OrderConfig:
+    """What is played next."""
+
+    rank: int = 128
+    """Length of the vectors; 0 leaves it out. Rare pairs need many: of 10,000 titles, 1,024 tell nearly all, 256 a tenth less."""
+    ridge: float = 150.0
+    """Of the regression: plays' worth of evidence that a title says nothing about the next."""
+    near: float = 6.0
+    """Plays after which most of a play's weight has fallen to 1 / e."""
+    far: float = 100.0
+    """Plays after which the rest has."""
+    rest: float = 0.1
+    """Share of a play's weight that falls slowly."""
+    gain: float = 400.0
+    """Of the regression's scores, which are shares of plays, beside the towers' logits. Not learned: on the plays it was
+    fitted to the regression looks better than it is."""
+    titles: int = 8192
+    """The most played titles that it knows: time grows with the cube, memory with the square (8,192: .8 GB)."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 <= self.rank <= 4096:
+            raise ValueError(f"rank={self.rank}: must lie in 0 .. 4096.")
+        for name in ("ridge", "near", "far", "gain"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)}: must be above 0.")
+        if not 0 <= self.rest <= 1:
+            raise ValueError(f"rest={self.rest}: must lie in 0 .. 1.")
+        if self.titles < 1:
+            raise ValueError(f"titles={self.titles}: must be at least 1.")
+
+
+class Order(nn.Module):
+    """The regression's vectors by title row; zero, which says nothing, until `fit` and for titles it does not know."""
+
+    source_IR: Tensor
+    target_IR: Tensor
+
+    def __init__(self, titles: int, config: OrderConfig) -> None:
+        """`titles`: trained rows, the unknown row 0 included."""
+        super().__init__()
+        self.config = config
+        for name in ("source_IR", "target_IR"):
+            self.register_buffer(name, torch.zeros(titles, config.rank))
+
+    @torch.no_grad()
+    def fit(self, member_P: Tensor, title_P: Tensor, seed: int = 0) -> None:
+        """Learn from who (members, each's plays in order and together) played which title row next.
+
+        With S the weights of what was played before each play (P, I) and Y the titles played there, those alone that are
+        new to the member, B = (S'S + ridge)^-1 S'Y. Of rank R the best predictions S B are those on the largest
+        eigenvectors V of Y'S B (reduced-rank regression; Izenman, 1975): source B V, target V.
+        """
+        places, rows = self._known(title_P)
+        if not len(rows):
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            gram_II, next_II = self._counted(_histories(member_P), title_P, places, len(rows))
+            gram_II.diagonal().add_(self.config.ridge)
+            root_II = torch.linalg.cholesky(gram_II)
+            rank = min(self.config.rank, len(rows))
+            target_IR = torch.randn(len(rows), min(rank + SPARE, len(rows)))
+            for _ in range(POWER_ITERATIONS):
+                target_IR = next_II.T @ torch.cholesky_solve(next_II @ target_IR, root_II)
+                target_IR = torch.linalg.qr(target_IR).Q
+            source_IR = torch.cholesky_solve(next_II @ target_IR, root_II)
+            turned = torch.linalg.eigh(target_IR.T @ (next_II.T @ source_IR)).eigenvectors.flip(1)[:, :rank]
+        self.source_IR.zero_()
+        self.target_IR.zero_()
+        self.source_IR[rows, :rank] = source_IR @ turned
+        self.target_IR[rows, :rank] = target_IR @ turned
+
+    def _known(self, title_P: Tensor) -> tuple[Tensor, Tensor]:
+        """The place of each play's title among the rows that are regressed, len(rows) for others; and those rows."""
+        count_I = torch.bincount(title_P.clamp(max=len(self.source_IR)), minlength=len(self.source_IR) + 1)
+        count_I[0] = count_I[-1] = 0  # unknown, untrained
+        most = count_I.sort(descending=True, stable=True).indices[: self.config.titles]
+        rows = most[count_I[most] > 0].sort().values
+        place_I = torch.full_like(count_I, len(rows))
+        place_I[rows] = torch.arange(len(rows))
+        return place_I[title_P.clamp(max=len(self.source_IR))], rows
+
+    def _counted(
+        self, histories: Iterator[tuple[int, int]], title_P: Tensor, places_P: Tensor, titles: int
+    ) -> tuple[Tensor, Tensor]:
+        """S'S and S'Y, (I, I) each, summed over blocks of plays; further back than a block nothing counts."""
+        columns = titles + 1  # the last for titles that are left out, whose plays pass all the same
+        gram, following = torch.zeros(columns * columns), torch.zeros(columns * columns)
+        for begin, end in histories:
+            first_P = _first_plays(title_P[begin:end])
+            for start in range(begin, end, BLOCK):
+                stop, low = min(end, start + BLOCK), max(begin, start - BLOCK)
+                place_B = places_P[low:stop]
+                told_B = torch.arange(start, stop)[first_P[start - begin : stop - begin]]
+                weight_BB = self.weights(told_B[:, None] - 1 - torch.arange(low, stop))
+                pair_BB = place_B[:, None] * columns + place_B
+                gram.index_add_(0, pair_BB.flatten(), (weight_BB.T @ weight_BB).flatten())
+                pair_BB = place_B[:, None] * columns + places_P[told_B]
+                following.index_add_(0, pair_BB.flatten(), weight_BB.T.flatten())
+        kept = slice(0, titles)
+        return gram.view(columns, columns)[kept, kept].clone(), following.view(columns, columns)[kept, kept].clone()
+
+    def weights(self, ago: Tensor) -> Tensor:
+        """What a play counts that was so many plays before the last one (0: the last); 0 where it was after it."""
+        config = self.config
+        back = ago.clamp(min=0)
+        return ((1 - config.rest) * torch.exp(-back / config.near) + config.rest * torch.exp(-back / config.far)) * (
+            ago >= 0
+        )
+
     def states(self, play_title_MT: Tensor, length_M: Tensor, span: int) -> Tensor:
         """What was played, the last `span` of the first `length_M` plays, each by how long ago: (M, R)."""
-        place = torch.arange(play_title_MT.shape[1], device=play_title_MT.device)
-        ago_MT = length_M[:, None] - 1 - place
-        weight_MT = torch.exp(-ago_MT.clamp(min=0) / self.config.recent) * ((ago_MT >= 0) & (ago_MT < span))
+        ago_MT = length_M[:, None] - 1 - torch.arange(play_title_MT.shape[1], device=play_title_MT.device)
+        weight_MT = self.weights(ago_MT) * (ago_MT < span)
         return (weight_MT.unsqueeze(1) @ self.source_IR[self._trained(play_title_MT)]).squeeze(1)
 
     def targets(self, rows: Tensor) -> Tensor:
@@ -124,3 +239,20 @@ class Coplay(nn.Module):
     def _trained(self, rows: Tensor) -> Tensor:
         """Rows of trained titles; others become the unknown row, of which nothing is known."""
         return torch.where(rows < len(self.source_IR), rows, 0)
+
+
+def _histories(member_P: Tensor) -> Iterator[tuple[int, int]]:
+    """Where the plays of some members, at most MOST_MEMBERS of them, begin and end."""
+    count = torch.unique_consecutive(member_P, return_counts=True)[1]
+    end = count.cumsum(0)
+    drawn = torch.arange(len(end)) if len(end) <= MOST_MEMBERS else torch.randperm(len(end))[:MOST_MEMBERS]
+    yield from zip((end - count)[drawn].tolist(), end[drawn].tolist(), strict=True)
+
+
+def _first_plays(title_P: Tensor) -> Tensor:
+    """Whether a play is the first of its title here, bool (P,)."""
+    order = title_P.sort(stable=True).indices
+    sorted_P = title_P[order]
+    first_P = torch.ones_like(title_P, dtype=torch.bool)
+    first_P[order[1:]] = sorted_P[1:] != sorted_P[:-1]
+    return first_P

@@ -24,7 +24,7 @@ from models.history import HistoryConfig, HistoryEncoder, RecentMean, time_apart
 from models.layers import dots, gathered, linked, mean_of_known, mean_of_rows, sums_of_last, table
 from models.parts import Artworks, Content, Context, Plays, Sizes, States, Terms, Titles, bent_line, straight
 from models.presentation import HOURS, PlayCount, Presentation
-from models.titles import Coplay, CoplayConfig
+from models.titles import Coplay, CoplayConfig, Order, OrderConfig
 
 TABLES = ("title_id.weight", "title_bias.weight", "artwork_bias.weight", "person.weight")
 """Parameters that grow with the catalogue, by row. Where an embedding's `sparse` is set, its gradient is."""
@@ -51,7 +51,9 @@ class TwoTowerConfig:
     id_dropout: float = 0.7
     """Share of title ids sent to the unknown row there while training, so that content alone learns to stand for a title."""
     coplay: CoplayConfig = field(default_factory=CoplayConfig)
-    """What is played together."""
+    """What is played together, which tells clicks."""
+    order: OrderConfig = field(default_factory=OrderConfig)
+    """What is played next, which ranks titles."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -115,6 +117,7 @@ class TwoTower(nn.Module):
         self.title_vector, self.title_content_bias = linked(held, width, LINKED), linked(held, 1, 0.0)
         self.title_bias = table(sizes.titles, 1, 0.0)
         self.coplay = Coplay(sizes.titles, config.coplay) if config.coplay.rank else None
+        self.order = Order(sizes.titles, config.order) if config.order.rank else None
         self.coplay_gain, self.again_gain = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(()))
         self.play_count = PlayCount()
         self.presentation = Presentation(sizes)
@@ -134,7 +137,7 @@ class TwoTower(nn.Module):
         """Artwork rows (n,), ascending, and embeddings (n, E) that stand for those of the table: of a step's images."""
 
     def forget_titles(self) -> None:
-        """Train without ranking titles, which what is played together then does alone.
+        """Train without ranking titles, which what is played next then does alone.
 
         The weights that no loss reaches are not trained, and where the click does not read the learned state, it is not
         computed from here on.
@@ -289,19 +292,19 @@ class TwoTower(nn.Module):
     def member_vectors(self, state_MD: Tensor, play_title_MT: Tensor, length_M: Tensor) -> Tensor:
         """What ranks titles for a member after the first `length_M` plays, in no particular place: (M, D + R + 1).
 
-        `state_MD`: the learned state then. The dot product with a title vector is the title's score; R is 0 without
-        co-play, and the last column, 1, meets the title's bias.
+        `state_MD`: the learned state then. The dot product with a title vector is the title's score; R is the rank of
+        what is played next, and the last column, 1, meets the title's bias.
         """
         parts = [self.member_next(state_MD)]
-        if self.coplay is not None:
-            parts.append(self.coplay.states(play_title_MT, length_M, self.config.history.span))
+        if self.order is not None:
+            parts.append(self.order.states(play_title_MT, length_M, self.config.history.reach))
         return torch.cat([*parts, torch.ones_like(parts[0][:, :1])], dim=-1)
 
     def title_vectors(self, rows: Tensor) -> Tensor:
         """What a title is found by, (..., D + R + 1), the last of it the title's bias."""
         parts = [*self.next_titles(rows)]
-        if self.coplay is not None:
-            parts.insert(1, self.coplay.targets(rows))
+        if self.order is not None:
+            parts.insert(1, self.order.targets(rows))
         return torch.cat(parts, dim=-1)
 
     def next_titles(self, rows: Tensor) -> tuple[Tensor, Tensor]:

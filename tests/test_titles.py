@@ -19,7 +19,7 @@ from datamodules.shards import Shards
 from export.bundle import Bundle
 from export.recommend import recommend
 from models.history import HistoryConfig
-from models.titles import Coplay, CoplayConfig
+from models.titles import Coplay, CoplayConfig, Order, OrderConfig
 from models.two_tower import TwoTower, TwoTowerConfig
 from train.config import FitConfig
 from train.embed import load_embedding
@@ -28,7 +28,7 @@ from train.optimiser import OptimiserConfig
 from train.run import Run, content_of, sizes_of
 from train.titles import TitlesConfig, chances_of, fit_titles, title_loss, told_in
 
-SMALL = TwoTowerConfig(width=16, dropout=0.0, id_dropout=0.0, coplay=CoplayConfig(rank=400))
+SMALL = TwoTowerConfig(width=16, dropout=0.0, id_dropout=0.0, order=OrderConfig(rank=400))
 
 
 def model_of(shards: Path, config: TwoTowerConfig = SMALL) -> TwoTower:
@@ -38,23 +38,99 @@ def model_of(shards: Path, config: TwoTowerConfig = SMALL) -> TwoTower:
 
 
 def test_what_is_played_together_is_ease() -> None:
-    """Of full rank; plays counted by how long ago they were."""
+    """Of full rank."""
     chance = np.random.default_rng(0)
     played = chance.random((60, 12)) < 0.3
     member, title = np.nonzero(played)
-    config = CoplayConfig(rank=12, ridge=5.0, recent=3.0, gain=2.0)
-    coplay = Coplay(14, config)  # a row nobody plays, and the unknown one
+    coplay = Coplay(14, CoplayConfig(rank=12, ridge=5.0))  # a row nobody plays, and the unknown one
     coplay.fit(torch.from_numpy(member), torch.from_numpy(title) + 1)
     gram = played.astype(float).T @ played
     inverse = np.linalg.inv(gram + 5.0 * np.eye(12))
     weights = -inverse / np.diag(inverse)
-    history, length = torch.tensor([[3, 7, 1, 0, 0], [4, 4, 2, 9, 0]]), torch.tensor([3, 4])
-    scores = coplay.states(history, length, span=3) @ coplay.targets(torch.arange(14)).T
-    for row, rows in enumerate(([3, 7, 1], [4, 2, 9])):  # the last three alone
-        expected = sum(2.0 * np.exp(-(2 - i) / 3.0) * weights[title - 1] for i, title in enumerate(rows))
-        others = [j for j in range(12) if j + 1 not in rows]
-        np.testing.assert_allclose(scores[row, 1:13].numpy()[others], np.asarray(expected)[others], atol=1e-4)
-    assert not scores[:, [0, 13]].any(), "nothing is known of titles nobody played"
+    scores = (coplay.source_IR @ coplay.target_IR.T).numpy()
+    others = ~np.eye(12, dtype=bool)
+    np.testing.assert_allclose(scores[1:13, 1:13][others], weights[others], atol=1e-4)
+    assert not scores[[0, 13]].any(), "nothing is known of titles nobody played"
+    assert not scores[:, [0, 13]].any()
+    fit, other = coplay.likeness(coplay.source_IR[[3, 7]].sum(0)[None], coplay.target_IR[[5]])[0]
+    dot = weights[[2, 6], 4].sum()
+    assert float(other) == pytest.approx(np.arcsinh(dot / float(coplay.spread_2[1])), abs=1e-4)
+    assert float(fit) == pytest.approx(np.arcsinh(dot / float(coplay.spread_2[0])), abs=1e-4), (
+        "twelve are fewer than COARSE"
+    )
+
+
+def order_by_loops(histories: list[list[int]], config: OrderConfig, titles: int) -> np.ndarray:
+    """B = (S'S + ridge)^-1 S'Y, written out play by play: (titles, titles), rows and columns from title 1 on."""
+    gram, following = config.ridge * np.eye(titles), np.zeros((titles, titles))
+    for history in histories:
+        for p, title in enumerate(history):
+            if title in history[:p]:
+                continue
+            weights = np.zeros(titles)
+            for back, before in enumerate(reversed(history[:p])):
+                if before <= titles:
+                    fast, slow = np.exp(-back / config.near), np.exp(-back / config.far)
+                    weights[before - 1] += (1 - config.rest) * fast + config.rest * slow
+            gram += np.outer(weights, weights)
+            if title <= titles:
+                following[:, title - 1] += weights
+    return np.linalg.solve(gram, following)
+
+
+def test_what_is_played_next_is_the_regression(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of full rank, in blocks as in one; titles out of the most played pass, and count as plays between; of low rank the
+    best there is."""
+    chance = np.random.default_rng(0)
+    histories = [[int(title) for title in chance.zipf(1.3, n).clip(max=11)] for n in (1, 2, 9, 30, 40, 5)]
+    member = torch.from_numpy(np.repeat(np.arange(6), [len(history) for history in histories]))
+    title = torch.tensor([title for history in histories for title in history])
+    config = OrderConfig(rank=12, ridge=2.0, near=3.0, far=20.0, rest=0.2, gain=7.0)
+    expected = order_by_loops(histories, config, 11)
+    order = Order(13, config)
+    order.fit(member, title)
+    np.testing.assert_allclose((order.source_IR @ order.target_IR.T)[1:12, 1:12], expected, atol=1e-4)
+    assert not (order.source_IR @ order.target_IR.T)[:, [0, 12]].any(), "nothing is known of titles nobody played"
+
+    length, played = torch.tensor([4, 2]), torch.tensor([[3, 7, 1, 2, 9], [4, 2, 0, 0, 0]])
+    scores = order.states(played, length, span=3) @ order.targets(torch.arange(13)).T
+    for row, rows in enumerate(([2, 1, 7], [2, 4])):  # the last three alone, newest first
+        weight = [0.8 * np.exp(-back / 3.0) + 0.2 * np.exp(-back / 20.0) for back in range(3)]
+        told = sum(7.0 * w * expected[title - 1] for w, title in zip(weight, rows, strict=False))
+        np.testing.assert_allclose(scores[row, 1:12], told, atol=1e-3)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("models.titles.BLOCK", 45)
+        blocks = Order(13, config)
+        blocks.fit(member, title)
+        np.testing.assert_allclose(
+            blocks.source_IR @ blocks.target_IR.T, order.source_IR @ order.target_IR.T, atol=1e-4
+        )
+
+    few = Order(13, replace(config, titles=2))
+    few.fit(member, title)
+    most = np.argsort(-np.bincount(title.numpy(), minlength=12), kind="stable")[:2]
+    assert set(few.source_IR.any(1).nonzero().flatten().tolist()) == set(most.tolist())
+    renamed = {int(row): place + 1 for place, row in enumerate(sorted(most))}
+    # others are places of their own, so that a first play stays one and plays between count
+    as_few = [[renamed.get(t, 2 + t) for t in history] for history in histories]
+    small = order_by_loops(as_few, config, 2)
+    np.testing.assert_allclose((few.source_IR @ few.target_IR.T)[np.ix_(sorted(most), sorted(most))], small, atol=1e-4)
+
+    low = Order(13, replace(config, rank=3))
+    low.fit(member, title)
+    gram = np.zeros((11, 11))
+    for history in histories:
+        for p, each in enumerate(history):
+            if each not in history[:p]:
+                w = np.zeros(11)
+                for back, before in enumerate(reversed(history[:p])):
+                    w[before - 1] += 0.8 * np.exp(-back / 3.0) + 0.2 * np.exp(-back / 20.0)
+                gram += np.outer(w, w)
+    root = np.linalg.cholesky(gram + 2.0 * np.eye(11)).T
+    lost = np.linalg.norm(root @ ((low.source_IR @ low.target_IR.T).numpy()[1:12, 1:12] - expected)) ** 2
+    least = (np.linalg.svd(root @ expected, compute_uv=False)[3:] ** 2).sum()
+    assert lost == pytest.approx(least, rel=1e-2), "the least that rank 3 can lose"
 
 
 def test_every_play_once_a_pass_and_none_too_late(shards: Path) -> None:
@@ -115,8 +191,8 @@ def test_titles_alone_are_learned(shards: Path) -> None:
     optimiser = OptimiserConfig(learning_rate=5e-3, weight_decay=0.01, average=0.9)
     model = fit_titles(model_of(shards), feed, config, optimiser, after_pass=lambda _, loss, __: losses.append(loss))
     assert losses[-1] < losses[0] - 0.05
-    assert model.coplay is not None
-    assert model.coplay.source_IR[1:].any()
+    assert model.order is not None
+    assert model.order.source_IR[1:].any()
     with pytest.raises(UserError, match="no play to learn from"):
         fit_titles(model_of(shards), PlaysFeed(Shards.open(shards).shards, before=0), config, optimiser)
 

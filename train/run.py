@@ -22,7 +22,7 @@ from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.shards import Shards
 from datamodules.vocabulary import Vocabularies, load_vocabularies
 from models.history import HistoryConfig
-from models.titles import CoplayConfig
+from models.titles import CoplayConfig, OrderConfig
 from models.two_tower import Content, Sizes, TwoTower, TwoTowerConfig
 
 CONFIG, WEIGHTS, METRICS = "config.yaml", "weights.safetensors", "metrics.json"
@@ -113,8 +113,8 @@ class Run:
         except Exception as error:  # safetensors raises its own class for a damaged file
             raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}). Train again with keyart fit.") from None
         written = dict(record["fit"]["model"])
-        history, coplay = HistoryConfig(**written.pop("history")), CoplayConfig(**written.pop("coplay", {}))
-        shape = TwoTowerConfig(history=history, coplay=coplay, **written)
+        parts = {"history": HistoryConfig, "coplay": CoplayConfig, "order": OrderConfig}
+        shape = TwoTowerConfig(**{name: part(**written.pop(name, {})) for name, part in parts.items()}, **written)
         content = Content(**{name: state[name] for name in Content._fields})
         model = TwoTower(shape, sizes_of(vocabularies), content)
         try:

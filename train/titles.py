@@ -74,7 +74,7 @@ def title_loss(
     """Summed log loss of the titles of the plays `told_MT` (bool), each from the state before it; and how many.
 
     Titles without a trained row, the unknown one among them, are not told. `chances` is what `chances_of` gives.
-    What is played together is left out: it was fitted to these very plays, and would leave too little to learn.
+    What is played next is left out: it was fitted to these very plays, and would leave too little to learn.
     """
     rows = model.sizes.titles
     wanted_MT = told_MT & (play_title_MT > 0) & (play_title_MT < rows)
@@ -130,9 +130,9 @@ class TitleLesson:
     ) -> "TitleLesson | None":
         """From the plays of the feed; None where titles are not learned.
 
-        What is played together, and how often, goes into the model, unless it is `warm` and has it from former plays.
+        What is played together, what next, and how often, goes into the model, unless it is `warm` and has it from former plays.
         """
-        if not config.weight and model.coplay is None:
+        if not config.weight and model.coplay is None and model.order is None:
             return None
         members, titles = feed.played()
         if not len(titles):
@@ -140,6 +140,8 @@ class TitleLesson:
         if not warm:
             if model.coplay is not None:
                 model.coplay.fit(members, titles, seed)
+            if model.order is not None:
+                model.order.fit(members, titles, seed)
             with torch.no_grad():  # begin with how often each is played
                 count = torch.bincount(titles[titles < model.sizes.titles], minlength=model.sizes.titles)
                 model.next_bias.weight[1:, 0] = torch.log1p(count[1:].float()) * POPULARITY
