@@ -3,7 +3,7 @@
 `python rectools_way.py LOG.npz OUT.json SASRec|HSTU EPOCHS SEED`. Knows nothing of keyart. LOG.npz: member, title and time
 (microseconds) of the plays to learn from, in order; validation_* and test_*: the play after them and the one after that,
 of every member. OUT.json: the ten titles for every member at the end, of the epoch that was best on validation.
-RecTools' own defaults but for what `settings` names; bfloat16 where the trainer autocasts, for a CPU's sake.
+RecTools' own defaults but for what `settings` names.
 """
 
 import json
@@ -20,8 +20,12 @@ from rectools.dataset import Dataset  # pyright: ignore
 from rectools.models import HSTUModel, SASRecModel  # pyright: ignore
 from rectools.models.nn.item_net import IdEmbeddingsItemNet  # pyright: ignore
 
-EVERY = 4
+EVERY = 5
 """Epochs between looks at validation."""
+PATIENCE = 6
+"""Looks without a better one after which training ends."""
+OF_HSTU = {"use_key_padding_mask": False, "lightning_module_kwargs": {"logits_t": 0.05}}
+"""Its scores are cosines, and nothing is learned of a softmax of those as they are: RecTools' own studies divide by this."""
 LISTED = 10
 
 
@@ -43,7 +47,6 @@ def trainer() -> Trainer:
         max_epochs=EVERY,
         enable_checkpointing=False,
         accelerator="cpu",
-        precision="bf16-mixed",
         **quiet,
     )
 
@@ -54,7 +57,8 @@ def main(source: str, out: str, subject: str, epochs: int, seed: int) -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     log = dict(np.load(source))
     seed_everything(seed)
-    settings = {"n_factors": 64, "session_max_len": 100, "dropout_rate": 0.3, "lr": 0.002, "batch_size": 16}
+    settings = {"n_factors": 64, "session_max_len": 200, "dropout_rate": 0.3, "lr": 0.002, "batch_size": 16}
+    settings |= OF_HSTU if subject == "HSTU" else {"use_key_padding_mask": True}
     class_ = SASRecModel if subject == "SASRec" else HSTUModel
     model = class_(
         loss="softmax", item_net_block_types=(IdEmbeddingsItemNet,), get_trainer_func=trainer, verbose=0, **settings
@@ -85,6 +89,8 @@ def main(source: str, out: str, subject: str, epochs: int, seed: int) -> None:
         print(subject, seed, epoch, round(validation, 4), file=sys.stderr, flush=True)
         if validation > float(str(best["validation"])):
             best = {"validation": validation, "epoch": epoch, "listed": listed(later, "test_").tolist()}
+        elif epoch >= int(str(best["epoch"])) + PATIENCE * EVERY:
+            break
     with open(out, "w") as file:
         json.dump(best | {"settings": settings, "told": told}, file)
 

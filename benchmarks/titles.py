@@ -66,8 +66,8 @@ class Config:
     """The recipe of keyart's model."""
     seeds: int = 1
     """How often keyart is trained, each time with another seed: mean and spread are told."""
-    epochs: int = 40
-    """Of SASRec and HSTU, at most; 0 leaves both out."""
+    epochs: int = 200
+    """Of SASRec and HSTU, at most, should validation get better so long; 0 leaves both out."""
     peer_seeds: int = 1
     """How often those are trained."""
     new: bool = True
