@@ -18,18 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.dropout import Dropout, kept
 from models.engagement import Engagement
-from models.history import HistoryConfig, HistoryEncoder, RecentMean, time_apart
+from models.history import HistoryConfig, RecentMean, time_apart
 from models.layers import dots, gathered, linked, mean_of_known, mean_of_rows, sums_of_last, table
 from models.parts import Artworks, Content, Context, Plays, Sizes, States, Terms, Titles, bent_line, straight
 from models.presentation import HOURS, PlayCount, Presentation
+from models.reading import Reading
 from models.titles import Coplay, CoplayConfig, Order, OrderConfig
 
-TABLES = ("title_id.weight", "title_bias.weight", "artwork_bias.weight", "person.weight")
+TABLES = ("reading.title_id.weight", "title_bias.weight", "artwork_bias.weight", "person.weight")
 """Parameters that grow with the catalogue, by row. Where an embedding's `sparse` is set, its gradient is."""
-START = 0.15
-"""Spread of the people's and genres' vectors before training."""
+PERSON = 0.3
+"""Spread of the people's vectors before training."""
 PICTURE = 2.5
 """Root mean square norm of a picture's features, about that of a person's vector, so that one prior fits both."""
 MEANS = 5.0
@@ -94,11 +94,10 @@ class TwoTower(nn.Module):
         self.register_buffer("posterior_own_A", torch.zeros(sizes.artworks))
         self._centre(content)
 
-        self.genre, self.person = table(sizes.genres, width, START), table(sizes.people, width, 2 * START)
-        self.image = linked(image_width, width, START / PICTURE, bias=False)
+        self.person = table(sizes.people, width, PERSON)
+        self.image = linked(image_width, width, PERSON / 2 / PICTURE, bias=False)
         self.recent = RecentMean(config.history.span, config.history.time)
         self.likeness_gain = nn.Parameter(torch.tensor([0.3, 1.0, 1.0]))
-        self.title_id = table(sizes.titles, width, 0.02)
 
         wide = 2 * width + sizes.genres + config.coplay.rank
         self.taste, self.interest = linked(wide, width, LINKED), linked(wide, width, LINKED)
@@ -109,10 +108,7 @@ class TwoTower(nn.Module):
         self.taste_hour = table(HOURS, width, 0.02)
         shown = image_width + width + sizes.genres
         self.artwork_vector = linked(shown, width, image_width**-0.5)
-        self.artwork_content_bias, self.artwork_bias = (
-            linked(shown, 1, 0.0),
-            table(sizes.artworks, 1, 0.0),
-        )
+        self.artwork_content_bias, self.artwork_bias = linked(shown, 1, 0.0), table(sizes.artworks, 1, 0.0)
         held = sizes.genres + width + 1
         self.title_vector, self.title_content_bias = linked(held, width, LINKED), linked(held, 1, 0.0)
         self.title_bias = table(sizes.titles, 1, 0.0)
@@ -122,15 +118,8 @@ class TwoTower(nn.Module):
         self.play_count = PlayCount()
         self.presentation = Presentation(sizes)
 
-        self.title_content = nn.Linear(3 * width + 1, width)
-        self.token_content, self.watched = nn.Linear(4 * width, width), nn.Linear(2, width)
-        self.token_image = nn.Linear(width, width, bias=False)
-        self.history = HistoryEncoder(width, config.history)
-        self.next_vector, self.next_bias = nn.Linear(width, width), table(sizes.titles, 1, 0.0)
-        self.member_next = nn.Linear(width, width)
-
+        self.reading = Reading(width, config.history, sizes, config.dropout, config.id_dropout)
         self.engagement = Engagement(width, wide, held, shown, sizes.devices)
-        self.dropout = Dropout(config.dropout)
         self.reads_state = True
         """Whether anything reads the learned state."""
         self.fresh: tuple[Tensor, Tensor] | None = None
@@ -142,15 +131,8 @@ class TwoTower(nn.Module):
         The weights that no loss reaches are not trained, and where the click does not read the learned state, it is not
         computed from here on.
         """
-        unread: list[nn.Module] = [self.member_next, self.next_vector, self.next_bias]
-        nn.init.zeros_(self.member_next.weight)
-        nn.init.zeros_(self.member_next.bias)
         self.reads_state = self.taste_state is not None
-        if not self.reads_state:
-            unread += [self.history, self.genre, self.title_id, self.title_content, self.token_content]
-            unread += [self.watched, self.token_image]
-        for part in unread:
-            part.requires_grad_(False)
+        self.reading.freeze(history=not self.reads_state)
 
     def _centre(self, content: Content) -> None:
         """What of images and genres is the catalogue's mean: members and artworks are told by how they differ from it."""
@@ -166,13 +148,6 @@ class TwoTower(nn.Module):
     def _title_rows(self, rows: Tensor) -> Tensor:
         """Rows of trained titles; others become the unknown row."""
         return torch.where(rows < self.sizes.titles, rows, 0)
-
-    def _dropped_rows(self, rows: Tensor) -> Tensor:
-        """The same; while training, a share of all become the unknown row too."""
-        rows = self._title_rows(rows)
-        if self.training and self.config.id_dropout:
-            rows = rows * kept(self.config.id_dropout, rows.shape, rows.device)[0]
-        return rows
 
     def table_rows(self, play_title_MT: Tensor, title_N: Tensor, artworks_NK: Tensor) -> dict[str, Tensor]:
         """The distinct rows of each of TABLES that a batch may look up, the unknown row included."""
@@ -214,9 +189,9 @@ class TwoTower(nn.Module):
         people, genres = self._people(rows), self._shares(self.title_genres_IL[rows])
         known = torch.cat([genres, people, self.title_year_I[rows].unsqueeze(-1)], dim=-1)
         bias = (self.title_content_bias(known) + self.title_bias(ids)).squeeze(-1)
-        together = torch.zeros(*rows.shape, 0, device=rows.device)
-        if self.coplay is not None:
-            together = self.coplay.target_IR[ids]
+        together = (
+            torch.zeros(*rows.shape, 0, device=rows.device) if self.coplay is None else self.coplay.target_IR[ids]
+        )
         content = torch.cat([people, genres], dim=-1)
         return Titles(self.title_vector(known), content, bias, together, self.engagement.of_titles(known))
 
@@ -228,21 +203,14 @@ class TwoTower(nn.Module):
         """Mean vector of the people of titles, (...,) -> (..., D)."""
         return mean_of_known(self.person, self.title_people_IL[rows])
 
-    def _hidden(self, people: Tensor, genres: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        """What the learned state reads of titles, beside `genres`, the mean vector of their genres, (...,) -> (..., D)."""
-        year = self.title_year_I[rows].unsqueeze(-1)
-        return F.gelu(self.title_content(torch.cat([genres, people, self.title_id(ids), year], dim=-1)))
-
-    def _token(self, rows: Tensor, people: Tensor) -> Tensor:
-        """What the learned state reads of a play but its image, (...,) -> (..., D)."""
-        ids, genres = self._dropped_rows(rows), mean_of_known(self.genre, self.title_genres_IL[rows])
-        parts = [self._hidden(people, genres, rows, ids), genres, people, self.title_id(ids)]
-        return self.token_content(self.dropout(torch.cat(parts, dim=-1)))
+    def _known(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `reading` is told of titles."""
+        return rows, self._people(rows), self.title_genres_IL[rows], self.title_year_I[rows]
 
     def plays(self, rows: Tensor) -> Plays:
         """What a play of a title says, for title rows of any shape."""
         people = self._people(rows)
-        token = self._token(rows, people) if self.reads_state else torch.zeros_like(people)
+        token = self.reading.tokens(*self._known(rows)) if self.reads_state else torch.zeros_like(people)
         artworks_xL = self.title_artworks_IL[rows]
         there_x1 = (artworks_xL > 0).any(-1, keepdim=True).to(people.dtype)
         picture = mean_of_rows(self.artwork_image_AE, artworks_xL) - self.picture_centre_E
@@ -252,12 +220,6 @@ class TwoTower(nn.Module):
         if self.coplay is not None:
             together = self.coplay.source_IR[self._title_rows(rows)]
         return Plays(token, content, self.image(picture * self.picture_scale * there_x1), together)
-
-    def watched_tokens(self, watched: Tensor) -> Tensor:
-        """What the fraction watched adds, (..., D); NaN = not logged."""
-        known = ~torch.isnan(watched)
-        shares = torch.where(known, watched - 0.5, 0.0)
-        return self.watched(torch.stack([shares, known.to(shares.dtype)], dim=-1))
 
     def states(
         self, play_title_MT: Tensor, play_artwork_MT: Tensor, play_watched_MT: Tensor, play_time_MT: Tensor
@@ -283,8 +245,7 @@ class TwoTower(nn.Module):
         apart_MTT = time_apart(time_MT) if self.config.history.time else None
         recent = self.recent(content_MTC, apart_MTT)
         if self.reads_state:
-            token_MTD = plays.token + self.token_image(self.dropout(image_MTD)) + self.watched_tokens(watched_MT)
-            learned = self.history(token_MTD, apart_MTT)
+            learned = self.reading(plays.token, image_MTD, watched_MT, apart_MTT)
         else:
             learned = torch.zeros(*recent.shape[:2], self.config.width, device=recent.device)
         return States(learned, recent, sums_of_last(plays.together, self.config.history.span))
@@ -295,7 +256,7 @@ class TwoTower(nn.Module):
         `state_MD`: the learned state then. The dot product with a title vector is the title's score; R is the rank of
         what is played next, and the last column, 1, meets the title's bias.
         """
-        parts = [self.member_next(state_MD)]
+        parts = [self.reading.member_next(state_MD)]
         if self.order is not None:
             parts.append(self.order.states(play_title_MT, length_M, self.config.history.reach))
         return torch.cat([*parts, torch.ones_like(parts[0][:, :1])], dim=-1)
@@ -308,15 +269,8 @@ class TwoTower(nn.Module):
         return torch.cat(parts, dim=-1)
 
     def next_titles(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (..., D) and biases (..., 1) by which titles are told that are played next.
-
-        Content and id as in a play's token, the id also as it is. The click's affinity has projections of its own: it is
-        some tenths of a logit, and what tells one title of ten thousand is several.
-        """
-        ids = self._dropped_rows(rows)
-        people, genres = self._people(rows), mean_of_known(self.genre, self.title_genres_IL[rows])
-        content = self.next_vector(self._hidden(people, genres, rows, ids))
-        return content + self.title_id(ids), self.next_bias(ids)
+        """Vectors (..., D) and biases (..., 1) by which titles are told that are played next, but for `order`."""
+        return self.reading.next_titles(*self._known(rows))
 
     def rank(
         self,

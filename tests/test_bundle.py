@@ -53,7 +53,7 @@ def test_an_empty_history_is_the_learned_state(bundle: Path, run: Path) -> None:
         zero = torch.zeros(1, dtype=torch.int64)
         content = int(model.parts_of_content().sum())
         together = torch.zeros(1, model.config.coplay.rank)
-        state = States(model.history.no_history_D[None], torch.zeros(1, content), together)
+        state = States(model.reading.history.no_history_D[None], torch.zeros(1, content), together)
         nowhere, again = Context(zero, zero, zero, zero, zero, zero), torch.zeros(1, dtype=torch.bool)
         terms = model.rank(state, nowhere, zero, torch.arange(1, 5)[None], again)
         expected = model.probabilities(terms)[0].numpy()

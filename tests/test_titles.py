@@ -156,7 +156,7 @@ def test_every_play_once_a_pass_and_none_too_late(shards: Path) -> None:
 def test_the_loss_is_that_of_the_softmax_over_all_titles(shards: Path) -> None:
     model = model_of(shards).eval()
     with torch.no_grad():
-        model.next_bias.weight.normal_()
+        model.reading.next_bias.weight.normal_()
     batch = next(iter(PlaysFeed(Shards.open(shards).shards, plays=9, batch=6)))
     states = model.states(batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
     told = told_in(batch)
@@ -172,7 +172,7 @@ def test_the_loss_is_that_of_the_softmax_over_all_titles(shards: Path) -> None:
             title = int(batch.play_title[m, t])
             if title == 0 or title >= model.sizes.titles or (t == 0 and not batch.first[m]):
                 continue
-            logits = vectors @ model.member_next(states.learned[m, t]) + bias[:, 0]
+            logits = vectors @ model.reading.member_next(states.learned[m, t]) + bias[:, 0]
             loss -= float(torch.log_softmax(logits.detach(), 0)[title - 1])
             plays += 1
     assert int(count) == plays
@@ -207,7 +207,7 @@ def both(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     titles = TitlesConfig(weight=0.05, negatives=10)
     fit(shards, folder / "run", FitConfig(passes=1, slices=1, batch=512, model=model, titles=titles))
     run = Run.open(folder / "run")
-    assert run.model.next_bias.weight.any()
+    assert run.model.reading.next_bias.weight.any()
     return export(run.model, run.vocabularies, folder / "bundle", about={"run": str(folder / "run")})
 
 

@@ -115,7 +115,7 @@ class RankerTask(pl.LightningModule):
             name for name, table in tables.items() if table.requires_grad and alone and len(table) >= optimiser.rows
         ]
         if titles is not None:  # titles that stand for all others are in no batch, and must be looked up as they are
-            large = [name for name in large if not name.startswith("title_")]
+            large = [name for name in large if "title_" not in name]
         for name in large:
             cast(torch.nn.Embedding, model.get_submodule(name.removesuffix(".weight"))).sparse = True
         self.tables = {name: model.get_parameter(name) for name in large}

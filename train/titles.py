@@ -79,7 +79,7 @@ def title_loss(
     rows = model.sizes.titles
     wanted_MT = told_MT & (play_title_MT > 0) & (play_title_MT < rows)
     title_P, states_PW = play_title_MT[wanted_MT], states.learned[:, :-1][wanted_MT]
-    member_PW = model.member_next(states_PW)
+    member_PW = model.reading.member_next(states_PW)
     if not config.negatives or config.negatives >= rows - 1:
         vector, bias = model.next_titles(torch.arange(1, rows, device=title_P.device))
         logit_PI = member_PW @ vector.T + bias.squeeze(-1)
@@ -144,7 +144,7 @@ class TitleLesson:
                 model.order.fit(members, titles, seed)
             with torch.no_grad():  # begin with how often each is played
                 count = torch.bincount(titles[titles < model.sizes.titles], minlength=model.sizes.titles)
-                model.next_bias.weight[1:, 0] = torch.log1p(count[1:].float()) * POPULARITY
+                model.reading.next_bias.weight[1:, 0] = torch.log1p(count[1:].float()) * POPULARITY
         return cls(config, chances_of(titles, model.sizes.titles)) if config.weight else None
 
 
