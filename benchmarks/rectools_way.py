@@ -20,9 +20,9 @@ from rectools.dataset import Dataset  # pyright: ignore
 from rectools.models import HSTUModel, SASRecModel  # pyright: ignore
 from rectools.models.nn.item_net import IdEmbeddingsItemNet  # pyright: ignore
 
-EVERY = 5
+EVERY = 4
 """Epochs between looks at validation."""
-PATIENCE = 6
+PATIENCE = 4
 """Looks without a better one after which training ends."""
 OF_HSTU = {"use_key_padding_mask": False, "lightning_module_kwargs": {"logits_t": 0.05}}
 """Its scores are cosines, and nothing is learned of a softmax of those as they are: RecTools' own studies divide by this."""
@@ -57,7 +57,7 @@ def main(source: str, out: str, subject: str, epochs: int, seed: int) -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     log = dict(np.load(source))
     seed_everything(seed)
-    settings = {"n_factors": 64, "session_max_len": 200, "dropout_rate": 0.3, "lr": 0.002, "batch_size": 16}
+    settings = {"n_factors": 64, "session_max_len": 100, "dropout_rate": 0.3, "lr": 0.002, "batch_size": 16}
     settings |= OF_HSTU if subject == "HSTU" else {"use_key_padding_mask": True}
     class_ = SASRecModel if subject == "SASRec" else HSTUModel
     model = class_(
