@@ -1,7 +1,8 @@
 """Bundles: the folder a serving team gets, read without torch.
 
-`rank.onnx` (history + context + candidates -> probabilities), `vocabularies.json` (ids -> rows), `bundle.json` (what
-every input and output is, what the model was made of, what was measured, and each file's SHA-256).
+`rank.onnx` (history + context + candidates -> probabilities), `member.onnx` (history -> what ranks titles),
+`vocabularies.json` (ids -> rows), `bundle.json` (what every input and output is, what the model was made of, what was
+measured, and each file's SHA-256).
 """
 
 import hashlib
@@ -18,7 +19,7 @@ import onnxruntime as ort
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.vocabulary import Vocabularies, load_vocabularies
 
-ABOUT, GRAPH, VOCABULARIES = "bundle.json", "rank.onnx", "vocabularies.json"
+ABOUT, GRAPH, MEMBER, VOCABULARIES = "bundle.json", "rank.onnx", "member.onnx", "vocabularies.json"
 TITLES, POSTERIOR = "titles.safetensors", "posterior.safetensors"
 
 
@@ -63,6 +64,11 @@ class Bundle:
         """ONNX Runtime on the CPU, every core."""
         return ort.InferenceSession(self.folder / GRAPH, providers=["CPUExecutionProvider"])
 
+    @cached_property
+    def member_session(self) -> ort.InferenceSession:
+        """The same for the vectors that rank titles."""
+        return ort.InferenceSession(self.folder / MEMBER, providers=["CPUExecutionProvider"])
+
     @property
     def history_length(self) -> int:
         """How many of the last plays a request carries at most."""
@@ -71,4 +77,16 @@ class Bundle:
     def rank(self, request: dict[str, np.ndarray], outputs: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Run the graph: inputs and outputs by name, as `bundle.json` describes them; `outputs`: those wanted, default all."""
         names = list(outputs) or [output.name for output in self.session.get_outputs()]
-        return {name: np.asarray(value) for name, value in zip(names, self.session.run(names, request), strict=True)}
+        return dict(zip(names, _run(self.session, request, names), strict=True))
+
+    def members(self, history: dict[str, np.ndarray]) -> np.ndarray:
+        """What ranks titles, float32 (N, W), from the inputs `history_*` of a request."""
+        if not (self.folder / MEMBER).is_file():
+            raise UserError(f"{self.folder / MEMBER}: is not there: an older bundle. Export the run again.")
+        return _run(self.member_session, history, ["member"])[0]
+
+
+def _run(session: ort.InferenceSession, request: dict[str, np.ndarray], names: list[str]) -> list[np.ndarray]:
+    """A graph's outputs. Inputs that a model of this kind does not read are not among its graph's, and left out."""
+    read = {part.name: request[part.name] for part in session.get_inputs()}
+    return [np.asarray(value) for value in session.run(names, read)]

@@ -6,6 +6,7 @@ In: the model, its vocabularies and what is known of its run. Out: a bundle fold
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from torch import Tensor
 from datamodules.atomic import atomic_folder
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.vocabulary import Vocabularies, save_vocabularies
-from export.bundle import ABOUT, GRAPH, POSTERIOR, TITLES, VOCABULARIES, Bundle, sha256
+from export.bundle import ABOUT, GRAPH, MEMBER, POSTERIOR, TITLES, VOCABULARIES, Bundle, sha256
 from export.explain import CONTEXT, TABLES, Explainer, total
 from models.history import HOURS_APART
-from models.ranking import INPUTS, OUTPUTS, Ranking
+from models.ranking import HISTORY, INPUTS, OUTPUTS, MemberOfTitles, Ranking
 from models.two_tower import MEANS, TwoTower
 
 OPSET = 20
@@ -57,7 +58,7 @@ DESCRIPTIONS = {
     "member": (
         "float32",
         "(N, W)",
-        "ranks titles: its dot product with a row of titles.safetensors is that title's score",
+        "of member.onnx; ranks titles: its dot product with a row of titles.safetensors is that title's score",
     ),
 }
 
@@ -79,20 +80,22 @@ def export(
     ranking = Ranking(model).eval()
     reach = model.config.history.reach
     with atomic_folder(out, marker=ABOUT) as folder:
-        _write_graph(ranking, vocabularies, reach, folder / GRAPH)
+        example = _requests(vocabularies, reach, 3, 7, 5, seed=0)
+        _write_graph(ranking, INPUTS, OUTPUTS, example, folder / GRAPH)
+        _write_graph(MemberOfTitles(ranking).eval(), HISTORY, ("member",), example, folder / MEMBER)
         save_vocabularies(vocabularies, folder / VOCABULARIES)
         save_file(tables_of(ranking), folder / TABLES)
         with torch.no_grad():
             save_file({"title_vector": model.title_vectors(torch.arange(len(model.title_year_I)))}, folder / TITLES)
         save_file(posterior_of(model), folder / POSTERIOR)
-        files = {name: sha256(folder / name) for name in (GRAPH, VOCABULARIES, TABLES, TITLES, POSTERIOR)}
+        files = {name: sha256(folder / name) for name in (GRAPH, MEMBER, VOCABULARIES, TABLES, TITLES, POSTERIOR)}
         record = {
             "contract_version": CONTRACT_VERSION,
             "layout": LAYOUT,
             "opset": OPSET,
             "history_length": reach,
             "inputs": [_described(name) for name in INPUTS],
-            "outputs": [_described(name) for name in OUTPUTS],
+            "outputs": [_described(name) for name in (*OUTPUTS, "member")],
             "rows": "an id's row is its place in vocabularies.json plus 1; 0 is the unknown row",
             "sha256": files,
             **about,
@@ -178,13 +181,14 @@ def _requests(
     }
 
 
-def _write_graph(ranking: Ranking, vocabularies: Vocabularies, reach: int, path: Path) -> None:
+def _write_graph(
+    module: torch.nn.Module, inputs: Sequence[str], outputs: Sequence[str], example: dict[str, np.ndarray], path: Path
+) -> None:
     """Trace and write one graph with dynamic requests, history length and candidates; weights inside the file."""
-    example = _requests(vocabularies, reach, 3, 7, 5, seed=0)
     n, t, k = torch.export.Dim("requests"), torch.export.Dim("plays", max=4096), torch.export.Dim("candidates")
-    shapes = {name: {0: n} for name in INPUTS}
-    shapes |= {name: {0: n, 1: t} for name in INPUTS[:4]}
-    shapes |= {"artworks": {0: n, 1: k}}
+    shapes = {name: {0: n} for name in inputs}
+    shapes |= {name: {0: n, 1: t} for name in inputs[:4]}
+    shapes |= {"artworks": {0: n, 1: k}} if "artworks" in inputs else {}
     # of the exporter and its optimiser, about their own internals
     logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript.optimizer")]
     levels = [log.level for log in logs]
@@ -193,12 +197,12 @@ def _write_graph(ranking: Ranking, vocabularies: Vocabularies, reach: int, path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            ranking,
-            tuple(torch.from_numpy(example[name]) for name in INPUTS),
+            module,
+            tuple(torch.from_numpy(example[name]) for name in inputs),
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
+            input_names=list(inputs),
+            output_names=list(outputs),
             dynamic_shapes=shapes,
             verbose=False,
         )
@@ -215,11 +219,12 @@ def _parity(ranking: Ranking, bundle: Bundle, vocabularies: Vocabularies) -> flo
     for seed, (n, plays, candidates) in enumerate(((1, 1, 1), (55, 3, 40), (100, 4096, 5), (100, 20, 2))):
         request = _requests(vocabularies, bundle.history_length, n, plays, candidates, seed + 1)
         with torch.no_grad():
-            ours = ranking(*(torch.from_numpy(request[name]) for name in INPUTS))
-        theirs = bundle.rank(request)
-        named = dict(zip(OUTPUTS, ours, strict=True))
+            found = ranking(*(torch.from_numpy(request[name]) for name in INPUTS))
+            ours: dict[str, Tensor] = dict(zip(OUTPUTS, found, strict=True))
+            ours["member"] = MemberOfTitles(ranking)(*(torch.from_numpy(request[name]) for name in HISTORY))
+        theirs = bundle.rank(request) | {"member": bundle.members(request)}
         for name in ("click_probability", "engaged_probability", "member"):
-            value = named[name].numpy()
+            value = ours[name].numpy()
             difference = np.abs(value - theirs[name]) / np.maximum(1, np.abs(value))
             if not np.isfinite(difference).all():
                 return float("inf")

@@ -54,13 +54,8 @@ class TitleRanker:
 
     def members(self, plays: dict[str, np.ndarray], length: np.ndarray) -> np.ndarray:
         """Member vectors, float32 (M, W), from the last plays as `Shard.stretches` gives them and how many those are, (M,)."""
-        count = len(length)
-        nowhere = np.zeros(count, np.int64)
-        request = {f"history_{name.removeprefix('play_')}": values for name, values in plays.items()}
-        request |= dict.fromkeys(("country", "device", "hour", "title"), nowhere)
-        request |= {"row": nowhere - 1, "column": nowhere - 1, "artworks": nowhere[:, None]}
-        request |= {"history_length": length, "play_count": length}
-        return self.bundle.rank(request, ("member",))["member"]
+        history = {f"history_{name.removeprefix('play_')}": values for name, values in plays.items()}
+        return self.bundle.members(history | {"history_length": length})
 
     def best(
         self, member_MW: np.ndarray, top: int, without: tuple[np.ndarray, np.ndarray]

@@ -9,7 +9,7 @@ Legend: N impressions, K candidates, D width, G genres, W what is told of a memb
 import torch
 from torch import Tensor, nn
 
-from models.layers import dots, linked
+from models.layers import dots, linked, repeated
 from models.parts import Artworks, Context, Terms, Titles
 
 SPREAD = 0.01
@@ -41,10 +41,7 @@ class Engagement(nn.Module):
         """(N, K). The terms of the click are taken as they are: no gradient reaches them."""
         meets_ND = self.member(told_NW) + title.engaged[..., : self.width]
         # does the artwork show whom and what the title holds? people and moods, as in the title's own content
-        genres = title.content.shape[-1] - self.width
-        gain_C = torch.cat(
-            [part.expand(length) for part, length in zip(self.fit_gain, (self.width, genres), strict=True)]
-        )
+        gain_C = repeated(self.fit_gain, (self.width, title.content.shape[-1] - self.width))
         fits_NK = dots(artwork.content[..., self.width :], title.content * gain_C)
         by_affinity, by_appeal = self.gain
         level_N = title.engaged[..., self.width] + self.on_device(context.device).squeeze(-1)

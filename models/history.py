@@ -205,13 +205,27 @@ class RecentMean(nn.Module):
         # one more row, of zeros, is the mean of no play: cheaper than to put it before the result
         return torch.bmm(F.pad(weight_xTT, (0, 0, 1, 0)).expand(M, -1, -1), content_MTC)
 
+    def last(self, length_N: Tensor, time_NT: Tensor) -> Tensor:
+        """The weights (N, T) of the first `length_N` plays in the mean after the last of them, as serving needs it alone."""
+        bias_S, span = self.band.bias_HS[0], self.band.span
+        ago_NT = length_N[:, None] - 1 - torch.arange(time_NT.shape[1], device=time_NT.device)
+        inside_NT = (ago_NT >= 0) & (ago_NT < span)
+        logit_NT = bias_S[ago_NT.clamp(0, span - 1)]
+        if self.band.slope_H is not None:
+            end_N1 = time_NT.gather(1, (length_N[:, None] - 1).clamp(min=0))
+            seconds_NT = (end_N1 - time_NT).clamp(min=0)
+            logit_NT = logit_NT - self.band.slope_H * torch.log1p(seconds_NT.to(torch.float32) / (3600 * HOURS_APART))
+        weight_NT = logit_NT.masked_fill(~inside_NT, -1e9).softmax(-1) * inside_NT
+        plays_N1 = length_N[:, None].clamp(max=span).to(weight_NT.dtype)
+        return weight_NT * (plays_N1 / (plays_N1 + self.log_prior.exp()))
+
 
 class HistoryEncoder(nn.Module):
     """Play tokens -> a state after every number of plays."""
 
     def __init__(self, width: int, config: HistoryConfig) -> None:
         super().__init__()
-        self.no_history_D = nn.Parameter(torch.zeros(width))
+        self.no_history_D, self.time = nn.Parameter(torch.zeros(width)), config.time
         attention = config.encoder == "attention"
         self.layers = nn.ModuleList(
             [
@@ -235,3 +249,11 @@ class HistoryEncoder(nn.Module):
             x_MTD = self.mean(x_MTD, apart_MTT)[:, 1:]
         first_M1D = self.no_history_D.expand(x_MTD.shape[0], 1, -1)
         return torch.cat([first_M1D, self.norm(x_MTD)], dim=1)
+
+    def last(self, tokens_NTD: Tensor, length_N: Tensor, time_NT: Tensor) -> Tensor:
+        """The state (N, D) after the first `length_N` plays; time in seconds."""
+        if self.mean is None:
+            apart_NTT = time_apart(time_NT) if self.time else None
+            return self(tokens_NTD, apart_NTT)[torch.arange(length_N.shape[0], device=length_N.device), length_N]
+        mean_ND = torch.bmm(self.mean.last(length_N, time_NT).unsqueeze(1), tokens_NTD).squeeze(1)
+        return torch.where((length_N > 0)[:, None], self.norm(mean_ND), self.no_history_D)

@@ -3,7 +3,7 @@
 Legend: N rows, K candidates, R table rows, D width, L list length, x any leading shape.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,11 @@ def mean_of_rows(table_RD: Tensor, rows_xL: Tensor, sparse: bool = False) -> Ten
     """The same, of a table's rows; `sparse`: whether its gradient is."""
     flat = F.embedding_bag(rows_xL.flatten(0, -2), table_RD, mode="mean", padding_idx=0, sparse=sparse)
     return flat.view(*rows_xL.shape[:-1], table_RD.shape[1])
+
+
+def repeated(values_P: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Each value as often as its part is long, (sum of lengths,)."""
+    return torch.cat([value.expand(length) for value, length in zip(values_P, lengths, strict=True)])
 
 
 def sums_of_last(values_MTR: Tensor, span: int) -> Tensor:

@@ -33,16 +33,23 @@ INPUTS = (
     "title",
     "artworks",
 )
-OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity", "member", "taste", "liked")
+OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity", "taste", "liked")
+HISTORY = INPUTS[:5]
+"""What the member's vector for titles is made of."""
 
 
 class Ranking(nn.Module):
     """A `TwoTower` in evaluation mode, its towers' outputs kept as tables."""
 
     artwork_content: Tensor
+    artwork_image: Tensor
     mean_vector: Tensor
     mean_content: Tensor
     mean_bias: Tensor
+    play_token: Tensor
+    play_content: Tensor
+    play_mean_image: Tensor
+    play_together: Tensor
 
     def __init__(self, model: TwoTower) -> None:
         super().__init__()
@@ -54,6 +61,8 @@ class Ranking(nn.Module):
         for name, table in tables.items():
             for part, values in table._asdict().items():
                 self.register_buffer(f"{name}_{part}", values)
+        # an artwork's content begins with its projected image
+        self.register_buffer("artwork_image", self.artwork_content[:, : model.config.width].clone())
         for part, values in tables["artwork"]._asdict().items():
             self.register_buffer(f"mean_{part}", _mean_by_title(values, model.title_artworks_IL))
 
@@ -82,26 +91,66 @@ class Ranking(nn.Module):
         `history_*`: (N, T), the last plays, oldest first, padded on the right; `history_length`: (N,), 0 for a member
         without history; `history_time`: seconds, of which only differences count; `artworks`: (N, K) rows, padded with 0.
         All int64 but `history_watched`, float32, NaN where not logged. Returns click and engaged probabilities (N, K),
-        appeal (N, K) and affinity (N,) as logits, the vector that ranks titles for the member, (N, W), and the two that
-        meet artworks, (N, D) and (N, 3 D).
+        appeal (N, K) and affinity (N,) as logits, and the two vectors that meet artworks, (N, D) and (N, 2 D + G).
         """
-        # the first third of an artwork's content is its projected image
-        image_NTD = self.artwork_content[history_artwork][..., : self.model.config.width]
+        history = (history_title, history_artwork, history_watched, history_time, history_length)
+        state = self.state(*history, learned=self.model.taste_state is not None)
         again_N = self.model.played(history_title, history_length, title)
-        plays = self._rows(Plays, "play", history_title)
-        states = self.model.read(plays, image_NTD, history_artwork, history_watched, history_time)
-        state = States(*(part[torch.arange(history_title.shape[0]), history_length] for part in states))
         context = Context(country, device, hour, row, column, play_count)
         title_terms, artwork_terms = self._rows(Titles, "title", title), self._rows(Artworks, "artwork", artworks)
         terms = self.model.rank_vectors(state, context, title_terms, artwork_terms, again_N)
         click_NK, engaged_NK = self.model.probabilities(terms)
-        member_NW = self.model.member_vectors(state.learned, history_title, history_length)
         meet = self.model.appeal_vectors(state, context)
         taste_ND, liked_NC = meet
         shared_N = (taste_ND * self.mean_vector[title]).sum(-1) + (liked_NC * self.mean_content[title]).sum(-1)
         shared_N = shared_N + self.mean_bias[title]
         appeal_NK, affinity_N = terms.appeal_NK - shared_N[:, None], terms.affinity_N + shared_N
-        return click_NK, engaged_NK, appeal_NK, affinity_N, member_NW, *meet
+        return click_NK, engaged_NK, appeal_NK, affinity_N, *meet
+
+    def state(
+        self,
+        title_NT: Tensor,
+        artwork_NT: Tensor,
+        watched_NT: Tensor,
+        time_NT: Tensor,
+        length_N: Tensor,
+        *,
+        learned: bool,
+    ) -> States:
+        """The states (N, ...) after the last play alone; `learned`: whether the learned one too, else of length 0."""
+        model = self.model
+        image_NTD = self.artwork_image[artwork_NT]
+        image_NTD = torch.where((artwork_NT > 0).unsqueeze(-1), image_NTD, self.play_mean_image[title_NT])
+        content_NTC = torch.cat([image_NTD, self.play_content[title_NT]], dim=-1)
+        recent_NC = torch.bmm(model.recent.last(length_N, time_NT).unsqueeze(1), content_NTC).squeeze(1)
+        ago_NT = length_N[:, None] - 1 - torch.arange(title_NT.shape[1], device=title_NT.device)
+        counts_NT = ((ago_NT >= 0) & (ago_NT < model.config.history.span)).to(recent_NC.dtype)
+        together_NR = torch.bmm(counts_NT.unsqueeze(1), self.play_together[title_NT]).squeeze(1)
+        learned_ND = recent_NC.new_zeros(title_NT.shape[0], 0)
+        if learned:
+            learned_ND = model.reading.last(self.play_token[title_NT], image_NTD, watched_NT, length_N, time_NT)
+        return States(learned_ND, recent_NC, together_NR)
+
+
+class MemberOfTitles(nn.Module):
+    """What ranks titles for a member, from the history alone: see `TwoTower.member_vectors`."""
+
+    def __init__(self, ranking: Ranking) -> None:
+        super().__init__()
+        self.ranking = ranking
+
+    def forward(
+        self,
+        history_title: Tensor,
+        history_artwork: Tensor,
+        history_watched: Tensor,
+        history_time: Tensor,
+        history_length: Tensor,
+    ) -> Tensor:
+        """(N, W); arguments as of `Ranking`."""
+        history = (history_title, history_artwork, history_watched, history_time, history_length)
+        state = self.ranking.state(*history, learned=True)
+        return self.ranking.model.member_vectors(state.learned, history_title, history_length)
 
 
 def _mean_by_title(values_A: Tensor, artworks_IL: Tensor) -> Tensor:

@@ -52,6 +52,13 @@ class Reading(nn.Module):
         read_MTD = token_MTD + self.token_image(self.dropout(image_MTD)) + self._watched(watched_MT)
         return self.history(read_MTD, apart_MTT)
 
+    def last(
+        self, token_NTD: Tensor, image_NTD: Tensor, watched_NT: Tensor, length_N: Tensor, time_NT: Tensor
+    ) -> Tensor:
+        """The state (N, D) after the first `length_N` plays alone."""
+        read_NTD = token_NTD + self.token_image(image_NTD) + self._watched(watched_NT)
+        return self.history.last(read_NTD, length_N, time_NT)
+
     def next_titles(self, rows: Tensor, people: Tensor, genres_xL: Tensor, year: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (x, D) and biases (x, 1) by which titles are told that are played next; arguments as of `tokens`."""
         ids = self._dropped(rows)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from models.engagement import Engagement
 from models.history import HistoryConfig, RecentMean, time_apart
-from models.layers import dots, gathered, linked, mean_of_known, mean_of_rows, sums_of_last, table
+from models.layers import dots, gathered, linked, mean_of_known, mean_of_rows, repeated, sums_of_last, table
 from models.parts import Artworks, Content, Context, Plays, Sizes, States, Terms, Titles, bent_line, straight
 from models.presentation import HOURS, PlayCount, Presentation
 from models.reading import Reading
@@ -328,10 +328,9 @@ class TwoTower(nn.Module):
             affinity_N = affinity_N + self.coplay.likeness(state.together, title.together) @ self.coplay_gain
         return affinity_N + self.play_count(context.play_count)
 
-    def parts_of_content(self) -> Tensor:
-        """How long the parts of an artwork's content are, of a member's means alike: image, people, genres; int64 (3,)."""
-        width = self.config.width
-        return torch.tensor([width, width, self.sizes.genres], device=self.likeness_gain.device)
+    def parts_of_content(self) -> tuple[int, int, int]:
+        """How long the parts of an artwork's content are, of a member's means alike: image, people, genres."""
+        return self.config.width, self.config.width, self.sizes.genres
 
     def _told(self, state: States) -> Tensor:
         """What the towers are linear in, (N, C + R): the means, and the direction of what is played together."""
@@ -343,7 +342,7 @@ class TwoTower(nn.Module):
         taste_ND = taste_ND + self.taste_country(context.country) + self.taste_hour(context.hour)
         if self.taste_state is not None:
             taste_ND = taste_ND + self.taste_state(state.learned)
-        return taste_ND, state.recent * self.likeness_gain.repeat_interleave(self.parts_of_content())
+        return taste_ND, state.recent * repeated(self.likeness_gain, self.parts_of_content())
 
     def appeal_features(self, taste_ND: Tensor, liked_NC: Tensor, artwork: Artworks) -> Tensor:
         """Appeal as a last layer: features (N, K, D + 3) whose sum, with the artwork's bias, is appeal.
@@ -352,7 +351,7 @@ class TwoTower(nn.Module):
         """
         learned_NKD = artwork.vector * taste_ND.unsqueeze(1)
         likeness_NKC = artwork.content * liked_NC.unsqueeze(1)
-        image, people, genres = likeness_NKC.split(self.parts_of_content().tolist(), dim=-1)
+        image, people, genres = likeness_NKC.split(self.parts_of_content(), dim=-1)
         return torch.cat([learned_NKD, *(part.sum(-1, keepdim=True) for part in (image, people, genres))], dim=-1)
 
     def engaged(self, state: States, context: Context, title: Titles, artwork: Artworks, terms: Terms) -> Tensor:

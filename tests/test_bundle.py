@@ -51,7 +51,7 @@ def test_an_empty_history_is_the_learned_state(bundle: Path, run: Path) -> None:
         from models.two_tower import Context, States
 
         zero = torch.zeros(1, dtype=torch.int64)
-        content = int(model.parts_of_content().sum())
+        content = sum(model.parts_of_content())
         together = torch.zeros(1, model.config.coplay.rank)
         state = States(model.reading.history.no_history_D[None], torch.zeros(1, content), together)
         nowhere, again = Context(zero, zero, zero, zero, zero, zero), torch.zeros(1, dtype=torch.bool)
