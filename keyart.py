@@ -35,6 +35,7 @@ COMMANDS = {
     "value": ("a log and anybody's scores -> what the policy is worth, by every estimator", None),
     "evaluate": ("a run or a bundle on a dataset -> metrics, off-policy values, report.html", None),
     "export": ("a run -> a bundle: ONNX and what a serving team needs", None),
+    "verify": ("every checksum of a bundle and every golden case", None),
     "score": ("a bundle over a dataset -> a table of click probabilities and policies", None),
     "recommend": ("a bundle over a dataset -> the titles every member should see first", None),
     "bench": ("a benchmark's table, or all of them: ours beside what a user would pick instead", None),
@@ -225,6 +226,21 @@ def export(run: Path, bundle: Path) -> None:
     from pipeline import export_run
 
     export_run(run, bundle, _console())
+    _next("", f"keyart verify {bundle}")
+
+
+def verify(bundle: Path) -> None:
+    """Check a bundle as a serving team received it: every file's SHA-256, and the golden cases by this ONNX Runtime.
+
+    Args:
+        bundle: What `keyart export` wrote.
+    """
+    from export.verify import verify as verify_bundle
+
+    found = verify_bundle(bundle)
+    _told().print(
+        f"{bundle}: {found.files} files unchanged; {found.cases} golden cases, max_abs_difference={found.difference:.1e}"
+    )
     _next("", f"keyart score {bundle} DATASET SCORES")
 
 

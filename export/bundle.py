@@ -1,8 +1,8 @@
 """Bundles: the folder a serving team gets, read without torch.
 
-`rank.onnx` (history + context + candidates -> probabilities), `member.onnx` (history -> what ranks titles),
-`vocabularies.json` (ids -> rows), `bundle.json` (what every input and output is, what the model was made of, what was
-measured, and each file's SHA-256).
+The graphs over ids, for a serving team, and over rows, for bulk work here, are those of `export.graphs`; beside them
+`vocabularies.json` (ids -> rows), `golden.jsonl` and `example.py` that runs it, `CARD.md`, and `bundle.json` (what every
+input and output is, what the model was made of, what was measured, and each file's SHA-256).
 """
 
 import hashlib
@@ -19,7 +19,8 @@ import onnxruntime as ort
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.vocabulary import Vocabularies, load_vocabularies
 
-ABOUT, GRAPH, MEMBER, VOCABULARIES = "bundle.json", "rank.onnx", "member.onnx", "vocabularies.json"
+ABOUT, VOCABULARIES, CARD, EXAMPLE = "bundle.json", "vocabularies.json", "CARD.md", "example.py"
+RANK_ROWS, MEMBER_ROWS = "rank_rows.onnx", "member_rows.onnx"
 TITLES, POSTERIOR = "titles.safetensors", "posterior.safetensors"
 
 
@@ -62,17 +63,22 @@ class Bundle:
     @cached_property
     def session(self) -> ort.InferenceSession:
         """ONNX Runtime on the CPU, every core."""
-        return ort.InferenceSession(self.folder / GRAPH, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(self.folder / RANK_ROWS, providers=["CPUExecutionProvider"])
 
     @cached_property
     def member_session(self) -> ort.InferenceSession:
         """The same for the vectors that rank titles."""
-        return ort.InferenceSession(self.folder / MEMBER, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(self.folder / MEMBER_ROWS, providers=["CPUExecutionProvider"])
 
     @property
     def history_length(self) -> int:
         """How many of the last plays a request carries at most."""
         return int(self.about["history_length"])
+
+    @property
+    def looks_back(self) -> int:
+        """Among how many of the last plays a title counts as played before."""
+        return int(self.about["looks_back"])
 
     def rank(self, request: dict[str, np.ndarray], outputs: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Run the graph: inputs and outputs by name, as `bundle.json` describes them; `outputs`: those wanted, default all."""
@@ -81,9 +87,9 @@ class Bundle:
 
     def members(self, history: dict[str, np.ndarray]) -> np.ndarray:
         """What ranks titles, float32 (N, W), from the inputs `history_*` of a request."""
-        if not (self.folder / MEMBER).is_file():
-            raise UserError(f"{self.folder / MEMBER}: is not there: an older bundle. Export the run again.")
-        return _run(self.member_session, history, ["member"])[0]
+        if not (self.folder / MEMBER_ROWS).is_file():
+            raise UserError(f"{self.folder / MEMBER_ROWS}: is not there: an older bundle. Export the run again.")
+        return _run(self.member_session, history, ["titles_member"])[0]
 
 
 def _run(session: ort.InferenceSession, request: dict[str, np.ndarray], names: list[str]) -> list[np.ndarray]:

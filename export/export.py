@@ -4,14 +4,13 @@ In: the model, its vocabularies and what is known of its run. Out: a bundle fold
 """
 
 import json
-import logging
-import warnings
-from collections.abc import Sequence
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from onnx import ModelProto, TensorProto
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,20 +18,25 @@ from torch import Tensor
 from datamodules.atomic import atomic_folder
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.vocabulary import Vocabularies, save_vocabularies
-from export.bundle import ABOUT, GRAPH, MEMBER, POSTERIOR, TITLES, VOCABULARIES, Bundle, sha256
+from export import example_of_bundle
+from export.bundle import ABOUT, CARD, EXAMPLE, POSTERIOR, TITLES, VOCABULARIES, Bundle, sha256
+from export.card import card_of
 from export.explain import CONTEXT, TABLES, Explainer, total
+from export.golden import GOLDEN, golden_cases, write_golden
+from export.graphs import OPSET, graphs_of
+from export.ids import write_graphs
 from models.history import HOURS_APART
-from models.ranking import HISTORY, INPUTS, OUTPUTS, MemberOfTitles, Ranking
+from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
+from models.serving import Member
 from models.two_tower import MEANS, TwoTower
 
-OPSET = 20
 PARITY = 1e-4
 """Largest difference of a probability between torch and ONNX Runtime that a bundle may have."""
-LAYOUT = 3
+LAYOUT = 4
 """Raised when the bundle's files change their meaning."""
 
 DESCRIPTIONS = {
-    "history_title": ("int64", "(N, T)", "title rows of the last plays, oldest first, padded with 0 on the right"),
+    "history_title": ("int64", "(N, T)", "title rows of the last plays, oldest first, on the right padded with 0"),
     "history_artwork": ("int64", "(N, T)", "artwork rows they were clicked through, 0 where not known"),
     "history_watched": ("float32", "(N, T)", "fraction watched, 0 .. 1, NaN where not known"),
     "history_time": ("int64", "(N, T)", "when they were played, seconds since 1970, UTC; only differences count"),
@@ -55,11 +59,17 @@ DESCRIPTIONS = {
     "affinity": ("float32", "(N,)", "what the title adds to the click logit, for this member"),
     "taste": ("float32", "(N, D)", "meets artwork vectors in appeal: see posterior.safetensors"),
     "liked": ("float32", "(N, 2 D + G)", "meets artworks' image, people and moods in appeal"),
-    "member": (
+    "member": ("float32", "(N, S)", "what choose.onnx is given of a history"),
+    "titles_member": (
         "float32",
         "(N, W)",
-        "of member.onnx; ranks titles: its dot product with a row of titles.safetensors is that title's score",
+        "ranks titles: its dot product with a line of titles.safetensors is that title's score",
     ),
+    "played_before": ("bool", "(N,)", "whether the title is among the last `looks_back` plays"),
+    "played": ("int64", "(N, P)", "title rows that are left out, padded with 0"),
+    "top": ("int64", "(1,)", "how many titles, at least 1"),
+    "titles": ("int64", "(N, top)", "title rows, best first; those of a list that has ended are padded with 0"),
+    "scores": ("float32", "(N, top)", "their scores, of which only differences count; -inf where a list has ended"),
 }
 
 
@@ -80,22 +90,23 @@ def export(
     ranking = Ranking(model).eval()
     reach = model.config.history.reach
     with atomic_folder(out, marker=ABOUT) as folder:
-        example = _requests(vocabularies, reach, 3, 7, 5, seed=0)
-        _write_graph(ranking, INPUTS, OUTPUTS, example, folder / GRAPH)
-        _write_graph(MemberOfTitles(ranking).eval(), HISTORY, ("member",), example, folder / MEMBER)
+        graphs = graphs_of(ranking, vocabularies, _requests(vocabularies, reach, 3, 7, 5, seed=0))
+        write_graphs(graphs, folder)
+        cases = write_golden(golden_cases(ranking, vocabularies, reach), folder / GOLDEN)
+        shutil.copy(example_of_bundle.__file__, folder / EXAMPLE)
         save_vocabularies(vocabularies, folder / VOCABULARIES)
         save_file(tables_of(ranking), folder / TABLES)
         with torch.no_grad():
             save_file({"title_vector": model.title_vectors(torch.arange(len(model.title_year_I)))}, folder / TITLES)
         save_file(posterior_of(model), folder / POSTERIOR)
-        files = {name: sha256(folder / name) for name in (GRAPH, MEMBER, VOCABULARIES, TABLES, TITLES, POSTERIOR)}
+        files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
         record = {
             "contract_version": CONTRACT_VERSION,
             "layout": LAYOUT,
             "opset": OPSET,
             "history_length": reach,
-            "inputs": [_described(name) for name in INPUTS],
-            "outputs": [_described(name) for name in (*OUTPUTS, "member")],
+            "looks_back": model.config.history.span,
+            "graphs": {name: _described(graph) for name, graph in graphs.items()},
             "rows": "an id's row is its place in vocabularies.json plus 1; 0 is the unknown row",
             "sha256": files,
             **about,
@@ -112,8 +123,16 @@ def export(
                 f"{out}: appeal and the terms it is explained by differ by {unexplained:.2g}, more than {PARITY}. "
                 "Not exported."
             )
+        golden = example_of_bundle.worst_difference(folder)
+        if not golden <= PARITY:
+            raise UserError(
+                f"{out}: the golden cases differ from torch by {golden:.2g}, more than {PARITY}. Not exported."
+            )
+        record["golden"] = {"largest_difference": golden, "bound": PARITY, "cases": cases}
         record["explanations"] = {"largest_difference": unexplained, "bound": PARITY}
         record["parity"] = {"largest_difference": difference, "bound": PARITY, "requests": 256}
+        (folder / CARD).write_text(card_of(record, vocabularies), encoding="utf-8")
+        record["sha256"][CARD] = sha256(folder / CARD)
         (folder / ABOUT).write_text(json.dumps(record, indent=1))
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     console.print(f"export: {out}, {size:.1f} MB; largest difference from torch on 256 requests {difference:.1e}")
@@ -147,9 +166,18 @@ def posterior_of(model: TwoTower) -> dict[str, Tensor]:
     return {"spread": model.posterior_FF.clone(), "own": own.contiguous()}
 
 
-def _described(name: str) -> dict[str, str]:
-    dtype, shape, meaning = DESCRIPTIONS[name]
-    return {"name": name, "dtype": dtype, "shape": shape, "meaning": meaning}
+def _described(graph: ModelProto) -> dict[str, list[dict[str, str]]]:
+    """Every input and output of a graph: name, type, shape and meaning."""
+    found = {}
+    for side, parts in (("inputs", graph.graph.input), ("outputs", graph.graph.output)):
+        rows = []
+        for part in parts:
+            dtype, shape, meaning = DESCRIPTIONS[part.name]
+            if part.type.tensor_type.elem_type == TensorProto.STRING:
+                dtype, meaning = "string", meaning.replace("row", "id").replace("padded with 0", 'padded with ""')
+            rows.append({"name": part.name, "dtype": dtype, "shape": shape, "meaning": meaning})
+        found[side] = rows
+    return found
 
 
 def _requests(
@@ -181,37 +209,6 @@ def _requests(
     }
 
 
-def _write_graph(
-    module: torch.nn.Module, inputs: Sequence[str], outputs: Sequence[str], example: dict[str, np.ndarray], path: Path
-) -> None:
-    """Trace and write one graph with dynamic requests, history length and candidates; weights inside the file."""
-    n, t, k = torch.export.Dim("requests"), torch.export.Dim("plays", max=4096), torch.export.Dim("candidates")
-    shapes = {name: {0: n} for name in inputs}
-    shapes |= {name: {0: n, 1: t} for name in inputs[:4]}
-    shapes |= {"artworks": {0: n, 1: k}} if "artworks" in inputs else {}
-    # of the exporter and its optimiser, about their own internals
-    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript.optimizer")]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            module,
-            tuple(torch.from_numpy(example[name]) for name in inputs),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_shapes=shapes,
-            verbose=False,
-        )
-    for log, level in zip(logs, levels, strict=True):
-        log.setLevel(level)
-    assert program is not None
-    program.save(str(path), external_data=False)
-
-
 def _parity(ranking: Ranking, bundle: Bundle, vocabularies: Vocabularies) -> float:
     """Largest difference between torch and ONNX Runtime over random requests of several sizes: of any probability, and of
     any entry of a member's vector, relative to it where it is above 1."""
@@ -221,9 +218,9 @@ def _parity(ranking: Ranking, bundle: Bundle, vocabularies: Vocabularies) -> flo
         with torch.no_grad():
             found = ranking(*(torch.from_numpy(request[name]) for name in INPUTS))
             ours: dict[str, Tensor] = dict(zip(OUTPUTS, found, strict=True))
-            ours["member"] = MemberOfTitles(ranking)(*(torch.from_numpy(request[name]) for name in HISTORY))
-        theirs = bundle.rank(request) | {"member": bundle.members(request)}
-        for name in ("click_probability", "engaged_probability", "member"):
+            ours["titles_member"] = Member(ranking)(*(torch.from_numpy(request[name]) for name in HISTORY))[1]
+        theirs = bundle.rank(request) | {"titles_member": bundle.members(request)}
+        for name in ("click_probability", "engaged_probability", "titles_member"):
             value = ours[name].numpy()
             difference = np.abs(value - theirs[name]) / np.maximum(1, np.abs(value))
             if not np.isfinite(difference).all():

@@ -35,7 +35,7 @@ INPUTS = (
 )
 OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity", "taste", "liked")
 HISTORY = INPUTS[:5]
-"""What the member's vector for titles is made of."""
+"""What a member's vectors are made of."""
 
 
 class Ranking(nn.Module):
@@ -97,13 +97,19 @@ class Ranking(nn.Module):
         state = self.state(*history, learned=self.model.taste_state is not None)
         again_N = self.model.played(history_title, history_length, title)
         context = Context(country, device, hour, row, column, play_count)
-        title_terms, artwork_terms = self._rows(Titles, "title", title), self._rows(Artworks, "artwork", artworks)
-        terms = self.model.rank_vectors(state, context, title_terms, artwork_terms, again_N)
+        return self.ranked(state, context, title, artworks, again_N)
+
+    def ranked(
+        self, state: States, context: Context, title_N: Tensor, artworks_NK: Tensor, again_N: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The same from a member's state (N, ...), and whether a recent play was of the title."""
+        title, artworks = self._rows(Titles, "title", title_N), self._rows(Artworks, "artwork", artworks_NK)
+        terms = self.model.rank_vectors(state, context, title, artworks, again_N)
         click_NK, engaged_NK = self.model.probabilities(terms)
         meet = self.model.appeal_vectors(state, context)
         taste_ND, liked_NC = meet
-        shared_N = (taste_ND * self.mean_vector[title]).sum(-1) + (liked_NC * self.mean_content[title]).sum(-1)
-        shared_N = shared_N + self.mean_bias[title]
+        shared_N = (taste_ND * self.mean_vector[title_N]).sum(-1) + (liked_NC * self.mean_content[title_N]).sum(-1)
+        shared_N = shared_N + self.mean_bias[title_N]
         appeal_NK, affinity_N = terms.appeal_NK - shared_N[:, None], terms.affinity_N + shared_N
         return click_NK, engaged_NK, appeal_NK, affinity_N, *meet
 
@@ -130,27 +136,6 @@ class Ranking(nn.Module):
         if learned:
             learned_ND = model.reading.last(self.play_token[title_NT], image_NTD, watched_NT, length_N, time_NT)
         return States(learned_ND, recent_NC, together_NR)
-
-
-class MemberOfTitles(nn.Module):
-    """What ranks titles for a member, from the history alone: see `TwoTower.member_vectors`."""
-
-    def __init__(self, ranking: Ranking) -> None:
-        super().__init__()
-        self.ranking = ranking
-
-    def forward(
-        self,
-        history_title: Tensor,
-        history_artwork: Tensor,
-        history_watched: Tensor,
-        history_time: Tensor,
-        history_length: Tensor,
-    ) -> Tensor:
-        """(N, W); arguments as of `Ranking`."""
-        history = (history_title, history_artwork, history_watched, history_time, history_length)
-        state = self.ranking.state(*history, learned=True)
-        return self.ranking.model.member_vectors(state.learned, history_title, history_length)
 
 
 def _mean_by_title(values_A: Tensor, artworks_IL: Tensor) -> Tensor:

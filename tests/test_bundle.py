@@ -133,10 +133,10 @@ def test_policies() -> None:
 def test_a_changed_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
     broken = tmp_path / "bundle"
     shutil.copytree(bundle, broken)
-    content = bytearray((broken / "rank.onnx").read_bytes())
+    content = bytearray((broken / "rank_rows.onnx").read_bytes())
     content[len(content) // 2] ^= 1
-    (broken / "rank.onnx").write_bytes(content)
-    with pytest.raises(UserError, match=r"rank\.onnx: is missing or is not the file"):
+    (broken / "rank_rows.onnx").write_bytes(content)
+    with pytest.raises(UserError, match=r"rank_rows\.onnx: is missing or is not the file"):
         Bundle.open(broken)
     with pytest.raises(UserError, match="so this is no bundle"):
         Bundle.open(tmp_path)

@@ -1,0 +1,83 @@
+"""The model card: what a bundle is, what was measured and what it must not be trusted with, written from its record."""
+
+from typing import Any
+
+from datamodules.vocabulary import Vocabularies
+
+PURPOSE = """\
+Chooses, for one member and one title, which of the title's artworks to show: the calibrated probability that the member
+clicks, were this artwork shown, and that the click leads to a real viewing. It ranks titles for members too.
+"""
+LIMITS = """\
+- A probability is what the log's period would have shown. Markets, catalogues and pages change: measure calibration on new
+  impressions, and train again when it drifts.
+- Who was shown what is what the logging policy chose; kinds of artworks that it never showed are told by likeness alone.
+- Ids that training never saw meet the unknown row: titles and artworks are then told by genres, people, year and image.
+- Nothing here knows who a member is but by what was played, on which device, in which country and when.
+- It picks what is clicked. What is fair to show to whom, and whom artworks depict, is for people to judge: `keyart value` tells
+  for whom the lift is, and who is shown whom.
+"""
+
+
+def card_of(record: dict[str, Any], vocabularies: Vocabularies) -> str:
+    """The card in Markdown, from what `bundle.json` holds. What was not measured is said to be not measured."""
+    lines = ["# Model card", "", PURPOSE]
+    lines += ["## Made of", "", *_made_of(record, vocabularies), ""]
+    lines += ["## Measured", "", *_measured(record), ""]
+    lines += ["## Graphs", "", *_graphs(record), "## Limits", "", LIMITS]
+    return "\n".join(lines)
+
+
+def _made_of(record: dict[str, Any], vocabularies: Vocabularies) -> list[str]:
+    sizes = ", ".join(f"{len(v.values):,} {name}" for name, v in vocabularies.items() if name != "policies")
+    provenance = record.get("provenance") or {}
+    rows = {
+        "training": record.get("fingerprint"),
+        "log": record.get("log_fingerprint"),
+        "data from which on was kept for the test": record.get("test_from"),
+        "catalogue": sizes,
+        "image encoder": record.get("image_encoder"),
+        "commit": provenance.get("commit") or provenance.get("git_commit"),
+        "licence of weights": "trained here, or as the file of weights that was given says: see image encoder",
+    }
+    return _table({name: value for name, value in rows.items() if value is not None})
+
+
+def _measured(record: dict[str, Any]) -> list[str]:
+    metrics = record.get("metrics") or {}
+    validation = metrics.get("validation") or {}
+    rows: dict[str, Any] = {}
+    for head, words in (("click", "clicks"), ("engaged", "viewings given a click")):
+        if f"{head}_log_loss_after" in validation:
+            kind, loss = validation.get(f"{head}_calibration"), validation[f"{head}_log_loss_after"]
+            rows[f"validation log loss of {words}, calibration"] = f"{loss:.5f}, {kind}"
+    for name, words in (
+        ("parity", "largest difference from torch, 256 random requests over rows"),
+        ("golden", "largest difference from torch, golden cases over ids, in one go and in two"),
+        ("explanations", "largest difference between appeal and the terms it is explained by"),
+    ):
+        if name in record:
+            rows[words] = f"{record[name]['largest_difference']:.1e} (refused above {record[name]['bound']})"
+    if not rows:
+        return ["Nothing: this bundle was exported without a run's metrics."]
+    return [*_table(rows), "", "The newest period is judged by `keyart evaluate BUNDLE DATASET REPORT`, not by export."]
+
+
+def _graphs(record: dict[str, Any]) -> list[str]:
+    lines = [
+        f"ONNX opset {record['opset']}, ai.onnx.ml for ids, no custom operators; large weights in `weights.bin`.",
+        "",
+    ]
+    for name, sides in record["graphs"].items():
+        lines += [f"### {name}", "", "| | name | type | shape | meaning |", "|---|---|---|---|---|"]
+        for side, word in (("inputs", "in"), ("outputs", "out")):
+            rows = sides[side]
+            lines += [
+                f"| {word} | {row['name']} | {row['dtype']} | {row['shape']} | {row['meaning']} |" for row in rows
+            ]
+        lines.append("")
+    return lines
+
+
+def _table(rows: dict[str, Any]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]

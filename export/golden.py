@@ -1,0 +1,99 @@
+"""Golden cases: requests in ids with the answers that torch gave, for every language that runs the bundle.
+
+One JSON line a case: `request` in the names of the graph's inputs, `answer` in those of its outputs. Among them: no history,
+the longest, a history of plays whose artwork or share watched is not known, ids nobody knows, one candidate and forty,
+every device and country, places that are not known.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodules.vocabulary import Vocabularies
+from export.ids import KIND_OF
+from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
+from models.serving import CHOOSE_OUTPUTS
+
+GOLDEN = "golden.jsonl"
+CASES = 240
+NOBODY = "known to nobody"
+PLAYS = (0, 1, 3, 20, 50)
+CANDIDATES = (1, 2, 4, 5, 7, 20, 40)
+
+
+def golden_cases(ranking: Ranking, vocabularies: Vocabularies, longest: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Every case, answered by torch from the rows of its ids."""
+    chance = np.random.default_rng(seed)
+    for case in range(CASES):
+        plays = longest if case % 12 == 5 else PLAYS[case % len(PLAYS)]
+        request = _request(chance, vocabularies, plays, CANDIDATES[case % len(CANDIDATES)], case)
+        arrays = as_arrays(request)
+        rows = {
+            name: _rows(values, vocabularies[KIND_OF[name]]) if name in KIND_OF else values
+            for name, values in arrays.items()
+        }
+        with torch.no_grad():
+            found = ranking(*(torch.from_numpy(rows[name]) for name in INPUTS))
+        named = dict(zip(OUTPUTS, found, strict=True))
+        yield {"request": request, "answer": {name: named[name][0].tolist() for name in CHOOSE_OUTPUTS}}
+
+
+def _request(
+    chance: np.random.Generator, vocabularies: Vocabularies, plays: int, candidates: int, case: int
+) -> dict[str, Any]:
+    """One request in plain values: ids, numbers, and None for a share watched that is not known."""
+
+    def ids(name: str, count: int, empty: float = 0.0) -> list[str]:
+        values = vocabularies[name].values or [NOBODY]
+        found = [values[place] for place in chance.integers(0, len(values), count)]
+        drawn = chance.random(count)
+        return [
+            "" if share < empty else NOBODY if share > 0.97 else one for one, share in zip(found, drawn, strict=True)
+        ]
+
+    def in_turn(name: str) -> str:
+        values = [*vocabularies[name].values, NOBODY]
+        return values[case % len(values)]
+
+    watched = [None if share < 0.2 else round(float(share), 4) for share in chance.random(plays)]
+    times = np.sort(chance.integers(1_600_000_000, 1_700_000_000, plays)).tolist()
+    history = (ids("titles", plays), ids("artworks", plays, 0.4), watched, times, plays)
+    return dict(zip(HISTORY, history, strict=True)) | {
+        "country": in_turn("countries"),
+        "device": in_turn("devices"),
+        "hour": case % 24,
+        "row": int(chance.integers(-1, 40)),
+        "column": int(chance.integers(-1, 40)),
+        "play_count": plays + int(chance.integers(0, 500)) * (case % 3),
+        "title": ids("titles", 1)[0],
+        "artworks": ids("artworks", candidates),
+    }
+
+
+def as_arrays(request: dict[str, Any]) -> dict[str, np.ndarray]:
+    """One request as the graph's inputs, of batch 1; an empty history is one play of padding and length 0."""
+    empty = {"history_title": "", "history_artwork": "", "history_watched": None, "history_time": 0}
+    found = {}
+    for name, value in request.items():
+        listed = value or [empty[name]] if name in empty else value
+        if name == "history_watched":
+            found[name] = np.array([[np.nan if share is None else share for share in listed]], np.float32)
+        else:
+            found[name] = np.array([listed], object if name in KIND_OF else np.int64)
+    return found
+
+
+def _rows(values: np.ndarray, vocabulary: Any) -> np.ndarray:
+    place = {value: row for row, value in enumerate(vocabulary.values, start=1)}
+    return np.vectorize(lambda value: place.get(value, 0), otypes=[np.int64])(values)
+
+
+def write_golden(cases: Iterator[dict[str, Any]], path: Path) -> int:
+    """Write the cases; returns how many."""
+    lines = [json.dumps(case, ensure_ascii=False) for case in cases]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return len(lines)

@@ -1,0 +1,72 @@
+"""Parts of the trained ranker that a serving team runs by themselves: a member's vector once, then candidates against it.
+
+    member   history -> `member`, which meets candidates, and `titles_member`, which meets titles
+    choose   `member` + context + candidates -> what `Ranking` gives
+
+Legend: N requests, T plays, K candidates, S a member's vector, W one for titles.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from models.parts import Context, States
+from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
+
+MEMBER_OUTPUTS = ("member", "titles_member")
+CONTEXT = INPUTS[len(HISTORY) : -2]
+CHOOSE_INPUTS = ("member", *CONTEXT, "title", "played_before", "artworks")
+CHOOSE_OUTPUTS = OUTPUTS[:4]
+
+
+class Member(nn.Module):
+    """A history's vectors: see `TwoTower.member_vectors` for the one that ranks titles."""
+
+    def __init__(self, ranking: Ranking) -> None:
+        super().__init__()
+        self.ranking = ranking
+
+    def forward(
+        self,
+        history_title: Tensor,
+        history_artwork: Tensor,
+        history_watched: Tensor,
+        history_time: Tensor,
+        history_length: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """(N, S) and (N, W); arguments as of `Ranking`."""
+        history = (history_title, history_artwork, history_watched, history_time, history_length)
+        state, model = self.ranking.state(*history, learned=True), self.ranking.model
+        parts = [state.recent, state.together, *([] if model.taste_state is None else [state.learned])]
+        return torch.cat(parts, dim=-1), model.member_vectors(state.learned, history_title, history_length)
+
+
+class Choose(nn.Module):
+    """Candidates ranked for a member whose vector is known."""
+
+    def __init__(self, ranking: Ranking) -> None:
+        super().__init__()
+        self.ranking = ranking
+
+    def forward(
+        self,
+        member: Tensor,
+        country: Tensor,
+        device: Tensor,
+        hour: Tensor,
+        row: Tensor,
+        column: Tensor,
+        play_count: Tensor,
+        title: Tensor,
+        played_before: Tensor,
+        artworks: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """What `Ranking` gives but the two vectors that meet artworks.
+
+        `member`: (N, S) of `Member`; `played_before`: bool (N,), whether the title is among the last `looks_back` plays.
+        """
+        model = self.ranking.model
+        content, rank = sum(model.parts_of_content()), model.config.coplay.rank
+        state = States(member[:, content + rank :], member[:, :content], member[:, content : content + rank])
+        context = Context(country, device, hour, row, column, play_count)
+        again = played_before & (title > 0)  # as in a whole request, where an unknown title is no other's
+        return self.ranking.ranked(state, context, title, artworks, again)[: len(CHOOSE_OUTPUTS)]

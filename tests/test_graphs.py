@@ -1,0 +1,188 @@
+"""What a serving team gets answers as torch does, in ids, from the folder alone; and what was changed is found out."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+import keyart
+from datamodules.contract import UserError
+from export.bundle import ABOUT, CARD, EXAMPLE, Bundle, sha256
+from export.example_of_bundle import worst_difference
+from export.golden import GOLDEN, NOBODY, as_arrays
+from export.ids import KIND_OF, WEIGHTS
+from export.recommend import TitleRanker
+from export.verify import verify
+from tests.test_explain import request_of
+
+GRAPHS = ("rank.onnx", "member.onnx", "choose.onnx", "titles.onnx", "rank_rows.onnx", "member_rows.onnx")
+
+
+def cases_of(bundle: Path) -> list[dict]:
+    return [json.loads(line) for line in (bundle / GOLDEN).read_text("utf-8").splitlines()]
+
+
+def run(bundle: Path, graph: str, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    session = ort.InferenceSession(bundle / graph)
+    names = [part.name for part in session.get_outputs()]
+    given = {part.name: request[part.name] for part in session.get_inputs()}
+    return {name: np.asarray(value) for name, value in zip(names, session.run(names, given), strict=True)}
+
+
+def in_ids(bundle: Bundle, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A request over rows as one over ids; row 0 is an id nobody knows."""
+
+    def ids(name: str, rows: np.ndarray) -> np.ndarray:
+        values = np.array([NOBODY, *bundle.vocabularies[KIND_OF[name]].values], object)
+        return values[rows]
+
+    return {name: ids(name, values) if name in KIND_OF else values for name, values in request.items()}
+
+
+def test_the_folder_alone_is_enough(bundle: Path, tmp_path: Path) -> None:
+    """numpy and onnxruntime, nothing of keyart: the folder elsewhere, the interpreter without this project's path."""
+    folder = shutil.copytree(bundle, tmp_path / "elsewhere")
+    done = subprocess.run(
+        [sys.executable, "-I", str(folder / EXAMPLE)], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    name, value = done.stdout.strip().split("=")
+    assert name == "max_abs_difference"
+    assert float(value) < 1e-5
+    source = (folder / EXAMPLE).read_text()
+    assert len(source.splitlines()) <= 60
+    imported = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import", "from"))}
+    assert imported == {"json", "pathlib", "numpy", "onnxruntime"}
+
+
+def test_golden_cases_are_of_every_kind(bundle: Path) -> None:
+    opened, cases = Bundle.open(bundle), cases_of(bundle)
+    requests = [case["request"] for case in cases]
+    assert len(cases) >= 200
+    assert {0, opened.history_length} <= {request["history_length"] for request in requests}
+    assert {1, 40} <= {len(request["artworks"]) for request in requests}
+    for name in ("country", "device"):
+        values = opened.vocabularies[KIND_OF[name]].values
+        assert {request[name] for request in requests} == {*values, NOBODY}
+    assert any(request["title"] == NOBODY for request in requests)
+    assert any(NOBODY in request["artworks"] for request in requests)
+    assert any(NOBODY in request["history_title"] for request in requests)
+    assert any(request["row"] == -1 for request in requests)
+    answers = np.array([case["answer"]["click_probability"][0] for case in cases])
+    assert answers.std() > 0.01
+
+
+def test_ids_are_their_rows(bundle: Path) -> None:
+    """A batch of many, by both graphs; and in two steps, where a member's vector is kept in between."""
+    opened = Bundle.open(bundle)
+    request = request_of(opened, n=30)
+    expected, ids = opened.rank(request), in_ids(opened, request)
+    found = run(bundle, "rank.onnx", ids)
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, expected[name])
+    ago = request["history_length"][:, None] - 1 - np.arange(request["history_title"].shape[1])
+    recent = (ago >= 0) & (ago < opened.looks_back)
+    before = ((request["history_title"] == request["title"][:, None]) & recent).any(1)
+    ids |= run(bundle, "member.onnx", ids) | {"played_before": before}
+    found = run(bundle, "choose.onnx", ids)
+    for name, values in found.items():
+        np.testing.assert_allclose(values, expected[name], atol=1e-6)
+    assert (request["title"] == 0).any() or not before.all()
+
+
+def test_titles_are_those_of_recommend(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    values = np.array(["", *opened.vocabularies["titles"].values], object)
+    request = in_ids(opened, request_of(opened, n=20))
+    titles_member = run(bundle, "member.onnx", request)["titles_member"]
+    played = np.where(np.random.default_rng(0).random((20, 7)) < 0.3, 0, np.arange(1, 8))
+    without = np.nonzero(played)
+    best, score = TitleRanker(opened).best(titles_member, 9, (without[0], played[without]))
+    asked = {"titles_member": titles_member, "played": values[played], "top": np.array([9])}
+    found = run(bundle, "titles.onnx", asked)
+    np.testing.assert_array_equal(found["titles"], values[best])
+    np.testing.assert_allclose(found["scores"], score, atol=1e-4)
+    # a list that ends, of somebody who has played all but two
+    everything = np.tile(values[3:], (20, 1))
+    asked |= {"played": everything, "top": np.array([len(values) + 50])}
+    found = run(bundle, "titles.onnx", asked)
+    assert (np.sort(found["titles"][:, :2], 1) == np.sort(values[1:3])).all()
+    assert (found["titles"][:, 2:] == "").all()
+    assert np.isneginf(found["scores"][:, 2:]).all()
+
+
+def test_no_custom_operator_and_each_weight_once(bundle: Path) -> None:
+    stored: dict[int, int] = {}
+    for name in GRAPHS:
+        model = onnx.load(str(bundle / name), load_external_data=False)
+        assert {opset.domain: opset.version for opset in model.opset_import}.items() <= {
+            "": 20,
+            "ai.onnx.ml": 4,
+        }.items()
+        for tensor in model.graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                entry = {part.key: part.value for part in tensor.external_data}
+                assert entry["location"] == WEIGHTS
+                stored[int(entry["offset"])] = int(entry["length"])
+    assert sum(stored.values()) <= (bundle / WEIGHTS).stat().st_size < sum(stored.values()) + 64 * len(stored)
+    content = (bundle / WEIGHTS).read_bytes()
+    parts = [content[offset : offset + length] for offset, length in stored.items()]
+    assert len(set(parts)) == len(parts)
+
+
+def test_verifying(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    found = verify(bundle)
+    assert found.cases == len(cases_of(bundle))
+    assert found.difference < 1e-5
+    assert keyart.main(["verify", str(bundle)]) == 0
+    assert "golden cases, max_abs_difference=" in capfd.readouterr().out
+
+    broken = shutil.copytree(bundle, tmp_path / "bundle")
+    weights = bytearray((broken / WEIGHTS).read_bytes())
+    weights[len(weights) // 2] ^= 64
+    (broken / WEIGHTS).write_bytes(weights)
+    assert keyart.main(["verify", str(broken)]) == 1
+    assert "weights.bin: is missing or is not the file that was exported" in capfd.readouterr().err
+
+    # as if this machine computed something else: an answer that is not what the graphs say
+    shutil.copy(bundle / WEIGHTS, broken / WEIGHTS)
+    cases = cases_of(broken)
+    cases[7]["answer"]["appeal"][0] += 0.01
+    (broken / GOLDEN).write_text("\n".join(map(json.dumps, cases)) + "\n")
+    about = json.loads((broken / ABOUT).read_text())
+    about["sha256"][GOLDEN] = sha256(broken / GOLDEN)
+    (broken / ABOUT).write_text(json.dumps(about))
+    assert worst_difference(broken) == pytest.approx(0.01, abs=1e-4)
+    with pytest.raises(UserError, match=r"golden cases differ by 0\.01 here, more than 0\.0001"):
+        verify(broken)
+
+
+def test_the_record_and_the_card_say_what_there_is(bundle: Path) -> None:
+    about, card = json.loads((bundle / ABOUT).read_text()), (bundle / CARD).read_text("utf-8")
+    assert set(about["graphs"]) == set(GRAPHS)
+    assert set(about["sha256"]) == {path.name for path in bundle.iterdir()} - {ABOUT}
+    for name in GRAPHS:
+        session = ort.InferenceSession(bundle / name)
+        for side, parts in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+            rows = about["graphs"][name][side]
+            assert [row["name"] for row in rows] == [part.name for part in parts]
+            for row, part in zip(rows, parts, strict=True):
+                assert {"float32": "tensor(float)"}.get(row["dtype"], f"tensor({row['dtype']})") == part.type
+                assert len(row["shape"].replace(",)", ")").split(",")) == len(part.shape)
+    assert f"{about['golden']['largest_difference']:.1e} (refused above 0.0001)" in card
+    assert all(f"### {name}" in card for name in GRAPHS)
+
+
+def test_an_empty_history_is_a_play_of_padding() -> None:
+    arrays = as_arrays(
+        {"history_title": [], "history_watched": [], "history_length": 0, "title": "t", "artworks": ["a"]}
+    )
+    assert arrays["history_title"].tolist() == [[""]]
+    assert np.isnan(arrays["history_watched"]).all()
+    assert arrays["artworks"].shape == (1, 1)
+    assert arrays["title"].shape == (1,)
