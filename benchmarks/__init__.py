@@ -23,6 +23,7 @@ BENCHMARKS = {
     "cold": "artworks, titles and members that training never saw, beside a training that saw them",
     "explore": "a stream chosen by Thompson sampling, beside greedy, epsilon-greedy, LinUCB and uniform, by the truth",
     "titles": "titles ranked for members, beside popularity, item-kNN, EASE, and SASRec and HSTU of RecTools",
+    "serve": "a request's cost on one core, beside torch eager, torch.compile and torch-rechub's own export",
     "value": "off-policy estimates, beside Open Bandit Pipeline on the same arrays",
 }
 

@@ -6,12 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from datamodules.atomic import atomic_file
 
 OURS = "keyart"
 """The subject that is ours, in every benchmark."""
+WIDEST = 500
+"""Characters of a table, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,10 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
         for figure, unit in dict.fromkeys((row.figure, row.unit) for row in own):
             found = {row.subject: row.value for row in own if (row.figure, row.unit) == (figure, unit)}
             table.add_row(figure, unit, *(said(found[s]) if s in found else "" for s in subjects))
+        # in a pipe, or a narrow window, figures that are cut off tell nothing
+        wide = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+        if wide > console.width:
+            console = Console(file=console.file, width=wide, force_terminal=console.is_terminal, highlight=False)
         console.print(table)
 
 

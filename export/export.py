@@ -90,7 +90,7 @@ def export(
     ranking = Ranking(model).eval()
     reach = model.config.history.reach
     with atomic_folder(out, marker=ABOUT) as folder:
-        graphs = graphs_of(ranking, vocabularies, _requests(vocabularies, reach, 3, 7, 5, seed=0))
+        graphs = graphs_of(ranking, vocabularies, random_requests(vocabularies, reach, 3, 7, 5, seed=0))
         write_graphs(graphs, folder)
         cases = write_golden(golden_cases(ranking, vocabularies, reach), folder / GOLDEN)
         shutil.copy(example_of_bundle.__file__, folder / EXAMPLE)
@@ -180,10 +180,13 @@ def _described(graph: ModelProto) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def _requests(
-    vocabularies: Vocabularies, reach: int, n: int, plays: int, candidates: int, seed: int
+def random_requests(
+    vocabularies: Vocabularies, reach: int, n: int, plays: int, candidates: int, seed: int, *, full: bool = False
 ) -> dict[str, np.ndarray]:
-    """Random requests over the whole vocabularies, unknown rows, empty histories and missing values included."""
+    """Random requests over the whole vocabularies, unknown rows, empty histories and missing values included.
+
+    `full`: every history has all its plays.
+    """
     chance = np.random.default_rng(seed)
 
     def rows(name: str, *shape: int) -> np.ndarray:
@@ -197,7 +200,7 @@ def _requests(
             np.float32
         ),
         "history_time": np.sort(chance.integers(1_600_000_000, 1_700_000_000, (n, plays)), axis=1),
-        "history_length": chance.integers(0, plays + 1, n),
+        "history_length": np.full(n, plays) if full else chance.integers(0, plays + 1, n),
         "country": rows("countries", n),
         "device": rows("devices", n),
         "hour": chance.integers(0, 24, n),
@@ -214,7 +217,7 @@ def _parity(ranking: Ranking, bundle: Bundle, vocabularies: Vocabularies) -> flo
     any entry of a member's vector, relative to it where it is above 1."""
     worst = 0.0
     for seed, (n, plays, candidates) in enumerate(((1, 1, 1), (55, 3, 40), (100, 4096, 5), (100, 20, 2))):
-        request = _requests(vocabularies, bundle.history_length, n, plays, candidates, seed + 1)
+        request = random_requests(vocabularies, bundle.history_length, n, plays, candidates, seed + 1)
         with torch.no_grad():
             found = ranking(*(torch.from_numpy(request[name]) for name in INPUTS))
             ours: dict[str, Tensor] = dict(zip(OUTPUTS, found, strict=True))
@@ -231,6 +234,6 @@ def _parity(ranking: Ranking, bundle: Bundle, vocabularies: Vocabularies) -> flo
 
 def _unexplained(bundle: Bundle, vocabularies: Vocabularies) -> float:
     """Largest difference between appeal and the sum of the terms that explain it."""
-    request = _requests(vocabularies, bundle.history_length, 100, 4096, 5, seed=9)
+    request = random_requests(vocabularies, bundle.history_length, 100, 4096, 5, seed=9)
     terms = Explainer(bundle).explain(request)
     return float(np.abs(total(terms) - terms["appeal"]).max())

@@ -1,0 +1,254 @@
+"""`keyart bench serve`: what a request costs on one core, beside torch eager, torch.compile and torch-rechub's own export.
+
+A request is a history, a context, a title and its candidates; every subject answers the same random requests by one thread,
+in turn. `keyart` takes ids, as a serving team asks (rank.onnx, or member.onnx and choose.onnx; `kept` is choose.onnx alone,
+of a member whose vector is kept); `keyart, rows` is the same graph over rows, and so are torch eager and torch.compile of the
+same module. torch-rechub is its DSSM of equal width, exported by its own exporter, over rows: the member's tower, the item's
+tower for each candidate, and their dot products. It reads the history's titles alone, no time, place or engagement.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from rich.console import Console
+
+from benchmarks.process import measure
+from benchmarks.side_by_side import PEER, PEER_VERSION
+from benchmarks.table import OURS, Row
+from datamodules.contract import UserError
+from datamodules.prepare import prepare
+from datamodules.simulate import SimulateConfig, simulate
+from export.bundle import RANK_ROWS
+from export.export import export, random_requests
+from export.golden import NOBODY
+from export.ids import KIND_OF
+from models.ranking import INPUTS, Ranking
+from train.config import FitConfig
+from train.embed import EmbedConfig, embed
+from train.fit import fit
+from train.run import Run
+
+NAME = "serve"
+ALL = 20_000_000
+"""Requests a second of the whole service."""
+WARM = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is measured."""
+
+    run: str = ""
+    """A run's folder; default: a simulated service, trained for one pass."""
+    plays: int = 50
+    """Of every history."""
+    candidates: int = 20
+    """Of every request."""
+    batches: tuple[int, ...] = (1, 16, 64, 256)
+    """Requests asked at once."""
+    rounds: int = 5
+    """Turns of every subject, at every number of requests."""
+    seconds: float = 0.3
+    """Of a turn."""
+    compile: bool = True
+    """Whether torch.compile is measured: a minute or two, needs a C++ compiler."""
+    peer: bool = True
+    """Whether torch-rechub is, in an environment of its own."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("plays", "candidates", "rounds"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
+        if not self.batches or min(self.batches) < 1 or not self.seconds > 0:
+            raise UserError(f"batches={self.batches}, seconds={self.seconds}: must be above 0.")
+
+
+Asks = Callable[[], object]
+
+
+def bench(config: Config, console: Console) -> list[Row]:
+    """Every subject in turn; what is left out is said on the console, with the reason."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory(prefix="keyart-bench-") as folder:
+            work = Path(folder)
+            run = Run.open(Path(config.run) if config.run else _trained(work, console))
+            bundle = export(run.model, run.vocabularies, work / "bundle", about={}, console=Console(quiet=True))
+            ranking = Ranking(run.model.eval()).eval()
+            towers = _peer(run, work, config, console)
+            rows: list[Row] = []
+            for n in config.batches:
+                requests = random_requests(
+                    run.vocabularies, config.plays, n, config.plays, config.candidates, seed=n, full=True
+                )
+                subjects = _ours(bundle.folder, requests, run) | _torch(ranking, requests, config, console)
+                if towers is not None:
+                    subjects[PEER, "whole"] = _towers(*towers, requests, run)
+                rows += _timed(subjects, n, config)
+            return rows + _cores(rows)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _trained(work: Path, console: Console) -> Path:
+    console.print(f"bench {NAME}: simulates a service and trains a ranker for one pass")
+    quiet = Console(quiet=True)
+    simulate(work / "service", SimulateConfig(members=1000, titles=400, people=100))
+    prepare(work / "service", work / "shards", console=quiet)
+    embed(work / "service", work / "shards", EmbedConfig(views=640), console=quiet)
+    fit(work / "shards", work / "run", FitConfig(passes=1, slices=1), console=quiet)
+    return work / "run"
+
+
+def _session(path: Path) -> ort.InferenceSession:
+    """One thread, on the CPU."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _asking(session: ort.InferenceSession, request: dict[str, np.ndarray]) -> Asks:
+    given = {part.name: request[part.name] for part in session.get_inputs()}
+    return lambda: session.run(None, given)
+
+
+def _ours(bundle: Path, rows: dict[str, np.ndarray], run: Run) -> dict[tuple[str, str], Asks]:
+    """keyart's graphs: whole requests in ids and in rows, and in two steps."""
+    ids = dict(rows)
+    for name in KIND_OF.keys() & rows.keys():
+        values = np.array([NOBODY, *run.vocabularies[KIND_OF[name]].values], object)
+        ids[name] = values[rows[name]]
+    member, choose = _session(bundle / "member.onnx"), _session(bundle / "choose.onnx")
+    names = [part.name for part in member.get_outputs()]
+    ids |= dict(zip(names, _asking(member, ids)(), strict=True))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    ids["played_before"] = np.zeros(len(rows["title"]), bool)
+    of_member, of_choice = _asking(member, ids), _asking(choose, ids)
+    return {
+        (OURS, "whole"): _asking(_session(bundle / "rank.onnx"), ids),
+        (OURS, "member, then choose"): lambda: (of_member(), of_choice()),
+        (OURS, "kept"): of_choice,
+        (f"{OURS}, rows", "whole"): _asking(_session(bundle / RANK_ROWS), rows),
+    }
+
+
+def _torch(
+    ranking: Ranking, rows: dict[str, np.ndarray], config: Config, console: Console
+) -> dict[tuple[str, str], Asks]:
+    given = tuple(torch.from_numpy(rows[name]) for name in INPUTS)
+
+    def eager() -> object:
+        with torch.inference_mode():
+            return ranking(*given)
+
+    found: dict[tuple[str, str], Asks] = {("torch eager", "whole"): eager}
+    if config.compile:
+        if shutil.which("g++") is None and shutil.which("clang++") is None:
+            console.print(f"bench {NAME}: torch.compile left out: there is no C++ compiler")
+            return found
+        torch.compiler.reset()
+        compiled = torch.compile(ranking, dynamic=False)
+
+        def at_once() -> object:
+            with torch.inference_mode():
+                return compiled(*given)
+
+        found["torch.compile", "whole"] = at_once
+    return found
+
+
+def _peer(
+    run: Run, work: Path, config: Config, console: Console
+) -> tuple[ort.InferenceSession, ort.InferenceSession, np.ndarray] | None:
+    """torch-rechub's two towers as it exports them, and the image embeddings it reads."""
+    uv = shutil.which("uv")
+    if not config.peer or uv is None:
+        why = "uv is not there, and it needs an environment of its own" if config.peer else "as asked"
+        console.print(f"bench {NAME}: {PEER} left out: {why}")
+        return None
+    folder = work / "rechub"
+    folder.mkdir()
+    model, image = run.model, run.model.artwork_image_AE.numpy()
+    sizes = [model.config.width, config.plays, len(model.title_year_I), *image.shape]
+    words = [uv, "run", "--quiet", "--isolated", "--no-project", "--with", PEER_VERSION, "--with", "onnx"]
+    words += ["--with", "onnxscript", "python", "-P", str(Path(__file__).with_name("rechub_export.py")), str(folder)]
+    try:
+        measure([*words, *map(str, sizes)])
+    except UserError as error:
+        console.print(f"bench {NAME}: {PEER} left out: {error}")
+        return None
+    return _session(folder / "user.onnx"), _session(folder / "item.onnx"), image
+
+
+def _towers(
+    user: ort.InferenceSession, item: ort.InferenceSession, image: np.ndarray, rows: dict[str, np.ndarray], run: Run
+) -> Asks:
+    history = rows["history_title"]
+    country, device = rows["country"].clip(max=7), rows["device"].clip(max=7)
+    of_user = {"user_history": history, "user_country": country, "user_device": device}
+    artworks = rows["artworks"]
+    of_item = {
+        "item_title": np.repeat(rows["title"], artworks.shape[1]),
+        "item_artwork": artworks.ravel(),
+        "item_image": image[artworks.ravel()],
+    }
+    asks_user, asks_item = _asking(user, of_user), _asking(item, of_item)
+
+    def ask() -> object:
+        member_ND = np.asarray(asks_user()[0])  # pyright: ignore[reportIndexIssue]
+        item_NKD = np.asarray(asks_item()[0])  # pyright: ignore[reportIndexIssue]
+        return np.einsum("nd,nkd->nk", member_ND, item_NKD.reshape(*artworks.shape, -1))
+
+    return ask
+
+
+def _timed(subjects: dict[tuple[str, str], Asks], n: int, config: Config) -> list[Row]:
+    """Microseconds of a request at the median and the 99th percentile of calls, and requests a second."""
+    calls: dict[tuple[str, str], list[float]] = {key: [] for key in subjects}
+    for ask in subjects.values():
+        for _ in range(WARM):
+            ask()
+    for _ in range(config.rounds):
+        for key, ask in subjects.items():
+            ends = time.perf_counter() + config.seconds
+            while (began := time.perf_counter()) < ends:
+                ask()
+                calls[key].append(time.perf_counter() - began)
+    rows = []
+    for (subject, what), seconds in calls.items():
+        each = np.array(seconds) / n * 1e6
+        for figure, unit, value in (
+            ("p50", "us a request", np.median(each)),
+            ("p99", "us a request", np.quantile(each, 0.99)),
+            ("requests", "1/s a core", 1e6 / each.mean()),
+        ):
+            name = f"{what}, {n} at once, {figure}"
+            rows.append(Row(benchmark=NAME, subject=subject, figure=name, unit=unit, value=float(value)))
+    return rows
+
+
+def _cores(rows: list[Row]) -> list[Row]:
+    """Cores for the whole service, from the quickest number of requests at once."""
+    found: dict[tuple[str, str], float] = {}
+    for row in rows:
+        if row.unit == "1/s a core":
+            key = row.subject, row.figure.rsplit(", ", 2)[0]
+            found[key] = max(found.get(key, 0.0), row.value)
+    return [
+        Row(
+            benchmark=NAME,
+            subject=s,
+            figure=f"{what}: cores for {ALL:,} requests a second",
+            unit="cores",
+            value=ALL / v,
+        )
+        for (s, what), v in found.items()
+    ]

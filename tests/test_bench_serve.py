@@ -1,0 +1,42 @@
+"""`keyart bench serve` measures what it says it does."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from benchmarks.serve import ALL, Config, bench
+from benchmarks.table import OURS, Row, print_table
+from datamodules.contract import UserError
+
+
+def test_every_subject_answers_at_every_size(run: Path) -> None:
+    rows = bench(
+        Config(run=str(run), batches=(1, 5), rounds=2, seconds=0.02, compile=False, peer=False), Console(quiet=True)
+    )
+    found = {(row.subject, row.figure): row.value for row in rows}
+    for subject, ways in ((OURS, ("whole", "member, then choose", "kept")), (f"{OURS}, rows", ("whole",))):
+        for what in ways:
+            for n in (1, 5):
+                p50, p99 = (found[subject, f"{what}, {n} at once, {q}"] for q in ("p50", "p99"))
+                assert 0 < p50 <= p99
+            best = max(found[subject, f"{what}, {n} at once, requests"] for n in (1, 5))
+            assert found[subject, f"{what}: cores for {ALL:,} requests a second"] == pytest.approx(ALL / best)
+    assert ("torch eager", "whole, 5 at once, p50") in found
+    assert np.isfinite(list(found.values())).all()
+    with pytest.raises(UserError, match="rounds=0"):
+        Config(rounds=0)
+    with pytest.raises(UserError, match="batches"):
+        Config(batches=(0,))
+
+
+def test_a_table_is_whole_in_a_narrow_window(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        Row(benchmark="b", subject=f"subject {i}", figure="a long name of a figure", unit="s", value=i)
+        for i in range(9)
+    ]
+    print_table(rows, Console(width=40))
+    said = capsys.readouterr().out
+    assert "a long name of a figure" in said
+    assert all(f"subject {i}" in said for i in range(9))
