@@ -238,10 +238,8 @@ def verify(bundle: Path) -> None:
     from export.verify import verify as verify_bundle
 
     found = verify_bundle(bundle)
-    _told().print(
-        f"{bundle}: {found.files} files unchanged; {found.cases} golden cases, max_abs_difference={found.difference:.1e}"
-    )
-    _next("", f"keyart score {bundle} DATASET SCORES")
+    same = f"{found.cases} golden cases, max_abs_difference={found.difference:.1e}"
+    _next(f"{bundle}: {found.files} files unchanged; {same}", f"keyart score {bundle} DATASET SCORES")
 
 
 def score(

@@ -1,8 +1,8 @@
 """Bundles: the folder a serving team gets, read without torch.
 
 The graphs over ids, for a serving team, and over rows, for bulk work here, are those of `export.graphs`; beside them
-`vocabularies.json` (ids -> rows), `golden.jsonl` and `example.py` that runs it, `CARD.md`, and `bundle.json` (what every
-input and output is, what the model was made of, what was measured, and each file's SHA-256).
+`vocabularies.json` (ids -> rows), `golden.jsonl` and `example.py` and `example.mjs` that run it, `CARD.md`, and
+`bundle.json` (what every input and output is, what the model was made of, what was measured, and each file's SHA-256).
 """
 
 import hashlib
@@ -19,7 +19,8 @@ import onnxruntime as ort
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.vocabulary import Vocabularies, load_vocabularies
 
-ABOUT, VOCABULARIES, CARD, EXAMPLE = "bundle.json", "vocabularies.json", "CARD.md", "example.py"
+ABOUT, VOCABULARIES, CARD = "bundle.json", "vocabularies.json", "CARD.md"
+EXAMPLE, EXAMPLE_IN_NODE = "example.py", "example.mjs"
 RANK_ROWS, MEMBER_ROWS = "rank_rows.onnx", "member_rows.onnx"
 TITLES, POSTERIOR = "titles.safetensors", "posterior.safetensors"
 

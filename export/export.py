@@ -19,7 +19,7 @@ from datamodules.atomic import atomic_folder
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.vocabulary import Vocabularies, save_vocabularies
 from export import example_of_bundle
-from export.bundle import ABOUT, CARD, EXAMPLE, POSTERIOR, TITLES, VOCABULARIES, Bundle, sha256
+from export.bundle import ABOUT, CARD, EXAMPLE, EXAMPLE_IN_NODE, POSTERIOR, TITLES, VOCABULARIES, Bundle, sha256
 from export.card import card_of
 from export.explain import CONTEXT, TABLES, Explainer, total
 from export.golden import GOLDEN, golden_cases, write_golden
@@ -93,7 +93,8 @@ def export(
         graphs = graphs_of(ranking, vocabularies, random_requests(vocabularies, reach, 3, 7, 5, seed=0))
         write_graphs(graphs, folder)
         cases = write_golden(golden_cases(ranking, vocabularies, reach), folder / GOLDEN)
-        shutil.copy(example_of_bundle.__file__, folder / EXAMPLE)
+        for name in (EXAMPLE, EXAMPLE_IN_NODE):
+            shutil.copy(Path(example_of_bundle.__file__).with_suffix(Path(name).suffix), folder / name)
         save_vocabularies(vocabularies, folder / VOCABULARIES)
         save_file(tables_of(ranking), folder / TABLES)
         with torch.no_grad():

@@ -13,7 +13,7 @@ import pytest
 
 import keyart
 from datamodules.contract import UserError
-from export.bundle import ABOUT, CARD, EXAMPLE, Bundle, sha256
+from export.bundle import ABOUT, CARD, EXAMPLE, EXAMPLE_IN_NODE, Bundle, sha256
 from export.example_of_bundle import worst_difference
 from export.golden import GOLDEN, NOBODY, as_arrays
 from export.ids import KIND_OF, WEIGHTS
@@ -58,6 +58,27 @@ def test_the_folder_alone_is_enough(bundle: Path, tmp_path: Path) -> None:
     assert len(source.splitlines()) <= 60
     imported = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import", "from"))}
     assert imported == {"json", "pathlib", "numpy", "onnxruntime"}
+
+
+@pytest.mark.slow
+def test_node_gets_the_same_numbers(bundle: Path, tmp_path: Path) -> None:
+    """By onnxruntime-node, in a folder of its own."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not there, which installs onnxruntime-node")
+    words = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--silent", "onnxruntime-node@1"]
+    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    words = ["node", str(bundle / EXAMPLE_IN_NODE)]
+    done = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert float(done.stdout.strip().removeprefix("max_abs_difference=")) < 1e-5
+
+
+@pytest.mark.slow
+def test_an_environment_of_two_packages_is_enough(bundle: Path, tmp_path: Path) -> None:
+    words = ["uv", "run", "--isolated", "--no-project", "--with", "numpy", "--with", "onnxruntime"]
+    done = subprocess.run(
+        [*words, "python", str(bundle / EXAMPLE)], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert float(done.stdout.strip().removeprefix("max_abs_difference=")) < 1e-5
 
 
 def test_golden_cases_are_of_every_kind(bundle: Path) -> None:
