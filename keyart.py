@@ -38,6 +38,7 @@ COMMANDS = {
     "verify": ("every checksum of a bundle and every golden case", None),
     "score": ("a bundle over a dataset -> a table of click probabilities and policies", None),
     "recommend": ("a bundle over a dataset -> the titles every member should see first", None),
+    "serve": ("a bundle behind HTTP: ranked artworks, propensities and why", None),
     "bench": ("a benchmark's table, or all of them: ours beside what a user would pick instead", None),
 }
 
@@ -294,6 +295,20 @@ def recommend(bundle: Path, dataset: Path, out: Path, *, top: int = 10, before: 
     require_valid(dataset, images=False)
     recommend_titles(opened, dataset, out, top=top, before=moment, console=_console())
     _next(f"{out} written", f"keyart score {bundle} {dataset} SCORES")
+
+
+def serve(bundle: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Answer POST /rank over HTTP until stopped: ranked artworks, their propensities and why. Needs the extra `serve`.
+
+    Args:
+        bundle: What `keyart export` wrote.
+        host: Address to listen at; 0.0.0.0 for every one of the machine's.
+        port: Port to listen at; 0 for any that is free.
+    """
+    from export.serve import ServeConfig
+    from export.serve import serve as serve_bundle
+
+    serve_bundle(bundle, ServeConfig(host=host, port=port), _told())
 
 
 def value(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from safetensors.numpy import load_file
 
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.vocabulary import Vocabularies, load_vocabularies
@@ -23,6 +24,7 @@ ABOUT, VOCABULARIES, CARD = "bundle.json", "vocabularies.json", "CARD.md"
 EXAMPLE, EXAMPLE_IN_NODE = "example.py", "example.mjs"
 RANK_ROWS, MEMBER_ROWS = "rank_rows.onnx", "member_rows.onnx"
 TITLES, POSTERIOR = "titles.safetensors", "posterior.safetensors"
+TABLES = "explain.safetensors"
 
 
 def sha256(path: Path) -> str:
@@ -36,9 +38,11 @@ class Bundle:
 
     folder: Path
     about: dict[str, Any]
+    threads: int = 0
+    """Of ONNX Runtime; 0: every core."""
 
     @classmethod
-    def open(cls, folder: Path) -> "Bundle":
+    def open(cls, folder: Path, threads: int = 0) -> "Bundle":
         """Read and check a bundle; one that is no bundle, of another version, or changed since, is a UserError."""
         path = folder / ABOUT
         if not path.is_file():
@@ -54,7 +58,7 @@ class Bundle:
                 raise UserError(
                     f"{folder / name}: is missing or is not the file that was exported. Export the run again."
                 )
-        return cls(folder, about)
+        return cls(folder, about, threads)
 
     @cached_property
     def vocabularies(self) -> Vocabularies:
@@ -63,13 +67,23 @@ class Bundle:
 
     @cached_property
     def session(self) -> ort.InferenceSession:
-        """ONNX Runtime on the CPU, every core."""
-        return ort.InferenceSession(self.folder / RANK_ROWS, providers=["CPUExecutionProvider"])
+        """ONNX Runtime on the CPU."""
+        return self._open(RANK_ROWS)
 
     @cached_property
     def member_session(self) -> ort.InferenceSession:
         """The same for the vectors that rank titles."""
-        return ort.InferenceSession(self.folder / MEMBER_ROWS, providers=["CPUExecutionProvider"])
+        return self._open(MEMBER_ROWS)
+
+    def _open(self, name: str) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        return ort.InferenceSession(self.folder / name, options, providers=["CPUExecutionProvider"])
+
+    @cached_property
+    def tables(self) -> dict[str, np.ndarray]:
+        """What explanations and exploring are made of, by name, read once: see `export.explain`."""
+        return load_file(self.folder / TABLES)
 
     @property
     def history_length(self) -> int:

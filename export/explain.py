@@ -18,16 +18,13 @@ together, W = C + R.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from datamodules.contract import UserError
-from export.bundle import Bundle
+from export.bundle import TABLES, Bundle
 
-TABLES = "explain.safetensors"
 CONTEXT = ("country", "device", "hour")
 LEAST_LENGTH = 1e-6
 """Of what is played together, below which it has no direction."""
@@ -39,13 +36,13 @@ class Explainer:
 
     bundle: Bundle
 
-    @cached_property
+    @property
     def tables(self) -> dict[str, np.ndarray]:
         """By name, as `tables_of` made them; UserError where the bundle has none."""
         path = self.bundle.folder / TABLES
         if not path.is_file():
             raise UserError(f"{path}: is not there: the bundle was made before explanations. Export the run again.")
-        return load_file(path)
+        return self.bundle.tables
 
     def explain(self, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The terms of appeal by name, float32: (N, T, K), (N, K, L), (N, K, 3), (N, K) or (N, 1); input as of the graph."""
@@ -136,8 +133,9 @@ def reasons(
 ) -> list[dict[str, Any]]:
     """For each request, what speaks for its chosen candidate against the mean of the others, in the click logit.
 
-    Rows of artwork (its id), appeal, itself, context, state, plays (the `most` largest: title, learned, image, people, genres)
-    and people (name, likeness; of the chosen one alone). ValueError where a request has one candidate.
+    Rows of artwork (its id), appeal, itself, context, state, plays (the `most` largest: title, its place in the history,
+    learned, image, people, genres) and people (name, likeness; of the chosen one alone). ValueError where a request has one
+    candidate.
     """
     if (there_NK.sum(1) < 2).any():
         raise ValueError("there_NK: a choice has at least two candidates.")
@@ -162,7 +160,7 @@ def reasons(
                 "context": float(apart(terms["by_context"][n].T).sum()),
                 "state": float(apart(terms["of_state"][n])),
                 "plays": [
-                    {"title": _id(words["titles"].values, titles[t])}
+                    {"title": _id(words["titles"].values, titles[t]), "place": t}
                     | dict(zip(("learned", "image", "people", "genres"), map(float, plays_T4[t]), strict=True))
                     for t in order.tolist()
                     if t < request["history_length"][n]

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from datamodules.contract import UserError
 from export.bundle import POSTERIOR, Bundle
-from export.explain import TABLES, by_part
+from export.explain import by_part
 
 AT_ONCE = 4_000_000
 """Drawn appeals held at a time."""
@@ -29,7 +29,7 @@ class Thompson:
         path = bundle.folder / POSTERIOR
         if not path.is_file():
             raise UserError(f"{path}: is not there: the bundle was made before exploring. Export the run again.")
-        posterior, tables = load_file(path), load_file(bundle.folder / TABLES)
+        posterior, tables = load_file(path), bundle.tables
         self.vector, self.content = tables["artwork_vector"], tables["artwork_content"]
         self.own, self.draws, self.seed = posterior["own"] * np.float32(width), draws, seed
         chance = np.random.default_rng(seed)

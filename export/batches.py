@@ -1,0 +1,67 @@
+"""Requests that arrive together are answered together.
+
+The first request waits a moment for others, then all that wait are handed to one worker thread; while it works, the next
+ones gather. One run of the graph over many costs little more than over one.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from export.answers import Answer
+from export.requests import Refused, Request
+
+_Waiting = tuple[Request, asyncio.Future[Answer]]
+
+
+class Batches:
+    """A queue in front of what answers many requests at once."""
+
+    def __init__(
+        self,
+        answer: Callable[[Sequence[Request]], list[Answer]],
+        *,
+        most: int,
+        seconds: float,
+        waiting: int,
+        seen: Callable[[int], None],
+    ) -> None:
+        """At most `most` requests are answered together, after at most `seconds`; `seen` is told how many.
+
+        Past `waiting` requests in the queue, further ones are refused: at a thousand requests a second the last of 4,096
+        would wait for four seconds, longer than who asks for an artwork does.
+        """
+        self.answer, self.most, self.seconds, self.waiting, self.seen = answer, most, seconds, waiting, seen
+        self.queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self.thread = ThreadPoolExecutor(1, "answers")
+
+    async def ask(self, asked: Sequence[Request]) -> list[Answer]:
+        """The answers, in order; Refused (503) where too many wait already."""
+        if self.queue.qsize() + len(asked) > self.waiting:
+            raise Refused(503, f"rank: {self.queue.qsize():,} requests are waiting. Ask again in a second.")
+        loop = asyncio.get_running_loop()
+        futures = [loop.create_future() for _ in asked]
+        for pair in zip(asked, futures, strict=True):
+            self.queue.put_nowait(pair)
+        return [await future for future in futures]
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = [await self.queue.get()]
+            if self.queue.qsize() < self.most - 1:
+                await asyncio.sleep(self.seconds)
+            while len(batch) < self.most and not self.queue.empty():
+                batch.append(self.queue.get_nowait())
+            self.seen(len(batch))
+            try:
+                answers = await loop.run_in_executor(self.thread, self.answer, [asked for asked, _ in batch])
+            except Exception as error:  # a defect: whoever waits is told, and the service goes on
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if not future.done():  # who asked may have left
+                    future.set_result(answer)

@@ -1,0 +1,109 @@
+"""Sockets: where the service listens, how long and how large the head of a request may be, how it stops.
+
+uvicorn limits neither the size of a head nor the time it takes; what a body may be is `export.application`'s.
+"""
+
+import asyncio
+import signal
+import socket
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from datamodules.contract import UserError
+from export.serve import ServeConfig
+
+HEAD_BYTES = 65_536
+IDLE_SECONDS = 75
+"""That a connection is kept between requests: longer than the 60 that proxies keep theirs, who would meet a closed one."""
+SHUTDOWN_SECONDS = 10
+
+
+def listen(config: ServeConfig) -> socket.socket:
+    """A socket that listens; UserError where the address cannot be had."""
+    try:
+        family = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"host={config.host}, port={config.port}: cannot listen ({said}). Give another --port."
+        ) from None
+
+
+def run(app: ASGIApp, listening: socket.socket, config: ServeConfig) -> None:
+    """Until SIGTERM or Ctrl-C; what was asked by then is answered."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=type("HeldHeads", (HeldHeads,), {"seconds": config.head_seconds}),
+            ws="none",
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=IDLE_SECONDS,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            limit_concurrency=config.connections,
+        )
+    )
+    # uvicorn raises the signal once more when it has stopped, for whoever else wants it: nobody does
+    kept = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.run([listening])
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+class HeldHeads(HttpToolsProtocol):
+    """uvicorn's protocol, with a limit of time and size for what comes before a body."""
+
+    seconds = 10.0
+    deadline: asyncio.TimerHandle | None = None
+    size = 0
+    """Bytes since the head that is due began."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A first request is due."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a head are counted, those of a body are not."""
+        if self.deadline is None and (self.cycle is None or self.cycle.response_complete):
+            self._await_head()
+        if self.deadline is not None:
+            self.size += len(data)
+        super().data_received(data)
+        if self.deadline is not None and self.size > HEAD_BYTES:
+            self._refuse(b"431 Request Header Fields Too Large", b"head: too large.")
+
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._headed()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is due any more."""
+        self._headed()
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        self.size = 0
+        self.deadline = self.loop.call_later(
+            self.seconds, self._refuse, b"408 Request Timeout", b"head: took too long."
+        )
+
+    def _headed(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
+
+    def _refuse(self, status: bytes, said: bytes) -> None:
+        self._headed()
+        if not self.transport.is_closing():
+            head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nconnection: close\r\n" % status
+            body = b'{"error": "%s"}' % said
+            self.transport.write(head + b"content-length: %d\r\n\r\n%s" % (len(body), body))
+            self.transport.close()
