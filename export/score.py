@@ -63,7 +63,7 @@ class Policy:
             "greedy": not strength,
             "softmax": 0 < value < np.inf,
             "epsilon": bool(strength) and 0 <= value <= 1,
-            "thompson": value in range(1, MOST_DRAWS + 1) and 0 < width < np.inf,
+            "thompson": 1 <= value <= MOST_DRAWS and value % 1 == 0 and 0 < width < np.inf,
         }
         if not fits.get(kind, False) or (wide and kind != "thompson"):
             raise UserError(

@@ -1,0 +1,197 @@
+"""Requests for `keyart serve` out of a seed: in order, bent, broken, huge, and no HTTP at all."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from export.bundle import Bundle
+
+ODD: list[Any] = [
+    *(None, True, False, 0, -1, 1.5, -0.0, 1e308, -1e18, 2**31, 2**63, 2**70, float("nan"), float("inf")),
+    *("", " ", "\x00", "\ud800", "\u202e\U0001f3ac", "NaN", "null", "a" * 70_000, "2090-01-01", "0001-01-01", "1e9"),
+    *("24:00", "2024-02-30", "greedy:1", "epsilon:2", "epsilon:nan", "softmax:0", "softmax:1e-300", "thompson:100000"),
+    *("thompson:1:1e300", "thompson:0", [], {}, [[]], [None], {"": None}, [{}], ["a", 1], {"title": {"title": []}}),
+]
+"""What stands where something else should."""
+IDS = ["", "\x00", "🎬", "\ud83c", "é" * 300, "' OR 1=1 --", "<script>", "../../etc/passwd", "nul", "\u200f\u0301"]
+POLICIES = ["greedy", "epsilon:0.1", "softmax:0.5", "thompson", "thompson:16", "thompson:32:0.5"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is sent, and what must come back."""
+
+    name: str
+    message: bytes
+    expected: int = 0
+    """The status that alone is right; 0: any below 500."""
+    alone: bool = False
+    """On a connection of its own, which may be closed without an answer."""
+    leaves: bool = False
+    """The client goes without waiting."""
+
+
+class Generator:
+    """Cases for one bundle, the same for the same seed."""
+
+    def __init__(self, bundle: Bundle, seed: int) -> None:
+        self.words = {name: vocabulary.values for name, vocabulary in bundle.vocabularies.items()}
+        self.chance = np.random.default_rng(seed)
+
+    def case(self) -> Case:
+        """The next one."""
+        kinds: list[tuple[float, Callable[[], Case]]] = [
+            (0.30, self._in_order),
+            (0.35, self._bent),
+            (0.15, self._broken),
+            (0.08, self._unicode),
+            (0.02, self._huge),
+            (0.10, self._no_http),
+        ]
+        return kinds[int(self.chance.choice(len(kinds), p=[share for share, _ in kinds]))][1]()
+
+    def request(self, plays: int, candidates: int) -> dict[str, Any]:
+        """In order, of ids the bundle knows and some that it does not."""
+        times = np.sort(self.chance.integers(1_600_000_000, 1_700_000_000, plays)).tolist()
+        artworks = self.chance.permutation(len(self.words["artworks"]))[:candidates]
+        return {
+            "title": self._one("titles"),
+            "artworks": [self.words["artworks"][row] for row in artworks] or ["new"],
+            "history": [
+                {"title": self._one("titles"), "artwork": self._one("artworks"), "watched": 0.5, "time": time}
+                for time in times
+            ],
+            "country": self._one("countries"),
+            "device": self._one("devices"),
+            "row": 2,
+            "column": 3,
+        }
+
+    def valid(self, plays: int, candidates: int) -> bytes:
+        """As a body."""
+        return json.dumps(self.request(plays, candidates)).encode()
+
+    def _one(self, kind: str) -> str:
+        values = self.words[kind]
+        row = int(self.chance.integers(0, len(values) + 1))
+        return values[row] if row < len(values) else "never heard of"
+
+    def _any(self, of: list[Any]) -> Any:
+        return of[int(self.chance.integers(len(of)))]
+
+    def _some(self) -> dict[str, Any]:
+        request = self.request(int(self.chance.integers(0, 60)), int(self.chance.integers(1, 30)))
+        more = {"policy": self._any(POLICIES), "explain": bool(self.chance.random() < 0.2), "seed": 7, "hour": 20}
+        return request | {name: value for name, value in more.items() if self.chance.random() < 0.5}
+
+    def _in_order(self) -> Case:
+        several = self.chance.random() < 0.1
+        body = [self._some() for _ in range(int(self.chance.integers(0, 9)))] if several else self._some()
+        return Case(name="in order", message=_post(json.dumps(body).encode()), expected=200)
+
+    def _bent(self) -> Case:
+        """One to three values are others, are gone, or are where none should be."""
+        request: Any = self._some()
+        for _ in range(int(self.chance.integers(1, 4))):
+            holder = request
+            while True:
+                names = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+                if not names:
+                    break
+                name = self._any(names)
+                if isinstance(holder[name], dict | list) and holder[name] and self.chance.random() < 0.7:
+                    holder = holder[name]
+                    continue
+                if self.chance.random() < 0.15:
+                    del holder[name]
+                elif isinstance(holder, dict) and self.chance.random() < 0.1:
+                    holder[str(self._any(IDS))] = self._any(ODD)
+                else:
+                    holder[name] = self._any(ODD)
+                break
+        whole = self._any(ODD) if self.chance.random() < 0.03 else request
+        return Case(name="bent", message=_post(json.dumps(whole).encode()))
+
+    def _broken(self) -> Case:
+        """A body cut short, with other bytes, or with more of them."""
+        body = bytearray(json.dumps(self._some()).encode())
+        for _ in range(int(self.chance.integers(1, 5))):
+            place = int(self.chance.integers(len(body))) if body else 0
+            what = self.chance.random()
+            if what < 0.3:
+                del body[place:]
+            elif what < 0.7:
+                body[place : place + 1] = self.chance.bytes(1)
+            else:
+                body[place:place] = self._any(
+                    [b"[", b"]", b"{", b"}", b'"', b",", b"\\u", b"\xff", b"\xef\xbb\xbf", b"1e9999"]
+                )
+        return Case(name="broken", message=_post(bytes(body)))
+
+    def _unicode(self) -> Case:
+        """Ids of every script are ids."""
+        request = self._some()
+        request["title"], request["country"] = self._any(IDS), self._any(IDS)
+        request["artworks"] = IDS[: int(self.chance.integers(1, len(IDS)))]
+        request["history"] = [{"title": name} for name in IDS]
+        request.pop("policy", None)
+        return Case(name="unicode", message=_post(json.dumps(request).encode()), expected=200)
+
+    def _huge(self) -> Case:
+        many = [f"new {place}" for place in range(10_001)]
+        deep, digits = b"[" * 100_000, b'{"title": "a", "artworks": ["b"], "seed": ' + b"9" * 10_000 + b"}"
+        plays = [{"title": "a", "time": 1_600_000_000 + place} for place in range(5_000)]
+        cases = [
+            Case(name="10,000 candidates", message=_post(_json(title="a", artworks=many[1:])), expected=200),
+            Case(name="10,001 candidates", message=_post(_json(title="a", artworks=many)), expected=422),
+            Case(name="5,000 plays", message=_post(_json(title="a", artworks=["b"], history=plays)), expected=200),
+            Case(name="300 requests", message=_post(json.dumps([self._some()] * 300).encode()[:1_000_000])),
+            Case(name="nested", message=_post(deep), expected=400),
+            Case(name="digits", message=_post(digits), expected=400),
+            Case(name="2 MB", message=_post(b" " * 2_000_000), expected=413),
+            Case(name="many draws", message=_post(_json(title="a", artworks=many[:2000], policy="thompson:1000"))),
+        ]
+        return self._any(cases)
+
+    def _no_http(self) -> Case:
+        """What is not quite HTTP, or somewhere else."""
+        body = self.request(3, 3)
+        post = _post(json.dumps(body).encode())
+        choices = [
+            Case(name="bytes", message=self.chance.bytes(int(self.chance.integers(1, 3000))) + b"\r\n\r\n", alone=True),
+            Case(name="half", message=post[: int(self.chance.integers(len(post)))], alone=True, leaves=True),
+            Case(name="left", message=post, alone=True, leaves=True),
+            Case(name="length", message=post.replace(b"length: ", b"length: -"), alone=True),
+            Case(name="two lengths", message=post.replace(b"host", b"content-length: 3\r\nhost"), alone=True),
+            Case(name="chunks", message=CHUNKED + b"zz\r\nabc\r\n0\r\n\r\n", alone=True),
+            Case(name="chunked", message=CHUNKED + b"4\r\nnull\r\n0\r\n\r\n", expected=422),
+            Case(name="method", message=post.replace(b"POST", b"PATCH"), expected=405),
+            Case(name="path", message=post.replace(b"/rank", b"/rank/%ff/../x?a=\xc3"), alone=True),
+            Case(name="head", message=b"GET / HTTP/1.1\r\nx: " + b"y" * 100_000 + b"\r\n\r\n", alone=True),
+            Case(name="heads", message=b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 20_000 + b"\r\n", alone=True),
+            Case(
+                name="upgrade",
+                message=b"GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+                alone=True,
+            ),
+            Case(name="connect", message=b"CONNECT a:1 HTTP/1.1\r\n\r\n", alone=True),
+            *(
+                Case(name=path, message=b"GET %s HTTP/1.1\r\nhost: a\r\n\r\n" % path.encode(), expected=200)
+                for path in ("/", "/health", "/metrics", "/openapi.json", "/docs")
+            ),
+        ]
+        return self._any(choices)
+
+
+CHUNKED = b"POST /rank HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def _json(**fields: Any) -> bytes:
+    return json.dumps(fields).encode()
+
+
+def _post(body: bytes) -> bytes:
+    return b"POST /rank HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)

@@ -1,0 +1,255 @@
+"""`keyart serve` under load and under nonsense, over loopback, by a client of a few sockets.
+
+`python -m benchmarks.serve_load BUNDLE [--seconds 60] [--connections 50] [--fuzz 100000] [--seed 0]` starts the service,
+measures requests/s, p50 and p99 as the client sees them, then sends generated requests (`benchmarks.fuzzed`) and counts what
+came back. Client and service share the machine: what it says is what both together can do.
+"""
+
+import argparse
+import asyncio
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks.fuzzed import Case, Generator
+from benchmarks.process import python
+from datamodules.contract import UserError
+from export.bundle import Bundle
+
+PLAYS, CANDIDATES, DIFFERENT = 50, 20, 256
+"""Of a request of the load, and how many different ones there are."""
+FUZZERS, PATIENCE = 8, 30.0
+"""Connections that send what is generated, and the seconds each waits for an answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A service that runs."""
+
+    host: str
+    port: int
+    pid: int
+
+
+@contextmanager
+def serving(words: Sequence[str]) -> Iterator[Served]:
+    """A command that serves, in a process of its own, until the block ends. UserError where it does not come up."""
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        try:
+            found = re.search(r" at http://([\w.]+):(\d+),", first)
+            if found is None:
+                raise UserError(f"{' '.join(words[:4])} ...: does not serve: {first}{process.stdout.read()[-300:]}")
+            yield Served(host=found[1], port=int(found[2]), pid=process.pid)
+        finally:
+            process.terminate()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What a client saw of a load."""
+
+    requests: int
+    seconds: float
+    errors: int
+    """Answers other than 200, and connections lost."""
+    p50: float
+    """Seconds from the last byte sent to the last byte read, of half the requests at most."""
+    p99: float
+
+    def line(self) -> str:
+        """To print."""
+        return (
+            f"load: {self.requests:,} requests in {self.seconds:.1f} s: {self.requests / self.seconds:,.0f} requests/s, "
+            f"p50 {self.p50 * 1e3:.1f} ms, p99 {self.p99 * 1e3:.1f} ms, {self.errors:,} errors"
+        )
+
+
+async def load(at: Served, bodies: Sequence[bytes], *, connections: int, seconds: float) -> Load:
+    """Every connection asks, reads the answer, and asks again, until the time is over."""
+    loop = asyncio.get_running_loop()
+    messages = cycle([post(body) for body in bodies])
+    began = time.perf_counter()
+    clients = [_Client(messages, began + seconds) for _ in range(connections)]
+    for client in clients:
+        await loop.create_connection(lambda client=client: client, at.host, at.port)
+    await asyncio.gather(*(client.done.wait() for client in clients))
+    took = np.array([second for client in clients for second in client.seconds] or [np.nan])
+    return Load(
+        requests=sum(len(client.seconds) for client in clients),
+        seconds=time.perf_counter() - began,
+        errors=sum(client.errors for client in clients),
+        p50=float(np.quantile(took, 0.5)),
+        p99=float(np.quantile(took, 0.99)),
+    )
+
+
+class _Client(asyncio.Protocol):
+    """One connection; a protocol and no streams, for the client is to cost as little as may be."""
+
+    def __init__(self, messages: Iterator[bytes], end: float) -> None:
+        self.messages, self.end, self.seconds, self.errors = messages, end, [], 0
+        self.done, self.read, self.sent = asyncio.Event(), b"", 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self._ask()
+
+    def data_received(self, data: bytes) -> None:
+        self.read += data
+        if (status := answered(self.read)) is None:
+            return
+        now = time.perf_counter()
+        self.seconds.append(now - self.sent)
+        self.errors += status != 200
+        if now < self.end:
+            self._ask()
+        else:
+            self.end = 0.0
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.errors += self.end != 0.0
+        self.done.set()
+
+    def _ask(self) -> None:
+        self.read, self.sent = b"", time.perf_counter()
+        self.transport.write(next(self.messages))
+
+
+def post(body: bytes, path: str = "/rank") -> bytes:
+    """A POST as HTTP has it."""
+    return b"POST %s HTTP/1.1\r\nhost: load\r\ncontent-length: %d\r\n\r\n%s" % (path.encode(), len(body), body)
+
+
+def answered(read: bytes) -> int | None:
+    """The status of an answer that is there in full; None where more is to come."""
+    head, ended, body = read.partition(b"\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE)
+    if not ended or (length is not None and len(body) < int(length[1])):
+        return None
+    return int(head[9:12])
+
+
+@dataclass
+class Fuzz:
+    """What came back of what was generated."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    unanswered: list[str] = field(default_factory=list)
+    """What was HTTP, and had no answer."""
+    unexpected: list[str] = field(default_factory=list)
+    """What was in order and not answered by 200, or not and answered by 5xx."""
+    memory: list[int] = field(default_factory=list)
+    """Bytes resident, sampled all along."""
+
+    @property
+    def requests(self) -> int:
+        """That were sent."""
+        return sum(self.statuses.values())
+
+    def line(self) -> str:
+        """To print."""
+        told = ", ".join(f"{status or 'closed'}: {count:,}" for status, count in sorted(self.statuses.items()))
+        tenth = max(1, len(self.memory) // 10)
+        return (
+            f"fuzz: {self.requests:,} requests; {told}; {len(self.unanswered)} unanswered, {len(self.unexpected)} unexpected; "
+            f"memory {self.memory[tenth] / 1e6:,.0f} MB after a tenth, {self.memory[-1] / 1e6:,.0f} MB at the end, "
+            f"{max(self.memory) / 1e6:,.0f} MB at most"
+        )
+
+
+async def fuzz(at: Served, generator: Generator, count: int) -> Fuzz:
+    """Send `count` generated cases over several connections and count what comes back."""
+    found, cases = Fuzz(), iter(generator.case() for _ in range(count))
+    found.memory.append(resident(at.pid))
+    await asyncio.gather(*(_fuzzer(at, cases, found, max(1, count // 200)) for _ in range(FUZZERS)))
+    found.memory.append(resident(at.pid))
+    return found
+
+
+async def _fuzzer(at: Served, cases: Iterator[Case], found: Fuzz, every: int) -> None:
+    streams = None
+    for case in cases:
+        if streams is None or case.alone:
+            if streams is not None:
+                streams[1].close()
+            streams = await asyncio.open_connection(at.host, at.port, limit=2**24)
+        reader, writer = streams
+        read = b""
+        try:
+            writer.write(case.message)
+            if case.leaves:
+                await writer.drain()
+            while not case.leaves and answered(read) is None:
+                part = await asyncio.wait_for(reader.read(2**20), PATIENCE)
+                if not part:
+                    break
+                read += part
+        except (ConnectionError, TimeoutError):
+            pass
+        status = answered(read) or 0
+        found.statuses[status] += 1
+        if not status and not case.alone:
+            found.unanswered.append(case.name)
+        if status >= 500 or (case.expected and status != case.expected):
+            found.unexpected.append(f"{case.name}: {status}, {case.message[:2000]!r}, {read[-300:]!r}")
+        if case.alone or not status or b"connection: close" in read[:1000]:
+            writer.close()
+            streams = None
+        if sum(found.statuses.values()) % every == 0:
+            found.memory.append(resident(at.pid))
+    if streams is not None:
+        streams[1].close()
+
+
+def resident(pid: int) -> int:
+    """Bytes of a process in memory."""
+    status = Path(f"/proc/{pid}/status")
+    if status.is_file():
+        return int(re.findall(r"VmRSS:\s+(\d+) kB", status.read_text())[0]) * 1024
+    done = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True)
+    return int(done.stdout) * 1024
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serve_load", description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    for name, kind, default in (
+        ("seconds", float, 60),
+        ("connections", int, 50),
+        ("fuzz", int, 100_000),
+        ("seed", int, 0),
+    ):
+        parser.add_argument(f"--{name}", type=kind, default=default)
+    given, console = parser.parse_args(), Console(highlight=False, soft_wrap=True)
+    generator = Generator(Bundle.open(given.bundle), given.seed)
+    bodies = [generator.valid(PLAYS, CANDIDATES) for _ in range(DIFFERENT)]
+    with serving(python("keyart", "serve", given.bundle, "--port", 0)) as at:
+        if given.seconds:
+            asyncio.run(load(at, bodies, connections=given.connections, seconds=min(3, given.seconds)))
+            told = asyncio.run(load(at, bodies, connections=given.connections, seconds=given.seconds))
+            console.print(f"{told.line()}; {given.connections} connections, {PLAYS} plays, {CANDIDATES} candidates")
+        if given.fuzz:
+            found = asyncio.run(fuzz(at, generator, given.fuzz))
+            console.print(found.line())
+            for said in [*found.unanswered[:5], *found.unexpected[:5]]:
+                console.print(said, markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
