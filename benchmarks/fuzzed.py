@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,9 +109,9 @@ class Generator:
                 if self.chance.random() < 0.15:
                     del holder[name]
                 elif isinstance(holder, dict) and self.chance.random() < 0.1:
-                    holder[str(self._any(IDS))] = self._any(ODD)
+                    holder[str(self._any(IDS))] = deepcopy(self._any(ODD))
                 else:
-                    holder[name] = self._any(ODD)
+                    holder[name] = deepcopy(self._any(ODD))
                 break
         whole = self._any(ODD) if self.chance.random() < 0.03 else request
         return Case(name="bent", message=_post(json.dumps(whole).encode()))

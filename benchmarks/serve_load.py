@@ -38,7 +38,7 @@ class Served:
 
     host: str
     port: int
-    pid: int
+    process: "subprocess.Popen[str]"
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def serving(words: Sequence[str]) -> Iterator[Served]:
             found = re.search(r" at http://([\w.]+):(\d+),", first)
             if found is None:
                 raise UserError(f"{' '.join(words[:4])} ...: does not serve: {first}{process.stdout.read()[-300:]}")
-            yield Served(host=found[1], port=int(found[2]), pid=process.pid)
+            yield Served(host=found[1], port=int(found[2]), process=process)
         finally:
             process.terminate()
 
@@ -175,9 +175,9 @@ class Fuzz:
 async def fuzz(at: Served, generator: Generator, count: int) -> Fuzz:
     """Send `count` generated cases over several connections and count what comes back."""
     found, cases = Fuzz(), iter(generator.case() for _ in range(count))
-    found.memory.append(resident(at.pid))
+    found.memory.append(resident(at.process.pid))
     await asyncio.gather(*(_fuzzer(at, cases, found, max(1, count // 200)) for _ in range(FUZZERS)))
-    found.memory.append(resident(at.pid))
+    found.memory.append(resident(at.process.pid))
     return found
 
 
@@ -211,7 +211,7 @@ async def _fuzzer(at: Served, cases: Iterator[Case], found: Fuzz, every: int) ->
             writer.close()
             streams = None
         if sum(found.statuses.values()) % every == 0:
-            found.memory.append(resident(at.pid))
+            found.memory.append(resident(at.process.pid))
     if streams is not None:
         streams[1].close()
 

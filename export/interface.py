@@ -88,7 +88,7 @@ def openapi(bundle: Bundle, version: str) -> Spec:
         },
     }
     others = {
-        path: {"get": {"summary": said, "responses": {"200": {"description": "it", "content": {kind: {}}}}}}
+        path: {"get": {"summary": said, "responses": {"200": {"description": said, "content": {kind: {}}}}}}
         for path, (said, kind) in OTHERS.items()
     }
     return {

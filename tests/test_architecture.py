@@ -56,7 +56,8 @@ def test_directions(room: str, never: set[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["export.score", "export.side_by_side", "export.bundle", "evaluation.evaluate", "datamodules.check"]
+    "module",
+    ["export.score", "export.side_by_side", "export.application", "evaluation.evaluate", "datamodules.check"],
 )
 def test_serving_and_judging_run_without_torch(module: str) -> None:
     blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in sorted(LEARNING))

@@ -1,0 +1,334 @@
+"""The service says what the bundle says, to one or to many at once, and lives through whatever it is sent."""
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import keyart
+from benchmarks.fuzzed import Generator
+from benchmarks.serve_load import Served, answered, fuzz, load, post, serving
+from export.bundle import Bundle
+from export.explain import reasons
+from export.requests import Reader, inputs
+from export.side_by_side import EVENING, rank_histories
+from export.thompson import Thompson
+
+WITHOUT_TORCH = "import sys\nfor name in ('torch', 'torchvision', 'pytorch_lightning'):\n    sys.modules[name] = None\n"
+IMPATIENT = """
+from pathlib import Path
+from rich.console import Console
+from export.serve import ServeConfig, serve
+serve(Path({folder!r}), ServeConfig(port=0, body_seconds=1, head_seconds=1), Console())
+"""
+
+
+@pytest.fixture(scope="module")
+def at(bundle: Path) -> Iterator[Served]:
+    """The service, where importing torch fails."""
+    with serving([sys.executable, "-c", WITHOUT_TORCH + IMPATIENT.format(folder=str(bundle))]) as served:
+        yield served
+
+
+def ask(at: Served, body: Any, path: str = "/rank") -> tuple[int, Any]:
+    """Status and answer; `body`: what is sent as JSON, bytes as they are, or None to get the path."""
+    connection = HTTPConnection(at.host, at.port, timeout=30)
+    raw = body if isinstance(body, bytes | None) else json.dumps(body)
+    connection.request("GET" if body is None else "POST", path, raw)
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    return answer.status, json.loads(text) if answer.headers["content-type"] == "application/json" else text
+
+
+def ranked(at: Served, body: Any) -> Any:
+    status, answer = ask(at, body)
+    assert status == 200, answer
+    return answer
+
+
+def by_artwork(answer: dict[str, Any], name: str) -> dict[str, float]:
+    return {row["artwork"]: row[name] for row in answer["artworks"]}
+
+
+def test_answers_are_the_bundles(at: Served, bundle: Path) -> None:
+    """Beside code that makes its requests another way; unknown ids, no history, and one longer than is read among them."""
+    opened, generator = Bundle.open(bundle), Generator(Bundle.open(bundle), 1)
+    for plays, candidates in ((0, 1), (7, 5), (30, 40), (opened.history_length + 20, 3)):
+        given = generator.request(plays, candidates)
+        titles = [play["title"] for play in given["history"]]
+        asked = {
+            "title": given["title"],
+            "artworks": [*given["artworks"], "new"],
+            "row": 0,
+            "column": 0,
+            "hour": EVENING,
+        }
+        answer = ranked(at, asked | {"history": [{"title": title} for title in titles]})
+        (expected,) = rank_histories(opened, [titles], [given["title"]], [asked["artworks"]])
+        found = by_artwork(answer, "click_probability")
+        np.testing.assert_allclose([found[name] for name in asked["artworks"]], expected, atol=1e-6)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+        assert answer["chosen"] == {"artwork": answer["artworks"][0]["artwork"], "propensity": 1.0}
+
+
+def test_many_at_once_are_each_as_alone(at: Served, bundle: Path) -> None:
+    generator, chance = Generator(Bundle.open(bundle), 2), np.random.default_rng(2)
+    policies = ("greedy", "epsilon:0.2", "softmax:0.5", "thompson:32", "thompson:16:1")
+    bodies = [
+        generator.request(int(chance.integers(0, 60)), int(chance.integers(1, 30)))
+        | {"policy": policies[place % 5], "seed": place, "explain": place % 7 == 0}
+        for place in range(60)
+    ]
+    bodies.append({"title": "new", "artworks": [f"new {place}" for place in range(2000)]})
+    alone = [ranked(at, body) for body in bodies]
+    with ThreadPoolExecutor(30) as threads:
+        together = list(threads.map(lambda body: ranked(at, body), bodies))
+    _, metrics = ask(at, None, "/metrics")
+    batches = {name: float(re.findall(rf"keyart_batch_requests_{name} (\d+)", metrics)[0]) for name in ("sum", "count")}
+    assert batches["sum"] > 1.2 * batches["count"], "none were answered together"
+    for answers in (together, ranked(at, bodies)):
+        for one, other in zip(alone, answers, strict=True):
+            np.testing.assert_allclose(numbers(one), numbers(other), atol=2e-6)
+            assert one["chosen"]["artwork"] == other["chosen"]["artwork"]
+
+
+def numbers(answer: Any) -> list[float]:
+    """Every number of an answer, the artworks in the order of their names."""
+    if isinstance(answer, dict):
+        return [number for _, value in sorted(answer.items()) for number in numbers(value)]
+    if isinstance(answer, list):
+        rows = sorted(answer, key=lambda row: row.get("artwork") or row.get("name") or str(row["ago"]))
+        return [number for row in rows for number in numbers(row)]
+    return [answer] if isinstance(answer, int | float) else []
+
+
+def test_the_choice_is_made_with_its_propensity(at: Served, bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    given = Generator(opened, 3).request(20, 4)
+    asked, _ = Reader(opened).read(json.dumps(given).encode(), time.time())
+    request, there = inputs(asked)
+    shares = Thompson(opened, 128, 0.5).probabilities(request, opened.rank(request), there)[0]
+    answer = ranked(at, given | {"policy": "thompson:128:0.5"})
+    found = by_artwork(answer, "propensity")
+    np.testing.assert_allclose([found[name] for name in given["artworks"]], shares, atol=1e-6)
+    seeded = [given | {"policy": "softmax:3", "seed": seed} for seed in range(200)]
+    answers = ranked(at, seeded)
+    assert answers == ranked(at, seeded)
+    for artwork, propensity in by_artwork(answers[0], "propensity").items():
+        chosen = [answer for answer in answers if answer["chosen"]["artwork"] == artwork]
+        assert abs(len(chosen) / 200 - propensity) < 4 * np.sqrt(propensity * (1 - propensity) / 200)
+        assert all(abs(answer["chosen"]["propensity"] - propensity) < 1e-6 for answer in chosen)
+
+
+def test_explanations_are_the_bundles_and_keep_names(at: Served, bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    given = Generator(opened, 4).request(9, 3)
+    given["history"][-1]["title"] = given["history"][-2]["title"]
+    given["history"][0]["title"] = "brand new"
+    asked, _ = Reader(opened).read(json.dumps(given).encode(), time.time())
+    request, there = inputs(asked)
+    chosen = opened.rank(request)["click_probability"].argmax(1)
+    (expected,) = reasons(opened, request, there, chosen)
+    told = ranked(at, given | {"explain": True})["explanation"]
+    assert told["artwork"] == expected["artwork"] == given["artworks"][chosen[0]]
+    assert told["appeal"] == pytest.approx(expected["appeal"], abs=1e-6)
+    assert [play["title"] for play in told["plays"]] == [
+        given["history"][-play["ago"]]["title"] for play in told["plays"]
+    ]
+    assert ranked(at, {"title": "a", "artworks": ["b"], "explain": True})["explanation"] is None
+
+
+GOOD: dict[str, Any] = {"title": "t", "artworks": ["a", "b"]}
+PLAYED = {"title": "t"}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "named"),
+    [
+        (b"", 400, "body: is no JSON"),
+        (b'{"title": "t"', 400, "body: is no JSON"),
+        (b"\xff\xfe{}", 400, "body: is no JSON"),
+        (b"[" * 100_000, 400, "body: is nested too deep"),
+        (b'{"title": NaN}', 400, "NaN is no JSON"),
+        (b"7", 422, "body: is 7. Give an object"),
+        ([GOOD, 7], 422, "[1]: is 7"),
+        ([GOOD] * 257, 422, "body: 257 requests. Send at most 256"),
+        ({"artworks": ["a"]}, 422, "title: is missing"),
+        (GOOD | {"title": 3}, 422, "title=3: is no string"),
+        (GOOD | {"artworks": []}, 422, "artworks=[]: holds no candidates"),
+        (GOOD | {"artworks": ["a", 7]}, 422, "artworks[1]=7: is no id"),
+        (GOOD | {"artworks": ["a", "b", "a"]}, 422, 'artworks: "a" stands there twice'),
+        (GOOD | {"artworks": [str(place) for place in range(10_001)]}, 422, "artworks: 10,001 candidates"),
+        (GOOD | {"titel": "t"}, 422, '"titel": is no field. Did you mean title?'),
+        (
+            GOOD | {"history": [PLAYED | {"whatched": 1}]},
+            422,
+            'history[0]."whatched": is no field. Did you mean watched?',
+        ),
+        (GOOD | {"history": [PLAYED, "t"]}, 422, 'history[1]="t": is no play'),
+        (GOOD | {"history": [PLAYED | {"watched": 1.5}]}, 422, "history[0].watched=1.5: give a fraction"),
+        (GOOD | {"history": [PLAYED | {"time": "2090-01-01"}]}, 422, "is after the request's time"),
+        (GOOD | {"history": [PLAYED | {"time": 1_700_000_000_000}]}, 422, "seconds (not ms) since 1970"),
+        (GOOD | {"history": [PLAYED | {"time": 9}, PLAYED | {"time": 8}]}, 422, "Give the oldest first"),
+        (GOOD | {"hour": 24}, 422, "hour=24: give a whole number, 0 .. 23"),
+        (GOOD | {"hour": 3, "time": 0}, 422, "hour=3: stands beside time"),
+        (GOOD | {"play_count": 0, "history": [PLAYED]}, 422, "play_count=0: is less than the 1 plays"),
+        (GOOD | {"row": True}, 422, "row=true: give a whole number"),
+        (GOOD | {"policy": "best"}, 422, 'policy="best": is none. Give greedy'),
+        (
+            GOOD | {"policy": "thompson:100000", "artworks": [str(place) for place in range(100)]},
+            422,
+            "Give thompson:25600.",
+        ),
+        (GOOD | {"explain": 1}, 422, "explain=1: is neither"),
+        (b" " * 1_100_000, 413, "body: more than 1,048,576 bytes"),
+    ],
+)
+def test_a_fault_is_named_in_one_line(at: Served, body: Any, status: int, named: str) -> None:
+    found, answer = ask(at, body)
+    assert (found, list(answer)) == (status, ["error"])
+    assert named in answer["error"]
+    assert "\n" not in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (post(b'{"title": ')[:-3], 408),
+        (b"POST /rank HTTP/1.1\r\nhost:", 408),
+        (b"", 408),
+        (b"GET / HTTP/1.1\r\nx: " + b"y" * 100_000, 431),
+        (b"no such thing\r\n\r\n", 400),
+        (b"GET /nowhere HTTP/1.1\r\n\r\n", 404),
+        (b"GET /rank HTTP/1.1\r\n\r\n", 405),
+    ],
+)
+def test_slow_huge_and_malformed_connections_end(at: Served, sent: bytes, status: int) -> None:
+    with socket.create_connection((at.host, at.port), timeout=10) as connection:
+        connection.sendall(sent)
+        read = b""
+        while part := connection.recv(65_536):
+            read += part
+    assert answered(read) == status
+    assert ask(at, GOOD)[0] == 200
+
+
+def test_what_it_offers_is_described(at: Served, bundle: Path) -> None:
+    status, spec = ask(at, None, "/openapi.json")
+    assert status == 200
+    for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(spec)):
+        assert name in spec["components"]["schemas"]
+    content = spec["paths"]["/rank"]["post"]["requestBody"]["content"]["application/json"]
+    answer, parts = ranked(at, content["example"] | {"explain": True}), spec["components"]["schemas"]
+    assert set(answer) == set(parts["Answer"]["properties"])
+    assert set(answer["artworks"][0]) == set(parts["Ranked"]["properties"])
+    assert set(answer["explanation"]) == set(parts["Explanation"]["properties"])
+    for path in spec["paths"]:
+        assert path == "/rank" or ask(at, None, path)[0] == 200
+        assert path in str(ask(at, None, "/")[1])
+    _, page = ask(at, None, "/docs")
+    assert all(field in page for schema in parts.values() for field in schema["properties"])
+    assert not re.search(r"<script|<link|<img|src=|@import|url\(", page)
+
+
+def test_metrics_add_up(at: Served) -> None:
+    ask(at, GOOD)
+    before = counted(at)
+    for body in (GOOD, GOOD, b"{", GOOD | {"hour": 24}):
+        ask(at, body)
+    after = counted(at)
+    for status, more in (("200", 2), ("400", 1), ("422", 1)):
+        name = f'keyart_http_requests_total{{path="/rank",status="{status}"}}'
+        assert after[name] - before.get(name, 0) == more
+    assert after["keyart_rank_seconds_count"] == after['keyart_rank_seconds_bucket{le="+Inf"}']
+    buckets = [value for name, value in after.items() if name.startswith("keyart_rank_seconds_bucket")]
+    assert buckets == sorted(buckets)
+    assert after["keyart_rank_seconds_count"] - before["keyart_rank_seconds_count"] == 4
+    assert after["keyart_waiting_requests"] == 0
+
+
+def counted(at: Served) -> dict[str, float]:
+    lines = ask(at, None, "/metrics")[1].splitlines()
+    assert all(re.fullmatch(r"# (HELP|TYPE) \w+ .+|\w+(\{[^}]*\})? [\d.e+-]+", line) for line in lines)
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+
+def test_under_load_every_request_is_answered(at: Served, bundle: Path) -> None:
+    generator = Generator(Bundle.open(bundle), 5)
+    found = asyncio.run(load(at, [generator.valid(50, 20) for _ in range(20)], connections=50, seconds=2))
+    assert found.errors == 0
+    assert found.requests >= 50
+    assert 0 < found.p50 <= found.p99 < 10, found.line()
+
+
+def test_nothing_that_is_sent_breaks_it(at: Served, bundle: Path) -> None:
+    found = asyncio.run(fuzz(at, Generator(Bundle.open(bundle), 6), 300))
+    assert found.requests == 300
+    assert found.unanswered == []
+    assert found.unexpected == []
+    assert {200, 400, 422} <= set(found.statuses)
+    assert found.memory[-1] < found.memory[0] + 400e6
+    assert at.process.poll() is None
+
+
+def test_the_front_door_answers_what_was_asked_before_it_stops(bundle: Path) -> None:
+    """With torch not to be had; SIGTERM comes in the middle of a body."""
+    words = f"{WITHOUT_TORCH}import keyart; sys.exit(keyart.main(['serve', {str(bundle)!r}, '--port', '0']))"
+    with (
+        serving([sys.executable, "-c", words]) as at,
+        socket.create_connection((at.host, at.port), timeout=10) as asking,
+    ):
+        assert at.process.stdout is not None
+        tried = at.process.stdout.readline()
+        assert tried.startswith(f"curl -s http://{at.host}:{at.port}/rank -d '")
+        assert ranked(at, json.loads(tried.partition("-d '")[2].rstrip("'\n")))["explanation"]
+        message = post(json.dumps(GOOD).encode())
+        asking.sendall(message[:-5])
+        time.sleep(0.2)
+        at.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        asking.sendall(message[-5:])
+        assert answered(asking.recv(65_536)) == 200
+        assert at.process.wait(15) == 0
+        assert at.process.stdout.read() == "Stopped.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "missing", "named"),
+    [
+        (["BUNDLE"], "uvicorn", "uvicorn is not installed. Install the extra: uv sync --extra serve."),
+        (["BUNDLE", "--port", "TAKEN"], None, "Give another --port."),
+        (["BUNDLE", "--port", "70000"], None, "port=70000: give 0 .. 65535."),
+        (["BUNDLE", "--host", "no.such.host.invalid"], None, "host=no.such.host.invalid"),
+        (["."], None, "so this is no bundle"),
+    ],
+)
+def test_what_keeps_it_from_starting_is_said_in_one_line(
+    at: Served,
+    bundle: Path,
+    words: Sequence[str],
+    missing: str | None,
+    named: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if missing:
+        monkeypatch.delitem(sys.modules, "export.connections", raising=False)
+        monkeypatch.setitem(sys.modules, missing, None)
+    given = {"BUNDLE": str(bundle), "TAKEN": str(at.port)}
+    assert keyart.main(["serve", *(given.get(word, word) for word in words)]) == 1
+    error = capfd.readouterr().err
+    assert named in error
+    assert error.count("\n") == 1
