@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from export.answers import Answer
 from export.requests import Refused, Request
 
+QUIET = 4
+"""Turns of the event loop in which no request came: from a socket to the queue is a turn or two."""
 _Waiting = tuple[Request, asyncio.Future[Answer]]
 
 
@@ -50,8 +52,7 @@ class Batches:
         loop = asyncio.get_running_loop()
         while True:
             batch = [await self.queue.get()]
-            if self.queue.qsize() < self.most - 1:
-                await asyncio.sleep(self.seconds)
+            await self._gather(loop.time() + self.seconds)
             while len(batch) < self.most and not self.queue.empty():
                 batch.append(self.queue.get_nowait())
             self.seen(len(batch))
@@ -65,3 +66,11 @@ class Batches:
             for (_, future), answer in zip(batch, answers, strict=True):
                 if not future.done():  # who asked may have left
                     future.set_result(answer)
+
+    async def _gather(self, end: float) -> None:
+        """Until enough wait, or time is over, or nobody else is on the way: who asks alone need not wait for nobody."""
+        turns = 0
+        while turns < QUIET and self.queue.qsize() < self.most - 1 and asyncio.get_running_loop().time() < end:
+            before = self.queue.qsize()
+            await asyncio.sleep(0)
+            turns = 0 if self.queue.qsize() > before else turns + 1

@@ -24,12 +24,16 @@ def listen(config: ServeConfig) -> socket.socket:
     """A socket that listens; UserError where the address cannot be had."""
     try:
         family = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+        listening = socket.create_server((config.host, config.port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         said = getattr(error, "strerror", None) or error
         raise UserError(
             f"host={config.host}, port={config.port}: cannot listen ({said}). Give another --port."
         ) from None
+    # asyncio sets this on sockets whose protocol is named, and create_server leaves it unnamed: an answer, sent as head and
+    # body, then waited 40 ms for the client to acknowledge its head (900 requests/s over 50 connections instead of 3,000)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def run(app: ASGIApp, listening: socket.socket, config: ServeConfig) -> None:
