@@ -163,7 +163,7 @@ class Fuzz:
 
     def line(self) -> str:
         """To print."""
-        told = ", ".join(f"{status or 'closed'}: {count:,}" for status, count in sorted(self.statuses.items()))
+        told = ", ".join(f"{status or 'left or closed'}: {count:,}" for status, count in sorted(self.statuses.items()))
         tenth = max(1, len(self.memory) // 10)
         return (
             f"fuzz: {self.requests:,} requests; {told}; {len(self.unanswered)} unanswered, {len(self.unexpected)} unexpected; "

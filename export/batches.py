@@ -1,7 +1,7 @@
 """Requests that arrive together are answered together.
 
-The first request waits a moment for others, then all that wait are handed to one worker thread; while it works, the next
-ones gather. One run of the graph over many costs little more than over one.
+The first request waits while others keep coming, two milliseconds at most; then all are handed to one worker thread, and
+while it works the next ones gather. One run of the graph over many costs little more than over one.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ class Batches:
                     future.set_result(answer)
 
     async def _gather(self, end: float) -> None:
-        """Until enough wait, or time is over, or nobody else is on the way: who asks alone need not wait for nobody."""
+        """Until enough wait, or time is over, or nobody else is on the way: who asks alone waits for nobody."""
         turns = 0
         while turns < QUIET and self.queue.qsize() < self.most - 1 and asyncio.get_running_loop().time() < end:
             before = self.queue.qsize()

@@ -19,9 +19,10 @@ import pytest
 import keyart
 from benchmarks.fuzzed import Generator
 from benchmarks.serve_load import Served, answered, fuzz, load, post, serving
+from export.batches import Batches
 from export.bundle import Bundle
 from export.explain import reasons
-from export.requests import Reader, inputs
+from export.requests import Reader, Refused, Request, inputs
 from export.side_by_side import EVENING, rank_histories
 from export.thompson import Thompson
 
@@ -148,6 +149,45 @@ def test_explanations_are_the_bundles_and_keep_names(at: Served, bundle: Path) -
         given["history"][-play["ago"]]["title"] for play in told["plays"]
     ]
     assert ranked(at, {"title": "a", "artworks": ["b"], "explain": True})["explanation"] is None
+
+
+def test_a_time_is_a_time_however_it_is_written(at: Served, bundle: Path) -> None:
+    given = Generator(Bundle.open(bundle), 7).request(6, 5)
+    expected = ranked(at, given | {"hour": 20})
+    for moment in ("2024-03-01T20:30:00", "2024-03-01T22:59:59.9+02:00", 1_709_325_000, 1_709_325_000.5):
+        assert ranked(at, given | {"time": moment}) == expected
+    plays = [play | {"time": "2020-09-13T12:26:40Z"} for play in given["history"]]
+    same = [play | {"time": 1_600_000_000} for play in plays]
+    assert ranked(at, given | {"history": plays}) == ranked(at, given | {"history": same})
+    # a play of which no time is known is a day before the next
+    unknown = [*same[:-2], same[-2] | {"time": None}, same[-1] | {"time": 1_600_200_000}]
+    known = [*same[:-2], same[-2] | {"time": 1_600_113_600}, unknown[-1]]
+    assert ranked(at, given | {"history": unknown}) == ranked(at, given | {"history": known})
+
+
+def test_too_many_are_refused_and_a_defect_is_told_to_who_met_it(bundle: Path) -> None:
+    asked, _ = Reader(Bundle.open(bundle)).read(json.dumps([GOOD] * 2).encode(), 0)
+    sizes: list[int] = []
+
+    def answer(some: Sequence[Request]) -> list[dict[str, Any]]:
+        if len(sizes) == 1:
+            raise MemoryError
+        return [{} for _ in some]
+
+    async def ask_all() -> None:
+        batches = Batches(answer, most=2, seconds=0.0, waiting=3, seen=sizes.append)
+        asking = [asyncio.create_task(batches.ask(asked[:1])) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(Refused, match="3 requests are waiting"):
+            await batches.ask(asked[:1])
+        running = asyncio.create_task(batches.run())
+        told = await asyncio.gather(*asking, return_exceptions=True)
+        assert [type(one) for one in told] == [MemoryError, MemoryError, list]
+        assert await batches.ask(asked) == [{}, {}]
+        running.cancel()
+
+    asyncio.run(ask_all())
+    assert sizes == [2, 1, 2]
 
 
 GOOD: dict[str, Any] = {"title": "t", "artworks": ["a", "b"]}
