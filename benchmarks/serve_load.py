@@ -164,11 +164,11 @@ class Fuzz:
     def line(self) -> str:
         """To print."""
         told = ", ".join(f"{status or 'left or closed'}: {count:,}" for status, count in sorted(self.statuses.items()))
-        tenth = max(1, len(self.memory) // 10)
+        last = len(self.memory) - 1
+        memory = ", ".join(f"{self.memory[round(last * part)] / 1e6:,.0f}" for part in (0.1, 0.25, 0.5, 0.75, 1))
         return (
             f"fuzz: {self.requests:,} requests; {told}; {len(self.unanswered)} unanswered, {len(self.unexpected)} unexpected; "
-            f"memory {self.memory[tenth] / 1e6:,.0f} MB after a tenth, {self.memory[-1] / 1e6:,.0f} MB at the end, "
-            f"{max(self.memory) / 1e6:,.0f} MB at most"
+            f"memory {memory} MB after a tenth and each quarter, {max(self.memory) / 1e6:,.0f} MB at most"
         )
 
 
