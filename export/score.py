@@ -6,9 +6,12 @@ plays strictly before it. Out: Parquet files of impression_id, candidates, click
 """
 
 import json
+import os
 import shutil
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,7 @@ DRAWS, MOST_DRAWS, WIDTH = 256, 100_000, 0.25
 """Of Thompson sampling: draws where none are named, and at most; and how much of the posterior's width they have."""
 EXPLAINED = 40
 """Impressions whose choice is explained."""
-REQUESTS_AT_ONCE = 512
+REQUESTS_AT_ONCE = 128
 MICROSECONDS, MICROSECONDS_AN_HOUR = 1_000_000, 3_600_000_000
 
 
@@ -122,8 +125,7 @@ def score(
                 if not shard.impressions:
                     continue
                 clicks, engaged, policies = [], [], []
-                for place, (request, there) in enumerate(requests(shard, bundle.history_length)):
-                    found = bundle.rank(request)
+                for place, (request, there, found) in enumerate(_ranked(bundle, shard)):
                     clicks.append(found["click_probability"][there])
                     engaged.append(found["engaged_probability"][there])
                     by = found["click_probability" if reward == "clicked" else "engaged_probability"]
@@ -171,6 +173,21 @@ def _reasons(
     some = {name: values[rows] for name, values in request.items()}
     told = reasons(bundle, some, there_NK[rows], policy_NK[rows].argmax(1))
     return [{"impression_id": ids[int(row)].as_py()} | one for row, one in zip(rows, told, strict=True)]
+
+
+def _ranked(bundle: Bundle, shard: Shard) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]]:
+    """A shard's requests in order, each with its answer: every core ranks some of its own, while the next are gathered."""
+    cores = os.cpu_count() or 1
+    of_one_thread = replace(bundle, threads=1)
+    with ThreadPoolExecutor(cores) as pool:
+        waiting: deque[tuple[dict[str, np.ndarray], np.ndarray, Future[dict[str, np.ndarray]]]] = deque()
+        for request, there in requests(shard, bundle.history_length):
+            waiting.append((request, there, pool.submit(of_one_thread.rank, request)))
+            if len(waiting) > cores:
+                request, there, answer = waiting.popleft()
+                yield request, there, answer.result()
+        for request, there, answer in waiting:
+            yield request, there, answer.result()
 
 
 def requests(shard: Shard, history_length: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
