@@ -1,4 +1,4 @@
-"""keyart, the front door: every command and nothing else.
+"""keyart, the front door: every command and nothing else, with the help of each, which is what makes it long.
 
 Each command is a function; what it needs is imported inside it, so that `keyart --help` answers at once. A command's
 parameters are its positional arguments and options; commands that have a section of a recipe take that section's
