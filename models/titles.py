@@ -26,6 +26,8 @@ COARSE = 16
 """Strongest patterns of co-play that tell of a click by themselves; those beyond tell more of single titles."""
 SPARE = 16
 """Singular vectors it looks for beyond those that are kept."""
+MOST_PAIRS = 2_000_000
+"""Plays that the scores' spread is taken of, about; of more, every so many-th member's."""
 BLOCK = 512
 """Plays of a history that are counted at once; between one and two of them a play looks back."""
 MOST_MEMBERS = 50_000
@@ -93,13 +95,17 @@ class Coplay(nn.Module):
         self.spread_2.copy_(self._spread(pairs, rows))
 
     def _spread(self, pairs: Tensor, rows: Tensor) -> Tensor:
-        """How far the scores of played titles lie from zero for members who did and did not play them, of both ranks, (2,)."""
-        sums_MR = torch.zeros(int(pairs[0].max()) + 1, self.config.rank).index_add_(
-            0, pairs[0], self.source_IR[rows[pairs[1]]]
-        )
+        """How far scores lie from zero for members and titles that have nothing to do with each other, of both ranks, (2,).
+
+        Of members with about MOST_PAIRS plays together.
+        """
+        members = int(pairs[0].max()) + 1
+        drawn = pairs[:, pairs[0] % max(1, pairs.shape[1] // MOST_PAIRS) == 0]
+        sums_MR = torch.zeros(members, self.config.rank)
+        sums_MR.index_add_(0, drawn[0], self.source_IR[rows[drawn[1]]])
         # each member beside the title that the pair halfway round has: a play is nobody's own there
-        of_others = self.target_IR[rows[pairs[1].roll(pairs.shape[1] // 2)]]
-        products_PR = sums_MR[pairs[0]] * of_others
+        of_others = self.target_IR[rows[drawn[1].roll(drawn.shape[1] // 2)]]
+        products_PR = sums_MR[drawn[0]] * of_others
         found = torch.stack([products_PR[:, :COARSE].sum(1), products_PR.sum(1)])
         return found.square().mean(1).sqrt().clamp(min=1e-6)
 
