@@ -4,7 +4,8 @@ A request is a history, a context, a title and its candidates; every subject ans
 in turn. `keyart` takes ids, as a serving team asks (rank.onnx, or member.onnx and choose.onnx; `kept` is choose.onnx alone,
 of a member whose vector is kept); `keyart, rows` is the same graph over rows, and so are torch eager and torch.compile of the
 same module. torch-rechub is its DSSM of equal width, exported by its own exporter, over rows: the member's tower, the item's
-tower for each candidate, and their dot products. It reads the history's titles alone, no time, place or engagement.
+tower for each candidate (it depends on the item alone: whoever keeps its vectors pays for the member's), and their dot
+products. It reads the history's titles alone, no time, place or engagement.
 """
 
 import shutil

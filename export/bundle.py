@@ -21,7 +21,7 @@ from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.vocabulary import Vocabularies, load_vocabularies
 
 ABOUT, VOCABULARIES, CARD = "bundle.json", "vocabularies.json", "CARD.md"
-EXAMPLE, EXAMPLE_IN_NODE = "example.py", "example.mjs"
+GOLDEN, EXAMPLE, EXAMPLE_IN_NODE = "golden.jsonl", "example.py", "example.mjs"
 RANK_ROWS, MEMBER_ROWS = "rank_rows.onnx", "member_rows.onnx"
 TITLES, POSTERIOR = "titles.safetensors", "posterior.safetensors"
 TABLES = "explain.safetensors"

@@ -41,7 +41,8 @@ def worst_difference(folder: Path) -> float:
         in_two = ask(choose, request | ask(member, request))
         for name, value in case["answer"].items():
             for answer in (at_once, in_two):
-                worst = max(worst, float(np.abs(answer[name][0] - value).max()))
+                apart = float(np.abs(answer[name][0] - value).max())
+                worst = max(worst, np.inf if np.isnan(apart) else apart)
     return worst
 
 

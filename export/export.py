@@ -19,10 +19,10 @@ from datamodules.atomic import atomic_folder
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.vocabulary import Vocabularies, save_vocabularies
 from export import example_of_bundle
-from export.bundle import ABOUT, CARD, EXAMPLE, EXAMPLE_IN_NODE, POSTERIOR, TITLES, VOCABULARIES, Bundle, sha256
+from export.bundle import ABOUT, CARD, EXAMPLE, EXAMPLE_IN_NODE, GOLDEN, POSTERIOR, TITLES, VOCABULARIES, Bundle, sha256
 from export.card import card_of
 from export.explain import CONTEXT, TABLES, Explainer, total
-from export.golden import GOLDEN, golden_cases, write_golden
+from export.golden import golden_cases, write_golden
 from export.graphs import OPSET, graphs_of
 from export.ids import write_graphs
 from models.history import HOURS_APART

@@ -18,7 +18,6 @@ from export.ids import KIND_OF
 from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
 from models.serving import CHOOSE_OUTPUTS
 
-GOLDEN = "golden.jsonl"
 CASES = 240
 NOBODY = "known to nobody"
 PLAYS = (0, 1, 3, 20, 50)

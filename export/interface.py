@@ -66,7 +66,7 @@ OTHERS = {
 def example(bundle: Bundle) -> dict[str, Any]:
     """A request of ids that the bundle knows."""
     words = {name: vocabulary.values for name, vocabulary in bundle.vocabularies.items()}
-    found: dict[str, Any] = {"title": words["titles"][0], "artworks": words["artworks"][:3]}
+    found: dict[str, Any] = {"title": (words["titles"] or ["a title"])[0], "artworks": words["artworks"][:3]}
     found["history"] = [{"title": title, "watched": 0.9} for title in words["titles"][1:3]]
     found |= {name: words[kind][0] for name, kind in (("country", "countries"), ("device", "devices")) if words[kind]}
     return found | {"policy": "epsilon:0.1"}

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamodules.contract import UserError
-from export.bundle import Bundle
+from export.bundle import GOLDEN, Bundle
 from export.example_of_bundle import worst_difference
-from export.golden import GOLDEN
 
 
 @dataclass(frozen=True)

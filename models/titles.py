@@ -103,7 +103,7 @@ class Coplay(nn.Module):
         drawn = pairs[:, pairs[0] % max(1, pairs.shape[1] // MOST_PAIRS) == 0]
         sums_MR = torch.zeros(members, self.config.rank)
         sums_MR.index_add_(0, drawn[0], self.source_IR[rows[drawn[1]]])
-        # each member beside the title that the pair halfway round has: a play is nobody's own there
+        # each member beside the title of the play halfway round, which is by chance
         of_others = self.target_IR[rows[drawn[1].roll(drawn.shape[1] // 2)]]
         products_PR = sums_MR[drawn[0]] * of_others
         found = torch.stack([products_PR[:, :COARSE].sum(1), products_PR.sum(1)])
@@ -138,7 +138,7 @@ class OrderConfig:
     """Of the regression's scores, which are shares of plays, beside the towers' logits. Not learned: on the plays it was
     fitted to the regression looks better than it is."""
     titles: int = 8192
-    """The most played titles that it knows: time grows with the cube, memory with the square (8,192: .8 GB)."""
+    """The most played titles that it knows: time grows with the cube, memory with the square (8,192: 1.1 GB)."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

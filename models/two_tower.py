@@ -114,7 +114,9 @@ class TwoTower(nn.Module):
         self.title_bias = table(sizes.titles, 1, 0.0)
         self.coplay = Coplay(sizes.titles, config.coplay) if config.coplay.rank else None
         self.order = Order(sizes.titles, config.order) if config.order.rank else None
+        # without co-play no loss reaches its gain, and ranks that average their gradients would wait for it
         self.coplay_gain, self.again_gain = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(()))
+        self.coplay_gain.requires_grad_(self.coplay is not None)
         self.play_count = PlayCount()
         self.presentation = Presentation(sizes)
 
@@ -126,21 +128,19 @@ class TwoTower(nn.Module):
         """Artwork rows (n,), ascending, and embeddings (n, E) that stand for those of the table: of a step's images."""
 
     def forget_titles(self) -> None:
-        """Train without ranking titles, which what is played next then does alone.
-
-        The weights that no loss reaches are not trained, and where the click does not read the learned state, it is not
-        computed from here on.
-        """
+        """Train without ranking titles, which what is played next then does alone: weights that no loss reaches stay as they
+        are, and where the click does not read the learned state, it is not computed from here on."""
         self.reads_state = self.taste_state is not None
         self.reading.freeze(history=not self.reads_state)
 
     def _centre(self, content: Content) -> None:
         """What of images and genres is the catalogue's mean: members and artworks are told by how they differ from it."""
         images_AE = content.artwork_image_AE[1 : self.sizes.artworks]
-        centre_E = images_AE.mean(0) if len(images_AE) else torch.zeros(content.artwork_image_AE.shape[1])
-        spread = (images_AE - centre_E).square().sum(1).mean().sqrt() if len(images_AE) else torch.tensor(1.0)
+        centre_E = images_AE.sum(0) / max(1, len(images_AE))
+        spread = ((images_AE - centre_E).square().sum() / max(1, len(images_AE))).sqrt()
         self.register_buffer("picture_centre_E", centre_E)
-        self.register_buffer("picture_scale", PICTURE / spread.clamp(min=1e-6))
+        # of one image, or of equal ones, nothing is known of how far others lie apart
+        self.register_buffer("picture_scale", PICTURE / torch.where(spread > 1e-3, spread, 1.0))
         self.register_buffer("one_genre_GG", torch.eye(self.sizes.genres), persistent=False)
         shares_IG = self._shares(content.title_genres_IL[1 : self.sizes.titles])
         self.register_buffer("genre_share_G", shares_IG.sum(0) / max(1, len(shares_IG)))
@@ -389,8 +389,8 @@ class TwoTower(nn.Module):
 
     def state_at(self, states: States, member_N: Tensor, position_N: Tensor) -> States:
         """The states (N, ...) of some members after some numbers of plays, from those of all, (M, T + 1, ...)."""
-        # F.embedding, here and above, where an index would read the same: on a CPU the gradient of an index is summed
-        # in any order, that of an embedding always in the same, and a resumed run must end with the same weights
+        # F.embedding, here and above, where an index would read the same: on a CPU the gradient of an index is summed in
+        # any order, that of an embedding always in the same, and a resumed run must end with the same weights
         place_N = member_N * states.learned.shape[1] + position_N
         return States(*(F.embedding(place_N, part.flatten(0, 1)) for part in states))
 

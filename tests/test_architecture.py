@@ -57,7 +57,14 @@ def test_directions(room: str, never: set[str]) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["export.score", "export.side_by_side", "export.application", "evaluation.evaluate", "datamodules.check"],
+    [
+        "export.score",
+        "export.side_by_side",
+        "export.application",
+        "export.verify",
+        "evaluation.evaluate",
+        "datamodules.check",
+    ],
 )
 def test_serving_and_judging_run_without_torch(module: str) -> None:
     blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in sorted(LEARNING))

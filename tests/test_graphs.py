@@ -13,9 +13,9 @@ import pytest
 
 import keyart
 from datamodules.contract import UserError
-from export.bundle import ABOUT, CARD, EXAMPLE, EXAMPLE_IN_NODE, Bundle, sha256
+from export.bundle import ABOUT, CARD, EXAMPLE, EXAMPLE_IN_NODE, GOLDEN, Bundle, sha256
 from export.example_of_bundle import worst_difference
-from export.golden import GOLDEN, NOBODY, as_arrays
+from export.golden import NOBODY, as_arrays
 from export.ids import KIND_OF, WEIGHTS
 from export.recommend import TitleRanker
 from export.verify import verify
@@ -181,6 +181,9 @@ def test_verifying(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert worst_difference(broken) == pytest.approx(0.01, abs=1e-4)
     with pytest.raises(UserError, match=r"golden cases differ by 0\.01 here, more than 0\.0001"):
         verify(broken)
+    cases[7]["answer"]["appeal"][0] = float("nan")
+    (broken / GOLDEN).write_text("\n".join(map(json.dumps, cases)) + "\n")
+    assert worst_difference(broken) == np.inf, "what is no number is no answer"
 
 
 def test_the_record_and_the_card_say_what_there_is(bundle: Path) -> None:

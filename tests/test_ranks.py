@@ -18,6 +18,7 @@ from datamodules.contract import UserError
 from datamodules.feed import Feed
 from datamodules.shards import TRAIN, VALIDATION, Shards
 from models.history import HistoryConfig
+from models.titles import CoplayConfig, OrderConfig
 from models.two_tower import TwoTower, TwoTowerConfig
 from train.checkpoint import LAST
 from train.config import FitConfig
@@ -58,6 +59,16 @@ def test_a_rank_without_impressions_has_every_gradient(shards: Path) -> None:
     (click + engaged).backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
     assert all(value is not None and not value.any() for value in gradients.values()), gradients
+
+
+def test_a_model_without_coplay_has_no_gain_to_wait_for(shards: Path) -> None:
+    opened = Shards.open(shards)
+    shape = replace(STILL, coplay=CoplayConfig(rank=0), order=OrderConfig(rank=0))
+    model = TwoTower(shape, sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
+    model.forget_titles()
+    click, engaged, _ = losses(model, next(iter(Feed(opened.shards, TRAIN, reach=50, impressions=200, shuffle=True))))
+    (click + engaged).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def told(run: Path) -> list[list[float]]:

@@ -1,6 +1,6 @@
 """AdamW by rows is AdamW: whatever rows a batch holds, the weights and their average end where dense steps bring them."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -9,14 +9,20 @@ from safetensors.torch import load_file
 from torch.nn import Parameter
 
 from datamodules.contract import UserError
-from models.two_tower import TABLES
+from datamodules.datamodule import Place
+from datamodules.plays import PlaysFeed
+from datamodules.shards import Shards
+from models.two_tower import TABLES, TwoTower, TwoTowerConfig
 from train.average import Average
 from train.config import FitConfig
+from train.embed import load_embedding
 from train.fit import fit
 from train.optimiser import OptimiserConfig
-from train.prior import PriorConfig
+from train.prior import Prior, PriorConfig
 from train.rows import RowsAdamW
-from train.run import METRICS, WEIGHTS
+from train.run import METRICS, WEIGHTS, content_of, sizes_of
+from train.task import RankerTask
+from train.titles import TitleLesson, TitlesConfig
 
 ROWS, WIDTH, STEPS, AVERAGE = 40, 3, 120, 0.97
 
@@ -72,14 +78,14 @@ def test_all_rows_in_every_batch_is_adamw_exactly() -> None:
     torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-5)
 
 
-NO_PRIOR = PriorConfig(artwork=0, affinity=0)
+NO_PRIOR, NO_TITLES = PriorConfig(artwork=0, affinity=0), TitlesConfig(weight=0)
 
 
 @pytest.fixture(scope="module")
 def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("rows")
-    # with weight decay for all, which is what tables updated by rows have in the place of a prior
-    config = FitConfig(passes=2, slices=2, batch=512, patience=9, prior=NO_PRIOR)
+    # without a prior, in whose place tables updated by rows have weight decay, and without titles, whose people are not
+    config = FitConfig(passes=2, slices=2, batch=512, patience=9, prior=NO_PRIOR, titles=NO_TITLES)
     for name, least in (("dense", 1_000_000), ("rows", 1)):
         fit(shards, folder / name, replace(config, optimiser=OptimiserConfig(rows=least)))
     return {name: folder / name for name in ("dense", "rows")}
@@ -104,7 +110,44 @@ def test_by_rows_goes_on_by_rows_alone(shards: Path, tmp_path: Path) -> None:
 
 
 def test_by_rows_resumes_bit_for_bit(shards: Path, runs: dict[str, Path], tmp_path: Path) -> None:
-    config = FitConfig(passes=2, slices=2, batch=512, patience=9, optimiser=OptimiserConfig(rows=1), prior=NO_PRIOR)
+    config = FitConfig(
+        passes=2, slices=2, batch=512, patience=9, optimiser=OptimiserConfig(rows=1), prior=NO_PRIOR, titles=NO_TITLES
+    )
     for stop in (1, 3, None):
         fit(shards, tmp_path / "run", config, stop_after=stop)
     assert (tmp_path / "run" / WEIGHTS).read_bytes() == (runs["rows"] / WEIGHTS).read_bytes()
+
+
+def test_what_drawn_titles_reach_is_updated_whole(shards: Path) -> None:
+    """Titles that stand for all others are in no batch, nor are the people in them: rows of those would be missed."""
+    opened = Shards.open(shards)
+    for titles, expected in ((None, set(TABLES) - {"reading.title_id.weight"}), (0.05, {"artwork_bias.weight"})):
+        model = TwoTower(TwoTowerConfig(), sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
+        lesson = None
+        if titles is not None:
+            lesson = TitleLesson.prepare(model, PlaysFeed(opened.shards), TitlesConfig(weight=titles, negatives=3), 0)
+        task = RankerTask(
+            *(model, OptimiserConfig(rows=1), PriorConfig()),
+            impressions=100,
+            total_steps=9,
+            seed=0,
+            place=Place(),
+            titles=lesson,
+        )
+        assert set(task.tables) == expected
+        averaged = task.average.module.get_parameter("reading.member_next.weight")
+        assert bool(averaged.any()) == (titles is not None), "forgotten in the average too"
+
+
+def test_no_prior_at_all_is_none(shards: Path) -> None:
+    opened = Shards.open(shards)
+    model = TwoTower(TwoTowerConfig(), sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
+    none = Prior(model, PriorConfig(**{field.name: 0.0 for field in fields(PriorConfig)}))
+    assert float(none.loss().detach()) == 0
+    assert not none.parameters()
+    some = Prior(
+        model, PriorConfig(appeal=2.0, context=0, artwork=0, affinity=0, engaged=0, distance=0, presentation=0)
+    )
+    expected = sum(float(model.get_parameter(name).square().sum()) for name in ("taste.weight", "taste_device.weight"))
+    expected += float(model.artwork_vector.weight.square().sum())
+    assert float(some.loss().detach()) == pytest.approx(expected, rel=1e-5)

@@ -10,7 +10,6 @@ Tables that are updated by rows (`optimiser.rows`) have weight decay instead: a 
 
 from dataclasses import dataclass, fields
 
-import torch
 from torch import Tensor
 
 from datamodules.contract import UserError
@@ -68,7 +67,7 @@ class Prior:
 
     def __init__(self, model: TwoTower, config: PriorConfig, without: frozenset[str] = frozenset()) -> None:
         """`without`: names of parameters that have weight decay instead."""
-        there = dict(model.named_parameters())
+        self.model, there = model, dict(model.named_parameters())
         self.parts = [
             (getattr(config, kind), [there[name] for name in names if name in there and name not in without])
             for kind, names in KINDS.items()
@@ -81,10 +80,8 @@ class Prior:
 
     def loss(self) -> Tensor:
         """Minus the logarithm of the prior density, but for a constant: in units of one impression's log loss."""
-        return torch.stack(
-            [
-                0.5 * strength * parameter.square().sum()
-                for strength, parameters in self.parts
-                for parameter in parameters
-            ]
-        ).sum()
+        found = self.model.presentation.base.new_zeros(())
+        for strength, parameters in self.parts:
+            for parameter in parameters:
+                found = found + 0.5 * strength * parameter.square().sum()
+        return found

@@ -106,16 +106,17 @@ class RankerTask(pl.LightningModule):
         super().__init__()
         self.model, self.optimiser_config = model, optimiser
         self.total_steps, self.seed, self.place = max(1, total_steps), seed, place
-        self.average = Average(model, optimiser.average)
-        self.tower, self.titles = tower, titles
         if titles is None:  # ranks that average their gradients would wait for those of what no loss reaches
             model.forget_titles()
+        self.average = Average(model, optimiser.average)
+        self.tower, self.titles = tower, titles
         tables = {name: model.get_parameter(name) for name in TABLES}
         large = [
             name for name, table in tables.items() if table.requires_grad and alone and len(table) >= optimiser.rows
         ]
-        if titles is not None:  # titles that stand for all others are in no batch, and must be looked up as they are
-            large = [name for name in large if "title_" not in name]
+        if titles is not None:
+            # titles that stand for all others, and the people in them, are in no batch, and must be looked up as they are
+            large = [name for name in large if name == "artwork_bias.weight"]
         for name in large:
             cast(torch.nn.Embedding, model.get_submodule(name.removesuffix(".weight"))).sparse = True
         self.tables = {name: model.get_parameter(name) for name in large}
