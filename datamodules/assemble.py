@@ -151,7 +151,9 @@ def _history_ends(
         keys = []
         for start, time in ((member_plays, play_time), (member_impressions, shown_at)):
             member = np.repeat(np.arange(last - first), np.diff(start[first : last + 1]))
-            keys.append(member * span + (time[start[first] : start[last]] - least))
+            # in 64 bits without a sign, so that no two times lie too far apart; a single member's number is 0
+            since = (time[start[first] : start[last]] - np.int64(least)).view(np.uint64)
+            keys.append(member.astype(np.uint64) * np.uint64(min(span, LARGEST)) + since)
         found = np.searchsorted(keys[0], keys[1], side="left")
         ends[member_impressions[first] : member_impressions[last]] = member_plays[first] + found
     return ends

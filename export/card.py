@@ -37,7 +37,7 @@ def _made_of(record: dict[str, Any], vocabularies: Vocabularies) -> list[str]:
         "data from which on was kept for the test": record.get("test_from"),
         "catalogue": sizes,
         "image encoder": record.get("image_encoder"),
-        "commit": provenance.get("commit") or provenance.get("git_commit"),
+        "commit": provenance.get("commit"),
         "licence of weights": "trained here, or as the file of weights that was given says: see image encoder",
     }
     return _table({name: value for name, value in rows.items() if value is not None})

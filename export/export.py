@@ -22,9 +22,12 @@ from export import example_of_bundle
 from export.bundle import ABOUT, CARD, EXAMPLE, EXAMPLE_IN_NODE, GOLDEN, POSTERIOR, TITLES, VOCABULARIES, Bundle, sha256
 from export.card import card_of
 from export.explain import CONTEXT, TABLES, Explainer, total
+from export.explore_graph import explore_graph
 from export.golden import golden_cases, write_golden
-from export.graphs import OPSET, graphs_of
-from export.ids import write_graphs
+from export.graphs import IR_VERSION, OPSET, graphs_of
+from export.ids import with_ids, write_graphs
+from export.score import DRAWS, WIDTH
+from export.thompson import Thompson
 from models.history import HOURS_APART
 from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
 from models.serving import Member
@@ -69,6 +72,11 @@ DESCRIPTIONS = {
     "played": ("int64", "(N, P)", "title rows that are left out, padded with 0"),
     "top": ("int64", "(1,)", "how many titles, at least 1"),
     "titles": ("int64", "(N, top)", "title rows, best first; those of a list that has ended are padded with 0"),
+    "candidates": ("int64", "(N,)", "how many of `artworks`, the first ones, are candidates"),
+    "seed": ("int64", "(N,)", "takes the draw by which is chosen; the same is shown the same"),
+    "choice": ("int64", "(N,)", "place of the artwork to show among the candidates, from 0"),
+    "propensity": ("float32", "(N,)", "how likely it was to be chosen: to be logged"),
+    "policy": ("float32", "(N, K)", "how likely each was"),
     "scores": ("float32", "(N, top)", "their scores, of which only differences count; -inf where a list has ended"),
 }
 
@@ -90,16 +98,18 @@ def export(
     ranking = Ranking(model).eval()
     reach = model.config.history.reach
     with atomic_folder(out, marker=ABOUT) as folder:
+        save_file(tables_of(ranking), folder / TABLES)
+        save_file(posterior_of(model), folder / POSTERIOR)
         graphs = graphs_of(ranking, vocabularies, random_requests(vocabularies, reach, 3, 7, 5, seed=0))
+        thompson = Thompson(Bundle(folder, {}), DRAWS, WIDTH)
+        graphs["explore.onnx"] = with_ids(explore_graph(thompson, OPSET, IR_VERSION), vocabularies)
         write_graphs(graphs, folder)
         cases = write_golden(golden_cases(ranking, vocabularies, reach), folder / GOLDEN)
         for name in (EXAMPLE, EXAMPLE_IN_NODE):
             shutil.copy(Path(example_of_bundle.__file__).with_suffix(Path(name).suffix), folder / name)
         save_vocabularies(vocabularies, folder / VOCABULARIES)
-        save_file(tables_of(ranking), folder / TABLES)
         with torch.no_grad():
             save_file({"title_vector": model.title_vectors(torch.arange(len(model.title_year_I)))}, folder / TITLES)
-        save_file(posterior_of(model), folder / POSTERIOR)
         files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
         record = {
             "contract_version": CONTRACT_VERSION,

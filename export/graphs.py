@@ -4,6 +4,7 @@
     member.onnx   history -> the member's vectors, to be kept until the member plays again
     choose.onnx   a member's vector, context, title, candidates -> as rank.onnx
     titles.onnx   a member's vector for titles -> the best titles
+    explore.onnx  candidates and what rank.onnx told of them -> Thompson sampling's choice: see `export.explore_graph`
     rank_rows.onnx, member_rows.onnx   the first two over rows of the vocabularies
 
 No custom operator; requests, plays and candidates in any number; masks inside.

@@ -17,6 +17,8 @@ from datamodules.contract import UserError
 from export.bundle import POSTERIOR, Bundle
 from export.explain import by_part
 
+GOLDEN_RATIO, MIX = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 0))
+"""Of splitmix64: what it steps by, and by which shifts and factors it mixes."""
 AT_ONCE = 4_000_000
 """Drawn appeals held at a time."""
 
@@ -82,14 +84,17 @@ def normals(rows: np.ndarray, draws: int, seed: int) -> np.ndarray:
     them is kept. splitmix64 (Steele and others, 2014) and Box and Muller's transform (1958)."""
     place = rows.astype(np.uint64)[..., None] * np.uint64(draws) + np.arange(draws, dtype=np.uint64)
     with np.errstate(over="ignore"):
-        first = _mixed(place * np.uint64(2) + np.uint64(1) + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15))
-        second = _mixed(first + np.uint64(0x9E3779B97F4A7C15))
+        first = mixed(place * np.uint64(2) + np.uint64((1 + seed * GOLDEN_RATIO) % 2**64))
+        second = mixed(first + np.uint64(GOLDEN_RATIO))
     u = (first >> np.uint64(40)).astype(np.float32) * np.float32(2**-24) + np.float32(2**-25)
     v = (second >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
     return np.sqrt(-2 * np.log(u)) * np.cos(np.float32(2 * np.pi) * v)
 
 
-def _mixed(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def mixed(x: np.ndarray) -> np.ndarray:
+    """splitmix64's mixing of uint64 (any shape)."""
+    with np.errstate(over="ignore"):
+        for shift, factor in MIX:
+            x = x ^ (x >> np.uint64(shift))
+            x = x * np.uint64(factor) if factor else x
+    return x

@@ -18,10 +18,20 @@ from export.example_of_bundle import worst_difference
 from export.golden import NOBODY, as_arrays
 from export.ids import KIND_OF, WEIGHTS
 from export.recommend import TitleRanker
+from export.score import DRAWS, WIDTH
+from export.thompson import Thompson
 from export.verify import verify
 from tests.test_explain import request_of
 
-GRAPHS = ("rank.onnx", "member.onnx", "choose.onnx", "titles.onnx", "rank_rows.onnx", "member_rows.onnx")
+GRAPHS = (
+    "rank.onnx",
+    "member.onnx",
+    "choose.onnx",
+    "titles.onnx",
+    "explore.onnx",
+    "rank_rows.onnx",
+    "member_rows.onnx",
+)
 
 
 def cases_of(bundle: Path) -> list[dict]:
@@ -135,6 +145,28 @@ def test_titles_are_those_of_recommend(bundle: Path) -> None:
     assert (np.sort(found["titles"][:, :2], 1) == np.sort(values[1:3])).all()
     assert (found["titles"][:, 2:] == "").all()
     assert np.isneginf(found["scores"][:, 2:]).all()
+
+
+def test_exploring_is_thompson_sampling(bundle: Path) -> None:
+    """The shares are those of the draws, and over seeds each artwork is chosen as often as it says."""
+    opened = Bundle.open(bundle)
+    request, seeds = request_of(opened, n=300), 4000
+    found = opened.rank(request)
+    candidates = np.random.default_rng(1).integers(1, 7, 300)
+    there = np.arange(6) < candidates[:, None]
+    ids = in_ids(opened, request) | {name: found[name] for name in ("appeal", "taste", "liked")}
+    ids |= {"candidates": candidates, "seed": np.arange(300)}
+    told = run(bundle, "explore.onnx", ids)
+    expected = Thompson(opened, DRAWS, WIDTH).probabilities(request, found, there)
+    np.testing.assert_allclose(told["policy"], expected, atol=1e-6)
+    assert (told["choice"] < candidates).all()
+    np.testing.assert_array_equal(told["propensity"], told["policy"][np.arange(300), told["choice"]])
+    unsure = int(told["policy"].max(1).argmin())
+    again = {name: np.repeat(values[unsure : unsure + 1], seeds, 0) for name, values in ids.items()}
+    again["seed"] = np.arange(seeds) - seeds // 2
+    chosen = run(bundle, "explore.onnx", again)["choice"]
+    assert 0 < told["policy"][unsure].max() < 1
+    np.testing.assert_allclose(np.bincount(chosen, minlength=6) / seeds, told["policy"][unsure], atol=0.04)
 
 
 def test_no_custom_operator_and_each_weight_once(bundle: Path) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from random_logs import START, TITLES, RandomLog
 
@@ -223,6 +223,7 @@ def test_the_counts_are_those_of_the_log(service: Path, tmp_path: Path) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(-(2**62), 2**62) | st.integers(0, 2)), max_size=12))
+@example([(0, 2**62), (0, -(2**62))])
 def test_order_and_histories_hold_for_times_too_far_apart_to_pack(rows: list[tuple[int, int]]) -> None:
     member = np.array([m for m, _ in rows], np.int64)
     time = np.array([t for _, t in rows], np.int64)

@@ -1,0 +1,114 @@
+"""explore.onnx: Thompson sampling behind rank.onnx, without a custom operator: which artwork to show, and how likely that was.
+
+The draws, and what they give, are those of `export.thompson`: the artwork's share of them is its propensity, exactly. `seed`, one
+for each request, takes the draw by which it is chosen, so that the same request with the same seed is shown the same.
+
+Legend: N requests, K candidates, D width, C content, F = D + 3 features, S draws.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from export.thompson import GOLDEN_RATIO, MIX, Thompson
+
+INPUTS, OUTPUTS = ("artworks", "candidates", "appeal", "taste", "liked", "seed"), ("choice", "propensity", "policy")
+
+
+class _Graph:
+    """Nodes and constants as they are made."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
+
+    def constant(self, value: np.ndarray) -> str:
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def __call__(self, operator: str, *inputs: str | np.ndarray, name: str = "", **attributes: object) -> str:
+        """The name of a new node's output; arrays become constants."""
+        given = [part if isinstance(part, str) else self.constant(part) for part in inputs]
+        made = name or f"{operator}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, given, [made], **attributes))  # pyright: ignore[reportArgumentType]
+        return made
+
+    def wide(self, x: str, *axes: int) -> str:
+        """With new axes of length 1."""
+        return self("Unsqueeze", x, np.array(axes))
+
+    def mixed(self, x: str) -> str:
+        """`export.thompson.mixed`, on uint64."""
+        for shift, factor in MIX:
+            shifted = self("BitShift", x, np.array(shift, np.uint64), direction="RIGHT")
+            x = self("BitwiseXor", x, shifted)
+            x = self("Mul", x, np.array(factor, np.uint64)) if factor else x
+        return x
+
+
+def explore_graph(thompson: Thompson, opset: int, ir_version: int) -> ModelProto:
+    """The graph over artwork rows, its draws and tables inside."""
+    g, s = _Graph(), thompson.draws
+    vector, content = thompson.vector, thompson.content
+    d, c = vector.shape[1], content.shape[1]
+    vector_NKD, content_NKC = g("Gather", vector, "artworks"), g("Gather", content, "artworks")
+    three_C3 = np.zeros((c, 3), np.float32)
+    for part, (begin, end) in enumerate(((0, d), (d, 2 * d), (2 * d, c))):
+        three_C3[begin:end, part] = 1
+    learned_NKD = g("Mul", vector_NKD, g.wide("taste", 1))
+    likeness_NK3 = g("MatMul", g("Mul", content_NKC, g.wide("liked", 1)), three_C3)
+    features_NKF = g("Concat", learned_NKD, likeness_NK3, axis=2)
+    drawn_NKS = g("MatMul", features_NKF, thompson.weight_FS.astype(np.float32))
+    own_NK1 = g.wide(g("Gather", thompson.own.astype(np.float32), "artworks"), 2)
+    drawn_NKS = g("Add", drawn_NKS, g("Mul", own_NK1, _normals(g, "artworks", s, thompson.seed)))
+    drawn_NKS = g("Add", drawn_NKS, g.wide("appeal", 2))
+
+    count = g("Gather", g("Shape", "artworks"), np.array(1))
+    place_K = g("Range", np.array(0), count, np.array(1))
+    there_NK = g("Less", place_K, g.wide("candidates", 1))
+    drawn_NKS = g("Where", g.wide(there_NK, 2), drawn_NKS, np.array(-np.inf, np.float32))
+    best_NS = g("ArgMax", drawn_NKS, axis=1, keepdims=0)
+    won_NKS = g("Cast", g("Equal", g.wide(best_NS, 1), g.wide(place_K, 1)), to=TensorProto.FLOAT)
+    g("ReduceMean", won_NKS, np.array([2]), name="policy", keepdims=0)
+    draw_N = g("Mod", g.mixed(g("Cast", "seed", to=TensorProto.UINT64)), np.array(s, np.uint64))
+    draw_N1 = g.wide(g("Cast", draw_N, to=TensorProto.INT64), 1)
+    choice_N1 = g("GatherElements", best_NS, draw_N1, axis=1)
+    g("Squeeze", choice_N1, np.array([1]), name="choice")
+    g("Squeeze", g("GatherElements", "policy", choice_N1, axis=1), np.array([1]), name="propensity")
+
+    def value(name: str, kind: int, *shape: str | int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    whole, real = TensorProto.INT64, TensorProto.FLOAT
+    n_k: Sequence[str] = ("requests", "shown")
+    inputs = [value("artworks", whole, *n_k), value("candidates", whole, "requests"), value("appeal", real, *n_k)]
+    inputs += [
+        value("taste", real, "requests", d),
+        value("liked", real, "requests", c),
+        value("seed", whole, "requests"),
+    ]
+    outputs = [value("choice", whole, "requests"), value("propensity", real, "requests"), value("policy", real, *n_k)]
+    graph = helper.make_graph(g.nodes, "explore", inputs, outputs, g.constants)
+    found = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+    onnx.checker.check_model(found)
+    return found
+
+
+def _normals(g: _Graph, rows: str, draws: int, seed: int) -> str:
+    """`export.thompson.normals` of the rows, (N, K, S)."""
+    row_NK1 = g.wide(g("Cast", rows, to=TensorProto.UINT64), 2)
+    place = g("Add", g("Mul", row_NK1, np.array(draws, np.uint64)), np.arange(draws, dtype=np.uint64))
+    begin = np.array((1 + seed * GOLDEN_RATIO) % 2**64, np.uint64)
+    first = g.mixed(g("Add", g("Mul", place, np.array(2, np.uint64)), begin))
+    second = g.mixed(g("Add", first, np.array(GOLDEN_RATIO, np.uint64)))
+
+    def share(bits: str) -> str:
+        high = g("BitShift", bits, np.array(40, np.uint64), direction="RIGHT")
+        return g("Mul", g("Cast", high, to=TensorProto.FLOAT), np.array(2**-24, np.float32))
+
+    u = g("Add", share(first), np.array(2**-25, np.float32))
+    long = g("Sqrt", g("Mul", g("Log", u), np.array(-2, np.float32)))
+    return g("Mul", long, g("Cos", g("Mul", share(second), np.array(2 * np.pi, np.float32))))
