@@ -1,4 +1,4 @@
-"""keyart, the front door: every command and nothing else, with the help of each, which is what makes it long.
+"""keyart, the front door: every command and nothing else.
 
 Each command is a function; what it needs is imported inside it, so that `keyart --help` answers at once. A command's
 parameters are its positional arguments and options; commands that have a section of a recipe take that section's
@@ -14,10 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from configs.call import ended, nearest, next_command, to_stderr, to_stdout, usage, written
+
 TYPE_CHECKING = False  # not typing's: jsonargparse runs what stands under that, and every command would load torch
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from datamodules.prepare import PrepareConfig
     from datamodules.simulate import SimulateConfig
     from train.config import FitConfig
@@ -56,10 +56,10 @@ def demo(*, out: Path = Path("keyart-demo"), seed: int = 0, settings: Recipe) ->
     from export.side_by_side import opposite_members, share_flipped
     from pipeline import go_the_whole_way
 
-    console, dataset = _console(), out / "dataset"
+    console, dataset = to_stderr(), out / "dataset"
     simulate_once(dataset, SimulateConfig(seed=seed), console)
     report = go_the_whole_way(dataset, out, settings, console)
-    told = _told()
+    told = to_stdout()
     told.print(policy_table(report))
     told.print(
         f"Captured lift, (greedy - uniform) / (best possible - uniform), by the true law: {report['captured_lift']:.2f}"
@@ -71,7 +71,7 @@ def demo(*, out: Path = Path("keyart-demo"), seed: int = 0, settings: Recipe) ->
         f"Of 200 pairs of opposite histories, {flipped['all']:.0%} are shown the two artworks they should be "
         f"(romance or comedy {flipped['mood']:.0%}, one star or another {flipped['star']:.0%})."
     )
-    _written(out, told, f"keyart pipeline {dataset} another-folder --fit.model.width 32")
+    written(out, told, f"keyart pipeline {dataset} another-folder --fit.model.width 32")
 
 
 def pipeline(dataset: Path, out: Path, *, settings: Recipe) -> None:
@@ -84,10 +84,10 @@ def pipeline(dataset: Path, out: Path, *, settings: Recipe) -> None:
     from evaluation.evaluate import policy_table
     from pipeline import go_the_whole_way
 
-    report = go_the_whole_way(dataset, out, settings, _console())
-    told = _told()
+    report = go_the_whole_way(dataset, out, settings, to_stderr())
+    told = to_stdout()
     told.print(policy_table(report))
-    _written(out, told, f"keyart score {out / 'bundle'} {dataset} {out / 'explore'} --policy epsilon:0.1")
+    written(out, told, f"keyart score {out / 'bundle'} {dataset} {out / 'explore'} --policy epsilon:0.1")
 
 
 def simulate(out: Path, *, settings: SimulateConfig) -> None:
@@ -99,7 +99,7 @@ def simulate(out: Path, *, settings: SimulateConfig) -> None:
     from datamodules.simulate import simulate as simulate_service
 
     simulate_service(out, settings)
-    _next(f"{out} written", f"keyart pipeline {out} {out}-out")
+    next_command(f"{out} written", f"keyart pipeline {out} {out}-out")
 
 
 def check(dataset: Path) -> int:
@@ -112,9 +112,9 @@ def check(dataset: Path) -> int:
     from datamodules.check import print_findings
 
     findings = check_dataset(dataset)
-    print_findings(findings, _told())
+    print_findings(findings, to_stdout())
     if findings.ok:
-        _next("", f"keyart pipeline {dataset} OUT")
+        next_command("", f"keyart pipeline {dataset} OUT")
     return 0 if findings.ok else 1
 
 
@@ -148,15 +148,15 @@ def prepare(
     from datamodules.prepare import require_place
 
     moment = None if since is None else moment_of("since", since)
-    console = _console()
+    console = to_stderr()
     require_place(dataset, out)
     with open_engine(EngineConfig(engine=engine, memory=memory, spark=spark or []), spill_of(out)) as opened:
         # beside shards that were made of the log before, what is new is judged; else the whole log
         working = Since.of(opened, moment) if like else opened
         require_valid(dataset, images=False, drop_invalid=settings.drop_invalid, console=console, engine=working)
         manifest = prepare_shards(dataset, out, settings, like=like, since=moment, engine=working, console=console)
-    print_counts(manifest, _told())
-    _next(f"{out} written", f"keyart embed {dataset} {out}")
+    print_counts(manifest, to_stdout())
+    next_command(f"{out} written", f"keyart embed {dataset} {out}")
 
 
 def embed(dataset: Path, shards: Path, *, settings: EmbedConfig) -> None:
@@ -168,8 +168,8 @@ def embed(dataset: Path, shards: Path, *, settings: EmbedConfig) -> None:
     """
     from train.embed import embed as embed_artworks
 
-    embed_artworks(dataset, shards, settings, _console())
-    _next("", f"keyart fit {shards} RUN")
+    embed_artworks(dataset, shards, settings, to_stderr())
+    next_command("", f"keyart fit {shards} RUN")
 
 
 def fit(shards: Path, run: Path, *, from_run: Path | None = None, settings: FitConfig) -> None:
@@ -182,9 +182,9 @@ def fit(shards: Path, run: Path, *, from_run: Path | None = None, settings: FitC
     """
     from train.fit import fit as fit_ranker
 
-    metrics = fit_ranker(shards, run, settings, from_run=from_run, console=_console())
+    metrics = fit_ranker(shards, run, settings, from_run=from_run, console=to_stderr())
     if metrics:  # where torchrun started several processes, one of them has the results
-        _next(f"{run}: validation log loss {metrics['validation_log_loss']:.5f}", f"keyart export {run} BUNDLE")
+        next_command(f"{run}: validation log loss {metrics['validation_log_loss']:.5f}", f"keyart export {run} BUNDLE")
 
 
 def evaluate(source: Path, dataset: Path, out: Path) -> None:
@@ -205,7 +205,7 @@ def evaluate(source: Path, dataset: Path, out: Path) -> None:
     from export.score import score as score_dataset
     from pipeline import export_run
 
-    console = _console()
+    console = to_stderr()
     with TemporaryDirectory() as folder:
         bundle = (
             Bundle.open(source) if (source / ABOUT).is_file() else export_run(source, Path(folder) / "bundle", console)
@@ -213,8 +213,8 @@ def evaluate(source: Path, dataset: Path, out: Path) -> None:
         since = datetime.fromisoformat(bundle.about["test_from"])
         score_dataset(bundle, dataset, Path(folder) / "scores", since=since, console=console)
         report = evaluate_scores(dataset, Path(folder) / "scores", out, since=since)
-    _told().print(policy_table(report))
-    _next(f"{out / 'report.html'} written", f"keyart score BUNDLE {dataset} SCORES")
+    to_stdout().print(policy_table(report))
+    next_command(f"{out / 'report.html'} written", f"keyart score BUNDLE {dataset} SCORES")
 
 
 def export(run: Path, bundle: Path) -> None:
@@ -226,8 +226,8 @@ def export(run: Path, bundle: Path) -> None:
     """
     from pipeline import export_run
 
-    export_run(run, bundle, _console())
-    _next("", f"keyart verify {bundle}")
+    export_run(run, bundle, to_stderr())
+    next_command("", f"keyart verify {bundle}")
 
 
 def verify(bundle: Path) -> None:
@@ -240,7 +240,7 @@ def verify(bundle: Path) -> None:
 
     found = verify_bundle(bundle)
     same = f"{found.cases} golden cases, max_abs_difference={found.difference:.1e}"
-    _next(f"{bundle}: {found.files} files unchanged; {same}", f"keyart score {bundle} DATASET SCORES")
+    next_command(f"{bundle}: {found.files} files unchanged; {same}", f"keyart score {bundle} DATASET SCORES")
 
 
 def score(
@@ -271,8 +271,8 @@ def score(
     moment = None if since is None else moment_of("since", since)
     opened = Bundle.open(bundle)
     require_valid(dataset, images=False)
-    score_dataset(opened, dataset, out, policy=policy, reward=reward, since=moment, console=_console())
-    _next("", f"keyart evaluate {bundle} {dataset} REPORT")
+    score_dataset(opened, dataset, out, policy=policy, reward=reward, since=moment, console=to_stderr())
+    next_command("", f"keyart evaluate {bundle} {dataset} REPORT")
 
 
 def recommend(bundle: Path, dataset: Path, out: Path, *, top: int = 10, before: str | None = None) -> None:
@@ -293,8 +293,8 @@ def recommend(bundle: Path, dataset: Path, out: Path, *, top: int = 10, before: 
     moment = None if before is None else moment_of("before", before)
     opened = Bundle.open(bundle)
     require_valid(dataset, images=False)
-    recommend_titles(opened, dataset, out, top=top, before=moment, console=_console())
-    _next(f"{out} written", f"keyart score {bundle} {dataset} SCORES")
+    recommend_titles(opened, dataset, out, top=top, before=moment, console=to_stderr())
+    next_command(f"{out} written", f"keyart score {bundle} {dataset} SCORES")
 
 
 def serve(bundle: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
@@ -308,7 +308,7 @@ def serve(bundle: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
     from export.serve import ServeConfig
     from export.serve import serve as serve_bundle
 
-    serve_bundle(bundle, ServeConfig(host=host, port=port), _told())
+    serve_bundle(bundle, ServeConfig(host=host, port=port), to_stdout())
 
 
 def value(
@@ -336,10 +336,10 @@ def value(
     from evaluation.value import value_table
 
     options: Any = {"base": base, "period": period, "log_policy": log_policy, "allow_missing": allow_missing}
-    record = value_scores(dataset, scores, out, **options, console=_console())
-    _told().print(value_table(record))
+    record = value_scores(dataset, scores, out, **options, console=to_stderr())
+    to_stdout().print(value_table(record))
     other = "SCORES --policy epsilon:0.1" if base else f"OTHER; keyart value {dataset} OTHER OUT --base {scores}"
-    _next(f"{out / 'value.html'} and value.json written", f"keyart score BUNDLE {dataset} {other}")
+    next_command(f"{out / 'value.html'} and value.json written", f"keyart score BUNDLE {dataset} {other}")
 
 
 def bench(*, json: Path | None = None, settings: Any) -> None:
@@ -350,87 +350,40 @@ def bench(*, json: Path | None = None, settings: Any) -> None:
     """
     from benchmarks import run
 
-    run(settings, json, _console(), _told())
-
-
-def _written(out: Path, console: Console, next_command: str) -> None:
-    written = [out / name for name in ("shards", "run", "bundle", "scores", "report/report.html")]
-    console.print("Written: " + ", ".join(str(path) for path in written if path.exists()))
-    console.print(f"Next: {next_command}", soft_wrap=True)
-
-
-def _next(done: str, command: str) -> None:
-    told = [done] if done else []
-    _told().print("\n".join([*told, f"Next: {command}"]), soft_wrap=True)
-
-
-def _console() -> Console:
-    """For progress and what happens meanwhile: standard error."""
-    from rich.console import Console
-
-    return Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-def _told() -> Console:
-    """For results: standard output."""
-    from rich.console import Console
-
-    return Console(highlight=False)
-
-
-def usage() -> str:
-    """What `keyart --help` prints."""
-    lines = ["usage: keyart COMMAND ...", "", "Learn which artwork makes a member want to watch a title.", ""]
-    lines += [f"  {name:<10} {summary}" for name, (summary, _) in COMMANDS.items()]
-    return "\n".join([*lines, "", "keyart COMMAND --help explains a command; start with: keyart demo"])
+    run(settings, json, to_stderr(), to_stdout())
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code. 0 done, 1 something given cannot be used, 2 wrong words, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
     if not words or words[0] in ("-h", "--help", "help"):
-        print(usage())
+        print(usage({name: summary for name, (summary, _) in COMMANDS.items()}))
         return 0
     if words[0] == "--version":
         print(f"keyart {version('keyart')}")
         return 0
     if words[0] not in COMMANDS:
-        from difflib import get_close_matches
-
-        near = get_close_matches(words[0], COMMANDS, 1)
-        hint = f"Did you mean {near[0]}?" if near else "keyart --help lists them."
-        print(f"keyart: {words[0]}: is no command. {hint}", file=sys.stderr)
+        print(f"keyart: {words[0]}: is no command. {nearest(words[0], COMMANDS)}", file=sys.stderr)
         return 2
     return _run(words[0], words[1:])
 
 
 def _run(name: str, words: list[str]) -> int:
     """Parse the words of a command and call it; whatever a user can cause ends in one line."""
-    from datamodules.contract import UserError
 
-    function, section = globals()[name], COMMANDS[name][1]
-    try:
+    def act() -> int:
         from configs.read import RECIPES, parse
 
-        recipe, called = RECIPES / "demo.yaml" if name == "demo" else None, name
+        function, section = globals()[name], COMMANDS[name][1]
+        recipe, called, asked = RECIPES / "demo.yaml" if name == "demo" else None, name, words
         if name == "bench":
             from benchmarks import named
 
-            called, section, words = named(words)
-        given = parse(called, function, section, words, recipe)
+            called, section, asked = named(words)
+        given = parse(called, function, section, asked, recipe)
         return function(**({"settings": None} | given if name == "bench" else given)) or 0
-    except UserError as error:
-        print(f"keyart {name}: {error}", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, Exception) as error:
-        # a query of DuckDB ends on Ctrl-C with an error of its own
-        if not isinstance(error, KeyboardInterrupt) and "Query interrupted" not in str(error):
-            from datamodules.faults import fault
 
-            print(f"keyart {name}: {fault(error)}", file=sys.stderr)
-            return 1
-        print(f"keyart {name}: interrupted; nothing half-written. The same command again goes on.", file=sys.stderr)
-        return 130
+    return ended(name, act)
 
 
 def cli() -> int:
