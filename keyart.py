@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import sys
-from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -52,25 +51,14 @@ def demo(*, out: Path = Path("keyart-demo"), seed: int = 0, settings: Recipe) ->
     """
     from datamodules.simulate import SimulateConfig, simulate_once
     from evaluation.evaluate import policy_table
-    from export.bundle import Bundle
-    from export.side_by_side import opposite_members, share_flipped
-    from pipeline import go_the_whole_way
+    from pipeline import go_the_whole_way, say_what_it_means
 
     console, dataset = to_stderr(), out / "dataset"
     simulate_once(dataset, SimulateConfig(seed=seed), console)
     report = go_the_whole_way(dataset, out, settings, console)
     told = to_stdout()
     told.print(policy_table(report))
-    told.print(
-        f"Captured lift, (greedy - uniform) / (best possible - uniform), by the true law: {report['captured_lift']:.2f}"
-    )
-    bundle = Bundle.open(out / "bundle")
-    told.print(opposite_members(bundle, dataset))
-    flipped = share_flipped(bundle, dataset)
-    told.print(
-        f"Of 200 pairs of opposite histories, {flipped['all']:.0%} are shown the two artworks they should be "
-        f"(romance or comedy {flipped['mood']:.0%}, one star or another {flipped['star']:.0%})."
-    )
+    say_what_it_means(report, out, dataset, told)
     written(out, told, f"keyart pipeline {dataset} another-folder --fit.model.width 32")
 
 
@@ -197,22 +185,10 @@ def evaluate(source: Path, dataset: Path, out: Path) -> None:
         dataset: A dataset by the contract.
         out: Folder for report.json and report.html.
     """
-    from tempfile import TemporaryDirectory
-
-    from evaluation.evaluate import evaluate as evaluate_scores
     from evaluation.evaluate import policy_table
-    from export.bundle import ABOUT, Bundle
-    from export.score import score as score_dataset
-    from pipeline import export_run
+    from pipeline import judge
 
-    console = to_stderr()
-    with TemporaryDirectory() as folder:
-        bundle = (
-            Bundle.open(source) if (source / ABOUT).is_file() else export_run(source, Path(folder) / "bundle", console)
-        )
-        since = datetime.fromisoformat(bundle.about["test_from"])
-        score_dataset(bundle, dataset, Path(folder) / "scores", since=since, console=console)
-        report = evaluate_scores(dataset, Path(folder) / "scores", out, since=since)
+    report = judge(source, dataset, out, to_stderr())
     to_stdout().print(policy_table(report))
     next_command(f"{out / 'report.html'} written", f"keyart score BUNDLE {dataset} SCORES")
 

@@ -7,6 +7,7 @@ goes on, or starts again without a trace of its first try.
 import json
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -20,12 +21,13 @@ from datamodules.prepare import prepare as prepare_shards
 from datamodules.prepare import shards_fingerprint
 from evaluation.evaluate import LAYOUT as REPORT_LAYOUT
 from evaluation.evaluate import evaluate as evaluate_scores
-from export.bundle import Bundle
+from export.bundle import ABOUT, Bundle
 from export.export import LAYOUT
 from export.export import export as export_bundle
 from export.parity import compare
 from export.score import RECORD, Policy, scores_fingerprint
 from export.score import score as score_dataset
+from export.side_by_side import opposite_members, share_flipped
 from train.config import run_fingerprint
 from train.embed import embed as embed_artworks
 from train.fit import fit as fit_ranker
@@ -94,6 +96,30 @@ def export_run(run: Path, out: Path, console: Console, fingerprint: str | None =
     about = {name: opened.config[name] for name in kept} | {"metrics": opened.metrics}
     about |= {"fingerprint": fingerprint or about["fingerprint"]}
     return export_bundle(opened.model, opened.vocabularies, out, about=about, console=console)
+
+
+def judge(source: Path, dataset: Path, out: Path, console: Console) -> dict[str, Any]:
+    """Score the test period by a bundle, or a run's, exported aside, and judge the scores; returns the report."""
+    with TemporaryDirectory() as folder:
+        work = Path(folder)
+        bundle = Bundle.open(source) if (source / ABOUT).is_file() else export_run(source, work / "bundle", console)
+        since = datetime.fromisoformat(bundle.about["test_from"])
+        score_dataset(bundle, dataset, work / "scores", since=since, console=console)
+        return evaluate_scores(dataset, work / "scores", out, since=since)
+
+
+def say_what_it_means(report: dict[str, Any], out: Path, dataset: Path, told: Console) -> None:
+    """Of a simulated service, what the bundle in `out` is worth by its law, and who is shown what."""
+    told.print(
+        f"Captured lift, (greedy - uniform) / (best possible - uniform), by the true law: {report['captured_lift']:.2f}"
+    )
+    bundle = Bundle.open(out / "bundle")
+    told.print(opposite_members(bundle, dataset))
+    flipped = share_flipped(bundle, dataset)
+    told.print(
+        f"Of 200 pairs of opposite histories, {flipped['all']:.0%} are shown the two artworks they should be "
+        f"(romance or comedy {flipped['mood']:.0%}, one star or another {flipped['star']:.0%})."
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
