@@ -35,6 +35,7 @@ COMMANDS = {
     "evaluate": ("a run or a bundle on a dataset -> metrics, off-policy values, report.html", None),
     "export": ("a run -> a bundle: ONNX and what a serving team needs", None),
     "verify": ("every checksum of a bundle and every golden case", None),
+    "refresh": ("new titles and artworks of a dataset into a bundle, without training", None),
     "score": ("a bundle over a dataset -> a table of click probabilities and policies", None),
     "recommend": ("a bundle over a dataset -> the titles every member should see first", None),
     "serve": ("a bundle behind HTTP: ranked artworks, propensities and why", None),
@@ -217,6 +218,19 @@ def verify(bundle: Path) -> None:
     found = verify_bundle(bundle)
     same = f"{found.cases} golden cases, max_abs_difference={found.difference:.1e}"
     next_command(f"{bundle}: {found.files} files unchanged; {same}", f"keyart score {bundle} DATASET SCORES")
+
+
+def refresh(bundle: Path, dataset: Path) -> None:
+    """Add what the catalogue gained to a bundle, without training: no vector it had changes. Needs no torch.
+
+    Args:
+        bundle: What `keyart export` wrote; replaced when all is done.
+        dataset: A dataset by the contract, of which titles, artworks and their images are read; no log need be there.
+    """
+    from export.refresh import refresh as refresh_bundle
+
+    refresh_bundle(bundle, dataset, to_stderr())
+    next_command("", f"keyart verify {bundle}")
 
 
 def score(

@@ -22,14 +22,16 @@ from datamodules.prepare import shards_fingerprint
 from evaluation.evaluate import LAYOUT as REPORT_LAYOUT
 from evaluation.evaluate import evaluate as evaluate_scores
 from export.bundle import ABOUT, Bundle
-from export.export import LAYOUT
+from export.export import LAYOUT, Images
 from export.export import export as export_bundle
 from export.parity import compare
 from export.score import RECORD, Policy, scores_fingerprint
 from export.score import score as score_dataset
 from export.side_by_side import opposite_members, share_flipped
 from train.config import run_fingerprint
+from train.embed import RECORD as EMBEDDED
 from train.embed import embed as embed_artworks
+from train.embed import load_encoder
 from train.fit import fit as fit_ranker
 from train.recipe import Recipe
 from train.run import Run
@@ -95,7 +97,8 @@ def export_run(run: Path, out: Path, console: Console, fingerprint: str | None =
     kept = ("fingerprint", "test_from", "log_fingerprint", "shards_fingerprint", "image_encoder", "provenance")
     about = {name: opened.config[name] for name in kept} | {"metrics": opened.metrics}
     about |= {"fingerprint": fingerprint or about["fingerprint"]}
-    return export_bundle(opened.model, opened.vocabularies, out, about=about, console=console)
+    images = Images(*load_encoder(run), read_json(run / EMBEDDED)["images"])
+    return export_bundle(opened.model, opened.vocabularies, out, about=about, images=images, console=console)
 
 
 def judge(source: Path, dataset: Path, out: Path, console: Console) -> dict[str, Any]:

@@ -7,7 +7,7 @@ of `check_rules`, counted by the engine in one aggregation per table), the image
 
 import posixpath
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from rich.text import Text
 
 from datamodules.check_files import TableFiles, Violation, place_of, printable
 from datamodules.check_rules import Relations, RowRule, rules_of, with_strangers
-from datamodules.contract import ARTWORKS, CONTRACT_VERSION, ENGINE_TYPES, IMPRESSIONS, TABLES, UserError
+from datamodules.contract import ARTWORKS, CONTRACT_VERSION, ENGINE_TYPES, IMPRESSIONS, TABLES, Table, UserError
 from datamodules.engines import FILE, Engine, EngineConfig, open_engine, rows_of
 from datamodules.progress import progress_bar
 
@@ -73,13 +73,14 @@ def check(
     images: bool = True,
     console: Console | None = None,
     engine: Engine | None = None,
+    tables: Sequence[Table] = TABLES,
 ) -> Findings:
     """Judge a dataset by the contract; the dataset is never written to.
 
     Where a table's schema is broken, neither its rows are judged, nor its images, nor what other tables refer to in it.
-    With `images` false, no image is opened. Progress is drawn on `console`, standard error by default; `engine` counts,
-    by default a DuckDB of this call, and what it does not read is not judged. Raises `UserError` where the engine fails
-    for a reason outside of the dataset, such as a full disk.
+    With `images` false, no image is opened; of others than `tables`, nothing is. Progress is drawn on `console`, standard
+    error by default; `engine` counts, by default a DuckDB of this call, and what it does not read is not judged. Raises
+    `UserError` where the engine fails for a reason outside of the dataset, such as a full disk.
     """
     if not dataset.is_dir():
         what = "is not a folder" if dataset.exists() else "does not exist"
@@ -87,7 +88,7 @@ def check(
         broken = Violation(where=printable(dataset), rule="no-dataset", what=what, count=1, remedy=remedy)
         return Findings(dataset=dataset, violations=(broken,), rows={}, files={}, images=0)
 
-    present = [TableFiles.read(dataset, table) for table in TABLES]
+    present = [TableFiles.read(dataset, table) for table in tables]
     violations = [violation for files in present for violation in files.violations]
     sound = [files for files in present if files.sound]
     failures: tuple[type[Exception], ...] = ()
@@ -96,9 +97,9 @@ def check(
             try:
                 with nullcontext(engine) if engine else open_engine(EngineConfig(memory=MEMORY)) as working:
                     failures = working.errors
-                    tables = _relations(working, sound)
-                    row_violations = list(_row_violations(dataset, sound, tables, working, progress))
-                    listed = _listed_images(tables) if images else []
+                    relations = _relations(working, sound)
+                    row_violations = list(_row_violations(dataset, sound, relations, working, progress))
+                    listed = _listed_images(relations) if images else []
                 break
             except failures as error:
                 # the footers were fine, so damage is in the pages: name those files, then judge what is left
@@ -129,12 +130,13 @@ def require_valid(
     drop_invalid: bool = False,
     console: Console | None = None,
     engine: Engine | None = None,
+    tables: Sequence[Table] = TABLES,
 ) -> Findings:
     """The findings of a dataset that keeps the contract; with `drop_invalid`, but for rows that can be left out.
 
     Raises `UserError` with the first violation, and how many more there are, of one that does not.
     """
-    findings = check(dataset, images=images, console=console, engine=engine)
+    findings = check(dataset, images=images, console=console, engine=engine, tables=tables)
     kept = [violation for violation in findings.violations if not (drop_invalid and violation.rows)]
     if not kept:
         return findings
@@ -246,7 +248,7 @@ def _image_violations(dataset: Path, listed: list[tuple[str, str]], progress: Pr
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for start in range(0, len(images), IMAGES_AT_ONCE):
             part = images[start : start + IMAGES_AT_ONCE]
-            for image, fault in zip(part, threads.map(lambda image: _image_fault(dataset, image), part), strict=True):
+            for image, fault in zip(part, threads.map(lambda image: image_fault(dataset, image), part), strict=True):
                 if fault:
                     faults[image] = fault
             progress.advance(task, len(part))
@@ -273,7 +275,7 @@ def _image_violations(dataset: Path, listed: list[tuple[str, str]], progress: Pr
     return violations
 
 
-def _image_fault(dataset: Path, image: str) -> tuple[str, str] | None:
+def image_fault(dataset: Path, image: str) -> tuple[str, str] | None:
     """Which of `IMAGE_RULES` an image breaks, and what to print of it; None for a sound one."""
     if Path(image).is_absolute() or posixpath.normpath(image).split("/")[0] == "..":
         return "image-outside", printable(image)

@@ -62,13 +62,14 @@ class Log:
             if not files:
                 raise UserError(f"{dataset}: has no table {table.name}. Run keyart check {dataset}.")
             rows[table.name] = sum(pq.read_metadata(path).num_rows for path in files)
-            tables[table.name] = _typed(engine, files, table)
+            tables[table.name] = typed(engine, files, table)
             if drop_invalid:
                 tables[table.name], dropped[table.name] = _valid(engine, table, tables)
         return cls(**tables, rows=rows, dropped=dropped)
 
 
-def _typed(engine: Engine, files: list[Path], table: Table) -> Relation:
+def typed(engine: Engine, files: list[Path], table: Table) -> Relation:
+    """A table in the contract's types; absent optional columns are null."""
     raw = engine.read(files, table.name)
     columns = {}
     for column in table.columns:

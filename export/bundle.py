@@ -22,9 +22,12 @@ from datamodules.vocabulary import Vocabularies, load_vocabularies
 
 ABOUT, VOCABULARIES, CARD = "bundle.json", "vocabularies.json", "CARD.md"
 GOLDEN, EXAMPLE, EXAMPLE_IN_NODE = "golden.jsonl", "example.py", "example.mjs"
+ARTWORK, TITLE = "artwork.onnx", "title.onnx"
 RANK_ROWS, MEMBER_ROWS = "rank_rows.onnx", "member_rows.onnx"
 TITLES, POSTERIOR = "titles.safetensors", "posterior.safetensors"
 TABLES = "explain.safetensors"
+IMAGES = "images.json"
+"""The hashes of the artworks' images, by row from 1."""
 
 
 def sha256(path: Path) -> str:

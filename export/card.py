@@ -54,12 +54,17 @@ def _measured(record: dict[str, Any]) -> list[str]:
     for name, words in (
         ("parity", "largest difference from torch, 256 random requests over rows"),
         ("golden", "largest difference from torch, golden cases over ids, in one go and in two"),
+        ("vectors", "largest difference of a probability, images and words through artwork.onnx and title.onnx"),
         ("explanations", "largest difference between appeal and the terms it is explained by"),
     ):
         if name in record:
             rows[words] = f"{record[name]['largest_difference']:.1e} (refused above {record[name]['bound']})"
     if not rows:
         return ["Nothing: this bundle was exported without a run's metrics."]
+    for one in record.get("refreshed", []):
+        rows[f"refreshed {one['at']}, without training"] = (
+            f"{one['titles']:,} titles and {one['artworks']:,} artworks more"
+        )
     return [*_table(rows), "", "The newest period is judged by `keyart evaluate BUNDLE DATASET REPORT`, not by export."]
 
 

@@ -24,8 +24,8 @@ class _Graph:
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
 
-    def constant(self, value: np.ndarray) -> str:
-        name = f"constant_{len(self.constants)}"
+    def constant(self, value: np.ndarray, name: str = "") -> str:
+        name = name or f"constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
@@ -52,9 +52,9 @@ class _Graph:
 def explore_graph(thompson: Thompson, opset: int, ir_version: int) -> ModelProto:
     """The graph over artwork rows, its draws and tables inside."""
     g, s = _Graph(), thompson.draws
-    vector, content = thompson.vector, thompson.content
-    d, c = vector.shape[1], content.shape[1]
-    vector_NKD, content_NKC = g("Gather", vector, "artworks"), g("Gather", content, "artworks")
+    d, c = thompson.vector.shape[1], thompson.content.shape[1]
+    vector_NKD = g("Gather", g.constant(thompson.vector, "artwork_vector"), "artworks")
+    content_NKC = g("Gather", g.constant(thompson.content, "artwork_content"), "artworks")
     three_C3 = np.zeros((c, 3), np.float32)
     for part, (begin, end) in enumerate(((0, d), (d, 2 * d), (2 * d, c))):
         three_C3[begin:end, part] = 1
@@ -62,7 +62,7 @@ def explore_graph(thompson: Thompson, opset: int, ir_version: int) -> ModelProto
     likeness_NK3 = g("MatMul", g("Mul", content_NKC, g.wide("liked", 1)), three_C3)
     features_NKF = g("Concat", learned_NKD, likeness_NK3, axis=2)
     drawn_NKS = g("MatMul", features_NKF, thompson.weight_FS.astype(np.float32))
-    own_NK1 = g.wide(g("Gather", thompson.own.astype(np.float32), "artworks"), 2)
+    own_NK1 = g.wide(g("Gather", g.constant(thompson.own.astype(np.float32), "artwork_own"), "artworks"), 2)
     drawn_NKS = g("Add", drawn_NKS, g("Mul", own_NK1, _normals(g, "artworks", s, thompson.seed)))
     drawn_NKS = g("Add", drawn_NKS, g.wide("appeal", 2))
 

@@ -5,6 +5,9 @@ In: the model, its vocabularies and what is known of its run. Out: a bundle fold
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +18,47 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
+from datamodules.artworks import HEIGHT, WIDTH
 from datamodules.atomic import atomic_folder
+from datamodules.catalogue import MOST_GENRES, MOST_PEOPLE
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.vocabulary import Vocabularies, save_vocabularies
 from export import example_of_bundle
-from export.bundle import ABOUT, CARD, EXAMPLE, EXAMPLE_IN_NODE, GOLDEN, POSTERIOR, TITLES, VOCABULARIES, Bundle, sha256
+from export.bundle import (
+    ABOUT,
+    ARTWORK,
+    CARD,
+    EXAMPLE,
+    EXAMPLE_IN_NODE,
+    GOLDEN,
+    IMAGES,
+    POSTERIOR,
+    TITLE,
+    TITLES,
+    VOCABULARIES,
+    Bundle,
+    sha256,
+)
 from export.card import card_of
 from export.explain import CONTEXT, TABLES, Explainer, total
 from export.explore_graph import explore_graph
 from export.golden import golden_cases, write_golden
-from export.graphs import IR_VERSION, OPSET, graphs_of
-from export.ids import with_ids, write_graphs
-from export.score import DRAWS, WIDTH
+from export.graphs import IR_VERSION, OPSET, graphs_of, vector_graphs_of
+from export.ids import TOWER_WEIGHTS, with_ids, write_graphs
+from export.score import DRAWS
+from export.score import WIDTH as POSTERIOR_WIDTH
 from export.thompson import Thompson
+from export.vector_parity import APART, vectors_apart
 from models.history import HOURS_APART
+from models.image_encoder import ImageEncoder, Projection
 from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
-from models.serving import Member
+from models.serving import CHOOSE_OUTPUTS, Member
 from models.two_tower import MEANS, TwoTower
+from models.vectors import ArtworkVectors
 
 PARITY = 1e-4
 """Largest difference of a probability between torch and ONNX Runtime that a bundle may have."""
-LAYOUT = 4
+LAYOUT = 5
 """Raised when the bundle's files change their meaning."""
 
 DESCRIPTIONS = {
@@ -77,8 +100,43 @@ DESCRIPTIONS = {
     "choice": ("int64", "(N,)", "place of the artwork to show among the candidates, from 0"),
     "propensity": ("float32", "(N,)", "how likely it was to be chosen: to be logged"),
     "policy": ("float32", "(N, K)", "how likely each was"),
+    "artwork_vector": ("float32", "(N, D), of candidates (N, K, D)", "what meets a member's taste in appeal"),
+    "artwork_content": (
+        "float32",
+        "(N, 2 D + G), of candidates (N, K, 2 D + G)",
+        "meets what was played: image, people, moods",
+    ),
+    "artwork_bias": ("float32", "(N,), of candidates (N, K)", "what the artwork adds for everybody"),
+    "artwork_engaged": ("float32", "(N,), of candidates (N, K)", "the same for viewings"),
+    "image": (
+        "uint8",
+        "(N, H, W, C)",
+        "images of one size, any; C: 3, RGB; 1, grey; 4, RGB and an alpha that is left out",
+    ),
+    "depicts": ("int64", "(N, L)", "people and moods, padded with 0"),
+    "image_embedding": ("float32", "(N, E)", "what the image encoder says of the image"),
+    "genres": ("int64", "(N, G)", "genres, padded with 0"),
+    "cast": ("int64", "(N, P)", "the cast, the first billed first, padded with 0"),
+    "release_year": ("float32", "(N,)", "year, NaN where not known"),
+    "title_vector": ("float32", "(N, D)", "what meets a member in affinity"),
+    "title_content": ("float32", "(N, D + G)", "people and genres"),
+    "title_bias": ("float32", "(N,)", "what the title adds for everybody"),
+    "title_engaged": ("float32", "(N, D + 1)", "the same for viewings"),
+    "play_token": ("float32", "(N, D)", "what a play of the title says to the learned state"),
+    "play_content": ("float32", "(N, D + G)", "the same to the mean of what was played: people and genres"),
+    "found_by": ("float32", "(N, W)", "what titles_member meets: a line of titles.safetensors"),
     "scores": ("float32", "(N, top)", "their scores, of which only differences count; -inf where a list has ended"),
 }
+
+
+@dataclass(frozen=True)
+class Images:
+    """How a bundle's artworks were embedded, so that it can embed others."""
+
+    encoder: ImageEncoder
+    projection: Projection
+    hashes: Sequence[str]
+    """Of every artwork's image file, by row from 1: see `datamodules.artworks.content_hashes`."""
 
 
 def export(
@@ -87,11 +145,13 @@ def export(
     out: Path,
     *,
     about: dict[str, Any],
+    images: Images | None = None,
     console: Console | None = None,
 ) -> Bundle:
-    """Write the bundle of a model in evaluation mode; UserError where its graph does not match torch.
+    """Write the bundle of a model in evaluation mode; UserError where its graphs do not match torch.
 
-    `about` is what is known of the run, and goes into `bundle.json` as it is.
+    `about` is what is known of the run, and goes into `bundle.json` as it is. Without `images` the bundle has neither
+    artwork.onnx nor title.onnx, and cannot be refreshed.
     """
     console = console or Console(stderr=True)
     model = model.eval().cpu()
@@ -101,10 +161,21 @@ def export(
         save_file(tables_of(ranking), folder / TABLES)
         save_file(posterior_of(model), folder / POSTERIOR)
         graphs = graphs_of(ranking, vocabularies, random_requests(vocabularies, reach, 3, 7, 5, seed=0))
-        thompson = Thompson(Bundle(folder, {}), DRAWS, WIDTH)
+        thompson = Thompson(Bundle(folder, {}), DRAWS, POSTERIOR_WIDTH)
         graphs["explore.onnx"] = with_ids(explore_graph(thompson, OPSET, IR_VERSION), vocabularies)
         write_graphs(graphs, folder)
-        cases = write_golden(golden_cases(ranking, vocabularies, reach), folder / GOLDEN)
+        artwork = None
+        if images is None:
+            console.print(f"export: {out}: without {ARTWORK} and {TITLE}: no image encoder was given")
+        else:
+            artwork = ArtworkVectors(
+                model, images.encoder, images.projection, (HEIGHT, WIDTH), (MOST_PEOPLE, MOST_GENRES)
+            ).eval()
+            towers = vector_graphs_of(artwork, vocabularies)
+            write_graphs(towers, folder, TOWER_WEIGHTS)
+            graphs |= towers
+            (folder / IMAGES).write_text(json.dumps(list(images.hashes)))
+        cases = write_golden(golden_cases(partial(_answered, ranking), vocabularies, reach), folder / GOLDEN)
         for name in (EXAMPLE, EXAMPLE_IN_NODE):
             shutil.copy(Path(example_of_bundle.__file__).with_suffix(Path(name).suffix), folder / name)
         save_vocabularies(vocabularies, folder / VOCABULARIES)
@@ -139,6 +210,14 @@ def export(
             raise UserError(
                 f"{out}: the golden cases differ from torch by {golden:.2g}, more than {PARITY}. Not exported."
             )
+        if artwork is not None:
+            apart = vectors_apart(artwork, ranking, folder, vocabularies)
+            if not apart <= APART:
+                raise UserError(
+                    f"{out}: probabilities by {ARTWORK} and {TITLE} and by torch differ by {apart:.2g}, more than {APART}. "
+                    "Not exported."
+                )
+            record["vectors"] = {"largest_difference": apart, "bound": APART}
         record["golden"] = {"largest_difference": golden, "bound": PARITY, "cases": cases}
         record["explanations"] = {"largest_difference": unexplained, "bound": PARITY}
         record["parity"] = {"largest_difference": difference, "bound": PARITY, "requests": 256}
@@ -148,6 +227,14 @@ def export(
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     console.print(f"export: {out}, {size:.1f} MB; largest difference from torch on 256 requests {difference:.1e}")
     return Bundle.open(out)
+
+
+@torch.no_grad()
+def _answered(ranking: Ranking, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By torch, what a serving team is answered."""
+    found = ranking(*(torch.from_numpy(request[name]) for name in INPUTS))
+    named = dict(zip(OUTPUTS, found, strict=True))
+    return {name: named[name].numpy() for name in CHOOSE_OUTPUTS}
 
 
 def tables_of(ranking: Ranking) -> dict[str, Tensor]:

@@ -6,17 +6,17 @@ every device and country, places that are not known.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from datamodules.vocabulary import Vocabularies
 from export.ids import KIND_OF
-from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
-from models.serving import CHOOSE_OUTPUTS
+
+Answer = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""A request over rows -> what a bundle answers, each output of batch 1."""
 
 CASES = 240
 NOBODY = "known to nobody"
@@ -24,21 +24,26 @@ PLAYS = (0, 1, 3, 20, 50)
 CANDIDATES = (1, 2, 4, 5, 7, 20, 40)
 
 
-def golden_cases(ranking: Ranking, vocabularies: Vocabularies, longest: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Every case, answered by torch from the rows of its ids."""
+def golden_cases(
+    answer: Answer,
+    vocabularies: Vocabularies,
+    longest: int,
+    *,
+    drawn: Vocabularies | None = None,
+    cases: int = CASES,
+    seed: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """Every case, answered from the rows of its ids. `drawn`: the ids that requests are made of; default: all."""
     chance = np.random.default_rng(seed)
-    for case in range(CASES):
+    for case in range(cases):
         plays = longest if case % 12 == 5 else PLAYS[case % len(PLAYS)]
-        request = _request(chance, vocabularies, plays, CANDIDATES[case % len(CANDIDATES)], case)
+        request = _request(chance, drawn or vocabularies, plays, CANDIDATES[case % len(CANDIDATES)], case)
         arrays = as_arrays(request)
         rows = {
             name: _rows(values, vocabularies[KIND_OF[name]]) if name in KIND_OF else values
             for name, values in arrays.items()
         }
-        with torch.no_grad():
-            found = ranking(*(torch.from_numpy(rows[name]) for name in INPUTS))
-        named = dict(zip(OUTPUTS, found, strict=True))
-        yield {"request": request, "answer": {name: named[name][0].tolist() for name in CHOOSE_OUTPUTS}}
+        yield {"request": request, "answer": {name: value[0].tolist() for name, value in answer(rows).items()}}
 
 
 def _request(
@@ -60,8 +65,12 @@ def _request(
 
     watched = [None if share < 0.2 else round(float(share), 4) for share in chance.random(plays)]
     times = np.sort(chance.integers(1_600_000_000, 1_700_000_000, plays)).tolist()
-    history = (ids("titles", plays), ids("artworks", plays, 0.4), watched, times, plays)
-    return dict(zip(HISTORY, history, strict=True)) | {
+    return {
+        "history_title": ids("titles", plays),
+        "history_artwork": ids("artworks", plays, 0.4),
+        "history_watched": watched,
+        "history_time": times,
+        "history_length": plays,
         "country": in_turn("countries"),
         "device": in_turn("devices"),
         "hour": case % 24,
@@ -91,8 +100,9 @@ def _rows(values: np.ndarray, vocabulary: Any) -> np.ndarray:
     return np.vectorize(lambda value: place.get(value, 0), otypes=[np.int64])(values)
 
 
-def write_golden(cases: Iterator[dict[str, Any]], path: Path) -> int:
-    """Write the cases; returns how many."""
+def write_golden(cases: Iterator[dict[str, Any]], path: Path, mode: Literal["w", "a"] = "w") -> int:
+    """Write the cases, or put them behind; returns how many."""
     lines = [json.dumps(case, ensure_ascii=False) for case in cases]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with path.open(mode, encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
     return len(lines)

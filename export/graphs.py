@@ -3,6 +3,9 @@
     rank.onnx     history, context, title, candidates -> probabilities and terms, in one go
     member.onnx   history -> the member's vectors, to be kept until the member plays again
     choose.onnx   a member's vector, context, title, candidates -> as rank.onnx
+    choose_vectors.onnx   the same of candidates that are given as vectors
+    artwork.onnx  an image of any size and what it depicts -> an artwork's vectors
+    title.onnx    genres, cast and year -> a title's vectors
     titles.onnx   a member's vector for titles -> the best titles
     explore.onnx  candidates and what rank.onnx told of them -> Thompson sampling's choice: see `export.explore_graph`
     rank_rows.onnx, member_rows.onnx   the first two over rows of the vocabularies
@@ -21,41 +24,104 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from datamodules.vocabulary import Vocabularies
-from export.bundle import MEMBER_ROWS, RANK_ROWS
+from export.bundle import ARTWORK, MEMBER_ROWS, RANK_ROWS, TITLE
 from export.ids import with_ids
+from export.tables import marked, name_tables
 from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
-from models.serving import CHOOSE_INPUTS, CHOOSE_OUTPUTS, MEMBER_OUTPUTS, Choose, Member
+from models.serving import (
+    CHOOSE_INPUTS,
+    CHOOSE_OUTPUTS,
+    CHOOSE_VECTORS_INPUTS,
+    MEMBER_OUTPUTS,
+    VECTORS,
+    Choose,
+    ChooseVectors,
+    Member,
+)
+from models.vectors import (
+    ARTWORK_INPUTS,
+    ARTWORK_OUTPUTS,
+    TITLE_INPUTS,
+    TITLE_OUTPUTS,
+    ArtworkVectors,
+    TitleVectors,
+)
 
 OPSET = 20
 IR_VERSION = 10
 """ONNX Runtime 1.18 and newer read it."""
 BY_PLAY = ("history_title", "history_artwork", "history_watched", "history_time")
+BY_CANDIDATE = ("artworks", *VECTORS)
+BY_WORD = ("depicts_people", "depicts_genres", "genres", "cast")
 
 
 def graphs_of(ranking: Ranking, vocabularies: Vocabularies, example: dict[str, np.ndarray]) -> dict[str, ModelProto]:
-    """Every graph of the bundle by file name; `example`: requests over rows to trace with."""
+    """Every graph of the bundle but those of `vector_graphs_of`, by file name; `example`: requests over rows to trace with."""
     parts = {name: torch.from_numpy(values) for name, values in example.items()}
     with torch.no_grad():
         parts["member"] = Member(ranking)(*(parts[name] for name in HISTORY))[0]
     parts["played_before"] = torch.zeros(len(parts["title"]), dtype=torch.bool)
-    rank = _traced(ranking, INPUTS, OUTPUTS, parts)
-    member = _traced(Member(ranking), HISTORY, MEMBER_OUTPUTS, parts)
-    choose = _traced(Choose(ranking), CHOOSE_INPUTS, CHOOSE_OUTPUTS, parts)
-    over_ids = {"rank.onnx": rank, "member.onnx": member, "choose.onnx": choose, "titles.onnx": _titles(ranking)}
-    found = {name: with_ids(model, vocabularies) for name, model in over_ids.items()}
+    parts |= dict(zip(VECTORS, ranking.artworks(parts["artworks"]), strict=True))
+    with marked(ranking) as marks:
+        rank = _traced(ranking, INPUTS, OUTPUTS, parts)
+        member = _traced(Member(ranking), HISTORY, MEMBER_OUTPUTS, parts)
+        choose = _traced(Choose(ranking), CHOOSE_INPUTS, CHOOSE_OUTPUTS, parts)
+        vectors = _traced(ChooseVectors(ranking), CHOOSE_VECTORS_INPUTS, CHOOSE_OUTPUTS, parts)
+    for model in (rank, member, choose, vectors):
+        name_tables(model, marks)
+    over_ids = {"rank.onnx": rank, "member.onnx": member, "choose.onnx": choose, "choose_vectors.onnx": vectors}
+    found = {
+        name: with_ids(model, vocabularies) for name, model in (over_ids | {"titles.onnx": _titles(ranking)}).items()
+    }
     return found | {RANK_ROWS: rank, MEMBER_ROWS: member}
+
+
+def vector_graphs_of(artwork: ArtworkVectors, vocabularies: Vocabularies) -> dict[str, ModelProto]:
+    """artwork.onnx and title.onnx, which give what the catalogue gains its vectors."""
+    example = {
+        "image": torch.randint(0, 256, (2, 50, 40, 3), dtype=torch.uint8),
+        "release_year": torch.tensor([1999.0, torch.nan]),
+        # each its own: of one tensor given twice a tracer makes one input
+        **{name: torch.ones(2, 3, dtype=torch.int64) for name in BY_WORD},
+    }
+    of_artwork = _any_channels(_traced(artwork, ARTWORK_INPUTS, ARTWORK_OUTPUTS, example))
+    of_title = _traced(TitleVectors(artwork.model, artwork.most), TITLE_INPUTS, TITLE_OUTPUTS, example)
+    return {ARTWORK: with_ids(of_artwork, vocabularies), TITLE: with_ids(of_title, vocabularies)}
+
+
+def _any_channels(model: ModelProto) -> ModelProto:
+    """The same graph, whose image may be grey, of one channel, or have an alpha channel, which is left out."""
+    graph = model.graph
+    constants = {"channels": np.array([3]), "first_channel": np.array([0]), "last_axis": np.array([3])}
+    constants["rgb_shape"] = np.array([1, 1, 1, 3])
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    for node in graph.node:
+        node.input[:] = ["image_rgb" if name == "image" else name for name in node.input]
+    cut = helper.make_node("Slice", ["image", "first_channel", "channels", "last_axis"], ["image_cut"])
+    wide = helper.make_node("Expand", ["image_cut", "rgb_shape"], ["image_rgb"])
+    nodes = [cut, wide, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.input[0].type.tensor_type.shape.dim[3].dim_param = "channels"
+    return model
 
 
 def _traced(
     module: nn.Module, inputs: Sequence[str], outputs: Sequence[str], example: dict[str, torch.Tensor]
 ) -> ModelProto:
-    """One graph with dynamic requests, history length and candidates."""
+    """One graph with dynamic requests, history length and candidates; or artworks, sizes of images and words."""
     n, t, k = torch.export.Dim("requests"), torch.export.Dim("plays", max=4096), torch.export.Dim("candidates")
     shapes = {name: {0: n} for name in inputs}
     shapes |= {name: {0: n, 1: t} for name in BY_PLAY if name in inputs}
-    shapes |= {"artworks": {0: n, 1: k}} if "artworks" in inputs else {}
+    shapes |= {name: {0: n, 1: k} for name in BY_CANDIDATE if name in inputs}
+    # of two lists each has a length of its own
+    shapes |= {
+        name: {0: n, 1: torch.export.Dim("words" if "depicts" in name else name)} for name in BY_WORD if name in inputs
+    }
+    if "image" in inputs:
+        shapes["image"] = {0: n, 1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
     # of the exporter and its optimiser, about their own internals
-    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript.optimizer")]
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript.optimizer", "torch.utils._sympy.interp")]
     levels = [log.level for log in logs]
     for log in logs:
         log.setLevel(logging.ERROR)

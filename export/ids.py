@@ -16,7 +16,8 @@ from onnx.external_data_helper import set_external_data
 
 from datamodules.vocabulary import Vocabularies
 
-WEIGHTS = "weights.bin"
+WEIGHTS, TOWER_WEIGHTS = "weights.bin", "artwork.bin"
+"""Of the graphs that rank, and of those that give what is new its vectors."""
 KIND_OF = {
     "history_title": "titles",
     "history_artwork": "artworks",
@@ -26,8 +27,14 @@ KIND_OF = {
     "artworks": "artworks",
     "played": "titles",
     "titles": "titles",
+    "genres": "genres",
+    "cast": "people",
+    "depicts_people": "people",
+    "depicts_genres": "genres",
 }
 """The vocabulary of every input and output that holds ids."""
+ONE_INPUT = {"depicts_people": "depicts", "depicts_genres": "depicts"}
+"""Inputs over rows that are the same words, found in different vocabularies."""
 ML_OPSET = 4
 LEAST_BYTES = 4096
 """Smaller tensors stay in their graph."""
@@ -38,15 +45,23 @@ def with_ids(model: ModelProto, vocabularies: Vocabularies) -> ModelProto:
     found = ModelProto()
     found.CopyFrom(model)
     graph = found.graph
-    before, behind = [], []
+    before, behind, inputs = [], [], {}
     for part in graph.input:
+        name = ONE_INPUT.get(part.name, part.name)
         if part.name in KIND_OF:
-            before.append(_encoder(part.name, vocabularies[KIND_OF[part.name]].values, to_rows=True))
+            values = vocabularies[KIND_OF[part.name]].values
+            before.append(_encoder(name, f"{part.name}_row", values, to_rows=True))
             _rename(graph.node, part.name, f"{part.name}_row")
             part.type.tensor_type.elem_type = TensorProto.STRING
+        part.name = name
+        inputs[name] = part
+    inputs = list(inputs.values())
+    del graph.input[:]
+    graph.input.extend(inputs)
     for part in graph.output:
         if part.name in KIND_OF:
-            behind.append(_encoder(part.name, vocabularies[KIND_OF[part.name]].values, to_rows=False))
+            values = vocabularies[KIND_OF[part.name]].values
+            behind.append(_encoder(f"{part.name}_row", part.name, values, to_rows=False))
             _rename(graph.node, part.name, f"{part.name}_row")
             part.type.tensor_type.elem_type = TensorProto.STRING
     nodes = [*before, *graph.node, *behind]
@@ -56,16 +71,25 @@ def with_ids(model: ModelProto, vocabularies: Vocabularies) -> ModelProto:
     return found
 
 
-def _encoder(name: str, values: Sequence[str], *, to_rows: bool) -> onnx.NodeProto:
+def with_more_ids(model: ModelProto, vocabularies: Vocabularies) -> None:
+    """Put extended vocabularies into a graph that takes or gives ids."""
+    for node in model.graph.node:
+        if node.op_type == "LabelEncoder":
+            given, made = node.input[0], node.output[0]
+            to_rows = made.endswith("_row")
+            kind = KIND_OF[(made if to_rows else given).removesuffix("_row")]
+            node.CopyFrom(_encoder(given, made, vocabularies[kind].values, to_rows=to_rows))
+
+
+def _encoder(given: str, made: str, values: Sequence[str], *, to_rows: bool) -> onnx.NodeProto:
+    """Ids to rows, or rows to ids."""
     ids: Any = numpy_helper.from_array(np.array(values, object), "ids")
     places: Any = numpy_helper.from_array(np.arange(1, len(values) + 1), "rows")
     unknown: Any = numpy_helper.from_array(np.array([0]), "unknown")
     words = {"keys_tensor": ids, "values_tensor": places, "default_tensor": unknown}
-    given, made = name, f"{name}_row"
     if not to_rows:
         unknown = numpy_helper.from_array(np.array([""], object), "unknown")
         words = {"keys_tensor": places, "values_tensor": ids, "default_tensor": unknown}
-        given, made = made, name
     return helper.make_node("LabelEncoder", [given], [made], f"{given} to {made}", domain="ai.onnx.ml", **words)
 
 
@@ -77,10 +101,10 @@ def _rename(nodes: Sequence[onnx.NodeProto], old: str, new: str) -> None:
                     names[place] = new
 
 
-def write_graphs(models: dict[str, ModelProto], folder: Path) -> None:
-    """Write graphs by file name, their large tensors once each into WEIGHTS."""
+def write_graphs(models: dict[str, ModelProto], folder: Path, weights_in: str = WEIGHTS) -> None:
+    """Write graphs by file name, their large tensors once each into a file beside them."""
     place_of: dict[str, int] = {}
-    with (folder / WEIGHTS).open("wb") as weights:
+    with (folder / weights_in).open("wb") as weights:
         for name, model in models.items():
             for tensor in model.graph.initializer:
                 raw = numpy_helper.to_array(tensor).tobytes()
@@ -94,7 +118,7 @@ def write_graphs(models: dict[str, ModelProto], folder: Path) -> None:
                 for field in ("raw_data", "float_data", "int64_data", "int32_data"):
                     tensor.ClearField(field)
                 tensor.raw_data = raw  # what `set_external_data` asks for, then dropped
-                set_external_data(tensor, WEIGHTS, offset=place_of[digest], length=len(raw))
+                set_external_data(tensor, weights_in, offset=place_of[digest], length=len(raw))
                 tensor.ClearField("raw_data")
                 tensor.data_location = TensorProto.EXTERNAL
             onnx.save_model(model, str(folder / name))

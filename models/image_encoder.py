@@ -47,6 +47,30 @@ class ImageEncoderConfig:
             raise ValueError(f"stage_width={self.stage_width}: must lie in 1 .. 512.")
 
 
+def resized(images_nCHW: Tensor, height: int, width: int) -> Tensor:
+    """Bilinear resizing with antialiasing as torchvision and Pillow have it, as two matrix products."""
+    across_VW = _triangles(images_nCHW.shape[3], width, images_nCHW.device)
+    return _triangles(images_nCHW.shape[2], height, images_nCHW.device) @ (images_nCHW @ across_VW.T)
+
+
+def as_kept(images_nHWC: Tensor, height: int, width: int) -> Tensor:
+    """uint8 images of any size, RGB -> float (n, 3, height, width), 0 .. 255 in whole levels: what Pillow's resizing gives,
+    which rounds halves up after each direction, but for a level here and there."""
+    images_nCHW = images_nHWC.permute(0, 3, 1, 2).to(torch.float32)
+    wide = (images_nCHW @ _triangles(images_nCHW.shape[3], width, images_nCHW.device).T + 0.5).floor()
+    return (_triangles(images_nCHW.shape[2], height, images_nCHW.device) @ wide + 0.5).floor().clamp(0, 255)
+
+
+def _triangles(old: int, new: int, device: torch.device) -> Tensor:
+    """The weight of every old pixel in every new one along a side, (new, old): triangles as wide as a new pixel, at least as
+    wide as an old one."""
+    scale = old / new
+    wide = max(scale, 1.0)
+    centre_V1 = (torch.arange(new, device=device).unsqueeze(1) + 0.5) * scale
+    weight_VW = (1 - (torch.arange(old, device=device) + 0.5 - centre_V1).abs() / wide).clamp(min=0)
+    return weight_VW / weight_VW.sum(1, keepdim=True)
+
+
 class PixelStatistics(nn.Module):
     """Colour and edges of a grid of cells: means of luma, red-green and blue-yellow, deviation of luma, edge energy."""
 
@@ -81,11 +105,11 @@ class WholeStatistics(nn.Module):
         saturation = (most - least) / (most + 1e-3)
         luma = 0.299 * red + 0.587 * green + 0.114 * blue
         reds, yellows = red - green, blue - (red + green) / 2
-        hue = torch.atan2(3**0.5 * (green - blue), 2 * red - green - blue) / (2 * torch.pi) + 0.5
+        hue = _angle(3**0.5 * (green - blue), 2 * red - green - blue) / (2 * torch.pi) + 0.5
         across = luma[:, 1:-1, 2:] - luma[:, 1:-1, :-2]
         down = luma[:, 2:, 1:-1] - luma[:, :-2, 1:-1]
         edge = (across.square() + down.square() + 1e-12).sqrt()
-        direction = torch.atan2(down, across) / torch.pi % 1
+        direction = _angle(down, across) / torch.pi % 1
         tones = (red > 0.35) & (green > 0.2) & (blue > 0.1) & (red > blue) & (most - least > 0.06) & (reds > 0.03)
         skin, height, width = tones.float(), luma.shape[1], luma.shape[2]
         centre = (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4))
@@ -110,6 +134,16 @@ class WholeStatistics(nn.Module):
             *(mean(skin), inner(skin), inner(luma) - mean(luma), inner(saturation) - mean(saturation)),
         ]
         return torch.stack(found, dim=1)
+
+
+def _angle(y: Tensor, x: Tensor) -> Tensor:
+    """atan2, -pi .. pi."""
+    if not torch.compiler.is_exporting():
+        return torch.atan2(y, x)
+    # the exporter's own takes a half turn as -pi where y is 0, which is another hue
+    slope = torch.atan(y / torch.where(x == 0, 1.0, x))
+    turned = torch.where(y >= 0, slope + torch.pi, slope - torch.pi)
+    return torch.where(x < 0, turned, torch.where(x > 0, slope, torch.sign(y) * (torch.pi / 2)))
 
 
 def _by_kind(share_nHW: Tensor, kinds: int, weight_nHW: Tensor) -> list[Tensor]:
@@ -139,8 +173,11 @@ class ImageEncoder(nn.Module):
 
     def stages(self, images_nCHW: Tensor) -> list[Tensor]:
         """Feature maps of the backbone's four stages from float images in 0 .. 1."""
-        net = self.backbone
-        x = F.interpolate(images_nCHW, (self.config.height, self.config.width), mode="bilinear", antialias=True)
+        net, size = self.backbone, (self.config.height, self.config.width)
+        if torch.compiler.is_exporting():  # ONNX Runtime's own antialiasing is off by some levels at edges
+            x = resized(images_nCHW, *size)
+        else:
+            x = F.interpolate(images_nCHW, size, mode="bilinear", antialias=True)
         x = net.maxpool(net.relu(net.bn1(net.conv1((x - self.mean) / self.std))))
         maps = []
         for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
@@ -151,7 +188,10 @@ class ImageEncoder(nn.Module):
     def forward(self, images_nCHW: Tensor) -> list[Tensor]:
         """uint8 (n, 3, H, W) -> blocks [(n, 72), (n, 30), (n, F1), ... (n, F4)]: statistics of cells and of the whole, then
         each stage's mean and spread."""
-        pixels = images_nCHW.float() / 255
+        return self.blocks(images_nCHW.float() / 255)
+
+    def blocks(self, pixels: Tensor) -> list[Tensor]:
+        """The same from float images in 0 .. 1."""
         blocks = [self.statistics(pixels), self.whole(pixels)]
         for stage in self.stages(pixels):
             blocks.append(torch.cat([stage.mean((2, 3)), stage.std((2, 3), correction=0)], dim=1))

@@ -52,6 +52,9 @@ def mean_of_known(vectors: nn.Embedding, rows_xL: Tensor) -> Tensor:
 
 def mean_of_rows(table_RD: Tensor, rows_xL: Tensor, sparse: bool = False) -> Tensor:
     """The same, of a table's rows; `sparse`: whether its gradient is."""
+    if torch.compiler.is_exporting():  # a bag's graph would be a loop over its lists
+        there_xL1 = (rows_xL > 0).to(table_RD.dtype).unsqueeze(-1)
+        return (table_RD[rows_xL] * there_xL1).sum(-2) / there_xL1.sum(-2).clamp(min=1)
     flat = F.embedding_bag(rows_xL.flatten(0, -2), table_RD, mode="mean", padding_idx=0, sparse=sparse)
     return flat.view(*rows_xL.shape[:-1], table_RD.shape[1])
 

@@ -72,6 +72,19 @@ class Terms(NamedTuple):
         return self.appeal_NK + (self.affinity_N + self.presentation_N)[:, None]
 
 
+class Held(NamedTuple):
+    """What is known of titles, any leading shape."""
+
+    rows: Tensor
+    """(...,): 0 for one that is new."""
+    people: Tensor
+    """(..., D): mean vector of the cast."""
+    genres_xL: Tensor
+    """(..., L): genre rows, padded with 0."""
+    year: Tensor
+    """(...,): decades since 2000, 0 where not known."""
+
+
 class Titles(NamedTuple):
     """What the title tower says of titles, any leading shape."""
 

@@ -97,13 +97,17 @@ class Ranking(nn.Module):
         state = self.state(*history, learned=self.model.taste_state is not None)
         again_N = self.model.played(history_title, history_length, title)
         context = Context(country, device, hour, row, column, play_count)
-        return self.ranked(state, context, title, artworks, again_N)
+        return self.ranked(state, context, title, self.artworks(artworks), again_N)
+
+    def artworks(self, rows: Tensor) -> Artworks:
+        """What is kept of artworks, for rows of any shape."""
+        return self._rows(Artworks, "artwork", rows)
 
     def ranked(
-        self, state: States, context: Context, title_N: Tensor, artworks_NK: Tensor, again_N: Tensor
+        self, state: States, context: Context, title_N: Tensor, artworks: Artworks, again_N: Tensor
     ) -> tuple[Tensor, ...]:
-        """The same from a member's state (N, ...), and whether a recent play was of the title."""
-        title, artworks = self._rows(Titles, "title", title_N), self._rows(Artworks, "artwork", artworks_NK)
+        """The same from a member's state (N, ...), vectors of artworks (N, K, ...) and whether a recent play was of the title."""
+        title = self._rows(Titles, "title", title_N)
         terms = self.model.rank_vectors(state, context, title, artworks, again_N)
         click_NK, engaged_NK = self.model.probabilities(terms)
         meet = self.model.appeal_vectors(state, context)

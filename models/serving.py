@@ -2,6 +2,7 @@
 
     member   history -> `member`, which meets candidates, and `titles_member`, which meets titles
     choose   `member` + context + candidates -> what `Ranking` gives
+    choose_vectors   the same, of candidates given as vectors, which `models.vectors` makes of what the catalogue gains
 
 Legend: N requests, T plays, K candidates, S a member's vector, W one for titles.
 """
@@ -9,13 +10,15 @@ Legend: N requests, T plays, K candidates, S a member's vector, W one for titles
 import torch
 from torch import Tensor, nn
 
-from models.parts import Context, States
+from models.parts import Artworks, Context, States
 from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
 
 MEMBER_OUTPUTS = ("member", "titles_member")
 CONTEXT = INPUTS[len(HISTORY) : -2]
 CHOOSE_INPUTS = ("member", *CONTEXT, "title", "played_before", "artworks")
 CHOOSE_OUTPUTS = OUTPUTS[:4]
+VECTORS = ("artwork_vector", "artwork_content", "artwork_bias", "artwork_engaged")
+CHOOSE_VECTORS_INPUTS = (*CHOOSE_INPUTS[:-1], *VECTORS)
 
 
 class Member(nn.Module):
@@ -64,9 +67,44 @@ class Choose(nn.Module):
 
         `member`: (N, S) of `Member`; `played_before`: bool (N,), whether the title is among the last `looks_back` plays.
         """
-        model = self.ranking.model
-        content, rank = sum(model.parts_of_content()), model.config.coplay.rank
-        state = States(member[:, content + rank :], member[:, :content], member[:, content : content + rank])
         context = Context(country, device, hour, row, column, play_count)
-        again = played_before & (title > 0)  # as in a whole request, where an unknown title is no other's
-        return self.ranking.ranked(state, context, title, artworks, again)[: len(CHOOSE_OUTPUTS)]
+        return _chosen(self.ranking, member, context, title, played_before, self.ranking.artworks(artworks))
+
+
+class ChooseVectors(nn.Module):
+    """The same of candidates that the catalogue of the graph need not hold."""
+
+    def __init__(self, ranking: Ranking) -> None:
+        super().__init__()
+        self.ranking = ranking
+
+    def forward(
+        self,
+        member: Tensor,
+        country: Tensor,
+        device: Tensor,
+        hour: Tensor,
+        row: Tensor,
+        column: Tensor,
+        play_count: Tensor,
+        title: Tensor,
+        played_before: Tensor,
+        artwork_vector: Tensor,
+        artwork_content: Tensor,
+        artwork_bias: Tensor,
+        artwork_engaged: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """As `Choose`, of the parts of `Artworks`, (N, K, ...)."""
+        context = Context(country, device, hour, row, column, play_count)
+        artworks = Artworks(artwork_vector, artwork_content, artwork_bias, artwork_engaged)
+        return _chosen(self.ranking, member, context, title, played_before, artworks)
+
+
+def _chosen(
+    ranking: Ranking, member: Tensor, context: Context, title: Tensor, played_before: Tensor, artworks: Artworks
+) -> tuple[Tensor, ...]:
+    model = ranking.model
+    content, rank = sum(model.parts_of_content()), model.config.coplay.rank
+    state = States(member[:, content + rank :], member[:, :content], member[:, content : content + rank])
+    again = played_before & (title > 0)  # as in a whole request, where an unknown title is no other's
+    return ranking.ranked(state, context, title, artworks, again)[: len(CHOOSE_OUTPUTS)]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from models.engagement import Engagement
 from models.history import HistoryConfig, RecentMean, time_apart
 from models.layers import dots, gathered, linked, mean_of_known, mean_of_rows, repeated, sums_of_last, table
-from models.parts import Artworks, Content, Context, Plays, Sizes, States, Terms, Titles, bent_line, straight
+from models.parts import Artworks, Content, Context, Held, Plays, Sizes, States, Terms, Titles, bent_line, straight
 from models.presentation import HOURS, PlayCount, Presentation
 from models.reading import Reading
 from models.titles import Coplay, CoplayConfig, Order, OrderConfig
@@ -149,17 +149,6 @@ class TwoTower(nn.Module):
         """Rows of trained titles; others become the unknown row."""
         return torch.where(rows < self.sizes.titles, rows, 0)
 
-    def table_rows(self, play_title_MT: Tensor, title_N: Tensor, artworks_NK: Tensor) -> dict[str, Tensor]:
-        """The distinct rows of each of TABLES that a batch may look up, the unknown row included."""
-
-        def distinct(*parts: Tensor) -> Tensor:
-            return torch.unique(torch.cat([*(part.flatten() for part in parts), title_N.new_zeros(1)]))
-
-        titles, artworks = distinct(play_title_MT, title_N), distinct(artworks_NK)
-        people = distinct(self.title_people_IL[titles], self.artwork_people_AL[artworks])
-        titles, artworks = titles[titles < self.sizes.titles], artworks[artworks < self.sizes.artworks]
-        return dict(zip(TABLES, (titles, titles, artworks, people), strict=True))
-
     def pictures(self, rows: Tensor) -> Tensor:
         """Image embeddings of artworks, centred and scaled, (...,) -> (..., E); zero for the unknown row."""
         found = self.artwork_image_AE[rows]
@@ -175,9 +164,11 @@ class TwoTower(nn.Module):
 
     def artworks(self, rows: Tensor) -> Artworks:
         """The artwork tower, for artwork rows of any shape."""
-        picture = self.pictures(rows)
-        people = mean_of_known(self.person, self.artwork_people_AL[rows])
-        moods = self._shares(self.artwork_genres_AL[rows])
+        return self.artworks_of(rows, self.pictures(rows), self.artwork_people_AL[rows], self.artwork_genres_AL[rows])
+
+    def artworks_of(self, rows: Tensor, picture: Tensor, people_xL: Tensor, genres_xL: Tensor) -> Artworks:
+        """The same from what artworks show: centred and scaled embeddings (..., E), people and moods; row 0 for one that is new."""
+        people, moods = mean_of_known(self.person, people_xL), self._shares(genres_xL)
         told = torch.cat([picture, people, moods], dim=-1)
         bias = self.artwork_content_bias(told) + self.artwork_bias(torch.where(rows < self.sizes.artworks, rows, 0))
         content = torch.cat([self.image(picture), people, moods], dim=-1)
@@ -185,13 +176,14 @@ class TwoTower(nn.Module):
 
     def titles(self, rows: Tensor) -> Titles:
         """The title tower, for title rows of any shape."""
-        ids = self._title_rows(rows)
-        people, genres = self._people(rows), self._shares(self.title_genres_IL[rows])
-        known = torch.cat([genres, people, self.title_year_I[rows].unsqueeze(-1)], dim=-1)
+        return self.titles_of(self._held(rows))
+
+    def titles_of(self, held: Held) -> Titles:
+        """The same from what titles are."""
+        ids, genres, people = self._title_rows(held.rows), self._shares(held.genres_xL), held.people
+        known = torch.cat([genres, people, held.year.unsqueeze(-1)], dim=-1)
         bias = (self.title_content_bias(known) + self.title_bias(ids)).squeeze(-1)
-        together = (
-            torch.zeros(*rows.shape, 0, device=rows.device) if self.coplay is None else self.coplay.target_IR[ids]
-        )
+        together = torch.zeros(*ids.shape, 0, device=ids.device) if self.coplay is None else self.coplay.target_IR[ids]
         content = torch.cat([people, genres], dim=-1)
         return Titles(self.title_vector(known), content, bias, together, self.engagement.of_titles(known))
 
@@ -199,27 +191,27 @@ class TwoTower(nn.Module):
         """Equal shares of a list's genres, (..., L) -> (..., G); zero for an empty list."""
         return mean_of_rows(self.one_genre_GG, genres_xL)
 
-    def _people(self, rows: Tensor) -> Tensor:
-        """Mean vector of the people of titles, (...,) -> (..., D)."""
-        return mean_of_known(self.person, self.title_people_IL[rows])
-
-    def _known(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `reading` is told of titles."""
-        return rows, self._people(rows), self.title_genres_IL[rows], self.title_year_I[rows]
+    def _held(self, rows: Tensor) -> Held:
+        """What is known of the catalogue's titles."""
+        people = mean_of_known(self.person, self.title_people_IL[rows])
+        return Held(rows, people, self.title_genres_IL[rows], self.title_year_I[rows])
 
     def plays(self, rows: Tensor) -> Plays:
         """What a play of a title says, for title rows of any shape."""
-        people = self._people(rows)
-        token = self.reading.tokens(*self._known(rows)) if self.reads_state else torch.zeros_like(people)
         artworks_xL = self.title_artworks_IL[rows]
-        there_x1 = (artworks_xL > 0).any(-1, keepdim=True).to(people.dtype)
+        there_x1 = (artworks_xL > 0).any(-1, keepdim=True).to(self.picture_scale.dtype)
         picture = mean_of_rows(self.artwork_image_AE, artworks_xL) - self.picture_centre_E
-        shares = self._shares(self.title_genres_IL[rows])
-        content = torch.cat([people, shares - self.genre_share_G * shares.sum(-1, keepdim=True)], dim=-1)
+        return self.plays_of(self._held(rows), self.image(picture * self.picture_scale * there_x1))
+
+    def plays_of(self, held: Held, mean_image: Tensor) -> Plays:
+        """The same from what titles are, and the projected mean of their artworks' images (..., D)."""
+        shares, rows = self._shares(held.genres_xL), held.rows
+        token = self.reading.tokens(*held) if self.reads_state else torch.zeros_like(held.people)
+        content = torch.cat([held.people, shares - self.genre_share_G * shares.sum(-1, keepdim=True)], dim=-1)
         together = torch.zeros(*rows.shape, 0, device=rows.device)
         if self.coplay is not None:
             together = self.coplay.source_IR[self._title_rows(rows)]
-        return Plays(token, content, self.image(picture * self.picture_scale * there_x1), together)
+        return Plays(token, content, mean_image, together)
 
     def states(
         self, play_title_MT: Tensor, play_artwork_MT: Tensor, play_watched_MT: Tensor, play_time_MT: Tensor
@@ -263,14 +255,18 @@ class TwoTower(nn.Module):
 
     def title_vectors(self, rows: Tensor) -> Tensor:
         """What a title is found by, (..., D + R + 1), the last of it the title's bias."""
-        parts = [*self.next_titles(rows)]
+        return self.found_by(self._held(rows))
+
+    def found_by(self, held: Held) -> Tensor:
+        """The same from what titles are."""
+        parts = [*self.reading.next_titles(*held)]
         if self.order is not None:
-            parts.insert(1, self.order.targets(rows))
+            parts.insert(1, self.order.targets(held.rows))
         return torch.cat(parts, dim=-1)
 
     def next_titles(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (..., D) and biases (..., 1) by which titles are told that are played next, but for `order`."""
-        return self.reading.next_titles(*self._known(rows))
+        return self.reading.next_titles(*self._held(rows))
 
     def rank(
         self,

@@ -1,5 +1,6 @@
 """What several tests share: one tiny simulated service and what is made from it, each made once per session."""
 
+import json
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each would wait for each other
@@ -13,11 +14,11 @@ import pytest
 from datamodules.prepare import prepare
 from datamodules.simulate import SimulateConfig, simulate
 from export.bundle import Bundle
-from export.export import export
+from export.export import Images, export
 from export.score import score
 from models.image_encoder import ImageEncoderConfig
 from train.config import FitConfig
-from train.embed import EmbedConfig, embed
+from train.embed import RECORD, EmbedConfig, embed, load_encoder
 from train.fit import fit
 from train.optimiser import OptimiserConfig
 from train.run import Run
@@ -70,7 +71,8 @@ def bundle(run: Path) -> Path:
     """The run's bundle."""
     out, opened = run.parent / "bundle", Run.open(run)
     about = {"fingerprint": opened.config["fingerprint"], "test_from": opened.config["test_from"]}
-    export(opened.model, opened.vocabularies, out, about=about)
+    images = Images(*load_encoder(run), json.loads((run / RECORD).read_text())["images"])
+    export(opened.model, opened.vocabularies, out, about=about, images=images)
     return out
 
 

@@ -29,6 +29,9 @@ GRAPHS = (
     "choose.onnx",
     "titles.onnx",
     "explore.onnx",
+    "choose_vectors.onnx",
+    "artwork.onnx",
+    "title.onnx",
     "rank_rows.onnx",
     "member_rows.onnx",
 )

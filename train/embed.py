@@ -184,8 +184,15 @@ def _write_pixels(folder: Path, paths: list[Path], hashes: list[str], console: C
 def load_encoder(folder: Path, config: ImageEncoderConfig | None = None) -> tuple[ImageEncoder, Projection]:
     """The encoder and the projection of a folder: of an embedding, or of a run that trained one.
 
-    `config`: its shape; default: what the embedding's own record says. A UserError where the weights do not fit it.
+    `config`: its shape; default: what the embedding's own record says. A UserError where there is none, or the weights do
+    not fit it.
     """
+    for name in (ENCODER, RECORD) if config is None else (ENCODER,):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder / name}: is not there: made by an older keyart. Copy {ENCODER} and {RECORD} there from the shards' "
+                f"{EMBEDDING} folder, or train again."
+            )
     state = load_file(folder / ENCODER)
     if config is None:
         config = ImageEncoderConfig(**json.loads((folder / RECORD).read_text())["config"]["encoder"])

@@ -25,13 +25,13 @@ from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.datamodule import Place, ShardsModule
 from datamodules.plays import PlaysFeed
 from datamodules.progress import progress_bar
-from datamodules.shards import Shards
+from datamodules.shards import EMBEDDING, Shards
 from models.two_tower import TwoTower
 from train.calibrate import calibrate
 from train.checkpoint import LAST, load_checkpoint
 from train.compiled import compiled, require_compiler
 from train.config import FitConfig, run_fingerprint
-from train.embed import ENCODER, encoder_fingerprint, load_embedding
+from train.embed import ENCODER, RECORD, encoder_fingerprint, load_embedding
 from train.finetune import ImageTower
 from train.keeper import BEST, Keeper, cut_log
 from train.posterior import fit_posterior
@@ -352,6 +352,10 @@ class _Fit:
             record["image_encoder"] += ", fine-tuned on clicks"
             record["image_encoder_fingerprint"] = content_hashes([run / ENCODER])[0]
             write_config(run, record)
+        # what a bundle needs to place artworks that the shards do not hold
+        for name in (RECORD,) if config.finetune.learning_rate else (RECORD, ENCODER):
+            with atomic_file(run / name) as partial:
+                shutil.copyfile(self.shards / EMBEDDING / name, partial)
         with atomic_file(run / METRICS) as partial:
             partial.write_text(json.dumps(metrics, indent=1))
         (run / BEST).unlink()

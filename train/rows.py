@@ -18,6 +18,20 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from models.two_tower import TABLES, TwoTower
+
+
+def looked_up(model: TwoTower, play_title_MT: Tensor, title_N: Tensor, artworks_NK: Tensor) -> dict[str, Tensor]:
+    """The distinct rows of each of `models.two_tower.TABLES` that a batch may look up, the unknown row included."""
+
+    def distinct(*parts: Tensor) -> Tensor:
+        return torch.unique(torch.cat([*(part.flatten() for part in parts), title_N.new_zeros(1)]))
+
+    titles, artworks, sizes = distinct(play_title_MT, title_N), distinct(artworks_NK), model.sizes
+    people = distinct(model.title_people_IL[titles], model.artwork_people_AL[artworks])
+    titles, artworks = titles[titles < sizes.titles], artworks[artworks < sizes.artworks]
+    return dict(zip(TABLES, (titles, titles, artworks, people), strict=True))
+
 
 class RowsAdamW(torch.optim.AdamW):
     """AdamW (Loshchilov and Hutter, 2019); parameters of groups with `rows: True` are tables of shape (R, D).

@@ -21,7 +21,7 @@ from train.average import Average
 from train.finetune import ImageTower
 from train.optimiser import OptimiserConfig
 from train.prior import Prior, PriorConfig
-from train.rows import RowsAdamW
+from train.rows import RowsAdamW, looked_up
 from train.schedule import warm_cosine
 from train.titles import TitleLesson
 
@@ -157,7 +157,7 @@ class RankerTask(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Bring the rows that are about to be looked up to where they would be, had all steps been dense."""
         if self.tables:
-            self.catch_up(self.model.table_rows(batch.play_title, batch.title, batch.artworks), before_step=True)
+            self.catch_up(looked_up(self.model, batch.play_title, batch.title, batch.artworks), before_step=True)
 
     def catch_up(self, rows: dict[str, Tensor] | None, *, before_step: bool) -> None:
         """See `RowsAdamW.catch_up`; None: all rows of all tables updated by rows."""
