@@ -52,7 +52,7 @@ from export.vector_parity import APART, vectors_apart
 from models.history import HOURS_APART
 from models.image_encoder import ImageEncoder, Projection
 from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
-from models.serving import CHOOSE_OUTPUTS, Member
+from models.serving import CHOOSE_OUTPUTS, VECTORS, Member
 from models.two_tower import MEANS, TwoTower
 from models.vectors import ArtworkVectors
 
@@ -100,14 +100,14 @@ DESCRIPTIONS = {
     "choice": ("int64", "(N,)", "place of the artwork to show among the candidates, from 0"),
     "propensity": ("float32", "(N,)", "how likely it was to be chosen: to be logged"),
     "policy": ("float32", "(N, K)", "how likely each was"),
-    "artwork_vector": ("float32", "(N, D), of candidates (N, K, D)", "what meets a member's taste in appeal"),
+    "artwork_vector": ("float32", "(N, D)", "what meets a member's taste in appeal"),
     "artwork_content": (
         "float32",
-        "(N, 2 D + G), of candidates (N, K, 2 D + G)",
+        "(N, 2 D + G)",
         "meets what was played: image, people, moods",
     ),
-    "artwork_bias": ("float32", "(N,), of candidates (N, K)", "what the artwork adds for everybody"),
-    "artwork_engaged": ("float32", "(N,), of candidates (N, K)", "the same for viewings"),
+    "artwork_bias": ("float32", "(N,)", "what the artwork adds for everybody"),
+    "artwork_engaged": ("float32", "(N,)", "the same for viewings"),
     "image": (
         "uint8",
         "(N, H, W, C)",
@@ -271,6 +271,8 @@ def _described(graph: ModelProto) -> dict[str, list[dict[str, str]]]:
         rows = []
         for part in parts:
             dtype, shape, meaning = DESCRIPTIONS[part.name]
+            if part.name in VECTORS and side == "inputs":  # of each candidate
+                shape = shape.replace("(N,)", "(N, K)") if shape == "(N,)" else shape.replace("(N,", "(N, K,")
             if part.type.tensor_type.elem_type == TensorProto.STRING:
                 dtype, meaning = "string", meaning.replace("row", "id").replace("padded with 0", 'padded with ""')
             rows.append({"name": part.name, "dtype": dtype, "shape": shape, "meaning": meaning})

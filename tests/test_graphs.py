@@ -13,10 +13,10 @@ import pytest
 
 import keyart
 from datamodules.contract import UserError
-from export.bundle import ABOUT, CARD, EXAMPLE, EXAMPLE_IN_NODE, GOLDEN, Bundle, sha256
+from export.bundle import ABOUT, ARTWORK, CARD, EXAMPLE, EXAMPLE_IN_NODE, GOLDEN, TITLE, Bundle, sha256
 from export.example_of_bundle import worst_difference
 from export.golden import NOBODY, as_arrays
-from export.ids import KIND_OF, WEIGHTS
+from export.ids import KIND_OF, TOWER_WEIGHTS, WEIGHTS
 from export.recommend import TitleRanker
 from export.score import DRAWS, WIDTH
 from export.thompson import Thompson
@@ -176,7 +176,7 @@ def test_exploring_is_thompson_sampling(bundle: Path) -> None:
 
 
 def test_no_custom_operator_and_each_weight_once(bundle: Path) -> None:
-    stored: dict[int, int] = {}
+    stored: dict[str, dict[int, int]] = {WEIGHTS: {}, TOWER_WEIGHTS: {}}
     for name in GRAPHS:
         model = onnx.load(str(bundle / name), load_external_data=False)
         assert {opset.domain: opset.version for opset in model.opset_import}.items() <= {
@@ -186,12 +186,13 @@ def test_no_custom_operator_and_each_weight_once(bundle: Path) -> None:
         for tensor in model.graph.initializer:
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 entry = {part.key: part.value for part in tensor.external_data}
-                assert entry["location"] == WEIGHTS
-                stored[int(entry["offset"])] = int(entry["length"])
-    assert sum(stored.values()) <= (bundle / WEIGHTS).stat().st_size < sum(stored.values()) + 64 * len(stored)
-    content = (bundle / WEIGHTS).read_bytes()
-    parts = [content[offset : offset + length] for offset, length in stored.items()]
-    assert len(set(parts)) == len(parts)
+                assert entry["location"] == (TOWER_WEIGHTS if name in (ARTWORK, TITLE) else WEIGHTS)
+                stored[entry["location"]][int(entry["offset"])] = int(entry["length"])
+    for file, places in stored.items():
+        assert sum(places.values()) <= (bundle / file).stat().st_size < sum(places.values()) + 64 * len(places)
+        content = (bundle / file).read_bytes()
+        parts = [content[offset : offset + length] for offset, length in places.items()]
+        assert len(set(parts)) == len(parts)
 
 
 def test_verifying(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
