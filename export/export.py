@@ -17,9 +17,22 @@ from torch import Tensor
 
 from datamodules.atomic import atomic_folder
 from datamodules.contract import CONTRACT_VERSION, UserError
+from datamodules.shards import Shards
 from datamodules.vocabulary import Vocabularies, save_vocabularies
 from export import example_of_bundle
-from export.bundle import ABOUT, CARD, EXAMPLE, EXAMPLE_IN_NODE, GOLDEN, POSTERIOR, TITLES, VOCABULARIES, Bundle, sha256
+from export.bundle import (
+    ABOUT,
+    CARD,
+    EXAMPLE,
+    EXAMPLE_IN_NODE,
+    GOLDEN,
+    POSTERIOR,
+    TITLES,
+    VOCABULARIES,
+    Bundle,
+    files_of,
+    sha256,
+)
 from export.card import card_of
 from export.explain import CONTEXT, TABLES, Explainer, total
 from export.explore_graph import explore_graph
@@ -28,6 +41,7 @@ from export.graphs import IR_VERSION, OPSET, graphs_of
 from export.ids import with_ids, write_graphs
 from export.score import DRAWS, WIDTH
 from export.thompson import Thompson
+from export.variants import ship_variants
 from models.history import HOURS_APART
 from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
 from models.serving import Member
@@ -35,7 +49,7 @@ from models.two_tower import MEANS, TwoTower
 
 PARITY = 1e-4
 """Largest difference of a probability between torch and ONNX Runtime that a bundle may have."""
-LAYOUT = 4
+LAYOUT = 5
 """Raised when the bundle's files change their meaning."""
 
 DESCRIPTIONS = {
@@ -87,11 +101,13 @@ def export(
     out: Path,
     *,
     about: dict[str, Any],
+    validation: Shards | None = None,
     console: Console | None = None,
 ) -> Bundle:
     """Write the bundle of a model in evaluation mode; UserError where its graph does not match torch.
 
-    `about` is what is known of the run, and goes into `bundle.json` as it is.
+    `about` is what is known of the run, and goes into `bundle.json` as it is. `validation`: the shards the run was trained
+    on, by whose validation impressions graphs of fewer bytes are judged: see `export.variants`.
     """
     console = console or Console(stderr=True)
     model = model.eval().cpu()
@@ -110,7 +126,6 @@ def export(
         save_vocabularies(vocabularies, folder / VOCABULARIES)
         with torch.no_grad():
             save_file({"title_vector": model.title_vectors(torch.arange(len(model.title_year_I)))}, folder / TITLES)
-        files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
         record = {
             "contract_version": CONTRACT_VERSION,
             "layout": LAYOUT,
@@ -119,7 +134,7 @@ def export(
             "looks_back": model.config.history.span,
             "graphs": {name: _described(graph) for name, graph in graphs.items()},
             "rows": "an id's row is its place in vocabularies.json plus 1; 0 is the unknown row",
-            "sha256": files,
+            "sha256": files_of(folder),
             **about,
         }
         (folder / ABOUT).write_text(json.dumps(record, indent=1))
@@ -142,10 +157,12 @@ def export(
         record["golden"] = {"largest_difference": golden, "bound": PARITY, "cases": cases}
         record["explanations"] = {"largest_difference": unexplained, "bound": PARITY}
         record["parity"] = {"largest_difference": difference, "bound": PARITY, "requests": 256}
+        record["precisions"] = ship_variants(folder, vocabularies, reach, golden, validation, console)
+        record["sha256"] = files_of(folder)
         (folder / CARD).write_text(card_of(record, vocabularies), encoding="utf-8")
         record["sha256"][CARD] = sha256(folder / CARD)
         (folder / ABOUT).write_text(json.dumps(record, indent=1))
-    size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     console.print(f"export: {out}, {size:.1f} MB; largest difference from torch on 256 requests {difference:.1e}")
     return Bundle.open(out)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.prepare import prepare
+from datamodules.shards import Shards
 from datamodules.simulate import SimulateConfig, simulate
 from export.bundle import Bundle
 from export.export import export
@@ -66,11 +67,11 @@ def run(shards: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle(run: Path) -> Path:
-    """The run's bundle."""
+def bundle(run: Path, shards: Path) -> Path:
+    """The run's bundle, with the precisions that its gates let ship."""
     out, opened = run.parent / "bundle", Run.open(run)
     about = {"fingerprint": opened.config["fingerprint"], "test_from": opened.config["test_from"]}
-    export(opened.model, opened.vocabularies, out, about=about)
+    export(opened.model, opened.vocabularies, out, about=about, validation=Shards.open(shards))
     return out
 
 
