@@ -91,13 +91,13 @@ def go_the_whole_way(dataset: Path, out: Path, recipe: Recipe, console: Console)
     )
 
 
-def export_run(run: Path, out: Path, console: Console, fingerprint: str | None = None) -> Any:
-    """A run's bundle; its graphs of fewer bytes are judged by the run's own shards, where these are still there."""
+def export_run(run: Path, out: Path, console: Console, fingerprint: str | None = None, *, reduced: bool = True) -> Any:
+    """A run's bundle; `reduced`: with graphs of fewer bytes too, judged by the run's own shards, where these are still there."""
     opened = Run.open(run)
     kept = ("fingerprint", "test_from", "log_fingerprint", "shards_fingerprint", "image_encoder", "provenance")
     about = {name: opened.config[name] for name in kept} | {"metrics": opened.metrics}
     about |= {"fingerprint": fingerprint or about["fingerprint"]}
-    validation = shards_of(opened, console)
+    validation = shards_of(opened, console) if reduced else None
     return export_bundle(opened.model, opened.vocabularies, out, about=about, validation=validation, console=console)
 
 
@@ -119,7 +119,11 @@ def judge(source: Path, dataset: Path, out: Path, console: Console) -> dict[str,
     """Score the test period by a bundle, or a run's, exported aside, and judge the scores; returns the report."""
     with TemporaryDirectory() as folder:
         work = Path(folder)
-        bundle = Bundle.open(source) if (source / ABOUT).is_file() else export_run(source, work / "bundle", console)
+        bundle = (
+            Bundle.open(source)
+            if (source / ABOUT).is_file()
+            else export_run(source, work / "bundle", console, reduced=False)
+        )
         since = datetime.fromisoformat(bundle.about["test_from"])
         score_dataset(bundle, dataset, work / "scores", since=since, console=console)
         return evaluate_scores(dataset, work / "scores", out, since=since)

@@ -24,6 +24,7 @@ from export.ids import LEAST_BYTES, WEIGHTS
 from export.precision import KINDS, Kind, reduced
 from export.variants import SERVED, precisions_in_words, ship_variants
 from export.verify import verify
+from pipeline import shards_of
 from tests.test_explain import request_of
 from train.run import Run
 
@@ -213,6 +214,21 @@ def test_the_card_tells_of_every_precision(bundle: Path) -> None:
         assert not (bundle / row["precision"]).exists()
     assert "| fp32 | yes | 0.0e+00 | " in card
     assert all(line in card.splitlines() for line in precisions_in_words(rows))
+
+
+def test_a_runs_shards_judge_where_they_are_still_its_own(
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened, console = Run.open(run), Console(width=1000)
+    found = shards_of(opened, console)
+    assert found is not None
+    assert found.folder == shards
+    assert capsys.readouterr().out == ""
+    gone = replace(opened, config=opened.config | {"shards": str(tmp_path)})
+    assert shards_of(gone, console) is None
+    assert "no fp16 and no int8 graphs" in capsys.readouterr().out
+    assert shards_of(replace(opened, config=opened.config | {"shards_fingerprint": "another"}), console) is None
+    assert "holds other shards than the run was trained on" in capsys.readouterr().out
 
 
 def test_without_validation_nothing_ships(bundle: Path, shards: Path, tmp_path: Path) -> None:
