@@ -215,9 +215,7 @@ def verify(bundle: Path) -> None:
     """
     from export.verify import verify as verify_bundle
 
-    found = verify_bundle(bundle)
-    same = f"{found.cases} golden cases, max_abs_difference={found.difference:.1e}"
-    next_command(f"{bundle}: {found.files} files unchanged; {same}", f"keyart score {bundle} DATASET SCORES")
+    next_command(f"{bundle}: {verify_bundle(bundle)}", f"keyart score {bundle} DATASET SCORES")
 
 
 def refresh(bundle: Path, dataset: Path) -> None:

@@ -19,6 +19,7 @@ from datamodules.counts import summary
 from datamodules.fingerprint import dataset_fingerprint, files_fingerprint, fingerprint
 from datamodules.prepare import prepare as prepare_shards
 from datamodules.prepare import shards_fingerprint
+from datamodules.shards import Shards
 from evaluation.evaluate import LAYOUT as REPORT_LAYOUT
 from evaluation.evaluate import evaluate as evaluate_scores
 from export.bundle import ABOUT, Bundle
@@ -92,20 +93,42 @@ def go_the_whole_way(dataset: Path, out: Path, recipe: Recipe, console: Console)
     )
 
 
-def export_run(run: Path, out: Path, console: Console, fingerprint: str | None = None) -> Any:
+def export_run(run: Path, out: Path, console: Console, fingerprint: str | None = None, *, reduced: bool = True) -> Any:
+    """A run's bundle; `reduced`: with graphs of fewer bytes too, judged by the run's own shards, where these are still there."""
     opened = Run.open(run)
     kept = ("fingerprint", "test_from", "log_fingerprint", "shards_fingerprint", "image_encoder", "provenance")
     about = {name: opened.config[name] for name in kept} | {"metrics": opened.metrics}
     about |= {"fingerprint": fingerprint or about["fingerprint"]}
     images = Images(*load_encoder(run), read_json(run / EMBEDDED)["images"])
-    return export_bundle(opened.model, opened.vocabularies, out, about=about, images=images, console=console)
+    validation = shards_of(opened, console) if reduced else None
+    return export_bundle(
+        opened.model, opened.vocabularies, out, about=about, images=images, validation=validation, console=console
+    )
+
+
+def shards_of(run: Run, console: Console) -> Shards | None:
+    """The shards a run was trained on; where they are gone or are others now, None, and the console says why."""
+    folder = Path(run.config["shards"])
+    try:
+        found = Shards.open(folder)
+    except UserError as error:
+        console.print(f"export: no fp16 and no int8 graphs: {error}")
+        return None
+    if found.fingerprint != run.config["shards_fingerprint"]:
+        console.print(f"export: no fp16 and no int8 graphs: {folder} holds other shards than the run was trained on")
+        return None
+    return found
 
 
 def judge(source: Path, dataset: Path, out: Path, console: Console) -> dict[str, Any]:
     """Score the test period by a bundle, or a run's, exported aside, and judge the scores; returns the report."""
     with TemporaryDirectory() as folder:
         work = Path(folder)
-        bundle = Bundle.open(source) if (source / ABOUT).is_file() else export_run(source, work / "bundle", console)
+        bundle = (
+            Bundle.open(source)
+            if (source / ABOUT).is_file()
+            else export_run(source, work / "bundle", console, reduced=False)
+        )
         since = datetime.fromisoformat(bundle.about["test_from"])
         score_dataset(bundle, dataset, work / "scores", since=since, console=console)
         return evaluate_scores(dataset, work / "scores", out, since=since)

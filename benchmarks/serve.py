@@ -5,7 +5,8 @@ in turn. `keyart` takes ids, as a serving team asks (rank.onnx, or member.onnx a
 of a member whose vector is kept); `keyart, rows` is the same graph over rows, and so are torch eager and torch.compile of the
 same module. torch-rechub is its DSSM of equal width, exported by its own exporter, over rows: the member's tower, the item's
 tower for each candidate (it depends on the item alone: whoever keeps its vectors pays for the member's), and their dot
-products. It reads the history's titles alone, no time, place or engagement.
+products. It reads the history's titles alone, no time, place or engagement. `keyart, fp16` and `keyart, int8` are the graphs of
+fewer bytes (`export.precision`), over ids, measured whether a bundle of this run would ship them or not.
 """
 
 import shutil
@@ -30,6 +31,8 @@ from export.bundle import RANK_ROWS
 from export.export import export, random_requests
 from export.golden import NOBODY
 from export.ids import KIND_OF
+from export.precision import KINDS
+from export.variants import write_variant
 from models.ranking import INPUTS, Ranking
 from train.config import FitConfig
 from train.embed import EmbedConfig, embed
@@ -84,6 +87,8 @@ def bench(config: Config, console: Console) -> list[Row]:
             work = Path(folder)
             run = Run.open(Path(config.run) if config.run else _trained(work, console))
             bundle = export(run.model, run.vocabularies, work / "bundle", about={}, console=Console(quiet=True))
+            for kind in KINDS:
+                write_variant(bundle.folder, kind)
             ranking = Ranking(run.model.eval()).eval()
             towers = _peer(run, work, config, console)
             rows: list[Row] = []
@@ -123,7 +128,7 @@ def _asking(session: ort.InferenceSession, request: dict[str, np.ndarray]) -> As
 
 
 def _ours(bundle: Path, rows: dict[str, np.ndarray], run: Run) -> dict[tuple[str, str], Asks]:
-    """keyart's graphs: whole requests in ids and in rows, and in two steps."""
+    """keyart's graphs: whole requests in ids and in rows, and in two steps; and those of fewer bytes."""
     ids = dict(rows)
     for name in KIND_OF.keys() & rows.keys():
         values = np.array([NOBODY, *run.vocabularies[KIND_OF[name]].values], object)
@@ -133,7 +138,11 @@ def _ours(bundle: Path, rows: dict[str, np.ndarray], run: Run) -> dict[tuple[str
     ids |= dict(zip(names, _asking(member, ids)(), strict=True))  # pyright: ignore[reportArgumentType, reportCallIssue]
     ids["played_before"] = np.zeros(len(rows["title"]), bool)
     of_member, of_choice = _asking(member, ids), _asking(choose, ids)
-    return {
+    fewer: dict[tuple[str, str], Asks] = {}
+    for kind in KINDS:
+        for what, graph in (("whole", "rank.onnx"), ("kept", "choose.onnx")):
+            fewer[f"{OURS}, {kind}", what] = _asking(_session(bundle / kind / graph), ids)
+    return fewer | {
         (OURS, "whole"): _asking(_session(bundle / "rank.onnx"), ids),
         (OURS, "member, then choose"): lambda: (of_member(), of_choice()),
         (OURS, "kept"): of_choice,

@@ -1,8 +1,9 @@
 """Bundles: the folder a serving team gets, read without torch.
 
 The graphs over ids, for a serving team, and over rows, for bulk work here, are those of `export.graphs`; beside them
-`vocabularies.json` (ids -> rows), `golden.jsonl` and `example.py` and `example.mjs` that run it, `CARD.md`, and
-`bundle.json` (what every input and output is, what the model was made of, what was measured, and each file's SHA-256).
+some in fewer bytes (`export.variants`), `vocabularies.json` (ids -> rows), `golden.jsonl` and `example.py` and `example.mjs`
+that run it, `CARD.md`, and `bundle.json` (what every input and output is, what the model was made of, what was measured, and
+each file's SHA-256).
 """
 
 import hashlib
@@ -33,6 +34,12 @@ IMAGES = "images.json"
 def sha256(path: Path) -> str:
     """Of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a bundle but its record, those of subfolders included, by path from the bundle on."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / ABOUT)
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,13 @@ def ask(session: ort.InferenceSession, request: dict) -> dict:
     return dict(zip(names, session.run(names, given), strict=True))
 
 
-def worst_difference(folder: Path) -> float:
-    """Of the golden cases by rank.onnx, and by member.onnx and choose.onnx, which keep a member's vector in between."""
-    rank, member, choose = (ort.InferenceSession(folder / f"{name}.onnx") for name in ("rank", "member", "choose"))
+def worst_difference(folder: Path, graphs: str = "") -> float:
+    """Of the golden cases by rank.onnx, and by member.onnx and choose.onnx, which keep a member's vector in between.
+
+    `graphs`: the bundle's own folder, or "fp16" or "int8" for those of fewer bytes, where the bundle has them.
+    """
+    at = folder / graphs
+    rank, member, choose = (ort.InferenceSession(at / f"{name}.onnx") for name in ("rank", "member", "choose"))
     looks_back, worst = json.loads((folder / "bundle.json").read_text("utf-8"))["looks_back"], 0.0
     for line in (folder / "golden.jsonl").read_text("utf-8").splitlines():
         case = json.loads(line)

@@ -22,6 +22,7 @@ from datamodules.artworks import HEIGHT, WIDTH
 from datamodules.atomic import atomic_folder
 from datamodules.catalogue import MOST_GENRES, MOST_PEOPLE
 from datamodules.contract import CONTRACT_VERSION, UserError
+from datamodules.shards import Shards
 from datamodules.vocabulary import Vocabularies, save_vocabularies
 from export import example_of_bundle
 from export.bundle import (
@@ -37,6 +38,7 @@ from export.bundle import (
     TITLES,
     VOCABULARIES,
     Bundle,
+    files_of,
     sha256,
 )
 from export.card import card_of
@@ -48,6 +50,7 @@ from export.ids import TOWER_WEIGHTS, with_ids, write_graphs
 from export.score import DRAWS
 from export.score import WIDTH as POSTERIOR_WIDTH
 from export.thompson import Thompson
+from export.variants import ship_variants
 from export.vector_parity import APART, vectors_apart
 from models.history import HOURS_APART
 from models.image_encoder import ImageEncoder, Projection
@@ -146,12 +149,14 @@ def export(
     *,
     about: dict[str, Any],
     images: Images | None = None,
+    validation: Shards | None = None,
     console: Console | None = None,
 ) -> Bundle:
     """Write the bundle of a model in evaluation mode; UserError where its graphs do not match torch.
 
     `about` is what is known of the run, and goes into `bundle.json` as it is. Without `images` the bundle has neither
-    artwork.onnx nor title.onnx, and cannot be refreshed.
+    artwork.onnx nor title.onnx, and cannot be refreshed. `validation`: the shards the run was trained
+    on, by whose validation impressions graphs of fewer bytes are judged: see `export.variants`.
     """
     console = console or Console(stderr=True)
     model = model.eval().cpu()
@@ -181,7 +186,6 @@ def export(
         save_vocabularies(vocabularies, folder / VOCABULARIES)
         with torch.no_grad():
             save_file({"title_vector": model.title_vectors(torch.arange(len(model.title_year_I)))}, folder / TITLES)
-        files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
         record = {
             "contract_version": CONTRACT_VERSION,
             "layout": LAYOUT,
@@ -190,7 +194,7 @@ def export(
             "looks_back": model.config.history.span,
             "graphs": {name: _described(graph) for name, graph in graphs.items()},
             "rows": "an id's row is its place in vocabularies.json plus 1; 0 is the unknown row",
-            "sha256": files,
+            "sha256": files_of(folder),
             **about,
         }
         (folder / ABOUT).write_text(json.dumps(record, indent=1))
@@ -221,10 +225,12 @@ def export(
         record["golden"] = {"largest_difference": golden, "bound": PARITY, "cases": cases}
         record["explanations"] = {"largest_difference": unexplained, "bound": PARITY}
         record["parity"] = {"largest_difference": difference, "bound": PARITY, "requests": 256}
+        record["precisions"] = ship_variants(folder, vocabularies, reach, golden, validation, console)
+        record["sha256"] = files_of(folder)
         (folder / CARD).write_text(card_of(record, vocabularies), encoding="utf-8")
         record["sha256"][CARD] = sha256(folder / CARD)
         (folder / ABOUT).write_text(json.dumps(record, indent=1))
-    size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     console.print(f"export: {out}, {size:.1f} MB; largest difference from torch on 256 requests {difference:.1e}")
     return Bundle.open(out)
 

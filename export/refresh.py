@@ -46,7 +46,7 @@ from export.bundle import (
     TITLE,
     VOCABULARIES,
     Bundle,
-    sha256,
+    files_of,
 )
 from export.bundle import TITLES as TITLE_VECTORS
 from export.card import card_of
@@ -103,7 +103,7 @@ def refresh(folder: Path, dataset: Path, console: Console) -> Refreshed:
         more = dict(words)
         for name, table in (("titles", titles), ("artworks", artworks)):
             more[name] = words[name].extended(table[f"{name[:-1]}_id"].to_pylist())
-        _write(bundle, more, rows, hashes, Refreshed(titles.num_rows, artworks.num_rows))
+        _write(bundle, more, rows, hashes, Refreshed(titles.num_rows, artworks.num_rows), console)
     console.print(
         f"refresh: {folder}: {titles.num_rows:,} titles and {artworks.num_rows:,} artworks more; the rest as it was"
     )
@@ -241,7 +241,9 @@ def _means(
     return sums / np.maximum(count, 1).reshape(-1, *[1] * len(shape))
 
 
-def _write(bundle: Bundle, words: Vocabularies, rows: Rows, hashes: list[str], gained: Refreshed) -> None:
+def _write(
+    bundle: Bundle, words: Vocabularies, rows: Rows, hashes: list[str], gained: Refreshed, console: Console
+) -> None:
     """The bundle with rows behind its tables, in place of the old one."""
     old, record = bundle.folder, json.loads(json.dumps(bundle.about))
     with atomic_folder(old, marker=ABOUT) as folder:
@@ -271,8 +273,10 @@ def _write(bundle: Bundle, words: Vocabularies, rows: Rows, hashes: list[str], g
                 "artworks": gained.artworks,
             }
         )
+        if "precisions" in record:
+            record["precisions"] = remake_variants(folder, record["precisions"], console)
         (folder / CARD).write_text(card_of(record, words), encoding="utf-8")
-        record["sha256"] = {name: sha256(folder / name) for name in record["sha256"]}
+        record["sha256"] = files_of(folder)
         (folder / ABOUT).write_text(json.dumps(record, indent=1))
         difference = worst_difference(folder)
         if not difference <= record["golden"]["bound"]:

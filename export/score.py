@@ -190,10 +190,16 @@ def _ranked(bundle: Bundle, shard: Shard) -> Iterator[tuple[dict[str, np.ndarray
             yield request, there, answer.result()
 
 
-def requests(shard: Shard, history_length: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """A shard's impressions as the graph's inputs, in order, with which candidates are there: bool (N, K)."""
-    for begin in range(0, shard.impressions, REQUESTS_AT_ONCE):
-        rows = slice(begin, begin + REQUESTS_AT_ONCE)
+def requests(
+    shard: Shard, history_length: int, wanted: np.ndarray | None = None
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """A shard's impressions as the graph's inputs, in order, with which candidates are there: bool (N, K).
+
+    `wanted`: the impressions' places in the shard, default all.
+    """
+    wanted = np.arange(shard.impressions) if wanted is None else wanted
+    for begin in range(0, len(wanted), REQUESTS_AT_ONCE):
+        rows = wanted[begin : begin + REQUESTS_AT_ONCE]
         end = shard.history_end[rows]
         start = np.maximum(shard.history_start[rows], end - history_length)
         length = end - start
@@ -204,8 +210,8 @@ def requests(shard: Shard, history_length: int) -> Iterator[tuple[dict[str, np.n
         def past(column: np.ndarray, fill: float, inside: np.ndarray = inside, play: np.ndarray = play) -> np.ndarray:
             return np.where(inside, column[play] if len(column) else fill, fill)
 
-        first = shard.candidate_start[begin : begin + len(end)]
-        width = shard.candidate_start[begin + 1 : begin + 1 + len(end)] - first
+        first = shard.candidate_start[rows]
+        width = shard.candidate_start[rows + 1] - first
         place = np.arange(int(width.max()))
         there = place < width[:, None]
         request = {

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.prepare import prepare
+from datamodules.shards import Shards
 from datamodules.simulate import SimulateConfig, simulate
 from export.bundle import Bundle
 from export.export import Images, export
@@ -67,12 +68,13 @@ def run(shards: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle(run: Path) -> Path:
-    """The run's bundle."""
+def bundle(run: Path, shards: Path) -> Path:
+    """The run's bundle, with the precisions that its gates let ship."""
     out, opened = run.parent / "bundle", Run.open(run)
     about = {"fingerprint": opened.config["fingerprint"], "test_from": opened.config["test_from"]}
     images = Images(*load_encoder(run), json.loads((run / RECORD).read_text())["images"])
-    export(opened.model, opened.vocabularies, out, about=about, images=images)
+    validation = Shards.open(shards)
+    export(opened.model, opened.vocabularies, out, about=about, images=images, validation=validation)
     return out
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import keyart
 from datamodules.contract import UserError
-from export.bundle import ABOUT, ARTWORK, CARD, EXAMPLE, EXAMPLE_IN_NODE, GOLDEN, TITLE, Bundle, sha256
+from export.bundle import ABOUT, ARTWORK, CARD, EXAMPLE, EXAMPLE_IN_NODE, GOLDEN, TITLE, Bundle, files_of, sha256
 from export.example_of_bundle import worst_difference
 from export.golden import NOBODY, as_arrays
 from export.ids import KIND_OF, TOWER_WEIGHTS, WEIGHTS
@@ -228,7 +228,7 @@ def test_verifying(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[st
 def test_the_record_and_the_card_say_what_there_is(bundle: Path) -> None:
     about, card = json.loads((bundle / ABOUT).read_text()), (bundle / CARD).read_text("utf-8")
     assert set(about["graphs"]) == set(GRAPHS)
-    assert set(about["sha256"]) == {path.name for path in bundle.iterdir()} - {ABOUT}
+    assert set(about["sha256"]) == set(files_of(bundle))
     for name in GRAPHS:
         session = ort.InferenceSession(bundle / name)
         for side, parts in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
