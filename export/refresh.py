@@ -53,6 +53,7 @@ from export.card import card_of
 from export.example_of_bundle import worst_difference
 from export.golden import golden_cases, write_golden
 from export.ids import with_more_ids, write_graphs
+from export.variants import remake_variants
 
 OF_TITLES, OF_ARTWORKS = ("play_", "title_", "mean_", "found_by"), ("artwork_",)
 """How the names of tables by title row and by artwork row begin."""
