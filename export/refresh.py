@@ -274,6 +274,7 @@ def _write(
                 "artworks": gained.artworks,
             }
         )
+        (folder / ABOUT).write_text(json.dumps(record))  # the golden cases read it
         if "precisions" in record:
             record["precisions"] = remake_variants(folder, record["precisions"], console)
         (folder / CARD).write_text(card_of(record, words), encoding="utf-8")

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from rich.console import Console
@@ -22,6 +24,7 @@ from export.example_of_bundle import worst_difference
 from export.gates import BOUNDS, measure, newest
 from export.ids import LEAST_BYTES, WEIGHTS
 from export.precision import KINDS, Kind, reduced
+from export.refresh import refresh
 from export.variants import SERVED, precisions_in_words, ship_variants
 from export.verify import verify
 from pipeline import shards_of
@@ -242,3 +245,27 @@ def test_without_validation_nothing_ships(bundle: Path, shards: Path, tmp_path: 
     other.vocabularies["titles"] = titles.extended(["one more"])
     with pytest.raises(UserError, match="its titles are not those of the bundle"):
         shipped(bundle, tmp_path / "other", other)
+
+
+def test_a_refresh_makes_them_anew(
+    service: Path, bundle: Path, shards: Path, tmp_path: Path, of_any_size: None
+) -> None:
+    """An artwork more: old rows are the bytes they were, and the new id is known to each precision."""
+    folder = shipped(bundle, tmp_path / "bundle", Shards.open(shards))
+    dataset = tmp_path / "dataset"
+    shutil.copytree(service / "images", dataset / "images")
+    shutil.copy(service / "titles.parquet", dataset)
+    artworks = pq.read_table(service / "artworks.parquet")
+    row = artworks.slice(0, 1).to_pylist()[0] | {"artwork_id": "one more"}
+    pq.write_table(
+        pa.concat_tables([artworks, pa.Table.from_pylist([row], artworks.schema)]), dataset / "artworks.parquet"
+    )
+    before = {kind: weights_of(onnx.load(str(folder / kind / "rank.onnx"))) for kind in KINDS}
+    assert refresh(folder, dataset, Console(quiet=True)).artworks == 1
+    assert set(verify(folder).of_variants) == set(KINDS)
+    for kind in KINDS:
+        after, grew = weights_of(onnx.load(str(folder / kind / "rank.onnx"))), 0
+        for name, values in before[kind].items():
+            grew += len(after[name]) - len(values) if values.ndim else 0
+            np.testing.assert_array_equal(after[name][: len(values)] if values.ndim else after[name], values)
+        assert grew
