@@ -40,9 +40,9 @@ appender.stderr.type = Console
 appender.stderr.name = stderr
 appender.stderr.target = SYSTEM_ERR
 appender.stderr.layout.type = PatternLayout
-appender.stderr.layout.pattern = spark: %m%n
+appender.stderr.layout.pattern = spark: %m%ex{none}%n
 """
-"""What Spark logs: a user of keyart has no use for how a session starts."""
+"""What Spark logs: a user of keyart has no use for how a session starts, nor for where in Java a task failed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -162,8 +162,13 @@ def _progress(parts: Path, shards: int, console: Console) -> Iterator[None]:
 
 
 def _said(error: Exception) -> str:
-    """The one line of Spark's many that tells what happened: how Python's traceback ends, else the first."""
+    """The one line of Spark's many that tells what happened: how Python's traceback ends, or why the last try failed."""
     text = str(error)
-    ends = re.findall(r"Traceback \(most recent call last\):\n(?:[ \t].*\n)+(\S.*)", text)
-    lines = ends or [line for line in text.splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[0].split())[:300]
+    places = (
+        r"Traceback \(most recent call last\):\n(?:[ \t].*\n)+(\S.*)",
+        r"most recent failure: .*?executor [^)]*\): (.+)",
+        r"^: (.+)",  # below what was called by way of py4j
+        r"^\s*(\S.*)",
+    )
+    found = next(filter(None, (re.search(place, text, re.MULTILINE) for place in places)), None)
+    return " ".join(found[1].split())[:300] if found else type(error).__name__
