@@ -17,6 +17,7 @@ from configs.call import ended, nearest, next_command, to_stderr, to_stdout, usa
 
 TYPE_CHECKING = False  # not typing's: jsonargparse runs what stands under that, and every command would load torch
 if TYPE_CHECKING:
+    from datamodules.engines import EngineConfig
     from datamodules.prepare import PrepareConfig
     from datamodules.simulate import SimulateConfig
     from train.config import FitConfig
@@ -36,7 +37,7 @@ COMMANDS = {
     "export": ("a run -> a bundle: ONNX and what a serving team needs", None),
     "verify": ("every checksum of a bundle and every golden case", None),
     "refresh": ("new titles and artworks of a dataset into a bundle, without training", None),
-    "score": ("a bundle over a dataset -> a table of click probabilities and policies", None),
+    "score": ("a bundle over a dataset -> a table of click probabilities and policies", "engine"),
     "recommend": ("a bundle over a dataset -> the titles every member should see first", None),
     "serve": ("a bundle behind HTTP: ranked artworks, propensities and why", None),
     "bench": ("a benchmark's table, or all of them: ours beside what a user would pick instead", None),
@@ -239,6 +240,7 @@ def score(
     policy: str = "greedy",
     reward: Literal["clicked", "engaged"] = "clicked",
     since: str | None = None,
+    settings: EngineConfig,
 ) -> None:
     """Score a dataset's impressions with ONNX Runtime: click probabilities and the policy's choice, as Parquet.
 
@@ -251,15 +253,12 @@ def score(
         reward: What the policy chooses by: the probability of a click, or of one that leads to a viewing.
         since: Only impressions shown at or after this date or time (ISO 8601, UTC); default: all.
     """
-    from datamodules.check import require_valid
     from datamodules.contract import moment_of
     from export.bundle import Bundle
-    from export.score import score as score_dataset
+    from export.score import check_and_score
 
-    moment = None if since is None else moment_of("since", since)
-    opened = Bundle.open(bundle)
-    require_valid(dataset, images=False)
-    score_dataset(opened, dataset, out, policy=policy, reward=reward, since=moment, console=to_stderr())
+    asked: Any = {"policy": policy, "reward": reward, "since": None if since is None else moment_of("since", since)}
+    check_and_score(Bundle.open(bundle), dataset, out, settings, **asked, console=to_stderr())
     next_command("", f"keyart evaluate {bundle} {dataset} REPORT")
 
 

@@ -19,10 +19,12 @@ from rich.text import Text
 from datamodules.contract import UserError
 
 RECIPES = Path(__file__).parent
+NO_RECIPES = ("engine",)
+"""Sections that are no recipe's: what a command may use changes no result."""
 
 
 def section_class(section: str) -> type:
-    """The dataclass of a section of a recipe; `recipe` is the whole."""
+    """The dataclass of a section; `recipe` is a whole recipe."""
     if section == "prepare":
         from datamodules.prepare import PrepareConfig as Section
     elif section == "simulate":
@@ -31,6 +33,8 @@ def section_class(section: str) -> type:
         from train.embed import EmbedConfig as Section
     elif section == "fit":
         from train.config import FitConfig as Section
+    elif section in NO_RECIPES:
+        from datamodules.engines import EngineConfig as Section
     else:
         from train.recipe import Recipe as Section
     return Section
@@ -41,21 +45,22 @@ def parse(
 ) -> dict[str, Any]:
     """Keyword arguments for a command's function, `settings` included where it has a section.
 
-    `section`: of a recipe, by name; or a dataclass that is no section of one. `recipe` is read where the words name no
-    `--config`. `--help` prints and exits with 0, as parsers do; words that do not fit raise a UserError.
+    `section`: by name; or a dataclass that has none. `recipe` is read where the words name no `--config`, which they may
+    where the section is a recipe's. `--help` prints and exits with 0, as parsers do; words that do not fit raise a UserError.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(prog=f"keyart {name}", description=_summary(function), exit_on_error=False)
     parser.add_function_arguments(function, as_positional=True, skip={"settings"} if section else set())
     class_ = section_class(section) if isinstance(section, str) else section
-    if isinstance(section, str):
+    of_recipe = section if isinstance(section, str) and section not in NO_RECIPES else None
+    if of_recipe:
         parser.add_argument("--config", type=Path, default=None, help="a recipe: a YAML file as those in configs/")
     if class_ is not None:
         parser.add_class_arguments(class_, None)
-    if class_ is not None and isinstance(section, str):
+    if class_ is not None and of_recipe:
         chosen = _named(words) or recipe
         if chosen is not None:  # as words before the user's, so that they are judged alike and the user's are the last
-            fields_set = _flat(read_section(chosen, section, class_))
+            fields_set = _flat(read_section(chosen, of_recipe, class_))
             # a word as it is: in quotes it is not one of a field's few
             spelled = {
                 k: value if isinstance(value, str) and value else json.dumps(value) for k, value in fields_set.items()

@@ -8,6 +8,7 @@ import glob
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,9 +40,9 @@ appender.stderr.type = Console
 appender.stderr.name = stderr
 appender.stderr.target = SYSTEM_ERR
 appender.stderr.layout.type = PatternLayout
-appender.stderr.layout.pattern = spark: %m%n
+appender.stderr.layout.pattern = spark: %m%ex{none}%n
 """
-"""What Spark logs: a user of keyart has no use for how a session starts."""
+"""What Spark logs: a user of keyart has no use for how a session starts, nor for where in Java a task failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,8 @@ class EngineConfig:
     """Which engine, and what it may use. None of it changes a result."""
 
     engine: EngineName = "duckdb"
-    """duckdb, in this process; or pyspark, a session started here (extra `spark`, Java 17)."""
+    """duckdb, in this process; or pyspark, a session started here (extra `spark`, Java 17). Its executors must see every
+    folder by the same path and, to score, have keyart: no extra, no torch."""
     memory: str = ""
     """What the whole command may hold, such as 2GB; what does not fit is spilled beside the output. Default: half of the
     machine's memory."""
@@ -98,6 +100,10 @@ class Engine(Protocol):
     """Bytes the whole command may hold."""
     errors: tuple[type[Exception], ...]
     """What the engine raises."""
+    folder: Path
+    """Where it spills; whatever machine works for it must see it."""
+    session: Any
+    """Spark's session, for work that is no relation; None where there is no Spark."""
 
     def read(self, files: list[Path], name: str) -> Relation:
         """Parquet files that share a schema as one relation, with the column `FILE`."""
@@ -153,6 +159,7 @@ class Since:
         """Narrow what `engine` reads."""
         self.engine, self.moment = engine, moment
         self.memory, self.errors = engine.memory, engine.errors
+        self.folder, self.session = engine.folder, engine.session
         self.file_of, self.keep, self.batches = engine.file_of, engine.keep, engine.batches
         self._kept: dict[str, Relation] = {}
 
@@ -193,9 +200,10 @@ def spill_of(out: Path) -> Path:
 
 class _DuckDB:
     errors: tuple[type[Exception], ...] = (duckdb.Error,)
+    session: Any = None
 
     def __init__(self, config: EngineConfig, folder: Path) -> None:
-        self.memory = config.bytes
+        self.memory, self.folder = config.bytes, folder
         # half: the rest is for Arrow batches, the arrays of a shard, and what DuckDB holds outside of its own count
         limit = f"{self.memory // 2_000_000}MB"
         # by default it would spill into the working directory
@@ -269,7 +277,12 @@ class _Spark:
         except Exception as error:  # no Java, no master, a wrong setting: each has its own class, some of py4j
             said = " ".join(str(error).split())[:200]
             raise UserError(f"engine=pyspark: Spark does not start ({said}). It needs Java 17 or newer.") from None
-        self.session.sparkContext.setLogLevel("ERROR")
+        context = self.session.sparkContext
+        context.setLogLevel("ERROR")
+        if python := settings.get("spark.pyspark.python"):  # which only spark-submit would read
+            context.pythonExec = python
+        elif context.master.startswith("local") and "PYSPARK_PYTHON" not in os.environ:
+            context.pythonExec = sys.executable  # not the first python3 of the path, which need not have keyart
         self.backend = ibis.pyspark.connect(self.session)
         self.written = 0
 

@@ -9,28 +9,30 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from datamodules.atomic import atomic_folder
+from datamodules.atomic import atomic_folder, require_replaceable
 from datamodules.choice import greedy_NK, softmax_NK
 from datamodules.contract import UserError
 from datamodules.fingerprint import dataset_fingerprint, fingerprint
-from datamodules.prepare import prepare
 from datamodules.progress import progress_bar
-from datamodules.shards import REQUESTS, Shard, Shards
+from datamodules.shards import REQUESTS, Shard
 from export.bundle import Bundle
 from export.explain import TABLES, reasons
 from export.thompson import Thompson
+
+if TYPE_CHECKING:  # executors load this module, and need no engine
+    from datamodules.engines import Engine, EngineConfig
 
 RECORD, REASONS = "scores.json", "reasons.json"
 DRAWS, MOST_DRAWS, WIDTH = 256, 100_000, 0.25
@@ -92,6 +94,63 @@ def scores_fingerprint(
     return fingerprint(bundle.about["sha256"], dataset_fingerprint(dataset), policy, since, reward)
 
 
+class Scorer:
+    """A bundle and a policy, opened to score shards with: in this process, or in any that sees the same files."""
+
+    def __init__(self, bundle: Bundle, policy: str, reward: str = "clicked", threads: int = 1) -> None:
+        """`threads`: requests ranked side by side. UserError where bundle, policy and reward do not go together."""
+        # a thread of ONNX Runtime each: they share out requests, not one request's work
+        self.bundle, self.threads = replace(bundle, threads=1), threads
+        self.choose = Policy.parse(policy)
+        self.by = "click_probability" if reward == "clicked" else "engaged_probability"
+        self.thompson = None
+        if self.choose.kind == "thompson":
+            self.thompson = Thompson(bundle, int(self.choose.strength), self.choose.width)
+            if reward != "clicked":
+                raise UserError(
+                    f"policy={policy}, reward={reward}: the posterior is of clicks. Give reward=clicked, or epsilon:SHARE."
+                )
+
+    def score_shard(
+        self, folder: Path, target: Path, most: int, advance: Callable[[int], None] = lambda n: None
+    ) -> tuple[int, list[dict[str, Any]]]:
+        """Write the scores of the shard in `folder` to `target`; how many, and why the choice of at most so many.
+
+        A shard without impressions has no file. `advance` is told of impressions as they are ranked.
+        """
+        shard = Shard.open(folder)
+        explained: list[dict[str, Any]] = []
+        clicks, engaged, policies = [], [], []
+        for place, (request, there, found) in enumerate(self._ranked(shard)):
+            clicks.append(found["click_probability"][there])
+            engaged.append(found["engaged_probability"][there])
+            if self.thompson is None:
+                policy_NK = self.choose.probabilities(found[self.by], there)
+            else:
+                policy_NK = self.thompson.probabilities(request, found, there)
+            policies.append(policy_NK[there])
+            if place == 0 and most:
+                ids = pq.read_table(folder / REQUESTS, columns=["impression_id"])
+                explained = _reasons(self.bundle, request, there, policy_NK, ids["impression_id"], most)
+            advance(len(there))
+        if shard.impressions:
+            lists = {"click_probability": clicks, "policy": policies, "engaged_probability": engaged}
+            _write(folder / REQUESTS, target, lists)
+        return shard.impressions, explained
+
+    def _ranked(self, shard: Shard) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]]:
+        """A shard's requests in order, each with its answer: every thread ranks some, while the next are gathered."""
+        with ThreadPoolExecutor(self.threads) as pool:
+            waiting: deque[tuple[dict[str, np.ndarray], np.ndarray, Future[dict[str, np.ndarray]]]] = deque()
+            for request, there in requests(shard, self.bundle.history_length):
+                waiting.append((request, there, pool.submit(self.bundle.rank, request)))
+                if len(waiting) > self.threads:
+                    request, there, answer = waiting.popleft()
+                    yield request, there, answer.result()
+            for request, there, answer in waiting:
+                yield request, there, answer.result()
+
+
 def score(
     bundle: Bundle,
     dataset: Path,
@@ -100,49 +159,39 @@ def score(
     policy: str = "greedy",
     reward: str = "clicked",
     since: datetime | None = None,
+    engine: "Engine | None" = None,
     console: Console | None = None,
 ) -> int:
     """Score every impression shown at or after `since` (default: all); returns how many. `out` appears when complete.
 
     The policy chooses by `reward`: clicked, the click probability; engaged, that of a click that leads to a viewing.
+    Where `engine` is Spark, its executors rank the shards, to the same files; else threads of this process do.
     """
+    from datamodules.prepare import prepare  # here: executors load this module, and need no engine
+
     console = console or Console(stderr=True)
-    choose = Policy.parse(policy)
-    thompson = Thompson(bundle, int(choose.strength), choose.width) if choose.kind == "thompson" else None
-    if thompson is not None and reward != "clicked":
-        raise UserError(
-            f"policy={policy}, reward={reward}: the posterior is of clicks. Give reward=clicked, or epsilon:SHARE."
-        )
+    scorer = Scorer(bundle, policy, reward, threads=os.cpu_count() or 1)
     with atomic_folder(out, marker=RECORD) as folder:
         work = folder / "work"
-        prepare(dataset, work, vocabularies=bundle.vocabularies, since=since, keep_requests=True, console=console)
-        shards = Shards.open(work)
-        total = sum(shard.impressions for shard in shards.shards)
+        options: dict[str, Any] = {"vocabularies": bundle.vocabularies, "since": since, "keep_requests": True}
+        manifest = prepare(dataset, work, **options, engine=engine, console=console)
+        total, shards = manifest["impressions"], manifest["shards"]
+        most = -(-EXPLAINED // shards)
         explained: list[dict[str, Any]] = []
-        with progress_bar(console) as progress:
-            task = progress.add_task("score", total=total)
-            for index, shard in enumerate(shards.shards):
-                if not shard.impressions:
-                    continue
-                clicks, engaged, policies = [], [], []
-                for place, (request, there, found) in enumerate(_ranked(bundle, shard)):
-                    clicks.append(found["click_probability"][there])
-                    engaged.append(found["engaged_probability"][there])
-                    by = found["click_probability" if reward == "clicked" else "engaged_probability"]
-                    if thompson is None:
-                        policy_NK = choose.probabilities(by, there)
-                    else:
-                        policy_NK = thompson.probabilities(request, found, there)
-                    policies.append(policy_NK[there])
-                    if place == 0:
-                        ids = pq.read_table(work / f"shard-{index:05d}" / REQUESTS, columns=["impression_id"])
-                        wanted = min(EXPLAINED - len(explained), -(-EXPLAINED // len(shards.shards)))
-                        explained += _reasons(bundle, request, there, policy_NK, ids["impression_id"], wanted)
-                    progress.advance(task, len(there))
-                lists = {"click_probability": clicks, "policy": policies, "engaged_probability": engaged}
-                _write(work / f"shard-{index:05d}" / REQUESTS, folder / f"part-{index:05d}.parquet", lists)
+        if engine is not None and engine.session is not None:
+            from export.score_spark import Work, score_on_executors
+
+            asked = Work.of(bundle, work, engine.folder, policy=policy, reward=reward, most=most)
+            explained = score_on_executors(engine, asked, shards, total, folder, console)
+        else:
+            with progress_bar(console) as progress:
+                task = progress.add_task("score", total=total)
+                for index in range(shards):
+                    part, shard = folder / f"part-{index:05d}.parquet", work / f"shard-{index:05d}"
+                    wanted = most if len(explained) < EXPLAINED else 0
+                    explained += scorer.score_shard(shard, part, wanted, lambda n: progress.advance(task, n))[1]
         shutil.rmtree(work)
-        (folder / REASONS).write_text(json.dumps(explained, indent=1), encoding="utf-8")
+        (folder / REASONS).write_text(json.dumps(explained[:EXPLAINED], indent=1), encoding="utf-8")
         record = {
             "fingerprint": scores_fingerprint(bundle, dataset, policy, since, reward),
             "policy": policy,
@@ -152,6 +201,28 @@ def score(
         (folder / RECORD).write_text(json.dumps(record | {"since": since and since.isoformat()}, indent=1))
     console.print(f"score: {total:,} impressions in {out}")
     return total
+
+
+def check_and_score(
+    bundle: Bundle,
+    dataset: Path,
+    out: Path,
+    config: "EngineConfig",
+    *,
+    policy: str,
+    reward: str,
+    since: datetime | None,
+    console: Console,
+) -> int:
+    """`score` a dataset that is first held against the contract, by one engine. UserError where it breaks a rule."""
+    from datamodules.check import require_valid
+    from datamodules.engines import open_engine, spill_of
+
+    Scorer(bundle, policy, reward)  # refused before an engine starts
+    require_replaceable(out, RECORD)
+    with open_engine(config, spill_of(out)) as engine:
+        require_valid(dataset, images=False, console=console, engine=engine)
+        return score(bundle, dataset, out, policy=policy, reward=reward, since=since, engine=engine, console=console)
 
 
 def _reasons(
@@ -173,21 +244,6 @@ def _reasons(
     some = {name: values[rows] for name, values in request.items()}
     told = reasons(bundle, some, there_NK[rows], policy_NK[rows].argmax(1))
     return [{"impression_id": ids[int(row)].as_py()} | one for row, one in zip(rows, told, strict=True)]
-
-
-def _ranked(bundle: Bundle, shard: Shard) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]]:
-    """A shard's requests in order, each with its answer: every core ranks some of its own, while the next are gathered."""
-    cores = os.cpu_count() or 1
-    of_one_thread = replace(bundle, threads=1)
-    with ThreadPoolExecutor(cores) as pool:
-        waiting: deque[tuple[dict[str, np.ndarray], np.ndarray, Future[dict[str, np.ndarray]]]] = deque()
-        for request, there in requests(shard, bundle.history_length):
-            waiting.append((request, there, pool.submit(of_one_thread.rank, request)))
-            if len(waiting) > cores:
-                request, there, answer = waiting.popleft()
-                yield request, there, answer.result()
-        for request, there, answer in waiting:
-            yield request, there, answer.result()
 
 
 def requests(

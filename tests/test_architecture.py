@@ -75,6 +75,15 @@ def test_serving_and_judging_run_without_torch(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_an_executor_needs_no_engine() -> None:
+    """Beside numpy, pyarrow, onnxruntime, safetensors and rich, which `export.score_spark` names."""
+    never = {*LEARNING, "pandas", "duckdb", "ibis", "pyspark", "onnx", "jsonargparse", "yaml", "matplotlib", "PIL"}
+    blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in sorted(never))
+    program = f"import sys; {blocked}; import export.score_spark"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'numpy', 'pyarrow', 'rich', 'jsonargparse'}"
     program = f"import sys, keyart; keyart.main(['--help']); print(sorted(set(sys.modules) & {heavy}))"

@@ -1,13 +1,15 @@
-"""Both engines give the same shards, byte for byte."""
+"""Both engines give the same shards and the same scores, byte for byte."""
 
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +18,13 @@ import pytest
 import keyart
 from benchmarks.process import measure
 from datamodules.check import check
+from datamodules.contract import UserError
 from datamodules.engines import Engine, EngineConfig, Since, open_engine
 from datamodules.prepare import PrepareConfig, prepare
 from datamodules.shards import Shards
+from export.bundle import Bundle
+from export.score import score
+from export.score_spark import Work, receipt
 from tests import small_dataset
 from tests.dataset_breaks import PART_0, PART_1, cast_column, put, shown
 
@@ -32,6 +38,11 @@ def missing() -> str:
     if shutil.which("java") is None or subprocess.run(["java", "-version"], capture_output=True).returncode:
         return "there is no Java to run Spark"
     return ""
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What a folder's files hold, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 spark_alone = [pytest.mark.spark, pytest.mark.skipif(bool(missing()), reason=missing() or "never")]
@@ -103,6 +114,74 @@ class TestSpark:
         a, b = Shards.open(tmp_path / "duckdb").shards, Shards.open(tmp_path / "pyspark").shards
         assert all((x.shown_at == y.shown_at).all() for x, y in zip(a, b, strict=True))
 
+    @pytest.mark.parametrize(
+        ("options", "new"),
+        [
+            ({"policy": "greedy"}, True),
+            ({"policy": "thompson:16"}, False),
+            ({"policy": "epsilon:0.2", "reward": "engaged"}, True),
+        ],
+        ids=["greedy", "thompson", "engaged"],
+    )
+    def test_the_same_scores(
+        self,
+        service: Path,
+        bundle: Path,
+        spark: Engine,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        options: dict[str, Any],
+        new: bool,
+    ) -> None:
+        """Byte for byte: the same requests stand in the same batches."""
+        monkeypatch.setattr("datamodules.prepare.SHARD_BYTES", 30_000 if new else 150_000)
+        opened = Bundle.open(bundle)
+        since = datetime.fromisoformat(opened.about["test_from"]) if new else None
+        for name, engine in (("duckdb", None), ("pyspark", spark)):
+            score(opened, service, tmp_path / name, **options, since=since, engine=engine)
+        one, other = (files_of(tmp_path / name) for name in ("duckdb", "pyspark"))
+        assert one == other
+        assert len(json.loads(one["reasons.json"])) > 3
+        assert len(one) > 4, "several shards"
+        assert not list(spark.folder.glob("scores-*"))
+
+    @pytest.mark.parametrize(
+        ("python", "told"),
+        [
+            (
+                "#!/bin/sh\nPYTHONSAFEPATH=1 PYTHONPATH={without}:$PYTHONPATH exec {python} $@\n",
+                r"cannot import keyart \(No module.*pip ",
+            ),
+            ("#!/bin/sh\nexit 3\n", r"an executor fails \(.*pyspark\.daemon.*\)\. Nothing was written"),
+        ],
+        ids=["without keyart", "that dies"],
+    )
+    def test_an_executor_that_cannot_rank(
+        self,
+        service: Path,
+        bundle: Path,
+        spark: Engine,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        python: str,
+        told: str,
+    ) -> None:
+        (tmp_path / "without").mkdir()
+        (tmp_path / "without/export.py").write_text('raise ModuleNotFoundError("No module named export")')
+        executable = tmp_path / "python"
+        executable.write_text(python.format(without=tmp_path / "without", python=sys.executable))
+        executable.chmod(0o755)
+        monkeypatch.setattr(spark.session.sparkContext, "pythonExec", str(executable))
+        opened = Bundle.open(bundle)
+        late = datetime.fromisoformat(opened.about["test_from"])
+        score(opened, service, tmp_path / "scores", since=late)
+        kept = files_of(tmp_path / "scores")
+        with pytest.raises(UserError, match=told) as raised:
+            score(opened, service, tmp_path / "scores", policy="epsilon:0.5", since=late, engine=spark)
+        assert "\n" not in str(raised.value)
+        assert files_of(tmp_path / "scores") == kept
+        assert {path.name for path in tmp_path.iterdir()} == {"without", "python", "scores"}
+
     def test_the_command(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         dataset = small_dataset.write(tmp_path)
         words = ["--engine", "pyspark", "--spark", "spark.sql.shuffle.partitions=2", "--spark", "spark.master=local[1]"]
@@ -110,6 +189,38 @@ class TestSpark:
         assert keyart.main(["prepare", str(dataset), str(tmp_path / "duckdb")]) == 0
         assert_same(tmp_path / "duckdb", tmp_path / "pyspark")
         assert "8" in capfd.readouterr().out
+
+
+def test_a_shard_that_is_tried_twice_is_written_aside_twice(service: Path, bundle: Path, tmp_path: Path) -> None:
+    """And what a user can put right is told, not tried again."""
+    opened = Bundle.open(bundle)
+    prepare(service, tmp_path / "shards", vocabularies=opened.vocabularies, keep_requests=True)
+    words: dict[str, Any] = {"policy": "softmax:0.5", "reward": "clicked"}
+    work = Work.of(opened, tmp_path / "shards", tmp_path, **words, most=3)
+    assert "an executor does not see it" in receipt(work, 0)["refused"]
+    Path(work.parts).mkdir()
+    one, other = receipt(work, 0), receipt(work, 0)
+    assert one["part"] != other["part"]
+    assert one | {"part": ""} == other | {"part": ""}
+    assert files_of(Path(work.parts))[one["part"]] == files_of(Path(work.parts))[other["part"]]
+    assert "another bundle" in receipt(replace(work, digest="of before"), 0)["refused"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--spark", "spark.master=local"], "Add --engine pyspark"),
+        (["--engine", "pyspark", "--spark", "local"], "give KEY=VALUE"),
+        (["--engine", "pyspark", "--policy", "best"], "policy=best"),
+        (["--memory", "some"], "memory=some"),
+    ],
+)
+def test_bad_words_of_scoring(
+    service: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert keyart.main(["score", str(bundle), str(service), str(tmp_path / "out"), *words]) == 1
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pyspark") is not None, reason="pyspark is installed")
