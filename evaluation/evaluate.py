@@ -18,6 +18,7 @@ from rich.text import Text
 
 from datamodules.atomic import atomic_folder
 from datamodules.contract import UserError
+from datamodules.fingerprint import dataset_fingerprint
 from evaluation.audit import Known, fit_of
 from evaluation.off_policy import Estimate, ips, on_policy, snips, snips_lift
 from evaluation.policies import best_fixed, greedy, uniform
@@ -26,7 +27,7 @@ from evaluation.scored_log import ScoredLog, read_scored_log
 from evaluation.value import value_of
 
 RECORD = "report.json"
-LAYOUT = 4
+LAYOUT = 5
 """Raised when the report says other things, or in another way: older ones are then made again."""
 
 LABELS = {
@@ -98,7 +99,9 @@ def evaluate(
             rows.append({"policy": policy, "label": labels[policy], "reward": reward, **row})
     report: dict[str, Any] = {
         "scored": scored_name,
+        "dataset": dataset_fingerprint(dataset),
         "since": since.astimezone(UTC).isoformat(),
+        "until": datetime.fromtimestamp(int(everything.shown_at.max()) / 1e6, UTC).isoformat(),
         "impressions": len(log),
         "without_choice": len(everything) - len(log),
         "members": len(np.unique(log.member)),

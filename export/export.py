@@ -19,15 +19,19 @@ from datamodules.atomic import atomic_folder
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.vocabulary import Vocabularies, save_vocabularies
 from export import example_of_bundle
-from export.bundle import ABOUT, CARD, EXAMPLE, EXAMPLE_IN_NODE, GOLDEN, POSTERIOR, TITLES, VOCABULARIES, Bundle, sha256
+from export.bundle import ABOUT, CARD, EXAMPLE, EXAMPLE_IN_NODE, GOLDEN, POSTERIOR, TITLES, VOCABULARIES, Bundle
 from export.card import card_of
+from export.contents import contents_of
 from export.explain import CONTEXT, TABLES, Explainer, total
 from export.explore_graph import explore_graph
 from export.golden import golden_cases, write_golden
 from export.graphs import IR_VERSION, OPSET, graphs_of
 from export.ids import with_ids, write_graphs
+from export.licences import licences_of
+from export.linked import digests, sha256, size_of
 from export.score import DRAWS, WIDTH
 from export.thompson import Thompson
+from export.triton import REPOSITORY, write_triton
 from models.history import HOURS_APART
 from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
 from models.serving import Member
@@ -35,7 +39,7 @@ from models.two_tower import MEANS, TwoTower
 
 PARITY = 1e-4
 """Largest difference of a probability between torch and ONNX Runtime that a bundle may have."""
-LAYOUT = 4
+LAYOUT = 5
 """Raised when the bundle's files change their meaning."""
 
 DESCRIPTIONS = {
@@ -104,13 +108,13 @@ def export(
         thompson = Thompson(Bundle(folder, {}), DRAWS, WIDTH)
         graphs["explore.onnx"] = with_ids(explore_graph(thompson, OPSET, IR_VERSION), vocabularies)
         write_graphs(graphs, folder)
+        copied = write_triton(graphs, folder)
         cases = write_golden(golden_cases(ranking, vocabularies, reach), folder / GOLDEN)
         for name in (EXAMPLE, EXAMPLE_IN_NODE):
             shutil.copy(Path(example_of_bundle.__file__).with_suffix(Path(name).suffix), folder / name)
         save_vocabularies(vocabularies, folder / VOCABULARIES)
         with torch.no_grad():
             save_file({"title_vector": model.title_vectors(torch.arange(len(model.title_year_I)))}, folder / TITLES)
-        files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
         record = {
             "contract_version": CONTRACT_VERSION,
             "layout": LAYOUT,
@@ -119,7 +123,9 @@ def export(
             "looks_back": model.config.history.span,
             "graphs": {name: _described(graph) for name, graph in graphs.items()},
             "rows": "an id's row is its place in vocabularies.json plus 1; 0 is the unknown row",
-            "sha256": files,
+            "files": contents_of(folder),
+            "licences": licences_of(about),
+            "sha256": digests(folder),
             **about,
         }
         (folder / ABOUT).write_text(json.dumps(record, indent=1))
@@ -145,7 +151,11 @@ def export(
         (folder / CARD).write_text(card_of(record, vocabularies), encoding="utf-8")
         record["sha256"][CARD] = sha256(folder / CARD)
         (folder / ABOUT).write_text(json.dumps(record, indent=1))
-    size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
+    if copied:
+        console.print(
+            f"export: this file system makes no links: {out / REPOSITORY} holds copies, {copied / 1e6:.1f} MB"
+        )
+    size = size_of(out) / 1e6
     console.print(f"export: {out}, {size:.1f} MB; largest difference from torch on 256 requests {difference:.1e}")
     return Bundle.open(out)
 
