@@ -17,6 +17,7 @@ from export.bundle import ABOUT, CARD, EXAMPLE, EXAMPLE_IN_NODE, GOLDEN, Bundle,
 from export.example_of_bundle import worst_difference
 from export.golden import NOBODY, as_arrays
 from export.ids import KIND_OF, WEIGHTS
+from export.linked import files_of
 from export.recommend import TitleRanker
 from export.score import DRAWS, WIDTH
 from export.thompson import Thompson
@@ -224,7 +225,7 @@ def test_verifying(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[st
 def test_the_record_and_the_card_say_what_there_is(bundle: Path) -> None:
     about, card = json.loads((bundle / ABOUT).read_text()), (bundle / CARD).read_text("utf-8")
     assert set(about["graphs"]) == set(GRAPHS)
-    assert set(about["sha256"]) == {path.name for path in bundle.iterdir()} - {ABOUT}
+    assert set(about["sha256"]) == {path.relative_to(bundle).as_posix() for path in files_of(bundle)} - {ABOUT}
     for name in GRAPHS:
         session = ort.InferenceSession(bundle / name)
         for side, parts in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
