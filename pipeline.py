@@ -86,7 +86,12 @@ def go_the_whole_way(dataset: Path, out: Path, recipe: Recipe, console: Console)
         return report
     difference = compare(Run.open(run).model, shards, scores)
     console.print(f"evaluate: largest difference between ONNX and torch over the test period {difference:.1e}")
-    extra = {"made_from": wanted, "onnx_torch_largest_difference": difference, "validation": Run.open(run).metrics}
+    extra = {
+        "made_from": wanted,
+        "dataset": dataset_fingerprint(dataset),
+        "onnx_torch_largest_difference": difference,
+        "validation": Run.open(run).metrics,
+    }
     report = evaluate_scores(
         dataset, scores, report_folder, since=since, scored_name=f"keyart {recipe.policy}", extra=extra
     )
@@ -117,7 +122,8 @@ def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: b
         bundle = Bundle.open(source) if is_bundle else export_run(source, work / "bundle", console)
         since = datetime.fromisoformat(bundle.about["test_from"])
         score_dataset(bundle, dataset, work / "scores", since=since, console=console)
-        report = evaluate_scores(dataset, work / "scores", out, since=since)
+        extra = {"dataset": dataset_fingerprint(dataset)}
+        report = evaluate_scores(dataset, work / "scores", out, since=since, extra=extra)
     if record:
         record_verdict(source, report)
     return report

@@ -18,7 +18,6 @@ from rich.text import Text
 
 from datamodules.atomic import atomic_folder
 from datamodules.contract import UserError
-from datamodules.fingerprint import dataset_fingerprint
 from evaluation.audit import Known, fit_of
 from evaluation.off_policy import Estimate, ips, on_policy, snips, snips_lift
 from evaluation.policies import best_fixed, greedy, uniform
@@ -99,7 +98,6 @@ def evaluate(
             rows.append({"policy": policy, "label": labels[policy], "reward": reward, **row})
     report: dict[str, Any] = {
         "scored": scored_name,
-        "dataset": dataset_fingerprint(dataset),
         "since": since.astimezone(UTC).isoformat(),
         "until": datetime.fromtimestamp(int(everything.shown_at.max()) / 1e6, UTC).isoformat(),
         "impressions": len(log),

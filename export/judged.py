@@ -43,10 +43,11 @@ def section(record: dict[str, Any]) -> list[str]:
     if found is None:
         return [NOT_YET]
     verdict = found["verdict"]
+    of_log = f"; log {found['dataset']}" if "dataset" in found else ""
     lines = [
         f"`{found['policy']}` on {found['impressions']:,} impressions of {found['members']:,} members, "
-        f"{_moment(found['since'])} to {_moment(found['until'])} UTC, of a log ({found['dataset']}) that randomised "
-        f"{found['randomised']:,} of them.",
+        f"{_moment(found['since'])} to {_moment(found['until'])} UTC, of which the log randomised "
+        f"{found['randomised']:,}{of_log}.",
         "",
         f"Verdict of the log: **{verdict['verdict']}**: {verdict['reason']}.",
         "",

@@ -62,6 +62,7 @@ def test_directions(room: str, never: set[str]) -> None:
         "export.side_by_side",
         "export.application",
         "export.verify",
+        "export.record",
         "evaluation.evaluate",
         "datamodules.check",
     ],
