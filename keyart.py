@@ -177,7 +177,7 @@ def fit(shards: Path, run: Path, *, from_run: Path | None = None, settings: FitC
         next_command(f"{run}: validation log loss {metrics['validation_log_loss']:.5f}", f"keyart export {run} BUNDLE")
 
 
-def evaluate(source: Path, dataset: Path, out: Path) -> None:
+def evaluate(source: Path, dataset: Path, out: Path, *, record: bool = False) -> None:
     """Judge a run or a bundle on the test period: metrics, off-policy values with intervals, a report to look at.
 
     A run is exported aside first: what is judged is always what would be served.
@@ -186,11 +186,12 @@ def evaluate(source: Path, dataset: Path, out: Path) -> None:
         source: A run or a bundle.
         dataset: A dataset by the contract.
         out: Folder for report.json and report.html.
+        record: Keep the verdict in the bundle, in its bundle.json and CARD.md.
     """
     from evaluation.evaluate import policy_table
     from pipeline import judge
 
-    report = judge(source, dataset, out, to_stderr())
+    report = judge(source, dataset, out, to_stderr(), record=record)
     to_stdout().print(policy_table(report))
     next_command(f"{out / 'report.html'} written", f"keyart score BUNDLE {dataset} SCORES")
 

@@ -26,6 +26,7 @@ from export.bundle import ABOUT, Bundle
 from export.export import LAYOUT, Images
 from export.export import export as export_bundle
 from export.parity import compare
+from export.record import record_verdict
 from export.score import RECORD, Policy, scores_fingerprint
 from export.score import score as score_dataset
 from export.side_by_side import opposite_members, share_flipped
@@ -84,13 +85,21 @@ def go_the_whole_way(dataset: Path, out: Path, recipe: Recipe, console: Console)
     record = report_folder / "report.json"
     if record.is_file() and (report := read_json(record)).get("made_from") == wanted:
         console.print(f"evaluate: {report_folder} is up to date")
+        record_verdict(bundle_folder, report)  # which a run that was cut short may have left out
         return report
     difference = compare(Run.open(run).model, shards, scores)
     console.print(f"evaluate: largest difference between ONNX and torch over the test period {difference:.1e}")
-    extra = {"made_from": wanted, "onnx_torch_largest_difference": difference, "validation": Run.open(run).metrics}
-    return evaluate_scores(
+    extra = {
+        "made_from": wanted,
+        "dataset": dataset_fingerprint(dataset),
+        "onnx_torch_largest_difference": difference,
+        "validation": Run.open(run).metrics,
+    }
+    report = evaluate_scores(
         dataset, scores, report_folder, since=since, scored_name=f"keyart {recipe.policy}", extra=extra
     )
+    record_verdict(bundle_folder, report)
+    return report
 
 
 def export_run(run: Path, out: Path, console: Console, fingerprint: str | None = None, *, reduced: bool = True) -> Any:
@@ -120,18 +129,26 @@ def shards_of(run: Run, console: Console) -> Shards | None:
     return found
 
 
-def judge(source: Path, dataset: Path, out: Path, console: Console) -> dict[str, Any]:
-    """Score the test period by a bundle, or a run's, exported aside, and judge the scores; returns the report."""
+def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: bool = False) -> dict[str, Any]:
+    """Score the test period by a bundle, or a run's, exported aside, and judge the scores; returns the report.
+
+    `record`: whether the bundle keeps the verdict; a UserError for a run.
+    """
+    is_bundle = (source / ABOUT).is_file()
+    if record and not is_bundle:
+        raise UserError(
+            f"{source}: is no bundle, which alone keeps a verdict. Leave --record out, or export a run first."
+        )
     with TemporaryDirectory() as folder:
         work = Path(folder)
-        bundle = (
-            Bundle.open(source)
-            if (source / ABOUT).is_file()
-            else export_run(source, work / "bundle", console, reduced=False)
-        )
+        bundle = Bundle.open(source) if is_bundle else export_run(source, work / "bundle", console, reduced=False)
         since = datetime.fromisoformat(bundle.about["test_from"])
         score_dataset(bundle, dataset, work / "scores", since=since, console=console)
-        return evaluate_scores(dataset, work / "scores", out, since=since)
+        extra = {"dataset": dataset_fingerprint(dataset)}
+        report = evaluate_scores(dataset, work / "scores", out, since=since, extra=extra)
+    if record:
+        record_verdict(source, report)
+    return report
 
 
 def say_what_it_means(report: dict[str, Any], out: Path, dataset: Path, told: Console) -> None:

@@ -63,6 +63,8 @@ def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
             os.rename(path, replaced)
         os.rename(partial, path)
     except BaseException:
+        if replaced.exists() and not path.exists():  # interrupted between the two renames
+            os.rename(replaced, path)
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(replaced, ignore_errors=True)

@@ -26,7 +26,7 @@ from evaluation.scored_log import ScoredLog, read_scored_log
 from evaluation.value import value_of
 
 RECORD = "report.json"
-LAYOUT = 4
+LAYOUT = 5
 """Raised when the report says other things, or in another way: older ones are then made again."""
 
 LABELS = {
@@ -99,6 +99,7 @@ def evaluate(
     report: dict[str, Any] = {
         "scored": scored_name,
         "since": since.astimezone(UTC).isoformat(),
+        "until": datetime.fromtimestamp(int(everything.shown_at.max()) / 1e6, UTC).isoformat(),
         "impressions": len(log),
         "without_choice": len(everything) - len(log),
         "members": len(np.unique(log.member)),

@@ -2,11 +2,10 @@
 
 The graphs over ids, for a serving team, and over rows, for bulk work here, are those of `export.graphs`; beside them
 some in fewer bytes (`export.variants`), `vocabularies.json` (ids -> rows), `golden.jsonl` and `example.py` and `example.mjs`
-that run it, `CARD.md`, and `bundle.json` (what every input and output is, what the model was made of, what was measured, and
-each file's SHA-256).
+that run it, `triton/`, `CARD.md`, and `bundle.json` (what every file, input and output is, what the model was made of, what was
+measured, and each file's SHA-256 by its path from the folder).
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from safetensors.numpy import load_file
 
 from datamodules.contract import CONTRACT_VERSION, UserError
 from datamodules.vocabulary import Vocabularies, load_vocabularies
+from export.linked import Inode, digests, sha256
 
 ABOUT, VOCABULARIES, CARD = "bundle.json", "vocabularies.json", "CARD.md"
 GOLDEN, EXAMPLE, EXAMPLE_IN_NODE = "golden.jsonl", "example.py", "example.mjs"
@@ -31,15 +31,9 @@ IMAGES = "images.json"
 """The hashes of the artworks' images, by row from 1."""
 
 
-def sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def files_of(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a bundle but its record, those of subfolders included, by path from the bundle on."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / ABOUT)
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in paths}
+def seals_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file but the record that holds them, by path from the folder."""
+    return {name: digest for name, digest in digests(folder).items() if name != ABOUT}
 
 
 @dataclass(frozen=True)
@@ -63,12 +57,18 @@ class Bundle:
                 f"{path}: contract version {about.get('contract_version')}, and this keyart reads version "
                 f"{CONTRACT_VERSION}. Export the run again."
             )
+        known: dict[Inode, str] = {}
         for name, digest in about["sha256"].items():
-            if not (folder / name).is_file() or sha256(folder / name) != digest:
+            if not (folder / name).is_file() or sha256(folder / name, known) != digest:
                 raise UserError(
                     f"{folder / name}: is missing or is not the file that was exported. Export the run again."
                 )
         return cls(folder, about, threads)
+
+    @property
+    def made_of(self) -> dict[str, str]:
+        """SHA-256 of every file that can change an answer: all but the card, which tells what came of them."""
+        return {name: digest for name, digest in self.about["sha256"].items() if name != CARD}
 
     @cached_property
     def vocabularies(self) -> Vocabularies:

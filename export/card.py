@@ -3,6 +3,7 @@
 from typing import Any
 
 from datamodules.vocabulary import Vocabularies
+from export import contents, judged, triton
 from export.variants import precisions_in_words
 
 PURPOSE = """\
@@ -31,7 +32,9 @@ def card_of(record: dict[str, Any], vocabularies: Vocabularies) -> str:
     lines += ["## Made of", "", *_made_of(record, vocabularies), ""]
     lines += ["## Measured", "", *_measured(record), ""]
     lines += ["## Precisions", "", PRECISIONS, *precisions_in_words(record["precisions"]), ""]
-    lines += ["## Graphs", "", *_graphs(record), "## Limits", "", LIMITS]
+    lines += ["## Judged", "", *judged.section(record), ""]
+    lines += ["## Graphs", "", *_graphs(record), "## Tables", "", *contents.section(record), ""]
+    lines += ["## Triton", "", triton.HOW, "", "## Licences", "", *_licences(record), "", "## Limits", "", LIMITS]
     return "\n".join(lines)
 
 
@@ -45,7 +48,6 @@ def _made_of(record: dict[str, Any], vocabularies: Vocabularies) -> list[str]:
         "catalogue": sizes,
         "image encoder": record.get("image_encoder"),
         "commit": provenance.get("commit"),
-        "licence of weights": "trained here, or as the file of weights that was given says: see image encoder",
     }
     return _table({name: value for name, value in rows.items() if value is not None})
 
@@ -72,7 +74,11 @@ def _measured(record: dict[str, Any]) -> list[str]:
         rows[f"refreshed {one['at']}, without training"] = (
             f"{one['titles']:,} titles and {one['artworks']:,} artworks more"
         )
-    return [*_table(rows), "", "The newest period is judged by `keyart evaluate BUNDLE DATASET REPORT`, not by export."]
+    return _table(rows)
+
+
+def _licences(record: dict[str, Any]) -> list[str]:
+    return _table(record.get("licences") or {"all": "not recorded: an older keyart exported this bundle"})
 
 
 def _graphs(record: dict[str, Any]) -> list[str]:

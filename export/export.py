@@ -38,18 +38,21 @@ from export.bundle import (
     TITLES,
     VOCABULARIES,
     Bundle,
-    files_of,
-    sha256,
+    seals_of,
 )
 from export.card import card_of
+from export.contents import contents_of
 from export.explain import CONTEXT, TABLES, Explainer, total
 from export.explore_graph import explore_graph
 from export.golden import golden_cases, write_golden
 from export.graphs import IR_VERSION, OPSET, graphs_of, vector_graphs_of
 from export.ids import TOWER_WEIGHTS, with_ids, write_graphs
+from export.licences import licences_of
+from export.linked import sha256, size_of
 from export.score import DRAWS
 from export.score import WIDTH as POSTERIOR_WIDTH
 from export.thompson import Thompson
+from export.triton import REPOSITORY, write_triton
 from export.variants import ship_variants
 from export.vector_parity import APART, vectors_apart
 from models.history import HOURS_APART
@@ -181,6 +184,7 @@ def export(
             graphs |= towers
             (folder / IMAGES).write_text(json.dumps(list(images.hashes)))
         cases = write_golden(golden_cases(partial(_answered, ranking), vocabularies, reach), folder / GOLDEN)
+        copied = write_triton(graphs, folder)
         for name in (EXAMPLE, EXAMPLE_IN_NODE):
             shutil.copy(Path(example_of_bundle.__file__).with_suffix(Path(name).suffix), folder / name)
         save_vocabularies(vocabularies, folder / VOCABULARIES)
@@ -194,7 +198,9 @@ def export(
             "looks_back": model.config.history.span,
             "graphs": {name: _described(graph) for name, graph in graphs.items()},
             "rows": "an id's row is its place in vocabularies.json plus 1; 0 is the unknown row",
-            "sha256": files_of(folder),
+            "files": contents_of(folder),
+            "licences": licences_of(about),
+            "sha256": seals_of(folder),
             **about,
         }
         (folder / ABOUT).write_text(json.dumps(record, indent=1))
@@ -226,11 +232,16 @@ def export(
         record["explanations"] = {"largest_difference": unexplained, "bound": PARITY}
         record["parity"] = {"largest_difference": difference, "bound": PARITY, "requests": 256}
         record["precisions"] = ship_variants(folder, vocabularies, reach, golden, validation, console)
-        record["sha256"] = files_of(folder)
+        record["files"] = contents_of(folder)
+        record["sha256"] = seals_of(folder)
         (folder / CARD).write_text(card_of(record, vocabularies), encoding="utf-8")
         record["sha256"][CARD] = sha256(folder / CARD)
         (folder / ABOUT).write_text(json.dumps(record, indent=1))
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
+    if copied:
+        console.print(
+            f"export: this file system makes no links: {out / REPOSITORY} holds copies, {copied / 1e6:.1f} MB"
+        )
+    size = size_of(out) / 1e6
     console.print(f"export: {out}, {size:.1f} MB; largest difference from torch on 256 requests {difference:.1e}")
     return Bundle.open(out)
 

@@ -135,7 +135,7 @@ def recommend(
                 members += len(others)
         spill.path.unlink(missing_ok=True)
         record = {
-            "fingerprint": fingerprint(bundle.about["sha256"], dataset_fingerprint(dataset), top, moment),
+            "fingerprint": fingerprint(bundle.made_of, dataset_fingerprint(dataset), top, moment),
             "members": members,
             "without_plays": len(others),
             "top": top,

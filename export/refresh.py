@@ -46,13 +46,15 @@ from export.bundle import (
     TITLE,
     VOCABULARIES,
     Bundle,
-    files_of,
+    seals_of,
 )
 from export.bundle import TITLES as TITLE_VECTORS
 from export.card import card_of
+from export.contents import contents_of
 from export.example_of_bundle import worst_difference
 from export.golden import golden_cases, write_golden
 from export.ids import with_more_ids, write_graphs
+from export.triton import write_triton
 from export.variants import remake_variants
 
 OF_TITLES, OF_ARTWORKS = ("play_", "title_", "mean_", "found_by"), ("artwork_",)
@@ -254,6 +256,7 @@ def _write(
             if name not in (ARTWORK, TITLE)
         }
         write_graphs(graphs, folder)
+        write_triton(graphs, folder)
         save_vocabularies(words, folder / VOCABULARIES)
         (folder / IMAGES).write_text(json.dumps(hashes))
         for name in (TABLES, POSTERIOR):
@@ -277,8 +280,9 @@ def _write(
         (folder / ABOUT).write_text(json.dumps(record))  # the golden cases read it
         if "precisions" in record:
             record["precisions"] = remake_variants(folder, record["precisions"], console)
+        record["files"] = contents_of(folder)
         (folder / CARD).write_text(card_of(record, words), encoding="utf-8")
-        record["sha256"] = files_of(folder)
+        record["sha256"] = seals_of(folder)
         (folder / ABOUT).write_text(json.dumps(record, indent=1))
         difference = worst_difference(folder)
         if not difference <= record["golden"]["bound"]:

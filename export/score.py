@@ -91,7 +91,7 @@ def scores_fingerprint(
     bundle: Bundle, dataset: Path, policy: str, since: datetime | None, reward: str = "clicked"
 ) -> str:
     """What scores of this dataset by this bundle and policy carry as their fingerprint."""
-    return fingerprint(bundle.about["sha256"], dataset_fingerprint(dataset), policy, since, reward)
+    return fingerprint(bundle.made_of, dataset_fingerprint(dataset), policy, since, reward)
 
 
 class Scorer:

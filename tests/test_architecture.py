@@ -63,6 +63,7 @@ def test_directions(room: str, never: set[str]) -> None:
         "export.application",
         "export.verify",
         "export.refresh",
+        "export.record",
         "evaluation.evaluate",
         "datamodules.check",
     ],

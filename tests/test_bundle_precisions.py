@@ -19,7 +19,7 @@ import keyart
 from datamodules.contract import UserError
 from datamodules.shards import VALIDATION, Shards
 from export import variants
-from export.bundle import ABOUT, RANK_ROWS, Bundle, files_of
+from export.bundle import ABOUT, RANK_ROWS, Bundle, seals_of
 from export.example_of_bundle import worst_difference
 from export.gates import BOUNDS, measure, newest
 from export.ids import LEAST_BYTES, WEIGHTS
@@ -60,7 +60,7 @@ def shipped(bundle: Path, folder: Path, validation: Shards | None, console: Cons
     opened, about = Bundle.open(folder), json.loads((folder / ABOUT).read_text())
     told = (opened.vocabularies, opened.history_length, about["golden"]["largest_difference"], validation)
     about["precisions"] = ship_variants(folder, *told, console or Console(quiet=True))
-    (folder / ABOUT).write_text(json.dumps(about | {"sha256": files_of(folder)}))
+    (folder / ABOUT).write_text(json.dumps(about | {"sha256": seals_of(folder)}))
     return folder
 
 

@@ -13,10 +13,11 @@ import pytest
 
 import keyart
 from datamodules.contract import UserError
-from export.bundle import ABOUT, ARTWORK, CARD, EXAMPLE, EXAMPLE_IN_NODE, GOLDEN, TITLE, Bundle, files_of, sha256
+from export.bundle import ABOUT, ARTWORK, CARD, EXAMPLE, EXAMPLE_IN_NODE, GOLDEN, TITLE, Bundle, seals_of
 from export.example_of_bundle import worst_difference
 from export.golden import NOBODY, as_arrays
 from export.ids import KIND_OF, TOWER_WEIGHTS, WEIGHTS
+from export.linked import sha256
 from export.recommend import TitleRanker
 from export.score import DRAWS, WIDTH
 from export.thompson import Thompson
@@ -228,7 +229,7 @@ def test_verifying(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[st
 def test_the_record_and_the_card_say_what_there_is(bundle: Path) -> None:
     about, card = json.loads((bundle / ABOUT).read_text()), (bundle / CARD).read_text("utf-8")
     assert set(about["graphs"]) == set(GRAPHS)
-    assert set(about["sha256"]) == set(files_of(bundle))
+    assert about["sha256"] == seals_of(bundle)
     for name in GRAPHS:
         session = ort.InferenceSession(bundle / name)
         for side, parts in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):

@@ -22,7 +22,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datamodules.artworks import HEIGHT, WIDTH, content_hashes, image_paths, load_images
+from datamodules.artworks import (
+    FROM_FILE,
+    FROM_HUB,
+    FROM_RUN,
+    HEIGHT,
+    TRAINED_HERE,
+    WIDTH,
+    content_hashes,
+    image_paths,
+    load_images,
+)
 from datamodules.atomic import atomic_folder
 from datamodules.catalogue import Catalogue
 from datamodules.contract import UserError
@@ -30,6 +40,7 @@ from datamodules.fingerprint import fingerprint
 from datamodules.progress import progress_bar
 from datamodules.shards import EMBEDDING, Shards
 from models.image_encoder import ImageEncoder, ImageEncoderConfig, PixelStatistics, Projection, WholeStatistics
+from train.run import read_config
 from train.schedule import warm_cosine
 
 RECORD, ENCODER, PIXELS, PIXEL_ROW = "embedding.json", "encoder.safetensors", "pixels.npy", "pixel_row.npy"
@@ -97,7 +108,7 @@ def embed(
         encoder, projection, said = *load_encoder(target, config.encoder), str(old["weights"])
     elif (Path(config.weights) / ENCODER).is_file():
         encoder, projection = load_encoder(Path(config.weights), config.encoder)
-        said = f"{config.encoder.backbone} and projection of the run {config.weights}"
+        said = f"{config.encoder.backbone} {FROM_RUN} {config.weights} ({_origin_of(Path(config.weights))})"
     else:
         encoder, said = _weighted_encoder(config, paths, opened.catalogue, console)
         projection = None
@@ -210,6 +221,13 @@ def load_encoder(folder: Path, config: ImageEncoderConfig | None = None) -> tupl
     return encoder.eval(), projection
 
 
+def _origin_of(folder: Path) -> str:
+    """Where the encoder of an embedding's or a run's folder came from, in words."""
+    if (folder / RECORD).is_file():
+        return json.loads((folder / RECORD).read_text())["weights"]
+    return read_config(folder)["image_encoder"]
+
+
 def _weights_fingerprint(config: EmbedConfig) -> str:
     """Of the weights file, where the weights are a file."""
     if config.weights in ("train", "hub"):
@@ -241,14 +259,14 @@ def _weighted_encoder(
             raise UserError(
                 f"weights=hub: torchvision's weights of {name} cannot be had ({error}). Give a file, or weights=train."
             ) from None
-        said = f"{name}, torchvision's pretrained weights"
+        said = f"{name}, {FROM_HUB}"
     else:
         path = Path(config.weights)
         try:
             state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         except Exception as error:  # every reader has its own exceptions; the file is a user's
             raise UserError(f"{path}: is no readable state dict ({error}). Give a .pth or .safetensors file.") from None
-        said = f"{name}, weights of {path.name}"
+        said = f"{name}, {FROM_FILE} {path.name}"
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     try:
         encoder.backbone.load_state_dict(state)
@@ -316,7 +334,7 @@ def _train(
     constant = F.binary_cross_entropy(prior.expand_as(labels), labels).item()
     last = float(np.mean(losses[-max(1, steps // 10) :]))
     return (
-        f"{config.encoder.backbone}, trained here on {len(pixels)} images and {labels.shape[1]} words of the catalogue, "
+        f"{config.encoder.backbone}, {TRAINED_HERE} {len(pixels)} images and {labels.shape[1]} words of the catalogue, "
         f"{steps * config.batch} views (loss {last:.4f}, a constant's {constant:.4f})"
     )
 

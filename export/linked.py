@@ -1,0 +1,56 @@
+"""Files that stand in several places of a bundle: linked where the file system can, read and counted once.
+
+ONNX Runtime refuses weights outside the folder of their graph, so that a folder which is to hold the same graph again must
+hold its weights again too: as a link that costs no bytes.
+"""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+Inode = tuple[int, int]
+"""Device and number: the same for every name of a file."""
+
+
+def link(source: Path, target: Path) -> int:
+    """Give a file a second name; returns the bytes that cost: 0, or its size where the file system makes no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # each file system refuses in its own way; what is wrong besides, copying meets again
+        shutil.copy2(source, target)
+        return target.stat().st_size
+    return 0
+
+
+def sha256(path: Path, known: dict[Inode, str] | None = None) -> str:
+    """Of a file's bytes. `known`: of linked files that were read already, to which this one is added."""
+    inode, known = _inode(path), {} if known is None else known
+    if inode is None:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    if inode not in known:
+        known[inode] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return known[inode]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Each file's SHA-256 by its path from the folder, sorted."""
+    known: dict[Inode, str] = {}
+    return {path.relative_to(folder).as_posix(): sha256(path, known) for path in files_of(folder)}
+
+
+def size_of(folder: Path) -> int:
+    """Bytes on disk: a file with several names counts once."""
+    return sum({_inode(path) or path: path.stat().st_size for path in files_of(folder)}.values())
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Every file, those in subfolders included, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _inode(path: Path) -> Inode | None:
+    """Of a file that has several names; None for one that has not."""
+    found = path.stat()
+    return (found.st_dev, found.st_ino) if found.st_nlink > 1 else None

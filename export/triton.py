@@ -1,0 +1,79 @@
+"""A model repository for Triton (and what else speaks the Open Inference protocol) in the bundle: `BUNDLE/triton`.
+
+    triton/rank/config.pbtxt        what goes in and comes out, told by the graph itself
+    triton/rank/1/model.onnx        rank.onnx, linked
+    triton/rank/1/weights.bin       the weights it names, linked
+
+and the same for member, choose and titles. A graph whose inputs and outputs all begin with the requests is batched: Triton
+adds that dimension itself, and refuses tensors that have no other, so that a graph's (N,) is (N, 1) to its clients.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
+
+from export.ids import WEIGHTS
+from export.linked import link
+
+REPOSITORY, CONFIG = "triton", "config.pbtxt"
+SERVED = ("rank", "member", "choose", "titles")
+MOST_AT_ONCE = 256
+"""Requests that Triton may put into one run."""
+TYPES: dict[int, str] = {
+    TensorProto.STRING: "TYPE_STRING",
+    TensorProto.INT64: "TYPE_INT64",
+    TensorProto.FLOAT: "TYPE_FP32",
+    TensorProto.BOOL: "TYPE_BOOL",
+}
+HOW = f"""\
+`{REPOSITORY}/` is a model repository for NVIDIA Triton's ONNX Runtime backend (ONNX Runtime 1.18 or newer), a model each for
+{", ".join(SERVED)}: `tritonserver --model-repository=BUNDLE/{REPOSITORY}`. Its configurations were checked against Triton's own
+schema and against the graphs; no server was run. Its files are links to those beside it: copy the bundle by what keeps
+links (`cp -a`, `rsync -aH`, `tar`), or the copy holds them several times.
+
+- In models that are batched (rank, member, choose), what is (N,) above is (N, 1) to Triton's clients: `dims: [ 1 ]`.
+- Triton runs requests together whose shapes are the same: pad histories (`history_length` counts) and candidates to fixed
+  widths. A history is at least 1 wide, of padding where it is empty.
+- One instance, one thread; each instance holds the weights again. To use more cores, raise `count` in `instance_group`."""
+
+
+def write_triton(graphs: Mapping[str, ModelProto], folder: Path) -> int:
+    """Write the repository beside graphs that `write_graphs` wrote into `folder`; returns the bytes of what had to be copied."""
+    copied = 0
+    for name in SERVED:
+        model = folder / REPOSITORY / name
+        copied += link(folder / f"{name}.onnx", model / "1" / "model.onnx")
+        copied += link(folder / WEIGHTS, model / "1" / WEIGHTS)
+        (model / CONFIG).write_text(config_of(name, graphs[f"{name}.onnx"].graph), encoding="utf-8")
+    return copied
+
+
+def config_of(name: str, graph: GraphProto) -> str:
+    """The model's config.pbtxt: protobuf text of Triton's ModelConfig."""
+    batched = all(shape_of(part)[0] == -1 for part in (*graph.input, *graph.output))
+    lines = [f'name: "{name}"', 'backend: "onnxruntime"']
+    if batched:
+        lines += [f"max_batch_size: {MOST_AT_ONCE}", "dynamic_batching { }"]
+    else:  # an input or output that does not grow with the requests
+        lines.append("max_batch_size: 0")
+    for side, parts in (("input", graph.input), ("output", graph.output)):
+        lines += [f"{side} [", ",\n".join(_tensor(part, batched) for part in parts), "]"]
+    lines.append("instance_group [ { kind: KIND_CPU count: 1 } ]")
+    lines.append('parameters { key: "intra_op_thread_count" value: { string_value: "1" } }')
+    return "\n".join([*lines, ""])
+
+
+def shape_of(part: ValueInfoProto) -> list[int]:
+    """Of an input or output; -1 where it may differ."""
+    return [dim.dim_value if dim.HasField("dim_value") else -1 for dim in part.type.tensor_type.shape.dim]
+
+
+def _tensor(part: ValueInfoProto, batched: bool) -> str:
+    shape = shape_of(part)[1:] if batched else shape_of(part)
+    dims = f"dims: {_listed(shape)}" if shape else "dims: [ 1 ] reshape: { shape: [ ] }"
+    return f'  {{ name: "{part.name}" data_type: {TYPES[part.type.tensor_type.elem_type]} {dims} }}'
+
+
+def _listed(shape: Sequence[int]) -> str:
+    return f"[ {', '.join(map(str, shape))} ]"

@@ -1,0 +1,228 @@
+"""A bundle says whose its weights are and what its files hold, and keeps what evaluation found: all of it, or nothing new."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from safetensors.numpy import load_file
+
+import export.record
+import keyart
+from evaluation.evaluate import evaluate
+from export.bundle import ABOUT, CARD, Bundle
+from export.contents import TENSORS
+from export.judged import NOT_YET
+from export.licences import licences_of
+from export.linked import digests
+from export.record import record_verdict
+from export.score import scores_fingerprint
+from export.verify import verify
+from pipeline import go_the_whole_way
+from tests.conftest import TINY_EMBEDDING
+from tests.test_explain import request_of
+from train.config import FitConfig
+from train.embed import RECORD, embed
+from train.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def report(service: Path, bundle: Path, scores: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    since = datetime.fromisoformat(Bundle.open(bundle).about["test_from"])
+    return evaluate(service, scores, tmp_path_factory.mktemp("judged") / "report", since=since)
+
+
+@pytest.fixture
+def own(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle to write into."""
+    return shutil.copytree(bundle, tmp_path / "bundle")
+
+
+def test_the_verdict_is_kept_and_nothing_else_changes(
+    own: Path, report: dict[str, Any], service: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before, sealed = Bundle.open(own), digests(own)
+    assert NOT_YET in (own / CARD).read_text("utf-8")
+    assert record_verdict(own, report)
+    after, now = Bundle.open(own), digests(own)
+    assert {name for name in now if now[name] != sealed[name]} == {ABOUT, CARD}
+    assert now.keys() == sealed.keys()
+    new, old = dict(after.about), dict(before.about)
+    kept = new.pop("evaluation")
+    assert new.pop("sha256") | {CARD: ""} == old.pop("sha256") | {CARD: ""}
+    assert new == old
+    assert kept["policy"] == "keyart greedy"
+    assert kept["verdict"] == report["value"]["verdict"]
+    assert (kept["metrics"]["log_loss"], kept["captured_lift"]) == (
+        report["metrics"]["log_loss"],
+        report["captured_lift"],
+    )
+    card = (own / CARD).read_text("utf-8")
+    assert NOT_YET not in card
+    assert f"**{kept['verdict']['verdict']}**: {kept['verdict']['reason']}" in card
+    assert f"captures {kept['captured_lift']:.2f} of the possible lift" in card
+    assert keyart.main(["verify", str(own)]) == 0
+    assert f"{len(after.about['sha256'])} files unchanged" in capfd.readouterr().out
+    policy, since = "greedy", datetime.fromisoformat(after.about["test_from"])
+    same = [scores_fingerprint(bundle, service, policy, since) for bundle in (before, after)]
+    assert same[0] == same[1], "what is told of a bundle makes no scores stale"
+
+
+def test_lifts_are_those_of_the_report(own: Path, report: dict[str, Any]) -> None:
+    record_verdict(own, report)
+    rows = {(r["policy"], r["reward"]): r for r in Bundle.open(own).about["evaluation"]["per_1000"]}
+    told = {(d["policy"], d["base"], d["reward"], d["estimator"]): d for d in report["value"]["differences"]}
+    estimator = report["value"]["verdict"]["estimator"]
+    scored, lift = rows["scored", "clicked"], told["scored", "uniform", "clicked", estimator]
+    assert [scored["above_uniform"][n] for n in ("value", "low", "high")] == pytest.approx(
+        [1000 * lift[n] for n in ("value", "low", "high")]
+    )
+    # which the report has the other way about: uniform above it
+    fixed, lift = rows["best_fixed", "clicked"], told["uniform", "best_fixed", "clicked", estimator]
+    assert [fixed["above_uniform"][n] for n in ("value", "low", "high")] == pytest.approx(
+        [-1000 * lift[n] for n in ("value", "high", "low")]
+    )
+    assert fixed["above_uniform"]["low"] < fixed["above_uniform"]["value"] < fixed["above_uniform"]["high"]
+    assert rows["uniform", "clicked"]["above_uniform"] is None
+    true = {r["policy"]: r["true_value"] for r in report["policies"] if r["reward"] == "clicked"}
+    assert scored["true"] == pytest.approx(1000 * true["scored"])
+
+
+def test_what_is_kept_already_is_left_alone(own: Path, report: dict[str, Any]) -> None:
+    assert record_verdict(own, report)
+    before = {path: path.stat().st_ino for path in own.rglob("*")}
+    assert not record_verdict(own, json.loads(json.dumps(report)))
+    assert {path: path.stat().st_ino for path in own.rglob("*")} == before
+    assert record_verdict(own, report | {"scored": "keyart epsilon:0.1"})
+    assert Bundle.open(own).about["evaluation"]["policy"] == "keyart epsilon:0.1"
+    assert not list(own.parent.glob(".*")), "nothing beside it is left over"
+
+
+def test_a_kill_leaves_the_old_bundle_whole(own: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    sealed = digests(own)
+
+    def killed(*words: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:  # the card is written, the record is not
+        patched.setattr(export.record, "sha256", killed)
+        with pytest.raises(KeyboardInterrupt):
+            record_verdict(own, report)
+    assert digests(own) == sealed
+    rename = os.rename
+
+    def between(old: Path, new: Path) -> None:  # the old bundle is moved aside, the new one not yet in its place
+        if Path(old).name.endswith(".partial"):
+            raise KeyboardInterrupt
+        rename(old, new)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", between)
+        with pytest.raises(KeyboardInterrupt):
+            record_verdict(own, report)
+    assert digests(own) == sealed
+    assert [path.name for path in own.parent.iterdir()] == [own.name]
+    verify(own)
+
+
+def test_evaluate_records_where_it_is_asked_to(
+    own: Path, run: Path, service: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words, sealed = [str(service), str(tmp_path / "report")], digests(own)
+    assert keyart.main(["evaluate", str(run), *words, "--record"]) == 1
+    error = capfd.readouterr().err
+    assert f"keyart evaluate: {run}: is no bundle, which alone keeps a verdict." in error
+    assert error.strip().count("\n") == 0
+    assert not (tmp_path / "report").exists()
+    assert keyart.main(["evaluate", str(own), *words]) == 0
+    assert digests(own) == sealed
+    assert keyart.main(["evaluate", str(own), *words, "--record"]) == 0
+    kept = Bundle.open(own).about["evaluation"]
+    told = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (kept["since"], kept["until"], kept["dataset"]) == (told["since"], told["until"], told["dataset"])
+
+
+def test_the_whole_way_records_and_then_rests(service: Path, tmp_path: Path) -> None:
+    recipe = Recipe(embed=replace(TINY_EMBEDDING, views=64), fit=FitConfig(passes=1, slices=1, batch=512))
+    out, console = tmp_path / "out", Console(quiet=True)
+    go_the_whole_way(service, out, recipe, console)
+    opened = Bundle.open(out / "bundle")
+    kept = opened.about["evaluation"]
+    assert kept["policy"] == "keyart greedy"
+    assert kept["onnx_torch_largest_difference"] < 1e-4
+    assert kept["dataset"] == opened.about["log_fingerprint"]
+    assert opened.about["log_fingerprint"] in opened.about["licences"]["image_encoder"]
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()}
+    go_the_whole_way(service, out, recipe, console)
+    after = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()}
+    assert after == before, "no file is written again"
+    # cut short after the report and before its verdict was kept
+    about = opened.about | {"evaluation": None}
+    (out / "bundle" / ABOUT).write_text(json.dumps(about, indent=1))
+    go_the_whole_way(service, out, recipe, console)
+    assert Bundle.open(out / "bundle").about["evaluation"] == kept
+
+
+def test_licences_follow_where_the_encoder_came_from(service: Path, shards: Path, tmp_path: Path) -> None:
+    def said(image_encoder: str) -> str:
+        return licences_of({"log_fingerprint": "abc", "image_encoder": image_encoder})["image_encoder"]
+
+    here = json.loads((shards / "embedding" / RECORD).read_text())["weights"]
+    assert "trained on the catalogue of log abc: yours" in said(here)
+    assert "yours" in said(f"{here}, fine-tuned on clicks")
+    hub = said("resnet18, torchvision's pretrained weights")
+    assert "BSD-3-Clause" in hub
+    assert "ImageNet" in hub
+    own = tmp_path / "shards"
+    shutil.copytree(shards, own)
+    shutil.rmtree(own / "embedding")
+    # an encoder handed on: whose it is was said where it came from
+    handed = embed(service, own, replace(TINY_EMBEDDING, weights=str(shards / "embedding")))["weights"]
+    assert here in handed
+    assert "yours" in said(handed)
+    assert "as the run says" in said("resnet18 and projection of the run /somewhere/run")
+    assert "owner of the file" in said("resnet18, weights of mine.pth")
+    assert "not recorded" in licences_of({})["image_encoder"]
+
+
+def test_every_file_is_described_and_every_tensor_as_it_is(bundle: Path) -> None:
+    about, card = Bundle.open(bundle).about, (bundle / CARD).read_text("utf-8")
+    assert set(about["files"]) == {path.name for path in bundle.iterdir()} - {ABOUT, CARD}
+    assert all(told["what"] for told in about["files"].values())
+    axes: dict[str, int] = {}
+    for name in TENSORS:
+        found = load_file(bundle / name)
+        told = about["files"][name]["tensors"]
+        assert told.keys() == found.keys()
+        for tensor, row in told.items():
+            values = found[tensor]
+            assert (row["dtype"], row["shape"]) == (str(values.dtype), list(values.shape))
+            letters = row["axes"].split()
+            assert len(letters) == values.ndim, tensor
+            for letter, length in zip(letters, values.shape, strict=True):
+                assert axes.setdefault(letter, length) == length, f"{tensor}: {letter} is one number everywhere"
+                assert not letter.isdigit() or int(letter) == length
+            assert f"| {tensor} | {row['dtype']} |" in card
+    assert axes["F"] == axes["D"] + 3
+    assert axes["D+G"] == axes["C"] - axes["D"]
+    assert axes["C+R"] == axes["C"] + axes["R"]
+    assert (axes["I"], axes["A"]) == tuple(len(Bundle.open(bundle).vocabularies[n]) for n in ("titles", "artworks"))
+
+
+def test_what_the_record_says_of_the_tables_is_enough(bundle: Path) -> None:
+    """Appeal by the sentence in `files` alone."""
+    opened = Bundle.open(bundle)
+    request, table = request_of(opened), load_file(bundle / "explain.safetensors")
+    found, title = opened.rank(request), request["title"]
+    taste, liked = found["taste"], found["liked"]
+    appeal = np.einsum("nd,nkd->nk", taste, table["artwork_vector"][request["artworks"]])
+    appeal += np.einsum("nc,nkc->nk", liked, table["artwork_content"][request["artworks"]])
+    appeal += table["artwork_bias"][request["artworks"]]
+    mean = (taste * table["mean_vector"][title]).sum(1) + (liked * table["mean_content"][title]).sum(1)
+    np.testing.assert_allclose(appeal - (mean + table["mean_bias"][title])[:, None], found["appeal"], atol=1e-5)

@@ -1,0 +1,144 @@
+"""The model repository for Triton is the graphs themselves: what it says of them, what it holds, and what that costs."""
+
+import json
+import os
+import re
+import subprocess
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from rich.console import Console
+
+from export.bundle import ABOUT, Bundle
+from export.export import export
+from export.ids import WEIGHTS
+from export.linked import files_of, link, size_of
+from export.triton import CONFIG, MOST_AT_ONCE, REPOSITORY, SERVED
+from tests.test_explain import request_of
+from tests.test_graphs import in_ids, run
+from train.run import Run
+
+TYPE_OF = {
+    "TYPE_STRING": "tensor(string)",
+    "TYPE_INT64": "tensor(int64)",
+    "TYPE_FP32": "tensor(float)",
+    "TYPE_BOOL": "tensor(bool)",
+}
+PARSE = """
+import json, sys
+from pathlib import Path
+from google.protobuf.text_format import Parse
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+
+def told(part):
+    shape = list(part.reshape.shape) if part.HasField("reshape") else list(part.dims)
+    assert part.dims and not (part.HasField("reshape") and (shape or list(part.dims) != [1]))
+    return [part.name, DataType.Name(part.data_type), shape]
+
+for path in sorted(Path(sys.argv[1]).glob("*/config.pbtxt")):
+    found = Parse(path.read_text(), ModelConfig())
+    batched = found.max_batch_size > 0
+    assert found.name == path.parent.name and found.backend == "onnxruntime"
+    assert batched == found.HasField("dynamic_batching")
+    assert [(group.kind, group.count) for group in found.instance_group] == [(2, 1)]
+    assert found.parameters["intra_op_thread_count"].string_value == "1"
+    sides = [[told(part) for part in side] for side in (found.input, found.output)]
+    print(json.dumps({"name": found.name, "batched": batched, "sides": sides}))
+"""
+"""By Triton's own schema, in an environment that has it."""
+
+
+def sides_of(text: str) -> list[list[tuple[str, str, list[int]]]]:
+    """Inputs and outputs of a config.pbtxt: name, type and the shape that the model meets, without the requests."""
+    found = []
+    for side in ("input", "output"):
+        block = re.search(rf"^{side} \[\n(.*?)^\]", text, re.S | re.M)
+        assert block is not None
+        parts = re.findall(r'name: "(\w+)" data_type: (\w+) dims: \[ (.*?) \](.*?) \}', block[1])
+        assert len(parts) == len(block[1].splitlines())
+        shapes = [[] if "reshape" in rest else [int(d) for d in dims.split(",")] for _, _, dims, rest in parts]
+        found.append([(name, kind, shape) for (name, kind, _, _), shape in zip(parts, shapes, strict=True)])
+    return found
+
+
+def as_session(bundle: Path, name: str) -> list[list[tuple[str, str, list[int]]]]:
+    """The same as ONNX Runtime tells it, the requests left out where all tensors begin with them: Triton's own rule."""
+    session = ort.InferenceSession(bundle / REPOSITORY / name / "1" / "model.onnx")
+    parts = [session.get_inputs(), session.get_outputs()]
+    kind_of = {runtime: triton for triton, runtime in TYPE_OF.items()}
+    shapes = [[[d if isinstance(d, int) else -1 for d in part.shape] for part in side] for side in parts]
+    batched = all(shape[0] == -1 for side in shapes for shape in side)
+    return [
+        [(part.name, kind_of[part.type], shape[batched:]) for part, shape in zip(side, told, strict=True)]
+        for side, told in zip(parts, shapes, strict=True)
+    ]
+
+
+def test_the_configurations_say_what_the_graphs_say(bundle: Path) -> None:
+    for name in SERVED:
+        text = (bundle / REPOSITORY / name / CONFIG).read_text("utf-8")
+        assert f'name: "{name}"' in text
+        assert sides_of(text) == as_session(bundle, name)
+        batched = name != "titles"  # whose `top` is one number for all
+        assert (f"max_batch_size: {MOST_AT_ONCE}" in text, "dynamic_batching" in text) == (batched, batched)
+        assert "max_batch_size: 0" in text or batched
+
+
+@pytest.mark.slow
+def test_tritons_own_schema_reads_them(bundle: Path) -> None:
+    words = ["uv", "run", "--no-project", "--isolated", "--with", "tritonclient[grpc]", "python", "-c", PARSE]
+    done = subprocess.run([*words, str(bundle / REPOSITORY)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert set(found) == set(SERVED)
+    for name, row in found.items():
+        assert [[tuple(part) for part in side] for side in row["sides"]] == as_session(bundle, name)
+        assert row["batched"] == (name != "titles")
+
+
+def test_the_linked_graph_answers_as_the_bundles_own(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    request = in_ids(opened, request_of(opened, n=20))
+    expected = run(bundle, "rank.onnx", request)
+    found = run(bundle / REPOSITORY / "rank" / "1", "model.onnx", request)
+    assert found.keys() == expected.keys()
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, expected[name])
+
+
+def test_links_cost_nothing_and_are_sealed(bundle: Path) -> None:
+    about = json.loads((bundle / ABOUT).read_text())
+    for name in SERVED:
+        for linked, own in (("model.onnx", f"{name}.onnx"), (WEIGHTS, WEIGHTS)):
+            place = f"{REPOSITORY}/{name}/1/{linked}"
+            assert (bundle / place).samefile(bundle / own)
+            assert about["sha256"][place] == about["sha256"][own]
+        assert f"{REPOSITORY}/{name}/{CONFIG}" in about["sha256"]
+    configs = sum((bundle / REPOSITORY / name / CONFIG).stat().st_size for name in SERVED)
+    assert size_of(bundle) == sum(path.stat().st_size for path in bundle.iterdir() if path.is_file()) + configs
+
+
+def test_where_nothing_can_be_linked_copies_are_made_and_told(
+    run: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*words: object) -> None:
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuses)
+    opened, said = Run.open(run), StringIO()
+    made = export(opened.model, opened.vocabularies, tmp_path / "b", about={}, console=Console(file=said, width=300))
+    weights = made.folder / REPOSITORY / "rank" / "1" / WEIGHTS
+    assert not weights.samefile(made.folder / WEIGHTS)
+    assert weights.read_bytes() == (made.folder / WEIGHTS).read_bytes()
+    assert re.search(r"this file system makes no links: .*triton holds copies, \d+\.\d MB", said.getvalue())
+    assert size_of(made.folder) > 1.5 * size_of(bundle)
+
+
+def test_a_link_is_a_second_name(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("once")
+    assert link(tmp_path / "a", tmp_path / "deep" / "b") == 0
+    assert size_of(tmp_path) == 4
+    assert files_of(tmp_path) == [tmp_path / "a", tmp_path / "deep" / "b"]
