@@ -45,7 +45,7 @@ WHAT = {
     GOLDEN: "requests and what torch answered, a JSON object a line",
     EXAMPLE: "runs the golden cases with numpy and onnxruntime alone",
     EXAMPLE_IN_NODE: "the same with onnxruntime-node",
-    REPOSITORY: "a model repository for Triton: links to the graphs and their weights, and a configuration each",
+    REPOSITORY: "a model repository for Triton: graphs, what each reads of the weights, and configurations",
     TITLES: "every title's vector, to rank titles by anybody's index: the dot product with `titles_member` is its score",
     TABLES: "every title's and artwork's vectors: appeal(k) = taste . artwork_vector + liked . artwork_content + artwork_bias "
     "- (taste . mean_vector + liked . mean_content + mean_bias of the title), with taste and liked as rank.onnx gives them",

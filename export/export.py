@@ -52,7 +52,7 @@ from export.linked import sha256, size_of
 from export.score import DRAWS
 from export.score import WIDTH as POSTERIOR_WIDTH
 from export.thompson import Thompson
-from export.triton import REPOSITORY, write_triton
+from export.triton import write_triton
 from export.variants import ship_variants
 from export.vector_parity import APART, vectors_apart
 from models.history import HOURS_APART
@@ -184,7 +184,7 @@ def export(
             graphs |= towers
             (folder / IMAGES).write_text(json.dumps(list(images.hashes)))
         cases = write_golden(golden_cases(partial(_answered, ranking), vocabularies, reach), folder / GOLDEN)
-        copied = write_triton(graphs, folder)
+        write_triton(folder)
         for name in (EXAMPLE, EXAMPLE_IN_NODE):
             shutil.copy(Path(example_of_bundle.__file__).with_suffix(Path(name).suffix), folder / name)
         save_vocabularies(vocabularies, folder / VOCABULARIES)
@@ -237,10 +237,6 @@ def export(
         (folder / CARD).write_text(card_of(record, vocabularies), encoding="utf-8")
         record["sha256"][CARD] = sha256(folder / CARD)
         (folder / ABOUT).write_text(json.dumps(record, indent=1))
-    if copied:
-        console.print(
-            f"export: this file system makes no links: {out / REPOSITORY} holds copies, {copied / 1e6:.1f} MB"
-        )
     size = size_of(out) / 1e6
     console.print(f"export: {out}, {size:.1f} MB; largest difference from torch on 256 requests {difference:.1e}")
     return Bundle.open(out)

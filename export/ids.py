@@ -122,3 +122,23 @@ def write_graphs(models: dict[str, ModelProto], folder: Path, weights_in: str = 
                 tensor.ClearField("raw_data")
                 tensor.data_location = TensorProto.EXTERNAL
             onnx.save_model(model, str(folder / name))
+
+
+def read_graph(path: Path) -> ModelProto:
+    """A graph with its weights inside, as `write_graphs` was given it.
+
+    By itself: onnx's own reader refuses weights that have a second name, such as a bundle copied as links has.
+    """
+    model = onnx.load(str(path), load_external_data=False)
+    files: dict[str, np.ndarray] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        entry = {part.key: part.value for part in tensor.external_data}
+        name, begin, length = entry["location"], int(entry["offset"]), int(entry["length"])
+        if name not in files:
+            files[name] = np.memmap(path.with_name(name), np.uint8, "r")
+        tensor.raw_data = files[name][begin : begin + length].tobytes()
+        tensor.ClearField("external_data")
+        tensor.data_location = TensorProto.DEFAULT
+    return model

@@ -1,8 +1,4 @@
-"""Files that stand in several places of a bundle: linked where the file system can, read and counted once.
-
-ONNX Runtime refuses weights outside the folder of their graph, so that a folder which is to hold the same graph again must
-hold its weights again too: as a link that costs no bytes.
-"""
+"""Files that have several names, as those of a bundle have while its record alone is replaced: read and counted once."""
 
 import hashlib
 import os

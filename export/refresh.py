@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pyarrow as pa
 from onnx import ModelProto, numpy_helper
@@ -53,7 +52,7 @@ from export.card import card_of
 from export.contents import contents_of
 from export.example_of_bundle import worst_difference
 from export.golden import golden_cases, write_golden
-from export.ids import with_more_ids, write_graphs
+from export.ids import read_graph, with_more_ids, write_graphs
 from export.triton import write_triton
 from export.variants import remake_variants
 
@@ -251,12 +250,12 @@ def _write(
     old, record = bundle.folder, json.loads(json.dumps(bundle.about))
     with atomic_folder(old, marker=ABOUT) as folder:
         graphs = {
-            name: extended(onnx.load(str(old / name)), rows, words, gained)
+            name: extended(read_graph(old / name), rows, words, gained)
             for name in record["graphs"]
             if name not in (ARTWORK, TITLE)
         }
         write_graphs(graphs, folder)
-        write_triton(graphs, folder)
+        write_triton(folder)
         save_vocabularies(words, folder / VOCABULARIES)
         (folder / IMAGES).write_text(json.dumps(hashes))
         for name in (TABLES, POSTERIOR):

@@ -1,20 +1,21 @@
 """A model repository for Triton (and what else speaks the Open Inference protocol) in the bundle: `BUNDLE/triton`.
 
     triton/rank/config.pbtxt        what goes in and comes out, told by the graph itself
-    triton/rank/1/model.onnx        rank.onnx, linked
-    triton/rank/1/weights.bin       the weights it names, linked
+    triton/rank/1/model.onnx        rank.onnx
+    triton/rank/1/weights.bin       what it reads of the weights
 
 and the same for member, choose and titles. A graph whose inputs and outputs all begin with the requests is batched: Triton
-adds that dimension itself, and refuses tensors that have no other, so that a graph's (N,) is (N, 1) to its clients.
+adds that dimension itself, and refuses tensors that have no other, so that a graph's (N,) is (N, 1) to its clients. ONNX
+Runtime refuses weights outside the folder of their graph, and onnx refuses weights that are links, so that each model has its
+own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
+from onnx import GraphProto, TensorProto, ValueInfoProto
 
-from export.ids import WEIGHTS
-from export.linked import link
+from export.ids import read_graph, write_graphs
 
 REPOSITORY, CONFIG = "triton", "config.pbtxt"
 SERVED = ("rank", "member", "choose", "titles")
@@ -29,8 +30,7 @@ TYPES: dict[int, str] = {
 HOW = f"""\
 `{REPOSITORY}/` is a model repository for NVIDIA Triton's ONNX Runtime backend (ONNX Runtime 1.18 or newer), a model each for
 {", ".join(SERVED)}: `tritonserver --model-repository=BUNDLE/{REPOSITORY}`. Its configurations were checked against Triton's own
-schema and against the graphs; no server was run. Its files are links to those beside it: copy the bundle by what keeps
-links (`cp -a`, `rsync -aH`, `tar`), or the copy holds them several times.
+schema and against the graphs; no server was run. It needs nothing beside it: each model has what it reads of the weights.
 
 - In models that are batched (rank, member, choose), what is (N,) above is (N, 1) to Triton's clients: `dims: [ 1 ]`.
 - Triton runs requests together whose shapes are the same: pad histories (`history_length` counts) and candidates to fixed
@@ -38,15 +38,14 @@ links (`cp -a`, `rsync -aH`, `tar`), or the copy holds them several times.
 - One instance, one thread; each instance holds the weights again. To use more cores, raise `count` in `instance_group`."""
 
 
-def write_triton(graphs: Mapping[str, ModelProto], folder: Path) -> int:
-    """Write the repository beside graphs that `write_graphs` wrote into `folder`; returns the bytes of what had to be copied."""
-    copied = 0
+def write_triton(folder: Path) -> None:
+    """Write the repository beside the graphs in `folder`."""
     for name in SERVED:
         model = folder / REPOSITORY / name
-        copied += link(folder / f"{name}.onnx", model / "1" / "model.onnx")
-        copied += link(folder / WEIGHTS, model / "1" / WEIGHTS)
-        (model / CONFIG).write_text(config_of(name, graphs[f"{name}.onnx"].graph), encoding="utf-8")
-    return copied
+        (model / "1").mkdir(parents=True)
+        graph = read_graph(folder / f"{name}.onnx")
+        (model / CONFIG).write_text(config_of(name, graph.graph), encoding="utf-8")
+        write_graphs({"model.onnx": graph}, model / "1")
 
 
 def config_of(name: str, graph: GraphProto) -> str:

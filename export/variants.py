@@ -21,7 +21,7 @@ from datamodules.vocabulary import Vocabularies
 from export.bundle import RANK_ROWS
 from export.example_of_bundle import worst_difference
 from export.gates import AT_LEAST, BOUNDS, FULL, measure
-from export.ids import WEIGHTS, write_graphs
+from export.ids import WEIGHTS, read_graph, write_graphs
 from export.precision import KINDS, Kind, reduced
 
 SERVED = ("rank.onnx", "member.onnx", "choose.onnx")
@@ -32,7 +32,7 @@ def write_variant(folder: Path, kind: Kind) -> Path:
     """Write a bundle's graphs in fewer bytes to `folder/kind`, over rows too, which is what the gates ask."""
     out = folder / kind
     out.mkdir()
-    write_graphs({name: reduced(onnx.load(str(folder / name)), kind) for name in (*SERVED, RANK_ROWS)}, out)
+    write_graphs({name: reduced(read_graph(folder / name), kind) for name in (*SERVED, RANK_ROWS)}, out)
     return out
 
 

@@ -1,25 +1,22 @@
 """The model repository for Triton is the graphs themselves: what it says of them, what it holds, and what that costs."""
 
 import json
-import os
 import re
+import shutil
 import subprocess
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
-from rich.console import Console
 
 from export.bundle import ABOUT, Bundle
-from export.export import export
 from export.ids import WEIGHTS
 from export.linked import files_of, link, size_of
 from export.triton import CONFIG, MOST_AT_ONCE, REPOSITORY, SERVED
 from tests.test_explain import request_of
 from tests.test_graphs import in_ids, run
-from train.run import Run
 
 TYPE_OF = {
     "TYPE_STRING": "tensor(string)",
@@ -99,42 +96,30 @@ def test_tritons_own_schema_reads_them(bundle: Path) -> None:
         assert row["batched"] == (name != "titles")
 
 
-def test_the_linked_graph_answers_as_the_bundles_own(bundle: Path) -> None:
+def test_each_model_answers_as_the_bundles_own_by_itself(bundle: Path, tmp_path: Path) -> None:
+    """From the repository alone, elsewhere."""
+    repository = shutil.copytree(bundle / REPOSITORY, tmp_path / "models")
     opened = Bundle.open(bundle)
     request = in_ids(opened, request_of(opened, n=20))
-    expected = run(bundle, "rank.onnx", request)
-    found = run(bundle / REPOSITORY / "rank" / "1", "model.onnx", request)
-    assert found.keys() == expected.keys()
-    for name, values in found.items():
-        np.testing.assert_array_equal(values, expected[name])
+    request |= run(bundle, "member.onnx", request)
+    request |= {"played_before": np.zeros(20, bool), "played": np.full((20, 1), "", object), "top": np.array([3])}
+    for name in SERVED:
+        expected = run(bundle, f"{name}.onnx", request)
+        found = run(repository / name / "1", "model.onnx", request)
+        assert found.keys() == expected.keys()
+        for output, values in found.items():
+            np.testing.assert_array_equal(values, expected[output])
 
 
-def test_links_cost_nothing_and_are_sealed(bundle: Path) -> None:
+def test_its_files_are_sealed_and_hold_no_weight_that_is_not_read(bundle: Path) -> None:
     about = json.loads((bundle / ABOUT).read_text())
     for name in SERVED:
-        for linked, own in (("model.onnx", f"{name}.onnx"), (WEIGHTS, WEIGHTS)):
-            place = f"{REPOSITORY}/{name}/1/{linked}"
-            assert (bundle / place).samefile(bundle / own)
-            assert about["sha256"][place] == about["sha256"][own]
-        assert f"{REPOSITORY}/{name}/{CONFIG}" in about["sha256"]
-    configs = sum((bundle / REPOSITORY / name / CONFIG).stat().st_size for name in SERVED)
-    assert size_of(bundle) == sum(path.stat().st_size for path in bundle.iterdir() if path.is_file()) + configs
-
-
-def test_where_nothing_can_be_linked_copies_are_made_and_told(
-    run: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuses(*words: object) -> None:
-        raise PermissionError("Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuses)
-    opened, said = Run.open(run), StringIO()
-    made = export(opened.model, opened.vocabularies, tmp_path / "b", about={}, console=Console(file=said, width=300))
-    weights = made.folder / REPOSITORY / "rank" / "1" / WEIGHTS
-    assert not weights.samefile(made.folder / WEIGHTS)
-    assert weights.read_bytes() == (made.folder / WEIGHTS).read_bytes()
-    assert re.search(r"this file system makes no links: .*triton holds copies, \d+\.\d MB", said.getvalue())
-    assert size_of(made.folder) > 1.5 * size_of(bundle)
+        for file in (CONFIG, "1/model.onnx", f"1/{WEIGHTS}"):
+            assert f"{REPOSITORY}/{name}/{file}" in about["sha256"]
+        model = onnx.load(str(bundle / REPOSITORY / name / "1" / "model.onnx"))  # onnx's own reader takes it
+        onnx.checker.check_model(model)
+    rank, all_of_them = (bundle / REPOSITORY / "titles" / "1" / WEIGHTS), bundle / WEIGHTS
+    assert rank.stat().st_size < all_of_them.stat().st_size / 2
 
 
 def test_a_link_is_a_second_name(tmp_path: Path) -> None:
