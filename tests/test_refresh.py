@@ -287,3 +287,36 @@ def test_images_are_known_by_their_bytes(bundle: Path, service: Path) -> None:
     image_of = dict(zip(table["artwork_id"].to_pylist(), table["image"].to_pylist(), strict=True))
     paths = [service / image_of[one] for one in Bundle.open(bundle).vocabularies["artworks"].values]
     assert json.loads((bundle / IMAGES).read_text()) == content_hashes(paths)
+
+
+def test_a_new_artwork_is_ranked_at_once_by_its_vectors(bundle: Path, refreshed: Path, grown: Path) -> None:
+    """artwork.onnx and choose_vectors.onnx of the old bundle, as choose.onnx of the refreshed one by its id."""
+    table = pq.read_table(grown / "artworks.parquet").to_pylist()
+    row = next(one for one in table if one["artwork_id"] == NEW_ARTWORKS[1])  # of a title that the old bundle knows
+    pixels = np.asarray(Image.open(grown / row["image"]).convert("RGB"))
+    artwork = ort.InferenceSession(bundle / ARTWORK)
+    outputs = ["artwork_vector", "artwork_content", "artwork_bias", "artwork_engaged"]
+    found = artwork.run(outputs, {"image": pixels[None], "depicts": np.array([[""]], object)})
+    vectors = {name: np.asarray(values)[:, None] for name, values in zip(outputs, found, strict=True)}
+    words = Bundle.open(bundle).vocabularies
+    history = {
+        "history_title": np.array([words["titles"].values[:4]], object),
+        "history_artwork": np.array([words["artworks"].values[:4]], object),
+        "history_watched": np.full((1, 4), 0.5, np.float32),
+        "history_time": np.arange(4)[None] * 3600,
+        "history_length": np.array([4]),
+    }
+    context = {name: np.array([0]) for name in ("hour", "row", "column", "play_count")}
+    context |= {"country": np.array([words["countries"].values[0]], object), "device": np.array(["tv"], object)}
+    context |= {"title": np.array([row["title_id"]], object), "played_before": np.array([False])}
+    by_id = {"artworks": np.array([[NEW_ARTWORKS[1]]], object)}
+    told = []
+    for folder, name, candidates in ((bundle, "choose_vectors.onnx", vectors), (refreshed, "choose.onnx", by_id)):
+        member = ort.InferenceSession(folder / "member.onnx").run(["member"], history)[0]
+        session = ort.InferenceSession(folder / name)
+        names = [part.name for part in session.get_outputs()]
+        answer = session.run(names, {"member": member, **context, **candidates})
+        told.append(dict(zip(names, answer, strict=True)))
+    for name, values in told[0].items():
+        np.testing.assert_allclose(np.asarray(values), np.asarray(told[1][name]), atol=1e-6, err_msg=name)
+    assert np.asarray(told[0]["appeal"]).shape == (1, 1)
