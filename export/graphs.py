@@ -23,6 +23,7 @@ from torch import nn
 from datamodules.vocabulary import Vocabularies
 from export.bundle import MEMBER_ROWS, RANK_ROWS
 from export.ids import with_ids
+from export.rank_graph import choose_graph, fits, rank_graph
 from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
 from models.serving import CHOOSE_INPUTS, CHOOSE_OUTPUTS, MEMBER_OUTPUTS, Choose, Member
 
@@ -38,9 +39,13 @@ def graphs_of(ranking: Ranking, vocabularies: Vocabularies, example: dict[str, n
     with torch.no_grad():
         parts["member"] = Member(ranking)(*(parts[name] for name in HISTORY))[0]
     parts["played_before"] = torch.zeros(len(parts["title"]), dtype=torch.bool)
-    rank = _traced(ranking, INPUTS, OUTPUTS, parts)
+    put_together = fits(ranking.model)
+    rank = rank_graph(ranking, OPSET, IR_VERSION) if put_together else _traced(ranking, INPUTS, OUTPUTS, parts)
     member = _traced(Member(ranking), HISTORY, MEMBER_OUTPUTS, parts)
-    choose = _traced(Choose(ranking), CHOOSE_INPUTS, CHOOSE_OUTPUTS, parts)
+    if put_together:
+        choose = choose_graph(ranking, OPSET, IR_VERSION)
+    else:
+        choose = _traced(Choose(ranking), CHOOSE_INPUTS, CHOOSE_OUTPUTS, parts)
     over_ids = {"rank.onnx": rank, "member.onnx": member, "choose.onnx": choose, "titles.onnx": _titles(ranking)}
     found = {name: with_ids(model, vocabularies) for name, model in over_ids.items()}
     return found | {RANK_ROWS: rank, MEMBER_ROWS: member}
