@@ -68,9 +68,9 @@ class Answers:
         outputs = (*OUTPUTS, "taste", "liked") if explores else OUTPUTS
         found = self.bundle.rank(given, outputs, give_back=there_NK.size > LARGE)
         policy_NK = np.zeros(there_NK.shape)
-        for policy in {one.policy for one in asked}:
-            rows = [row for row, one in enumerate(asked) if one.policy == policy]
-            policy_NK[rows] = self._policy(policy, rows, given, found, there_NK)
+        for policy, reward in {(one.policy, one.reward) for one in asked}:
+            rows = [row for row, one in enumerate(asked) if (one.policy, one.reward) == (policy, reward)]
+            policy_NK[rows] = self._policy(policy, reward, rows, given, found, there_NK)
         answers = []
         for row, one in enumerate(asked):
             k = len(one.names)
@@ -85,6 +85,7 @@ class Answers:
     def _policy(
         self,
         policy: Policy,
+        reward: str,
         rows: list[int],
         given: dict[str, np.ndarray],
         found: dict[str, np.ndarray],
@@ -92,7 +93,8 @@ class Answers:
     ) -> np.ndarray:
         """Probabilities of some rows' candidates."""
         if policy.kind != "thompson":
-            return policy.probabilities(found["click_probability"][rows], there_NK[rows])
+            by = found["click_probability" if reward == "clicked" else "engaged_probability"]
+            return policy.probabilities(by[rows], there_NK[rows])
         thompson = self.thompson(int(policy.strength), policy.width)
         k = there_NK[rows].any(0).sum()
         shares = thompson.probabilities(
