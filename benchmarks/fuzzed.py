@@ -85,7 +85,9 @@ class Generator:
 
     def _some(self) -> dict[str, Any]:
         request = self.request(int(self.chance.integers(0, 60)), int(self.chance.integers(1, 30)))
-        more = {"policy": self._any(POLICIES), "explain": bool(self.chance.random() < 0.2), "seed": 7, "hour": 20}
+        policy = self._any(POLICIES)
+        reward = "clicked" if policy.startswith("thompson") else self._any(["clicked", "engaged"])
+        more = {"policy": policy, "reward": reward, "explain": bool(self.chance.random() < 0.2), "seed": 7, "hour": 20}
         return request | {name: value for name, value in more.items() if self.chance.random() < 0.5}
 
     def _in_order(self) -> Case:

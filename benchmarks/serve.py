@@ -85,7 +85,7 @@ def bench(config: Config, console: Console) -> list[Row]:
     try:
         with tempfile.TemporaryDirectory(prefix="keyart-bench-") as folder:
             work = Path(folder)
-            run = Run.open(Path(config.run) if config.run else _trained(work, console))
+            run = Run.open(Path(config.run) if config.run else trained(work, console))
             bundle = export(run.model, run.vocabularies, work / "bundle", about={}, console=Console(quiet=True))
             for kind in KINDS:
                 write_variant(bundle.folder, kind)
@@ -105,7 +105,8 @@ def bench(config: Config, console: Console) -> list[Row]:
         torch.set_num_threads(threads)
 
 
-def _trained(work: Path, console: Console) -> Path:
+def trained(work: Path, console: Console) -> Path:
+    """The run of a simulated service."""
     console.print(f"bench {NAME}: simulates a service and trains a ranker for one pass")
     quiet = Console(quiet=True)
     simulate(work / "service", SimulateConfig(members=1000, titles=400, people=100))

@@ -1,20 +1,19 @@
-"""`keyart serve` under load and under nonsense, over loopback, by a client of a few sockets.
+"""`keyart bench load`: `keyart serve` under load and under nonsense, over loopback, by a client of a few sockets.
 
-`python -m benchmarks.serve_load BUNDLE [--seconds 60] [--connections 50] [--fuzz 100000] [--seed 0]` starts the service,
-measures requests/s, p50 and p99 as the client sees them, then sends generated requests (`benchmarks.fuzzed`) and counts what
-came back. Client and service share the machine: what it says is what both together can do.
+It starts the service, measures requests/s, p50 and p99 as the client sees them, then sends generated requests
+(`benchmarks.fuzzed`) and counts what came back. Client and service share the machine: what it says is what both together can do.
 """
 
-import argparse
 import asyncio
 import re
 import subprocess
-import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 
@@ -23,13 +22,84 @@ from rich.console import Console
 
 from benchmarks.fuzzed import Case, Generator
 from benchmarks.process import python
+from benchmarks.table import OURS, Row
 from datamodules.contract import UserError
 from export.bundle import Bundle
 
-PLAYS, CANDIDATES, DIFFERENT = 50, 20, 256
-"""Of a request of the load, and how many different ones there are."""
+NAME = "load"
+DIFFERENT, WARM = 256, 3.0
+"""How many different requests the load has, and the seconds of it that come before those counted, at most."""
 FUZZERS, PATIENCE = 8, 30.0
 """Connections that send what is generated, and the seconds each waits for an answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is sent."""
+
+    bundle: str = ""
+    """A bundle's folder; default: a simulated service's, trained for one pass."""
+    seconds: float = 5.0
+    """Of the load; 0: none."""
+    connections: int = 50
+    """That ask at a time, each as soon as it is answered."""
+    plays: int = 50
+    """Of every history of the load."""
+    candidates: int = 20
+    """Of every request of the load."""
+    fuzz: int = 2000
+    """Generated requests afterwards; 0: none."""
+    seed: int = 0
+    """Of what is generated."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, least in (
+            ("plays", 0),
+            ("candidates", 1),
+            ("connections", 1),
+            ("fuzz", 0),
+            ("seed", 0),
+            ("seconds", 0),
+        ):
+            if not getattr(self, name) >= least:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least {least}.")
+
+
+def bench(config: Config, console: Console) -> list[Row]:
+    """The load, then what was generated; what was answered otherwise than it should be is said on the console."""
+    if find_spec("uvicorn") is None:
+        console.print(f"bench {NAME}: left out: it needs the extra serve: uv sync --extra serve")
+        return []
+    with tempfile.TemporaryDirectory(prefix="keyart-bench-") as folder:
+        bundle = Path(config.bundle) if config.bundle else _made(Path(folder), console)
+        generator = Generator(Bundle.open(bundle), config.seed)
+        bodies = [generator.valid(config.plays, config.candidates) for _ in range(DIFFERENT)]
+        rows: list[Row] = []
+        with serving(python("keyart", "serve", bundle, "--port", 0)) as at:
+            if config.seconds:
+                asyncio.run(load(at, bodies, connections=config.connections, seconds=min(WARM, config.seconds)))
+                rows += asyncio.run(load(at, bodies, connections=config.connections, seconds=config.seconds)).rows()
+            if config.fuzz:
+                found = asyncio.run(fuzz(at, generator, config.fuzz))
+                rows += found.rows()
+                for said in [*found.unanswered[:5], *found.unexpected[:5]]:
+                    console.print(said, markup=False)
+    return rows
+
+
+def _made(work: Path, console: Console) -> Path:
+    # torch, which a service of one's own bundle is measured without
+    from benchmarks.serve import trained
+    from export.export import export
+    from train.run import Run
+
+    run = Run.open(trained(work, console))
+    return export(run.model, run.vocabularies, work / "bundle", about={}, console=Console(quiet=True)).folder
+
+
+def _row(figure: str, unit: str, value: float) -> Row:
+    return Row(benchmark=NAME, subject=OURS, figure=figure, unit=unit, value=float(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +139,14 @@ class Load:
     """Seconds from the last byte sent to the last byte read, of half the requests at most."""
     p99: float
 
-    def line(self) -> str:
-        """To print."""
-        return (
-            f"load: {self.requests:,} requests in {self.seconds:.1f} s: {self.requests / self.seconds:,.0f} requests/s, "
-            f"p50 {self.p50 * 1e3:.1f} ms, p99 {self.p99 * 1e3:.1f} ms, {self.errors:,} errors"
-        )
+    def rows(self) -> list[Row]:
+        """Its figures."""
+        return [
+            _row("load: requests", "1/s", self.requests / self.seconds),
+            _row("load: p50", "ms", self.p50 * 1e3),
+            _row("load: p99", "ms", self.p99 * 1e3),
+            _row("load: errors", "requests", self.errors),
+        ]
 
 
 async def load(at: Served, bodies: Sequence[bytes], *, connections: int, seconds: float) -> Load:
@@ -161,15 +233,22 @@ class Fuzz:
         """That were sent."""
         return sum(self.statuses.values())
 
-    def line(self) -> str:
-        """To print."""
-        told = ", ".join(f"{status or 'left or closed'}: {count:,}" for status, count in sorted(self.statuses.items()))
+    def rows(self) -> list[Row]:
+        """Its figures."""
         last = len(self.memory) - 1
-        memory = ", ".join(f"{self.memory[round(last * part)] / 1e6:,.0f}" for part in (0.1, 0.25, 0.5, 0.75, 1))
-        return (
-            f"fuzz: {self.requests:,} requests; {told}; {len(self.unanswered)} unanswered, {len(self.unexpected)} unexpected; "
-            f"memory {memory} MB after a tenth and each quarter, {max(self.memory) / 1e6:,.0f} MB at most"
-        )
+        counts = [
+            (f"fuzz: answered {status}" if status else "fuzz: left or closed", count)
+            for status, count in sorted(self.statuses.items())
+        ]
+        counts += [("fuzz: unanswered", len(self.unanswered)), ("fuzz: unexpected", len(self.unexpected))]
+        return [
+            *(_row(figure, "requests", count) for figure, count in counts),
+            *(
+                _row(f"fuzz: memory after {part:.0%}", "MB", self.memory[round(last * part)] / 1e6)
+                for part in (0.05, 0.25, 0.5, 0.75, 1)
+            ),
+            _row("fuzz: memory at most", "MB", max(self.memory) / 1e6),
+        ]
 
 
 async def fuzz(at: Served, generator: Generator, count: int) -> Fuzz:
@@ -223,33 +302,3 @@ def resident(pid: int) -> int:
         return int(re.findall(r"VmRSS:\s+(\d+) kB", status.read_text())[0]) * 1024
     done = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True)
     return int(done.stdout) * 1024
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.serve_load", description=__doc__)
-    parser.add_argument("bundle", type=Path)
-    for name, kind, default in (
-        ("seconds", float, 60),
-        ("connections", int, 50),
-        ("fuzz", int, 100_000),
-        ("seed", int, 0),
-    ):
-        parser.add_argument(f"--{name}", type=kind, default=default)
-    given, console = parser.parse_args(), Console(highlight=False, soft_wrap=True)
-    generator = Generator(Bundle.open(given.bundle), given.seed)
-    bodies = [generator.valid(PLAYS, CANDIDATES) for _ in range(DIFFERENT)]
-    with serving(python("keyart", "serve", given.bundle, "--port", 0)) as at:
-        if given.seconds:
-            asyncio.run(load(at, bodies, connections=given.connections, seconds=min(3, given.seconds)))
-            told = asyncio.run(load(at, bodies, connections=given.connections, seconds=given.seconds))
-            console.print(f"{told.line()}; {given.connections} connections, {PLAYS} plays, {CANDIDATES} candidates")
-        if given.fuzz:
-            found = asyncio.run(fuzz(at, generator, given.fuzz))
-            console.print(found.line())
-            for said in [*found.unanswered[:5], *found.unexpected[:5]]:
-                console.print(said, markup=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,6 @@ Legend: N requests, K candidates.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,16 @@ import numpy as np
 from export.bundle import POSTERIOR, TABLES, Bundle
 from export.explain import reasons
 from export.requests import Refused, Request, inputs
-from export.score import Policy
+from export.score import MOST_DRAWS, Policy
 from export.thompson import Thompson
 
 OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity")
 CELLS = 16_384
 """Candidates ranked in one run of the graph, padding included; one request may have more."""
+LARGE = 2048
+"""Candidates ranked in one run past which its memory is given back: once in a while, and no two such runs are alike."""
+KEPT_POLICIES = 8
+"""Of Thompson sampling, whose draws are kept from one request to the next; their draws are MOST_DRAWS at most, together."""
 
 Answer = dict[str, Any]
 
@@ -33,8 +36,15 @@ class Answers:
         self.explores = (bundle.folder / POSTERIOR).is_file()
         self.explains = (bundle.folder / TABLES).is_file()
         self.chance = np.random.default_rng()
-        # what is drawn is a few MB a policy; the artworks' tables are the bundle's
-        self.thompson = lru_cache(maxsize=8)(lambda draws, width: Thompson(bundle, draws, width))
+        self.drawn: dict[tuple[int, float], Thompson] = {}
+
+    def thompson(self, draws: int, width: float) -> Thompson:
+        """The draws of a policy. Clients choose the policies, and MOST_DRAWS draws of a ranker of width 64 are 27 MB."""
+        drawn = self.drawn.pop((draws, width), None) or Thompson(self.bundle, draws, width)
+        self.drawn[draws, width] = drawn  # at the end, as the one asked for last
+        while len(self.drawn) > KEPT_POLICIES or sum(draws for draws, _ in self.drawn) > MOST_DRAWS:
+            del self.drawn[next(iter(self.drawn))]
+        return drawn
 
     def require(self, asked: Request) -> None:
         """Refused where an older bundle lacks what is asked of it."""
@@ -55,11 +65,12 @@ class Answers:
     def _together(self, asked: list[Request]) -> list[Answer]:
         given, there_NK = inputs(asked)
         explores = any(one.policy.kind == "thompson" for one in asked)
-        found = self.bundle.rank(given, (*OUTPUTS, "taste", "liked") if explores else OUTPUTS)
+        outputs = (*OUTPUTS, "taste", "liked") if explores else OUTPUTS
+        found = self.bundle.rank(given, outputs, give_back=there_NK.size > LARGE)
         policy_NK = np.zeros(there_NK.shape)
-        for policy in {one.policy for one in asked}:
-            rows = [row for row, one in enumerate(asked) if one.policy == policy]
-            policy_NK[rows] = self._policy(policy, rows, given, found, there_NK)
+        for policy, reward in {(one.policy, one.reward) for one in asked}:
+            rows = [row for row, one in enumerate(asked) if (one.policy, one.reward) == (policy, reward)]
+            policy_NK[rows] = self._policy(policy, reward, rows, given, found, there_NK)
         answers = []
         for row, one in enumerate(asked):
             k = len(one.names)
@@ -74,6 +85,7 @@ class Answers:
     def _policy(
         self,
         policy: Policy,
+        reward: str,
         rows: list[int],
         given: dict[str, np.ndarray],
         found: dict[str, np.ndarray],
@@ -81,7 +93,8 @@ class Answers:
     ) -> np.ndarray:
         """Probabilities of some rows' candidates."""
         if policy.kind != "thompson":
-            return policy.probabilities(found["click_probability"][rows], there_NK[rows])
+            by = found["click_probability" if reward == "clicked" else "engaged_probability"]
+            return policy.probabilities(by[rows], there_NK[rows])
         thompson = self.thompson(int(policy.strength), policy.width)
         k = there_NK[rows].any(0).sum()
         shares = thompson.probabilities(

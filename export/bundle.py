@@ -105,10 +105,15 @@ class Bundle:
         """Among how many of the last plays a title counts as played before."""
         return int(self.about["looks_back"])
 
-    def rank(self, request: dict[str, np.ndarray], outputs: Sequence[str] = ()) -> dict[str, np.ndarray]:
-        """Run the graph: inputs and outputs by name, as `bundle.json` describes them; `outputs`: those wanted, default all."""
+    def rank(
+        self, request: dict[str, np.ndarray], outputs: Sequence[str] = (), *, give_back: bool = False
+    ) -> dict[str, np.ndarray]:
+        """Run the graph: inputs and outputs by name, as `bundle.json` describes them; `outputs`: those wanted, default all.
+
+        `give_back`: whether the memory that ONNX Runtime took for it is the system's again, not kept for the next run.
+        """
         names = list(outputs) or [output.name for output in self.session.get_outputs()]
-        return dict(zip(names, _run(self.session, request, names), strict=True))
+        return dict(zip(names, _run(self.session, request, names, give_back), strict=True))
 
     def members(self, history: dict[str, np.ndarray]) -> np.ndarray:
         """What ranks titles, float32 (N, W), from the inputs `history_*` of a request."""
@@ -117,7 +122,12 @@ class Bundle:
         return _run(self.member_session, history, ["titles_member"])[0]
 
 
-def _run(session: ort.InferenceSession, request: dict[str, np.ndarray], names: list[str]) -> list[np.ndarray]:
+def _run(
+    session: ort.InferenceSession, request: dict[str, np.ndarray], names: list[str], give_back: bool = False
+) -> list[np.ndarray]:
     """A graph's outputs. Inputs that a model of this kind does not read are not among its graph's, and left out."""
     read = {part.name: request[part.name] for part in session.get_inputs()}
-    return [np.asarray(value) for value in session.run(names, read)]
+    options = ort.RunOptions()
+    if give_back:
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return [np.asarray(value) for value in session.run(names, read, options)]

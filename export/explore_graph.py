@@ -10,48 +10,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper
 
+from export.nodes import Nodes
 from export.thompson import GOLDEN_RATIO, MIX, Thompson
 
 INPUTS, OUTPUTS = ("artworks", "candidates", "appeal", "taste", "liked", "seed"), ("choice", "propensity", "policy")
 
 
-class _Graph:
-    """Nodes and constants as they are made."""
-
-    def __init__(self) -> None:
-        self.nodes: list[NodeProto] = []
-        self.constants: list[TensorProto] = []
-
-    def constant(self, value: np.ndarray, name: str = "") -> str:
-        name = name or f"constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
-
-    def __call__(self, operator: str, *inputs: str | np.ndarray, name: str = "", **attributes: object) -> str:
-        """The name of a new node's output; arrays become constants."""
-        given = [part if isinstance(part, str) else self.constant(part) for part in inputs]
-        made = name or f"{operator}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, given, [made], **attributes))  # pyright: ignore[reportArgumentType]
-        return made
-
-    def wide(self, x: str, *axes: int) -> str:
-        """With new axes of length 1."""
-        return self("Unsqueeze", x, np.array(axes))
-
-    def mixed(self, x: str) -> str:
-        """`export.thompson.mixed`, on uint64."""
-        for shift, factor in MIX:
-            shifted = self("BitShift", x, np.array(shift, np.uint64), direction="RIGHT")
-            x = self("BitwiseXor", x, shifted)
-            x = self("Mul", x, np.array(factor, np.uint64)) if factor else x
-        return x
-
-
 def explore_graph(thompson: Thompson, opset: int, ir_version: int) -> ModelProto:
     """The graph over artwork rows, its draws and tables inside."""
-    g, s = _Graph(), thompson.draws
+    g, s = Nodes(), thompson.draws
     d, c = thompson.vector.shape[1], thompson.content.shape[1]
     vector_NKD = g("Gather", g.constant(thompson.vector, "artwork_vector"), "artworks")
     content_NKC = g("Gather", g.constant(thompson.content, "artwork_content"), "artworks")
@@ -73,7 +42,7 @@ def explore_graph(thompson: Thompson, opset: int, ir_version: int) -> ModelProto
     best_NS = g("ArgMax", drawn_NKS, axis=1, keepdims=0)
     won_NKS = g("Cast", g("Equal", g.wide(best_NS, 1), g.wide(place_K, 1)), to=TensorProto.FLOAT)
     g("ReduceMean", won_NKS, np.array([2]), name="policy", keepdims=0)
-    draw_N = g("Mod", g.mixed(g("Cast", "seed", to=TensorProto.UINT64)), np.array(s, np.uint64))
+    draw_N = g("Mod", _mixed(g, g("Cast", "seed", to=TensorProto.UINT64)), np.array(s, np.uint64))
     draw_N1 = g.wide(g("Cast", draw_N, to=TensorProto.INT64), 1)
     choice_N1 = g("GatherElements", best_NS, draw_N1, axis=1)
     g("Squeeze", choice_N1, np.array([1]), name="choice")
@@ -91,19 +60,25 @@ def explore_graph(thompson: Thompson, opset: int, ir_version: int) -> ModelProto
         value("seed", whole, "requests"),
     ]
     outputs = [value("choice", whole, "requests"), value("propensity", real, "requests"), value("policy", real, *n_k)]
-    graph = helper.make_graph(g.nodes, "explore", inputs, outputs, g.constants)
-    found = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
-    onnx.checker.check_model(found)
-    return found
+    return g.model("explore", inputs, outputs, opset, ir_version)
 
 
-def _normals(g: _Graph, rows: str, draws: int, seed: int) -> str:
+def _mixed(g: Nodes, x: str) -> str:
+    """`export.thompson.mixed`, on uint64."""
+    for shift, factor in MIX:
+        shifted = g("BitShift", x, np.array(shift, np.uint64), direction="RIGHT")
+        x = g("BitwiseXor", x, shifted)
+        x = g("Mul", x, np.array(factor, np.uint64)) if factor else x
+    return x
+
+
+def _normals(g: Nodes, rows: str, draws: int, seed: int) -> str:
     """`export.thompson.normals` of the rows, (N, K, S)."""
     row_NK1 = g.wide(g("Cast", rows, to=TensorProto.UINT64), 2)
     place = g("Add", g("Mul", row_NK1, np.array(draws, np.uint64)), np.arange(draws, dtype=np.uint64))
     begin = np.array((1 + seed * GOLDEN_RATIO) % 2**64, np.uint64)
-    first = g.mixed(g("Add", g("Mul", place, np.array(2, np.uint64)), begin))
-    second = g.mixed(g("Add", first, np.array(GOLDEN_RATIO, np.uint64)))
+    first = _mixed(g, g("Add", g("Mul", place, np.array(2, np.uint64)), begin))
+    second = _mixed(g, g("Add", first, np.array(GOLDEN_RATIO, np.uint64)))
 
     def share(bits: str) -> str:
         high = g("BitShift", bits, np.array(40, np.uint64), direction="RIGHT")

@@ -26,6 +26,7 @@ from torch import nn
 from datamodules.vocabulary import Vocabularies
 from export.bundle import ARTWORK, MEMBER_ROWS, RANK_ROWS, TITLE
 from export.ids import with_ids
+from export.rank_graph import choose_graph, fits, rank_graph
 from export.tables import marked, name_tables
 from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
 from models.serving import (
@@ -62,17 +63,22 @@ def graphs_of(ranking: Ranking, vocabularies: Vocabularies, example: dict[str, n
         parts["member"] = Member(ranking)(*(parts[name] for name in HISTORY))[0]
     parts["played_before"] = torch.zeros(len(parts["title"]), dtype=torch.bool)
     parts |= dict(zip(VECTORS, ranking.artworks(parts["artworks"]), strict=True))
+    put_together, graphs = fits(ranking.model), {}
     with marked(ranking) as marks:
-        rank = _traced(ranking, INPUTS, OUTPUTS, parts)
-        member = _traced(Member(ranking), HISTORY, MEMBER_OUTPUTS, parts)
-        choose = _traced(Choose(ranking), CHOOSE_INPUTS, CHOOSE_OUTPUTS, parts)
-        vectors = _traced(ChooseVectors(ranking), CHOOSE_VECTORS_INPUTS, CHOOSE_OUTPUTS, parts)
-    for model in (rank, member, choose, vectors):
+        graphs["member.onnx"] = _traced(Member(ranking), HISTORY, MEMBER_OUTPUTS, parts)
+        graphs["choose_vectors.onnx"] = _traced(ChooseVectors(ranking), CHOOSE_VECTORS_INPUTS, CHOOSE_OUTPUTS, parts)
+        if not put_together:
+            graphs["rank.onnx"] = _traced(ranking, INPUTS, OUTPUTS, parts)
+            graphs["choose.onnx"] = _traced(Choose(ranking), CHOOSE_INPUTS, CHOOSE_OUTPUTS, parts)
+    for model in graphs.values():
         name_tables(model, marks)
-    over_ids = {"rank.onnx": rank, "member.onnx": member, "choose.onnx": choose, "choose_vectors.onnx": vectors}
-    found = {
-        name: with_ids(model, vocabularies) for name, model in (over_ids | {"titles.onnx": _titles(ranking)}).items()
-    }
+    if put_together:
+        graphs["rank.onnx"] = rank_graph(ranking, OPSET, IR_VERSION)
+        graphs["choose.onnx"] = choose_graph(ranking, OPSET, IR_VERSION)
+    rank, member = graphs["rank.onnx"], graphs["member.onnx"]
+    graphs["titles.onnx"] = _titles(ranking)
+    order = ("rank.onnx", "member.onnx", "choose.onnx", "choose_vectors.onnx", "titles.onnx")
+    found = {name: with_ids(graphs[name], vocabularies) for name in order}
     return found | {RANK_ROWS: rank, MEMBER_ROWS: member}
 
 

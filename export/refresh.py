@@ -345,4 +345,6 @@ def _behind(name: str, table: np.ndarray, rows: Rows, gained: Refreshed) -> np.n
         new = np.repeat(table[:1], count, axis=0)
     if new.ndim == 2 and new.shape[1] > table.shape[1]:  # more people than any artwork showed before
         table = np.pad(table, ((0, 0), (0, new.shape[1] - table.shape[1])))
+    if new.ndim < table.ndim:  # one number a row, kept as an axis of length 1
+        new = new.reshape(len(new), *table.shape[1:])
     return np.concatenate([table, new.astype(table.dtype)])

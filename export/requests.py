@@ -29,6 +29,7 @@ AHEAD = 300
 """Seconds that another machine's clock may be ahead of this one's."""
 DAY, EARLIEST, LATEST = 86_400, -2_208_988_800, 4_102_444_800
 """Seconds: of a day; 1900 and 2100 since 1970."""
+REWARDS = ("clicked", "engaged")
 MOST_PLACE, MOST_COUNT, MOST_SEED = 32_767, 2**31 - 1, 2**53
 
 Schema = dict[str, Any]
@@ -76,6 +77,12 @@ REQUEST: dict[str, Schema] = {
         "type": ["string", "null"],
         "description": "greedy (default), epsilon:SHARE, softmax:TEMPERATURE or thompson[:DRAWS[:WIDTH]]",
     },
+    "reward": {
+        "type": ["string", "null"],
+        "enum": [*REWARDS, None],
+        "description": "what the policy chooses by: clicked (default) or engaged, a click that leads to a real viewing; "
+        "thompson by clicked alone",
+    },
     "seed": {
         "type": ["integer", "null"],
         "minimum": 0,
@@ -109,6 +116,8 @@ class Request:
     scalars: tuple[int, ...]
     """By `SCALARS`."""
     policy: Policy
+    reward: str
+    """By which the policy chooses: one of REWARDS."""
     seed: int | None
     explain: bool
 
@@ -187,6 +196,13 @@ class Reader:
             count,
             self.titles.get(title, 0),
         )
+        policy, reward = _policy(found, at, len(names)), _text(found, "reward", at) or REWARDS[0]
+        if reward not in REWARDS:
+            raise Refused(422, f"{at}reward={_said(reward)}: is none. Give {' or '.join(REWARDS)}.")
+        if policy.kind == "thompson" and reward != REWARDS[0]:
+            raise Refused(
+                422, f"{at}reward={reward}: the posterior is of clicks. Give reward=clicked, or policy=epsilon:SHARE."
+            )
         explain = found.get("explain")
         if explain is not None and type(explain) is not bool:
             raise Refused(422, f"{at}explain={_said(explain)}: is neither true nor false.")
@@ -196,7 +212,8 @@ class Reader:
             played=played,
             history=history,
             scalars=scalars,
-            policy=_policy(found, at, len(names)),
+            policy=policy,
+            reward=reward,
             seed=None if found.get("seed") is None else _whole(found, "seed", at, 0, MOST_SEED, 0),
             explain=bool(explain),
         )

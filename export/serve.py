@@ -4,6 +4,8 @@ One process: an event loop reads and writes, one thread runs the graph over what
 no torch. `export.application` answers, `export.requests` says what may be asked.
 """
 
+import ctypes
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +13,9 @@ from rich.console import Console
 
 from datamodules.contract import UserError
 from export.bundle import Bundle
+
+M_MMAP_THRESHOLD, GIVEN_BACK = -3, 2**20
+"""mallopt's name of the size from which memory is the system's again once it is free, and that size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,7 @@ def serve(folder: Path, config: ServeConfig, console: Console) -> None:
             f"keyart serve: {error.name} is not installed. Install the extra: uv sync --extra serve."
         ) from None
 
+    _give_back()
     # one thread: the event loop has the other core, and threads that wait for work by spinning take it away
     bundle = Bundle.open(folder, threads=1)
     with listen(config) as listening:
@@ -67,3 +73,12 @@ def serve(folder: Path, config: ServeConfig, console: Console) -> None:
         console.print(said, soft_wrap=True, markup=False)
         run(app, listening, config)
     console.print("Stopped.")
+
+
+def _give_back() -> None:
+    """Have large arrays given back when they are free. glibc, left alone, learns to keep those of up to 32 MB: what the largest
+    requests took in between then stays, and grows for 80,000 requests that no two are alike (docs/experiments.md)."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and keeps nothing
+        if mallopt is not None:
+            mallopt(M_MMAP_THRESHOLD, GIVEN_BACK)

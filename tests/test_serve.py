@@ -19,10 +19,12 @@ import pytest
 import keyart
 from benchmarks.fuzzed import Generator
 from benchmarks.serve_load import Served, answered, fuzz, load, post, serving
+from export.answers import KEPT_POLICIES, Answers
 from export.batches import Batches
 from export.bundle import Bundle
 from export.explain import reasons
 from export.requests import Reader, Refused, Request, inputs
+from export.score import MOST_DRAWS
 from export.side_by_side import EVENING, rank_histories
 from export.thompson import Thompson
 
@@ -133,6 +135,23 @@ def test_the_choice_is_made_with_its_propensity(at: Served, bundle: Path) -> Non
         assert all(abs(answer["chosen"]["propensity"] - propensity) < 1e-6 for answer in chosen)
 
 
+def test_the_policy_chooses_by_the_reward(at: Served, bundle: Path) -> None:
+    """Among requests that differ in nothing else, answered together."""
+    generator = Generator(Bundle.open(bundle), 8)
+    bodies = [generator.request(20, 12) | {"hour": 20} for _ in range(40)]
+    engaged = ranked(at, [body | {"reward": "engaged", "policy": "softmax:0.5"} for body in bodies])
+    together = ranked(at, [*bodies, *(body | {"reward": "engaged"} for body in bodies)])
+    clicked, chosen = together[:40], together[40:]
+    for one, other, soft in zip(clicked, chosen, engaged, strict=True):
+        assert by_artwork(one, "click_probability") == by_artwork(other, "click_probability")
+        likely = by_artwork(other, "engaged_probability")
+        assert other["chosen"]["artwork"] == max(likely, key=lambda name: likely[name])
+        assert one["chosen"]["artwork"] == one["artworks"][0]["artwork"]
+        odds = np.array([share / (1 - share) for share in likely.values()]) ** 2
+        np.testing.assert_allclose(list(by_artwork(soft, "propensity").values()), odds / odds.sum(), rtol=1e-3)
+    assert [one["chosen"] for one in clicked] != [one["chosen"] for one in chosen]
+
+
 def test_explanations_are_the_bundles_and_keep_names(at: Served, bundle: Path) -> None:
     opened = Bundle.open(bundle)
     given = Generator(opened, 4).request(9, 3)
@@ -226,6 +245,8 @@ PLAYED = {"title": "t"}
         (GOOD | {"hour": 3, "time": 0}, 422, "hour=3: stands beside time"),
         (GOOD | {"play_count": 0, "history": [PLAYED]}, 422, "play_count=0: is less than the 1 plays"),
         (GOOD | {"row": True}, 422, "row=true: give a whole number"),
+        (GOOD | {"reward": "watched"}, 422, 'reward="watched": is none. Give clicked or engaged'),
+        (GOOD | {"reward": "engaged", "policy": "thompson"}, 422, "reward=engaged: the posterior is of clicks"),
         (GOOD | {"policy": "best"}, 422, 'policy="best": is none. Give greedy'),
         (
             GOOD | {"policy": "thompson:100000", "artworks": [str(place) for place in range(100)]},
@@ -310,7 +331,34 @@ def test_under_load_every_request_is_answered(at: Served, bundle: Path) -> None:
     found = asyncio.run(load(at, [generator.valid(50, 20) for _ in range(20)], connections=50, seconds=2))
     assert found.errors == 0
     assert found.requests >= 50
-    assert 0 < found.p50 <= found.p99 < 10, found.line()
+    assert 0 < found.p50 <= found.p99 < 10, found
+
+
+def test_the_benchmark_says_what_it_saw(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rows.json"
+    words = ["--bundle", str(bundle), "--seconds", "0.5", "--connections", "4", "--fuzz", "60", "--json", str(out)]
+    assert keyart.main(["bench", "load", *words]) == 0
+    rows = json.loads(out.read_text())
+    found = {row["figure"]: row["value"] for row in rows}
+    assert {(row["benchmark"], row["subject"]) for row in rows} == {("load", "keyart")}
+    assert found["load: requests"] > 0
+    assert found["load: errors"] == found["fuzz: unanswered"] == found["fuzz: unexpected"] == 0
+    assert sum(value for figure, value in found.items() if re.match(r"fuzz: (answered|left)", figure)) == 60
+    assert "fuzz: memory at most" in capsys.readouterr().out
+    assert keyart.main(["bench", "load", "--connections", "0"]) == 1
+    assert "connections=0: must be at least 1" in capsys.readouterr().err
+
+
+def test_draws_that_are_kept_have_a_bound(bundle: Path) -> None:
+    answers = Answers(Bundle.open(bundle))
+    first = answers.thompson(16, 0.25)
+    assert answers.thompson(16, 0.25) is first
+    for draws in (*range(1, 40), 60_000, MOST_DRAWS, 60_000, 50_000, 16):
+        assert answers.thompson(draws, 0.25).draws == draws
+        kept = [policy.draws for policy in answers.drawn.values()]
+        assert len(kept) <= KEPT_POLICIES
+        assert sum(kept) <= MOST_DRAWS
+    assert answers.thompson(16, 0.25) is not first
 
 
 def test_nothing_that_is_sent_breaks_it(at: Served, bundle: Path) -> None:
