@@ -21,12 +21,14 @@ from export.ids import LEAST_BYTES
 
 Kind = Literal["fp16", "int8"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+KEPT = ("context",)
+"""Tables that stay float32: of a few hundred rows, which every request reads, and whose taste decides between candidates."""
 STEPS = 127
 """Of an int8 row between 0 and its largest magnitude."""
 
 
 def reduced(model: ModelProto, kind: Kind) -> ModelProto:
-    """A copy of a graph whose float32 tables of at least LEAST_BYTES that are only ever read by row are kept as `kind`.
+    """A copy of a graph whose large float32 tables that are only ever read by row are kept as `kind`.
 
     Each is stored once, however many nodes read it. A table that holds a value that is not finite, or too large for fp16,
     stays float32: nothing that is no number comes of the rounding.
@@ -59,11 +61,10 @@ def reduced(model: ModelProto, kind: Kind) -> ModelProto:
 
 
 def _is_table(tensor: TensorProto) -> bool:
-    return (
-        tensor.data_type == TensorProto.FLOAT
-        and len(tensor.dims) >= 2
-        and int(np.prod(tensor.dims)) * np.dtype(np.float32).itemsize >= LEAST_BYTES
-    )
+    """Of vectors, not of single numbers, which a scale each would only make longer."""
+    size = int(np.prod(tensor.dims)) * np.dtype(np.float32).itemsize
+    of_vectors = tensor.data_type == TensorProto.FLOAT and len(tensor.dims) >= 2 and tensor.dims[-1] > 1
+    return of_vectors and size >= LEAST_BYTES and tensor.name not in KEPT
 
 
 def _has_last_axis_of_one(node: NodeProto, initializers: Iterable[TensorProto]) -> bool:
