@@ -43,6 +43,7 @@ NAME = "serve"
 ALL = 20_000_000
 """Requests a second of the whole service."""
 WARM = 20
+CUDA = "CUDA"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,8 @@ def bench(config: Config, console: Console) -> list[Row]:
                 write_variant(bundle.folder, kind)
             ranking = Ranking(run.model.eval()).eval()
             towers = _peer(run, work, config, console)
+            if not _has_cuda():
+                console.print(f"bench {NAME}: {CUDA} left out: this ONNX Runtime has no such provider")
             rows: list[Row] = []
             for n in config.batches:
                 requests = random_requests(
@@ -116,11 +119,15 @@ def trained(work: Path, console: Console) -> Path:
     return work / "run"
 
 
-def _session(path: Path) -> ort.InferenceSession:
-    """One thread, on the CPU."""
+def _has_cuda() -> bool:
+    return f"{CUDA}ExecutionProvider" in ort.get_available_providers()
+
+
+def _session(path: Path, provider: str = "CPU") -> ort.InferenceSession:
+    """One thread, on the CPU or from there on."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(path, options, providers=[f"{provider}ExecutionProvider"])
 
 
 def _asking(session: ort.InferenceSession, request: dict[str, np.ndarray]) -> Asks:
@@ -143,12 +150,16 @@ def _ours(bundle: Path, rows: dict[str, np.ndarray], run: Run) -> dict[tuple[str
     for kind in KINDS:
         for what, graph in (("whole", "rank.onnx"), ("kept", "choose.onnx")):
             fewer[f"{OURS}, {kind}", what] = _asking(_session(bundle / kind / graph), ids)
-    return fewer | {
-        (OURS, "whole"): _asking(_session(bundle / "rank.onnx"), ids),
-        (OURS, "member, then choose"): lambda: (of_member(), of_choice()),
-        (OURS, "kept"): of_choice,
-        (f"{OURS}, rows", "whole"): _asking(_session(bundle / RANK_ROWS), rows),
-    }
+    return (
+        fewer
+        | {
+            (OURS, "whole"): _asking(_session(bundle / "rank.onnx"), ids),
+            (OURS, "member, then choose"): lambda: (of_member(), of_choice()),
+            (OURS, "kept"): of_choice,
+            (f"{OURS}, rows", "whole"): _asking(_session(bundle / RANK_ROWS), rows),
+        }
+        | ({(f"{OURS}, {CUDA}", "whole"): _asking(_session(bundle / RANK_ROWS, CUDA), rows)} if _has_cuda() else {})
+    )
 
 
 def _torch(

@@ -130,6 +130,35 @@ def test_ids_are_their_rows(bundle: Path) -> None:
     assert (request["title"] == 0).any() or not before.all()
 
 
+@pytest.mark.parametrize(
+    ("requests", "plays", "candidates"), [(1, 5, 10_000), (1, 3, 0), (0, 3, 3), (1, 0, 2), (3, 4000, 1)]
+)
+def test_any_number_of_each(bundle: Path, requests: int, plays: int, candidates: int) -> None:
+    """Ten thousand candidates and none, no request, a history longer than is read; candidates do not know of each other."""
+    opened = Bundle.open(bundle)
+    given = request_of(opened, n=max(1, requests))
+    wide = {name: np.resize(values, (requests, plays)) for name, values in given.items() if values.ndim == 2}
+    artworks = np.arange(requests * candidates).reshape(requests, candidates) % len(opened.vocabularies["artworks"])
+    given = {name: values[:requests] for name, values in given.items()} | wide | {"artworks": artworks}
+    given["history_length"] = np.full(requests, plays)
+    found = run(bundle, "rank.onnx", in_ids(opened, given))
+    assert found["click_probability"].shape == (requests, candidates)
+    assert all(np.isfinite(values).all() for values in found.values())
+    some = run(bundle, "rank.onnx", in_ids(opened, given | {"artworks": artworks[:, :1]}))
+    np.testing.assert_allclose(found["appeal"][:, :1], some["appeal"], atol=1e-5)
+
+
+def test_times_in_the_future_and_before_all_time(bundle: Path) -> None:
+    """Only how far apart plays are counts, if anything of it, and that may be centuries."""
+    opened = Bundle.open(bundle)
+    request = in_ids(opened, request_of(opened, n=30))
+    expected = run(bundle, "rank.onnx", request)
+    for begin in (2**52, -(2**52)):
+        found = run(bundle, "rank.onnx", request | {"history_time": request["history_time"] + begin})
+        for name, values in found.items():
+            np.testing.assert_allclose(values, expected[name], atol=1e-6, err_msg=name)
+
+
 def test_titles_are_those_of_recommend(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     values = np.array(["", *opened.vocabularies["titles"].values], object)
