@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from datamodules.atomic import atomic_file
+from datamodules.atomic import atomic_file, put_back
 from datamodules.check import require_valid
 from datamodules.contract import UserError
 from datamodules.counts import summary
@@ -85,7 +85,7 @@ def go_the_whole_way(dataset: Path, out: Path, recipe: Recipe, console: Console)
     record = report_folder / "report.json"
     if record.is_file() and (report := read_json(record)).get("made_from") == wanted:
         console.print(f"evaluate: {report_folder} is up to date")
-        record_verdict(bundle_folder, report)  # which a run that was cut short may have left out
+        record_verdict(bundle_folder, report, bundle)  # which a run that was cut short may have left out
         return report
     difference = compare(Run.open(run).model, shards, scores)
     console.print(f"evaluate: largest difference between ONNX and torch over the test period {difference:.1e}")
@@ -98,7 +98,7 @@ def go_the_whole_way(dataset: Path, out: Path, recipe: Recipe, console: Console)
     report = evaluate_scores(
         dataset, scores, report_folder, since=since, scored_name=f"keyart {recipe.policy}", extra=extra
     )
-    record_verdict(bundle_folder, report)
+    record_verdict(bundle_folder, report, bundle)
     return report
 
 
@@ -134,6 +134,7 @@ def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: b
 
     `record`: whether the bundle keeps the verdict; a UserError for a run.
     """
+    put_back(source.resolve())
     is_bundle = (source / ABOUT).is_file()
     if record and not is_bundle:
         raise UserError(
@@ -147,7 +148,7 @@ def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: b
         extra = {"dataset": dataset_fingerprint(dataset)}
         report = evaluate_scores(dataset, work / "scores", out, since=since, extra=extra)
     if record:
-        record_verdict(source, report)
+        record_verdict(source, report, bundle)
     return report
 
 

@@ -14,11 +14,16 @@ from pathlib import Path
 from datamodules.contract import UserError
 
 
+def put_back(path: Path) -> None:
+    """Where a call was killed between its two renames, the old output is whole beside its place: move it back."""
+    replaced = path.with_name(f".{path.name}.replaced")
+    if replaced.exists() and not path.exists():
+        os.rename(replaced, path)
+
+
 def require_replaceable(path: Path, marker: str) -> None:
     """Raise a UserError where `atomic_folder` would refuse to write; put back what a killed call left half-replaced."""
-    replaced = path.with_name(f".{path.name}.replaced")
-    if replaced.exists() and not path.exists():  # killed between the two renames: the old output is whole
-        os.rename(replaced, path)
+    put_back(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file, and a folder is to be written there. Name another place.")
     if path.is_dir() and any(path.iterdir()) and not (path / marker).exists():
@@ -55,10 +60,13 @@ def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     replaced = path.with_name(f".{path.name}.replaced")
     for leftover in (partial, replaced):
+        if leftover.is_symlink():
+            leftover.unlink()
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
     try:
         yield partial
+        _as_others_are(partial)
         if path.exists():
             os.rename(path, replaced)
         os.rename(partial, path)
@@ -68,6 +76,15 @@ def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _as_others_are(folder: Path) -> None:
+    """Files that a library wrote for its own user alone can be read by whom others can: who serves is another user."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o777 == 0o600:
+            path.chmod(0o666 & ~mask)
 
 
 @contextmanager

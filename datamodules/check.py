@@ -9,7 +9,7 @@ import posixpath
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -242,10 +242,7 @@ def _image_violations(dataset: Path, listed: list[tuple[str, str]], progress: Pr
     images = list(dict.fromkeys(image for _, image in listed))
     faults: dict[str, tuple[str, str]] = {}
     task = progress.add_task("images", total=len(images))
-    with warnings.catch_warnings(), ThreadPoolExecutor() as threads:
-        # Pillow warns of doubtful metadata, which nobody here reads, and of images too large to decode on most machines
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with images_judged(), ThreadPoolExecutor() as threads:
         for start in range(0, len(images), IMAGES_AT_ONCE):
             part = images[start : start + IMAGES_AT_ONCE]
             for image, fault in zip(part, threads.map(lambda image: image_fault(dataset, image), part), strict=True):
@@ -275,8 +272,18 @@ def _image_violations(dataset: Path, listed: list[tuple[str, str]], progress: Pr
     return violations
 
 
+@contextmanager
+def images_judged() -> Iterator[None]:
+    """Pillow warns of doubtful metadata, which nobody here reads, and of images too large to decode on most machines: those are
+    faults inside the block."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
 def image_fault(dataset: Path, image: str) -> tuple[str, str] | None:
-    """Which of `IMAGE_RULES` an image breaks, and what to print of it; None for a sound one."""
+    """Within `images_judged`: which of `IMAGE_RULES` an image breaks, and what to print of it; None for a sound one."""
     if Path(image).is_absolute() or posixpath.normpath(image).split("/")[0] == "..":
         return "image-outside", printable(image)
     path = dataset / image

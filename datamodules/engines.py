@@ -204,6 +204,7 @@ class _DuckDB:
 
     def __init__(self, config: EngineConfig, folder: Path) -> None:
         self.memory, self.folder = config.bytes, folder
+        self._paths: dict[Path, Path] = {}
         # half: the rest is for Arrow batches, the arrays of a shard, and what DuckDB holds outside of its own count
         limit = f"{self.memory // 2_000_000}MB"
         # by default it would spill into the working directory
@@ -214,12 +215,13 @@ class _DuckDB:
         self.backend.raw_sql("SET preserve_insertion_order = false")
 
     def read(self, files: list[Path], name: str) -> Relation:
+        self._paths |= {path.resolve(): path for path in files}
         # escaped, and without partitions: a path that holds * or country=NL is a path, not a pattern or a column
         paths = [glob.escape(str(path)) for path in files]
         return self.backend.read_parquet(paths, table_name=name, filename=FILE, hive_partitioning=False)
 
     def file_of(self, value: str) -> Path:
-        return Path(value)
+        return self._paths[Path(value).resolve()]  # as it was given, which may have been relative
 
     def keep(self, relation: Relation, name: str) -> Relation:
         self.backend.raw_sql(f"CREATE OR REPLACE TEMP TABLE {name} AS {self.backend.compile(relation)}")

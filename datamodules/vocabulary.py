@@ -31,16 +31,17 @@ class Vocabulary:
 
     @classmethod
     def of(cls, trained: Iterable[str | None], untrained: Iterable[str | None] = ()) -> "Vocabulary":
-        """The training period's values, sorted, then the others, sorted. Nulls are left to the unknown row."""
-        first = sorted({value for value in trained if value is not None})
+        """The training period's values, sorted, then the others, sorted. Nulls and empty strings, which lists of ids are padded
+        with, are left to the unknown row."""
+        first = sorted({value for value in trained if value})
         known = set(first)
-        rest = sorted({value for value in untrained if value is not None and value not in known})
+        rest = sorted({value for value in untrained if value and value not in known})
         return cls(first + rest, len(first))
 
     def extended(self, values: Iterable[str | None]) -> "Vocabulary":
         """The same with values it lacks behind, sorted, as untrained ones: no row of before moves."""
         known = set(self.values)
-        more = sorted({value for value in values if value is not None and value not in known})
+        more = sorted({value for value in values if value and value not in known})
         return Vocabulary(self.values + more, self.trained) if more else self
 
     def __len__(self) -> int:

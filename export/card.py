@@ -31,7 +31,7 @@ def card_of(record: dict[str, Any], vocabularies: Vocabularies) -> str:
     lines = ["# Model card", "", PURPOSE]
     lines += ["## Made of", "", *_made_of(record, vocabularies), ""]
     lines += ["## Measured", "", *_measured(record), ""]
-    lines += ["## Precisions", "", PRECISIONS, *precisions_in_words(record["precisions"]), ""]
+    lines += ["## Precisions", "", PRECISIONS, *precisions_in_words(record.get("precisions", [])), ""]
     lines += ["## Judged", "", *judged.section(record), ""]
     lines += ["## Graphs", "", *_graphs(record), "## Tables", "", *contents.section(record), ""]
     lines += ["## Triton", "", triton.HOW, "", "## Licences", "", *_licences(record), "", "## Limits", "", LIMITS]

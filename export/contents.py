@@ -42,7 +42,7 @@ WHAT = {
     "int8": "the same in a third of the bytes",
     WEIGHTS: "the graphs' large weights, each once; it stays beside them",
     VOCABULARIES: "ids by kind; an id's row is its place here plus 1, row 0 stands for all others",
-    GOLDEN: "requests and what torch answered, a JSON object a line",
+    GOLDEN: "requests and what torch answered, or of what a refresh added the bundle itself; a JSON object a line",
     EXAMPLE: "runs the golden cases with numpy and onnxruntime alone",
     EXAMPLE_IN_NODE: "the same with onnxruntime-node",
     REPOSITORY: "a model repository for Triton: graphs, what each reads of the weights, and configurations",

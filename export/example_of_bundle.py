@@ -36,7 +36,9 @@ def worst_difference(folder: Path, graphs: str = "") -> float:
     at = folder / graphs
     rank, member, choose = (ort.InferenceSession(at / f"{name}.onnx") for name in ("rank", "member", "choose"))
     looks_back, worst = json.loads((folder / "bundle.json").read_text("utf-8"))["looks_back"], 0.0
-    for line in (folder / "golden.jsonl").read_text("utf-8").splitlines():
+    for line in (
+        (folder / "golden.jsonl").read_text("utf-8").strip("\n").split("\n")
+    ):  # not splitlines, which cuts ids too
         case = json.loads(line)
         request = {name: array_of(name, value) for name, value in case["request"].items()}
         at_once = ask(rank, request)

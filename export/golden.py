@@ -8,7 +8,7 @@ every device and country, places that are not known.
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -38,12 +38,16 @@ def golden_cases(
     for case in range(cases):
         plays = longest if case % 12 == 5 else PLAYS[case % len(PLAYS)]
         request = _request(chance, drawn or vocabularies, plays, CANDIDATES[case % len(CANDIDATES)], case)
-        arrays = as_arrays(request)
-        rows = {
-            name: _rows(values, vocabularies[KIND_OF[name]]) if name in KIND_OF else values
-            for name, values in arrays.items()
-        }
-        yield {"request": request, "answer": {name: value[0].tolist() for name, value in answer(rows).items()}}
+        yield case_of(request, answer, vocabularies)
+
+
+def case_of(request: dict[str, Any], answer: Answer, vocabularies: Vocabularies) -> dict[str, Any]:
+    """A request in plain values with its answer."""
+    rows = {
+        name: _rows(values, vocabularies[KIND_OF[name]]) if name in KIND_OF else values
+        for name, values in as_arrays(request).items()
+    }
+    return {"request": request, "answer": {name: value[0].tolist() for name, value in answer(rows).items()}}
 
 
 def _request(
@@ -100,9 +104,8 @@ def _rows(values: np.ndarray, vocabulary: Any) -> np.ndarray:
     return np.vectorize(lambda value: place.get(value, 0), otypes=[np.int64])(values)
 
 
-def write_golden(cases: Iterator[dict[str, Any]], path: Path, mode: Literal["w", "a"] = "w") -> int:
-    """Write the cases, or put them behind; returns how many."""
+def write_golden(cases: Iterator[dict[str, Any]], path: Path) -> int:
+    """Write the cases; returns how many."""
     lines = [json.dumps(case, ensure_ascii=False) for case in cases]
-    with path.open(mode, encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(lines)

@@ -35,6 +35,8 @@ KIND_OF = {
 """The vocabulary of every input and output that holds ids."""
 ONE_INPUT = {"depicts_people": "depicts", "depicts_genres": "depicts"}
 """Inputs over rows that are the same words, found in different vocabularies."""
+OF_TITLES, OF_ARTWORKS = ("play_", "title_", "mean_", "found_by"), ("artwork_",)
+"""How the names of tables by title row and by artwork row begin."""
 ML_OPSET = 4
 LEAST_BYTES = 4096
 """Smaller tensors stay in their graph."""

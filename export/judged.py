@@ -43,8 +43,11 @@ def section(record: dict[str, Any]) -> list[str]:
     if found is None:
         return [NOT_YET]
     verdict = found["verdict"]
+    refreshed = found.get("refreshed_since", [])
+    since = [f"Judged before the catalogue was refreshed: {', '.join(refreshed)}.", ""] if refreshed else []
     of_log = f"; log {found['dataset']}" if "dataset" in found else ""
     lines = [
+        *since,
         f"`{found['policy']}` on {found['impressions']:,} impressions of {found['members']:,} members, "
         f"{_moment(found['since'])} to {_moment(found['until'])} UTC, of which the log randomised "
         f"{found['randomised']:,}{of_log}.",

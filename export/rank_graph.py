@@ -126,7 +126,7 @@ def _ranked(
     played_N11 = g("Mul", again_N11, model.again_gain.numpy())
     by_count = model.play_count(torch.arange(2 ** (DOUBLINGS - 1)))[:, None, None].numpy()
     count_N = g("Clip", "play_count", np.array(0), np.array(len(by_count) - 1))
-    count_N11 = g("Gather", g.constant(by_count, "play_count_at"), count_N)
+    count_N11 = g("Gather", g.constant(by_count, "by_play_count"), count_N)
     interest_N11 = _dots(g, interest_N1D, title("title_vector"))
     affinity_N11 = g("Sum", interest_N11, title("title_bias"), played_N11, known_N11, count_N11)
     meet = (_dots(g, taste_N1D, title("mean_vector")), _dots(g, liked_N1C, title("mean_content")))

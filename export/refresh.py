@@ -3,7 +3,8 @@
 In: a bundle and a dataset, of which titles, artworks and images are read. artwork.onnx and title.onnx give what is new its
 vectors, by content alone, as the towers told artworks and titles in training that they had never seen. Rows are added behind
 those of before: no vector that was there changes, not a bit of it, and so no answer to a request that names nothing new. The
-means of a title's artworks are such vectors: a title that gains an artwork keeps its own.
+means of a title's artworks are such vectors: a title that gains an artwork keeps its own; one that had no artwork, and so no mean,
+is given that of its first ones.
 
 Legend: A new artworks, I new titles, L list length.
 """
@@ -27,8 +28,9 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from datamodules.artworks import content_hashes
-from datamodules.atomic import atomic_folder, claimed
-from datamodules.check import image_fault, require_valid
+from datamodules.atomic import atomic_folder
+from datamodules.catalogue import MOST_PEOPLE
+from datamodules.check import image_fault, images_judged, require_valid
 from datamodules.contract import ARTWORKS, TITLES, Table, UserError
 from datamodules.engines import open_engine, rows_of
 from datamodules.progress import progress_bar
@@ -51,13 +53,12 @@ from export.bundle import TITLES as TITLE_VECTORS
 from export.card import card_of
 from export.contents import contents_of
 from export.example_of_bundle import worst_difference
-from export.golden import golden_cases, write_golden
-from export.ids import read_graph, with_more_ids, write_graphs
+from export.golden import case_of, golden_cases, write_golden
+from export.ids import OF_ARTWORKS, OF_TITLES, read_graph, with_more_ids, write_graphs
+from export.record import replacing
 from export.triton import write_triton
 from export.variants import remake_variants
 
-OF_TITLES, OF_ARTWORKS = ("play_", "title_", "mean_", "found_by"), ("artwork_",)
-"""How the names of tables by title row and by artwork row begin."""
 TITLE_COLUMNS = "title_vectors"
 """The one table of titles.onnx, by title column."""
 CASES = 24
@@ -76,14 +77,26 @@ class Refreshed:
     artworks: int
 
 
+@dataclass(frozen=True)
+class Gained:
+    """What is put into the tables."""
+
+    titles: int
+    artworks: int
+    rows: Rows
+    """Behind those of before."""
+    first_of: np.ndarray
+    """Rows of old titles that have their first artworks now, int64 (F,), and in `first` their means by table, till now zero."""
+    first: Rows
+
+
 def refresh(folder: Path, dataset: Path, console: Console) -> Refreshed:
     """Add a dataset's new titles and artworks to a bundle, which is replaced when all is done; UserError where that cannot be.
 
     What the bundle has already is left as it is; where an old artwork's image is another than it was embedded from, that is
     told, and its vectors stay.
     """
-    with claimed(folder.with_name(f".{folder.name}")):
-        bundle = Bundle.open(folder)
+    with replacing(folder) as bundle:
         for name in (ARTWORK, TITLE, IMAGES):
             if not (folder / name).is_file():
                 raise UserError(
@@ -100,12 +113,13 @@ def refresh(folder: Path, dataset: Path, console: Console) -> Refreshed:
         _require_images(dataset, artworks)
         paths = [dataset / image for image in artworks["image"].to_pylist()]
         hashes = json.loads((folder / IMAGES).read_text()) + content_hashes(paths)
-        rows = _artwork_rows(bundle, artworks, paths, console)
-        rows |= _title_rows(bundle, titles, artworks, rows)
+        of_artworks = _artwork_rows(bundle, artworks, paths, console)
+        rows = of_artworks | _title_rows(bundle, titles, artworks, of_artworks)
+        firsts = _first_means(bundle, artworks, of_artworks)
         more = dict(words)
         for name, table in (("titles", titles), ("artworks", artworks)):
             more[name] = words[name].extended(table[f"{name[:-1]}_id"].to_pylist())
-        _write(bundle, more, rows, hashes, Refreshed(titles.num_rows, artworks.num_rows), console)
+        _write(bundle, more, Gained(titles.num_rows, artworks.num_rows, rows, *firsts), hashes, console)
     console.print(
         f"refresh: {folder}: {titles.num_rows:,} titles and {artworks.num_rows:,} artworks more; the rest as it was"
     )
@@ -124,8 +138,9 @@ def _read(dataset: Path) -> tuple[pa.Table, pa.Table]:
 
 
 def _new(table: pa.Table, known: Vocabulary) -> pa.Table:
-    """The rows whose id, the first column, a vocabulary lacks."""
-    return table.filter(pa.array(known.rows(table.column(0)) == 0))
+    """The rows whose id, the first column, a vocabulary lacks; the empty id is nobody's."""
+    ids = table.column(0)
+    return table.filter(pa.array((known.rows(ids) == 0) & np.array([bool(one) for one in ids.to_pylist()], bool)))
 
 
 def _say_changed(bundle: Bundle, dataset: Path, artworks: pa.Table, console: Console) -> None:
@@ -148,7 +163,7 @@ def _say_changed(bundle: Bundle, dataset: Path, artworks: pa.Table, console: Con
 def _require_images(dataset: Path, artworks: pa.Table) -> None:
     """Every new image decodes, before anything is written."""
     images = artworks["image"].to_pylist()
-    with ThreadPoolExecutor() as pool:
+    with images_judged(), ThreadPoolExecutor() as pool:
         faults = list(pool.map(lambda image: image_fault(dataset, image), images))
     broken = [(one, fault) for one, fault in zip(artworks["artwork_id"].to_pylist(), faults, strict=True) if fault]
     if broken:
@@ -198,10 +213,11 @@ def _artwork_rows(bundle: Bundle, artworks: pa.Table, paths: list[Path], console
     rows = {name: np.concatenate([part[name] for part in parts]) for name in names} if parts else {}
     shown = [people.rows(pa.array(words or [], pa.string())) for words in artworks["depicts"].to_pylist()]
     people_AL = np.zeros(
-        (len(paths), max([wide, *(np.count_nonzero(row) for row in shown)])), tables["artwork_people"].dtype
+        (len(paths), max([wide, *(min(MOST_PEOPLE, np.count_nonzero(row)) for row in shown)])),
+        tables["artwork_people"].dtype,
     )
     for place, found in enumerate(shown):
-        known = found[found > 0]
+        known = found[found > 0][:MOST_PEOPLE]
         people_AL[place, : len(known)] = known
     if parts:
         rows["artwork_people"] = people_AL
@@ -223,34 +239,40 @@ def _title_rows(bundle: Bundle, titles: pa.Table, artworks: pa.Table, of_artwork
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     owner = {title: place for place, title in enumerate(titles["title_id"].to_pylist())}
     owned = [(owner[title], row) for row, title in enumerate(artworks["title_id"].to_pylist()) if title in owner]
-    means = {"vector": "mean_vector", "content": "mean_content", "bias": "mean_bias", "engaged": "mean_engaged"}
-    for part, mean in means.items():
-        rows[mean] = _means(of_artworks.get(f"artwork_{part}"), owned, titles.num_rows, bundle, mean)
+    return rows | _means(bundle, of_artworks, owned, titles.num_rows)
+
+
+def _first_means(bundle: Bundle, artworks: pa.Table, of_artworks: Rows) -> tuple[np.ndarray, Rows]:
+    """Of titles that the bundle has, without artworks till now: their rows, and the means of their first artworks."""
+    known = bundle.vocabularies["titles"].rows(artworks["title_id"])
+    of_nothing = np.logical_not(bundle.tables["mean_vector"].any(1) | bundle.tables["mean_content"].any(1))
+    rows = np.unique(known[(known > 0) & of_nothing[known]]).astype(np.int64)
+    owned = [(int(np.searchsorted(rows, title)), place) for place, title in enumerate(known) if title in rows]
+    return rows, _means(bundle, of_artworks, owned, len(rows)) if len(rows) else {}
+
+
+def _means(bundle: Bundle, of_artworks: Rows, owned: list[tuple[int, int]], titles: int) -> Rows:
+    """Means of artworks' rows by title, from (title, artwork) pairs of places; zero where a title has none."""
+    rows: Rows = {}
+    for part in ("vector", "content", "bias", "engaged"):
+        values, name = of_artworks.get(f"artwork_{part}"), f"mean_{part}"
+        shape = values.shape[1:] if values is not None else bundle.tables.get(name, np.zeros(1)).shape[1:]
+        sums, count = np.zeros((titles, *shape), np.float32), np.zeros(titles, np.float32)
+        if values is not None and owned:
+            owners, places = np.array(owned).T
+            np.add.at(sums, owners, values[places])
+            np.add.at(count, owners, 1)
+        rows[name] = sums / np.maximum(count, 1).reshape(-1, *[1] * len(shape))
     rows["play_mean_image"] = rows["mean_content"][:, : rows["mean_vector"].shape[1]]
     return rows
 
 
-def _means(
-    values: np.ndarray | None, owned: list[tuple[int, int]], titles: int, bundle: Bundle, table: str
-) -> np.ndarray:
-    """Means of artworks' rows by title, zero where a title has none."""
-    shape = values.shape[1:] if values is not None else bundle.tables.get(table, np.zeros(1)).shape[1:]
-    sums, count = np.zeros((titles, *shape), np.float32), np.zeros(titles, np.float32)
-    if values is not None and owned:
-        owners, rows = np.array(owned).T
-        np.add.at(sums, owners, values[rows])
-        np.add.at(count, owners, 1)
-    return sums / np.maximum(count, 1).reshape(-1, *[1] * len(shape))
-
-
-def _write(
-    bundle: Bundle, words: Vocabularies, rows: Rows, hashes: list[str], gained: Refreshed, console: Console
-) -> None:
+def _write(bundle: Bundle, words: Vocabularies, gained: Gained, hashes: list[str], console: Console) -> None:
     """The bundle with rows behind its tables, in place of the old one."""
     old, record = bundle.folder, json.loads(json.dumps(bundle.about))
     with atomic_folder(old, marker=ABOUT) as folder:
         graphs = {
-            name: extended(read_graph(old / name), rows, words, gained)
+            name: extended(read_graph(old / name), words, gained)
             for name in record["graphs"]
             if name not in (ARTWORK, TITLE)
         }
@@ -260,15 +282,13 @@ def _write(
         (folder / IMAGES).write_text(json.dumps(hashes))
         for name in (TABLES, POSTERIOR):
             tables = load_file(old / name)
-            save_file(
-                {key: _behind(_named(key, name), table, rows, gained) for key, table in tables.items()}, folder / name
-            )
+            save_file({key: _behind(_named(key, name), table, gained) for key, table in tables.items()}, folder / name)
         found = load_file(old / TITLE_VECTORS)["title_vector"]
-        save_file({"title_vector": _behind("found_by", found, rows, gained)}, folder / TITLE_VECTORS)
+        save_file({"title_vector": _behind("found_by", found, gained)}, folder / TITLE_VECTORS)
         for path in old.iterdir():  # what no new title or artwork changes
             if path.is_file() and not (folder / path.name).exists() and path.name not in (ABOUT, CARD, GOLDEN):
                 shutil.copy2(path, folder / path.name)
-        _add_cases(bundle, words, folder, record)
+        _add_cases(bundle, words, gained, folder, record)
         record.setdefault("refreshed", []).append(
             {
                 "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -276,55 +296,61 @@ def _write(
                 "artworks": gained.artworks,
             }
         )
+        if "evaluation" in record:
+            record["evaluation"].setdefault("refreshed_since", []).append(record["refreshed"][-1]["at"])
         (folder / ABOUT).write_text(json.dumps(record))  # the golden cases read it
-        if "precisions" in record:
-            record["precisions"] = remake_variants(folder, record["precisions"], console)
-        record["files"] = contents_of(folder)
-        (folder / CARD).write_text(card_of(record, words), encoding="utf-8")
-        record["sha256"] = seals_of(folder)
-        (folder / ABOUT).write_text(json.dumps(record, indent=1))
         difference = worst_difference(folder)
         if not difference <= record["golden"]["bound"]:
             raise UserError(
                 f"{old}: refreshed, its golden cases would differ by {difference:.2g}. It is left as it was."
             )
+        record["golden"]["largest_difference"] = difference
+        if "precisions" in record:
+            record["precisions"] = remake_variants(folder, record["precisions"], difference, console)
+        record["files"] = contents_of(folder)
+        (folder / CARD).write_text(card_of(record, words), encoding="utf-8")
+        record["sha256"] = seals_of(folder)
+        (folder / ABOUT).write_text(json.dumps(record, indent=1))
 
 
 def _named(key: str, file: str) -> str:
     return "artwork_own" if (file, key) == (POSTERIOR, "own") else key
 
 
-def _add_cases(bundle: Bundle, words: Vocabularies, folder: Path, record: dict[str, Any]) -> None:
-    """Golden cases of the new ids behind those of before, which torch answered; these the bundle over rows answers itself."""
-    shutil.copy2(bundle.folder / GOLDEN, folder / GOLDEN)
+def _add_cases(bundle: Bundle, words: Vocabularies, gained: Gained, folder: Path, record: dict[str, Any]) -> None:
+    """Golden cases of the new ids behind those of before, which torch answered; these the bundle over rows answers itself, and
+    those that name a title which has its first mean now."""
+    cases = [json.loads(line) for line in (bundle.folder / GOLDEN).read_text("utf-8").strip("\n").split("\n")]
+    asked, outputs = Bundle(folder, record), list(cases[0]["answer"])
+
+    def answer(request: Rows) -> Rows:
+        return asked.rank(request, outputs)
+
+    moved = {words["titles"].values[row - 1] for row in gained.first_of.tolist()}
+    cases = [
+        case_of(case["request"], answer, words)
+        if moved & {case["request"]["title"], *case["request"]["history_title"]}
+        else case
+        for case in cases
+    ]
     fresh = dict(words)
     for name in ("titles", "artworks"):
         values = words[name].values[len(bundle.vocabularies[name].values) :]
         fresh[name] = Vocabulary(values, 0) if values else words[name]
-    asked = Bundle(folder, record)
-    outputs = list(json.loads((folder / GOLDEN).read_text("utf-8").split("\n", 1)[0])["answer"])
-    already = sum(1 for _ in (folder / GOLDEN).open(encoding="utf-8"))
-    cases = golden_cases(
-        lambda request: asked.rank(request, outputs),
-        words,
-        bundle.history_length,
-        drawn=fresh,
-        cases=CASES,
-        seed=already,
-    )
-    record["golden"]["cases"] = already + write_golden(cases, folder / GOLDEN, mode="a")
+    cases += golden_cases(answer, words, bundle.history_length, drawn=fresh, cases=CASES, seed=len(cases))
+    record["golden"]["cases"] = write_golden(iter(cases), folder / GOLDEN)
 
 
-def extended(model: ModelProto, rows: Rows, words: Vocabularies, gained: Refreshed) -> ModelProto:
+def extended(model: ModelProto, words: Vocabularies, gained: Gained) -> ModelProto:
     """A graph with rows behind its tables and the new ids in its vocabularies."""
     for tensor in model.graph.initializer:
         name = tensor.name
         if name.startswith((*OF_TITLES, *OF_ARTWORKS)):
             values = numpy_helper.to_array(tensor)
             if name == TITLE_COLUMNS:
-                values = np.ascontiguousarray(_behind("found_by", values.T, rows, gained).T)
+                values = np.ascontiguousarray(_behind("found_by", values.T, gained).T)
             else:
-                values = _behind(name, values, rows, gained)
+                values = _behind(name, values, gained)
             tensor.CopyFrom(numpy_helper.from_array(values, name))
         elif name == "count":
             tensor.CopyFrom(numpy_helper.from_array(np.array([len(words["titles"])], np.int64), name))
@@ -332,15 +358,18 @@ def extended(model: ModelProto, rows: Rows, words: Vocabularies, gained: Refresh
     return model
 
 
-def _behind(name: str, table: np.ndarray, rows: Rows, gained: Refreshed) -> np.ndarray:
+def _behind(name: str, table: np.ndarray, gained: Gained) -> np.ndarray:
     """A table with its new rows. Of what content does not tell, they have what the unknown row has."""
+    if name in gained.first and len(gained.first_of):
+        table = table.copy()
+        table[gained.first_of] = gained.first[name].reshape(-1, *table.shape[1:])
     if name.startswith(OF_ARTWORKS):
         count = gained.artworks
     elif name.startswith(OF_TITLES):
         count = gained.titles
     else:
         return table
-    new = rows.get(name)
+    new = gained.rows.get(name)
     if new is None or not count:
         new = np.repeat(table[:1], count, axis=0)
     if new.ndim == 2 and new.shape[1] > table.shape[1]:  # more people than any artwork showed before

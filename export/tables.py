@@ -12,10 +12,9 @@ import torch
 from onnx import ModelProto, NodeProto, numpy_helper
 from torch import Tensor
 
+from export.ids import OF_ARTWORKS, OF_TITLES
 from models.ranking import Ranking
 
-OF_TITLES, OF_ARTWORKS = ("play_", "title_", "mean_"), ("artwork_",)
-"""How the names of tables by title row and by artwork row begin."""
 FIRST_MARK = 3_000_000.0
 """Whole numbers from here on are exact in float32, and no weight is one."""
 

@@ -18,7 +18,7 @@ from onnx import GraphProto, TensorProto, ValueInfoProto
 from export.ids import read_graph, write_graphs
 
 REPOSITORY, CONFIG = "triton", "config.pbtxt"
-SERVED = ("rank", "member", "choose", "titles")
+MODELS = ("rank", "member", "choose", "titles")
 MOST_AT_ONCE = 256
 """Requests that Triton may put into one run."""
 TYPES: dict[int, str] = {
@@ -29,7 +29,7 @@ TYPES: dict[int, str] = {
 }
 HOW = f"""\
 `{REPOSITORY}/` is a model repository for NVIDIA Triton's ONNX Runtime backend (ONNX Runtime 1.18 or newer), a model each for
-{", ".join(SERVED)}: `tritonserver --model-repository=BUNDLE/{REPOSITORY}`. Its configurations were checked against Triton's own
+{", ".join(MODELS)}: `tritonserver --model-repository=BUNDLE/{REPOSITORY}`. Its configurations were checked against Triton's own
 schema and against the graphs; no server was run. It needs nothing beside it: each model has what it reads of the weights.
 
 - In models that are batched (rank, member, choose), what is (N,) above is (N, 1) to Triton's clients: `dims: [ 1 ]`.
@@ -40,7 +40,7 @@ schema and against the graphs; no server was run. It needs nothing beside it: ea
 
 def write_triton(folder: Path) -> None:
     """Write the repository beside the graphs in `folder`."""
-    for name in SERVED:
+    for name in MODELS:
         model = folder / REPOSITORY / name
         (model / "1").mkdir(parents=True)
         graph = read_graph(folder / f"{name}.onnx")

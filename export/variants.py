@@ -81,7 +81,7 @@ def ship_variants(
     return [{name: _number(value) for name, value in row.items()} for row in rows]
 
 
-def remake_variants(folder: Path, old: list[dict[str, Any]], console: Console) -> list[dict[str, Any]]:
+def remake_variants(folder: Path, old: list[dict[str, Any]], golden: float, console: Console) -> list[dict[str, Any]]:
     """Make the reduced graphs that shipped anew from float32 graphs that gained rows; their record.
 
     A table is reduced row by row, so that old rows are the bits they were. What the log said of them stands; size and the
@@ -90,7 +90,7 @@ def remake_variants(folder: Path, old: list[dict[str, Any]], console: Console) -
     rows, size = [], bytes_of(folder)
     for row in old:
         if row["precision"] == FULL:
-            row = row | {"bytes": size}
+            row = row | {"bytes": size, "golden_difference": golden}
         elif row["ships"]:
             at = write_variant(folder, row["precision"])
             (at / RANK_ROWS).unlink()

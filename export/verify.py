@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from datamodules.atomic import put_back
 from datamodules.contract import UserError
 from export.bundle import GOLDEN, Bundle
 from export.example_of_bundle import worst_difference
@@ -27,6 +28,7 @@ class Verified:
 
 def verify(folder: Path) -> Verified:
     """Check a bundle; the first thing that is wrong is a UserError."""
+    put_back(folder.resolve())
     bundle = Bundle.open(folder)  # checks every file's SHA-256
     golden = bundle.about.get("golden")
     if golden is None or not (folder / GOLDEN).is_file():

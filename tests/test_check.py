@@ -1,5 +1,6 @@
 """`check`: a dataset by the contract passes; every way to break it is named, counted and located."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,12 @@ def test_posterworld_passes() -> None:
     findings = check(POSTERWORLD)
     assert [violation.line() for violation in findings.violations] == []
     assert findings.rows["impressions"] == 600_000
+
+
+def test_a_relative_dataset_with_a_broken_row(service: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shutil.copytree(service, tmp_path / "here")
+    table = pq.read_table(folder / "titles.parquet")
+    pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), folder / "titles.parquet")
+    monkeypatch.chdir(tmp_path)
+    (found,) = check(Path("here"), images=False).violations
+    assert found.where == "titles.parquet"

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 import export.record
 import keyart
+from datamodules.contract import UserError
 from evaluation.evaluate import evaluate
 from export.bundle import ABOUT, CARD, Bundle
 from export.contents import TENSORS
@@ -49,7 +50,7 @@ def test_the_verdict_is_kept_and_nothing_else_changes(
 ) -> None:
     before, sealed = Bundle.open(own), digests(own)
     assert NOT_YET in (own / CARD).read_text("utf-8")
-    assert record_verdict(own, report)
+    assert record_verdict(own, report, Bundle.open(own))
     after, now = Bundle.open(own), digests(own)
     assert {name for name in now if now[name] != sealed[name]} == {ABOUT, CARD}
     assert now.keys() == sealed.keys()
@@ -75,7 +76,7 @@ def test_the_verdict_is_kept_and_nothing_else_changes(
 
 
 def test_lifts_are_those_of_the_report(own: Path, report: dict[str, Any]) -> None:
-    record_verdict(own, report)
+    record_verdict(own, report, Bundle.open(own))
     rows = {(r["policy"], r["reward"]): r for r in Bundle.open(own).about["evaluation"]["per_1000"]}
     told = {(d["policy"], d["base"], d["reward"], d["estimator"]): d for d in report["value"]["differences"]}
     estimator = report["value"]["verdict"]["estimator"]
@@ -95,11 +96,11 @@ def test_lifts_are_those_of_the_report(own: Path, report: dict[str, Any]) -> Non
 
 
 def test_what_is_kept_already_is_left_alone(own: Path, report: dict[str, Any]) -> None:
-    assert record_verdict(own, report)
+    assert record_verdict(own, report, Bundle.open(own))
     before = {path: path.stat().st_ino for path in own.rglob("*")}
-    assert not record_verdict(own, json.loads(json.dumps(report)))
+    assert not record_verdict(own, json.loads(json.dumps(report)), Bundle.open(own))
     assert {path: path.stat().st_ino for path in own.rglob("*")} == before
-    assert record_verdict(own, report | {"scored": "keyart epsilon:0.1"})
+    assert record_verdict(own, report | {"scored": "keyart epsilon:0.1"}, Bundle.open(own))
     assert Bundle.open(own).about["evaluation"]["policy"] == "keyart epsilon:0.1"
     assert not list(own.parent.glob(".*")), "nothing beside it is left over"
 
@@ -113,7 +114,7 @@ def test_a_kill_leaves_the_old_bundle_whole(own: Path, report: dict[str, Any], m
     with monkeypatch.context() as patched:  # the card is written, the record is not
         patched.setattr(export.record, "sha256", killed)
         with pytest.raises(KeyboardInterrupt):
-            record_verdict(own, report)
+            record_verdict(own, report, Bundle.open(own))
     assert digests(own) == sealed
     rename = os.rename
 
@@ -125,10 +126,42 @@ def test_a_kill_leaves_the_old_bundle_whole(own: Path, report: dict[str, Any], m
     with monkeypatch.context() as patched:
         patched.setattr(os, "rename", between)
         with pytest.raises(KeyboardInterrupt):
-            record_verdict(own, report)
+            record_verdict(own, report, Bundle.open(own))
     assert digests(own) == sealed
     assert [path.name for path in own.parent.iterdir()] == [own.name]
     verify(own)
+
+
+def test_a_kill_between_two_renames_is_put_back(own: Path, report: dict[str, Any]) -> None:
+    """What kill -9 leaves: the old bundle aside, none in its place."""
+    opened = Bundle.open(own)
+    own.rename(own.with_name(f".{own.name}.replaced"))
+    assert record_verdict(own, report, opened)
+    verify(own)
+
+
+def test_a_verdict_is_kept_by_what_was_scored_alone(own: Path, report: dict[str, Any]) -> None:
+    scored = Bundle.open(own)
+    other = replace(scored, about=scored.about | {"sha256": scored.about["sha256"] | {"rank.onnx": "another"}})
+    sealed = digests(own)
+    with pytest.raises(UserError, match="changed since it was scored"):
+        record_verdict(own, report, other)
+    assert digests(own) == sealed
+
+
+def test_a_link_to_a_bundle_stays_one(own: Path, report: dict[str, Any]) -> None:
+    current = own.with_name("current")
+    current.symlink_to(own.name)
+    assert record_verdict(current, report, Bundle.open(current))
+    assert current.is_symlink()
+    assert Bundle.open(own).about["evaluation"]
+
+
+def test_a_bundle_of_before_the_precisions_keeps_a_verdict(own: Path, report: dict[str, Any]) -> None:
+    record = json.loads((own / ABOUT).read_text())
+    del record["precisions"], record["files"]
+    (own / ABOUT).write_text(json.dumps(record))
+    assert record_verdict(own, report, Bundle.open(own))
 
 
 def test_evaluate_records_where_it_is_asked_to(

@@ -22,6 +22,7 @@ from datamodules.catalogue import build_catalogue
 from datamodules.contract import UserError
 from export.bundle import ABOUT, ARTWORK, GOLDEN, IMAGES, TABLES, Bundle
 from export.bundle import TITLES as TITLE_VECTORS
+from export.explain import Explainer, total
 from export.export import random_requests
 from export.refresh import Refreshed
 from export.refresh import refresh as refresh_bundle
@@ -155,6 +156,12 @@ def test_no_vector_that_was_there_moved(bundle: Path, refreshed: Path) -> None:
                 cut = tuple(slice(0, length) for length in values.shape)
                 np.testing.assert_array_equal(values, after[table][cut], err_msg=f"{name} {table}")
     assert {name for name, _ in grew} >= {"rank.onnx", "member.onnx", "choose.onnx", "titles.onnx", "explore.onnx"}
+    kinds = {"artwork_vector", "artwork_content", "artwork_bias", "artwork_engaged", "artwork_image", "artwork_own"}
+    kinds |= {"play_content", "play_mean_image", "play_together", "play_token", "title_vectors"}
+    kinds |= {
+        f"{of}_{part}" for of in ("title", "mean") for part in ("vector", "content", "bias", "engaged", "together")
+    }
+    assert {table for _, table in grew} <= kinds
     for file in (TABLES, TITLE_VECTORS, "posterior.safetensors"):
         after = load_file(refreshed / file)
         for table, values in load_file(bundle / file).items():
@@ -320,3 +327,81 @@ def test_a_new_artwork_is_ranked_at_once_by_its_vectors(bundle: Path, refreshed:
     for name, values in told[0].items():
         np.testing.assert_allclose(np.asarray(values), np.asarray(told[1][name]), atol=1e-6, err_msg=name)
     assert np.asarray(told[0]["appeal"]).shape == (1, 1)
+
+
+def test_a_title_may_come_before_its_artworks(bundle: Path, grown: Path, refreshed: Path, tmp_path: Path) -> None:
+    """In two steps as in one: its first artworks give it the means that every other title has from training."""
+    folder, first = shutil.copytree(bundle, tmp_path / "bundle"), shutil.copytree(grown, tmp_path / "first")
+    artworks = pq.read_table(grown / "artworks.parquet")
+    known = pa.array([one not in NEW_ARTWORKS for one in artworks["artwork_id"].to_pylist()])
+    pq.write_table(artworks.filter(known), first / "artworks.parquet")
+    assert refresh_bundle(folder, first, QUIET) == Refreshed(2, 0)
+    assert refresh_bundle(folder, grown, QUIET) == Refreshed(0, 3)
+    for name in ("explain.safetensors", "titles.safetensors", "posterior.safetensors"):
+        one, other = load_file(refreshed / name), load_file(folder / name)
+        for table, values in one.items():
+            np.testing.assert_allclose(other[table], values, atol=1e-6, err_msg=table)
+    opened = Bundle.open(folder)
+    request = random_requests(opened.vocabularies, opened.history_length, 100, 20, 4, seed=3)
+    one, other = Bundle.open(refreshed).rank(request), opened.rank(request)
+    for name, values in one.items():
+        np.testing.assert_allclose(other[name], values, atol=1e-5, err_msg=name)
+
+
+def test_the_people_an_artwork_shows_are_those_that_count(bundle: Path, grown: Path, tmp_path: Path) -> None:
+    """Twenty are depicted: explanations and the tower agree on whom."""
+    folder, dataset = shutil.copytree(bundle, tmp_path / "bundle"), shutil.copytree(grown, tmp_path / "dataset")
+    people = Bundle.open(bundle).vocabularies["people"].values
+    table = pq.read_table(dataset / "artworks.parquet")
+    rows = [
+        row | {"depicts": (people * 3)[:20]} if row["artwork_id"] == NEW_ARTWORKS[0] else row
+        for row in table.to_pylist()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), dataset / "artworks.parquet")
+    refresh_bundle(folder, dataset, QUIET)
+    opened = Bundle.open(folder)
+    request = random_requests(opened.vocabularies, opened.history_length, 50, 20, 4, seed=3)
+    request["artworks"][:, 0] = opened.vocabularies["artworks"].row(NEW_ARTWORKS[0])
+    terms = Explainer(opened).explain(request)
+    np.testing.assert_allclose(total(terms), terms["appeal"], atol=1e-4)
+    np.testing.assert_allclose(terms["by_person"].sum(-1), terms["by_people"].sum(1), atol=1e-4)
+
+
+def test_words_that_are_empty_are_no_words(bundle: Path, grown: Path, tmp_path: Path) -> None:
+    """What "".split(",") gives: neither a genre nor a person, and padding stays padding."""
+    folder, dataset = shutil.copytree(bundle, tmp_path / "bundle"), shutil.copytree(grown, tmp_path / "dataset")
+    for name, column in (("titles", "cast"), ("artworks", "depicts")):
+        table = pq.read_table(dataset / f"{name}.parquet")
+        rows = [row | {column: ["", *(row[column] or []), ""]} for row in table.to_pylist()]
+        pq.write_table(pa.Table.from_pylist(rows, table.schema), dataset / f"{name}.parquet")
+    refresh_bundle(folder, dataset, QUIET)
+    plain = shutil.copytree(bundle, tmp_path / "plain")
+    refresh_bundle(plain, grown, QUIET)
+    one, other = load_file(plain / TABLES), load_file(folder / TABLES)
+    for table, values in one.items():
+        np.testing.assert_allclose(other[table], values, atol=1e-6, err_msg=table)
+
+
+def test_ids_that_hold_line_ends_of_unicode(bundle: Path, grown: Path, tmp_path: Path) -> None:
+    folder, dataset = shutil.copytree(bundle, tmp_path / "bundle"), shutil.copytree(grown, tmp_path / "dataset")
+    strange = 'new\u2028of\u0085"old"'
+    table = pq.read_table(dataset / "artworks.parquet")
+    rows = [row | {"artwork_id": strange} if row["artwork_id"] == NEW_ARTWORKS[1] else row for row in table.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), dataset / "artworks.parquet")
+    refresh_bundle(folder, dataset, QUIET)
+    verify(folder)
+    assert strange in Bundle.open(folder).vocabularies["artworks"].values
+
+
+def test_an_image_too_large_is_refused_as_check_refuses_it(
+    bundle: Path, grown: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, dataset = shutil.copytree(bundle, tmp_path / "bundle"), shutil.copytree(grown, tmp_path / "dataset")
+    Image.new("1", (9500, 9500)).save(dataset / "images" / "dot.jpg", "PNG")
+    assert keyart.main(["refresh", str(folder), str(dataset)]) == 1
+    assert "first: aa face: unreadable-image" in " ".join(capfd.readouterr().err.split())
+
+
+def test_who_serves_may_be_another_user(bundle: Path, refreshed: Path) -> None:
+    for folder in (bundle, refreshed):
+        assert {path.stat().st_mode & 0o044 for path in folder.rglob("*") if path.is_file()} == {0o044}

@@ -14,7 +14,7 @@ import pytest
 from export.bundle import ABOUT, Bundle
 from export.ids import WEIGHTS
 from export.linked import files_of, link, size_of
-from export.triton import CONFIG, MOST_AT_ONCE, REPOSITORY, SERVED
+from export.triton import CONFIG, MODELS, MOST_AT_ONCE, REPOSITORY
 from tests.test_explain import request_of
 from tests.test_graphs import in_ids, run
 
@@ -75,7 +75,7 @@ def as_session(bundle: Path, name: str) -> list[list[tuple[str, str, list[int]]]
 
 
 def test_the_configurations_say_what_the_graphs_say(bundle: Path) -> None:
-    for name in SERVED:
+    for name in MODELS:
         text = (bundle / REPOSITORY / name / CONFIG).read_text("utf-8")
         assert f'name: "{name}"' in text
         assert sides_of(text) == as_session(bundle, name)
@@ -90,7 +90,7 @@ def test_tritons_own_schema_reads_them(bundle: Path) -> None:
     done = subprocess.run([*words, str(bundle / REPOSITORY)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
-    assert set(found) == set(SERVED)
+    assert set(found) == set(MODELS)
     for name, row in found.items():
         assert [[tuple(part) for part in side] for side in row["sides"]] == as_session(bundle, name)
         assert row["batched"] == (name != "titles")
@@ -103,7 +103,7 @@ def test_each_model_answers_as_the_bundles_own_by_itself(bundle: Path, tmp_path:
     request = in_ids(opened, request_of(opened, n=20))
     request |= run(bundle, "member.onnx", request)
     request |= {"played_before": np.zeros(20, bool), "played": np.full((20, 1), "", object), "top": np.array([3])}
-    for name in SERVED:
+    for name in MODELS:
         expected = run(bundle, f"{name}.onnx", request)
         found = run(repository / name / "1", "model.onnx", request)
         assert found.keys() == expected.keys()
@@ -113,7 +113,7 @@ def test_each_model_answers_as_the_bundles_own_by_itself(bundle: Path, tmp_path:
 
 def test_its_files_are_sealed_and_hold_no_weight_that_is_not_read(bundle: Path) -> None:
     about = json.loads((bundle / ABOUT).read_text())
-    for name in SERVED:
+    for name in MODELS:
         for file in (CONFIG, "1/model.onnx", f"1/{WEIGHTS}"):
             assert f"{REPOSITORY}/{name}/{file}" in about["sha256"]
         model = onnx.load(str(bundle / REPOSITORY / name / "1" / "model.onnx"))  # onnx's own reader takes it

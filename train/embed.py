@@ -40,7 +40,7 @@ from datamodules.fingerprint import fingerprint
 from datamodules.progress import progress_bar
 from datamodules.shards import EMBEDDING, Shards
 from models.image_encoder import ImageEncoder, ImageEncoderConfig, PixelStatistics, Projection, WholeStatistics
-from train.run import read_config
+from train.run import CONFIG, read_config
 from train.schedule import warm_cosine
 
 RECORD, ENCODER, PIXELS, PIXEL_ROW = "embedding.json", "encoder.safetensors", "pixels.npy", "pixel_row.npy"
@@ -223,9 +223,11 @@ def load_encoder(folder: Path, config: ImageEncoderConfig | None = None) -> tupl
 
 def _origin_of(folder: Path) -> str:
     """Where the encoder of an embedding's or a run's folder came from, in words."""
-    if (folder / RECORD).is_file():
-        return json.loads((folder / RECORD).read_text())["weights"]
-    return read_config(folder)["image_encoder"]
+    if (folder / CONFIG).is_file():  # a run, which may have trained it further
+        return read_config(folder)["image_encoder"]
+    return (
+        json.loads((folder / RECORD).read_text())["weights"] if (folder / RECORD).is_file() else "origin not recorded"
+    )
 
 
 def _weights_fingerprint(config: EmbedConfig) -> str:
