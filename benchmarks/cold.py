@@ -4,6 +4,7 @@ Two rankers are trained: one on the log as it is (`seen`), one on a log without 
 period, no impression showed a held-out artwork and none had it among its candidates; of a held-out title there is neither
 impression nor play. Both are judged on the same impressions of the test period, and, for new members, as if nobody had
 played anything. The catalogue is whole, as a service's is: the image encoder, which learns no clicks, has seen all images.
+`keyart refresh` is the ranker of `keyart` in a bundle whose catalogue ends with what training saw, the rest put in by that command.
 
 Where the truth is known, figures are captured lift, (value - uniform) / (best possible - uniform); else the lift over
 uniform, doubly robust, in percent.
@@ -12,6 +13,7 @@ uniform, doubly robust, in percent.
 # pyright: reportAttributeAccessIssue=false
 # pyarrow makes its compute functions when it is imported, where no type checker sees them.
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +33,7 @@ from configs.read import RECIPES, parse
 from datamodules.contract import IMPRESSIONS, PLAYS, UserError
 from datamodules.prepare import prepare
 from datamodules.simulate import SimulateConfig, simulate
+from datamodules.vocabulary import Vocabulary
 from evaluation.attribution import lift_row
 from evaluation.intervals import Members
 from evaluation.logged import Outcomes, read_outcomes
@@ -40,15 +43,18 @@ from evaluation.slices import plays_before, read_surroundings
 from evaluation.valuation import Policy, weigh
 from evaluation.value import as_log, borders
 from export.bundle import Bundle
-from export.export import export
+from export.export import Images, export
+from export.refresh import refresh
 from export.score import score
-from train.embed import embed
+from models.two_tower import Content, TwoTower
+from train.embed import RECORD as EMBEDDED
+from train.embed import embed, load_encoder
 from train.fit import fit
 from train.recipe import Recipe
 from train.run import Run
 
 NAME = "cold"
-SEEN, FIXED = "seen", "best per title"
+SEEN, FIXED, REFRESHED = "seen", "best per title", f"{OURS} refresh"
 GROUPS = {
     "known": "nothing held out, members with plays",
     "new artwork": "a candidate that training never saw, of a title it knows",
@@ -134,8 +140,12 @@ def one_seed(
     forget_plays(dataset, work / "bare")
     logs: dict[str, ScoredLog] = {}
     strangers: dict[str, NDArray] = {}
-    for subject, training in ((OURS, work / "without"), (SEEN, dataset)):
-        bundle = trained(training, work / subject, recipe, seed)
+    bundles = {
+        subject: trained(log, work / subject, recipe, seed)
+        for subject, log in ((OURS, work / "without"), (SEEN, dataset))
+    }
+    bundles[REFRESHED] = refreshed(work / OURS / "run", dataset, work / REFRESHED)
+    for subject, bundle in bundles.items():
         scored, bare = (
             _scored(bundle, log, work / subject / f"scores-{log.name}", since) for log in (dataset, work / "bare")
         )
@@ -202,6 +212,27 @@ def trained(log: Path, work: Path, recipe: Recipe, seed: int) -> Bundle:
     run = Run.open(work / "run")
     about = {name: run.config[name] for name in ("fingerprint", "test_from")}
     export(run.model, run.vocabularies, work / "bundle", about=about, console=quiet)
+    return Bundle.open(work / "bundle")
+
+
+def refreshed(run: Path, dataset: Path, work: Path) -> Bundle:
+    """A run's bundle of what training saw alone, as if nothing else had been in the catalogue yet; then refreshed."""
+    opened, quiet = Run.open(run), Console(quiet=True)
+    old, state = opened.model, opened.model.state_dict()
+    rows = {"title": old.sizes.titles, "artwork": old.sizes.artworks}
+    cut = {name: state[name][: rows[name.split("_")[0]]] for name in Content._fields}
+    there = cut["title_artworks_IL"] < old.sizes.artworks
+    cut["title_artworks_IL"] = cut["title_artworks_IL"] * there
+    model = TwoTower(old.config, old.sizes, Content(**cut))
+    model.load_state_dict({name: values for name, values in state.items() if name not in cut}, strict=False)
+    words = {
+        name: Vocabulary(known.values[: known.trained], known.trained) for name, known in opened.vocabularies.items()
+    }
+    hashes = json.loads((run / EMBEDDED).read_text())["images"][: old.sizes.artworks - 1]
+    images = Images(*load_encoder(run), hashes)
+    about = {name: opened.config[name] for name in ("fingerprint", "test_from")}
+    export(model.eval(), words, work / "bundle", about=about, images=images, console=quiet)
+    refresh(work / "bundle", dataset, quiet)
     return Bundle.open(work / "bundle")
 
 
