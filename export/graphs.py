@@ -66,8 +66,10 @@ def graphs_of(ranking: Ranking, vocabularies: Vocabularies, example: dict[str, n
     put_together, graphs = fits(ranking.model), {}
     with marked(ranking) as marks:
         graphs["member.onnx"] = _traced(Member(ranking), HISTORY, MEMBER_OUTPUTS, parts)
-        graphs["choose_vectors.onnx"] = _traced(ChooseVectors(ranking), CHOOSE_VECTORS_INPUTS, CHOOSE_OUTPUTS, parts)
         if not put_together:
+            graphs["choose_vectors.onnx"] = _traced(
+                ChooseVectors(ranking), CHOOSE_VECTORS_INPUTS, CHOOSE_OUTPUTS, parts
+            )
             graphs["rank.onnx"] = _traced(ranking, INPUTS, OUTPUTS, parts)
             graphs["choose.onnx"] = _traced(Choose(ranking), CHOOSE_INPUTS, CHOOSE_OUTPUTS, parts)
     for model in graphs.values():
@@ -75,6 +77,7 @@ def graphs_of(ranking: Ranking, vocabularies: Vocabularies, example: dict[str, n
     if put_together:
         graphs["rank.onnx"] = rank_graph(ranking, OPSET, IR_VERSION)
         graphs["choose.onnx"] = choose_graph(ranking, OPSET, IR_VERSION)
+        graphs["choose_vectors.onnx"] = choose_graph(ranking, OPSET, IR_VERSION, vectors=True)
     rank, member = graphs["rank.onnx"], graphs["member.onnx"]
     graphs["titles.onnx"] = _titles(ranking)
     order = ("rank.onnx", "member.onnx", "choose.onnx", "choose_vectors.onnx", "titles.onnx")

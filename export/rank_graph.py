@@ -1,4 +1,4 @@
-"""rank.onnx and choose.onnx put together by hand: what `Ranking` computes, in half the operators of its trace.
+"""rank.onnx, choose.onnx and choose_vectors.onnx put together by hand: what `Ranking` computes, in half the operators of its trace.
 
 A request asked alone costs its operators, some .3 us each, and hardly its arithmetic (docs/experiments.md). What `Ranking`
 looks up and multiplies one by one is here one table of the context and one product for all heads that read the same; what
@@ -19,7 +19,7 @@ from export.nodes import Nodes
 from models.layers import repeated
 from models.presentation import DOUBLINGS, MOST_ROWS
 from models.ranking import INPUTS, OUTPUTS, Ranking
-from models.serving import CHOOSE_INPUTS, CHOOSE_OUTPUTS
+from models.serving import CHOOSE_INPUTS, CHOOSE_OUTPUTS, CHOOSE_VECTORS_INPUTS, VECTORS
 from models.titles import COARSE
 from models.two_tower import MEANS, TwoTower
 
@@ -63,14 +63,17 @@ def rank_graph(ranking: Ranking, opset: int, ir_version: int) -> ModelProto:
 
 
 @torch.no_grad()
-def choose_graph(ranking: Ranking, opset: int, ir_version: int) -> ModelProto:
-    """A member's vector, context, title, candidates -> `models.serving.CHOOSE_OUTPUTS`, over rows."""
+def choose_graph(ranking: Ranking, opset: int, ir_version: int, *, vectors: bool = False) -> ModelProto:
+    """A member's vector, context, title, candidates -> `models.serving.CHOOSE_OUTPUTS`, over rows.
+
+    `vectors`: candidates are given as `models.serving.VECTORS`, not as rows.
+    """
     g = Nodes()
     recent_N1C, together_N1R = g.split(g.wide("member", 1), _sizes(ranking))
     again_N = g("And", "played_before", g("Greater", "title", np.array(0)))
     again_N11 = g.wide(g("Cast", again_N, to=TensorProto.FLOAT), 1, 2)
-    _ranked(g, ranking, recent_N1C, together_N1R, again_N11, g.wide("title", 1))
-    inputs = [_value(name, ranking) for name in CHOOSE_INPUTS]
+    _ranked(g, ranking, recent_N1C, together_N1R, again_N11, g.wide("title", 1), vectors=vectors)
+    inputs = [_value(name, ranking) for name in (CHOOSE_VECTORS_INPUTS if vectors else CHOOSE_INPUTS)]
     return g.model("choose", inputs, [_value(name, ranking) for name in CHOOSE_OUTPUTS], opset, ir_version)
 
 
@@ -95,7 +98,14 @@ def _weights(g: Nodes, model: TwoTower) -> tuple[str, str]:
 
 
 def _ranked(
-    g: Nodes, ranking: Ranking, recent_N1C: str, together_N1R: str, again_N11: str, title_N1: str
+    g: Nodes,
+    ranking: Ranking,
+    recent_N1C: str,
+    together_N1R: str,
+    again_N11: str,
+    title_N1: str,
+    *,
+    vectors: bool = False,
 ) -> tuple[str, str]:
     """From a member's means on: every output but the vectors that meet artworks, and those, (N, 1, D) and (N, 1, C)."""
     model, width = ranking.model, ranking.model.config.width
@@ -140,6 +150,8 @@ def _ranked(
     by_content_N2C = g("Concat", liked_N1C, fits_N1C, axis=1)
 
     def artwork(name: str) -> str:
+        if vectors:
+            return f"artwork_{name}" if name in ("vector", "content") else g.wide(f"artwork_{name}", 2)
         return _looked_up(g, ranking, f"artwork_{name}", "artworks")
 
     own_NK2 = g("Concat", artwork("bias"), artwork("engaged"), axis=2)
@@ -229,5 +241,8 @@ def _value(name: str, ranking: Ranking) -> ValueInfoProto:
     content, rank = _sizes(ranking)
     more = {"member": [content + rank], "taste": [ranking.model.config.width], "liked": [content]}
     more |= {key: ["candidates"] for key in ("artworks", "click_probability", "engaged_probability", "appeal")}
+    more |= {"artwork_vector": ["candidates", ranking.model.config.width], "artwork_content": ["candidates", content]}
+    more |= {key: ["candidates"] for key in VECTORS[2:]}
+    kinds |= dict.fromkeys(VECTORS, TensorProto.FLOAT)
     more |= {key: ["plays"] for key in ("history_title", "history_artwork", "history_time")}
     return helper.make_tensor_value_info(name, kinds.get(name, TensorProto.INT64), ["requests", *more.get(name, [])])

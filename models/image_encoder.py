@@ -65,7 +65,8 @@ def _triangles(old: int, new: int, device: torch.device) -> Tensor:
     """The weight of every old pixel in every new one along a side, (new, old): triangles as wide as a new pixel, at least as
     wide as an old one."""
     scale = old / new
-    wide = max(scale, 1.0)
+    # not max, by which a tracer would hold to images that are small
+    wide = cast(float, torch.sym_max(scale, 1.0))
     centre_V1 = (torch.arange(new, device=device).unsqueeze(1) + 0.5) * scale
     weight_VW = (1 - (torch.arange(old, device=device) + 0.5 - centre_V1).abs() / wide).clamp(min=0)
     return weight_VW / weight_VW.sum(1, keepdim=True)

@@ -55,7 +55,10 @@ def test_the_terms_are_the_appeal(bundle: Path) -> None:
         assert np.abs(terms[name]).max() > 0
 
 
-@pytest.mark.parametrize("history", [HistoryConfig(time=True), HistoryConfig(encoder="attention", span=8)])
+@pytest.mark.parametrize(
+    "history",
+    [pytest.param(HistoryConfig(time=True), marks=pytest.mark.slow), HistoryConfig(encoder="attention", span=8)],
+)
 def test_other_encoders(shards: Path, tmp_path: Path, history: HistoryConfig) -> None:
     """Time between plays is counted; what attention reads is told as one term. Export holds both to the graph's appeal."""
     torch.manual_seed(0)

@@ -175,6 +175,7 @@ def test_the_readme_names_its_two_commands() -> None:
     assert ["pytest"] in commands
 
 
+@pytest.mark.slow
 def test_every_command_of_the_readme_runs(service: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder where its names are real; `demo` and `pytest` themselves are what CI runs beside this.
 

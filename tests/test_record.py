@@ -181,6 +181,7 @@ def test_evaluate_records_where_it_is_asked_to(
     assert (kept["since"], kept["until"], kept["dataset"]) == (told["since"], told["until"], told["dataset"])
 
 
+@pytest.mark.slow
 def test_the_whole_way_records_and_then_rests(service: Path, tmp_path: Path) -> None:
     recipe = Recipe(embed=replace(TINY_EMBEDDING, views=64), fit=FitConfig(passes=1, slices=1, batch=512))
     out, console = tmp_path / "out", Console(quiet=True)
