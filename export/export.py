@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import ModelProto, TensorProto
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
@@ -42,6 +41,7 @@ from export.bundle import (
 )
 from export.card import card_of
 from export.contents import contents_of
+from export.descriptions import described
 from export.explain import CONTEXT, TABLES, Explainer, total
 from export.explore_graph import explore_graph
 from export.golden import golden_cases, write_golden
@@ -58,7 +58,7 @@ from export.vector_parity import APART, vectors_apart
 from models.history import HOURS_APART
 from models.image_encoder import ImageEncoder, Projection
 from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
-from models.serving import CHOOSE_OUTPUTS, VECTORS, Member
+from models.serving import CHOOSE_OUTPUTS, Member
 from models.two_tower import MEANS, TwoTower
 from models.vectors import ArtworkVectors
 
@@ -66,73 +66,6 @@ PARITY = 1e-4
 """Largest difference of a probability between torch and ONNX Runtime that a bundle may have."""
 LAYOUT = 5
 """Raised when the bundle's files change their meaning."""
-
-DESCRIPTIONS = {
-    "history_title": ("int64", "(N, T)", "title rows of the last plays, oldest first, on the right padded with 0"),
-    "history_artwork": ("int64", "(N, T)", "artwork rows they were clicked through, 0 where not known"),
-    "history_watched": ("float32", "(N, T)", "fraction watched, 0 .. 1, NaN where not known"),
-    "history_time": ("int64", "(N, T)", "when they were played, seconds since 1970, UTC; only differences count"),
-    "history_length": ("int64", "(N,)", "plays in the history, 0 .. T; T at most `history_length`, at least 1"),
-    "country": ("int64", "(N,)", "country row"),
-    "device": ("int64", "(N,)", "device row"),
-    "hour": ("int64", "(N,)", "hour of the day, UTC, 0 .. 23"),
-    "row": ("int64", "(N,)", "row on the page from 0, -1 where not known"),
-    "column": ("int64", "(N,)", "column on the page from 0, -1 where not known"),
-    "play_count": ("int64", "(N,)", "plays of the member so far, those not among history_* included"),
-    "title": ("int64", "(N,)", "title row"),
-    "artworks": ("int64", "(N, K)", "candidates: artwork rows, padded with 0"),
-    "click_probability": ("float32", "(N, K)", "calibrated probability of a click, were this artwork shown"),
-    "engaged_probability": ("float32", "(N, K)", "calibrated probability of a click that leads to a real viewing"),
-    "appeal": (
-        "float32",
-        "(N, K)",
-        "what the artwork adds to the click logit above its title's mean artwork, for this member",
-    ),
-    "affinity": ("float32", "(N,)", "what the title adds to the click logit, for this member"),
-    "taste": ("float32", "(N, D)", "meets artwork vectors in appeal: see posterior.safetensors"),
-    "liked": ("float32", "(N, 2 D + G)", "meets artworks' image, people and moods in appeal"),
-    "member": ("float32", "(N, S)", "what choose.onnx is given of a history"),
-    "titles_member": (
-        "float32",
-        "(N, W)",
-        "ranks titles: its dot product with a line of titles.safetensors is that title's score",
-    ),
-    "played_before": ("bool", "(N,)", "whether the title is among the last `looks_back` plays"),
-    "played": ("int64", "(N, P)", "title rows that are left out, padded with 0"),
-    "top": ("int64", "(1,)", "how many titles, at least 1"),
-    "titles": ("int64", "(N, top)", "title rows, best first; those of a list that has ended are padded with 0"),
-    "candidates": ("int64", "(N,)", "how many of `artworks`, the first ones, are candidates"),
-    "seed": ("int64", "(N,)", "takes the draw by which is chosen; the same is shown the same"),
-    "choice": ("int64", "(N,)", "place of the artwork to show among the candidates, from 0"),
-    "propensity": ("float32", "(N,)", "how likely it was to be chosen: to be logged"),
-    "policy": ("float32", "(N, K)", "how likely each was"),
-    "artwork_vector": ("float32", "(N, D)", "what meets a member's taste in appeal"),
-    "artwork_content": (
-        "float32",
-        "(N, 2 D + G)",
-        "meets what was played: image, people, moods",
-    ),
-    "artwork_bias": ("float32", "(N,)", "what the artwork adds for everybody"),
-    "artwork_engaged": ("float32", "(N,)", "the same for viewings"),
-    "image": (
-        "uint8",
-        "(N, H, W, C)",
-        "images of one size, any; C: 3, RGB; 1, grey; 4, RGB and an alpha that is left out",
-    ),
-    "depicts": ("int64", "(N, L)", "people and moods, padded with 0"),
-    "image_embedding": ("float32", "(N, E)", "what the image encoder says of the image"),
-    "genres": ("int64", "(N, G)", "genres, padded with 0"),
-    "cast": ("int64", "(N, P)", "the cast, the first billed first, padded with 0"),
-    "release_year": ("float32", "(N,)", "year, NaN where not known"),
-    "title_vector": ("float32", "(N, D)", "what meets a member in affinity"),
-    "title_content": ("float32", "(N, D + G)", "people and genres"),
-    "title_bias": ("float32", "(N,)", "what the title adds for everybody"),
-    "title_engaged": ("float32", "(N, D + 1)", "the same for viewings"),
-    "play_token": ("float32", "(N, D)", "what a play of the title says to the learned state"),
-    "play_content": ("float32", "(N, D + G)", "the same to the mean of what was played: people and genres"),
-    "found_by": ("float32", "(N, W)", "what titles_member meets: a line of titles.safetensors"),
-    "scores": ("float32", "(N, top)", "their scores, of which only differences count; -inf where a list has ended"),
-}
 
 
 @dataclass(frozen=True)
@@ -196,7 +129,7 @@ def export(
             "opset": OPSET,
             "history_length": reach,
             "looks_back": model.config.history.span,
-            "graphs": {name: _described(graph) for name, graph in graphs.items()},
+            "graphs": {name: described(graph) for name, graph in graphs.items()},
             "rows": "an id's row is its place in vocabularies.json plus 1; 0 is the unknown row",
             "files": contents_of(folder),
             "licences": licences_of(about),
@@ -275,22 +208,6 @@ def posterior_of(model: TwoTower) -> dict[str, Tensor]:
     rows = torch.arange(len(model.artwork_image_AE))
     own = model.posterior_own_A[torch.where(rows < model.sizes.artworks, rows, 0)]
     return {"spread": model.posterior_FF.clone(), "own": own.contiguous()}
-
-
-def _described(graph: ModelProto) -> dict[str, list[dict[str, str]]]:
-    """Every input and output of a graph: name, type, shape and meaning."""
-    found = {}
-    for side, parts in (("inputs", graph.graph.input), ("outputs", graph.graph.output)):
-        rows = []
-        for part in parts:
-            dtype, shape, meaning = DESCRIPTIONS[part.name]
-            if part.name in VECTORS and side == "inputs":  # of each candidate
-                shape = shape.replace("(N,)", "(N, K)") if shape == "(N,)" else shape.replace("(N,", "(N, K,")
-            if part.type.tensor_type.elem_type == TensorProto.STRING:
-                dtype, meaning = "string", meaning.replace("row", "id").replace("padded with 0", 'padded with ""')
-            rows.append({"name": part.name, "dtype": dtype, "shape": shape, "meaning": meaning})
-        found[side] = rows
-    return found
 
 
 def random_requests(

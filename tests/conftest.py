@@ -2,22 +2,30 @@
 
 import json
 import os
+import shutil
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import sys
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from benchmarks.serve_load import Served, serving
 from datamodules.prepare import prepare
 from datamodules.shards import Shards
 from datamodules.simulate import SimulateConfig, simulate
 from export.bundle import Bundle
 from export.export import Images, export
+from export.refresh import Refreshed, refresh
 from export.score import score
 from models.image_encoder import ImageEncoderConfig
+from tests.grown_catalogue import NEW_ARTWORKS, NEW_TITLES, grow
+from tests.served import IMPATIENT, WITHOUT_TORCH
 from train.config import FitConfig
 from train.embed import RECORD, EmbedConfig, embed, load_encoder
 from train.fit import fit
@@ -84,3 +92,26 @@ def scores(service: Path, bundle: Path) -> Path:
     out, opened = bundle.parent / "scores", Bundle.open(bundle)
     score(opened, service, out, since=datetime.fromisoformat(opened.about["test_from"]))
     return out
+
+
+@pytest.fixture(scope="session")
+def grown(service: Path) -> Path:
+    """The service's catalogue, with more titles and artworks. Read it, never write into it."""
+    out = service.parent / "grown"
+    grow(service, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def refreshed(bundle: Path, grown: Path) -> Path:
+    """The bundle with what is new in it."""
+    folder = shutil.copytree(bundle, bundle.parent / "refreshed")
+    assert refresh(folder, grown, Console(quiet=True)) == Refreshed(len(NEW_TITLES), len(NEW_ARTWORKS))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def at(bundle: Path) -> Iterator[Served]:
+    """The service, where importing torch fails."""
+    with serving([sys.executable, "-c", WITHOUT_TORCH + IMPATIENT.format(folder=str(bundle))]) as served:
+        yield served

@@ -19,10 +19,8 @@ from safetensors.numpy import load_file
 import keyart
 from datamodules.artworks import content_hashes, load_images
 from datamodules.catalogue import build_catalogue
-from datamodules.contract import UserError
 from export.bundle import ABOUT, ARTWORK, GOLDEN, IMAGES, TABLES, Bundle
 from export.bundle import TITLES as TITLE_VECTORS
-from export.explain import Explainer, total
 from export.export import random_requests
 from export.refresh import Refreshed
 from export.refresh import refresh as refresh_bundle
@@ -31,56 +29,11 @@ from export.verify import verify
 from models.parts import Content
 from models.ranking import INPUTS, OUTPUTS, Ranking
 from models.two_tower import TwoTower
+from tests.grown_catalogue import NEW_ARTWORKS, NEW_TITLES
 from train.embed import load_encoder
 from train.run import Run
 
 QUIET = Console(quiet=True)
-NEW_TITLES, NEW_ARTWORKS = ("aa new", "zz new"), ("aa face", "mm new of old", "zz couple")
-"""Ids that sort before and behind those there are."""
-
-
-@pytest.fixture(scope="module")
-def grown(service: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The service's catalogue, without its log, with two titles and three artworks more; two of the images odd ones."""
-    out = tmp_path_factory.mktemp("grown") / "dataset"
-    out.mkdir()
-    shutil.copytree(service / "images", out / "images")
-    titles, artworks = (pq.read_table(service / f"{name}.parquet") for name in ("titles", "artworks"))
-    like, shown = titles.to_pylist()[:2], artworks.to_pylist()
-    more = [
-        like[0] | {"title_id": NEW_TITLES[0]},
-        like[1] | {"title_id": NEW_TITLES[1], "genres": [], "release_year": None},
-    ]
-    more[1]["cast"] = [*(like[0]["cast"] or []), "nobody has heard of her"]
-    pictures = [Image.new("CMYK", (1, 1), (10, 200, 30, 0)), Image.open(service / shown[3]["image"]).resize((201, 333))]
-    pictures[0].save(out / "images" / "dot.jpg")
-    pictures[1].convert("LA").save(out / "images" / "grey.png")
-    faces = [
-        {
-            "artwork_id": NEW_ARTWORKS[0],
-            "title_id": NEW_TITLES[0],
-            "image": "images/dot.jpg",
-            "depicts": shown[0]["depicts"],
-        },
-        {"artwork_id": NEW_ARTWORKS[1], "title_id": like[1]["title_id"], "image": shown[5]["image"], "depicts": None},
-        {
-            "artwork_id": NEW_ARTWORKS[2],
-            "title_id": NEW_TITLES[0],
-            "image": "images/grey.png",
-            "depicts": ["romance", "a dog"],
-        },
-    ]
-    for name, table, rows in (("titles", titles, more), ("artworks", artworks, faces)):
-        added = pa.Table.from_pylist(rows, table.schema)
-        pq.write_table(pa.concat_tables([added.slice(0, 1), table, added.slice(1)]), out / f"{name}.parquet")
-    return out
-
-
-@pytest.fixture(scope="module")
-def refreshed(bundle: Path, grown: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = shutil.copytree(bundle, tmp_path_factory.mktemp("refreshed") / "bundle")
-    assert refresh_bundle(folder, grown, QUIET) == Refreshed(2, 3)
-    return folder
 
 
 def by_torch(run: Path, grown: Path, opened: Bundle) -> Ranking:
@@ -208,62 +161,6 @@ def test_nothing_new_changes_nothing(refreshed: Path, grown: Path, capfd: pytest
     assert before == {path.name: path.stat().st_mtime_ns for path in refreshed.iterdir()}
 
 
-def test_another_image_under_an_old_id_is_told(
-    refreshed: Path, grown: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    changed = shutil.copytree(grown, tmp_path / "changed")
-    Image.new("RGB", (30, 40), (255, 0, 0)).save(changed / "images" / "dot.jpg")
-    assert keyart.main(["refresh", str(refreshed), str(changed)]) == 0
-    told = " ".join(capfd.readouterr().err.split())
-    assert "1 artworks have another image than they were embedded from (first: aa face)" in told
-
-
-def broken_image(folder: Path) -> str:
-    (folder / "images" / "dot.jpg").write_bytes((folder / "images" / "grey.png").read_bytes()[:200])
-    return "1 new artworks have images that cannot be used (first: aa face: unreadable-image"
-
-
-def lost_image(folder: Path) -> str:
-    (folder / "images" / "dot.jpg").unlink()
-    return "first: aa face: missing-image"
-
-
-def unknown_title(folder: Path) -> str:
-    table = pq.read_table(folder / "artworks.parquet")
-    rows = [row | {"title_id": "no such"} if row["artwork_id"] == "aa face" else row for row in table.to_pylist()]
-    pq.write_table(pa.Table.from_pylist(rows, table.schema), folder / "artworks.parquet")
-    return "no such"
-
-
-def no_titles(folder: Path) -> str:
-    (folder / "titles.parquet").unlink()
-    return "titles.parquet: the table is missing"
-
-
-@pytest.mark.parametrize("spoil", [broken_image, lost_image, unknown_title, no_titles])
-def test_what_cannot_be_used_loses_nothing(
-    bundle: Path, grown: Path, tmp_path: Path, spoil, capfd: pytest.CaptureFixture[str]
-) -> None:
-    folder, dataset = shutil.copytree(bundle, tmp_path / "bundle"), shutil.copytree(grown, tmp_path / "dataset")
-    said = spoil(dataset)
-    assert keyart.main(["refresh", str(folder), str(dataset)]) == 1
-    told = " ".join(capfd.readouterr().err.split())
-    assert said in told
-    assert "Traceback" not in told
-    assert verify(folder) == verify(bundle)
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-
-
-def test_a_bundle_without_an_image_encoder_says_so(bundle: Path, grown: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(bundle, tmp_path / "bundle")
-    record = json.loads((folder / ABOUT).read_text())
-    (folder / ARTWORK).unlink()
-    del record["sha256"][ARTWORK]
-    (folder / ABOUT).write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"artwork\.onnx: is not there"):
-        refresh_bundle(folder, grown, QUIET)
-
-
 def test_an_image_of_any_size_and_mode_is_read_as_training_reads_it(
     bundle: Path, service: Path, run: Path, tmp_path: Path
 ) -> None:
@@ -346,60 +243,6 @@ def test_a_title_may_come_before_its_artworks(bundle: Path, grown: Path, refresh
     one, other = Bundle.open(refreshed).rank(request), opened.rank(request)
     for name, values in one.items():
         np.testing.assert_allclose(other[name], values, atol=1e-5, err_msg=name)
-
-
-def test_the_people_an_artwork_shows_are_those_that_count(bundle: Path, grown: Path, tmp_path: Path) -> None:
-    """Twenty are depicted: explanations and the tower agree on whom."""
-    folder, dataset = shutil.copytree(bundle, tmp_path / "bundle"), shutil.copytree(grown, tmp_path / "dataset")
-    people = Bundle.open(bundle).vocabularies["people"].values
-    table = pq.read_table(dataset / "artworks.parquet")
-    rows = [
-        row | {"depicts": (people * 3)[:20]} if row["artwork_id"] == NEW_ARTWORKS[0] else row
-        for row in table.to_pylist()
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, table.schema), dataset / "artworks.parquet")
-    refresh_bundle(folder, dataset, QUIET)
-    opened = Bundle.open(folder)
-    request = random_requests(opened.vocabularies, opened.history_length, 50, 20, 4, seed=3)
-    request["artworks"][:, 0] = opened.vocabularies["artworks"].row(NEW_ARTWORKS[0])
-    terms = Explainer(opened).explain(request)
-    np.testing.assert_allclose(total(terms), terms["appeal"], atol=1e-4)
-    np.testing.assert_allclose(terms["by_person"].sum(-1), terms["by_people"].sum(1), atol=1e-4)
-
-
-def test_words_that_are_empty_are_no_words(bundle: Path, grown: Path, tmp_path: Path) -> None:
-    """What "".split(",") gives: neither a genre nor a person, and padding stays padding."""
-    folder, dataset = shutil.copytree(bundle, tmp_path / "bundle"), shutil.copytree(grown, tmp_path / "dataset")
-    for name, column in (("titles", "cast"), ("artworks", "depicts")):
-        table = pq.read_table(dataset / f"{name}.parquet")
-        rows = [row | {column: ["", *(row[column] or []), ""]} for row in table.to_pylist()]
-        pq.write_table(pa.Table.from_pylist(rows, table.schema), dataset / f"{name}.parquet")
-    refresh_bundle(folder, dataset, QUIET)
-    plain = shutil.copytree(bundle, tmp_path / "plain")
-    refresh_bundle(plain, grown, QUIET)
-    one, other = load_file(plain / TABLES), load_file(folder / TABLES)
-    for table, values in one.items():
-        np.testing.assert_allclose(other[table], values, atol=1e-6, err_msg=table)
-
-
-def test_ids_that_hold_line_ends_of_unicode(bundle: Path, grown: Path, tmp_path: Path) -> None:
-    folder, dataset = shutil.copytree(bundle, tmp_path / "bundle"), shutil.copytree(grown, tmp_path / "dataset")
-    strange = 'new\u2028of\u0085"old"'
-    table = pq.read_table(dataset / "artworks.parquet")
-    rows = [row | {"artwork_id": strange} if row["artwork_id"] == NEW_ARTWORKS[1] else row for row in table.to_pylist()]
-    pq.write_table(pa.Table.from_pylist(rows, table.schema), dataset / "artworks.parquet")
-    refresh_bundle(folder, dataset, QUIET)
-    verify(folder)
-    assert strange in Bundle.open(folder).vocabularies["artworks"].values
-
-
-def test_an_image_too_large_is_refused_as_check_refuses_it(
-    bundle: Path, grown: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    folder, dataset = shutil.copytree(bundle, tmp_path / "bundle"), shutil.copytree(grown, tmp_path / "dataset")
-    Image.new("1", (9500, 9500)).save(dataset / "images" / "dot.jpg", "PNG")
-    assert keyart.main(["refresh", str(folder), str(dataset)]) == 1
-    assert "first: aa face: unreadable-image" in " ".join(capfd.readouterr().err.split())
 
 
 def test_who_serves_may_be_another_user(bundle: Path, refreshed: Path) -> None:
