@@ -1,4 +1,4 @@
-"""The service says what the bundle says, to one or to many at once, and lives through whatever it is sent."""
+"""The service says what the bundle says, to one or to many at once; what it refuses is in test_serve_faults."""
 
 import asyncio
 import json
