@@ -2,7 +2,7 @@
 
 Each command is a function; what it needs is imported inside it, so that `keyart --help` answers at once. A command's
 parameters are its positional arguments and options; commands that have a section of a recipe take that section's
-fields as options (`keyart fit SHARDS RUN --passes 3 --model.width 32`) and `--config FILE` for a recipe of `configs/`.
+fields as options (`keyart fit SHARDS RUN --epochs 3 --model.width 32`) and `--config FILE` for a recipe of `configs/`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.call import ended, nearest, next_command, to_stderr, to_stdout, usage, written
+from configs.terminal import (
+    print_next_command,
+    print_outputs,
+    run_command,
+    stderr_console,
+    stdout_console,
+    suggest_command,
+    usage,
+)
 
 TYPE_CHECKING = False  # not typing's: jsonargparse runs what stands under that, and every command would load torch
 if TYPE_CHECKING:
-    from datamodules.engines import EngineConfig
-    from datamodules.prepare import PrepareConfig
-    from datamodules.simulate import SimulateConfig
+    from datamodules.contract.engines import EngineConfig
+    from datamodules.prepare.prepare import PrepareConfig
+    from datamodules.simulator.simulate import SimulateConfig
     from train.config import FitConfig
     from train.embed import EmbedConfig
     from train.recipe import Recipe
@@ -51,17 +59,17 @@ def demo(*, out: Path = Path("keyart-demo"), seed: int = 0, settings: Recipe) ->
         out: Folder for the dataset and everything made from it.
         seed: Of the simulated service; another seed is another service.
     """
-    from datamodules.simulate import SimulateConfig, simulate_once
+    from datamodules.simulator.simulate import SimulateConfig, simulate_once
     from evaluation.evaluate import policy_table
-    from pipeline import go_the_whole_way, say_what_it_means
+    from pipeline import print_simulated_truth, run_pipeline
 
-    console, dataset = to_stderr(), out / "dataset"
+    console, dataset = stderr_console(), out / "dataset"
     simulate_once(dataset, SimulateConfig(seed=seed), console)
-    report = go_the_whole_way(dataset, out, settings, console)
-    told = to_stdout()
-    told.print(policy_table(report))
-    say_what_it_means(report, out, dataset, told)
-    written(out, told, f"keyart pipeline {dataset} another-folder --fit.model.width 32")
+    report = run_pipeline(dataset, out, settings, console)
+    output = stdout_console()
+    output.print(policy_table(report))
+    print_simulated_truth(report, out, dataset, output)
+    print_outputs(out, output, f"keyart pipeline {dataset} another-folder --fit.model.width 32")
 
 
 def pipeline(dataset: Path, out: Path, *, settings: Recipe) -> None:
@@ -72,12 +80,12 @@ def pipeline(dataset: Path, out: Path, *, settings: Recipe) -> None:
         out: Folder for shards, run, bundle, scores and report.
     """
     from evaluation.evaluate import policy_table
-    from pipeline import go_the_whole_way
+    from pipeline import run_pipeline
 
-    report = go_the_whole_way(dataset, out, settings, to_stderr())
-    told = to_stdout()
-    told.print(policy_table(report))
-    written(out, told, f"keyart score {out / 'bundle'} {dataset} {out / 'explore'} --policy epsilon:0.1")
+    report = run_pipeline(dataset, out, settings, stderr_console())
+    output = stdout_console()
+    output.print(policy_table(report))
+    print_outputs(out, output, f"keyart score {out / 'bundle'} {dataset} {out / 'explore'} --policy epsilon:0.1")
 
 
 def simulate(out: Path, *, settings: SimulateConfig) -> None:
@@ -86,10 +94,10 @@ def simulate(out: Path, *, settings: SimulateConfig) -> None:
     Args:
         out: Folder to write; replaced only where it holds a simulated dataset.
     """
-    from datamodules.simulate import simulate as simulate_service
+    from datamodules.simulator.simulate import simulate as simulate_service
 
     simulate_service(out, settings)
-    next_command(f"{out} written", f"keyart pipeline {out} {out}-out")
+    print_next_command(f"{out} written", f"keyart pipeline {out} {out}-out")
 
 
 def check(dataset: Path) -> int:
@@ -98,14 +106,14 @@ def check(dataset: Path) -> int:
     Args:
         dataset: A folder by the dataset contract; it is only read.
     """
-    from datamodules.check import check as check_dataset
-    from datamodules.check import print_findings
+    from datamodules.contract.check import check as check_dataset
+    from datamodules.contract.check import print_check_report
 
-    findings = check_dataset(dataset)
-    print_findings(findings, to_stdout())
-    if findings.ok:
-        next_command("", f"keyart pipeline {dataset} OUT")
-    return 0 if findings.ok else 1
+    check_report = check_dataset(dataset)
+    print_check_report(check_report, stdout_console())
+    if check_report.ok:
+        print_next_command("", f"keyart pipeline {dataset} OUT")
+    return 0 if check_report.ok else 1
 
 
 def prepare(
@@ -130,23 +138,23 @@ def prepare(
         memory: What the command may hold, such as 2GB; the rest is spilled beside OUT. Default: half of the machine's.
         spark: A setting of the Spark session, KEY=VALUE; may be given again.
     """
-    from datamodules.check import require_valid
-    from datamodules.contract import moment_of
-    from datamodules.counts import print_counts
-    from datamodules.engines import EngineConfig, Since, open_engine, spill_of
-    from datamodules.prepare import prepare as prepare_shards
-    from datamodules.prepare import require_place
+    from datamodules.contract.check import require_valid
+    from datamodules.contract.engines import EngineConfig, RecentEngine, open_engine, spill_folder
+    from datamodules.prepare.counts import print_counts
+    from datamodules.prepare.prepare import prepare as prepare_shards
+    from datamodules.prepare.prepare import require_writable_target
+    from foundation.times import parse_time
 
-    moment = None if since is None else moment_of("since", since)
-    console = to_stderr()
-    require_place(dataset, out)
-    with open_engine(EngineConfig(engine=engine, memory=memory, spark=spark or []), spill_of(out)) as opened:
+    moment = None if since is None else parse_time("since", since)
+    console = stderr_console()
+    require_writable_target(dataset, out)
+    with open_engine(EngineConfig(engine=engine, memory=memory, spark=spark or []), spill_folder(out)) as opened:
         # beside shards that were made of the log before, what is new is judged; else the whole log
-        working = Since.of(opened, moment) if like else opened
+        working = RecentEngine.of(opened, moment) if like else opened
         require_valid(dataset, images=False, drop_invalid=settings.drop_invalid, console=console, engine=working)
         manifest = prepare_shards(dataset, out, settings, like=like, since=moment, engine=working, console=console)
-    print_counts(manifest, to_stdout())
-    next_command(f"{out} written", f"keyart embed {dataset} {out}")
+    print_counts(manifest, stdout_console())
+    print_next_command(f"{out} written", f"keyart embed {dataset} {out}")
 
 
 def embed(dataset: Path, shards: Path, *, settings: EmbedConfig) -> None:
@@ -158,8 +166,8 @@ def embed(dataset: Path, shards: Path, *, settings: EmbedConfig) -> None:
     """
     from train.embed import embed as embed_artworks
 
-    embed_artworks(dataset, shards, settings, to_stderr())
-    next_command("", f"keyart fit {shards} RUN")
+    embed_artworks(dataset, shards, settings, stderr_console())
+    print_next_command("", f"keyart fit {shards} RUN")
 
 
 def fit(shards: Path, run: Path, *, from_run: Path | None = None, settings: FitConfig) -> None:
@@ -172,9 +180,11 @@ def fit(shards: Path, run: Path, *, from_run: Path | None = None, settings: FitC
     """
     from train.fit import fit as fit_ranker
 
-    metrics = fit_ranker(shards, run, settings, from_run=from_run, console=to_stderr())
+    metrics = fit_ranker(shards, run, settings, from_run=from_run, console=stderr_console())
     if metrics:  # where torchrun started several processes, one of them has the results
-        next_command(f"{run}: validation log loss {metrics['validation_log_loss']:.5f}", f"keyart export {run} BUNDLE")
+        print_next_command(
+            f"{run}: validation log loss {metrics['validation_log_loss']:.5f}", f"keyart export {run} BUNDLE"
+        )
 
 
 def evaluate(source: Path, dataset: Path, out: Path, *, record: bool = False) -> None:
@@ -191,9 +201,9 @@ def evaluate(source: Path, dataset: Path, out: Path, *, record: bool = False) ->
     from evaluation.evaluate import policy_table
     from pipeline import judge
 
-    report = judge(source, dataset, out, to_stderr(), record=record)
-    to_stdout().print(policy_table(report))
-    next_command(f"{out / 'report.html'} written", f"keyart score BUNDLE {dataset} SCORES")
+    report = judge(source, dataset, out, stderr_console(), record=record)
+    stdout_console().print(policy_table(report))
+    print_next_command(f"{out / 'report.html'} written", f"keyart score BUNDLE {dataset} SCORES")
 
 
 def export(run: Path, bundle: Path) -> None:
@@ -205,8 +215,8 @@ def export(run: Path, bundle: Path) -> None:
     """
     from pipeline import export_run
 
-    export_run(run, bundle, to_stderr())
-    next_command("", f"keyart verify {bundle}")
+    export_run(run, bundle, stderr_console())
+    print_next_command("", f"keyart verify {bundle}")
 
 
 def verify(bundle: Path) -> None:
@@ -215,9 +225,9 @@ def verify(bundle: Path) -> None:
     Args:
         bundle: What `keyart export` wrote.
     """
-    from export.verify import verify as verify_bundle
+    from serving.bundle.verify import verify as verify_bundle
 
-    next_command(f"{bundle}: {verify_bundle(bundle)}", f"keyart score {bundle} DATASET SCORES")
+    print_next_command(f"{bundle}: {verify_bundle(bundle)}", f"keyart score {bundle} DATASET SCORES")
 
 
 def refresh(bundle: Path, dataset: Path) -> None:
@@ -227,10 +237,10 @@ def refresh(bundle: Path, dataset: Path) -> None:
         bundle: What `keyart export` wrote; replaced when all is done.
         dataset: A dataset by the contract, of which titles, artworks and their images are read; no log need be there.
     """
-    from export.refresh import refresh as refresh_bundle
+    from serving.bundle.refresh import refresh as refresh_bundle
 
-    refresh_bundle(bundle, dataset, to_stderr())
-    next_command("", f"keyart verify {bundle}")
+    refresh_bundle(bundle, dataset, stderr_console())
+    print_next_command("", f"keyart verify {bundle}")
 
 
 def score(
@@ -254,13 +264,13 @@ def score(
         reward: What the policy chooses by: the probability of a click, or of one that leads to a viewing.
         since: Only impressions shown at or after this date or time (ISO 8601, UTC); default: all.
     """
-    from datamodules.contract import moment_of
-    from export.bundle import Bundle
-    from export.score import check_and_score
+    from foundation.times import parse_time
+    from serving.bundle.bundle import Bundle
+    from serving.scoring.score import check_and_score
 
-    asked: Any = {"policy": policy, "reward": reward, "since": None if since is None else moment_of("since", since)}
-    check_and_score(Bundle.open(bundle), dataset, out, settings, **asked, console=to_stderr())
-    next_command("", f"keyart evaluate {bundle} {dataset} REPORT")
+    options: Any = {"policy": policy, "reward": reward, "since": None if since is None else parse_time("since", since)}
+    check_and_score(Bundle.open(bundle), dataset, out, settings, **options, console=stderr_console())
+    print_next_command("", f"keyart evaluate {bundle} {dataset} REPORT")
 
 
 def recommend(bundle: Path, dataset: Path, out: Path, *, top: int = 10, before: str | None = None) -> None:
@@ -273,16 +283,16 @@ def recommend(bundle: Path, dataset: Path, out: Path, *, top: int = 10, before: 
         top: How many titles each.
         before: As of this date or time (ISO 8601, UTC), from the plays before it; default: from all plays.
     """
-    from datamodules.check import require_valid
-    from datamodules.contract import moment_of
-    from export.bundle import Bundle
-    from export.recommend import recommend as recommend_titles
+    from datamodules.contract.check import require_valid
+    from foundation.times import parse_time
+    from serving.bundle.bundle import Bundle
+    from serving.scoring.recommend import recommend as recommend_titles
 
-    moment = None if before is None else moment_of("before", before)
+    moment = None if before is None else parse_time("before", before)
     opened = Bundle.open(bundle)
     require_valid(dataset, images=False)
-    recommend_titles(opened, dataset, out, top=top, before=moment, console=to_stderr())
-    next_command(f"{out} written", f"keyart score {bundle} {dataset} SCORES")
+    recommend_titles(opened, dataset, out, top=top, before=moment, console=stderr_console())
+    print_next_command(f"{out} written", f"keyart score {bundle} {dataset} SCORES")
 
 
 def serve(bundle: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
@@ -293,10 +303,10 @@ def serve(bundle: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
         host: Address to listen at; 0.0.0.0 for every one of the machine's.
         port: Port to listen at; 0 for any that is free.
     """
-    from export.serve import ServeConfig
-    from export.serve import serve as serve_bundle
+    from serving.http.config import ServeConfig
+    from serving.http.serve import serve as serve_bundle
 
-    serve_bundle(bundle, ServeConfig(host=host, port=port), to_stdout())
+    serve_bundle(bundle, ServeConfig(host=host, port=port), stdout_console())
 
 
 def value(
@@ -324,10 +334,10 @@ def value(
     from evaluation.value import value_table
 
     options: Any = {"base": base, "period": period, "log_policy": log_policy, "allow_missing": allow_missing}
-    record = value_scores(dataset, scores, out, **options, console=to_stderr())
-    to_stdout().print(value_table(record))
+    record = value_scores(dataset, scores, out, **options, console=stderr_console())
+    stdout_console().print(value_table(record))
     other = "SCORES --policy epsilon:0.1" if base else f"OTHER; keyart value {dataset} OTHER OUT --base {scores}"
-    next_command(f"{out / 'value.html'} and value.json written", f"keyart score BUNDLE {dataset} {other}")
+    print_next_command(f"{out / 'value.html'} and value.json written", f"keyart score BUNDLE {dataset} {other}")
 
 
 def bench(*, json: Path | None = None, settings: Any) -> None:
@@ -338,7 +348,7 @@ def bench(*, json: Path | None = None, settings: Any) -> None:
     """
     from benchmarks import run
 
-    run(settings, json, to_stderr(), to_stdout())
+    run(settings, json, stderr_console(), stdout_console())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -351,7 +361,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"keyart {version('keyart')}")
         return 0
     if words[0] not in COMMANDS:
-        print(f"keyart: {words[0]}: is no command. {nearest(words[0], COMMANDS)}", file=sys.stderr)
+        print(f"keyart: {words[0]}: is no command. {suggest_command(words[0], COMMANDS)}", file=sys.stderr)
         return 2
     return _run(words[0], words[1:])
 
@@ -359,19 +369,19 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(name: str, words: list[str]) -> int:
     """Parse the words of a command and call it; whatever a user can cause ends in one line."""
 
-    def act() -> int:
-        from configs.read import RECIPES, parse
+    def command() -> int:
+        from configs.arguments import RECIPES, parse
 
         function, section = globals()[name], COMMANDS[name][1]
-        recipe, called, asked = RECIPES / "demo.yaml" if name == "demo" else None, name, words
+        recipe, called, arguments = RECIPES / "demo.yaml" if name == "demo" else None, name, words
         if name == "bench":
-            from benchmarks import named
+            from benchmarks import parse_command
 
-            called, section, asked = named(words)
-        given = parse(called, function, section, asked, recipe)
-        return function(**({"settings": None} | given if name == "bench" else given)) or 0
+            called, section, arguments = parse_command(words)
+        parsed = parse(called, function, section, arguments, recipe)
+        return function(**({"settings": None} | parsed if name == "bench" else parsed)) or 0
 
-    return ended(name, act)
+    return run_command(name, command)
 
 
 def cli() -> int:

@@ -12,36 +12,37 @@ from typing import Any
 
 from rich.console import Console
 
-from datamodules.atomic import atomic_file, put_back
-from datamodules.check import require_valid
-from datamodules.contract import UserError
-from datamodules.counts import summary
-from datamodules.fingerprint import dataset_fingerprint, files_fingerprint, fingerprint
-from datamodules.prepare import prepare as prepare_shards
-from datamodules.prepare import shards_fingerprint
-from datamodules.shards import Shards
-from evaluation.evaluate import LAYOUT as REPORT_LAYOUT
+from datamodules.contract.check import require_valid
+from datamodules.contract.tables import dataset_fingerprint
+from datamodules.prepare.counts import summary
+from datamodules.prepare.prepare import prepare as prepare_shards
+from datamodules.prepare.prepare import shards_fingerprint
+from datamodules.shards.shard import Shards
+from evaluation.evaluate import REPORT_VERSION
 from evaluation.evaluate import evaluate as evaluate_scores
-from export.bundle import ABOUT, Bundle
-from export.export import LAYOUT, Images
+from export.export import BUNDLE_VERSION, ImageEmbedding
 from export.export import export as export_bundle
 from export.parity import compare
-from export.record import record_verdict
-from export.score import RECORD, Policy, scores_fingerprint
-from export.score import score as score_dataset
-from export.side_by_side import opposite_members, share_flipped
+from foundation.atomic import atomic_file, restore_replaced
+from foundation.errors import UserError
+from foundation.fingerprint import files_fingerprint, fingerprint
+from serving.bundle.bundle import BUNDLE_FILE, Bundle
+from serving.bundle.record import record_verdict
+from serving.scoring.compare_members import opposite_members, share_flipped
+from serving.scoring.policies import ServingPolicy
+from serving.scoring.score import SCORES_FILE, scores_fingerprint
+from serving.scoring.score import score as score_dataset
 from train.config import run_fingerprint
-from train.embed import RECORD as EMBEDDED
+from train.embed import EMBEDDING_RECORD, load_encoder
 from train.embed import embed as embed_artworks
-from train.embed import load_encoder
 from train.fit import fit as fit_ranker
 from train.recipe import Recipe
 from train.run import Run
 
 
-def go_the_whole_way(dataset: Path, out: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
+def run_pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
     """Every stage in order, each skipped where its own fingerprint says that nothing changed; returns the report."""
-    Policy.parse(recipe.policy)
+    ServingPolicy.parse(recipe.policy)
     if recipe.prepare.drop_invalid:
         raise UserError(
             "prepare.drop_invalid: the whole way scores and judges the log itself, which must be valid as it is. "
@@ -51,46 +52,46 @@ def go_the_whole_way(dataset: Path, out: Path, recipe: Recipe, console: Console)
         out / n for n in ("shards", "run", "bundle", "scores", "report")
     )
 
-    def said(path: Path) -> str | None:
+    def stored_fingerprint(path: Path) -> str | None:
         return read_json(path).get("fingerprint") if path.is_file() else None
 
     images = files_fingerprint((p for p in dataset.rglob("*") if p.is_file() and p.suffix != ".parquet"), dataset)
-    wanted = fingerprint(dataset_fingerprint(dataset), images)
-    if said(out / "check.json") == wanted:
+    expected = fingerprint(dataset_fingerprint(dataset), images)
+    if stored_fingerprint(out / "check.json") == expected:
         console.print(f"check: {dataset} is unchanged since it was checked")
     else:
         require_valid(dataset, images=True)
         with atomic_file(out / "check.json") as partial:
-            partial.write_text(json.dumps({"fingerprint": wanted}))
+            partial.write_text(json.dumps({"fingerprint": expected}))
         console.print(f"check: {dataset} holds the contract")
-    if said(shards / "manifest.json") == shards_fingerprint(dataset, recipe.prepare):
+    if stored_fingerprint(shards / "manifest.json") == shards_fingerprint(dataset, recipe.prepare):
         console.print(f"prepare: {shards} is up to date")
     else:
         manifest = prepare_shards(dataset, shards, recipe.prepare, console=console)
         console.print(f"prepare: {shards}: {summary(manifest)}")
     embed_artworks(dataset, shards, recipe.embed, console)
     fit_ranker(shards, run, recipe.fit, restart=True, console=console)
-    wanted = fingerprint(run_fingerprint(shards, recipe.fit), LAYOUT)
-    if said(bundle_folder / "bundle.json") == wanted:
+    expected = fingerprint(run_fingerprint(shards, recipe.fit), BUNDLE_VERSION)
+    if stored_fingerprint(bundle_folder / "bundle.json") == expected:
         console.print(f"export: {bundle_folder} is up to date")
     else:
-        export_run(run, bundle_folder, console, wanted)
+        export_run(run, bundle_folder, console, expected)
     bundle = Bundle.open(bundle_folder)
-    since = datetime.fromisoformat(bundle.about["test_from"])
-    if said(scores / RECORD) == scores_fingerprint(bundle, dataset, recipe.policy, since):
+    since = datetime.fromisoformat(bundle.metadata["test_from"])
+    if stored_fingerprint(scores / SCORES_FILE) == scores_fingerprint(bundle, dataset, recipe.policy, since):
         console.print(f"score: {scores} is up to date")
     else:
         score_dataset(bundle, dataset, scores, policy=recipe.policy, since=since, console=console)
-    wanted = fingerprint(said(scores / RECORD), wanted, REPORT_LAYOUT)
+    expected = fingerprint(stored_fingerprint(scores / SCORES_FILE), expected, REPORT_VERSION)
     record = report_folder / "report.json"
-    if record.is_file() and (report := read_json(record)).get("made_from") == wanted:
+    if record.is_file() and (report := read_json(record)).get("made_from") == expected:
         console.print(f"evaluate: {report_folder} is up to date")
         record_verdict(bundle_folder, report, bundle)  # which a run that was cut short may have left out
         return report
     difference = compare(Run.open(run).model, shards, scores)
     console.print(f"evaluate: largest difference between ONNX and torch over the test period {difference:.1e}")
     extra = {
-        "made_from": wanted,
+        "made_from": expected,
         "dataset": dataset_fingerprint(dataset),
         "onnx_torch_largest_difference": difference,
         "validation": Run.open(run).metrics,
@@ -105,13 +106,13 @@ def go_the_whole_way(dataset: Path, out: Path, recipe: Recipe, console: Console)
 def export_run(run: Path, out: Path, console: Console, fingerprint: str | None = None, *, reduced: bool = True) -> Any:
     """A run's bundle; `reduced`: with graphs of fewer bytes too, judged by the run's own shards, where these are still there."""
     opened = Run.open(run)
-    kept = ("fingerprint", "test_from", "log_fingerprint", "shards_fingerprint", "image_encoder", "provenance")
-    about = {name: opened.config[name] for name in kept} | {"metrics": opened.metrics}
-    about |= {"fingerprint": fingerprint or about["fingerprint"]}
-    images = Images(*load_encoder(run), read_json(run / EMBEDDED)["images"])
+    copied_keys = ("fingerprint", "test_from", "log_fingerprint", "shards_fingerprint", "image_encoder", "provenance")
+    metadata = {name: opened.config[name] for name in copied_keys} | {"metrics": opened.metrics}
+    metadata |= {"fingerprint": fingerprint or metadata["fingerprint"]}
+    images = ImageEmbedding(*load_encoder(run), read_json(run / EMBEDDING_RECORD)["images"])
     validation = shards_of(opened, console) if reduced else None
     return export_bundle(
-        opened.model, opened.vocabularies, out, about=about, images=images, validation=validation, console=console
+        opened.model, opened.vocabularies, out, metadata=metadata, images=images, validation=validation, console=console
     )
 
 
@@ -119,14 +120,14 @@ def shards_of(run: Run, console: Console) -> Shards | None:
     """The shards a run was trained on; where they are gone or are others now, None, and the console says why."""
     folder = Path(run.config["shards"])
     try:
-        found = Shards.open(folder)
+        shards = Shards.open(folder)
     except UserError as error:
         console.print(f"export: no fp16 and no int8 graphs: {error}")
         return None
-    if found.fingerprint != run.config["shards_fingerprint"]:
+    if shards.fingerprint != run.config["shards_fingerprint"]:
         console.print(f"export: no fp16 and no int8 graphs: {folder} holds other shards than the run was trained on")
         return None
-    return found
+    return shards
 
 
 def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: bool = False) -> dict[str, Any]:
@@ -134,8 +135,8 @@ def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: b
 
     `record`: whether the bundle keeps the verdict; a UserError for a run.
     """
-    put_back(source.resolve())
-    is_bundle = (source / ABOUT).is_file()
+    restore_replaced(source.resolve())
+    is_bundle = (source / BUNDLE_FILE).is_file()
     if record and not is_bundle:
         raise UserError(
             f"{source}: is no bundle, which alone keeps a verdict. Leave --record out, or export a run first."
@@ -143,7 +144,7 @@ def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: b
     with TemporaryDirectory() as folder:
         work = Path(folder)
         bundle = Bundle.open(source) if is_bundle else export_run(source, work / "bundle", console, reduced=False)
-        since = datetime.fromisoformat(bundle.about["test_from"])
+        since = datetime.fromisoformat(bundle.metadata["test_from"])
         score_dataset(bundle, dataset, work / "scores", since=since, console=console)
         extra = {"dataset": dataset_fingerprint(dataset)}
         report = evaluate_scores(dataset, work / "scores", out, since=since, extra=extra)
@@ -152,15 +153,15 @@ def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: b
     return report
 
 
-def say_what_it_means(report: dict[str, Any], out: Path, dataset: Path, told: Console) -> None:
+def print_simulated_truth(report: dict[str, Any], out: Path, dataset: Path, output: Console) -> None:
     """Of a simulated service, what the bundle in `out` is worth by its law, and who is shown what."""
-    told.print(
+    output.print(
         f"Captured lift, (greedy - uniform) / (best possible - uniform), by the true law: {report['captured_lift']:.2f}"
     )
     bundle = Bundle.open(out / "bundle")
-    told.print(opposite_members(bundle, dataset))
+    output.print(opposite_members(bundle, dataset))
     flipped = share_flipped(bundle, dataset)
-    told.print(
+    output.print(
         f"Of 200 pairs of opposite histories, {flipped['all']:.0%} are shown the two artworks they should be "
         f"(romance or comedy {flipped['mood']:.0%}, one star or another {flipped['star']:.0%})."
     )

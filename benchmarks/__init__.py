@@ -33,7 +33,7 @@ MODULE_OF = {"load": "serve_load"}
 
 def load(name: str) -> ModuleType:
     """The module of a benchmark; UserError where there is none of that name."""
-    from datamodules.contract import UserError
+    from foundation.errors import UserError
 
     if name not in BENCHMARKS:
         near = get_close_matches(name, BENCHMARKS, 1)
@@ -42,31 +42,31 @@ def load(name: str) -> ModuleType:
     return import_module(f"benchmarks.{MODULE_OF.get(name, name)}")
 
 
-def named(words: list[str]) -> tuple[str, type | None, list[str]]:
+def parse_command(arguments: list[str]) -> tuple[str, type | None, list[str]]:
     """What the words after `keyart bench` mean: the command's name, the config's class (None: all), the other words."""
-    if words and not words[0].startswith("-"):
-        return f"bench {words[0]}", load(words[0]).Config, words[1:]
-    if {"-h", "--help"} & set(words):
+    if arguments and not arguments[0].startswith("-"):
+        return f"bench {arguments[0]}", load(arguments[0]).Config, arguments[1:]
+    if {"-h", "--help"} & set(arguments):
         print("usage: keyart bench [NAME] [--json FILE] ...\n")
         print("\n".join(f"  {name:<10} {summary}" for name, summary in BENCHMARKS.items()))
         print("\nkeyart bench NAME --help explains one; without NAME all are run, with what they measure by default")
         raise SystemExit(0)
-    return "bench", None, words
+    return "bench", None, arguments
 
 
-def run(settings: Any, json: Path | None, progress: Console, told: Console) -> None:
+def run(settings: Any, json: Path | None, progress: Console, output: Console) -> None:
     """One benchmark by its config, or all by their defaults (None); tables to `told`, rows to the file `json`."""
     from benchmarks.table import print_table, write_json
-    from datamodules.contract import UserError
+    from foundation.errors import UserError
 
     if json is not None and (json.is_dir() or not json.parent.is_dir()):
         raise UserError(f"json={json}: cannot be written. Name a file in a folder that is there.")
     chosen = [load(name).Config() for name in BENCHMARKS] if settings is None else [settings]
     rows = []
     for config in chosen:
-        found = import_module(type(config).__module__).bench(config, progress)
-        print_table(found, told)
-        rows += found
+        measured = import_module(type(config).__module__).bench(config, progress)
+        print_table(measured, output)
+        rows += measured
     if json is not None:
         write_json(rows, json)
-        told.print(f"{json} written", soft_wrap=True)
+        output.print(f"{json} written", soft_wrap=True)

@@ -6,8 +6,6 @@ posterior begins as normal around 0 with the covariance of the trained ranker's.
 Legend: N impressions of a round, K candidates, F features, A artworks, P = F + A weights.
 """
 
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,30 +14,18 @@ from benchmarks.stream import Stream
 NEWTON_STEPS = 5
 
 
-class Policy(Protocol):
-    """What goes through a stream."""
-
-    def choose(self, rows: NDArray[np.integer], offered_NK: NDArray[np.bool_]) -> NDArray[np.integer]:
-        """The places (N,) of the artworks shown for some impressions of the stream, each one that is offered."""
-        ...
-
-    def learn(self, rows: NDArray[np.integer], chosen: NDArray[np.integer], clicked: NDArray[np.bool_]) -> None:
-        """What came of a round."""
-        ...
-
-
 class Laplace:
     """Logistic regression on x beside the ranker's own logit, its posterior carried from round to round."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.logit_NK = _logit(stream.probability_NK)
-        features, artworks = stream.features_NKF.shape[-1], len(stream.own_A)
-        covariance = stream.spread_FF @ stream.spread_FF.T
+        features, artworks = stream.features_NKF.shape[-1], len(stream.bias_std_A)
+        covariance = stream.root_covariance_FF @ stream.root_covariance_FF.T
         self.precision_PP = np.zeros((features + artworks, features + artworks))
         self.precision_PP[:features, :features] = np.linalg.inv(covariance)
         self.precision_PP[range(features, features + artworks), range(features, features + artworks)] = (
-            1 / stream.own_A**2
+            1 / stream.bias_std_A**2
         )
         self.mean_P = np.zeros(features + artworks)
 
@@ -53,7 +39,7 @@ class Laplace:
 
     def learn(self, rows: NDArray[np.integer], chosen: NDArray[np.integer], clicked: NDArray[np.bool_]) -> None:
         """Newton's steps to the mode given the round, and the curvature there."""
-        x_NP, logit_N = design(self.stream, rows, chosen), self.logit_NK[rows, chosen]
+        x_NP, logit_N = design_matrix(self.stream, rows, chosen), self.logit_NK[rows, chosen]
         theta_P, precision_PP = self.mean_P.copy(), self.precision_PP
         for _ in range(NEWTON_STEPS):
             p_N = 1 / (1 + np.exp(-(logit_N + x_NP @ theta_P)))
@@ -68,12 +54,12 @@ class Thompson(Laplace):
 
     def __init__(self, stream: Stream, seed: int, width: float = 1.0) -> None:
         super().__init__(stream)
-        self.width, self.chance = width, np.random.default_rng((seed, 3))
+        self.width, self.rng = width, np.random.default_rng((seed, 3))
 
     def choose(self, rows: NDArray[np.integer], offered_NK: NDArray[np.bool_]) -> NDArray[np.integer]:
         """As the protocol says."""
         root_PP = np.linalg.cholesky(self.precision_PP)
-        drawn_PN = np.linalg.solve(root_PP.T, self.chance.standard_normal((len(self.mean_P), len(rows))))
+        drawn_PN = np.linalg.solve(root_PP.T, self.rng.standard_normal((len(self.mean_P), len(rows))))
         return _best(self.score(rows, self.mean_P + self.width * drawn_PN.T), offered_NK)
 
 
@@ -82,13 +68,13 @@ class EpsilonGreedy(Laplace):
 
     def __init__(self, stream: Stream, share: float, seed: int) -> None:
         super().__init__(stream)
-        self.share, self.chance = share, np.random.default_rng((seed, 3))
+        self.share, self.rng = share, np.random.default_rng((seed, 3))
 
     def choose(self, rows: NDArray[np.integer], offered_NK: NDArray[np.bool_]) -> NDArray[np.integer]:
         """As the protocol says."""
         greedy = _best(self.score(rows, self.mean_P[None]), offered_NK)
-        any_of_them = _best(self.chance.random(offered_NK.shape), offered_NK)
-        return np.where(self.chance.random(len(rows)) < self.share, any_of_them, greedy)
+        random_choice = _best(self.rng.random(offered_NK.shape), offered_NK)
+        return np.where(self.rng.random(len(rows)) < self.share, random_choice, greedy)
 
 
 def epsilon_greedy(stream: Stream, share: float, seed: int) -> EpsilonGreedy:
@@ -108,7 +94,7 @@ class LinUCB:
         self.stream, self.alpha = stream, alpha
         p_NK = stream.probability_NK
         self.slope_NK = p_NK * (1 - p_NK)
-        self.noise = float(self.slope_NK[stream.there_NK].mean())
+        self.noise = float(self.slope_NK[stream.mask_NK].mean())
         """Variance of a click."""
         start = Laplace(stream)
         self.precision_PP, self.moment_P = start.precision_PP, np.zeros(len(start.mean_P))
@@ -119,22 +105,22 @@ class LinUCB:
         theta_P = covariance_PP @ self.moment_P
         bound_NK = np.empty(offered_NK.shape)
         for k in range(offered_NK.shape[1]):
-            x_NP = design(self.stream, rows, np.full(len(rows), k)) * self.slope_NK[rows, k, None]
+            x_NP = design_matrix(self.stream, rows, np.full(len(rows), k)) * self.slope_NK[rows, k, None]
             width_N = np.sqrt(np.maximum(0, np.einsum("np,pq,nq->n", x_NP, covariance_PP, x_NP, optimize=True)))
             bound_NK[:, k] = self.stream.probability_NK[rows, k] + x_NP @ theta_P + self.alpha * width_N
         return _best(bound_NK, offered_NK)
 
     def learn(self, rows: NDArray[np.integer], chosen: NDArray[np.integer], clicked: NDArray[np.bool_]) -> None:
         """As the protocol says."""
-        x_NP = design(self.stream, rows, chosen) * self.slope_NK[rows, chosen, None]
+        x_NP = design_matrix(self.stream, rows, chosen) * self.slope_NK[rows, chosen, None]
         self.precision_PP = self.precision_PP + x_NP.T @ x_NP / self.noise
         self.moment_P = self.moment_P + x_NP.T @ (clicked - self.stream.probability_NK[rows, chosen]) / self.noise
 
 
-def design(stream: Stream, rows: NDArray[np.integer], chosen: NDArray[np.integer]) -> NDArray[np.floating]:
+def design_matrix(stream: Stream, rows: NDArray[np.integer], chosen: NDArray[np.integer]) -> NDArray[np.floating]:
     """x of one candidate of each impression, (N, P)."""
     features = stream.features_NKF.shape[-1]
-    x_NP = np.zeros((len(rows), features + len(stream.own_A)))
+    x_NP = np.zeros((len(rows), features + len(stream.bias_std_A)))
     x_NP[:, :features] = stream.features_NKF[rows, chosen]
     x_NP[np.arange(len(rows)), features + stream.artwork_NK[rows, chosen]] = 1
     return x_NP

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import duckdb
 
-from benchmarks.copies import quoted
-from datamodules.contract import IMPRESSIONS, PLAYS
+from benchmarks.copy_members import quoted
+from datamodules.contract.tables import IMPRESSIONS, PLAYS
 
 
 def main(dataset: Path, out: Path) -> None:

@@ -35,19 +35,20 @@ from numpy.typing import NDArray
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from benchmarks.bandits import LinUCB, Policy, Thompson, epsilon_greedy, uniform
-from benchmarks.cold import Config as ColdConfig
-from benchmarks.cold import draw_held_out, hold_out, read_recipe, trained
-from benchmarks.stream import Stream
+from benchmarks.bandits import LinUCB, Thompson, epsilon_greedy, uniform
+from benchmarks.cold_start import Config as ColdConfig
+from benchmarks.cold_start import hold_out, read_recipe, sample_held_out, trained
+from benchmarks.stream import BanditPolicy, Stream
 from benchmarks.table import OURS, Row
-from datamodules.contract import UserError
-from datamodules.prepare import PrepareConfig, prepare
-from datamodules.progress import progress_bar
-from datamodules.shards import REQUESTS, Shards
-from datamodules.simulate import SimulateConfig, simulate
-from export.bundle import POSTERIOR, Bundle
-from export.explain import TABLES, by_part
-from export.score import WIDTH, requests
+from datamodules.prepare.prepare import PrepareConfig, prepare
+from datamodules.shards.shard import REQUESTS, Shards
+from datamodules.simulator.simulate import SimulateConfig, simulate
+from foundation.errors import UserError
+from foundation.progress import progress_bar
+from serving.bundle.bundle import POSTERIOR, Bundle
+from serving.scoring.explain import EXPLAIN_TABLES, sum_by_part
+from serving.scoring.policies import WIDTH
+from serving.scoring.scorer import shard_requests
 
 NAME = "explore"
 ALPHAS = (0.5, 1.0, 2.0)
@@ -87,16 +88,16 @@ class Config:
 
 def bench(config: Config, console: Console) -> list[Row]:
     """Clicks and regret of every policy: the mean over seeds, and their standard deviation where there are several."""
-    found: dict[tuple[str, str], list[float]] = {}
+    results: dict[tuple[str, str], list[float]] = {}
     for seed in range(config.seeds):
         console.print(f"bench explore: seed {seed}: simulates a service and trains a ranker")
         with tempfile.TemporaryDirectory(prefix="keyart-bench-") as folder:
-            stream = made(Path(folder), config, seed)
-        for subject, (clicks, regret, late) in _gone_through(stream, config, seed, console).items():
+            stream = simulate_stream(Path(folder), config, seed)
+        for subject, (clicks, regret, late) in _run_policies(stream, config, seed, console).items():
             for figure, value in (("clicks", clicks), ("regret", regret), ("regret, last quarter", late)):
-                found.setdefault((subject, figure), []).append(value)
+                results.setdefault((subject, figure), []).append(value)
     rows = []
-    for (subject, figure), values in found.items():
+    for (subject, figure), values in results.items():
         rows.append(_row(subject, figure, float(np.mean(values))))
         if len(values) > 1:
             rows.append(_row(subject, f"{figure}, spread of seeds", float(np.std(values, ddof=1))))
@@ -107,7 +108,7 @@ def _row(subject: str, figure: str, value: float) -> Row:
     return Row(benchmark=NAME, subject=subject, figure=figure, unit="per 1,000", value=value)
 
 
-def made(work: Path, config: Config, seed: int) -> Stream:
+def simulate_stream(work: Path, config: Config, seed: int) -> Stream:
     """A service, a ranker that never saw the held-out artworks, and the rest of the log by it."""
     dataset, quiet = work / "service", Console(quiet=True)
     simulate(dataset, SimulateConfig(members=config.members, seed=seed))
@@ -116,7 +117,7 @@ def made(work: Path, config: Config, seed: int) -> Stream:
     shutil.rmtree(work / "whole")
     dates = {name: manifest[name] for name in ("validation_from", "test_from")}
     since = datetime.fromisoformat(dates["test_from"])
-    _, artworks = draw_held_out(dataset, config.held_out, seed)
+    _, artworks = sample_held_out(dataset, config.held_out, seed)
     hold_out(dataset, work / "without", since, pa.array([], pa.string()), artworks)
     recipe = read_recipe(ColdConfig())
     recipe = replace(recipe, prepare=replace(recipe.prepare, **dates))
@@ -127,28 +128,30 @@ def made(work: Path, config: Config, seed: int) -> Stream:
 
 def read_stream(bundle: Bundle, shards: Path, truth: Path, new: pa.Array) -> Stream:
     """The impressions of prepared requests in order of time, as the bundle sees them, with the truth."""
-    tables, posterior = load_file(bundle.folder / TABLES), load_file(bundle.folder / POSTERIOR)
+    tables, posterior = load_file(bundle.folder / EXPLAIN_TABLES), load_file(bundle.folder / POSTERIOR)
     parts: dict[str, list[NDArray]] = {}
     known = pq.read_table(truth, columns=["impression_id", "p_click"])
-    for place, shard in enumerate(Shards.open(shards).shards):
-        asked = pq.read_table(shards / f"shard-{place:05d}" / REQUESTS)
-        row_of = pc.index_in(asked["impression_id"], value_set=known["impression_id"].combine_chunks())
+    for index, shard in enumerate(Shards.open(shards).shards):
+        request_table = pq.read_table(shards / f"shard-{index:05d}" / REQUESTS)
+        row_of = pc.index_in(request_table["impression_id"], value_set=known["impression_id"].combine_chunks())
         lists = known["p_click"].combine_chunks().take(row_of.combine_chunks())
         begin = 0
-        for request, there_NK in requests(shard, bundle.history_length):
-            found, n = bundle.rank(request), len(there_NK)
-            truth_NK = np.zeros(there_NK.shape)
-            truth_NK[there_NK] = np.asarray(lists.slice(begin, n).flatten())
+        for request, mask_NK in shard_requests(shard, bundle.history_length):
+            results, n = bundle.rank(request), len(mask_NK)
+            truth_NK = np.zeros(mask_NK.shape)
+            truth_NK[mask_NK] = np.asarray(lists.slice(begin, n).flatten())
             rows_NK = request["artworks"]
-            learned = tables["artwork_vector"][rows_NK] * found["taste"][:, None]
-            three = by_part(tables["artwork_content"][rows_NK] * found["liked"][:, None], learned.shape[-1])
+            learned = tables["artwork_vector"][rows_NK] * results["artwork_query"][:, None]
+            match_NK3 = sum_by_part(
+                tables["artwork_content"][rows_NK] * results["content_query"][:, None], learned.shape[-1]
+            )
             columns = {
                 "time": shard.shown_at[begin : begin + n],
                 "artwork": rows_NK,
-                "there": there_NK,
+                "there": mask_NK,
                 "truth": truth_NK,
-                "probability": found["click_probability"].astype(float),
-                "features": np.concatenate([learned, three], axis=-1),
+                "probability": results["click_probability"].astype(float),
+                "features": np.concatenate([learned, match_NK3], axis=-1),
             }
             for name, values in columns.items():
                 parts.setdefault(name, []).append(values)
@@ -173,19 +176,19 @@ def read_stream(bundle: Bundle, shards: Path, truth: Path, new: pa.Array) -> Str
     return Stream(
         features_NKF=joined("features")[order],
         probability_NK=joined("probability")[order],
-        there_NK=joined("there")[order],
+        mask_NK=joined("there")[order],
         artwork_NK=artwork_NK.reshape(len(order), widest),
         truth_NK=joined("truth")[order],
         new_A=np.isin(ids, new.to_pylist()),
-        spread_FF=posterior["spread"].astype(float),
-        own_A=posterior["own"][rows].astype(float),
+        root_covariance_FF=posterior["spread"].astype(float),
+        bias_std_A=posterior["own"][rows].astype(float),
     )
 
 
-def _gone_through(stream: Stream, config: Config, seed: int, console: Console) -> dict[str, tuple[float, float, float]]:
+def _run_policies(stream: Stream, config: Config, seed: int, console: Console) -> dict[str, tuple[float, float, float]]:
     """Every policy over the whole stream: expected clicks, regret, and regret of the last quarter, per 1,000."""
     offered = stream.arriving(config.rounds, seed)
-    makers: dict[str, Callable[[], Policy]] = {
+    makers: dict[str, Callable[[], BanditPolicy]] = {
         f"{OURS} Thompson": lambda: Thompson(stream, seed, config.width),
         "Thompson, whole width": lambda: Thompson(stream, seed),
         "greedy": lambda: epsilon_greedy(stream, 0.0, seed),
@@ -193,15 +196,18 @@ def _gone_through(stream: Stream, config: Config, seed: int, console: Console) -
         "uniform": lambda: uniform(stream, seed),
     }
     makers |= {f"LinUCB {alpha}": (lambda alpha=alpha: LinUCB(stream, alpha)) for alpha in ALPHAS}
-    told: dict[str, tuple[float, float, float]] = {}
+    outcomes: dict[str, tuple[float, float, float]] = {}
     with progress_bar(console) as progress:
         task = progress.add_task("bench explore", total=len(makers) * config.rounds)
         for subject, make in makers.items():
             progress.update(task, description=f"bench explore: {subject}")
-            told[subject] = stream.gone_through(make(), offered, config.rounds, seed, lambda: progress.advance(task))
-    by_alpha = {alpha: told.pop(f"LinUCB {alpha}") for alpha in ALPHAS}
+            outcomes[subject] = stream.run_policy(make(), offered, config.rounds, seed, lambda: progress.advance(task))
+    by_alpha = {alpha: outcomes.pop(f"LinUCB {alpha}") for alpha in ALPHAS}
     regrets = ", ".join(f"{alpha}: {regret:.2f}" for alpha, (_, regret, _) in by_alpha.items())
     console.print(f"bench explore: seed {seed}: regret of LinUCB by alpha: {regrets}")
-    found = told | {"LinUCB": by_alpha[1.0], "LinUCB, best alpha": min(by_alpha.values(), key=lambda value: value[1])}
+    results = outcomes | {
+        "LinUCB": by_alpha[1.0],
+        "LinUCB, best alpha": min(by_alpha.values(), key=lambda value: value[1]),
+    }
     possible = 1000 * float(np.where(offered, stream.truth_NK, 0).max(1).mean())
-    return found | {"best possible": (possible, 0.0, 0.0)}
+    return results | {"best possible": (possible, 0.0, 0.0)}

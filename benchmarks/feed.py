@@ -15,10 +15,10 @@ from benchmarks.side_by_side import (
     alternate,
     materialise,
     measured_shards,
-    ours,
-    peer,
+    our_command,
+    peer_command,
     rates,
-    told_of_ours,
+    reported_rows,
 )
 from benchmarks.table import OURS, Row
 
@@ -34,8 +34,10 @@ def bench(config: Config, console: Console) -> list[Row]:
     """Measure every subject. What is left out is said on the console, with the reason."""
     with measured_shards(config, NAME, console) as (shards, work):
         materialise(shards, work, config)
-        subjects = {subject: ours(NAME, subject, shards, work, config) for subject in (OURS, "floor", MATERIALISED)}
-        subjects[PEER] = peer(NAME, work, config)
-        found = alternate(NAME, subjects, config.repeats, work, console)
+        subjects = {
+            subject: our_command(NAME, subject, shards, work, config) for subject in (OURS, "floor", MATERIALISED)
+        }
+        subjects[PEER] = peer_command(NAME, work, config)
+        results = alternate(NAME, subjects, config.repeats, work, console)
     padding = {"padding": ("share of encoded positions that is padding", "%")}
-    return rates(NAME, "batches made", found) + told_of_ours(NAME, padding, found)
+    return rates(NAME, "batches made", results) + reported_rows(NAME, padding, results)

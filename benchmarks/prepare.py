@@ -16,12 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from benchmarks.copies import copy_members
-from benchmarks.process import Measured, measure, python
+from benchmarks.copy_members import copy_members
+from benchmarks.subprocess_usage import ProcessUsage, measure, python
 from benchmarks.table import OURS, Row
-from datamodules.contract import IMPRESSIONS, UserError
-from datamodules.progress import progress_bar
-from datamodules.simulate import SimulateConfig, simulate
+from datamodules.contract.tables import IMPRESSIONS
+from datamodules.simulator.simulate import SimulateConfig, simulate
+from foundation.errors import UserError
+from foundation.progress import progress_bar
 
 NAME = "prepare"
 MEMORY = "2GB"
@@ -67,17 +68,17 @@ def bench(config: Config, console: Console) -> list[Row]:
             subjects = {
                 OURS: python("keyart", "prepare", dataset, work / "keyart", "--memory", MEMORY),
                 "floor": python("benchmarks.duckdb_floor", dataset, work / "floor"),
-                "pandas": python("benchmarks.pandas_way", dataset, work / "pandas"),
+                "pandas": python("benchmarks.pandas_prepare", dataset, work / "pandas"),
             }
-            free, wanted = _free_memory(), pandas_peak_per_row * count
-            if wanted > 0.9 * free:
+            free, needed = _free_memory(), pandas_peak_per_row * count
+            if needed > 0.9 * free:
                 console.print(
                     f"bench prepare: pandas at {label} left out: by the size before it would hold about "
-                    f"{wanted / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free"
+                    f"{needed / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free"
                 )
                 del subjects["pandas"]
-            found = _alternate(subjects, config.repeats if count <= 10_000_000 else 1, label, console)
-            for subject, runs in found.items():
+            results = _alternate(subjects, config.repeats if count <= 10_000_000 else 1, label, console)
+            for subject, runs in results.items():
                 seconds, peak = median(run.seconds for run in runs), median(run.peak_bytes for run in runs)
                 rows += [
                     Row(benchmark=NAME, subject=subject, figure=f"time at {label}", unit="s", value=seconds),
@@ -90,12 +91,12 @@ def bench(config: Config, console: Console) -> list[Row]:
                     ours[label] = seconds
             rows += _ratios(rows, label)
             since = _instant_of(dataset, 1 - NEW_DAY)
-            words = ("--memory", MEMORY, "--like", work / "keyart", "--since", since)
-            day = measure(python("keyart", "prepare", dataset, work / "day", *words))
+            arguments = ("--memory", MEMORY, "--like", work / "keyart", "--since", since)
+            day = measure(python("keyart", "prepare", dataset, work / "day", *arguments))
             rows.append(_ours(f"one new day (newest 1 %) at {label}", "s", day.seconds))
             rows.append(_ours(f"one new day against the whole at {label}", "ratio", day.seconds / ours[label]))
-            for made in ("dataset", "keyart", "day", "floor", "pandas"):
-                shutil.rmtree(work / made, ignore_errors=True)
+            for name in ("dataset", "keyart", "day", "floor", "pandas"):
+                shutil.rmtree(work / name, ignore_errors=True)
     labels = list(ours)
     for small, large in pairwise(labels):
         rows.append(_ours(f"growth of time, {small} to {large}", "ratio", ours[large] / ours[small]))
@@ -109,44 +110,46 @@ def _ours(figure: str, unit: str, value: float) -> Row:
 def _ratios(rows: Sequence[Row], label: str) -> list[Row]:
     """Ours against the others at one size: time and memory."""
     by = {(row.subject, row.figure): row.value for row in rows}
-    found = [_ours(f"time against the floor at {label}", "ratio", _over(by, "floor", f"time at {label}"))]
+    results = [_ours(f"time against the floor at {label}", "ratio", _ratio_of(by, "floor", f"time at {label}"))]
     if ("pandas", f"time at {label}") in by:
-        found.append(_ours(f"time against pandas at {label}", "ratio", _over(by, "pandas", f"time at {label}")))
-        found.append(
-            _ours(f"memory against pandas at {label}", "ratio", _over(by, "pandas", f"peak memory at {label}"))
+        results.append(_ours(f"time against pandas at {label}", "ratio", _ratio_of(by, "pandas", f"time at {label}")))
+        results.append(
+            _ours(f"memory against pandas at {label}", "ratio", _ratio_of(by, "pandas", f"peak memory at {label}"))
         )
-    return found
+    return results
 
 
-def _over(by: dict[tuple[str, str], float], other: str, figure: str) -> float:
+def _ratio_of(by: dict[tuple[str, str], float], other: str, figure: str) -> float:
     return by[OURS, figure] / by[other, figure]
 
 
-def _alternate(subjects: dict[str, list[str]], repeats: int, label: str, console: Console) -> dict[str, list[Measured]]:
+def _alternate(
+    subjects: dict[str, list[str]], repeats: int, label: str, console: Console
+) -> dict[str, list[ProcessUsage]]:
     """Every subject once, then every subject again; one that fails is left out, and said so."""
-    found: dict[str, list[Measured]] = {subject: [] for subject in subjects}
+    results: dict[str, list[ProcessUsage]] = {subject: [] for subject in subjects}
     with progress_bar(console) as progress:
         task = progress.add_task(f"bench prepare at {label}", total=repeats * len(subjects))
         for _ in range(repeats):
-            for subject, words in subjects.items():
+            for subject, arguments in subjects.items():
                 progress.update(task, description=f"bench prepare at {label}: {subject}")
-                if subject in found:
+                if subject in results:
                     try:
-                        found[subject].append(measure(words))
+                        results[subject].append(measure(arguments))
                     except UserError as error:
                         if subject in (OURS, "floor"):
                             raise
                         console.print(f"bench prepare: {subject} at {label} left out: {error}")
-                        del found[subject]
+                        del results[subject]
                 progress.advance(task)
-    return found
+    return results
 
 
 def _instant_of(dataset: Path, share: float) -> str:
     """The moment before which this share of the impressions was shown."""
     times = pq.read_table([str(path) for path in IMPRESSIONS.files(dataset)], columns=["shown_at"])["shown_at"]
-    (found,) = pc.quantile(times.cast("int64"), q=share, interpolation="higher").to_pylist()  # pyright: ignore
-    return pc.cast(found, times.type).as_py().isoformat()  # pyright: ignore
+    (results,) = pc.quantile(times.cast("int64"), q=share, interpolation="higher").to_pylist()  # pyright: ignore
+    return pc.cast(results, times.type).as_py().isoformat()  # pyright: ignore
 
 
 def _free_memory() -> int:

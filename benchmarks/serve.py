@@ -6,7 +6,7 @@ of a member whose vector is kept); `keyart, rows` is the same graph over rows, a
 same module. torch-rechub is its DSSM of equal width, exported by its own exporter, over rows: the member's tower, the item's
 tower for each candidate (it depends on the item alone: whoever keeps its vectors pays for the member's), and their dot
 products. It reads the history's titles alone, no time, place or engagement. `keyart, fp16` and `keyart, int8` are the graphs of
-fewer bytes (`export.precision`), over ids, measured whether a bundle of this run would ship them or not.
+fewer bytes (`serving.bundle.precision`), over ids, measured whether a bundle of this run would ship them or not.
 """
 
 import shutil
@@ -21,28 +21,28 @@ import onnxruntime as ort
 import torch
 from rich.console import Console
 
-from benchmarks.process import measure
 from benchmarks.side_by_side import PEER, PEER_VERSION
+from benchmarks.subprocess_usage import measure
 from benchmarks.table import OURS, Row
-from datamodules.contract import UserError
-from datamodules.prepare import prepare
-from datamodules.simulate import SimulateConfig, simulate
-from export.bundle import RANK_ROWS
+from datamodules.prepare.prepare import prepare
+from datamodules.simulator.simulate import SimulateConfig, simulate
 from export.export import export, random_requests
-from export.golden import NOBODY
-from export.ids import KIND_OF
-from export.precision import KINDS
-from export.variants import write_variant
+from foundation.errors import UserError
 from models.ranking import INPUTS, Ranking
+from serving.bundle.bundle import RANK_ROWS
+from serving.bundle.golden import UNKNOWN_ID
+from serving.bundle.ids import VOCABULARY_OF
+from serving.bundle.precision import PRECISIONS
+from serving.bundle.variants import write_variant
 from train.config import FitConfig
 from train.embed import EmbedConfig, embed
 from train.fit import fit
 from train.run import Run
 
 NAME = "serve"
-ALL = 20_000_000
+TOTAL_REQUESTS = 20_000_000
 """Requests a second of the whole service."""
-WARM = 20
+WARMUP_CALLS = 20
 CUDA = "CUDA"
 
 
@@ -76,7 +76,7 @@ class Config:
             raise UserError(f"batches={self.batches}, seconds={self.seconds}: must be above 0.")
 
 
-Asks = Callable[[], object]
+Call = Callable[[], object]
 
 
 def bench(config: Config, console: Console) -> list[Row]:
@@ -87,8 +87,8 @@ def bench(config: Config, console: Console) -> list[Row]:
         with tempfile.TemporaryDirectory(prefix="keyart-bench-") as folder:
             work = Path(folder)
             run = Run.open(Path(config.run) if config.run else trained(work, console))
-            bundle = export(run.model, run.vocabularies, work / "bundle", about={}, console=Console(quiet=True))
-            for kind in KINDS:
+            bundle = export(run.model, run.vocabularies, work / "bundle", metadata={}, console=Console(quiet=True))
+            for kind in PRECISIONS:
                 write_variant(bundle.folder, kind)
             ranking = Ranking(run.model.eval()).eval()
             towers = _peer(run, work, config, console)
@@ -115,7 +115,7 @@ def trained(work: Path, console: Console) -> Path:
     simulate(work / "service", SimulateConfig(members=1000, titles=400, people=100))
     prepare(work / "service", work / "shards", console=quiet)
     embed(work / "service", work / "shards", EmbedConfig(views=640), console=quiet)
-    fit(work / "shards", work / "run", FitConfig(passes=1, slices=1), console=quiet)
+    fit(work / "shards", work / "run", FitConfig(epochs=1, validations_per_epoch=1), console=quiet)
     return work / "run"
 
 
@@ -130,61 +130,61 @@ def _session(path: Path, provider: str = "CPU") -> ort.InferenceSession:
     return ort.InferenceSession(path, options, providers=[f"{provider}ExecutionProvider"])
 
 
-def _asking(session: ort.InferenceSession, request: dict[str, np.ndarray]) -> Asks:
-    given = {part.name: request[part.name] for part in session.get_inputs()}
-    return lambda: session.run(None, given)
+def _call(session: ort.InferenceSession, request: dict[str, np.ndarray]) -> Call:
+    inputs = {part.name: request[part.name] for part in session.get_inputs()}
+    return lambda: session.run(None, inputs)
 
 
-def _ours(bundle: Path, rows: dict[str, np.ndarray], run: Run) -> dict[tuple[str, str], Asks]:
+def _ours(bundle: Path, rows: dict[str, np.ndarray], run: Run) -> dict[tuple[str, str], Call]:
     """keyart's graphs: whole requests in ids and in rows, and in two steps; and those of fewer bytes."""
     ids = dict(rows)
-    for name in KIND_OF.keys() & rows.keys():
-        values = np.array([NOBODY, *run.vocabularies[KIND_OF[name]].values], object)
+    for name in VOCABULARY_OF.keys() & rows.keys():
+        values = np.array([UNKNOWN_ID, *run.vocabularies[VOCABULARY_OF[name]].values], object)
         ids[name] = values[rows[name]]
     member, choose = _session(bundle / "member.onnx"), _session(bundle / "choose.onnx")
     names = [part.name for part in member.get_outputs()]
-    ids |= dict(zip(names, _asking(member, ids)(), strict=True))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    ids |= dict(zip(names, _call(member, ids)(), strict=True))  # pyright: ignore[reportArgumentType, reportCallIssue]
     ids["played_before"] = np.zeros(len(rows["title"]), bool)
-    of_member, of_choice = _asking(member, ids), _asking(choose, ids)
-    fewer: dict[tuple[str, str], Asks] = {}
-    for kind in KINDS:
+    run_member, run_choose = _call(member, ids), _call(choose, ids)
+    variants: dict[tuple[str, str], Call] = {}
+    for kind in PRECISIONS:
         for what, graph in (("whole", "rank.onnx"), ("kept", "choose.onnx")):
-            fewer[f"{OURS}, {kind}", what] = _asking(_session(bundle / kind / graph), ids)
+            variants[f"{OURS}, {kind}", what] = _call(_session(bundle / kind / graph), ids)
     return (
-        fewer
+        variants
         | {
-            (OURS, "whole"): _asking(_session(bundle / "rank.onnx"), ids),
-            (OURS, "member, then choose"): lambda: (of_member(), of_choice()),
-            (OURS, "kept"): of_choice,
-            (f"{OURS}, rows", "whole"): _asking(_session(bundle / RANK_ROWS), rows),
+            (OURS, "whole"): _call(_session(bundle / "rank.onnx"), ids),
+            (OURS, "member, then choose"): lambda: (run_member(), run_choose()),
+            (OURS, "kept"): run_choose,
+            (f"{OURS}, rows", "whole"): _call(_session(bundle / RANK_ROWS), rows),
         }
-        | ({(f"{OURS}, {CUDA}", "whole"): _asking(_session(bundle / RANK_ROWS, CUDA), rows)} if _has_cuda() else {})
+        | ({(f"{OURS}, {CUDA}", "whole"): _call(_session(bundle / RANK_ROWS, CUDA), rows)} if _has_cuda() else {})
     )
 
 
 def _torch(
     ranking: Ranking, rows: dict[str, np.ndarray], config: Config, console: Console
-) -> dict[tuple[str, str], Asks]:
-    given = tuple(torch.from_numpy(rows[name]) for name in INPUTS)
+) -> dict[tuple[str, str], Call]:
+    inputs = tuple(torch.from_numpy(rows[name]) for name in INPUTS)
 
     def eager() -> object:
         with torch.inference_mode():
-            return ranking(*given)
+            return ranking(*inputs)
 
-    found: dict[tuple[str, str], Asks] = {("torch eager", "whole"): eager}
+    results: dict[tuple[str, str], Call] = {("torch eager", "whole"): eager}
     if config.compile:
         if shutil.which("g++") is None and shutil.which("clang++") is None:
             console.print(f"bench {NAME}: torch.compile left out: there is no C++ compiler")
-            return found
+            return results
         torch.compiler.reset()
         compiled = torch.compile(ranking, dynamic=False)
 
-        def at_once() -> object:
+        def compiled_call() -> object:
             with torch.inference_mode():
-                return compiled(*given)
+                return compiled(*inputs)
 
-        found["torch.compile", "whole"] = at_once
-    return found
+        results["torch.compile", "whole"] = compiled_call
+    return results
 
 
 def _peer(
@@ -200,10 +200,17 @@ def _peer(
     folder.mkdir()
     model, image = run.model, run.model.artwork_image_AE.numpy()
     sizes = [model.config.width, config.plays, len(model.title_year_I), *image.shape]
-    words = [uv, "run", "--quiet", "--isolated", "--no-project", "--with", PEER_VERSION, "--with", "onnx"]
-    words += ["--with", "onnxscript", "python", "-P", str(Path(__file__).with_name("rechub_export.py")), str(folder)]
+    arguments = [uv, "run", "--quiet", "--isolated", "--no-project", "--with", PEER_VERSION, "--with", "onnx"]
+    arguments += [
+        "--with",
+        "onnxscript",
+        "python",
+        "-P",
+        str(Path(__file__).with_name("rechub_export.py")),
+        str(folder),
+    ]
     try:
-        measure([*words, *map(str, sizes)])
+        measure([*arguments, *map(str, sizes)])
     except UserError as error:
         console.print(f"bench {NAME}: {PEER} left out: {error}")
         return None
@@ -212,45 +219,45 @@ def _peer(
 
 def _towers(
     user: ort.InferenceSession, item: ort.InferenceSession, image: np.ndarray, rows: dict[str, np.ndarray], run: Run
-) -> Asks:
+) -> Call:
     history = rows["history_title"]
     country, device = rows["country"].clip(max=7), rows["device"].clip(max=7)
-    of_user = {"user_history": history, "user_country": country, "user_device": device}
+    user_inputs = {"user_history": history, "user_country": country, "user_device": device}
     artworks = rows["artworks"]
-    of_item = {
+    item_inputs = {
         "item_title": np.repeat(rows["title"], artworks.shape[1]),
         "item_artwork": artworks.ravel(),
         "item_image": image[artworks.ravel()],
     }
-    asks_user, asks_item = _asking(user, of_user), _asking(item, of_item)
+    run_user, run_item = _call(user, user_inputs), _call(item, item_inputs)
 
     def ask() -> object:
-        member_ND = np.asarray(asks_user()[0])  # pyright: ignore[reportIndexIssue]
-        item_NKD = np.asarray(asks_item()[0])  # pyright: ignore[reportIndexIssue]
+        member_ND = np.asarray(run_user()[0])  # pyright: ignore[reportIndexIssue]
+        item_NKD = np.asarray(run_item()[0])  # pyright: ignore[reportIndexIssue]
         return np.einsum("nd,nkd->nk", member_ND, item_NKD.reshape(*artworks.shape, -1))
 
     return ask
 
 
-def _timed(subjects: dict[tuple[str, str], Asks], n: int, config: Config) -> list[Row]:
+def _timed(subjects: dict[tuple[str, str], Call], n: int, config: Config) -> list[Row]:
     """Microseconds of a request at the median and the 99th percentile of calls, and requests a second."""
     calls: dict[tuple[str, str], list[float]] = {key: [] for key in subjects}
     for ask in subjects.values():
-        for _ in range(WARM):
+        for _ in range(WARMUP_CALLS):
             ask()
     for _ in range(config.rounds):
         for key, ask in subjects.items():
-            ends = time.perf_counter() + config.seconds
-            while (began := time.perf_counter()) < ends:
+            deadline = time.perf_counter() + config.seconds
+            while (start := time.perf_counter()) < deadline:
                 ask()
-                calls[key].append(time.perf_counter() - began)
+                calls[key].append(time.perf_counter() - start)
     rows = []
     for (subject, what), seconds in calls.items():
-        each = np.array(seconds) / n * 1e6
+        microseconds = np.array(seconds) / n * 1e6
         for figure, unit, value in (
-            ("p50", "us a request", np.median(each)),
-            ("p99", "us a request", np.quantile(each, 0.99)),
-            ("requests", "1/s a core", 1e6 / each.mean()),
+            ("p50", "us a request", np.median(microseconds)),
+            ("p99", "us a request", np.quantile(microseconds, 0.99)),
+            ("requests", "1/s a core", 1e6 / microseconds.mean()),
         ):
             name = f"{what}, {n} at once, {figure}"
             rows.append(Row(benchmark=NAME, subject=subject, figure=name, unit=unit, value=float(value)))
@@ -259,18 +266,18 @@ def _timed(subjects: dict[tuple[str, str], Asks], n: int, config: Config) -> lis
 
 def _cores(rows: list[Row]) -> list[Row]:
     """Cores for the whole service, from the quickest number of requests at once."""
-    found: dict[tuple[str, str], float] = {}
+    results: dict[tuple[str, str], float] = {}
     for row in rows:
         if row.unit == "1/s a core":
             key = row.subject, row.figure.rsplit(", ", 2)[0]
-            found[key] = max(found.get(key, 0.0), row.value)
+            results[key] = max(results.get(key, 0.0), row.value)
     return [
         Row(
             benchmark=NAME,
             subject=s,
-            figure=f"{what}: cores for {ALL:,} requests a second",
+            figure=f"{what}: cores for {TOTAL_REQUESTS:,} requests a second",
             unit="cores",
-            value=ALL / v,
+            value=TOTAL_REQUESTS / v,
         )
-        for (s, what), v in found.items()
+        for (s, what), v in results.items()
     ]

@@ -1,7 +1,8 @@
 """`keyart bench load`: `keyart serve` under load and under nonsense, over loopback, by a client of a few sockets.
 
 It starts the service, measures requests/s, p50 and p99 as the client sees them, then sends generated requests
-(`benchmarks.fuzzed`) and counts what came back. Client and service share the machine: what it says is what both together can do.
+(`benchmarks.request_generator`) and counts the answers. Client and service share the machine: the figures are what both
+together can do.
 """
 
 import asyncio
@@ -20,16 +21,16 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from benchmarks.fuzzed import Case, Generator
-from benchmarks.process import python
+from benchmarks.request_generator import Case, RequestGenerator
+from benchmarks.subprocess_usage import python
 from benchmarks.table import OURS, Row
-from datamodules.contract import UserError
-from export.bundle import Bundle
+from foundation.errors import UserError
+from serving.bundle.bundle import Bundle
 
 NAME = "load"
-DIFFERENT, WARM = 256, 3.0
+DISTINCT_REQUESTS, WARMUP_SECONDS = 256, 3.0
 """How many different requests the load has, and the seconds of it that come before those counted, at most."""
-FUZZERS, PATIENCE = 8, 30.0
+FUZZ_CONNECTIONS, PATIENCE = 8, 30.0
 """Connections that send what is generated, and the seconds each waits for an answer."""
 
 
@@ -72,30 +73,34 @@ def bench(config: Config, console: Console) -> list[Row]:
         console.print(f"bench {NAME}: left out: it needs the extra serve: uv sync --extra serve")
         return []
     with tempfile.TemporaryDirectory(prefix="keyart-bench-") as folder:
-        bundle = Path(config.bundle) if config.bundle else _made(Path(folder), console)
-        generator = Generator(Bundle.open(bundle), config.seed)
-        bodies = [generator.valid(config.plays, config.candidates) for _ in range(DIFFERENT)]
+        bundle = Path(config.bundle) if config.bundle else _demo_bundle(Path(folder), console)
+        generator = RequestGenerator(Bundle.open(bundle), config.seed)
+        bodies = [generator.valid(config.plays, config.candidates) for _ in range(DISTINCT_REQUESTS)]
         rows: list[Row] = []
-        with serving(python("keyart", "serve", bundle, "--port", 0)) as at:
+        with serving(python("keyart", "serve", bundle, "--port", 0)) as service:
             if config.seconds:
-                asyncio.run(load(at, bodies, connections=config.connections, seconds=min(WARM, config.seconds)))
-                rows += asyncio.run(load(at, bodies, connections=config.connections, seconds=config.seconds)).rows()
+                asyncio.run(
+                    load(service, bodies, connections=config.connections, seconds=min(WARMUP_SECONDS, config.seconds))
+                )
+                rows += asyncio.run(
+                    load(service, bodies, connections=config.connections, seconds=config.seconds)
+                ).rows()
             if config.fuzz:
-                found = asyncio.run(fuzz(at, generator, config.fuzz))
-                rows += found.rows()
-                for said in [*found.unanswered[:5], *found.unexpected[:5]]:
-                    console.print(said, markup=False)
+                result = asyncio.run(fuzz(service, generator, config.fuzz))
+                rows += result.rows()
+                for line in [*result.unanswered[:5], *result.unexpected[:5]]:
+                    console.print(line, markup=False)
     return rows
 
 
-def _made(work: Path, console: Console) -> Path:
+def _demo_bundle(work: Path, console: Console) -> Path:
     # torch, which a service of one's own bundle is measured without
     from benchmarks.serve import trained
     from export.export import export
     from train.run import Run
 
     run = Run.open(trained(work, console))
-    return export(run.model, run.vocabularies, work / "bundle", about={}, console=Console(quiet=True)).folder
+    return export(run.model, run.vocabularies, work / "bundle", metadata={}, console=Console(quiet=True)).folder
 
 
 def _row(figure: str, unit: str, value: float) -> Row:
@@ -112,17 +117,17 @@ class Served:
 
 
 @contextmanager
-def serving(words: Sequence[str]) -> Iterator[Served]:
+def serving(arguments: Sequence[str]) -> Iterator[Served]:
     """A command that serves, in a process of its own, until the block ends. UserError where it does not come up."""
     root = Path(__file__).parents[1]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root) as process:
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         try:
-            found = re.search(r" at http://([\w.]+):(\d+),", first)
-            if found is None:
-                raise UserError(f"{' '.join(words[:4])} ...: does not serve: {first}{process.stdout.read()[-300:]}")
-            yield Served(host=found[1], port=int(found[2]), process=process)
+            result = re.search(r" at http://([\w.]+):(\d+),", first)
+            if result is None:
+                raise UserError(f"{' '.join(arguments[:4])} ...: does not serve: {first}{process.stdout.read()[-300:]}")
+            yield Served(host=result[1], port=int(result[2]), process=process)
         finally:
             process.terminate()
 
@@ -149,22 +154,22 @@ class Load:
         ]
 
 
-async def load(at: Served, bodies: Sequence[bytes], *, connections: int, seconds: float) -> Load:
+async def load(service: Served, bodies: Sequence[bytes], *, connections: int, seconds: float) -> Load:
     """Every connection asks, reads the answer, and asks again, until the time is over."""
     loop = asyncio.get_running_loop()
     messages = cycle([post(body) for body in bodies])
-    began = time.perf_counter()
-    clients = [_Client(messages, began + seconds) for _ in range(connections)]
+    start = time.perf_counter()
+    clients = [_Client(messages, start + seconds) for _ in range(connections)]
     for client in clients:
-        await loop.create_connection(lambda client=client: client, at.host, at.port)
+        await loop.create_connection(lambda client=client: client, service.host, service.port)
     await asyncio.gather(*(client.done.wait() for client in clients))
-    took = np.array([second for client in clients for second in client.seconds] or [np.nan])
+    latencies = np.array([second for client in clients for second in client.seconds] or [np.nan])
     return Load(
         requests=sum(len(client.seconds) for client in clients),
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - start,
         errors=sum(client.errors for client in clients),
-        p50=float(np.quantile(took, 0.5)),
-        p99=float(np.quantile(took, 0.99)),
+        p50=float(np.quantile(latencies, 0.5)),
+        p99=float(np.quantile(latencies, 0.99)),
     )
 
 
@@ -251,29 +256,29 @@ class Fuzz:
         ]
 
 
-async def fuzz(at: Served, generator: Generator, count: int) -> Fuzz:
+async def fuzz(service: Served, generator: RequestGenerator, count: int) -> Fuzz:
     """Send `count` generated cases over several connections and count what comes back."""
-    found, cases = Fuzz(), iter(generator.case() for _ in range(count))
-    found.memory.append(resident(at.process.pid))
-    await asyncio.gather(*(_fuzzer(at, cases, found, max(1, count // 200)) for _ in range(FUZZERS)))
-    found.memory.append(resident(at.process.pid))
-    return found
+    result, cases = Fuzz(), iter(generator.case() for _ in range(count))
+    result.memory.append(resident(service.process.pid))
+    await asyncio.gather(*(_fuzzer(service, cases, result, max(1, count // 200)) for _ in range(FUZZ_CONNECTIONS)))
+    result.memory.append(resident(service.process.pid))
+    return result
 
 
-async def _fuzzer(at: Served, cases: Iterator[Case], found: Fuzz, every: int) -> None:
+async def _fuzzer(service: Served, cases: Iterator[Case], result: Fuzz, every: int) -> None:
     streams = None
     for case in cases:
-        if streams is None or case.alone:
+        if streams is None or case.own_connection:
             if streams is not None:
                 streams[1].close()
-            streams = await asyncio.open_connection(at.host, at.port, limit=2**24)
+            streams = await asyncio.open_connection(service.host, service.port, limit=2**24)
         reader, writer = streams
         read = b""
         try:
             writer.write(case.message)
-            if case.leaves:
+            if case.disconnects:
                 await writer.drain()
-            while not case.leaves and answered(read) is None:
+            while not case.disconnects and answered(read) is None:
                 part = await asyncio.wait_for(reader.read(2**20), PATIENCE)
                 if not part:
                     break
@@ -281,16 +286,16 @@ async def _fuzzer(at: Served, cases: Iterator[Case], found: Fuzz, every: int) ->
         except (ConnectionError, TimeoutError):
             pass
         status = answered(read) or 0
-        found.statuses[status] += 1
-        if not status and not case.alone:
-            found.unanswered.append(case.name)
+        result.statuses[status] += 1
+        if not status and not case.own_connection:
+            result.unanswered.append(case.name)
         if status >= 500 or (case.expected and status != case.expected):
-            found.unexpected.append(f"{case.name}: {status}, {case.message[:2000]!r}, {read[-300:]!r}")
-        if case.alone or not status or b"connection: close" in read[:1000]:
+            result.unexpected.append(f"{case.name}: {status}, {case.message[:2000]!r}, {read[-300:]!r}")
+        if case.own_connection or not status or b"connection: close" in read[:1000]:
             writer.close()
             streams = None
-        if sum(found.statuses.values()) % every == 0:
-            found.memory.append(resident(at.process.pid))
+        if sum(result.statuses.values()) % every == 0:
+            result.memory.append(resident(service.process.pid))
     if streams is not None:
         streams[1].close()
 

@@ -14,14 +14,14 @@ from statistics import median
 
 from rich.console import Console
 
-from benchmarks.materialised import Rows, write_for_torch_rechub
-from benchmarks.process import Measured, measure
+from benchmarks.impression_rows import ImpressionRows, write_for_torch_rechub
+from benchmarks.subprocess_usage import ProcessUsage, measure
 from benchmarks.table import OURS, Row
-from datamodules.contract import UserError
-from datamodules.prepare import prepare
-from datamodules.progress import progress_bar
-from datamodules.shards import Shards
-from datamodules.simulate import SimulateConfig, simulate
+from datamodules.prepare.prepare import prepare
+from datamodules.shards.shard import Shards
+from datamodules.simulator.simulate import SimulateConfig, simulate
+from foundation.errors import UserError
+from foundation.progress import progress_bar
 from train.embed import EmbedConfig, embed, load_embedding
 
 MATERIALISED, PEER = "per-impression", "torch-rechub"
@@ -73,60 +73,60 @@ def measured_shards(config: SideBySideConfig, name: str, console: Console) -> It
 def materialise(shards: Path, work: Path, config: SideBySideConfig) -> None:
     """Write what torch-rechub reads."""
     opened, (embedding, _) = Shards.open(shards), load_embedding(shards)
-    rows = Rows.of(opened, config.plays, config.impressions)
+    rows = ImpressionRows.of(opened, config.plays, config.impressions)
     write_for_torch_rechub(rows, opened, embedding.numpy(), work / PEER_FILE)
 
 
-def ours(what: str, subject: str, shards: Path, work: Path, config: SideBySideConfig, *more: str) -> list[str]:
+def our_command(what: str, subject: str, shards: Path, work: Path, config: SideBySideConfig, *more: str) -> list[str]:
     """The command of a subject that runs in this environment."""
     numbers = [str(n) for n in (config.batch, config.plays, config.width, config.impressions)]
-    words = ["-P", "-m", "benchmarks.subject", str(shards), str(work / "told.json"), what, subject, *numbers, *more]
-    return [sys.executable, *words]
+    arguments = ["-P", "-m", "benchmarks.subject", str(shards), str(work / "told.json"), what, subject, *numbers, *more]
+    return [sys.executable, *arguments]
 
 
-def peer(what: str, work: Path, config: SideBySideConfig) -> list[str]:
+def peer_command(what: str, work: Path, config: SideBySideConfig) -> list[str]:
     """The command of torch-rechub."""
     uv = shutil.which("uv")
     if uv is None:
         raise UserError(f"uv: is not there, and {PEER} runs in an environment that it makes. Run pip install uv.")
     script = Path(__file__).with_name("rechub.py")
-    words = ["run", "--quiet", "--isolated", "--no-project", "--with", PEER_VERSION, "python", "-P", str(script)]
+    arguments = ["run", "--quiet", "--isolated", "--no-project", "--with", PEER_VERSION, "python", "-P", str(script)]
     numbers = [str(config.batch), str(config.width)]
-    return [uv, *words, str(work / PEER_FILE), str(work / "told.json"), what, *numbers]
+    return [uv, *arguments, str(work / PEER_FILE), str(work / "told.json"), what, *numbers]
 
 
 def alternate(
     name: str, subjects: dict[str, list[str]], repeats: int, work: Path, console: Console
-) -> dict[str, list[tuple[dict[str, float], Measured]]]:
+) -> dict[str, list[tuple[dict[str, float], ProcessUsage]]]:
     """Every subject once, then every subject again: what each told, and how its process went.
 
     A subject that is not ours and fails is left out, and said so.
     """
-    found: dict[str, list[tuple[dict[str, float], Measured]]] = {subject: [] for subject in subjects}
+    results: dict[str, list[tuple[dict[str, float], ProcessUsage]]] = {subject: [] for subject in subjects}
     with progress_bar(console) as progress:
         task = progress.add_task(f"bench {name}", total=repeats * len(subjects))
         for _ in range(repeats):
-            for subject, words in subjects.items():
+            for subject, arguments in subjects.items():
                 progress.update(task, description=f"bench {name}: {subject}")
-                if subject in found:
+                if subject in results:
                     try:
-                        went = measure(words)
-                        found[subject].append((json.loads((work / "told.json").read_text()), went))
+                        usage = measure(arguments)
+                        results[subject].append((json.loads((work / "told.json").read_text()), usage))
                     except UserError as error:
                         if subject != PEER:
                             raise
                         console.print(f"bench {name}: {subject} left out: {error}")
-                        del found[subject]
+                        del results[subject]
                 progress.advance(task)
-    return found
+    return results
 
 
-def rates(name: str, figure: str, found: dict[str, list[tuple[dict[str, float], Measured]]]) -> list[Row]:
+def rates(name: str, figure: str, results: dict[str, list[tuple[dict[str, float], ProcessUsage]]]) -> list[Row]:
     """Rate and peak memory of each subject, and how many times the others' rate ours is."""
     rows, rate = [], {}
-    for subject, runs in found.items():
-        rate[subject] = median(told["impressions"] / told["seconds"] for told, _ in runs)
-        peak = median(went.peak_bytes for _, went in runs)
+    for subject, runs in results.items():
+        rate[subject] = median(report["impressions"] / report["seconds"] for report, _ in runs)
+        peak = median(usage.peak_bytes for _, usage in runs)
         rows += [
             Row(benchmark=name, subject=subject, figure=figure, unit="impressions/s", value=rate[subject]),
             Row(benchmark=name, subject=subject, figure=f"{figure}, peak memory", unit="GB", value=peak / 1e9),
@@ -138,11 +138,11 @@ def rates(name: str, figure: str, found: dict[str, list[tuple[dict[str, float], 
     return rows
 
 
-def told_of_ours(
-    name: str, figures: dict[str, tuple[str, str]], found: dict[str, list[tuple[dict[str, float], Measured]]]
+def reported_rows(
+    name: str, figures: dict[str, tuple[str, str]], results: dict[str, list[tuple[dict[str, float], ProcessUsage]]]
 ) -> list[Row]:
     """What else our own subject told: key -> (figure, unit)."""
-    runs = found[OURS]
+    runs = results[OURS]
     scale = {key: 100 if unit == "%" else 1 for key, (_, unit) in figures.items()}
     return [
         Row(
@@ -150,7 +150,7 @@ def told_of_ours(
             subject=OURS,
             figure=figure,
             unit=unit,
-            value=scale[key] * median(told[key] for told, _ in runs),
+            value=scale[key] * median(report[key] for report, _ in runs),
         )
         for key, (figure, unit) in figures.items()
         if key in runs[0][0]

@@ -11,24 +11,24 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from datamodules.contract import IMPRESSIONS
-from evaluation.scored_log import read_scored_log
-from evaluation.valuation import LOGGED, Policy, value_policies
-from evaluation.value import as_log
+from datamodules.contract.tables import IMPRESSIONS
+from evaluation.logs.scored_log import read_scored_log
+from evaluation.off_policy.valuation import LOGGED, PolicyProbabilities, value_policies
+from evaluation.value import to_bandit_log
 
 
 def write_scores(dataset: Path, out: Path, seed: int = 0) -> None:
     """A scores table of nobody's model: click probabilities at random, and a softmax over them."""
     out.mkdir()
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     files = [str(path) for path in IMPRESSIONS.files(dataset)]
     batches = pads.dataset(files).to_batches(columns=["impression_id", "candidates"], batch_size=500_000)
     for number, batch in enumerate(batch for batch in batches if len(batch)):
         lists = batch["candidates"]
         offsets = np.asarray(lists.offsets) - lists.offsets[0].as_py()
-        click = chance.random(offsets[-1]) * 0.2
-        raised = np.exp(8 * click)
-        policy = raised / np.repeat(np.add.reduceat(raised, offsets[:-1]), np.diff(offsets))
+        click = rng.random(offsets[-1]) * 0.2
+        exponentials = np.exp(8 * click)
+        policy = exponentials / np.repeat(np.add.reduceat(exponentials, offsets[:-1]), np.diff(offsets))
         columns = {
             name: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, pa.float32()))
             for name, values in (("click_probability", click), ("policy", policy))
@@ -41,21 +41,21 @@ def main(dataset: Path, scores: Path) -> None:
     """Read and value; prints how many estimates were made."""
     scored = read_scored_log(dataset, scores, None)
     scored = scored.take(np.argsort(scored.member, kind="stable"))
-    log, _ = as_log(scored)
-    uniform_N = 1 / scored.there_NK.sum(1)
+    log, _ = to_bandit_log(scored)
+    uniform_N = 1 / scored.mask_NK.sum(1)
 
-    def mixture(share: float) -> Policy:
+    def mixture(share: float) -> PolicyProbabilities:
         """The scored policy, with a share of the uniform one."""
-        return lambda rows: (1 - share) * scored.policy_NK[rows] + share * scored.there_NK[rows] * uniform_N[rows, None]
+        return lambda rows: (1 - share) * scored.policy_NK[rows] + share * scored.mask_NK[rows] * uniform_N[rows, None]
 
-    policies: dict[str, Policy | None] = {
+    policies: dict[str, PolicyProbabilities | None] = {
         "scored": mixture(0.0),
         "uniform": mixture(1.0),
         LOGGED: lambda rows: scored.propensity_NK[rows],
         **{f"scored, {share:.0%} explored": mixture(share) for share in (0.1, 0.3, 0.5)},
     }
-    told = value_policies(log, policies)
-    print(f"{len(told['estimates'])} estimates, {len(told['differences'])} differences, {len(log):,} impressions")
+    results = value_policies(log, policies)
+    print(f"{len(results['estimates'])} estimates, {len(results['differences'])} differences, {len(log):,} impressions")
 
 
 if __name__ == "__main__":

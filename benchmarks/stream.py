@@ -6,13 +6,22 @@ Legend: N impressions in order of time, K candidates (padded), F features, A art
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from benchmarks.bandits import Policy
+
+class BanditPolicy(Protocol):
+    """What goes through a stream."""
+
+    def choose(self, rows: NDArray[np.integer], offered_NK: NDArray[np.bool_]) -> NDArray[np.integer]:
+        """The places (N,) of the artworks shown for some impressions of the stream, each one that is offered."""
+        ...
+
+    def learn(self, rows: NDArray[np.integer], chosen: NDArray[np.integer], clicked: NDArray[np.bool_]) -> None:
+        """What came of a round."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +32,7 @@ class Stream:
     """Appeal's features by the trained ranker."""
     probability_NK: NDArray[np.floating]
     """Of a click, by the trained ranker."""
-    there_NK: NDArray[np.bool_]
+    mask_NK: NDArray[np.bool_]
     """Where there is a candidate, those that arrive later included."""
     artwork_NK: NDArray[np.integer]
     """Places in `new_A` and `own_A`."""
@@ -31,36 +40,36 @@ class Stream:
     """True click probabilities."""
     new_A: NDArray[np.bool_]
     """Artworks that arrive during the stream."""
-    spread_FF: NDArray[np.floating]
+    root_covariance_FF: NDArray[np.floating]
     """A root of the covariance of the features' weights."""
-    own_A: NDArray[np.floating]
+    bias_std_A: NDArray[np.floating]
     """Standard deviation of the artworks' biases."""
 
     def rounds(self, count: int) -> list[slice]:
         """The stream cut into parts of one length."""
-        edges = np.linspace(0, len(self.there_NK), count + 1).astype(int)
+        edges = np.linspace(0, len(self.mask_NK), count + 1).astype(int)
         return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
 
     def arriving(self, count: int, seed: int) -> NDArray[np.bool_]:
         """Which candidates are offered, (N, K): the new artworks from the begin of a round of the first half on."""
-        chance = np.random.default_rng((seed, 1))
-        since_A = np.where(self.new_A, chance.integers(0, max(1, count // 2), len(self.new_A)), 0)
+        rng = np.random.default_rng((seed, 1))
+        since_A = np.where(self.new_A, rng.integers(0, max(1, count // 2), len(self.new_A)), 0)
         round_N = np.concatenate([np.full(part.stop - part.start, r) for r, part in enumerate(self.rounds(count))])
-        return self.there_NK & (since_A[self.artwork_NK] <= round_N[:, None])
+        return self.mask_NK & (since_A[self.artwork_NK] <= round_N[:, None])
 
-    def gone_through(
-        self, policy: "Policy", offered_NK: NDArray[np.bool_], count: int, seed: int, advance: Callable[[], None]
+    def run_policy(
+        self, policy: "BanditPolicy", offered_NK: NDArray[np.bool_], count: int, seed: int, advance: Callable[[], None]
     ) -> tuple[float, float, float]:
         """Expected clicks, regret, and regret of the last quarter of the rounds, per 1,000 impressions."""
-        luck_N = np.random.default_rng((seed, 2)).random(len(self.there_NK))
+        uniform_N = np.random.default_rng((seed, 2)).random(len(self.mask_NK))
         best_N = np.where(offered_NK, self.truth_NK, 0).max(1)
-        got_N = np.zeros(len(best_N))
+        reward_N = np.zeros(len(best_N))
         for part in self.rounds(count):
             rows = np.arange(part.start, part.stop)
             chosen = policy.choose(rows, offered_NK[part])
-            got_N[part] = self.truth_NK[rows, chosen]
-            policy.learn(rows, chosen, luck_N[part] < got_N[part])
+            reward_N[part] = self.truth_NK[rows, chosen]
+            policy.learn(rows, chosen, uniform_N[part] < reward_N[part])
             advance()
         late = slice(self.rounds(count)[-max(1, count // 4)].start, None)
-        regret_N = best_N - got_N
-        return 1000 * float(got_N.mean()), 1000 * float(regret_N.mean()), 1000 * float(regret_N[late].mean())
+        regret_N = best_N - reward_N
+        return 1000 * float(reward_N.mean()), 1000 * float(regret_N.mean()), 1000 * float(regret_N[late].mean())

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.materialised import Rows
-from datamodules.datamodule import Place
-from datamodules.feed import Batch, Feed
-from datamodules.shards import TRAIN, Shards
+from benchmarks.impression_rows import ImpressionRows
+from datamodules.feed.datamodule import Cursor
+from datamodules.feed.impression_feed import Batch, Feed
+from datamodules.shards.shard import TRAIN, Shards
 from models.history import HistoryConfig
 from models.two_tower import TwoTower, TwoTowerConfig
 from train.embed import load_embedding
@@ -28,9 +28,9 @@ from train.prior import PriorConfig
 from train.run import content_of, sizes_of
 from train.task import RankerTask, clip_gradients, losses
 
-WARM = 5
+WARMUP_STEPS = 5
 """Steps before the clock starts."""
-KEPT = 12
+PREMADE_BATCHES = 12
 """Batches made beforehand, to learn what the same steps take without a feed."""
 STREAMED = ("title", "candidate_start", "country", "device", "shown_at", "row", "column", "clicked", "engaged", "shown")
 """Columns of an impression that a batch is made of, beside its place in the history and its artwork."""
@@ -44,13 +44,13 @@ def keyart_feed(shards: Shards, batch: int, plays: int) -> Feed:
 def floor(shards: Shards, feed: Feed) -> tuple[int, float]:
     """Index the bytes that a pass of the feed is made of once, column by column, and do nothing else with them."""
     plan, count = feed.plan(), 0
-    places = []
+    index_plan = []
     for s, windows in plan:
         cut = feed.windows[s].take(windows)
         play = np.repeat(cut.play - np.cumsum(cut.plays) + cut.plays, cut.plays) + np.arange(int(cut.plays.sum()))
-        places.append((s, play, feed.rows(s, cut)[1]))
-    began = time.perf_counter()
-    for s, play, rows in places:
+        index_plan.append((s, play, feed.rows(s, cut)[1]))
+    start = time.perf_counter()
+    for s, play, rows in index_plan:
         shard = shards.shards[s]
         for name in ("play_title", "play_artwork", "play_watched", "play_time"):
             getattr(shard, name)[play]
@@ -58,7 +58,7 @@ def floor(shards: Shards, feed: Feed) -> tuple[int, float]:
             getattr(shard, name)[rows]
         shard.candidate[shard.candidate_start[rows]]
         count += len(rows)
-    return count, time.perf_counter() - began
+    return count, time.perf_counter() - start
 
 
 class Training:
@@ -70,7 +70,7 @@ class Training:
         model = TwoTower(shape, sizes_of(shards.vocabularies), content_of(shards, embedding))
         self.model = model.to(self.device).train()
         self.task = RankerTask(
-            model, OptimiserConfig(), PriorConfig(), impressions=1_000_000, total_steps=10_000, seed=0, place=Place()
+            model, OptimiserConfig(), PriorConfig(), impressions=1_000_000, total_steps=10_000, seed=0, cursor=Cursor()
         ).to(self.device)
         self.optimiser = self.task.configure_optimizers()["optimizer"]  # pyright: ignore
         for group in self.optimiser.param_groups:  # no warm-up: nobody counts the steps
@@ -82,23 +82,23 @@ class Training:
         batch = batch.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             click, engaged, _ = losses(self.model, batch)
-        (click + engaged / batch.whole + self.task.prior.loss() / self.task.impressions).backward()
+        (click + engaged / batch.global_impressions + self.task.prior.loss() / self.task.impressions).backward()
         clip_gradients(self.model, 1.0)
-        self.task.average.update(self.model)
+        self.task.ema.update(self.model)
         self.optimiser.step()
         self.optimiser.zero_grad()
 
     def timed(self, batches: Iterator[Batch]) -> tuple[int, float]:
         """Impressions and seconds of all steps after the first few."""
-        for batch in islice(batches, WARM):
+        for batch in islice(batches, WARMUP_STEPS):
             self.step(batch)
         self._wait()
-        began, count = time.perf_counter(), 0
+        start, count = time.perf_counter(), 0
         for batch in batches:
             self.step(batch)
             count += len(batch.clicked)
         self._wait()
-        return count, time.perf_counter() - began
+        return count, time.perf_counter() - start
 
     def flops(self, batch: Batch) -> int:
         """Floating-point operations of one step's forward and backward pass, by torch's own count."""
@@ -116,16 +116,16 @@ def reachable_flops(device: torch.device) -> float:
     size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     x, rates = torch.randn(size, size, device=device, dtype=dtype), []
     for _ in range(5):
-        began = time.perf_counter()
+        start = time.perf_counter()
         float((x @ x)[0, 0])  # asking for a number waits for it
-        rates.append(2 * size**3 / (time.perf_counter() - began))
+        rates.append(2 * size**3 / (time.perf_counter() - start))
     return float(np.median(rates))
 
 
-def feed_subject(shards: Shards, subject: str, batch: int, plays: int, most: int) -> dict[str, float]:
+def feed_subject(shards: Shards, subject: str, batch: int, plays: int, max_impressions: int) -> dict[str, float]:
     """One pass of batches, or as much of it as `most` impressions."""
     if subject == "per-impression":
-        rows = Rows.of(shards, plays, most)
+        rows = ImpressionRows.of(shards, plays, max_impressions)
         return _measured(lambda: sum(len(b.clicked) for b in rows.batches(batch)))
     feed = keyart_feed(shards, batch, plays)
     if subject == "floor":
@@ -136,50 +136,50 @@ def feed_subject(shards: Shards, subject: str, batch: int, plays: int, most: int
 
 
 def train_subject(
-    shards: Shards, subject: str, batch: int, most: int, shape: TwoTowerConfig, embedding: torch.Tensor
+    shards: Shards, subject: str, batch: int, max_impressions: int, shape: TwoTowerConfig, embedding: torch.Tensor
 ) -> dict[str, float]:
     """Steps on `most` impressions."""
     training, plays = Training(shards, embedding, shape), shape.history.span
-    steps = max(KEPT, most // batch)
+    steps = max(PREMADE_BATCHES, max_impressions // batch)
     if subject == "per-impression":
-        rows = Rows.of(shards, plays, (WARM + steps) * batch)
+        rows = ImpressionRows.of(shards, plays, (WARMUP_STEPS + steps) * batch)
         count, seconds = training.timed(rows.batches(batch))
         return {"impressions": count, "seconds": seconds}
     feed = keyart_feed(shards, batch, plays)
-    kept = list(feed.batches(0, KEPT))
-    count, seconds = training.timed(feed.batches(0, WARM + steps))
-    flops = sum(training.flops(b) for b in kept) / sum(len(b.clicked) for b in kept) * count / seconds
-    told = {"impressions": count, "seconds": seconds, "flops": flops / reachable_flops(training.device)}
+    premade = list(feed.batches(0, PREMADE_BATCHES))
+    count, seconds = training.timed(feed.batches(0, WARMUP_STEPS + steps))
+    flops = sum(training.flops(b) for b in premade) / sum(len(b.clicked) for b in premade) * count / seconds
+    report = {"impressions": count, "seconds": seconds, "flops": flops / reachable_flops(training.device)}
     # what the same steps take with their batches made beforehand; turn about, for a machine is seldom quiet
-    fed, made = [], []
+    fed_seconds, premade_seconds = [], []
     for _ in range(3):
-        fed.append(training.timed(feed.batches(0, KEPT))[1])
-        made.append(training.timed(iter([b.to(training.device) for b in kept]))[1])
-    told["waiting"] = max(0.0, 1 - median(made) / median(fed))
+        fed_seconds.append(training.timed(feed.batches(0, PREMADE_BATCHES))[1])
+        premade_seconds.append(training.timed(iter([b.to(training.device) for b in premade]))[1])
+    report["waiting"] = max(0.0, 1 - median(premade_seconds) / median(fed_seconds))
     if training.device.type == "cuda":
-        told["device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
-    return told
+        report["device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
+    return report
 
 
 def _measured(work: Callable[[], int]) -> dict[str, float]:
-    began = time.perf_counter()
+    start = time.perf_counter()
     count = work()
-    return {"impressions": count, "seconds": time.perf_counter() - began}
+    return {"impressions": count, "seconds": time.perf_counter() - start}
 
 
-def main(words: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """See the module."""
-    folder, out, what, subject = words[:4]
-    batch, plays, width, most = map(int, words[4:8])
-    encoder = words[8] if len(words) > 8 else "mean"
+    folder, out, what, subject = arguments[:4]
+    batch, plays, width, max_impressions = map(int, arguments[4:8])
+    encoder = arguments[8] if len(arguments) > 8 else "mean"
     shards = Shards.open(Path(folder))
     if what == "feed":
-        told = feed_subject(shards, subject, batch, plays, most)
+        report = feed_subject(shards, subject, batch, plays, max_impressions)
     else:
         history = HistoryConfig(encoder=encoder, span=plays)  # pyright: ignore[reportArgumentType]
         shape = TwoTowerConfig(width=width, history=history)
-        told = train_subject(shards, subject, batch, most, shape, load_embedding(Path(folder))[0])
-    Path(out).write_text(json.dumps(told))
+        report = train_subject(shards, subject, batch, max_impressions, shape, load_embedding(Path(folder))[0])
+    Path(out).write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

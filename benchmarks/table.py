@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from datamodules.atomic import atomic_file
+from foundation.atomic import atomic_file
 
 OURS = "keyart"
 """The subject that is ours, in every benchmark."""
-WIDEST = 500
+MAX_WIDTH = 500
 """Characters of a table, at most."""
 
 
@@ -39,16 +39,16 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
         for subject in subjects:
             table.add_column(subject, justify="right", no_wrap=True)
         for figure, unit in dict.fromkeys((row.figure, row.unit) for row in own):
-            found = {row.subject: row.value for row in own if (row.figure, row.unit) == (figure, unit)}
-            table.add_row(figure, unit, *(said(found[s]) if s in found else "" for s in subjects))
+            values = {row.subject: row.value for row in own if (row.figure, row.unit) == (figure, unit)}
+            table.add_row(figure, unit, *(format_value(values[s]) if s in values else "" for s in subjects))
         # in a pipe, or a narrow window, figures that are cut off tell nothing
-        wide = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
-        if wide > console.width:
-            console = Console(file=console.file, width=wide, force_terminal=console.is_terminal, highlight=False)
+        table_width = Measurement.get(console, console.options.update(max_width=MAX_WIDTH), table).maximum
+        if table_width > console.width:
+            console = Console(file=console.file, width=table_width, force_terminal=console.is_terminal, highlight=False)
         console.print(table)
 
 
-def said(value: float) -> str:
+def format_value(value: float) -> str:
     """Three digits or more, as people write them."""
     if abs(value) >= 100:
         return f"{value:,.0f}"

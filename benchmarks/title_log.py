@@ -17,13 +17,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.assemble import PLAY_COLUMNS, assemble
-from datamodules.catalogue import Catalogue, build_catalogue
-from datamodules.contract import PLAYS, TITLES, UserError
-from datamodules.shards import Shard
-from datamodules.vocabulary import NAMES, Vocabularies, Vocabulary
+from datamodules.contract.tables import PLAYS, TITLES
+from datamodules.prepare.assemble import PLAY_COLUMNS, assemble
+from datamodules.shards.catalogue import Catalogue, build_catalogue
+from datamodules.shards.shard import Shard
+from datamodules.shards.vocabulary import VOCABULARY_NAMES, Vocabularies, Vocabulary
+from foundation.errors import UserError
 
-LISTED = 10
+TOP_K = 10
 LEAST_PLAYS = 3
 """Members with fewer have no play to learn from beside those of validation and test, and are left out."""
 
@@ -46,9 +47,9 @@ class TitleLog:
         """U."""
         return int(self.member.max()) + 1
 
-    def take(self, kept: np.ndarray) -> "TitleLog":
+    def take(self, mask: np.ndarray) -> "TitleLog":
         """The same with some of the plays, bool (P,)."""
-        return TitleLog(member=self.member[kept], title=self.title[kept], time=self.time[kept], titles=self.titles)
+        return TitleLog(member=self.member[mask], title=self.title[mask], time=self.time[mask], titles=self.titles)
 
     def numbered(self) -> "TitleLog":
         """The same with its members numbered anew, from 0 without a gap."""
@@ -58,10 +59,10 @@ class TitleLog:
     def from_end(self) -> np.ndarray:
         """int64 (P,): 0 for each member's last play, 1 for the one before."""
         count = np.bincount(self.member, minlength=self.members)
-        place = np.arange(len(self.member)) - np.repeat(np.cumsum(count) - count, count)
-        return count[self.member] - 1 - place
+        index = np.arange(len(self.member)) - np.repeat(np.cumsum(count) - count, count)
+        return count[self.member] - 1 - index
 
-    def held_out(self, back: int) -> tuple["TitleLog", np.ndarray]:
+    def leave_one_out(self, back: int) -> tuple["TitleLog", np.ndarray]:
         """The plays before each member's play `back` from the end (0: the last), and that play's title, int64 (U,)."""
         from_end = self.from_end()
         return self.take(from_end > back), self.title[from_end == back]
@@ -75,8 +76,8 @@ def read_log(folder: Path, seed: int = 0) -> TitleLog:
         plays, titles = _dataset(folder)
     else:
         raise UserError(f"{folder}: holds neither ratings.csv nor plays and titles by the contract. Name another log.")
-    place = pd.Series(np.arange(len(titles)), index=titles["title_id"])
-    plays = plays.assign(title=plays["title_id"].map(place), tie=np.random.default_rng(seed).permutation(len(plays)))
+    index = pd.Series(np.arange(len(titles)), index=titles["title_id"])
+    plays = plays.assign(title=plays["title_id"].map(index), tie=np.random.default_rng(seed).permutation(len(plays)))
     plays = plays.dropna(subset=["title"]).sort_values(["member_id", "time", "tie"])
     # a title counts where it was first played: ranked are those that are new to a member
     plays = plays.drop_duplicates(["member_id", "title_id"])
@@ -122,11 +123,11 @@ def vocabularies_of(log: TitleLog) -> Vocabularies:
     ids = log.titles["title_id"].astype(str)
     played = ids.iloc[np.unique(log.title)]
     known = log.titles.iloc[np.unique(log.title)]
-    found = {name: Vocabulary([], 0) for name in NAMES}
-    found["titles"] = Vocabulary.of(played, ids)
-    found["genres"] = Vocabulary.of(word for words in known["genres"] for word in words)
-    found["people"] = Vocabulary.of(word for words in known["cast"] for word in words)
-    return found
+    vocabularies = {name: Vocabulary([], 0) for name in VOCABULARY_NAMES}
+    vocabularies["titles"] = Vocabulary.of(played, ids)
+    vocabularies["genres"] = Vocabulary.of(word for words in known["genres"] for word in words)
+    vocabularies["people"] = Vocabulary.of(word for words in known["cast"] for word in words)
+    return vocabularies
 
 
 def title_rows(log: TitleLog, vocabularies: Vocabularies) -> np.ndarray:
@@ -158,18 +159,18 @@ def as_shard(log: TitleLog, vocabularies: Vocabularies) -> Shard:
     return assemble(pa.table(columns, schema=PLAY_COLUMNS), None, (0, 0))[0]
 
 
-def listed(scores_UI: np.ndarray, history: TitleLog, offered: np.ndarray | None = None) -> np.ndarray:
+def top_titles(scores_UI: np.ndarray, history: TitleLog, offered: np.ndarray | None = None) -> np.ndarray:
     """The ten best titles of every member, best first, int64 (U, 10): never one played before, nor one not `offered`."""
     scores_UI = np.array(scores_UI, np.float32)
     scores_UI[history.member, history.title] = -np.inf
     if offered is not None:
         scores_UI[:, ~offered] = -np.inf
-    best = np.argpartition(-scores_UI, LISTED - 1, axis=1)[:, :LISTED]
+    best = np.argpartition(-scores_UI, TOP_K - 1, axis=1)[:, :TOP_K]
     order = np.argsort(-np.take_along_axis(scores_UI, best, 1), axis=1, kind="stable")
     return np.take_along_axis(best, order, 1)
 
 
-def ndcg_and_hits(listed_UK: np.ndarray, wanted_U: np.ndarray) -> tuple[float, float]:
+def ndcg_and_hits(top_UK: np.ndarray, target_U: np.ndarray) -> tuple[float, float]:
     """NDCG@10 and HR@10 of one wanted title each: 1 / log2(place + 1), and whether it is there; means over members."""
-    hit_UK = listed_UK == wanted_U[:, None]
-    return float((hit_UK / np.log2(np.arange(LISTED) + 2)).sum(1).mean()), float(hit_UK.any(1).mean())
+    hit_UK = top_UK == target_U[:, None]
+    return float((hit_UK / np.log2(np.arange(TOP_K) + 2)).sum(1).mean()), float(hit_UK.any(1).mean())

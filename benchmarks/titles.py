@@ -25,34 +25,34 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.process import measure
+from benchmarks.subprocess_usage import measure
 from benchmarks.table import OURS, Row
+from benchmarks.title_baselines import RECENT, ease, item_knn, popularity, same_genres
 from benchmarks.title_log import (
-    LISTED,
+    TOP_K,
     TitleLog,
     as_shard,
     catalogue_of,
-    listed,
     ndcg_and_hits,
     read_log,
     title_rows,
+    top_titles,
     vocabularies_of,
 )
-from benchmarks.title_ways import RECENT, ease, neighbours, popularity, same_genres
-from configs.read import RECIPES, parse
-from datamodules.contract import UserError
-from datamodules.plays import PlaysFeed
-from datamodules.progress import progress_bar
-from datamodules.simulate import SimulateConfig, simulate
+from configs.arguments import RECIPES, parse
+from datamodules.feed.play_feed import PlaysFeed
+from datamodules.simulator.simulate import SimulateConfig, simulate
+from foundation.errors import UserError
+from foundation.progress import progress_bar
 from models.two_tower import Content, TwoTower
 from train.config import FitConfig
+from train.next_title import fit_titles
 from train.run import sizes_of
-from train.titles import fit_titles
 
 NAME = "titles"
 MOVIELENS = Path(__file__).parents[2] / "shared" / "data" / "movielens-latest-small"
 RECTOOLS = "rectools[torch]==0.19.*"
-MEMBERS_AT_ONCE = 64
+MEMBER_CHUNK = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +90,12 @@ def bench(config: Config, console: Console) -> list[Row]:
         log = read_log(_source(config, work, console))
         console.print(f"bench titles: {len(log.member):,} plays of {log.members:,} members, {len(log.titles):,} titles")
         back = 1 if config.validation else 0
-        known, _ = log.held_out(1)
-        told, wanted = log.held_out(back)
-        rows = _members(recipe, known, told, wanted, config, console)
-        for subject, way in _plain_ways(known, told).items():
-            rows += _timed(subject, "", way, told, wanted)
-        rows += _peers(log, wanted, work, config, console)
+        known, _ = log.leave_one_out(1)
+        history, target = log.leave_one_out(back)
+        rows = _members(recipe, known, history, target, config, console)
+        for subject, score in _baselines(known, history).items():
+            rows += _timed(subject, "", score, history, target)
+        rows += _peers(log, target, work, config, console)
         if config.new:
             rows += _new_titles(recipe, log, config, console)
     return rows
@@ -120,107 +120,109 @@ def _source(config: Config, work: Path, console: Console) -> Path:
     return work / "service"
 
 
-def _plain_ways(known: TitleLog, told: TitleLog) -> dict[str, Callable[[], np.ndarray]]:
+def _baselines(known: TitleLog, history: TitleLog) -> dict[str, Callable[[], np.ndarray]]:
     return {
         "popularity": lambda: popularity(known),
-        "item-kNN": lambda: neighbours(known, told),
-        "EASE": lambda: ease(known, told),
-        "EASE, recent plays": lambda: ease(known, told, recent=RECENT),
+        "item-kNN": lambda: item_knn(known, history),
+        "EASE": lambda: ease(known, history),
+        "EASE, recent plays": lambda: ease(known, history, recent=RECENT),
     }
 
 
-def _timed(subject: str, of: str, way: Callable[[], np.ndarray], told: TitleLog, wanted: np.ndarray) -> list[Row]:
-    began = time.perf_counter()
-    found = listed(way(), told)
-    return _rows(subject, of, [ndcg_and_hits(found, wanted)], [time.perf_counter() - began])
+def _timed(subject: str, of: str, score: Callable[[], np.ndarray], history: TitleLog, target: np.ndarray) -> list[Row]:
+    start = time.perf_counter()
+    results = top_titles(score(), history)
+    return _rows(subject, of, [ndcg_and_hits(results, target)], [time.perf_counter() - start])
 
 
-def _rows(subject: str, of: str, found: list[tuple[float, float]], seconds: list[float]) -> list[Row]:
+def _rows(subject: str, of: str, results: list[tuple[float, float]], seconds: list[float]) -> list[Row]:
     """Means, and spreads where there are several."""
 
     def row(figure: str, unit: str, value: float) -> Row:
         return Row(benchmark=NAME, subject=subject, figure=of + figure, unit=unit, value=float(value))
 
-    table = np.array(found)
+    table = np.array(results)
     rows = []
-    for place, name in enumerate((f"NDCG@{LISTED}", f"HR@{LISTED}")):
-        rows.append(row(name, "mean", table[:, place].mean()))
-        if len(found) > 1:
-            rows.append(row(name, f"deviation of {len(found)} seeds", table[:, place].std(ddof=1)))
+    for column, name in enumerate((f"NDCG@{TOP_K}", f"HR@{TOP_K}")):
+        rows.append(row(name, "mean", table[:, column].mean()))
+        if len(results) > 1:
+            rows.append(row(name, f"deviation of {len(results)} seeds", table[:, column].std(ddof=1)))
     return [*rows, row("time", "s", float(np.mean(seconds)))] if seconds else rows
 
 
 def _members(
-    recipe: FitConfig, known: TitleLog, told: TitleLog, wanted: np.ndarray, config: Config, console: Console
+    recipe: FitConfig, known: TitleLog, history: TitleLog, target: np.ndarray, config: Config, console: Console
 ) -> list[Row]:
     """keyart's own figures, and those of its two parts alone."""
-    whole, towers, order, seconds = [], [], [], []
+    whole, towers, next_item, seconds = [], [], [], []
     for seed in range(config.seeds):
-        began = time.perf_counter()
-        scores = trained(recipe, known, told, seed, console)
-        seconds.append(time.perf_counter() - began)
-        whole.append(ndcg_and_hits(listed(scores.sum(0), told), wanted))
-        towers.append(ndcg_and_hits(listed(scores[0], told), wanted))
-        order.append(ndcg_and_hits(listed(scores[1], told), wanted))
+        start = time.perf_counter()
+        scores = trained(recipe, known, history, seed, console)
+        seconds.append(time.perf_counter() - start)
+        whole.append(ndcg_and_hits(top_titles(scores.sum(0), history), target))
+        towers.append(ndcg_and_hits(top_titles(scores[0], history), target))
+        next_item.append(ndcg_and_hits(top_titles(scores[1], history), target))
     rows = _rows(OURS, "", whole, seconds)
-    if not recipe.model.order.rank:
+    if not recipe.model.next_item.rank:
         return rows
-    alone = {"keyart, what is played next alone": order, "keyart, towers alone": towers}
-    return rows + [row for subject, found in alone.items() for row in _rows(subject, "", found, [])]
+    alone = {"keyart, what is played next alone": next_item, "keyart, towers alone": towers}
+    return rows + [row for subject, results in alone.items() for row in _rows(subject, "", results, [])]
 
 
-def trained(recipe: FitConfig, known: TitleLog, told: TitleLog, seed: int, console: Console) -> np.ndarray:
+def trained(recipe: FitConfig, known: TitleLog, history: TitleLog, seed: int, console: Console) -> np.ndarray:
     """Learn from `known`; float32 (2, U, I): every title's score for every member who played `told`, by the towers and by
     what is played next."""
     vocabularies = vocabularies_of(known)
     catalogue, shard = catalogue_of(known, vocabularies), as_shard(known, vocabularies)
 
-    def rows_of(values: np.ndarray) -> torch.Tensor:
+    def to_arrow(values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).long()
 
     content = Content(
-        title_genres_IL=rows_of(catalogue.title_genres),
-        title_people_IL=rows_of(catalogue.title_people),
+        title_genres_IL=to_arrow(catalogue.title_genres),
+        title_people_IL=to_arrow(catalogue.title_people),
         title_year_I=torch.from_numpy(catalogue.title_year),
-        title_artworks_IL=rows_of(catalogue.title_artworks),
-        artwork_people_AL=rows_of(catalogue.artwork_people),
-        artwork_genres_AL=rows_of(catalogue.artwork_genres),
+        title_artworks_IL=to_arrow(catalogue.title_artworks),
+        artwork_people_AL=to_arrow(catalogue.artwork_people),
+        artwork_genres_AL=to_arrow(catalogue.artwork_genres),
         artwork_image_AE=torch.zeros(len(catalogue.artwork_title), 1),
     )
     torch.manual_seed(seed)
     model = TwoTower(recipe.model, sizes_of(vocabularies), content)
     feed = PlaysFeed([shard], plays=recipe.titles.plays, batch=recipe.titles.batch, seed=seed)
     with progress_bar(console) as progress:
-        task = progress.add_task(f"bench titles: keyart, seed {seed}", total=recipe.titles.passes)
+        task = progress.add_task(f"bench titles: keyart, seed {seed}", total=recipe.titles.epochs)
 
-        def after_pass(done: int, loss: float, _: TwoTower) -> None:
+        def on_epoch_end(done: int, loss: float, _: TwoTower) -> None:
             progress.update(task, completed=done, description=f"bench titles: keyart, seed {seed}, loss {loss:.3f}")
 
-        model = fit_titles(model, feed, recipe.titles, recipe.optimiser, seed=seed, after_pass=after_pass)
-    return _scores(model, told, vocabularies)
+        model = fit_titles(model, feed, recipe.titles, recipe.optimiser, seed=seed, on_epoch_end=on_epoch_end)
+    return _scores(model, history, vocabularies)
 
 
 @torch.no_grad()
-def _scores(model: TwoTower, told: TitleLog, vocabularies: dict) -> np.ndarray:
-    shard, rows = as_shard(told, vocabularies), torch.from_numpy(title_rows(told, vocabularies))
+def _scores(model: TwoTower, history: TitleLog, vocabularies: dict) -> np.ndarray:
+    shard, rows = as_shard(history, vocabularies), torch.from_numpy(title_rows(history, vocabularies))
     title_IW, width = model.title_vectors(rows), model.config.width
     reach = max(model.config.history.reach, model.config.history.span)
     end = shard.member_plays[1:]
     length = np.minimum(end - shard.member_plays[:-1], reach)
-    found = np.zeros((2, told.members, len(rows)), np.float32)
-    for begin in range(0, told.members, MEMBERS_AT_ONCE):
-        some = slice(begin, begin + MEMBERS_AT_ONCE)
-        plays = [torch.from_numpy(part) for part in shard.stretches(end[some] - length[some], length[some]).values()]
-        count = torch.from_numpy(length[some])
+    results = np.zeros((2, history.members, len(rows)), np.float32)
+    for begin in range(0, history.members, MEMBER_CHUNK):
+        chunk = slice(begin, begin + MEMBER_CHUNK)
+        plays = [
+            torch.from_numpy(part) for part in shard.padded_runs(end[chunk] - length[chunk], length[chunk]).values()
+        ]
+        count = torch.from_numpy(length[chunk])
         state = model.states(*plays).learned[torch.arange(len(count)), count]
         member_MW = model.member_vectors(state, plays[0], count)
-        together = member_MW[:, width:-1] @ title_IW[:, width:-1].T
-        found[1, some] = together.numpy()
-        found[0, some] = (member_MW @ title_IW.T - together).numpy()
-    return found
+        next_item_scores = member_MW[:, width:-1] @ title_IW[:, width:-1].T
+        results[1, chunk] = next_item_scores.numpy()
+        results[0, chunk] = (member_MW @ title_IW.T - next_item_scores).numpy()
+    return results
 
 
-def _peers(log: TitleLog, wanted: np.ndarray, work: Path, config: Config, console: Console) -> list[Row]:
+def _peers(log: TitleLog, target: np.ndarray, work: Path, config: Config, console: Console) -> list[Row]:
     """SASRec and HSTU of RecTools, in an environment of their own."""
     if not config.epochs or config.validation:
         console.print(
@@ -239,30 +241,30 @@ def _peers(log: TitleLog, wanted: np.ndarray, work: Path, config: Config, consol
     arrays = {f"{part}{name}": values[rows] for part, rows in parts.items() for name, values in columns.items()}
     np.savez(work / "log.npz", **arrays)  # pyright: ignore[reportArgumentType]
     script = Path(__file__).with_name("rectools_way.py")
-    words = [uv, "run", "--quiet", "--isolated", "--no-project", "--with", RECTOOLS, "python", "-P", str(script)]
+    arguments = [uv, "run", "--quiet", "--isolated", "--no-project", "--with", RECTOOLS, "python", "-P", str(script)]
     rows: list[Row] = []
     for subject in ("SASRec", "HSTU"):
-        found, seconds = [], []
+        results, seconds = [], []
         for seed in range(config.peer_seeds):
             console.print(f"bench titles: {subject} of RecTools, seed {seed}, {config.epochs} epochs; takes minutes")
             try:
-                went = measure(
-                    [*words, str(work / "log.npz"), str(work / "told.json"), subject, str(config.epochs), str(seed)]
+                usage = measure(
+                    [*arguments, str(work / "log.npz"), str(work / "told.json"), subject, str(config.epochs), str(seed)]
                 )
             except UserError as error:
                 console.print(f"bench titles: {subject} left out: {error}")
                 break
             lists = np.array(json.loads((work / "told.json").read_text())["listed"])
-            found.append(ndcg_and_hits(lists, wanted))
-            seconds.append(went.seconds)
-        rows += _rows(subject, "", found, seconds) if found else []
+            results.append(ndcg_and_hits(lists, target))
+            seconds.append(usage.seconds)
+        rows += _rows(subject, "", results, seconds) if results else []
     return rows
 
 
 def _new_titles(recipe: FitConfig, log: TitleLog, config: Config, console: Console) -> list[Row]:
     """Held-out titles among themselves, by content alone."""
     year = log.titles["release_year"].to_numpy(float, na_value=0.0)
-    count = max(LISTED + 1, len(year) // 10)
+    count = max(TOP_K + 1, len(year) // 10)
     new = np.zeros(len(year), bool)
     new[np.lexsort((np.arange(len(year)), year))[-count:]] = True
     if not new[log.title].any() or new[log.title].all():
@@ -274,22 +276,22 @@ def _new_titles(recipe: FitConfig, log: TitleLog, config: Config, console: Conso
     ends = np.full(log.members, -1)
     ends[log.member[last]] = last
     before = ~new[log.title] & (np.arange(len(log.member)) < ends[log.member])
-    judged = np.intersect1d(log.member[before], log.member[last])
+    evaluated = np.intersect1d(log.member[before], log.member[last])
     number = np.full(log.members, -1)
-    number[judged] = np.arange(len(judged))
+    number[evaluated] = np.arange(len(evaluated))
     rows = np.flatnonzero(before & (number[log.member] >= 0))
-    told = TitleLog(member=number[log.member[rows]], title=log.title[rows], time=log.time[rows], titles=log.titles)
-    wanted = log.title[ends[judged]]
+    history = TitleLog(member=number[log.member[rows]], title=log.title[rows], time=log.time[rows], titles=log.titles)
+    target = log.title[ends[evaluated]]
     known = log.take(~new[log.title]).numbered()
     of = "new titles: "
-    console.print(f"bench titles: {new.sum():,} new titles, {len(judged):,} members who played one")
-    found, seconds = [], []
+    console.print(f"bench titles: {new.sum():,} new titles, {len(evaluated):,} members who played one")
+    results, seconds = [], []
     for seed in range(config.seeds):
-        began = time.perf_counter()
-        scores = trained(recipe, known, told, seed, console)
-        seconds.append(time.perf_counter() - began)
-        found.append(ndcg_and_hits(listed(scores.sum(0), told, new), wanted))
-    rows_ = _rows(OURS, of, found, seconds)
-    rows_ += _rows("same genres", of, [ndcg_and_hits(listed(same_genres(told), told, new), wanted)], [])
-    chance = float((1 / np.log2(np.arange(LISTED) + 2)).sum() / new.sum())
-    return rows_ + _rows("chance", of, [(chance, LISTED / float(new.sum()))], [])
+        start = time.perf_counter()
+        scores = trained(recipe, known, history, seed, console)
+        seconds.append(time.perf_counter() - start)
+        results.append(ndcg_and_hits(top_titles(scores.sum(0), history, new), target))
+    rows_ = _rows(OURS, of, results, seconds)
+    rows_ += _rows("same genres", of, [ndcg_and_hits(top_titles(same_genres(history), history, new), target)], [])
+    random_ndcg = float((1 / np.log2(np.arange(TOP_K) + 2)).sum() / new.sum())
+    return rows_ + _rows("chance", of, [(random_ndcg, TOP_K / float(new.sum()))], [])

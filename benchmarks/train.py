@@ -12,7 +12,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.process import measure
 from benchmarks.side_by_side import (
     MATERIALISED,
     PEER,
@@ -20,17 +19,18 @@ from benchmarks.side_by_side import (
     alternate,
     materialise,
     measured_shards,
-    ours,
-    peer,
+    our_command,
+    peer_command,
     rates,
-    told_of_ours,
+    reported_rows,
 )
+from benchmarks.subprocess_usage import measure
 from benchmarks.table import OURS, Row
-from datamodules.contract import UserError
+from foundation.errors import UserError
 from train.run import METRICS
 
 NAME = "train"
-TOLD = {
+OWN_FIGURES = {
     "waiting": ("share of time that steps wait for data", "%"),
     "flops": ("model FLOP utilisation: share of what a large matrix product reaches", "%"),
     "device_gigabytes": ("GPU memory", "GB"),
@@ -41,28 +41,28 @@ TOLD = {
 class Config(SideBySideConfig):
     """What is measured."""
 
-    passes: int = 1
+    epochs: int = 1
     """Passes of the two trainings whose validation log losses are compared; 0 leaves them out."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        if self.passes < 0:
-            raise UserError(f"passes={self.passes}: must be at least 0.")
+        if self.epochs < 0:
+            raise UserError(f"epochs={self.epochs}: must be at least 0.")
 
 
 def bench(config: Config, console: Console) -> list[Row]:
     """Measure every subject. What is left out is said on the console, with the reason."""
     with measured_shards(config, NAME, console) as (shards, work):
         materialise(shards, work, config)
-        subjects = {subject: ours(NAME, subject, shards, work, config) for subject in (OURS, MATERIALISED)}
-        subjects[PEER] = peer(NAME, work, config)
-        found = alternate(NAME, subjects, config.repeats, work, console)
-        attention = {OURS: ours(NAME, OURS, shards, work, config, "attention")}
-        dear = alternate(f"{NAME}, attention", attention, config.repeats, work, console)
-        rows = rates(NAME, "training", found) + told_of_ours(NAME, TOLD, found)
-        rows += rates(NAME, "training, attention", dear)
-        if config.passes:
+        subjects = {subject: our_command(NAME, subject, shards, work, config) for subject in (OURS, MATERIALISED)}
+        subjects[PEER] = peer_command(NAME, work, config)
+        results = alternate(NAME, subjects, config.repeats, work, console)
+        attention = {OURS: our_command(NAME, OURS, shards, work, config, "attention")}
+        attention_results = alternate(f"{NAME}, attention", attention, config.repeats, work, console)
+        rows = rates(NAME, "training", results) + reported_rows(NAME, OWN_FIGURES, results)
+        rows += rates(NAME, "training, attention", attention_results)
+        if config.epochs:
             rows += _quality(config, shards, work, console)
     return rows
 
@@ -72,18 +72,18 @@ def _quality(config: Config, shards: Path, work: Path, console: Console) -> list
     impression; otherwise as it is by default, its batches too."""
     loss = {}
     for subject, window in ((OURS, ()), (MATERIALISED, ("--window", "1"))):
-        console.print(f"bench {NAME}: trains for the quality of {subject}, passes: {config.passes}")
-        options = {"--passes": config.passes, "--slices": 1, "--model.width": config.width}
+        console.print(f"bench {NAME}: trains for the quality of {subject}, passes: {config.epochs}")
+        options = {"--epochs": config.epochs, "--validations_per_epoch": 1, "--model.width": config.width}
         options |= {"--model.history.span": config.plays}
-        words = ["fit", str(shards), str(work / subject), *window]
+        arguments = ["fit", str(shards), str(work / subject), *window]
         for name, value in options.items():
-            words += [name, str(value)]
-        measure([sys.executable, "-P", "-m", "keyart", *words])
+            arguments += [name, str(value)]
+        measure([sys.executable, "-P", "-m", "keyart", *arguments])
         loss[subject] = json.loads((work / subject / METRICS).read_text())["validation_log_loss"]
-    figure = f"validation log loss, passes: {config.passes}"
+    figure = f"validation log loss, passes: {config.epochs}"
     rows = [
         Row(benchmark=NAME, subject=subject, figure=figure, unit="nat", value=value) for subject, value in loss.items()
     ]
-    apart = loss[OURS] - loss[MATERIALISED]
+    difference = loss[OURS] - loss[MATERIALISED]
     more = f"{figure}, above {MATERIALISED}"
-    return [*rows, Row(benchmark=NAME, subject=OURS, figure=more, unit="nat", value=apart)]
+    return [*rows, Row(benchmark=NAME, subject=OURS, figure=more, unit="nat", value=difference)]

@@ -16,15 +16,15 @@ from statistics import median
 import numpy as np
 from rich.console import Console
 
-from benchmarks.copies import copy_members
-from benchmarks.process import measure, python
+from benchmarks.copy_members import copy_members
 from benchmarks.six_policies import write_scores
+from benchmarks.subprocess_usage import measure, python
 from benchmarks.table import OURS, Row
-from datamodules.contract import UserError
-from datamodules.simulate import SimulateConfig, simulate
-from evaluation import estimators as by
-from evaluation.estimators import Terms
-from evaluation.intervals import Members, bootstrap
+from datamodules.simulator.simulate import SimulateConfig, simulate
+from evaluation.off_policy import estimators as by
+from evaluation.off_policy.estimators import Terms
+from evaluation.off_policy.intervals import Members, bootstrap
+from foundation.errors import UserError
 
 NAME = "value"
 THEIRS = "Open Bandit Pipeline"
@@ -63,23 +63,23 @@ def bench(config: Config, console: Console) -> list[Row]:
     return rows
 
 
-def made(impressions: int, seed: int = 0) -> dict[str, np.ndarray]:
+def simulate_arrays(impressions: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Arrays of a log of one title with `ACTIONS` artworks, a policy, and a reward model that is not quite right."""
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     shape = (impressions, ACTIONS)
-    truth_NK = 1 / (1 + np.exp(-chance.normal(-2, 0.7, shape)))
-    logging_NK, policy_NK = (chance.dirichlet(np.full(ACTIONS, 2.0), impressions) for _ in range(2))
+    truth_NK = 1 / (1 + np.exp(-rng.normal(-2, 0.7, shape)))
+    logging_NK, policy_NK = (rng.dirichlet(np.full(ACTIONS, 2.0), impressions) for _ in range(2))
     logging_NK = 0.9 * logging_NK + 0.1 / ACTIONS
-    action = (logging_NK.cumsum(1) < chance.random(impressions)[:, None]).sum(1).clip(max=ACTIONS - 1)
+    action = (logging_NK.cumsum(1) < rng.random(impressions)[:, None]).sum(1).clip(max=ACTIONS - 1)
     rows = np.arange(impressions)
     return {
-        "reward": (chance.random(impressions) < truth_NK[rows, action]).astype(float),
+        "reward": (rng.random(impressions) < truth_NK[rows, action]).astype(float),
         "action": action,
         "propensity": logging_NK[rows, action],
         "logging": logging_NK,
         "policy": policy_NK,
         "certain": (np.arange(ACTIONS) == policy_NK.argmax(1)[:, None]).astype(float),
-        "predicted": np.clip(truth_NK + chance.normal(0, 0.05, shape), 0, 1),
+        "predicted": np.clip(truth_NK + rng.normal(0, 0.05, shape), 0, 1),
         "cluster": np.arange(ACTIONS) % CLUSTERS,
     }
 
@@ -115,34 +115,34 @@ def ours(arrays: dict[str, np.ndarray]) -> dict[str, Callable[[], Terms]]:
 
 
 def _side_by_side(config: Config, work: Path, console: Console) -> list[Row]:
-    arrays = made(config.impressions)
+    arrays = simulate_arrays(config.impressions)
     np.savez(work / "arrays.npz", **arrays)  # pyright: ignore[reportArgumentType]
     if shutil.which("uv") is None:
         raise UserError("uv: is not on PATH, and Open Bandit Pipeline needs an environment of its own. Install uv.")
     console.print("bench value: Open Bandit Pipeline, in an environment of its own (made on the first run)")
     script = Path(__file__).with_name("obp_way.py")
-    words = ["uv", "run", "--no-project", "--script", script, work / "arrays.npz", work / "theirs.json"]
-    measure([*map(str, words), json.dumps(PARAMETERS | {"draws": DRAWS, "repeats": REPEATS})])
+    arguments = ["uv", "run", "--no-project", "--script", script, work / "arrays.npz", work / "theirs.json"]
+    measure([*map(str, arguments), json.dumps(PARAMETERS | {"draws": DRAWS, "repeats": REPEATS})])
     theirs = json.loads((work / "theirs.json").read_text())
     members = Members.of(np.arange(config.impressions) // IMPRESSIONS_A_MEMBER)
-    rows, sums, apart = [], [], []
+    rows, sums, differences = [], [], []
     for name, terms_of in ours(arrays).items():
         seconds, value = [], float("nan")
         for _ in range(REPEATS):
-            began = time.perf_counter()
+            start = time.perf_counter()
             value = members.sums(terms_of()).value
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start)
         sums.append(members.sums(terms_of()))
-        apart.append(abs(value - theirs[name]["value"]))
-        if not apart[-1] <= AGREE:
+        differences.append(abs(value - theirs[name]["value"]))
+        if not differences[-1] <= AGREE:
             raise UserError(f"{name}: ours is {value:.9f}, Open Bandit Pipeline's {theirs[name]['value']:.9f}.")
         rows.append(_row(OURS, f"{name}: time", "ms", 1000 * median(seconds)))
         rows.append(_row(THEIRS, f"{name}: time", "ms", 1000 * median(theirs[name]["seconds"])))
-    rows.append(_row(OURS, "largest difference of the two", "1e-9", 1e9 * max(apart)))
-    began = time.perf_counter()
+    rows.append(_row(OURS, "largest difference of the two", "1e-9", 1e9 * max(differences)))
+    start = time.perf_counter()
     bootstrap(sums, 0, DRAWS)
-    rows.append(_row(OURS, "1,000 bootstrap draws, by member, of all ten", "s", time.perf_counter() - began))
-    slow = sum(one.get("interval_seconds", 0.0) for one in theirs.values())
+    rows.append(_row(OURS, "1,000 bootstrap draws, by member, of all ten", "s", time.perf_counter() - start))
+    slow = sum(result.get("interval_seconds", 0.0) for result in theirs.values())
     rows.append(_row(THEIRS, "1,000 bootstrap draws, by impression, of ips, snips and dr", "s", slow))
     return rows
 

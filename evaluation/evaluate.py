@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
-from datamodules.atomic import atomic_folder
-from datamodules.contract import UserError
-from evaluation.audit import Known, fit_of
-from evaluation.off_policy import Estimate, ips, on_policy, snips, snips_lift
-from evaluation.policies import best_fixed, greedy, uniform
-from evaluation.report import render
-from evaluation.scored_log import ScoredLog, read_scored_log
-from evaluation.value import value_of
+from evaluation.audits.audit import AuditInputs, fit_metrics
+from evaluation.logs.policies import best_fixed, greedy, uniform
+from evaluation.logs.scored_log import ScoredLog, read_scored_log
+from evaluation.off_policy.randomised_estimates import Estimate, ips, on_policy, snips, snips_lift
+from evaluation.report.evaluation_page import render
+from evaluation.value import value_sections
+from foundation.atomic import atomic_folder
+from foundation.errors import UserError
 
-RECORD = "report.json"
-LAYOUT = 5
+REPORT_FILE = "report.json"
+REPORT_VERSION = 5
 """Raised when the report says other things, or in another way: older ones are then made again."""
 
 LABELS = {
@@ -67,7 +67,7 @@ def evaluate(
     `read_scored_log`, and where no impression offered two artworks; ValueError where `since` has no time zone.
     """
     everything = read_scored_log(dataset, scores, since)
-    log = everything.where(everything.there_NK.sum(1) > 1)
+    log = everything.where(everything.mask_NK.sum(1) > 1)
     if not len(log):
         raise UserError(
             f"{dataset}/impressions: no impression since {since} offered two artworks, so there was nothing to choose. "
@@ -75,11 +75,11 @@ def evaluate(
         )
     notes = dict(notes or {})
     policies = {"uniform": uniform(log)}
-    known = Known.read(dataset, scores, since)
-    if known.past is None:
+    audit_inputs = AuditInputs.read(dataset, scores, since)
+    if audit_inputs.past is None:
         notes["Best artwork per title"] = NO_PAST
     else:
-        policies["best_fixed"] = best_fixed(log, known.past)
+        policies["best_fixed"] = best_fixed(log, audit_inputs.past)
     policies["scored"] = log.policy_NK
     labels = LABELS | {"scored": scored_name}
     rewards = {"clicked": (log.clicked, log.true_click_NK)}
@@ -87,12 +87,12 @@ def evaluate(
         rewards["engaged"] = (log.engaged, log.true_engaged_NK)
     rows = []
     for reward, (reward_N, truth_NK) in rewards.items():
-        at_hand = policies if truth_NK is None else policies | {"best_possible": greedy(truth_NK, log)}
+        policy_arrays = policies if truth_NK is None else policies | {"best_possible": greedy(truth_NK, log)}
         for policy in ("uniform", "logged", "best_fixed", "scored", "best_possible"):
             if policy == "logged":
-                row = _valued_as_logged(log, reward_N, truth_NK)
-            elif policy in at_hand:
-                row = _valued(log, at_hand[policy], at_hand["uniform"], reward_N, truth_NK)
+                row = _logged_row(log, reward_N, truth_NK)
+            elif policy in policy_arrays:
+                row = _policy_row(log, policy_arrays[policy], policy_arrays["uniform"], reward_N, truth_NK)
             else:
                 continue
             rows.append({"policy": policy, "label": labels[policy], "reward": reward, **row})
@@ -105,19 +105,19 @@ def evaluate(
         "members": len(np.unique(log.member)),
         "randomised": int(log.randomised.sum()),
         "policies": rows,
-        "captured_lift": _captured(rows),
-        "value": value_of(log, known),
-        **fit_of(everything),
+        "captured_lift": _captured_lift(rows),
+        "value": value_sections(log, audit_inputs),
+        **fit_metrics(everything),
         "notes": notes,
         **(extra or {}),
     }
-    with atomic_folder(out, marker=RECORD) as folder:
+    with atomic_folder(out, marker=REPORT_FILE) as folder:
         (folder / "report.html").write_text(render(report, dataset), encoding="utf-8")
-        (folder / RECORD).write_text(json.dumps(report, indent=1), encoding="utf-8")
+        (folder / REPORT_FILE).write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report
 
 
-def _valued(
+def _policy_row(
     log: ScoredLog, policy_NK: NDArray, uniform_NK: NDArray, reward_N: NDArray, truth_NK: NDArray | None
 ) -> dict[str, Any]:
     """A policy's true value, and its estimates on the randomised part."""
@@ -130,14 +130,16 @@ def _valued(
     return {"true_value": _mean_under(policy_NK, truth_NK), "estimates": estimates}
 
 
-def _valued_as_logged(log: ScoredLog, reward_N: NDArray, truth_NK: NDArray | None) -> dict[str, Any]:
+def _logged_row(log: ScoredLog, reward_N: NDArray, truth_NK: NDArray | None) -> dict[str, Any]:
     """What the logging policy earned; its true value where the truth and its whole propensities are known."""
     known = truth_NK is not None and not np.isnan(log.propensity_NK).any()
     rest = ~log.randomised
-    aimed: Estimate = replace(on_policy(reward_N[rest], log.member[rest]), estimator="on_policy_not_randomised")
+    not_randomised: Estimate = replace(
+        on_policy(reward_N[rest], log.member[rest]), estimator="on_policy_not_randomised"
+    )
     return {
         "true_value": _mean_under(log.propensity_NK, truth_NK) if known else None,
-        "estimates": [on_policy(reward_N, log.member).record(), aimed.record()],
+        "estimates": [on_policy(reward_N, log.member).record(), not_randomised.record()],
     }
 
 
@@ -145,7 +147,7 @@ def _mean_under(policy_NK: NDArray, truth_NK: NDArray | None) -> float | None:
     return None if truth_NK is None else float((policy_NK * truth_NK).sum(1).mean())
 
 
-def _captured(rows: list[dict[str, Any]]) -> float | None:
+def _captured_lift(rows: list[dict[str, Any]]) -> float | None:
     """(scored - uniform) / (best possible - uniform), of true values of clicks; None where the truth is not known."""
     true = {row["policy"]: row["true_value"] for row in rows if row["reward"] == "clicked"}
     if true.get("best_possible") is None or true["best_possible"] == true["uniform"]:
@@ -164,8 +166,8 @@ def policy_table(report: dict[str, Any]) -> Table:
     for row in report["policies"]:
         if row["reward"] != "clicked":
             continue
-        told = {estimate["estimator"]: estimate for estimate in row["estimates"]}
-        estimate = told.get("snips") or told["on_policy"]
+        by_estimator = {estimate["estimator"]: estimate for estimate in row["estimates"]}
+        estimate = by_estimator.get("snips") or by_estimator["on_policy"]
         true = "—" if row["true_value"] is None else f"{1000 * row['true_value']:.1f}"
         style = "bold" if row["policy"] == "scored" else None
         # as Text: a label or an interval in brackets must not be read as markup

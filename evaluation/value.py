@@ -25,31 +25,32 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from datamodules.atomic import atomic_folder, require_replaceable
-from datamodules.contract import IMPRESSIONS, UserError
-from datamodules.progress import progress_bar
-from evaluation.audit import Known, audit
-from evaluation.columns import plain, read_columns
-from evaluation.intervals import DRAWS
-from evaluation.log_checks import calibration, drift, part_row
-from evaluation.logged import Outcomes
-from evaluation.loggers import balanced
-from evaluation.page import value_page
-from evaluation.policies import best_fixed_choice
-from evaluation.scored_log import ScoredLog, read_scored_log
-from evaluation.valuation import LOGGED, Log, Policy, valued, weigh
+from datamodules.contract.tables import IMPRESSIONS
+from evaluation.audits.audit import AuditInputs, audit
+from evaluation.logs.columns import read_columns, to_array
+from evaluation.logs.log_checks import calibration, drift, period_row
+from evaluation.logs.logged_impressions import Outcomes
+from evaluation.logs.logging_policies import mixture_propensities
+from evaluation.logs.policies import best_fixed_choice
+from evaluation.logs.scored_log import ScoredLog, read_scored_log
+from evaluation.off_policy.intervals import DRAWS
+from evaluation.off_policy.valuation import LOGGED, BanditLog, PolicyProbabilities, estimate, importance_weights
+from evaluation.report.value_page import value_page
+from foundation.atomic import atomic_folder, require_replaceable
+from foundation.errors import UserError
+from foundation.progress import progress_bar
 
-RECORD, PAGE = "value.json", "value.html"
-STEPS = 6
-HEADLINE = "dr"
+VALUE_FILE, VALUE_PAGE = "value.json", "value.html"
+PROGRESS_STEPS = 6
+HEADLINE_ESTIMATOR = "dr"
 """The estimate a reader should look at first: unbiased as `ips` is, with less noise."""
 Period = Literal["test", "validation", "all"]
 
-BALANCED = (
+BALANCED_WEIGHTS = (
     "balanced: no logging policy is personalised, so an impression's weight divides by the mixture of them, taking it that "
     "chance decided which of them an impression met"
 )
-PER_POLICY = "per policy: an impression's weight divides by the propensity of the policy that logged it"
+PER_POLICY_WEIGHTS = "per policy: an impression's weight divides by the propensity of the policy that logged it"
 NO_PAST = "Nothing was logged before this period to learn the best artwork of each title from: best_fixed is left out."
 SHOWN_ALONE = (
     "The log has the shown artwork's propensity alone: whether the policy goes where the log never does shows in the mean "
@@ -74,8 +75,8 @@ def value(
     the newest 15 % of the impressions, the 15 % before them, or all (`borders`). UserError as `read_scored_log`, and where no
     impression offered two artworks.
     """
-    require_replaceable(out, RECORD)
-    since, before = borders(dataset, period)
+    require_replaceable(out, VALUE_FILE)
+    since, before = period_bounds(dataset, period)
     console = console or Console(quiet=True)
     if_missing = "Score the whole period, or leave those out by --allow-missing."
 
@@ -85,38 +86,42 @@ def value(
         return read_scored_log(dataset, table, since, before=before, **words)
 
     with progress_bar(console) as progress:
-        task = progress.add_task("value: read the log", total=STEPS)
+        task = progress.add_task("value: read the log", total=PROGRESS_STEPS)
 
         def step(words: str) -> None:
             progress.update(task, description=f"value: {words}", advance=1)
 
         everything = read(scores)
-        there = everything.there_NK.sum(1) > 1
+        eligible = everything.mask_NK.sum(1) > 1
         other = None if base is None else read(base)
         if other is not None:
-            place_N = np.asarray(
+            index_N = np.asarray(
                 pc.fill_null(pc.index_in(everything.impression_id, value_set=other.impression_id), -1), np.int64
             )
-            there_too = place_N >= 0
-            everything.policies["base"] = other.policy_NK[np.maximum(place_N, 0)]
-            uncompared = int((~there_too).sum())
-            there &= there_too
+            in_base = index_N >= 0
+            everything.policies["base"] = other.policy_NK[np.maximum(index_N, 0)]
+            uncompared = int((~in_base).sum())
+            eligible &= in_base
         else:
             uncompared = 0
-        kept = np.flatnonzero(there)
-        if not len(kept):
+        kept_rows = np.flatnonzero(eligible)
+        if not len(kept_rows):
             raise UserError(
                 f"{dataset}/impressions: no impression of the period offered two artworks, so there was nothing to choose. "
                 "Name another period."
             )
-        alone, missing, unknown = len(everything) - len(kept) - uncompared, everything.missing, everything.unknown
-        log = everything.take(kept[np.argsort(everything.member[kept], kind="stable")])
+        single_candidate, missing, unknown = (
+            len(everything) - len(kept_rows) - uncompared,
+            everything.missing,
+            everything.unknown,
+        )
+        log = everything.take(kept_rows[np.argsort(everything.member[kept_rows], kind="stable")])
         del everything, other  # so that a large log is held once
         step("read what came of every artwork")
-        known = Known.read(dataset, scores, since, before)
-        for said in _left_aside(alone, missing, unknown, uncompared, scores, base):
-            console.print(f"value: {said}")
-        record = value_of(log, known, step)
+        audit_inputs = AuditInputs.read(dataset, scores, since, before)
+        for note in _exclusion_notes(single_candidate, missing, unknown, uncompared, scores, base):
+            console.print(f"value: {note}")
+        record = value_sections(log, audit_inputs, step)
         record = {
             "verdict": record.pop("verdict"),
             "period": period,
@@ -125,40 +130,42 @@ def value(
             "log_policy": log_policy,
             "impressions": len(log),
             "members": len(np.unique(log.member)),
-            "without_choice": alone,
+            "without_choice": single_candidate,
             "without_scores": missing,
             "without_base": uncompared,
             "scores_of_other_impressions": unknown,
             **record,
         }
         step("draw the page")
-        with atomic_folder(out, marker=RECORD) as folder:
-            (folder / PAGE).write_text(value_page(record, dataset), encoding="utf-8")
-            (folder / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
+        with atomic_folder(out, marker=VALUE_FILE) as folder:
+            (folder / VALUE_PAGE).write_text(value_page(record, dataset), encoding="utf-8")
+            (folder / VALUE_FILE).write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
         step("done")
     return record
 
 
-def _left_aside(alone: int, missing: int, unknown: int, uncompared: int, scores: Path, base: Path | None) -> list[str]:
+def _exclusion_notes(
+    single_candidate: int, missing: int, unknown: int, uncompared: int, scores: Path, base: Path | None
+) -> list[str]:
     """What does not count, in words."""
-    told = []
+    notes = []
     if missing:
-        told.append(f"{missing:,} impressions without scores are left out: the values are of the others alone")
+        notes.append(f"{missing:,} impressions without scores are left out: the values are of the others alone")
     if unknown:
-        told.append(f"{scores}: {unknown:,} scores are of impressions that are not of this period's log")
+        notes.append(f"{scores}: {unknown:,} scores are of impressions that are not of this period's log")
     if uncompared:
-        told.append(f"{base}: lacks {uncompared:,} impressions, which are left out on both sides")
-    if alone:
-        told.append(f"{alone:,} impressions offered a single artwork, nothing to choose")
-    return told
+        notes.append(f"{base}: lacks {uncompared:,} impressions, which are left out on both sides")
+    if single_candidate:
+        notes.append(f"{single_candidate:,} impressions offered a single artwork, nothing to choose")
+    return notes
 
 
-def borders(dataset: Path, period: Period) -> tuple[datetime | None, datetime | None]:
+def period_bounds(dataset: Path, period: Period) -> tuple[datetime | None, datetime | None]:
     """First instant of a period, and of what follows it; None where there is none.
 
     By the shares that `keyart prepare` deals by default: the newest impressions are test, those before them validation.
     """
-    from datamodules.prepare import PrepareConfig
+    from datamodules.prepare.prepare import PrepareConfig
 
     if period == "all":
         return None, None
@@ -166,95 +173,99 @@ def borders(dataset: Path, period: Period) -> tuple[datetime | None, datetime | 
     table = read_columns(
         dataset / IMPRESSIONS.name, IMPRESSIONS.files(dataset), columns, remedy=f"Run keyart check {dataset}."
     )
-    times = np.asarray(plain(table["shown_at"].cast(pa.timestamp("us", "UTC"), safe=False)).cast(pa.int64()))
+    times = np.asarray(to_array(table["shown_at"].cast(pa.timestamp("us", "UTC"), safe=False)).cast(pa.int64()))
     if not len(times):
         raise UserError(f"{dataset}/impressions: is empty. Name a dataset with logged impressions.")
     shares = PrepareConfig()
-    places = [int(len(times) * (1 - shares.validation - shares.test)), int(len(times) * (1 - shares.test))]
-    first = [datetime.fromtimestamp(int(at) / 1e6, UTC) for at in np.partition(times, places)[places]]
+    ranks = [int(len(times) * (1 - shares.validation - shares.test)), int(len(times) * (1 - shares.test))]
+    first = [datetime.fromtimestamp(int(at) / 1e6, UTC) for at in np.partition(times, ranks)[ranks]]
     return (first[1], None) if period == "test" else (first[0], first[1])
 
 
-def value_of(scored: ScoredLog, known: Known, step: Callable[[str], None] = lambda words: None) -> dict[str, Any]:
+def value_sections(
+    scored: ScoredLog, audit_inputs: AuditInputs, step: Callable[[str], None] = lambda words: None
+) -> dict[str, Any]:
     """The policies on a log, with what is known of the log: what `value.json` and `report.json` hold of them.
 
     `known` is what was logged besides; `step` hears what is done next.
     """
     if (np.diff(scored.member) < 0).any():
         scored = scored.take(np.argsort(scored.member, kind="stable"))
-    log, weights = as_log(scored)
-    whole = log.propensity_NK is not None
-    notes = [] if whole else [SHOWN_ALONE]
-    calibrated = calibration(scored.propensity_NK, scored.there_NK, scored.shown) if whole else None
-    uniform_N = 1 / scored.there_NK.sum(1)
+    log, weights = to_bandit_log(scored)
+    all_propensities = log.propensity_NK is not None
+    notes = [] if all_propensities else [SHOWN_ALONE]
+    calibrated = calibration(scored.propensity_NK, scored.mask_NK, scored.shown) if all_propensities else None
+    uniform_N = 1 / scored.mask_NK.sum(1)
     drifts = {
         reward: drift(reward_N, uniform_N / log.propensity_N, scored.shown_at, log.member_N)
         for reward, reward_N in log.reward.items()
     }
-    found = (calibrated.doubt if calibrated else "", *(doubt for _, doubt in drifts.values()))
-    doubts = tuple(doubt for doubt in found if doubt)
-    policies: dict[str, Policy | None] = {
+    all_doubts = (calibrated.doubt if calibrated else "", *(doubt for _, doubt in drifts.values()))
+    doubts = tuple(doubt for doubt in all_doubts if doubt)
+    policies: dict[str, PolicyProbabilities | None] = {
         "scored": lambda rows: scored.policy_NK[rows],
-        "uniform": lambda rows: scored.there_NK[rows] * uniform_N[rows, None],
-        LOGGED: (lambda rows: scored.propensity_NK[rows]) if whole else None,
+        "uniform": lambda rows: scored.mask_NK[rows] * uniform_N[rows, None],
+        LOGGED: (lambda rows: scored.propensity_NK[rows]) if all_propensities else None,
     }
     fixed_N = None
-    if known.past is None:
+    if audit_inputs.past is None:
         notes.append(NO_PAST)
     else:
-        fixed_N = best_fixed_choice(scored, known.past)
-        policies["best_fixed"] = _always(fixed_N, scored.there_NK.shape[1])
+        fixed_N = best_fixed_choice(scored, audit_inputs.past)
+        policies["best_fixed"] = _fixed_policy(fixed_N, scored.mask_NK.shape[1])
     for name, policy_NK in scored.policies.items():
-        policies[name] = _as_given(policy_NK)
+        policies[name] = _array_policy(policy_NK)
     step("weigh the policies")
-    weighing = weigh(log, policies)
+    weighted_log = importance_weights(log, policies)
     step(f"{len(log):,} impressions by every estimator, {DRAWS:,} draws of the members")
-    told = valued(weighing, doubts=doubts)
+    estimates = estimate(weighted_log, doubts=doubts)
     step("slice by slice, and how honest the artworks are")
-    beside = audit(scored, weighing, told, known, fixed_N, doubts)
+    audit_sections = audit(scored, weighted_log, estimates, audit_inputs, fixed_N, doubts)
     return {
-        "verdict": _headline(told),
+        "verdict": _headline(estimates),
         "weights": weights,
         "logging_policies": [
             {"policy": name, "impressions": int(count)}
             for name, count in zip(
-                scored.loggers, np.bincount(scored.logger, minlength=len(scored.loggers)), strict=True
+                scored.logging_policies,
+                np.bincount(scored.logging_policy, minlength=len(scored.logging_policies)),
+                strict=True,
             )
             if count
         ],
         "randomised": int(scored.randomised.sum()),
-        **told,
+        **estimates,
         "calibration": None if calibrated is None else calibrated.record(),
         "drift": [
-            {"reward": reward} | _dated(row)
+            {"reward": reward} | _with_date(row)
             for reward, (parts, _) in drifts.items()
-            for row in [*_before(known.past, reward), *parts]
+            for row in [*_rows_before_period(audit_inputs.past, reward), *parts]
         ],
-        **beside,
-        "notes": [*notes, *beside["notes"]],
+        **audit_sections,
+        "notes": [*notes, *audit_sections["notes"]],
     }
 
 
-def as_log(scored: ScoredLog) -> tuple[Log, str]:
+def to_bandit_log(scored: ScoredLog) -> tuple[BanditLog, str]:
     """A scored log, ordered by member, as what is valued; and whose propensities its weights divide by, in words."""
-    whole = not np.isnan(scored.propensity_NK).any()
-    mixed_NK = balanced(scored.propensity_NK, scored.artwork_NK, scored.logger)
+    all_propensities = not np.isnan(scored.propensity_NK).any()
+    mixed_NK = mixture_propensities(scored.propensity_NK, scored.artwork_NK, scored.logging_policy)
     propensity_NK = scored.propensity_NK if mixed_NK is None else mixed_NK
-    log = Log(
+    log = BanditLog(
         member_N=scored.member,
         title_N=scored.title,
         artwork_NK=scored.artwork_NK,
         shown_N=scored.shown,
         propensity_N=scored.propensity if mixed_NK is None else mixed_NK[np.arange(len(scored)), scored.shown],
-        propensity_NK=propensity_NK if whole else None,
+        propensity_NK=propensity_NK if all_propensities else None,
         score_NK=scored.click_probability_NK,
         randomised_N=scored.randomised,
         reward={"clicked": scored.clicked} | ({} if scored.engaged is None else {"engaged": scored.engaged}),
     )
-    return log, PER_POLICY if mixed_NK is None else BALANCED
+    return log, PER_POLICY_WEIGHTS if mixed_NK is None else BALANCED_WEIGHTS
 
 
-def _before(past: Outcomes | None, reward: str) -> list[dict[str, Any]]:
+def _rows_before_period(past: Outcomes | None, reward: str) -> list[dict[str, Any]]:
     """What the uniform policy earned before the period, to hold the period against."""
     reward_N = None if past is None else past.clicked if reward == "clicked" else past.engaged
     if past is None or reward_N is None:
@@ -264,28 +275,30 @@ def _before(past: Outcomes | None, reward: str) -> list[dict[str, Any]]:
     if not len(order):
         return []
     weight_N = 1 / (past.width * past.propensity)
-    return [{"part": "before"} | part_row(*(v[order] for v in (reward_N, weight_N, past.shown_at, past.member)))]
+    return [{"part": "before"} | period_row(*(v[order] for v in (reward_N, weight_N, past.shown_at, past.member)))]
 
 
-def _always(chosen_N: NDArray[np.integer], width: int) -> Policy:
+def _fixed_policy(chosen_N: NDArray[np.integer], width: int) -> PolicyProbabilities:
     """The policy that is certain of one place."""
     return lambda rows: (np.arange(width) == chosen_N[rows, None]).astype(float)
 
 
-def _as_given(policy_NK: NDArray) -> Policy:
+def _array_policy(policy_NK: NDArray) -> PolicyProbabilities:
     return lambda rows: policy_NK[rows]
 
 
-def _dated(row: dict[str, Any]) -> dict[str, Any]:
+def _with_date(row: dict[str, Any]) -> dict[str, Any]:
     since = datetime.fromtimestamp(row["from"] / 1e6, UTC).isoformat()
     numbers = {name: None if isinstance(v, float) and not np.isfinite(v) else v for name, v in row.items()}
     return numbers | {"from": since}
 
 
-def _headline(told: dict[str, Any]) -> dict[str, str]:
+def _headline(estimates: dict[str, Any]) -> dict[str, str]:
     """What the log has to say of the scored policy's clicks, by the estimate to look at first."""
-    row = _row(told["verdicts"], "scored", "clicked", HEADLINE)
-    return {"policy": "scored", "reward": "clicked", "estimator": HEADLINE} | {n: row[n] for n in ("verdict", "reason")}
+    row = _row(estimates["verdicts"], "scored", "clicked", HEADLINE_ESTIMATOR)
+    return {"policy": "scored", "reward": "clicked", "estimator": HEADLINE_ESTIMATOR} | {
+        n: row[n] for n in ("verdict", "reason")
+    }
 
 
 def _row(rows: list[dict[str, Any]], policy: str, reward: str, estimator: str) -> dict[str, Any]:
@@ -302,18 +315,19 @@ def value_table(record: dict[str, Any]) -> Table:
     )
     for heading in ("policy", "reward", "value", "above uniform"):
         table.add_column(heading, justify="left" if heading in ("policy", "reward") else "right")
-    told = {(e["policy"], e["reward"], e["estimator"]): e for e in record["estimates"]}
+    by_key = {(e["policy"], e["reward"], e["estimator"]): e for e in record["estimates"]}
     above = {(d["policy"], d["reward"], d["estimator"]): d for d in record["differences"] if d["base"] == "uniform"}
-    for policy, reward in dict.fromkeys((policy, reward) for policy, reward, _ in told):
+    for policy, reward in dict.fromkeys((policy, reward) for policy, reward, _ in by_key):
         main, lift = (
-            rows.get((policy, reward, HEADLINE)) or rows.get((policy, reward, "snips")) for rows in (told, above)
+            rows.get((policy, reward, HEADLINE_ESTIMATOR)) or rows.get((policy, reward, "snips"))
+            for rows in (by_key, above)
         )
-        cells = [policy, reward, _said(main), _lift(lift)]
+        cells = [policy, reward, _value_cell(main), _lift_cell(lift)]
         table.add_row(*map(Text, cells), style="bold" if policy == "scored" else None)
     return table
 
 
-def _said(row: dict[str, Any] | None) -> str:
+def _value_cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return "left out"
     if row["value"] is None:
@@ -324,7 +338,7 @@ def _said(row: dict[str, Any] | None) -> str:
     return f"{1000 * row['value']:.1f} [{1000 * row['low']:.1f}, {1000 * row['high']:.1f}]{mark}"
 
 
-def _lift(row: dict[str, Any] | None) -> str:
+def _lift_cell(row: dict[str, Any] | None) -> str:
     if row is None or row["relative"] is None or row["relative_low"] is None:
         return "" if row is None else "cannot be told"
     return f"{row['relative']:+.1%} [{row['relative_low']:+.1%}, {row['relative_high']:+.1%}]"

@@ -26,15 +26,15 @@ DESCRIPTIONS = {
         "what the artwork adds to the click logit above its title's mean artwork, for this member",
     ),
     "affinity": ("float32", "(N,)", "what the title adds to the click logit, for this member"),
-    "taste": ("float32", "(N, D)", "meets artwork vectors in appeal: see posterior.safetensors"),
-    "liked": ("float32", "(N, 2 D + G)", "meets artworks' image, people and moods in appeal"),
+    "artwork_query": ("float32", "(N, D)", "meets artwork vectors in appeal: see posterior.safetensors"),
+    "content_query": ("float32", "(N, 2 D + G)", "meets artworks' image, people and moods in appeal"),
     "member": ("float32", "(N, S)", "what choose.onnx is given of a history"),
-    "titles_member": (
+    "title_query": (
         "float32",
         "(N, W)",
         "ranks titles: its dot product with a line of titles.safetensors is that title's score",
     ),
-    "played_before": ("bool", "(N,)", "whether the title is among the last `looks_back` plays"),
+    "played_before": ("bool", "(N,)", "whether the title is among the last `history_span` plays"),
     "played": ("int64", "(N, P)", "title rows that are left out, padded with 0"),
     "top": ("int64", "(1,)", "how many titles, at least 1"),
     "titles": ("int64", "(N, top)", "title rows, best first; those of a list that has ended are padded with 0"),
@@ -43,7 +43,7 @@ DESCRIPTIONS = {
     "choice": ("int64", "(N,)", "place of the artwork to show among the candidates, from 0"),
     "propensity": ("float32", "(N,)", "how likely it was to be chosen: to be logged"),
     "policy": ("float32", "(N, K)", "how likely each was"),
-    "artwork_vector": ("float32", "(N, D)", "what meets a member's taste in appeal"),
+    "artwork_vector": ("float32", "(N, D)", "what meets a member's artwork_query in appeal"),
     "artwork_content": (
         "float32",
         "(N, 2 D + G)",
@@ -67,15 +67,15 @@ DESCRIPTIONS = {
     "title_engaged": ("float32", "(N, D + 1)", "the same for viewings"),
     "play_token": ("float32", "(N, D)", "what a play of the title says to the learned state"),
     "play_content": ("float32", "(N, D + G)", "the same to the mean of what was played: people and genres"),
-    "found_by": ("float32", "(N, W)", "what titles_member meets: a line of titles.safetensors"),
+    "retrieval_vector": ("float32", "(N, W)", "what title_query meets: a line of titles.safetensors"),
     "scores": ("float32", "(N, top)", "their scores, of which only differences count; -inf where a list has ended"),
 }
 """By name: over rows; the same over ids is told from it."""
 
 
-def described(graph: ModelProto) -> dict[str, list[dict[str, str]]]:
+def describe_graph(graph: ModelProto) -> dict[str, list[dict[str, str]]]:
     """Every input and output of a graph: name, type, shape and meaning."""
-    found = {}
+    sides = {}
     for side, parts in (("inputs", graph.graph.input), ("outputs", graph.graph.output)):
         rows = []
         for part in parts:
@@ -85,5 +85,5 @@ def described(graph: ModelProto) -> dict[str, list[dict[str, str]]]:
             if part.type.tensor_type.elem_type == TensorProto.STRING:
                 dtype, meaning = "string", meaning.replace("row", "id").replace("padded with 0", 'padded with ""')
             rows.append({"name": part.name, "dtype": dtype, "shape": shape, "meaning": meaning})
-        found[side] = rows
-    return found
+        sides[side] = rows
+    return sides

@@ -1,7 +1,8 @@
 """explore.onnx: Thompson sampling behind rank.onnx, without a custom operator: which artwork to show, and how likely that was.
 
-The draws, and what they give, are those of `export.thompson`: the artwork's share of them is its propensity, exactly. `seed`, one
-for each request, takes the draw by which it is chosen, so that the same request with the same seed is shown the same.
+The draws, and what they give, are those of `serving.scoring.thompson`: the artwork's share of them is its propensity,
+exactly. `seed`, one for each request, takes the draw by which it is chosen, so that the same request with the same seed is shown
+the same.
 
 Legend: N requests, K candidates, D width, C content, F = D + 3 features, S draws.
 """
@@ -12,38 +13,41 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper
 
-from export.nodes import Nodes
-from export.thompson import GOLDEN_RATIO, MIX, Thompson
+from export.graph_builder import GraphBuilder
+from serving.scoring.thompson import GOLDEN_RATIO, MIX_STEPS, Thompson
 
-INPUTS, OUTPUTS = ("artworks", "candidates", "appeal", "taste", "liked", "seed"), ("choice", "propensity", "policy")
+INPUTS, OUTPUTS = (
+    ("artworks", "candidates", "appeal", "artwork_query", "content_query", "seed"),
+    ("choice", "propensity", "policy"),
+)
 
 
 def explore_graph(thompson: Thompson, opset: int, ir_version: int) -> ModelProto:
     """The graph over artwork rows, its draws and tables inside."""
-    g, s = Nodes(), thompson.draws
+    g, s = GraphBuilder(), thompson.draws
     d, c = thompson.vector.shape[1], thompson.content.shape[1]
     vector_NKD = g("Gather", g.constant(thompson.vector, "artwork_vector"), "artworks")
     content_NKC = g("Gather", g.constant(thompson.content, "artwork_content"), "artworks")
-    three_C3 = np.zeros((c, 3), np.float32)
+    part_of_C3 = np.zeros((c, 3), np.float32)
     for part, (begin, end) in enumerate(((0, d), (d, 2 * d), (2 * d, c))):
-        three_C3[begin:end, part] = 1
-    learned_NKD = g("Mul", vector_NKD, g.wide("taste", 1))
-    likeness_NK3 = g("MatMul", g("Mul", content_NKC, g.wide("liked", 1)), three_C3)
+        part_of_C3[begin:end, part] = 1
+    learned_NKD = g("Mul", vector_NKD, g.unsqueeze("artwork_query", 1))
+    likeness_NK3 = g("MatMul", g("Mul", content_NKC, g.unsqueeze("content_query", 1)), part_of_C3)
     features_NKF = g("Concat", learned_NKD, likeness_NK3, axis=2)
     drawn_NKS = g("MatMul", features_NKF, thompson.weight_FS.astype(np.float32))
-    own_NK1 = g.wide(g("Gather", g.constant(thompson.own.astype(np.float32), "artwork_own"), "artworks"), 2)
+    own_NK1 = g.unsqueeze(g("Gather", g.constant(thompson.own.astype(np.float32), "artwork_own"), "artworks"), 2)
     drawn_NKS = g("Add", drawn_NKS, g("Mul", own_NK1, _normals(g, "artworks", s, thompson.seed)))
-    drawn_NKS = g("Add", drawn_NKS, g.wide("appeal", 2))
+    drawn_NKS = g("Add", drawn_NKS, g.unsqueeze("appeal", 2))
 
     count = g("Gather", g("Shape", "artworks"), np.array(1))
-    place_K = g("Range", np.array(0), count, np.array(1))
-    there_NK = g("Less", place_K, g.wide("candidates", 1))
-    drawn_NKS = g("Where", g.wide(there_NK, 2), drawn_NKS, np.array(-np.inf, np.float32))
+    index_K = g("Range", np.array(0), count, np.array(1))
+    mask_NK = g("Less", index_K, g.unsqueeze("candidates", 1))
+    drawn_NKS = g("Where", g.unsqueeze(mask_NK, 2), drawn_NKS, np.array(-np.inf, np.float32))
     best_NS = g("ArgMax", drawn_NKS, axis=1, keepdims=0)
-    won_NKS = g("Cast", g("Equal", g.wide(best_NS, 1), g.wide(place_K, 1)), to=TensorProto.FLOAT)
+    won_NKS = g("Cast", g("Equal", g.unsqueeze(best_NS, 1), g.unsqueeze(index_K, 1)), to=TensorProto.FLOAT)
     g("ReduceMean", won_NKS, np.array([2]), name="policy", keepdims=0)
     draw_N = g("Mod", _mixed(g, g("Cast", "seed", to=TensorProto.UINT64)), np.array(s, np.uint64))
-    draw_N1 = g.wide(g("Cast", draw_N, to=TensorProto.INT64), 1)
+    draw_N1 = g.unsqueeze(g("Cast", draw_N, to=TensorProto.INT64), 1)
     choice_N1 = g("GatherElements", best_NS, draw_N1, axis=1)
     g("Squeeze", choice_N1, np.array([1]), name="choice")
     g("Squeeze", g("GatherElements", "policy", choice_N1, axis=1), np.array([1]), name="propensity")
@@ -55,35 +59,35 @@ def explore_graph(thompson: Thompson, opset: int, ir_version: int) -> ModelProto
     n_k: Sequence[str] = ("requests", "shown")
     inputs = [value("artworks", whole, *n_k), value("candidates", whole, "requests"), value("appeal", real, *n_k)]
     inputs += [
-        value("taste", real, "requests", d),
-        value("liked", real, "requests", c),
+        value("artwork_query", real, "requests", d),
+        value("content_query", real, "requests", c),
         value("seed", whole, "requests"),
     ]
     outputs = [value("choice", whole, "requests"), value("propensity", real, "requests"), value("policy", real, *n_k)]
     return g.model("explore", inputs, outputs, opset, ir_version)
 
 
-def _mixed(g: Nodes, x: str) -> str:
-    """`export.thompson.mixed`, on uint64."""
-    for shift, factor in MIX:
+def _mixed(g: GraphBuilder, x: str) -> str:
+    """`serving.scoring.thompson.mixed`, on uint64."""
+    for shift, factor in MIX_STEPS:
         shifted = g("BitShift", x, np.array(shift, np.uint64), direction="RIGHT")
         x = g("BitwiseXor", x, shifted)
         x = g("Mul", x, np.array(factor, np.uint64)) if factor else x
     return x
 
 
-def _normals(g: Nodes, rows: str, draws: int, seed: int) -> str:
-    """`export.thompson.normals` of the rows, (N, K, S)."""
-    row_NK1 = g.wide(g("Cast", rows, to=TensorProto.UINT64), 2)
-    place = g("Add", g("Mul", row_NK1, np.array(draws, np.uint64)), np.arange(draws, dtype=np.uint64))
+def _normals(g: GraphBuilder, rows: str, draws: int, seed: int) -> str:
+    """`serving.scoring.thompson.normals` of the rows, (N, K, S)."""
+    row_NK1 = g.unsqueeze(g("Cast", rows, to=TensorProto.UINT64), 2)
+    counter = g("Add", g("Mul", row_NK1, np.array(draws, np.uint64)), np.arange(draws, dtype=np.uint64))
     begin = np.array((1 + seed * GOLDEN_RATIO) % 2**64, np.uint64)
-    first = _mixed(g, g("Add", g("Mul", place, np.array(2, np.uint64)), begin))
+    first = _mixed(g, g("Add", g("Mul", counter, np.array(2, np.uint64)), begin))
     second = _mixed(g, g("Add", first, np.array(GOLDEN_RATIO, np.uint64)))
 
-    def share(bits: str) -> str:
+    def uniform(bits: str) -> str:
         high = g("BitShift", bits, np.array(40, np.uint64), direction="RIGHT")
         return g("Mul", g("Cast", high, to=TensorProto.FLOAT), np.array(2**-24, np.float32))
 
-    u = g("Add", share(first), np.array(2**-25, np.float32))
+    u = g("Add", uniform(first), np.array(2**-25, np.float32))
     long = g("Sqrt", g("Mul", g("Log", u), np.array(-2, np.float32)))
-    return g("Mul", long, g("Cos", g("Mul", share(second), np.array(2 * np.pi, np.float32))))
+    return g("Mul", long, g("Cos", g("Mul", uniform(second), np.array(2 * np.pi, np.float32))))

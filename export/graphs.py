@@ -15,19 +15,25 @@ No custom operator; requests, plays and candidates in any number; masks inside.
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, TensorProto, helper, numpy_helper
-from torch import nn
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from torch import Tensor, nn
 
-from datamodules.vocabulary import Vocabularies
-from export.bundle import ARTWORK, MEMBER_ROWS, RANK_ROWS, TITLE
-from export.ids import with_ids
-from export.rank_graph import choose_graph, fits, rank_graph
-from export.tables import marked, name_tables
+from datamodules.shards.vocabulary import Vocabularies
+from export.rank_graph import can_assemble, choose_graph, rank_graph
+from models.content_towers import (
+    ARTWORK_INPUTS,
+    ARTWORK_OUTPUTS,
+    TITLE_INPUTS,
+    TITLE_OUTPUTS,
+    ArtworkVectors,
+    TitleVectors,
+)
 from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
 from models.serving import (
     CHOOSE_INPUTS,
@@ -39,14 +45,8 @@ from models.serving import (
     ChooseVectors,
     Member,
 )
-from models.vectors import (
-    ARTWORK_INPUTS,
-    ARTWORK_OUTPUTS,
-    TITLE_INPUTS,
-    TITLE_OUTPUTS,
-    ArtworkVectors,
-    TitleVectors,
-)
+from serving.bundle.bundle import ARTWORK_GRAPH, MEMBER_ROWS, RANK_ROWS, TITLE_GRAPH
+from serving.bundle.ids import ARTWORK_TABLE_PREFIXES, TITLE_TABLE_PREFIXES, add_id_encoders
 
 OPSET = 20
 IR_VERSION = 10
@@ -56,17 +56,17 @@ BY_CANDIDATE = ("artworks", *VECTORS)
 BY_WORD = ("depicts_people", "depicts_genres", "genres", "cast")
 
 
-def graphs_of(ranking: Ranking, vocabularies: Vocabularies, example: dict[str, np.ndarray]) -> dict[str, ModelProto]:
-    """Every graph of the bundle but those of `vector_graphs_of`, by file name; `example`: requests over rows to trace with."""
+def build_graphs(ranking: Ranking, vocabularies: Vocabularies, example: dict[str, np.ndarray]) -> dict[str, ModelProto]:
+    """Every graph of the bundle but those of `build_tower_graphs`, by file name; `example`: requests over rows to trace with."""
     parts = {name: torch.from_numpy(values) for name, values in example.items()}
     with torch.no_grad():
         parts["member"] = Member(ranking)(*(parts[name] for name in HISTORY))[0]
     parts["played_before"] = torch.zeros(len(parts["title"]), dtype=torch.bool)
     parts |= dict(zip(VECTORS, ranking.artworks(parts["artworks"]), strict=True))
-    put_together, graphs = fits(ranking.model), {}
+    assembled, graphs = can_assemble(ranking.model), {}
     with marked(ranking) as marks:
         graphs["member.onnx"] = _traced(Member(ranking), HISTORY, MEMBER_OUTPUTS, parts)
-        if not put_together:
+        if not assembled:
             graphs["choose_vectors.onnx"] = _traced(
                 ChooseVectors(ranking), CHOOSE_VECTORS_INPUTS, CHOOSE_OUTPUTS, parts
             )
@@ -74,18 +74,18 @@ def graphs_of(ranking: Ranking, vocabularies: Vocabularies, example: dict[str, n
             graphs["choose.onnx"] = _traced(Choose(ranking), CHOOSE_INPUTS, CHOOSE_OUTPUTS, parts)
     for model in graphs.values():
         name_tables(model, marks)
-    if put_together:
+    if assembled:
         graphs["rank.onnx"] = rank_graph(ranking, OPSET, IR_VERSION)
         graphs["choose.onnx"] = choose_graph(ranking, OPSET, IR_VERSION)
         graphs["choose_vectors.onnx"] = choose_graph(ranking, OPSET, IR_VERSION, vectors=True)
     rank, member = graphs["rank.onnx"], graphs["member.onnx"]
     graphs["titles.onnx"] = _titles(ranking)
     order = ("rank.onnx", "member.onnx", "choose.onnx", "choose_vectors.onnx", "titles.onnx")
-    found = {name: with_ids(graphs[name], vocabularies) for name in order}
+    found = {name: add_id_encoders(graphs[name], vocabularies) for name in order}
     return found | {RANK_ROWS: rank, MEMBER_ROWS: member}
 
 
-def vector_graphs_of(artwork: ArtworkVectors, vocabularies: Vocabularies) -> dict[str, ModelProto]:
+def build_tower_graphs(artwork: ArtworkVectors, vocabularies: Vocabularies) -> dict[str, ModelProto]:
     """artwork.onnx and title.onnx, which give what the catalogue gains its vectors."""
     example = {
         "image": torch.randint(0, 256, (2, 50, 40, 3), dtype=torch.uint8),
@@ -94,8 +94,11 @@ def vector_graphs_of(artwork: ArtworkVectors, vocabularies: Vocabularies) -> dic
         **{name: torch.ones(2, 3, dtype=torch.int64) for name in BY_WORD},
     }
     of_artwork = _any_channels(_traced(artwork, ARTWORK_INPUTS, ARTWORK_OUTPUTS, example))
-    of_title = _traced(TitleVectors(artwork.model, artwork.most), TITLE_INPUTS, TITLE_OUTPUTS, example)
-    return {ARTWORK: with_ids(of_artwork, vocabularies), TITLE: with_ids(of_title, vocabularies)}
+    of_title = _traced(TitleVectors(artwork.model, artwork.limit), TITLE_INPUTS, TITLE_OUTPUTS, example)
+    return {
+        ARTWORK_GRAPH: add_id_encoders(of_artwork, vocabularies),
+        TITLE_GRAPH: add_id_encoders(of_title, vocabularies),
+    }
 
 
 def _any_channels(model: ModelProto) -> ModelProto:
@@ -155,7 +158,7 @@ def _traced(
 
 
 def _titles(ranking: Ranking) -> ModelProto:
-    """titles_member (N, W), played (N, P), padded, and top (1,) -> titles and scores (N, top), best first.
+    """title_query (N, W), played (N, P), padded, and top (1,) -> titles and scores (N, top), best first.
 
     A row 0 and a score of -inf, which is the id "", end a list that has no more titles.
     """
@@ -171,7 +174,7 @@ def _titles(ranking: Ranking) -> ModelProto:
         "count": np.array([vectors_WI.shape[1]], np.int64),
     }
     nodes = [
-        helper.make_node("MatMul", ["titles_member", "title_vectors"], ["all"]),
+        helper.make_node("MatMul", ["title_query", "title_vectors"], ["all"]),
         # the unknown row is left out with those played: it is what `played` is padded with
         helper.make_node("Shape", ["played"], ["shape"]),
         helper.make_node("Slice", ["shape", "first", "one"], ["requests"]),
@@ -190,7 +193,7 @@ def _titles(ranking: Ranking) -> ModelProto:
         nodes,
         "titles",
         [
-            helper.make_tensor_value_info("titles_member", TensorProto.FLOAT, ["requests", vectors_WI.shape[0]]),
+            helper.make_tensor_value_info("title_query", TensorProto.FLOAT, ["requests", vectors_WI.shape[0]]),
             helper.make_tensor_value_info("played", TensorProto.INT64, ["requests", "plays"]),
             helper.make_tensor_value_info("top", TensorProto.INT64, [1]),
         ],
@@ -203,3 +206,52 @@ def _titles(ranking: Ranking) -> ModelProto:
     found = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(found)
     return found
+
+
+FIRST_MARK = 3_000_000.0
+"""Whole numbers from here on are exact in float32, and no weight is one."""
+
+
+@contextmanager
+def marked(ranking: Ranking) -> Iterator[dict[str, tuple[float, np.ndarray]]]:
+    """Every table of the ranking, by name its mark and what it holds; marked inside the block, itself behind it."""
+    tables = [(name, table) for name, table in ranking.named_buffers(recurse=False) if table.numel()]
+    saved: dict[str, Tensor] = {name: table.clone() for name, table in tables}
+    marks: dict[str, tuple[float, np.ndarray]] = {}
+    try:
+        for index, (name, table) in enumerate(tables):
+            assert name.startswith((*TITLE_TABLE_PREFIXES, *ARTWORK_TABLE_PREFIXES)), name
+            marks[name] = FIRST_MARK + index, saved[name].numpy()
+            with torch.no_grad():
+                table.fill_(FIRST_MARK + index)
+        yield marks
+    finally:
+        with torch.no_grad():
+            for name, table in tables:
+                table.copy_(saved[name])
+
+
+def name_tables(model: ModelProto, marks: dict[str, tuple[float, np.ndarray]]) -> None:
+    """Name the marked tables of a graph, and fill them."""
+    name_of = {mark: name for name, (mark, _) in marks.items()}
+    renamed = {}
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        mark = float(values.flat[0]) if values.dtype == np.float32 and values.size else 0.0
+        if mark < FIRST_MARK:
+            continue
+        name = name_of[mark]
+        table = marks[name][1]
+        assert table.shape == values.shape, f"{name}: the tracer made {values.shape} of {table.shape}"
+        renamed[tensor.name] = name
+        tensor.CopyFrom(numpy_helper.from_array(table, name))
+    assert len(set(renamed.values())) == len(renamed), "a table stands in the graph twice"
+    for node in model.graph.node:
+        _rename_inputs(node, renamed)
+    for value in model.graph.value_info:
+        value.name = renamed.get(value.name, value.name)
+
+
+def _rename_inputs(node: NodeProto, renamed: dict[str, str]) -> None:
+    for index, name in enumerate(node.input):
+        node.input[index] = renamed.get(name, name)

@@ -7,14 +7,22 @@ team's: raw tables, one request per impression, ONNX Runtime. They meet in the s
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pyarrow as pa
 import pyarrow.dataset as pads
 import torch
+from PIL import Image
 
-from datamodules.contract import UserError
-from datamodules.feed import Feed
-from datamodules.shards import TEST, Shards
-from models.two_tower import Context, TwoTower
+from datamodules.feed.impression_feed import Feed
+from datamodules.shards.shard import TEST, Shards
+from datamodules.shards.vocabulary import Vocabularies
+from foundation.errors import UserError
+from models.content_towers import ARTWORK_OUTPUTS, TITLE_OUTPUTS, ArtworkVectors, TitleVectors
+from models.ranking import Ranking
+from models.two_tower import TwoTower
+from models.types import ArtworkEncoding, Context, States
+from serving.bundle.bundle import ARTWORK_GRAPH, TITLE_GRAPH
+from serving.bundle.golden import UNKNOWN_ID
 
 
 @torch.no_grad()
@@ -31,16 +39,90 @@ def compare(model: TwoTower, shards: Path, scores: Path) -> float:
     names = [shard.ids() for shard in opened.shards]
     worst = 0.0
     for batch in feed:
-        wanted = names[batch.shard][batch.index.numpy()]
-        place = np.searchsorted(ids, wanted).clip(max=len(ids) - 1)
-        if not (ids[place] == wanted).all():
+        expected_ids = names[batch.shard][batch.index.numpy()]
+        index = np.searchsorted(ids, expected_ids).clip(max=len(ids) - 1)
+        if not (ids[index] == expected_ids).all():
             raise UserError(f"{scores}: lacks impressions of the test period. Score the dataset again.")
         context = Context(batch.country, batch.device, batch.hour, batch.row, batch.column, batch.play_count)
         plays = (batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
         terms = model(*plays, batch.member, batch.position, context, batch.title, batch.artworks)
         ours = model.probabilities(terms)[0].numpy()
         column = np.arange(ours.shape[1])
-        there = column < width[place][:, None]
-        theirs = flat[np.where(there, start[place][:, None] + column, 0)]
-        worst = max(worst, float(np.abs(np.where(there, ours - theirs, 0.0)).max()))
+        mask = column < width[index][:, None]
+        theirs = flat[np.where(mask, start[index][:, None] + column, 0)]
+        worst = max(worst, float(np.abs(np.where(mask, ours - theirs, 0.0)).max()))
     return worst
+
+
+IMAGE_SIZES = ((1, 1, 3), (144, 96, 3), (500, 333, 3), (37, 300, 1), (720, 1280, 4))
+"""Height, width and channels of the images."""
+
+
+MEMBERS = 20
+
+
+TOWER_BOUND = 5e-3
+"""What a probability may differ by, of an artwork whose image passed through artwork.onnx."""
+
+
+def random_image(rng: np.random.Generator, height: int, width: int, channels: int) -> np.ndarray:
+    """uint8 (H, W, C): areas of colour with some noise."""
+    areas = rng.integers(0, 256, (min(6, height), min(4, width), channels), dtype=np.uint8)
+    planes = [Image.fromarray(areas[..., c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(channels)]
+    noise = rng.integers(-20, 21, (height, width, channels))
+    return np.clip(np.stack([np.asarray(plane) for plane in planes], axis=-1) + noise, 0, 255).astype(np.uint8)
+
+
+@torch.no_grad()
+def largest_tower_difference(
+    artwork: ArtworkVectors, ranking: Ranking, folder: Path, vocabularies: Vocabularies
+) -> float:
+    """Largest difference of a click or engaged probability of random members that are shown images by artwork.onnx or by
+    torch, and, relative to 1 where above, of an entry of a title's vectors by title.onnx."""
+    rng = np.random.default_rng(11)
+    artwork_session, title_session = (ort.InferenceSession(folder / name) for name in (ARTWORK_GRAPH, TITLE_GRAPH))
+    worst = 0.0
+    for height, width, channels in IMAGE_SIZES:
+        image = random_image(rng, height, width, channels)[None]
+        ids = [_random_ids(rng, vocabularies, name) for name in ("people", "genres")]
+        depicts = np.concatenate(ids, axis=1)
+        theirs = artwork_session.run(list(ARTWORK_OUTPUTS), {"image": image, "depicts": depicts})
+        rgb = torch.from_numpy(np.broadcast_to(image[..., :3], (*image.shape[:3], 3)).copy())
+        ours = artwork(rgb, *(_rows(depicts, vocabularies, name) for name in ("people", "genres")))
+        sides = [
+            _shown(ranking, ArtworkEncoding(*(torch.as_tensor(part) for part in side[:4]))) for side in (theirs, ours)
+        ]
+        worst = max(worst, *(float((expected - actual).abs().max()) for expected, actual in zip(*sides, strict=True)))
+    year = np.array([1987.0, np.nan], np.float32)
+    cast, genres = (np.repeat(_random_ids(rng, vocabularies, name), 2, axis=0) for name in ("people", "genres"))
+    theirs = title_session.run(list(TITLE_OUTPUTS), {"genres": genres, "cast": cast, "release_year": year})
+    rows = [_rows(values, vocabularies, name) for values, name in ((genres, "genres"), (cast, "people"))]
+    ours = TitleVectors(artwork.model, artwork.limit)(*rows, torch.from_numpy(year))
+    for expected, actual in zip(ours, theirs, strict=True):
+        apart = np.abs(expected.numpy() - actual) / np.maximum(1, np.abs(expected.numpy()))
+        worst = max(worst, float(apart.max()))
+    return worst
+
+
+def _random_ids(rng: np.random.Generator, vocabularies: Vocabularies, name: str) -> np.ndarray:
+    """Ten words of a vocabulary, more than are counted of one, with unknown ones and padding among them; (1, 10)."""
+    values = [*vocabularies[name].values, UNKNOWN_ID, ""]
+    return np.array([[values[index] for index in rng.integers(0, len(values), 10)]], object)
+
+
+def _rows(ids: np.ndarray, vocabularies: Vocabularies, name: str) -> torch.Tensor:
+    row_of = {value: row for row, value in enumerate(vocabularies[name].values, start=1)}
+    return torch.tensor([[row_of.get(word, 0) for word in row] for row in ids.tolist()])
+
+
+def _shown(ranking: Ranking, artworks: ArtworkEncoding) -> tuple[torch.Tensor, ...]:
+    """Click and engaged probabilities of one artwork for some random members."""
+    model, generator = ranking.model, torch.Generator().manual_seed(5)
+    recent = torch.randn(MEMBERS, sum(model.content_widths()), generator=generator) / 5
+    coplay = torch.randn(MEMBERS, model.config.coplay.rank, generator=generator)
+    learned = torch.randn(MEMBERS, model.config.width, generator=generator)
+    zeros_N = torch.zeros(MEMBERS, dtype=torch.int64)
+    shown = ArtworkEncoding(*(part.expand(MEMBERS, *part.shape[1:]).unsqueeze(1) for part in artworks))
+    rewatch = torch.zeros(MEMBERS, dtype=torch.bool)
+    outputs = ranking.ranked(States(learned, recent, coplay), Context(*[zeros_N] * 6), zeros_N, shown, rewatch)
+    return outputs[:2]

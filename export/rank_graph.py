@@ -15,50 +15,50 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 from torch import Tensor
 
-from export.nodes import Nodes
+from export.graph_builder import GraphBuilder
 from models.layers import repeated
-from models.presentation import DOUBLINGS, MOST_ROWS
+from models.linear_title_models import COARSE_RANK
+from models.presentation import MAX_PAGE_ROWS, PLAY_COUNT_BINS
 from models.ranking import INPUTS, OUTPUTS, Ranking
 from models.serving import CHOOSE_INPUTS, CHOOSE_OUTPUTS, CHOOSE_VECTORS_INPUTS, VECTORS
-from models.titles import COARSE
 from models.two_tower import MEANS, TwoTower
 
-UNREAD = "history_watched"
+UNUSED_INPUT = "history_watched"
 """The input that the learned state alone reads."""
-NEVER = np.float32(-1e9)
+EXCLUDED_LOGIT = np.float32(-1e9)
 """Logit of a play that does not count."""
-LEAST_LENGTH = np.float32(1e-6)
+MIN_NORM = np.float32(1e-6)
 """Of what is played together, below which it has no direction."""
 
 
-def fits(model: TwoTower) -> bool:
+def can_assemble(model: TwoTower) -> bool:
     """Whether a model is of the kind put together here, the default's; others are traced."""
-    return model.taste_state is None and model.coplay is not None and model.recent.band.slope_H is None
+    return model.artwork_query_state is None and model.coplay is not None and model.recent.band.slope_H is None
 
 
 @torch.no_grad()
 def rank_graph(ranking: Ranking, opset: int, ir_version: int) -> ModelProto:
     """History, context, title, candidates -> `models.ranking.OUTPUTS`, over rows."""
-    g = Nodes()
+    g = GraphBuilder()
     weight_N1T, counts_N1T = _weights(g, ranking.model)
     # rows 0 say nothing: of each play, one of the two images is such a row
     assert not ranking.artwork_image[0].any()
     assert not ranking.play_mean_image[0].any()
     unclicked_NT = g("Where", g("Greater", "history_artwork", np.array(0)), np.array(0), "history_title")
     images = (("artwork_image", "history_artwork"), ("play_mean_image", unclicked_NT))
-    image_N1D = g("Add", *(g("MatMul", weight_N1T, _looked_up(g, ranking, name, rows)) for name, rows in images))
-    content_N1C = g("MatMul", weight_N1T, _looked_up(g, ranking, "play_content", "history_title"))
-    together_N1R = g("MatMul", counts_N1T, _looked_up(g, ranking, "play_together", "history_title"))
-    title_N1 = g.wide("title", 1)
+    image_N1D = g("Add", *(g("MatMul", weight_N1T, _gather(g, ranking, name, rows)) for name, rows in images))
+    content_N1C = g("MatMul", weight_N1T, _gather(g, ranking, "play_content", "history_title"))
+    coplay_N1R = g("MatMul", counts_N1T, _gather(g, ranking, "play_coplay", "history_title"))
+    title_N1 = g.unsqueeze("title", 1)
     # an unknown title, row 0, is no other's
     same_NT = g("Where", g("Equal", "history_title", title_N1), "history_title", np.array(0))
-    same_NT1 = g.wide(g("Cast", same_NT, to=TensorProto.FLOAT), 2)
-    again_N11 = g("Min", g("MatMul", counts_N1T, same_NT1), np.array(1, np.float32))
+    same_NT1 = g.unsqueeze(g("Cast", same_NT, to=TensorProto.FLOAT), 2)
+    rewatch_N11 = g("Min", g("MatMul", counts_N1T, same_NT1), np.array(1, np.float32))
     recent_N1C = g("Concat", image_N1D, content_N1C, axis=2)
-    meet = _ranked(g, ranking, recent_N1C, together_N1R, again_N11, title_N1)
-    for name, vector in zip(OUTPUTS[-2:], meet, strict=True):
+    queries = _ranked(g, ranking, recent_N1C, coplay_N1R, rewatch_N11, title_N1)
+    for name, vector in zip(OUTPUTS[-2:], queries, strict=True):
         g("Squeeze", vector, np.array([1]), name=name)
-    inputs = [_value(name, ranking) for name in INPUTS if name != UNREAD]
+    inputs = [_value(name, ranking) for name in INPUTS if name != UNUSED_INPUT]
     return g.model("rank", inputs, [_value(name, ranking) for name in OUTPUTS], opset, ir_version)
 
 
@@ -68,29 +68,29 @@ def choose_graph(ranking: Ranking, opset: int, ir_version: int, *, vectors: bool
 
     `vectors`: candidates are given as `models.serving.VECTORS`, not as rows.
     """
-    g = Nodes()
-    recent_N1C, together_N1R = g.split(g.wide("member", 1), _sizes(ranking))
-    again_N = g("And", "played_before", g("Greater", "title", np.array(0)))
-    again_N11 = g.wide(g("Cast", again_N, to=TensorProto.FLOAT), 1, 2)
-    _ranked(g, ranking, recent_N1C, together_N1R, again_N11, g.wide("title", 1), vectors=vectors)
+    g = GraphBuilder()
+    recent_N1C, coplay_N1R = g.split(g.unsqueeze("member", 1), _sizes(ranking))
+    rewatch_N = g("And", "played_before", g("Greater", "title", np.array(0)))
+    rewatch_N11 = g.unsqueeze(g("Cast", rewatch_N, to=TensorProto.FLOAT), 1, 2)
+    _ranked(g, ranking, recent_N1C, coplay_N1R, rewatch_N11, g.unsqueeze("title", 1), vectors=vectors)
     inputs = [_value(name, ranking) for name in (CHOOSE_VECTORS_INPUTS if vectors else CHOOSE_INPUTS)]
     return g.model("choose", inputs, [_value(name, ranking) for name in CHOOSE_OUTPUTS], opset, ir_version)
 
 
-def _weights(g: Nodes, model: TwoTower) -> tuple[str, str]:
+def _weights(g: GraphBuilder, model: TwoTower) -> tuple[str, str]:
     """The weight of every play in the mean, see `RecentMean.last`, and 1 for those that count, else 0; both (N, 1, T)."""
     bias_S, span = model.recent.band.bias_HS[0].double(), model.config.history.span
     plays_S = torch.arange(1, span + 1).double()
     # softmax and what shrinks it, as logarithms: of the sum over a number of plays, by that number
     level_S = torch.logcumsumexp(bias_S, 0) - torch.log(plays_S / (plays_S + model.recent.log_prior.double().exp()))
-    level = np.concatenate([[-NEVER], level_S.numpy()]).astype(np.float32)
+    level = np.concatenate([[-EXCLUDED_LOGIT], level_S.numpy()]).astype(np.float32)
     # by how many plays from the end, the last one's being 1; 0 and span + 1 stand for all that do not count
-    logit, counts = np.full(span + 2, NEVER), np.zeros(span + 2, np.float32)
+    logit, counts = np.full(span + 2, EXCLUDED_LOGIT), np.zeros(span + 2, np.float32)
     logit[1:-1], counts[1:-1] = bias_S.float().numpy(), 1
-    length_N11 = g.wide("history_length", 1, 2)
+    length_N11 = g.unsqueeze("history_length", 1, 2)
     plays = g("Squeeze", g("Shape", "history_time", start=1, end=2), np.array([0]))
-    place_T = g("Range", np.array(0), plays, np.array(1))
-    nth_N1T = g("Clip", g("Sub", length_N11, place_T), np.array(0), np.array(span + 1))
+    index_T = g("Range", np.array(0), plays, np.array(1))
+    nth_N1T = g("Clip", g("Sub", length_N11, index_T), np.array(0), np.array(span + 1))
     logit_N1T = g("Gather", g.constant(logit, "recent_logit"), nth_N1T)
     level_N11 = g("Gather", g.constant(level, "recent_level"), g("Clip", length_N11, np.array(0), np.array(span)))
     weight_N1T = g("Exp", g("Sub", logit_N1T, level_N11))
@@ -98,11 +98,11 @@ def _weights(g: Nodes, model: TwoTower) -> tuple[str, str]:
 
 
 def _ranked(
-    g: Nodes,
+    g: GraphBuilder,
     ranking: Ranking,
     recent_N1C: str,
-    together_N1R: str,
-    again_N11: str,
+    coplay_N1R: str,
+    rewatch_N11: str,
     title_N1: str,
     *,
     vectors: bool = False,
@@ -111,118 +111,127 @@ def _ranked(
     model, width = ranking.model, ranking.model.config.width
     engagement, coplay = model.engagement, model.coplay
     assert coplay is not None, "see fits"
-    length_N11 = g("Max", g("ReduceL2", together_N1R, np.array([2]), keepdims=1), np.array(LEAST_LENGTH))
-    told_N1W = g("Concat", recent_N1C, g("Div", together_N1R, length_N11), axis=2)
-    heads = (model.interest, model.taste, engagement.member)
+    length_N11 = g("Max", g("ReduceL2", coplay_N1R, np.array([2]), keepdims=1), np.array(MIN_NORM))
+    member_N1W = g("Concat", recent_N1C, g("Div", coplay_N1R, length_N11), axis=2)
+    heads = (model.title_query, model.artwork_query, engagement.member)
     weight_WH = torch.cat([head.weight for head in heads]).T.clone()
-    weight_WH[: sum(model.parts_of_content())] *= MEANS
-    told_N1H = g("MatMul", told_N1W, g.constant(weight_WH.numpy(), "told_weight"))
-    told_N1H = g("Add", told_N1H, torch.cat([head.bias for head in heads]).numpy())
-    interest_N1D, taste_N1D, meets_N1D = g.split(told_N1H, [width] * 3)
-    context_N1D, places_N12 = g.split(_context(g, model), [width, 2])
-    taste_N1D = g("Add", taste_N1D, context_N1D)
-    gain_C = repeated(model.likeness_gain, model.parts_of_content()).numpy()
-    liked_N1C = g("Mul", recent_N1C, gain_C)
+    weight_WH[: sum(model.content_widths())] *= MEANS
+    heads_N1H = g("MatMul", member_N1W, g.constant(weight_WH.numpy(), "heads_weight"))
+    heads_N1H = g("Add", heads_N1H, torch.cat([head.bias for head in heads]).numpy())
+    interest_N1D, artwork_query_N1D, engagement_query_N1D = g.split(heads_N1H, [width] * 3)
+    context_N1D, presentation_N12 = g.split(_context(g, model), [width, 2])
+    artwork_query_N1D = g("Add", artwork_query_N1D, context_N1D)
+    gain_C = repeated(model.similarity_gain, model.content_widths()).numpy()
+    content_query_N1C = g("Mul", recent_N1C, gain_C)
 
     def title(name: str) -> str:
-        return _looked_up(g, ranking, name, title_N1)
+        return _gather(g, ranking, name, title_N1)
 
     # what the title adds: itself, and the mean of its artworks
-    products_N1R = g("Mul", together_N1R, title("title_together"))
+    products_N1R = g("Mul", coplay_N1R, title("title_coplay"))
     patterns_R2 = torch.ones(coplay.config.rank, 2)
-    patterns_R2[COARSE:, 0] = 0
-    scores_N12 = g("Asinh", g("MatMul", products_N1R, (patterns_R2 / coplay.spread_2).numpy()))
-    known_N11 = g("MatMul", scores_N12, model.coplay_gain[:, None].numpy())
-    played_N11 = g("Mul", again_N11, model.again_gain.numpy())
-    by_count = model.play_count(torch.arange(2 ** (DOUBLINGS - 1)))[:, None, None].numpy()
+    patterns_R2[COARSE_RANK:, 0] = 0
+    scores_N12 = g("Asinh", g("MatMul", products_N1R, (patterns_R2 / coplay.score_std_2).numpy()))
+    coplay_term_N11 = g("MatMul", scores_N12, model.coplay_gain[:, None].numpy())
+    rewatch_term_N11 = g("Mul", rewatch_N11, model.rewatch_gain.numpy())
+    by_count = model.play_count(torch.arange(2 ** (PLAY_COUNT_BINS - 1)))[:, None, None].numpy()
     count_N = g("Clip", "play_count", np.array(0), np.array(len(by_count) - 1))
     count_N11 = g("Gather", g.constant(by_count, "by_play_count"), count_N)
     interest_N11 = _dots(g, interest_N1D, title("title_vector"))
-    affinity_N11 = g("Sum", interest_N11, title("title_bias"), played_N11, known_N11, count_N11)
-    meet = (_dots(g, taste_N1D, title("mean_vector")), _dots(g, liked_N1C, title("mean_content")))
-    shared_N11 = g("Sum", *meet, title("mean_bias"))
+    affinity_N11 = g("Sum", interest_N11, title("title_bias"), rewatch_term_N11, coplay_term_N11, count_N11)
+    queries = (_dots(g, artwork_query_N1D, title("mean_vector")), _dots(g, content_query_N1C, title("mean_content")))
+    shared_N11 = g("Sum", *queries, title("mean_bias"))
 
     # of each candidate two numbers: appeal, and what it adds to engagement beside appeal
-    meets_title_N1D, level_N11 = g.split(title("title_engaged"), [width, 1])
-    fit_gain = repeated(engagement.fit_gain, model.parts_of_content()[1:]).numpy()
+    title_engagement_query_N1D, level_N11 = g.split(title("title_engaged"), [width, 1])
+    fit_gain = repeated(engagement.fit_gain, model.content_widths()[1:]).numpy()
     fits_N1C = g("Pad", g("Mul", title("title_content"), fit_gain), np.array([0, 0, width, 0, 0, 0]))
-    by_vector_N2D = g("Concat", taste_N1D, g("Add", meets_N1D, meets_title_N1D), axis=1)
-    by_content_N2C = g("Concat", liked_N1C, fits_N1C, axis=1)
+    by_vector_N2D = g("Concat", artwork_query_N1D, g("Add", engagement_query_N1D, title_engagement_query_N1D), axis=1)
+    by_content_N2C = g("Concat", content_query_N1C, fits_N1C, axis=1)
 
     def artwork(name: str) -> str:
         if vectors:
-            return f"artwork_{name}" if name in ("vector", "content") else g.wide(f"artwork_{name}", 2)
-        return _looked_up(g, ranking, f"artwork_{name}", "artworks")
+            return f"artwork_{name}" if name in ("vector", "content") else g.unsqueeze(f"artwork_{name}", 2)
+        return _gather(g, ranking, f"artwork_{name}", "artworks")
 
-    own_NK2 = g("Concat", artwork("bias"), artwork("engaged"), axis=2)
+    artwork_terms_NK2 = g("Concat", artwork("bias"), artwork("engaged"), axis=2)
     products = (_dots(g, artwork("vector"), by_vector_N2D), _dots(g, artwork("content"), by_content_N2C))
-    terms_NK2 = g("Sum", *products, own_NK2)
+    terms_NK2 = g("Sum", *products, artwork_terms_NK2)
     by_affinity, by_appeal = engagement.gain.tolist()
-    heads_N14 = g("Concat", affinity_N11, level_N11, places_N12, axis=2)
-    of_heads_42 = np.array([[1, by_affinity], [0, 1], [1, 0], [0, 1]], np.float32)
-    of_terms_22 = np.array([[1, by_appeal], [0, 1]], np.float32)
-    chance_NK2 = g("Sigmoid", _logits(g, model.calibration.numpy(), terms_NK2, of_terms_22, heads_N14, of_heads_42))
-    g("Gather", chance_NK2, np.array(0), axis=2, name="click_probability")
-    g("Mul", "click_probability", g("Gather", chance_NK2, np.array(1), axis=2), name="engaged_probability")
+    heads_N14 = g("Concat", affinity_N11, level_N11, presentation_N12, axis=2)
+    member_to_heads_42 = np.array([[1, by_affinity], [0, 1], [1, 0], [0, 1]], np.float32)
+    terms_to_heads_22 = np.array([[1, by_appeal], [0, 1]], np.float32)
+    probability_NK2 = g(
+        "Sigmoid", _logits(g, model.calibration.numpy(), terms_NK2, terms_to_heads_22, heads_N14, member_to_heads_42)
+    )
+    g("Gather", probability_NK2, np.array(0), axis=2, name="click_probability")
+    g("Mul", "click_probability", g("Gather", probability_NK2, np.array(1), axis=2), name="engaged_probability")
     appeal_NK = g("Gather", terms_NK2, np.array(0), axis=2)
     g("Sub", appeal_NK, g("Squeeze", shared_N11, np.array([2])), name="appeal")
     g("Squeeze", g("Add", affinity_N11, shared_N11), np.array([1, 2]), name="affinity")
-    return taste_N1D, liked_N1C
+    return artwork_query_N1D, content_query_N1C
 
 
-def _context(g: Nodes, model: TwoTower) -> str:
+def _context(g: GraphBuilder, model: TwoTower) -> str:
     """What the context adds to taste, to the click and to engagement, (N, 1, D + 2): the sum of five rows of one table."""
-    at, width = model.presentation, model.config.width
+    presentation, width = model.presentation, model.config.width
 
-    def part(click: Tensor, taste: Tensor | None = None, engaged: Tensor | None = None) -> Tensor:
-        found = torch.zeros(len(click), width + 2)
-        for columns, values in ((slice(width), taste), (width, click[:, 0]), (width + 1, engaged)):
+    def context_rows(click: Tensor, artwork_query: Tensor | None = None, engaged: Tensor | None = None) -> Tensor:
+        columns_table = torch.zeros(len(click), width + 2)
+        for columns, values in ((slice(width), artwork_query), (width, click[:, 0]), (width + 1, engaged)):
             if values is not None:
-                found[:, columns] = values
-        return found
+                columns_table[:, columns] = values
+        return columns_table
 
     # hours stand last, so that one there is not is refused, as in a table of its own
     parts = (
-        part(at.at_row.weight),
-        part(at.at_column.weight),
-        part(at.in_country.weight + at.base, model.taste_country.weight),
-        part(at.on_device.weight, model.taste_device.weight, model.engagement.on_device.weight[:, 0]),
-        part(at.at_hour.weight, model.taste_hour.weight),
+        context_rows(presentation.at_row.weight),
+        context_rows(presentation.at_column.weight),
+        context_rows(presentation.in_country.weight + presentation.base, model.artwork_query_country.weight),
+        context_rows(
+            presentation.on_device.weight, model.artwork_query_device.weight, model.engagement.on_device.weight[:, 0]
+        ),
+        context_rows(presentation.at_hour.weight, model.artwork_query_hour.weight),
     )
-    begins = np.cumsum([0, *(len(one) for one in parts[:-1])])
-    begins[0] += at.devices  # rows and columns count from -1
+    begins = np.cumsum([0, *(len(rows) for rows in parts[:-1])])
+    begins[0] += presentation.devices  # rows and columns count from -1
     begins[1] += 1
-    row_N, column_N = (g("Clip", name, np.array(-1), np.array(MOST_ROWS)) for name in ("row", "column"))
-    row_N = g("Add", g("Mul", row_N, np.array(at.devices)), "device")
-    places = g("Concat", row_N, column_N, "country", "device", "hour", axis=0)
-    places_5N1 = g("Add", g("Reshape", places, np.array([len(parts), -1, 1])), begins[:, None, None])
-    found = g("Gather", g.constant(torch.cat(parts).numpy(), "context"), places_5N1)
-    return g("ReduceSum", found, np.array([0]), keepdims=0)
+    row_N, column_N = (g("Clip", name, np.array(-1), np.array(MAX_PAGE_ROWS)) for name in ("row", "column"))
+    row_N = g("Add", g("Mul", row_N, np.array(presentation.devices)), "device")
+    indices = g("Concat", row_N, column_N, "country", "device", "hour", axis=0)
+    indices_5N1 = g("Add", g("Reshape", indices, np.array([len(parts), -1, 1])), begins[:, None, None])
+    columns_table = g("Gather", g.constant(torch.cat(parts).numpy(), "context"), indices_5N1)
+    return g("ReduceSum", columns_table, np.array([0]), keepdims=0)
 
 
 def _logits(
-    g: Nodes, calibration: NDArray, terms_NK2: str, of_terms_22: NDArray, heads_N14: str, of_heads_42: NDArray
+    g: GraphBuilder,
+    calibration: NDArray,
+    terms_NK2: str,
+    terms_to_heads_22: NDArray,
+    heads_N14: str,
+    member_to_heads_42: NDArray,
 ) -> str:
-    """Calibrated logits of both heads, (N, K, 2), linear in what is given before `models.parts.bent_line`."""
+    """Calibrated logits of both heads, (N, K, 2), linear in what is given before `models.types.bent_line`."""
     scale_2, shift_2, knots, bends = calibration[:, 0], calibration[:, 1], *np.split(calibration[:, 2:], 2, axis=1)
     straight = not bends.any()
     gain_2 = scale_2 if straight else np.ones(2, np.float32)
-    level_N12 = g("MatMul", heads_N14, of_heads_42 * gain_2)
+    level_N12 = g("MatMul", heads_N14, member_to_heads_42 * gain_2)
     level_N12 = g("Add", level_N12, shift_2) if straight else level_N12
-    logit_NK2 = g("Add", g("MatMul", terms_NK2, of_terms_22 * gain_2), level_N12)
+    logit_NK2 = g("Add", g("MatMul", terms_NK2, terms_to_heads_22 * gain_2), level_N12)
     if straight:
         return logit_NK2
-    above = g("Relu", g("Sub", g.wide(logit_NK2, 3), knots))
+    above = g("Relu", g("Sub", g.unsqueeze(logit_NK2, 3), knots))
     bent_NK2 = g("ReduceSum", g("Mul", above, bends), np.array([3]), keepdims=0)
     return g("Sum", g("Mul", logit_NK2, scale_2), shift_2, bent_NK2)
 
 
-def _dots(g: Nodes, x_NKD: str, y_NJD: str) -> str:
+def _dots(g: GraphBuilder, x_NKD: str, y_NJD: str) -> str:
     """Dot products, (N, K, J); ONNX Runtime makes one operator of the two."""
     return g("MatMul", x_NKD, g("Transpose", y_NJD, perm=[0, 2, 1]))
 
 
-def _looked_up(g: Nodes, ranking: Ranking, name: str, rows: str) -> str:
+def _gather(g: GraphBuilder, ranking: Ranking, name: str, rows: str) -> str:
     """Rows of a table of `ranking`'s; of one number a row as an axis of length 1."""
     if name not in g.constants:
         values = getattr(ranking, name).numpy()
@@ -232,14 +241,14 @@ def _looked_up(g: Nodes, ranking: Ranking, name: str, rows: str) -> str:
 
 def _sizes(ranking: Ranking) -> tuple[int, int]:
     """How long a member's content is, and what is played together."""
-    return sum(ranking.model.parts_of_content()), ranking.model.config.coplay.rank
+    return sum(ranking.model.content_widths()), ranking.model.config.coplay.rank
 
 
 def _value(name: str, ranking: Ranking) -> ValueInfoProto:
     """An input or output as traces have it."""
     kinds = {"member": TensorProto.FLOAT, "played_before": TensorProto.BOOL} | dict.fromkeys(OUTPUTS, TensorProto.FLOAT)
     content, rank = _sizes(ranking)
-    more = {"member": [content + rank], "taste": [ranking.model.config.width], "liked": [content]}
+    more = {"member": [content + rank], "artwork_query": [ranking.model.config.width], "content_query": [content]}
     more |= {key: ["candidates"] for key in ("artworks", "click_probability", "engaged_probability", "appeal")}
     more |= {"artwork_vector": ["candidates", ranking.model.config.width], "artwork_content": ["candidates", content]}
     more |= {key: ["candidates"] for key in VECTORS[2:]}

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 from models.dropout import Dropout
 
-HOURS_APART = 24.0
+SESSION_GAP_HOURS = 24.0
 """Plays much closer than this count as one sitting: where the logarithm of the time between two plays bends."""
 
-FADING = 0.03
+RECENCY_SLOPE = 0.03
 """How much less a play's logit is than the next one's, before training, in gated layers."""
 
 
@@ -72,13 +72,13 @@ class HistoryConfig:
         return self.span * self.layers
 
 
-def time_apart(time_MT: Tensor) -> Tensor:
+def log_time_gap(time_MT: Tensor) -> Tensor:
     """Logarithm of the time from one play to another, float32 (M, T, T), from int64 seconds (M, T); 0 = the same time."""
     seconds_MTT = (time_MT.unsqueeze(-1) - time_MT.unsqueeze(-2)).clamp(min=0)
-    return torch.log1p(seconds_MTT.to(torch.float32) / (3600 * HOURS_APART))
+    return torch.log1p(seconds_MTT.to(torch.float32) / (3600 * SESSION_GAP_HOURS))
 
 
-class Band(nn.Module):
+class RelativePositionBias(nn.Module):
     """Logits by which plays look back: learned by distance in plays for each head (Raffel et al., T5, 2020), and falling
     with a learned power of the time between (as HSTU has it in buckets; Zhai et al., 2024); -inf outside the band."""
 
@@ -88,16 +88,16 @@ class Band(nn.Module):
         self.bias_HS = nn.Parameter(torch.zeros(heads, span))
         self.slope_H = nn.Parameter(torch.zeros(heads)) if time else None
 
-    def forward(self, T: int, apart_MTT: Tensor | None) -> Tensor:
+    def forward(self, T: int, log_gap_MTT: Tensor | None) -> Tensor:
         """(1, H, T, T), or (M, H, T, T) with time: from a play (next to last) to one before it (last)."""
-        place = torch.arange(T, device=self.bias_HS.device)
-        distance_TT = place[:, None] - place[None, :]
+        index = torch.arange(T, device=self.bias_HS.device)
+        distance_TT = index[:, None] - index[None, :]
         outside_TT = (distance_TT < 0) | (distance_TT >= self.span)
         band_HTT = self.bias_HS[:, distance_TT.clamp(0, self.span - 1)].masked_fill(outside_TT, float("-inf"))
         if self.slope_H is None:
             return band_HTT[None]
-        assert apart_MTT is not None, "the times of the plays are needed"
-        return torch.addcmul(band_HTT[None], self.slope_H[:, None, None], apart_MTT[:, None], value=-1)
+        assert log_gap_MTT is not None, "the times of the plays are needed"
+        return torch.addcmul(band_HTT[None], self.slope_H[:, None, None], log_gap_MTT[:, None], value=-1)
 
 
 class BandedAttention(nn.Module):
@@ -114,27 +114,27 @@ class BandedAttention(nn.Module):
         self.heads = config.heads
         self.query, self.key = nn.Linear(width, width), nn.Linear(width, width, bias=False)
         self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
-        self.band = Band(config.heads, config.span, config.time)
+        self.band = RelativePositionBias(config.heads, config.span, config.time)
         nn.init.zeros_(self.key.weight)
         for square in (self.value, self.out):
             nn.init.eye_(square.weight)
             nn.init.zeros_(square.bias)
 
-    def forward(self, tokens_MTD: Tensor, apart_MTT: Tensor | None = None) -> Tensor:
+    def forward(self, tokens_MTD: Tensor, log_gap_MTT: Tensor | None = None) -> Tensor:
         """Attend; (M, T, D) -> (M, T, D). Positions right of the end never reach those left of it."""
         M, T, D = tokens_MTD.shape
 
         def split(x_MTD: Tensor) -> Tensor:
             return x_MTD.reshape(M, T, self.heads, D // self.heads).transpose(1, 2)
 
-        seen_MHTd = F.scaled_dot_product_attention(
+        attended_MHTd = F.scaled_dot_product_attention(
             split(self.query(tokens_MTD)),
             split(self.key(tokens_MTD)),
             split(self.value(tokens_MTD)),
-            self.band(T, apart_MTT).to(tokens_MTD.dtype),
+            self.band(T, log_gap_MTT).to(tokens_MTD.dtype),
         )
         # cat, not transpose and reshape: the ONNX exporter of torch 2.15 gets the strides of that view wrong
-        return self.out(torch.cat(seen_MHTd.unbind(1), dim=-1))
+        return self.out(torch.cat(attended_MHTd.unbind(1), dim=-1))
 
 
 class HistoryLayer(nn.Module):
@@ -154,10 +154,10 @@ class HistoryLayer(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), narrow)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x_MTD: Tensor, apart_MTT: Tensor | None) -> Tensor:
+    def forward(self, x_MTD: Tensor, log_gap_MTT: Tensor | None) -> Tensor:
         """(M, T, D) -> (M, T, D)."""
-        gathered_MTD = self.dropout(self.attention(self.attention_norm(x_MTD), apart_MTT))
-        x_MTD = gathered_MTD if self.last else x_MTD + gathered_MTD
+        attended_MTD = self.dropout(self.attention(self.attention_norm(x_MTD), log_gap_MTT))
+        x_MTD = attended_MTD if self.last else x_MTD + attended_MTD
         return x_MTD + self.dropout(self.feed_forward(self.forward_norm(x_MTD)))
 
 
@@ -172,17 +172,17 @@ class GatedLayer(nn.Module):
         self.attention_gate, self.forward_gate = nn.Linear(width, width), nn.Linear(width, width)
         self.dropout = Dropout(config.dropout)
         with torch.no_grad():  # recent plays first
-            self.attention.band.bias_HS.sub_(FADING * torch.arange(config.span))
+            self.attention.band.bias_HS.sub_(RECENCY_SLOPE * torch.arange(config.span))
         for linear in (self.attention.key, self.attention.value, self.attention.out):
             nn.init.xavier_uniform_(linear.weight)
 
-    def forward(self, x_MTD: Tensor, apart_MTT: Tensor | None) -> Tensor:
+    def forward(self, x_MTD: Tensor, log_gap_MTT: Tensor | None) -> Tensor:
         """(M, T, D) -> (M, T, D)."""
-        found_MTD = self.dropout(self.attention(self.attention_norm(x_MTD), apart_MTT))
-        x_MTD = x_MTD + torch.sigmoid(self.attention_gate(x_MTD)) * found_MTD
+        update_MTD = self.dropout(self.attention(self.attention_norm(x_MTD), log_gap_MTT))
+        x_MTD = x_MTD + torch.sigmoid(self.attention_gate(x_MTD)) * update_MTD
         value_MTW, gate_MTW = self.wide(self.forward_norm(x_MTD)).chunk(2, dim=-1)
-        found_MTD = self.dropout(self.narrow(value_MTW * F.silu(gate_MTW)))
-        return x_MTD + torch.sigmoid(self.forward_gate(x_MTD)) * found_MTD
+        update_MTD = self.dropout(self.narrow(value_MTW * F.silu(gate_MTW)))
+        return x_MTD + torch.sigmoid(self.forward_gate(x_MTD)) * update_MTD
 
 
 class RecentMean(nn.Module):
@@ -193,15 +193,15 @@ class RecentMean(nn.Module):
 
     def __init__(self, span: int, time: bool = False) -> None:
         super().__init__()
-        self.band = Band(1, span, time)
+        self.band = RelativePositionBias(1, span, time)
         self.log_prior = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, content_MTC: Tensor, apart_MTT: Tensor | None = None) -> Tensor:
+    def forward(self, content_MTC: Tensor, log_gap_MTT: Tensor | None = None) -> Tensor:
         """(M, T, C) -> (M, T + 1, C): after every number of plays, zero after none."""
         M, T, _ = content_MTC.shape
         count_T1 = torch.arange(1, T + 1, device=content_MTC.device).clamp(max=self.band.span).unsqueeze(-1)
         shrunk_T1 = count_T1 / (count_T1 + self.log_prior.exp())
-        weight_xTT = (self.band(T, apart_MTT)[:, 0].softmax(-1) * shrunk_T1).to(content_MTC.dtype)
+        weight_xTT = (self.band(T, log_gap_MTT)[:, 0].softmax(-1) * shrunk_T1).to(content_MTC.dtype)
         # one more row, of zeros, is the mean of no play: cheaper than to put it before the result
         return torch.bmm(F.pad(weight_xTT, (0, 0, 1, 0)).expand(M, -1, -1), content_MTC)
 
@@ -214,7 +214,9 @@ class RecentMean(nn.Module):
         if self.band.slope_H is not None:
             end_N1 = time_NT.gather(1, (length_N[:, None] - 1).clamp(min=0))
             seconds_NT = (end_N1 - time_NT).clamp(min=0)
-            logit_NT = logit_NT - self.band.slope_H * torch.log1p(seconds_NT.to(torch.float32) / (3600 * HOURS_APART))
+            logit_NT = logit_NT - self.band.slope_H * torch.log1p(
+                seconds_NT.to(torch.float32) / (3600 * SESSION_GAP_HOURS)
+            )
         weight_NT = logit_NT.masked_fill(~inside_NT, -1e9).softmax(-1) * inside_NT
         plays_N1 = length_N[:, None].clamp(max=span).to(weight_NT.dtype)
         return weight_NT * (plays_N1 / (plays_N1 + self.log_prior.exp()))
@@ -231,8 +233,8 @@ class HistoryEncoder(nn.Module):
             [
                 GatedLayer(width, config)
                 if config.gated
-                else HistoryLayer(width, config, last=place == config.layers - 1)
-                for place in range(config.layers)
+                else HistoryLayer(width, config, last=index == config.layers - 1)
+                for index in range(config.layers)
             ]
             if attention
             else []
@@ -240,20 +242,20 @@ class HistoryEncoder(nn.Module):
         self.mean = None if attention else RecentMean(config.span, config.time)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, tokens_MTD: Tensor, apart_MTT: Tensor | None = None) -> Tensor:
+    def forward(self, tokens_MTD: Tensor, log_gap_MTT: Tensor | None = None) -> Tensor:
         """(M, T, D) -> (M, T + 1, D): the state at position p has read the first p plays."""
         x_MTD = tokens_MTD
         for layer in self.layers:
-            x_MTD = layer(x_MTD, apart_MTT)
+            x_MTD = layer(x_MTD, log_gap_MTT)
         if self.mean is not None:
-            x_MTD = self.mean(x_MTD, apart_MTT)[:, 1:]
+            x_MTD = self.mean(x_MTD, log_gap_MTT)[:, 1:]
         first_M1D = self.no_history_D.expand(x_MTD.shape[0], 1, -1)
         return torch.cat([first_M1D, self.norm(x_MTD)], dim=1)
 
     def last(self, tokens_NTD: Tensor, length_N: Tensor, time_NT: Tensor) -> Tensor:
         """The state (N, D) after the first `length_N` plays; time in seconds."""
         if self.mean is None:
-            apart_NTT = time_apart(time_NT) if self.time else None
-            return self(tokens_NTD, apart_NTT)[torch.arange(length_N.shape[0], device=length_N.device), length_N]
+            log_gap_NTT = log_time_gap(time_NT) if self.time else None
+            return self(tokens_NTD, log_gap_NTT)[torch.arange(length_N.shape[0], device=length_N.device), length_N]
         mean_ND = torch.bmm(self.mean.last(length_N, time_NT).unsqueeze(1), tokens_NTD).squeeze(1)
         return torch.where((length_N > 0)[:, None], self.norm(mean_ND), self.no_history_D)

@@ -47,21 +47,21 @@ class ImageEncoderConfig:
             raise ValueError(f"stage_width={self.stage_width}: must lie in 1 .. 512.")
 
 
-def resized(images_nCHW: Tensor, height: int, width: int) -> Tensor:
+def resize(images_nCHW: Tensor, height: int, width: int) -> Tensor:
     """Bilinear resizing with antialiasing as torchvision and Pillow have it, as two matrix products."""
-    across_VW = _triangles(images_nCHW.shape[3], width, images_nCHW.device)
-    return _triangles(images_nCHW.shape[2], height, images_nCHW.device) @ (images_nCHW @ across_VW.T)
+    across_VW = _triangle_filter(images_nCHW.shape[3], width, images_nCHW.device)
+    return _triangle_filter(images_nCHW.shape[2], height, images_nCHW.device) @ (images_nCHW @ across_VW.T)
 
 
-def as_kept(images_nHWC: Tensor, height: int, width: int) -> Tensor:
+def resize_like_pillow(images_nHWC: Tensor, height: int, width: int) -> Tensor:
     """uint8 images of any size, RGB -> float (n, 3, height, width), 0 .. 255 in whole levels: what Pillow's resizing gives,
     which rounds halves up after each direction, but for a level here and there."""
     images_nCHW = images_nHWC.permute(0, 3, 1, 2).to(torch.float32)
-    wide = (images_nCHW @ _triangles(images_nCHW.shape[3], width, images_nCHW.device).T + 0.5).floor()
-    return (_triangles(images_nCHW.shape[2], height, images_nCHW.device) @ wide + 0.5).floor().clamp(0, 255)
+    wide = (images_nCHW @ _triangle_filter(images_nCHW.shape[3], width, images_nCHW.device).T + 0.5).floor()
+    return (_triangle_filter(images_nCHW.shape[2], height, images_nCHW.device) @ wide + 0.5).floor().clamp(0, 255)
 
 
-def _triangles(old: int, new: int, device: torch.device) -> Tensor:
+def _triangle_filter(old: int, new: int, device: torch.device) -> Tensor:
     """The weight of every old pixel in every new one along a side, (new, old): triangles as wide as a new pixel, at least as
     wide as an old one."""
     scale = old / new
@@ -102,8 +102,8 @@ class WholeStatistics(nn.Module):
     def forward(self, images_nCHW: Tensor) -> Tensor:
         """float (n, 3, H, W) in 0 .. 1 -> (n, 30)."""
         red, green, blue = images_nCHW.unbind(1)
-        most, least = images_nCHW.amax(1), images_nCHW.amin(1)
-        saturation = (most - least) / (most + 1e-3)
+        brightest, darkest = images_nCHW.amax(1), images_nCHW.amin(1)
+        saturation = (brightest - darkest) / (brightest + 1e-3)
         luma = 0.299 * red + 0.587 * green + 0.114 * blue
         reds, yellows = red - green, blue - (red + green) / 2
         hue = _angle(3**0.5 * (green - blue), 2 * red - green - blue) / (2 * torch.pi) + 0.5
@@ -111,7 +111,9 @@ class WholeStatistics(nn.Module):
         down = luma[:, 2:, 1:-1] - luma[:, :-2, 1:-1]
         edge = (across.square() + down.square() + 1e-12).sqrt()
         direction = _angle(down, across) / torch.pi % 1
-        tones = (red > 0.35) & (green > 0.2) & (blue > 0.1) & (red > blue) & (most - least > 0.06) & (reds > 0.03)
+        tones = (
+            (red > 0.35) & (green > 0.2) & (blue > 0.1) & (red > blue) & (brightest - darkest > 0.06) & (reds > 0.03)
+        )
         skin, height, width = tones.float(), luma.shape[1], luma.shape[2]
         centre = (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4))
 
@@ -124,17 +126,17 @@ class WholeStatistics(nn.Module):
         def spread(map_nHW: Tensor) -> Tensor:
             return map_nHW.std((1, 2), correction=0)
 
-        found = [
+        statistics = [
             *(mean(saturation), spread(saturation), mean((saturation > 0.5).float())),
-            *(mean(most), spread(luma), mean((luma < 0.2).float()), mean((luma > 0.8).float())),
+            *(mean(brightest), spread(luma), mean((luma < 0.2).float()), mean((luma > 0.8).float())),
             (spread(reds).square() + spread(yellows).square()).sqrt(),
             (mean(reds).square() + mean(yellows).square() + 1e-12).sqrt(),
-            *_by_kind(hue, HUES, saturation),
-            *_by_kind(direction, DIRECTIONS, edge),
+            *_weighted_histogram(hue, HUES, saturation),
+            *_weighted_histogram(direction, DIRECTIONS, edge),
             *(mean(edge), mean((edge > 0.2).float()), mean((luma - luma.flip(2)).abs())),
             *(mean(skin), inner(skin), inner(luma) - mean(luma), inner(saturation) - mean(saturation)),
         ]
-        return torch.stack(found, dim=1)
+        return torch.stack(statistics, dim=1)
 
 
 def _angle(y: Tensor, x: Tensor) -> Tensor:
@@ -147,7 +149,7 @@ def _angle(y: Tensor, x: Tensor) -> Tensor:
     return torch.where(x < 0, turned, torch.where(x > 0, slope, torch.sign(y) * (torch.pi / 2)))
 
 
-def _by_kind(share_nHW: Tensor, kinds: int, weight_nHW: Tensor) -> list[Tensor]:
+def _weighted_histogram(share_nHW: Tensor, kinds: int, weight_nHW: Tensor) -> list[Tensor]:
     """Mean weight of the pixels whose share, 0 .. 1, falls into each of so many equal parts."""
     kind_nHW = (share_nHW * kinds).long().clamp(0, kinds - 1)
     return [((kind_nHW == k) * weight_nHW).mean((1, 2)) for k in range(kinds)]
@@ -176,7 +178,7 @@ class ImageEncoder(nn.Module):
         """Feature maps of the backbone's four stages from float images in 0 .. 1."""
         net, size = self.backbone, (self.config.height, self.config.width)
         if torch.compiler.is_exporting():  # ONNX Runtime's own antialiasing is off by some levels at edges
-            x = resized(images_nCHW, *size)
+            x = resize(images_nCHW, *size)
         else:
             x = F.interpolate(images_nCHW, size, mode="bilinear", antialias=True)
         x = net.maxpool(net.relu(net.bn1(net.conv1((x - self.mean) / self.std))))
@@ -207,19 +209,19 @@ class Projection(nn.Module):
     Fitted on a catalogue, then fixed: a new artwork gets its place among the old ones without moving them.
     """
 
-    def __init__(self, features: list[int], kept: list[int]) -> None:
+    def __init__(self, features: list[int], components: list[int]) -> None:
         super().__init__()
         self.blocks = len(features)
-        for i, (wide, narrow) in enumerate(zip(features, kept, strict=True)):
+        for i, (wide, narrow) in enumerate(zip(features, components, strict=True)):
             self.register_buffer(f"centre_{i}", torch.zeros(wide))
             self.register_buffer(f"turn_{i}", torch.zeros(wide, narrow))
 
     @classmethod
-    def fit(cls, blocks: list[Tensor], kept: list[int]) -> "Projection":
+    def fit(cls, blocks: list[Tensor], components: list[int]) -> "Projection":
         """Fit on the features of a catalogue; `kept` may exceed a block's width: it is then standardised alone."""
-        kept = [min(k, b.shape[1]) for b, k in zip(blocks, kept, strict=True)]
-        projection = cls([b.shape[1] for b in blocks], kept)
-        for i, (block, k) in enumerate(zip(blocks, kept, strict=True)):
+        components = [min(k, b.shape[1]) for b, k in zip(blocks, components, strict=True)]
+        projection = cls([b.shape[1] for b in blocks], components)
+        for i, (block, k) in enumerate(zip(blocks, components, strict=True)):
             centre, spread = block.double().mean(0), block.double().std(0, correction=0)
             # a constant feature has no spread and is left at zero weight, not blown up
             spread = torch.where(spread < 1e-6, torch.inf, spread)

@@ -9,22 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.parts import Artworks, States, Titles
+from models.types import ArtworkEncoding, States, TitleEncoding
 
 
-def table(rows: int, width: int, spread: float) -> nn.Embedding:
+def table(rows: int, width: int, std: float) -> nn.Embedding:
     """An embedding table of normal weights, whose row 0, unknown, starts at zero and is trained like any other."""
-    made = nn.Embedding(rows, width)
-    nn.init.normal_(made.weight, std=spread)
+    embedding = nn.Embedding(rows, width)
+    nn.init.normal_(embedding.weight, std=std)
     with torch.no_grad():
-        made.weight[0].zero_()
-    return made
+        embedding.weight[0].zero_()
+    return embedding
 
 
-def linked(wide: int, narrow: int, spread: float, bias: bool = True) -> nn.Linear:
+def scaled_linear(wide: int, narrow: int, std: float, bias: bool = True) -> nn.Linear:
     """A linear map of small normal weights, its bias zero."""
     linear = nn.Linear(wide, narrow, bias=bias)
-    nn.init.normal_(linear.weight, std=spread)
+    nn.init.normal_(linear.weight, std=std)
     if bias:
         nn.init.zeros_(linear.bias)
     return linear
@@ -37,12 +37,12 @@ def dots(x_NKD: Tensor, y_ND: Tensor) -> Tensor:
     return (x_NKD @ y_ND.unsqueeze(-1)).squeeze(-1)
 
 
-def gathered(parts: States | Titles | Artworks, place_of: Tensor) -> Iterator[Tensor]:
+def gather_rows(parts: States | TitleEncoding | ArtworkEncoding, index: Tensor) -> Iterator[Tensor]:
     """Each part, computed for distinct rows, for every row that asks for it."""
     for part in parts:
         flat = part if part.ndim > 1 else part.unsqueeze(-1)
-        found = F.embedding(place_of, flat)
-        yield found if part.ndim > 1 else found.squeeze(-1)
+        values = F.embedding(index, flat)
+        yield values if part.ndim > 1 else values.squeeze(-1)
 
 
 def mean_of_known(vectors: nn.Embedding, rows_xL: Tensor) -> Tensor:
@@ -53,8 +53,8 @@ def mean_of_known(vectors: nn.Embedding, rows_xL: Tensor) -> Tensor:
 def mean_of_rows(table_RD: Tensor, rows_xL: Tensor, sparse: bool = False) -> Tensor:
     """The same, of a table's rows; `sparse`: whether its gradient is."""
     if torch.compiler.is_exporting():  # a bag's graph would be a loop over its lists
-        there_xL1 = (rows_xL > 0).to(table_RD.dtype).unsqueeze(-1)
-        return (table_RD[rows_xL] * there_xL1).sum(-2) / there_xL1.sum(-2).clamp(min=1)
+        mask_xL1 = (rows_xL > 0).to(table_RD.dtype).unsqueeze(-1)
+        return (table_RD[rows_xL] * mask_xL1).sum(-2) / mask_xL1.sum(-2).clamp(min=1)
     flat = F.embedding_bag(rows_xL.flatten(0, -2), table_RD, mode="mean", padding_idx=0, sparse=sparse)
     return flat.view(*rows_xL.shape[:-1], table_RD.shape[1])
 

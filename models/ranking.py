@@ -14,9 +14,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.two_tower import Artworks, Context, Plays, States, Titles, TwoTower
+from models.two_tower import ArtworkEncoding, Context, PlayEncoding, States, TitleEncoding, TwoTower
 
-_Parts = TypeVar("_Parts", Plays, Titles, Artworks)
+_Parts = TypeVar("_Parts", PlayEncoding, TitleEncoding, ArtworkEncoding)
 
 INPUTS = (
     "history_title",
@@ -33,7 +33,7 @@ INPUTS = (
     "title",
     "artworks",
 )
-OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity", "taste", "liked")
+OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity", "artwork_query", "content_query")
 HISTORY = INPUTS[:5]
 """What a member's vectors are made of."""
 
@@ -49,7 +49,7 @@ class Ranking(nn.Module):
     play_token: Tensor
     play_content: Tensor
     play_mean_image: Tensor
-    play_together: Tensor
+    play_coplay: Tensor
 
     def __init__(self, model: TwoTower) -> None:
         super().__init__()
@@ -94,28 +94,30 @@ class Ranking(nn.Module):
         appeal (N, K) and affinity (N,) as logits, and the two vectors that meet artworks, (N, D) and (N, 2 D + G).
         """
         history = (history_title, history_artwork, history_watched, history_time, history_length)
-        state = self.state(*history, learned=self.model.taste_state is not None)
-        again_N = self.model.played(history_title, history_length, title)
+        state = self.state(*history, learned=self.model.artwork_query_state is not None)
+        rewatch_N = self.model.is_rewatch(history_title, history_length, title)
         context = Context(country, device, hour, row, column, play_count)
-        return self.ranked(state, context, title, self.artworks(artworks), again_N)
+        return self.ranked(state, context, title, self.artworks(artworks), rewatch_N)
 
-    def artworks(self, rows: Tensor) -> Artworks:
+    def artworks(self, rows: Tensor) -> ArtworkEncoding:
         """What is kept of artworks, for rows of any shape."""
-        return self._rows(Artworks, "artwork", rows)
+        return self._rows(ArtworkEncoding, "artwork", rows)
 
     def ranked(
-        self, state: States, context: Context, title_N: Tensor, artworks: Artworks, again_N: Tensor
+        self, state: States, context: Context, title_N: Tensor, artworks: ArtworkEncoding, rewatch_N: Tensor
     ) -> tuple[Tensor, ...]:
         """The same from a member's state (N, ...), vectors of artworks (N, K, ...) and whether a recent play was of the title."""
-        title = self._rows(Titles, "title", title_N)
-        terms = self.model.rank_vectors(state, context, title, artworks, again_N)
+        title = self._rows(TitleEncoding, "title", title_N)
+        terms = self.model.rank_vectors(state, context, title, artworks, rewatch_N)
         click_NK, engaged_NK = self.model.probabilities(terms)
-        meet = self.model.appeal_vectors(state, context)
-        taste_ND, liked_NC = meet
-        shared_N = (taste_ND * self.mean_vector[title_N]).sum(-1) + (liked_NC * self.mean_content[title_N]).sum(-1)
+        queries = self.model.appeal_queries(state, context)
+        artwork_query_ND, content_query_NC = queries
+        shared_N = (artwork_query_ND * self.mean_vector[title_N]).sum(-1) + (
+            content_query_NC * self.mean_content[title_N]
+        ).sum(-1)
         shared_N = shared_N + self.mean_bias[title_N]
         appeal_NK, affinity_N = terms.appeal_NK - shared_N[:, None], terms.affinity_N + shared_N
-        return click_NK, engaged_NK, appeal_NK, affinity_N, *meet
+        return click_NK, engaged_NK, appeal_NK, affinity_N, *queries
 
     def state(
         self,
@@ -135,15 +137,15 @@ class Ranking(nn.Module):
         recent_NC = torch.bmm(model.recent.last(length_N, time_NT).unsqueeze(1), content_NTC).squeeze(1)
         ago_NT = length_N[:, None] - 1 - torch.arange(title_NT.shape[1], device=title_NT.device)
         counts_NT = ((ago_NT >= 0) & (ago_NT < model.config.history.span)).to(recent_NC.dtype)
-        together_NR = torch.bmm(counts_NT.unsqueeze(1), self.play_together[title_NT]).squeeze(1)
+        coplay_NR = torch.bmm(counts_NT.unsqueeze(1), self.play_coplay[title_NT]).squeeze(1)
         learned_ND = recent_NC.new_zeros(title_NT.shape[0], 0)
         if learned:
-            learned_ND = model.reading.last(self.play_token[title_NT], image_NTD, watched_NT, length_N, time_NT)
-        return States(learned_ND, recent_NC, together_NR)
+            learned_ND = model.sequence_tower.last(self.play_token[title_NT], image_NTD, watched_NT, length_N, time_NT)
+        return States(learned_ND, recent_NC, coplay_NR)
 
 
 def _mean_by_title(values_A: Tensor, artworks_IL: Tensor) -> Tensor:
     """Mean over a title's artworks, (A, ...) -> (I, ...); 0 for a title that has none."""
-    there_IL = (artworks_IL > 0).to(values_A.dtype)
-    share_IL = there_IL / there_IL.sum(1, keepdim=True).clamp(min=1)
+    mask_IL = (artworks_IL > 0).to(values_A.dtype)
+    share_IL = mask_IL / mask_IL.sum(1, keepdim=True).clamp(min=1)
     return torch.einsum("il,il...->i...", share_IL, values_A[artworks_IL])

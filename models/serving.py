@@ -1,8 +1,8 @@
 """Parts of the trained ranker that a serving team runs by themselves: a member's vector once, then candidates against it.
 
-    member   history -> `member`, which meets candidates, and `titles_member`, which meets titles
+    member   history -> `member`, which meets candidates, and `title_query`, which meets titles
     choose   `member` + context + candidates -> what `Ranking` gives
-    choose_vectors   the same, of candidates given as vectors, which `models.vectors` makes of what the catalogue gains
+    choose_vectors   the same, of candidates given as vectors, which `models.content_towers` makes of what the catalogue gains
 
 Legend: N requests, T plays, K candidates, S a member's vector, W one for titles.
 """
@@ -10,10 +10,10 @@ Legend: N requests, T plays, K candidates, S a member's vector, W one for titles
 import torch
 from torch import Tensor, nn
 
-from models.parts import Artworks, Context, States
 from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
+from models.types import ArtworkEncoding, Context, States
 
-MEMBER_OUTPUTS = ("member", "titles_member")
+MEMBER_OUTPUTS = ("member", "title_query")
 CONTEXT = INPUTS[len(HISTORY) : -2]
 CHOOSE_INPUTS = ("member", *CONTEXT, "title", "played_before", "artworks")
 CHOOSE_OUTPUTS = OUTPUTS[:4]
@@ -39,7 +39,7 @@ class Member(nn.Module):
         """(N, S) and (N, W); arguments as of `Ranking`."""
         history = (history_title, history_artwork, history_watched, history_time, history_length)
         state, model = self.ranking.state(*history, learned=True), self.ranking.model
-        parts = [state.recent, state.together, *([] if model.taste_state is None else [state.learned])]
+        parts = [state.recent, state.coplay, *([] if model.artwork_query_state is None else [state.learned])]
         return torch.cat(parts, dim=-1), model.member_vectors(state.learned, history_title, history_length)
 
 
@@ -65,10 +65,10 @@ class Choose(nn.Module):
     ) -> tuple[Tensor, ...]:
         """What `Ranking` gives but the two vectors that meet artworks.
 
-        `member`: (N, S) of `Member`; `played_before`: bool (N,), whether the title is among the last `looks_back` plays.
+        `member`: (N, S) of `Member`; `played_before`: bool (N,), whether the title is among the last `history_span` plays.
         """
         context = Context(country, device, hour, row, column, play_count)
-        return _chosen(self.ranking, member, context, title, played_before, self.ranking.artworks(artworks))
+        return _choose(self.ranking, member, context, title, played_before, self.ranking.artworks(artworks))
 
 
 class ChooseVectors(nn.Module):
@@ -94,17 +94,17 @@ class ChooseVectors(nn.Module):
         artwork_bias: Tensor,
         artwork_engaged: Tensor,
     ) -> tuple[Tensor, ...]:
-        """As `Choose`, of the parts of `Artworks`, (N, K, ...)."""
+        """As `Choose`, of the parts of `ArtworkEncoding`, (N, K, ...)."""
         context = Context(country, device, hour, row, column, play_count)
-        artworks = Artworks(artwork_vector, artwork_content, artwork_bias, artwork_engaged)
-        return _chosen(self.ranking, member, context, title, played_before, artworks)
+        artworks = ArtworkEncoding(artwork_vector, artwork_content, artwork_bias, artwork_engaged)
+        return _choose(self.ranking, member, context, title, played_before, artworks)
 
 
-def _chosen(
-    ranking: Ranking, member: Tensor, context: Context, title: Tensor, played_before: Tensor, artworks: Artworks
+def _choose(
+    ranking: Ranking, member: Tensor, context: Context, title: Tensor, played_before: Tensor, artworks: ArtworkEncoding
 ) -> tuple[Tensor, ...]:
     model = ranking.model
-    content, rank = sum(model.parts_of_content()), model.config.coplay.rank
+    content, rank = sum(model.content_widths()), model.config.coplay.rank
     state = States(member[:, content + rank :], member[:, :content], member[:, content : content + rank])
-    again = played_before & (title > 0)  # as in a whole request, where an unknown title is no other's
-    return ranking.ranked(state, context, title, artworks, again)[: len(CHOOSE_OUTPUTS)]
+    rewatch = played_before & (title > 0)  # as in a whole request, where an unknown title is no other's
+    return ranking.ranked(state, context, title, artworks, rewatch)[: len(CHOOSE_OUTPUTS)]

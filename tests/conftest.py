@@ -16,18 +16,18 @@ import pytest
 from rich.console import Console
 
 from benchmarks.serve_load import Served, serving
-from datamodules.prepare import prepare
-from datamodules.shards import Shards
-from datamodules.simulate import SimulateConfig, simulate
-from export.bundle import Bundle
-from export.export import Images, export
-from export.refresh import Refreshed, refresh
-from export.score import score
+from datamodules.prepare.prepare import prepare
+from datamodules.shards.shard import Shards
+from datamodules.simulator.simulate import SimulateConfig, simulate
+from export.export import ImageEmbedding, export
 from models.image_encoder import ImageEncoderConfig
+from serving.bundle.bundle import Bundle
+from serving.bundle.refresh import RefreshResult, refresh
+from serving.scoring.score import score
 from tests.grown_catalogue import NEW_ARTWORKS, NEW_TITLES, grow
 from tests.served import IMPATIENT, WITHOUT_TORCH
 from train.config import FitConfig
-from train.embed import RECORD, EmbedConfig, embed, load_encoder
+from train.embed import EMBEDDING_RECORD, EmbedConfig, embed, load_encoder
 from train.fit import fit
 from train.optimiser import OptimiserConfig
 from train.run import Run
@@ -70,7 +70,9 @@ def run(shards: Path) -> Path:
     fit(
         shards,
         out,
-        FitConfig(passes=8, slices=1, batch=256, patience=20, optimiser=OptimiserConfig(learning_rate=4e-3)),
+        FitConfig(
+            epochs=8, validations_per_epoch=1, batch=256, patience=20, optimiser=OptimiserConfig(learning_rate=4e-3)
+        ),
     )
     return out
 
@@ -79,10 +81,10 @@ def run(shards: Path) -> Path:
 def bundle(run: Path, shards: Path) -> Path:
     """The run's bundle, with the precisions that its gates let ship."""
     out, opened = run.parent / "bundle", Run.open(run)
-    about = {"fingerprint": opened.config["fingerprint"], "test_from": opened.config["test_from"]}
-    images = Images(*load_encoder(run), json.loads((run / RECORD).read_text())["images"])
+    metadata = {"fingerprint": opened.config["fingerprint"], "test_from": opened.config["test_from"]}
+    images = ImageEmbedding(*load_encoder(run), json.loads((run / EMBEDDING_RECORD).read_text())["images"])
     validation = Shards.open(shards)
-    export(opened.model, opened.vocabularies, out, about=about, images=images, validation=validation)
+    export(opened.model, opened.vocabularies, out, metadata=metadata, images=images, validation=validation)
     return out
 
 
@@ -90,7 +92,7 @@ def bundle(run: Path, shards: Path) -> Path:
 def scores(service: Path, bundle: Path) -> Path:
     """The test period scored greedily."""
     out, opened = bundle.parent / "scores", Bundle.open(bundle)
-    score(opened, service, out, since=datetime.fromisoformat(opened.about["test_from"]))
+    score(opened, service, out, since=datetime.fromisoformat(opened.metadata["test_from"]))
     return out
 
 
@@ -106,7 +108,7 @@ def grown(service: Path) -> Path:
 def refreshed(bundle: Path, grown: Path) -> Path:
     """The bundle with what is new in it."""
     folder = shutil.copytree(bundle, bundle.parent / "refreshed")
-    assert refresh(folder, grown, Console(quiet=True)) == Refreshed(len(NEW_TITLES), len(NEW_ARTWORKS))
+    assert refresh(folder, grown, Console(quiet=True)) == RefreshResult(len(NEW_TITLES), len(NEW_ARTWORKS))
     return folder
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from evaluation.valuation import Log
+from evaluation.off_policy.valuation import BanditLog
 
 FOLDER = Path(__file__).parents[2] / "shared" / "data" / "obd-men"
 ITEMS, POSITIONS = 34, 3
@@ -29,12 +29,12 @@ def read(policy: str) -> pd.DataFrame:
     return pd.read_csv(FOLDER / policy / "men.csv", usecols=["item_id", "position", "click", "propensity_score"])
 
 
-def log_of(table: pd.DataFrame, *, whole: bool) -> Log:
+def log_of(table: pd.DataFrame, *, whole: bool) -> BanditLog:
     """As a log: a position is a title, an impression a member (the data name none); `whole`: all propensities are alike."""
     count = len(table)
     propensity_N = table["propensity_score"].to_numpy()
     position_N = table["position"].to_numpy() - 1
-    return Log(
+    return BanditLog(
         member_N=np.arange(count),
         title_N=position_N,
         artwork_NK=position_N[:, None] * ITEMS + np.arange(ITEMS),

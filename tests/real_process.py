@@ -8,7 +8,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["real_process", "keyart", "configs.read", "train.fit", "torch.utils.tensorboard"])
+FORKS.set_forkserver_preload(["real_process", "keyart", "configs.arguments", "train.fit", "torch.utils.tensorboard"])
 
 
 def start(words: list[str], said: Path) -> BaseProcess:

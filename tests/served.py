@@ -10,7 +10,8 @@ WITHOUT_TORCH = "import sys\nfor name in ('torch', 'torchvision', 'pytorch_light
 IMPATIENT = """
 from pathlib import Path
 from rich.console import Console
-from export.serve import ServeConfig, serve
+from serving.http.config import ServeConfig
+from serving.http.serve import serve
 serve(Path({folder!r}), ServeConfig(port=0, body_seconds=1, head_seconds=1), Console())
 """
 GOOD: dict[str, Any] = {"title": "t", "artworks": ["a", "b"]}

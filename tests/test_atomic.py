@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.atomic import atomic_file, atomic_folder
-from datamodules.contract import UserError
+from foundation.atomic import atomic_file, atomic_folder
+from foundation.errors import UserError
 
 
 def test_replaces_only_when_complete(tmp_path: Path) -> None:

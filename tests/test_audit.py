@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import keyart
-from datamodules.simulate import SimulateConfig, simulate
-from evaluation.clickbait import clickbait, discovered, gap
-from evaluation.logged import read_outcomes
-from evaluation.pictures import thumbnail
-from evaluation.scored_log import ScoredLog, read_scored_log
-from evaluation.slices import Surroundings, plays_before, read_surroundings, slices_of
-from evaluation.stability import DAY, changes
-from evaluation.value import borders
+from datamodules.simulator.simulate import SimulateConfig, simulate
+from evaluation.audits.clickbait import benjamini_hochberg, clickbait, gap
+from evaluation.audits.stability import DAY, changes
+from evaluation.logs.log_slices import ImpressionAttributes, build_slices, plays_before, read_impression_attributes
+from evaluation.logs.logged_impressions import read_outcomes
+from evaluation.logs.scored_log import ScoredLog, read_scored_log
+from evaluation.report.markup import thumbnail
+from evaluation.value import period_bounds
 from tests.made_service import best, scores, service
 
 SIZES = SimulateConfig(seed=11, members=900, titles=24, people=12, mean_plays=15, mean_impressions=70)
@@ -61,19 +61,19 @@ def record(known: Path, oracle: Path, tmp_path_factory: pytest.TempPathFactory) 
 def log(known: Path, oracle: Path) -> ScoredLog:
     """All of it, ordered by member, where there was a choice."""
     log = read_scored_log(known, oracle, None)
-    log = log.where(log.there_NK.sum(1) > 1)
+    log = log.where(log.mask_NK.sum(1) > 1)
     return log.take(np.argsort(log.member, kind="stable"))
 
 
 @pytest.fixture(scope="module")
-def around(known: Path, log: ScoredLog) -> Surroundings:
-    return read_surroundings(known, log)
+def attributes(known: Path, log: ScoredLog) -> ImpressionAttributes:
+    return read_impression_attributes(known, log)
 
 
 def test_slices_part_the_log_and_their_lifts_hold_the_truth(
-    known: Path, log: ScoredLog, around: Surroundings, record: dict[str, Any]
+    known: Path, log: ScoredLog, attributes: ImpressionAttributes, record: dict[str, Any]
 ) -> None:
-    slices, notes = slices_of(known, log, around, None)
+    slices, notes = build_slices(known, log, attributes, None)
     assert not notes
     names = dict.fromkeys(one.name for one in slices)
     told_apart = [
@@ -93,7 +93,7 @@ def test_slices_part_the_log_and_their_lifts_hold_the_truth(
         if name != "genre":  # a title has several
             assert np.array_equal(np.sort(rows), np.arange(len(log))), name
     assert log.true_click_NK is not None
-    wanted_N = (log.policy_NK * log.true_click_NK).sum(1) - log.true_click_NK.sum(1) / log.there_NK.sum(1)
+    wanted_N = (log.policy_NK * log.true_click_NK).sum(1) - log.true_click_NK.sum(1) / log.mask_NK.sum(1)
     told = {
         (r["slice"], r["level"]): r
         for r in record["attribution"]
@@ -108,15 +108,15 @@ def test_slices_part_the_log_and_their_lifts_hold_the_truth(
     assert np.mean(hits) > 0.85
 
 
-def test_histories_are_counted_strictly_before(known: Path, log: ScoredLog, around: Surroundings) -> None:
-    found = plays_before(known, log.shown_at, around.member)
+def test_histories_are_counted_strictly_before(known: Path, log: ScoredLog, attributes: ImpressionAttributes) -> None:
+    found = plays_before(known, log.shown_at, attributes.member)
     plays = pads.dataset(sorted((known / "plays").glob("*.parquet"))).to_table(["member_id", "played_at"])
     moments: dict[str, list[int]] = {}
     for member, at in zip(plays["member_id"].to_pylist(), plays["played_at"].cast(pa.int64()).to_pylist(), strict=True):
         moments.setdefault(member, []).append(at)
     for n in range(0, len(log), 997):
         at = int(log.shown_at[n])
-        assert found[n] == sum(moment < at for moment in moments.get(around.member[n].as_py(), []))
+        assert found[n] == sum(moment < at for moment in moments.get(attributes.member[n].as_py(), []))
 
 
 def test_a_play_of_the_same_moment_does_not_count(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_steps_add_up(known: Path, oracle: Path, tmp_path: Path) -> None:
     before = next(row for row in record["drift"] if (row["part"], row["reward"]) == ("before", "clicked"))
     outcomes = read_outcomes(known)
     assert outcomes is not None
-    since, _ = borders(known, "test")
+    since, _ = period_bounds(known, "test")
     assert since is not None
     past = (outcomes.shown_at < int(since.timestamp() * 1e6)) & (outcomes.width > 1)
     weight = 1 / (outcomes.width * outcomes.propensity)[past]
@@ -180,8 +180,8 @@ def test_exploring_goes_from_the_best_to_chance(record: dict[str, Any]) -> None:
 def test_discoveries_by_hand() -> None:
     chance = np.array([0.001, 0.5, 0.04, np.nan, 0.09, 0.9])
     # at 20 %: 0.001 <= 1/5, 0.04 <= 2/5, 0.09 <= 3/5 of it, 0.5 > 4/5
-    assert discovered(chance, 0.2).tolist() == [True, False, True, False, True, False]
-    assert not discovered(np.full(3, np.nan)).any()
+    assert benjamini_hochberg(chance, 0.2).tolist() == [True, False, True, False, True, False]
+    assert not benjamini_hochberg(np.full(3, np.nan)).any()
 
 
 def test_gaps_by_hand() -> None:
@@ -225,28 +225,30 @@ def test_of_chance_alone_next_to_nothing_is_flagged(known: Path) -> None:
     assert clickbait(type(outcomes)(**{**vars(outcomes), "engaged": None})) is None
 
 
-def test_exposure_by_hand(known: Path, log: ScoredLog, around: Surroundings, record: dict[str, Any]) -> None:
+def test_exposure_by_hand(
+    known: Path, log: ScoredLog, attributes: ImpressionAttributes, record: dict[str, Any]
+) -> None:
     depicts = {r["artwork_id"]: r["depicts"] for r in pq.read_table(known / "artworks.parquet").to_pylist()}
     band = {r["member_id"]: r["age_band"] for r in pq.read_table(known / "members.parquet").to_pylist()}
     row = next(
         r for r in record["exposure"] if (r["segment"], r["level"], r["depicts"]) == ("age_band", "30-44", "Comedy")
     )
     shown_A = np.array([float("Comedy" in depicts[a]) for a in log.artworks.to_pylist()] + [0.0])
-    at = np.array([band[member] == "30-44" for member in around.member.to_pylist()])
+    at = np.array([band[member] == "30-44" for member in attributes.member.to_pylist()])
     of_NK = shown_A[log.artwork_NK[at]]
     assert row["scored"] == pytest.approx((log.policy_NK[at] * of_NK).sum(1).mean())
-    assert row["uniform"] == pytest.approx((of_NK.sum(1) / log.there_NK[at].sum(1)).mean())
+    assert row["uniform"] == pytest.approx((of_NK.sum(1) / log.mask_NK[at].sum(1)).mean())
     assert row["logged"] == pytest.approx(of_NK[np.arange(at.sum()), log.shown[at]].mean())
     assert row["catalogue"] == pytest.approx(np.mean(["Comedy" in words for words in depicts.values()]))
     assert row["low"] < row["scored"] < row["high"]
-    assert row["members"] == len(set(np.array(around.member.to_pylist())[at]))
+    assert row["members"] == len(set(np.array(attributes.member.to_pylist())[at]))
     assert {r["segment"] for r in record["exposure"]} == {"all members", "age_band", "tenure"}
 
 
 def test_how_clicks_hold_by_hand(log: ScoredLog, record: dict[str, Any]) -> None:
     row = next(r for r in record["holds"] if (r["segment"], r["policy"]) == ("all members", "scored"))
     assert log.engaged is not None
-    for name, policy_NK in (("value", log.policy_NK), ("uniform", log.there_NK / log.there_NK.sum(1, keepdims=True))):
+    for name, policy_NK in (("value", log.policy_NK), ("uniform", log.mask_NK / log.mask_NK.sum(1, keepdims=True))):
         weight_N = policy_NK[np.arange(len(log)), log.shown] / log.propensity
         assert row[name] == pytest.approx((weight_N * log.engaged).sum() / (weight_N * log.clicked).sum(), rel=1e-4)
     assert row["low"] < row["gap"] < row["high"]
@@ -321,7 +323,7 @@ def test_a_policy_for_engaged_against_one_for_clicked(known: Path, oracle: Path,
     record = json.loads((tmp_path / "out" / "value.json").read_text())
     log = read_scored_log(known, engaged, None)
     other = read_scored_log(known, oracle, None)
-    kept = log.there_NK.sum(1) > 1
+    kept = log.mask_NK.sum(1) > 1
     for reward, truth_NK in (("clicked", log.true_click_NK), ("engaged", log.true_engaged_NK)):
         assert truth_NK is not None
         row = next(
@@ -347,7 +349,7 @@ def test_a_base_that_lacks_impressions(
     known: Path, oracle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     table = pq.read_table(oracle)
-    since, _ = borders(known, "test")
+    since, _ = period_bounds(known, "test")
     assert since is not None
     pq.write_table(table.slice(0, len(table) - 500), tmp_path / "less.parquet")
     words = ["value", str(known), str(oracle), str(tmp_path / "out"), "--base", str(tmp_path / "less.parquet")]

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.contract import UserError
-from datamodules.feed import Feed
-from datamodules.prepare import prepare
-from datamodules.shards import TEST, TRAIN, VALIDATION, Shards
+from datamodules.feed.impression_feed import Feed
+from datamodules.prepare.prepare import prepare
+from datamodules.shards.shard import TEST, TRAIN, VALIDATION, Shards
+from foundation.errors import UserError
 from train.config import FitConfig
 from train.fit import fit
-from train.titles import TitlesConfig
+from train.next_title import TitlesConfig
 
-SHORT = FitConfig(passes=1, slices=2, batch=512)
+SHORT = FitConfig(epochs=1, validations_per_epoch=2, batch=512)
 
 
 @pytest.fixture
@@ -80,8 +80,10 @@ def test_a_batch_or_slices_that_do_not_fit_say_what_would(shards: Path, tmp_path
     size = Shards.open(shards).manifest["splits"]["train"]["impressions"]
     with pytest.raises(UserError, match=rf"batch={size + 1}: more than the {size} training .*at most {size // 2} fit"):
         fit(shards, tmp_path / "run", replace(SHORT, batch=size + 1))
-    with pytest.raises(UserError, match=r"slices=500: more than the 12 batches of a pass. Give at most 12"):
-        fit(shards, tmp_path / "run", replace(SHORT, slices=500))
+    with pytest.raises(
+        UserError, match=r"validations_per_epoch=500: more than the 12 batches of a pass. Give at most 12"
+    ):
+        fit(shards, tmp_path / "run", replace(SHORT, validations_per_epoch=500))
     assert not (tmp_path / "run").exists()
     fit(shards, tmp_path / "run", replace(SHORT, batch=size // 2), stop_after=1)
 

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 
 import keyart
-from benchmarks import pandas_way
-from benchmarks.copies import copy_members
-from benchmarks.process import measure
-from datamodules.check import check
-from datamodules.contract import UserError
-from datamodules.prepare import prepare
-from datamodules.shards import Shards
+from benchmarks import pandas_prepare
+from benchmarks.copy_members import copy_members
+from benchmarks.subprocess_usage import measure
+from datamodules.contract.check import check
+from datamodules.prepare.prepare import prepare
+from datamodules.shards.shard import Shards
+from foundation.errors import UserError
 
 
 @pytest.mark.parametrize("copies", [0.4, 1, 3])
@@ -32,8 +32,8 @@ def test_copies_are_valid_datasets(service: Path, tmp_path: Path, copies: float)
         assert 0.25 * have["impressions"] < count < 0.55 * have["impressions"]
 
 
-def test_the_pandas_way_does_the_same_work(service: Path, tmp_path: Path) -> None:
-    pandas_way.main(service, tmp_path / "pandas")
+def test_the_pandas_prepare_does_the_same_work(service: Path, tmp_path: Path) -> None:
+    pandas_prepare.main(service, tmp_path / "pandas")
     prepare(service, tmp_path / "shards")
     theirs = pd.read_parquet(tmp_path / "pandas" / "impressions.parquet").set_index("impression_id")
     shards = Shards.open(tmp_path / "shards")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from benchmarks.bandits import Laplace, LinUCB, Policy, Thompson, epsilon_greedy, uniform
+from benchmarks.bandits import Laplace, LinUCB, Thompson, epsilon_greedy, uniform
 from benchmarks.explore import Config, bench
-from benchmarks.stream import Stream
-from datamodules.contract import UserError
+from benchmarks.stream import BanditPolicy, Stream
+from foundation.errors import UserError
 
 N, K, F, A = 3000, 4, 3, 8
 
@@ -22,12 +22,12 @@ def stream_of(seed: int = 0, *, misled: float = 1.5) -> Stream:
     return Stream(
         features_NKF=features,
         probability_NK=1 / (1 + np.exp(-known)),
-        there_NK=np.arange(K) < chance.integers(2, K + 1, N)[:, None],
+        mask_NK=np.arange(K) < chance.integers(2, K + 1, N)[:, None],
         artwork_NK=artwork,
         truth_NK=1 / (1 + np.exp(-truth)),
         new_A=np.arange(A) < 1,
-        spread_FF=misled * np.eye(F),
-        own_A=np.full(A, misled / 2),
+        root_covariance_FF=misled * np.eye(F),
+        bias_std_A=np.full(A, misled / 2),
     )
 
 
@@ -44,9 +44,9 @@ class Oracle:
         """Nothing to learn."""
 
 
-def regret_of(stream: Stream, policy: Policy) -> float:
+def regret_of(stream: Stream, policy: BanditPolicy) -> float:
     offered = stream.arriving(20, 0)
-    return stream.gone_through(policy, offered, 20, 0, lambda: None)[1]
+    return stream.run_policy(policy, offered, 20, 0, lambda: None)[1]
 
 
 def test_those_who_learn_do_better_and_nobody_better_than_the_best() -> None:
@@ -60,7 +60,7 @@ def test_those_who_learn_do_better_and_nobody_better_than_the_best() -> None:
         LinUCB(stream, 0.5),
     ):
         assert 0 < regret_of(stream, policy) < 0.5 * chance
-    late = stream.gone_through(Thompson(stream, 0), stream.arriving(20, 0), 20, 0, lambda: None)
+    late = stream.run_policy(Thompson(stream, 0), stream.arriving(20, 0), 20, 0, lambda: None)
     assert late[2] < late[1], "in the last quarter it regrets less"
 
 
@@ -68,10 +68,10 @@ def test_new_artworks_are_offered_when_they_have_come() -> None:
     stream = stream_of()
     offered = stream.arriving(20, 0)
     new = stream.new_A[stream.artwork_NK]
-    assert (offered == stream.there_NK)[~new].all(), "old ones always"
-    assert (offered == stream.there_NK)[N // 2 :].all(), "all of them from the middle on"
+    assert (offered == stream.mask_NK)[~new].all(), "old ones always"
+    assert (offered == stream.mask_NK)[N // 2 :].all(), "all of them from the middle on"
     assert not offered[: N // 20][new[: N // 20]].all()
-    assert not (offered & ~stream.there_NK).any()
+    assert not (offered & ~stream.mask_NK).any()
     for rows in np.array_split(np.arange(N), 5):
         assert offered[rows, Thompson(stream, 0).choose(rows, offered[rows])].all()
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.serve import ALL, Config, bench
+from benchmarks.serve import TOTAL_REQUESTS, Config, bench
 from benchmarks.table import OURS, Row, print_table
-from datamodules.contract import UserError
+from foundation.errors import UserError
 
 
 def test_every_subject_answers_at_every_size(run: Path) -> None:
@@ -24,7 +24,9 @@ def test_every_subject_answers_at_every_size(run: Path) -> None:
                 p50, p99 = (found[subject, f"{what}, {n} at once, {q}"] for q in ("p50", "p99"))
                 assert 0 < p50 <= p99
             best = max(found[subject, f"{what}, {n} at once, requests"] for n in (1, 5))
-            assert found[subject, f"{what}: cores for {ALL:,} requests a second"] == pytest.approx(ALL / best)
+            assert found[subject, f"{what}: cores for {TOTAL_REQUESTS:,} requests a second"] == pytest.approx(
+                TOTAL_REQUESTS / best
+            )
     assert ("torch eager", "whole, 5 at once, p50") in found
     assert np.isfinite(list(found.values())).all()
     with pytest.raises(UserError, match="rounds=0"):

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from benchmarks.title_log import TitleLog, listed, ndcg_and_hits, read_log
-from benchmarks.title_ways import RIDGE, ease, neighbours, played, popularity, same_genres
+from benchmarks.title_baselines import RIDGE, ease, item_knn, play_matrix, popularity, same_genres
+from benchmarks.title_log import TitleLog, ndcg_and_hits, read_log, top_titles
 from benchmarks.titles import Config, bench
-from configs.read import RECIPES
-from datamodules.contract import UserError
+from configs.arguments import RECIPES
+from foundation.errors import UserError
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_log_is_read_in_order(folder: Path) -> None:
     assert (np.diff(log.time)[np.diff(log.member) == 0] > 0).all()
     assert log.titles["genres"].tolist() == [["Drama", "Comedy"], [], ["Comedy"], ["Horror"]]
     assert log.titles["release_year"].fillna(0).tolist() == [2001, 0, 1999, 2010]
-    kept, wanted = log.held_out(1)
+    kept, wanted = log.leave_one_out(1)
     assert log.titles["title_id"].to_numpy()[wanted].tolist() == [10, 40]
     assert len(kept.title) == 1 + 2
     with pytest.raises(UserError, match="holds neither"):
@@ -62,17 +62,17 @@ def log_of(seed: int = 0) -> TitleLog:
 
 def test_the_usual_ways() -> None:
     log = log_of()
-    x = played(log)
+    x = play_matrix(log)
     assert (popularity(log)[0] == x.sum(0)).all()
     inverse = np.linalg.inv(x.T @ x + RIDGE * np.eye(15))
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0)
     np.testing.assert_allclose(ease(log, log), x @ weights, atol=1e-5)
-    recent = played(log, recent=2.0)
+    recent = play_matrix(log, recent=2.0)
     last = np.array([log.title[log.member == m][-1] for m in range(log.members)])
     np.testing.assert_allclose(recent[np.arange(log.members), last], 1)
     np.testing.assert_allclose(ease(log, log, recent=2.0), recent @ weights, atol=1e-5)
-    alike = neighbours(log, log)
+    alike = item_knn(log, log)
     assert alike.shape == x.shape
     norm = np.linalg.norm(x, axis=0)
     cosine = x.T @ x / (np.outer(norm, norm) + 10)
@@ -86,7 +86,7 @@ def test_lists_and_their_figures() -> None:
     log = log_of()
     scores = np.random.default_rng(1).random((log.members, 15))
     offered = np.arange(15) > 1
-    lists = listed(scores, log, offered)
+    lists = top_titles(scores, log, offered)
     for member, row in enumerate(lists):
         free = [t for t in range(2, 15) if t not in set(log.title[log.member == member])]
         assert row[: len(free)].tolist() == sorted(free, key=lambda t: -np.float32(scores[member, t]))[:10]
@@ -99,7 +99,7 @@ def test_lists_and_their_figures() -> None:
 @pytest.mark.slow
 def test_a_whole_run(service: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "titles.yaml"
-    recipe.write_text((RECIPES / "titles.yaml").read_text().replace("passes: 30", "passes: 2"))
+    recipe.write_text((RECIPES / "titles.yaml").read_text().replace("epochs: 30", "epochs: 2"))
     rows = bench(Config(log=str(service), recipe=str(recipe), epochs=0), Console(quiet=True))
     found = {(row.subject, row.figure): row.value for row in rows}
     assert found["keyart", "NDCG@10"] > 0

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from benchmarks import feed as bench_feed
 from benchmarks import train as bench_train
-from benchmarks.materialised import Rows, write_for_torch_rechub
+from benchmarks.impression_rows import ImpressionRows, write_for_torch_rechub
 from benchmarks.subject import Training, feed_subject, floor, keyart_feed, train_subject
-from datamodules.contract import UserError
-from datamodules.shards import Shards
+from datamodules.shards.shard import Shards
+from foundation.errors import UserError
 from models.history import HistoryConfig
 from models.two_tower import TwoTower, TwoTowerConfig
 from train.embed import load_embedding
@@ -34,7 +34,7 @@ def test_a_row_for_each_impression_says_the_same(shards: Path, opened: Shards) -
     torch.manual_seed(0)
     model = TwoTower(SHAPE, sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0])).eval()
     feed = keyart_feed(opened, 256, PLAYS)
-    rows = Rows.of(opened, PLAYS, feed.size)
+    rows = ImpressionRows.of(opened, PLAYS, feed.size)
     assert len(rows) == feed.size
     found = []
     for batches in (feed, rows.batches(200)):
@@ -78,7 +78,7 @@ def test_a_step_is_that_of_the_training(shards: Path, opened: Shards) -> None:
 
 
 def test_what_torch_rechub_is_given(opened: Shards, shards: Path, tmp_path: Path) -> None:
-    rows = Rows.of(opened, PLAYS, 500)
+    rows = ImpressionRows.of(opened, PLAYS, 500)
     embedding = load_embedding(shards)[0].numpy()
     write_for_torch_rechub(rows, opened, embedding, tmp_path / "rows.npz")
     given = dict(np.load(tmp_path / "rows.npz"))

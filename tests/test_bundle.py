@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from datamodules.contract import UserError
-from export.bundle import Bundle
 from export.parity import compare
-from export.score import Policy, score
-from export.side_by_side import rank_histories
+from foundation.errors import UserError
 from models.ranking import INPUTS
+from serving.bundle.bundle import Bundle
+from serving.scoring.compare_members import rank_histories
+from serving.scoring.policies import ServingPolicy
+from serving.scoring.score import score
 from tests.test_explain import request_of
 from train.run import Run
 
@@ -51,9 +52,9 @@ def test_an_empty_history_is_the_learned_state(bundle: Path, run: Path) -> None:
         from models.two_tower import Context, States
 
         zero = torch.zeros(1, dtype=torch.int64)
-        content = sum(model.parts_of_content())
-        together = torch.zeros(1, model.config.coplay.rank)
-        state = States(model.reading.history.no_history_D[None], torch.zeros(1, content), together)
+        content = sum(model.content_widths())
+        coplay = torch.zeros(1, model.config.coplay.rank)
+        state = States(model.sequence_tower.history.no_history_D[None], torch.zeros(1, content), coplay)
         nowhere, again = Context(zero, zero, zero, zero, zero, zero), torch.zeros(1, dtype=torch.bool)
         terms = model.rank(state, nowhere, zero, torch.arange(1, 5)[None], again)
         expected = model.probabilities(terms)[0].numpy()
@@ -119,15 +120,17 @@ def test_scores_follow_the_contract(service: Path, scores: Path, bundle: Path) -
 def test_policies() -> None:
     click = np.array([[0.1, 0.3, 0.2, 0.9], [0.5, 0.5, 0.1, 0.1]], np.float32)
     there = np.array([[True, True, True, False], [True, True, True, True]])
-    np.testing.assert_array_equal(Policy.parse("greedy").probabilities(click, there), [[0, 1, 0, 0], [1, 0, 0, 0]])
-    epsilon = Policy.parse("epsilon:0.3").probabilities(click, there)
+    np.testing.assert_array_equal(
+        ServingPolicy.parse("greedy").probabilities(click, there), [[0, 1, 0, 0], [1, 0, 0, 0]]
+    )
+    epsilon = ServingPolicy.parse("epsilon:0.3").probabilities(click, there)
     np.testing.assert_allclose(epsilon, [[0.1, 0.8, 0.1, 0], [0.775, 0.075, 0.075, 0.075]], atol=1e-6)
-    soft = Policy.parse("softmax:2").probabilities(click, there)
+    soft = ServingPolicy.parse("softmax:2").probabilities(click, there)
     odds = np.sqrt(click[0, :3] / (1 - click[0, :3]))
     np.testing.assert_allclose(soft[0], [*(odds / odds.sum()), 0], rtol=1e-5)
     for bad in ("greed", "softmax:0", "softmax:x", "epsilon:1.5", "epsilon", "greedy:1"):
         with pytest.raises(UserError, match=f"policy={bad}"):
-            Policy.parse(bad)
+            ServingPolicy.parse(bad)
 
 
 def test_a_changed_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
@@ -168,8 +171,8 @@ import sys
 for name in ("torch", "torchvision", "pytorch_lightning", "lightning"):
     sys.modules[name] = None
 from pathlib import Path
-from export.bundle import Bundle
-from export.score import score
+from serving.bundle.bundle import Bundle
+from serving.scoring.score import score
 to = Path({str(tmp_path / "scores")!r})
 print(score(Bundle.open(Path({str(bundle)!r})), Path({str(service)!r}), to, policy="thompson:16"))
 """

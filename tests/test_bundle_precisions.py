@@ -16,22 +16,25 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from rich.console import Console
 
 import keyart
-from datamodules.contract import UserError
-from datamodules.shards import VALIDATION, Shards
-from export import variants
-from export.bundle import ABOUT, RANK_ROWS, Bundle, seals_of
-from export.example_of_bundle import worst_difference
-from export.gates import BOUNDS, measure, newest
-from export.ids import LEAST_BYTES, WEIGHTS
-from export.precision import KINDS, Kind, reduced
-from export.refresh import refresh
-from export.variants import SERVED, precisions_in_words, ship_variants
-from export.verify import verify
+from datamodules.shards.shard import VALIDATION, Shards
+from export import variants as shipping
+from export.gates import measure, newest_validation
+from export.variants import ship_variants
+from foundation.errors import UserError
 from pipeline import shards_of
+from serving.bundle import variants
+from serving.bundle.bundle import BUNDLE_FILE, RANK_ROWS, Bundle, bundle_checksums
+from serving.bundle.example import largest_golden_difference
+from serving.bundle.ids import MIN_EXTERNAL_BYTES, WEIGHTS
+from serving.bundle.precision import PRECISIONS, Precision, reduce_graph
+from serving.bundle.precision_bounds import BOUNDS
+from serving.bundle.refresh import refresh
+from serving.bundle.variants import SERVED_GRAPHS, precision_table
+from serving.bundle.verify import verify
 from tests.test_explain import request_of
 from train.run import Run
 
-OFF: dict[Kind, float] = {"fp16": 1e-3, "int8": 2e-2}
+OFF: dict[Precision, float] = {"fp16": 1e-3, "int8": 2e-2}
 """Of a probability."""
 
 
@@ -51,22 +54,24 @@ def rank_rows(bundle: Path) -> ModelProto:
 @pytest.fixture
 def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tables of thirty titles are half of their graphs: what they save is not what these tests are about."""
-    monkeypatch.setattr(variants, "BOUNDS", {kind: replace(bounds, size_share=1.0) for kind, bounds in BOUNDS.items()})
+    loose = {kind: replace(bounds, size_share=1.0) for kind, bounds in BOUNDS.items()}
+    for module in (variants, shipping):
+        monkeypatch.setattr(module, "BOUNDS", loose)
 
 
 def shipped(bundle: Path, folder: Path, validation: Shards | None, console: Console | None = None) -> Path:
     """A copy of a bundle with its graphs of fewer bytes."""
     shutil.copytree(bundle, folder)
-    opened, about = Bundle.open(folder), json.loads((folder / ABOUT).read_text())
-    told = (opened.vocabularies, opened.history_length, about["golden"]["largest_difference"], validation)
-    about["precisions"] = ship_variants(folder, *told, console or Console(quiet=True))
-    (folder / ABOUT).write_text(json.dumps(about | {"sha256": seals_of(folder)}))
+    opened, metadata = Bundle.open(folder), json.loads((folder / BUNDLE_FILE).read_text())
+    told = (opened.vocabularies, opened.history_length, metadata["golden"]["largest_difference"], validation)
+    metadata["precisions"] = ship_variants(folder, *told, console or Console(quiet=True))
+    (folder / BUNDLE_FILE).write_text(json.dumps(metadata | {"sha256": bundle_checksums(folder)}))
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_they_answer_as_float32(bundle: Path, rank_rows: ModelProto, kind: Kind) -> None:
-    found = reduced(rank_rows, kind)
+@pytest.mark.parametrize("kind", PRECISIONS)
+def test_they_answer_as_float32(bundle: Path, rank_rows: ModelProto, kind: Precision) -> None:
+    found = reduce_graph(rank_rows, kind)
     onnx.checker.check_model(found)
     assert list(found.opset_import) == list(rank_rows.opset_import)
     assert list(found.graph.input) == list(rank_rows.graph.input)
@@ -78,7 +83,7 @@ def test_they_answer_as_float32(bundle: Path, rank_rows: ModelProto, kind: Kind)
     assert 0 < apart < OFF[kind]
     wide = [name for name, values in weights_of(found).items() if values.ndim > 1 and values.dtype == np.float32]
     read_by_row = {node.input[0] for node in found.graph.node if node.op_type in ("Gather", "GatherND")}
-    left = [name for name in read_by_row & set(wide) if weights_of(found)[name].nbytes >= LEAST_BYTES]
+    left = [name for name in read_by_row & set(wide) if weights_of(found)[name].nbytes >= MIN_EXTERNAL_BYTES]
     assert {name for name in left if weights_of(found)[name].shape[-1] > 1} <= {"context"}
     assert len(read_by_row - set(left)) > 10
 
@@ -97,19 +102,19 @@ def graph_over(table: np.ndarray) -> ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_rows_know_nothing_of_each_other(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", PRECISIONS)
+def test_rows_know_nothing_of_each_other(kind: Precision) -> None:
     """A table that has grown by rows far larger keeps the bits of its old ones; one of zeros stays zeros."""
     chance = np.random.default_rng(0)
     table = (chance.normal(size=(300, 24)) * chance.lognormal(sigma=3, size=(300, 1))).astype(np.float32)
     table[7] = 0
     grown = np.concatenate([table, 1000 * chance.normal(size=(50, 24)).astype(np.float32)])
-    before, after = (weights_of(reduced(graph_over(values), kind)) for values in (table, grown))
+    before, after = (weights_of(reduce_graph(graph_over(values), kind)) for values in (table, grown))
     assert set(before) == set(after) == {"last", *({"table_fp16"} if kind == "fp16" else {"table_int8", "table_scale"})}
     for name in set(before) - {"last"}:
         assert before[name].tobytes() == after[name][: len(table)].tobytes()
-    onnx.checker.check_model(reduced(graph_over(table), kind), full_check=True)
-    found = session_of(reduced(graph_over(table), kind)).run(None, {"ids": np.arange(300)})
+    onnx.checker.check_model(reduce_graph(graph_over(table), kind), full_check=True)
+    found = session_of(reduce_graph(graph_over(table), kind)).run(None, {"ids": np.arange(300)})
     step = np.abs(table).max(1, keepdims=True) / (2**11 if kind == "fp16" else 2 * 127)
     for values in found:
         assert (np.abs(np.asarray(values) - table) <= 1.001 * step + 1e-7).all()
@@ -119,11 +124,13 @@ def test_rows_know_nothing_of_each_other(kind: Kind) -> None:
 def test_what_would_be_no_number_stays_float32() -> None:
     table = np.ones((300, 24), np.float32)
     table[3, 3] = 1e5
-    assert "table" in weights_of(reduced(graph_over(table), "fp16")), "half precision ends at 65,504"
-    assert "table_int8" in weights_of(reduced(graph_over(table), "int8"))
+    assert "table" in weights_of(reduce_graph(graph_over(table), "fp16")), "half precision ends at 65,504"
+    assert "table_int8" in weights_of(reduce_graph(graph_over(table), "int8"))
     table[3, 3] = np.nan
-    assert all("table" in weights_of(reduced(graph_over(table), kind)) for kind in KINDS)
-    assert "table" in weights_of(reduced(graph_over(np.ones((10, 24), np.float32)), "int8")), "under LEAST_BYTES"
+    assert all("table" in weights_of(reduce_graph(graph_over(table), kind)) for kind in PRECISIONS)
+    assert "table" in weights_of(reduce_graph(graph_over(np.ones((10, 24), np.float32)), "int8")), (
+        "under MIN_EXTERNAL_BYTES"
+    )
 
 
 def test_float32_is_what_training_measured(bundle: Path, run: Path, shards: Path, rank_rows: ModelProto) -> None:
@@ -137,29 +144,34 @@ def test_float32_is_what_training_measured(bundle: Path, run: Path, shards: Path
     assert found["same_choice"] == found["captured_lift"] == 1
     assert measure({"fp32": session}, opened, history, most=200)["fp32"]["impressions"] == 200
     times = np.concatenate([shard.shown_at[shard.split == VALIDATION] for shard in opened.shards])
-    taken = zip(opened.shards, newest(opened, 200), strict=True)
+    taken = zip(opened.shards, newest_validation(opened, 200), strict=True)
     assert np.sort(np.concatenate([shard.shown_at[places] for shard, places in taken])).tolist() == sorted(times)[-200:]
 
 
 @pytest.mark.usefixtures("of_any_size")
 def test_what_ships_is_verified(bundle: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = shipped(bundle, tmp_path / "bundle", Shards.open(shards))
-    about = Bundle.open(folder).about
-    assert [(row["precision"], row["ships"], row["reasons"]) for row in about["precisions"]] == [
-        (name, True, []) for name in ("fp32", *KINDS)
+    metadata = Bundle.open(folder).metadata
+    assert [(row["precision"], row["ships"], row["reasons"]) for row in metadata["precisions"]] == [
+        (name, True, []) for name in ("fp32", *PRECISIONS)
     ]
-    for kind in KINDS:
-        assert {path.name for path in (folder / kind).iterdir()} == {*SERVED, WEIGHTS}
-        assert {f"{kind}/{name}" for name in (*SERVED, WEIGHTS)} <= set(about["sha256"])
+    for kind in PRECISIONS:
+        assert {path.name for path in (folder / kind).iterdir()} == {*SERVED_GRAPHS, WEIGHTS}
+        assert {f"{kind}/{name}" for name in (*SERVED_GRAPHS, WEIGHTS)} <= set(metadata["sha256"])
     found = verify(folder)
-    assert found.of_variants == {kind: worst_difference(folder, kind) for kind in KINDS}
-    assert found.difference < found.of_variants["fp16"] < found.of_variants["int8"] < BOUNDS["int8"].golden_difference
+    assert found.variant_differences == {kind: largest_golden_difference(folder, kind) for kind in PRECISIONS}
+    assert (
+        found.difference
+        < found.variant_differences["fp16"]
+        < found.variant_differences["int8"]
+        < BOUNDS["int8"].golden_difference
+    )
     assert keyart.main(["verify", str(folder)]) == 0
-    assert f", int8 {found.of_variants['int8']:.1e}" in capfd.readouterr().out
+    assert f", int8 {found.variant_differences['int8']:.1e}" in capfd.readouterr().out
 
-    strict = json.loads((folder / ABOUT).read_text())
+    strict = json.loads((folder / BUNDLE_FILE).read_text())
     strict["precisions"][1]["bounds"]["golden_difference"] = 1e-9
-    (folder / ABOUT).write_text(json.dumps(strict))
+    (folder / BUNDLE_FILE).write_text(json.dumps(strict))
     with pytest.raises(UserError, match=r"fp16: its golden cases differ by .* here, more than 1e-09"):
         verify(folder)
     weights = bytearray((folder / "int8" / WEIGHTS).read_bytes())
@@ -169,11 +181,11 @@ def test_what_ships_is_verified(bundle: Path, shards: Path, tmp_path: Path, capf
         verify(folder)
 
 
-def broken(how: Callable[[np.ndarray], np.ndarray]) -> Callable[[ModelProto, Kind], ModelProto]:
+def broken(how: Callable[[np.ndarray], np.ndarray]) -> Callable[[ModelProto, Precision], ModelProto]:
     """`reduced`, but for int8 the scales of every table wrong."""
 
-    def wrong(model: ModelProto, kind: Kind) -> ModelProto:
-        found = reduced(model, kind)
+    def wrong(model: ModelProto, kind: Precision) -> ModelProto:
+        found = reduce_graph(model, kind)
         for tensor in found.graph.initializer:
             if tensor.name.endswith("_scale"):
                 tensor.CopyFrom(numpy_helper.from_array(how(numpy_helper.to_array(tensor)), tensor.name))
@@ -192,10 +204,10 @@ def test_a_broken_one_does_not_ship(
     capsys: pytest.CaptureFixture[str],
     how: Callable[[np.ndarray], np.ndarray],
 ) -> None:
-    monkeypatch.setattr(variants, "reduced", broken(how))
+    monkeypatch.setattr(variants, "reduce_graph", broken(how))
     folder = shipped(bundle, tmp_path / "bundle", Shards.open(shards), Console(width=1000))
     said = capsys.readouterr().out
-    _, fp16, int8 = Bundle.open(folder).about["precisions"]
+    _, fp16, int8 = Bundle.open(folder).metadata["precisions"]
     assert fp16["ships"]
     assert not int8["ships"]
     assert not (folder / "int8").exists()
@@ -203,13 +215,13 @@ def test_a_broken_one_does_not_ship(
         (reason,) = (reason for reason in int8["reasons"] if reason.startswith(name))
         assert f"than {getattr(BOUNDS['int8'], name):g}" in reason
         assert reason in said
-        assert reason in precisions_in_words([int8])[-1]
-    assert "fp16" in verify(folder).of_variants
+        assert reason in precision_table([int8])[-1]
+    assert "fp16" in verify(folder).variant_differences
 
 
 def test_the_card_tells_of_every_precision(bundle: Path) -> None:
     """Thirty titles save too little: neither ships, and the card and the record give that as the reason."""
-    card, rows = (bundle / "CARD.md").read_text("utf-8"), Bundle.open(bundle).about["precisions"]
+    card, rows = (bundle / "CARD.md").read_text("utf-8"), Bundle.open(bundle).metadata["precisions"]
     assert "## Precisions" in card
     for row in rows[1:]:
         bound = f"more than {BOUNDS[row['precision']].size_share:g}"
@@ -217,7 +229,7 @@ def test_the_card_tells_of_every_precision(bundle: Path) -> None:
         assert f"- {row['precision']} does not ship: {row['reasons'][0]}" in card
         assert not (bundle / row["precision"]).exists()
     assert "| fp32 | yes | 0.0e+00 | " in card
-    assert all(line in card.splitlines() for line in precisions_in_words(rows))
+    assert all(line in card.splitlines() for line in precision_table(rows))
 
 
 def test_a_runs_shards_judge_where_they_are_still_its_own(
@@ -237,10 +249,10 @@ def test_a_runs_shards_judge_where_they_are_still_its_own(
 
 def test_without_validation_nothing_ships(bundle: Path, shards: Path, tmp_path: Path) -> None:
     folder = shipped(bundle, tmp_path / "bundle", None)
-    rows = Bundle.open(folder).about["precisions"]
+    rows = Bundle.open(folder).metadata["precisions"]
     assert [row["ships"] for row in rows] == [True, False, False]
     assert rows[2]["reasons"] == ["not measured: no validation impressions were given"]
-    assert "- int8 does not ship: not measured" in precisions_in_words(rows)[-1]
+    assert "- int8 does not ship: not measured" in precision_table(rows)[-1]
     other = Shards.open(shards)
     titles = other.vocabularies["titles"]
     other.vocabularies["titles"] = titles.extended(["one more"])
@@ -261,10 +273,10 @@ def test_a_refresh_makes_them_anew(
     pq.write_table(
         pa.concat_tables([artworks, pa.Table.from_pylist([row], artworks.schema)]), dataset / "artworks.parquet"
     )
-    before = {kind: weights_of(onnx.load(str(folder / kind / "rank.onnx"))) for kind in KINDS}
+    before = {kind: weights_of(onnx.load(str(folder / kind / "rank.onnx"))) for kind in PRECISIONS}
     assert refresh(folder, dataset, Console(quiet=True)).artworks == 1
-    assert set(verify(folder).of_variants) == set(KINDS)
-    for kind in KINDS:
+    assert set(verify(folder).variant_differences) == set(PRECISIONS)
+    for kind in PRECISIONS:
         after, grew = weights_of(onnx.load(str(folder / kind / "rank.onnx"))), 0
         for name, values in before[kind].items():
             grew += len(after[name]) - len(values) if values.ndim else 0

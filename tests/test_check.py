@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from datamodules.check import Findings, check, print_findings, require_valid
-from datamodules.contract import UserError
+from datamodules.contract.check import CheckReport, check, print_check_report, require_valid
+from foundation.errors import UserError
 from tests import small_dataset
 from tests.dataset_breaks import (
     IMAGE_BREAKS,
@@ -36,19 +36,21 @@ def dataset(tmp_path: Path) -> Path:
     return small_dataset.write(tmp_path)
 
 
-def only(findings: Findings, rule: str) -> Any:
+def only(check_report: CheckReport, rule: str) -> Any:
     """The one violation there is."""
-    assert [violation.rule for violation in findings.violations] == [rule], [v.line() for v in findings.violations]
-    return findings.violations[0]
+    assert [violation.rule for violation in check_report.violations] == [rule], [
+        v.line() for v in check_report.violations
+    ]
+    return check_report.violations[0]
 
 
 def test_a_dataset_by_the_contract_passes(dataset: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
-    findings = require_valid(dataset)
-    assert findings.ok
-    assert findings.rows == {"titles": 2, "artworks": 5, "plays": 3, "impressions": 8}
-    assert findings.files == {"titles": 1, "artworks": 1, "plays": 1, "impressions": 2}
-    assert findings.images == 5
+    check_report = require_valid(dataset)
+    assert check_report.ok
+    assert check_report.rows == {"titles": 2, "artworks": 5, "plays": 3, "impressions": 8}
+    assert check_report.files == {"titles": 1, "artworks": 1, "plays": 1, "impressions": 2}
+    assert check_report.images == 5
     assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
 
 
@@ -118,9 +120,9 @@ def test_all_violations_are_reported(dataset: Path) -> None:
     put(dataset / PART_1, 0, propensities=[0.5, 0.1, 0.1], clicked=None)
     put(dataset / "plays/part-0.parquet", 0, watched=-0.5)
     cut(dataset / "images/a0.png")
-    findings = check(dataset)
-    assert not findings.ok
-    found = [(violation.rule, violation.where, violation.count) for violation in findings.violations]
+    check_report = check(dataset)
+    assert not check_report.ok
+    found = [(violation.rule, violation.where, violation.count) for violation in check_report.violations]
     assert found == [
         ("missing-column", "titles.parquet", 1),
         ("watched-range", "plays/part-0.parquet", 1),
@@ -128,7 +130,7 @@ def test_all_violations_are_reported(dataset: Path) -> None:
         ("propensities-sum", f"{PART_0} and 1 more file", 3),
         ("unreadable-image", "images/a0.png", 1),
     ], "and no unknown title, for the titles cannot be judged"
-    assert findings.violations[3].first == ("i0, sum 1.5", "i1, sum 0.6", "i4, sum 0.7")
+    assert check_report.violations[3].first == ("i0, sum 1.5", "i1, sum 0.6", "i4, sum 0.7")
     with pytest.raises(UserError, match=r"^titles\.parquet: column name is missing.* And 4 more: run keyart check"):
         require_valid(dataset)
 
@@ -143,9 +145,9 @@ def test_damage_in_one_table_leaves_the_others_judged(dataset: Path) -> None:
 def test_images_can_be_left_out(dataset: Path) -> None:
     (dataset / "images/a0.png").unlink()
     assert not check(dataset).ok
-    findings = check(dataset, images=False)
-    assert findings.ok
-    assert findings.images == 0
+    check_report = check(dataset, images=False)
+    assert check_report.ok
+    assert check_report.images == 0
 
 
 def test_ids_may_hold_any_character(dataset: Path) -> None:
@@ -157,11 +159,11 @@ def test_ids_may_hold_any_character(dataset: Path) -> None:
 
 def test_findings_can_be_read_in_100_columns(dataset: Path) -> None:
     console = Console(width=100, record=True, quiet=False, file=(dataset.parent / "out.txt").open("w"))
-    print_findings(check(dataset), console)
+    print_check_report(check(dataset), console)
     text = console.export_text()
     assert "dataset holds contract 1: 8 impressions, 3 plays, 2 titles, 5 artworks" in text
     put(dataset / PART_1, 2, clicked=None, impression_id="[bold]")
-    print_findings(check(dataset), console)
+    print_check_report(check(dataset), console)
     text = console.export_text()
     assert f"violation {PART_1}: 1 row where clicked is null (first: [bold])." in text
     assert "1 violation of contract 1" in text
@@ -171,9 +173,9 @@ def test_findings_can_be_read_in_100_columns(dataset: Path) -> None:
 @pytest.mark.shared_data
 @pytest.mark.skipif(not POSTERWORLD.is_dir(), reason="shared/data/posterworld is not beside the checkout")
 def test_posterworld_passes() -> None:
-    findings = check(POSTERWORLD)
-    assert [violation.line() for violation in findings.violations] == []
-    assert findings.rows["impressions"] == 600_000
+    check_report = check(POSTERWORLD)
+    assert [violation.line() for violation in check_report.violations] == []
+    assert check_report.rows["impressions"] == 600_000
 
 
 def test_a_relative_dataset_with_a_broken_row(service: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,10 @@ import pyarrow.dataset as pads
 import pytest
 from rich.console import Console
 
-from benchmarks.cold import FIXED, REFRESHED, SEEN, Config, bench, draw_held_out, hold_out
+from benchmarks.cold_start import BEST_PER_TITLE, REFRESHED, SEEN, Config, bench, hold_out, sample_held_out
 from benchmarks.table import OURS
-from datamodules.check import check
-from evaluation.value import borders
+from datamodules.contract.check import check
+from evaluation.value import period_bounds
 
 
 def read(dataset: Path, name: str) -> pa.Table:
@@ -19,9 +19,9 @@ def read(dataset: Path, name: str) -> pa.Table:
 
 
 def test_nothing_of_it_is_left_before_the_test_period(service: Path, tmp_path: Path) -> None:
-    since, _ = borders(service, "test")
+    since, _ = period_bounds(service, "test")
     assert since is not None
-    titles, artworks = draw_held_out(service, 0.2, 0)
+    titles, artworks = sample_held_out(service, 0.2, 0)
     assert len(titles) == 6
     hold_out(service, tmp_path / "without", since, titles, artworks)
     assert check(tmp_path / "without").ok, "by the contract still"
@@ -50,7 +50,7 @@ def test_nothing_of_it_is_left_before_the_test_period(service: Path, tmp_path: P
 
 
 def test_a_title_keeps_an_artwork(service: Path) -> None:
-    titles, artworks = draw_held_out(service, 0.5, 1)
+    titles, artworks = sample_held_out(service, 0.5, 1)
     rows = pads.dataset(service / "artworks.parquet").to_table().to_pylist()
     left = {row["title_id"] for row in rows if row["artwork_id"] not in set(artworks.to_pylist())}
     assert {row["title_id"] for row in rows} - set(titles.to_pylist()) <= left
@@ -68,5 +68,5 @@ def test_what_was_never_seen_is_ranked_by_its_content() -> None:
     assert found["new title", OURS] > 0.2
     for group in ("new artwork", "new title"):  # other means of titles alone are there, and a pixel here and there
         assert abs(found[group, REFRESHED] - found[group, OURS]) < 0.05
-    assert found["new member", OURS] > found["new member", FIXED] - 0.1
+    assert found["new member", OURS] > found["new member", BEST_PER_TITLE] - 0.1
     assert abs(found["known", OURS] - found["known", SEEN]) < 0.15

@@ -11,10 +11,10 @@ import torchvision
 from conftest import TINY_EMBEDDING
 from PIL import Image
 
-from datamodules.artworks import load_images
-from datamodules.contract import UserError
-from datamodules.prepare import PrepareConfig, prepare
-from datamodules.shards import Shards
+from datamodules.prepare.prepare import PrepareConfig, prepare
+from datamodules.shards.artwork_images import load_images
+from datamodules.shards.shard import Shards
+from foundation.errors import UserError
 from models.image_encoder import DIRECTIONS, HUES, ImageEncoderConfig, PixelStatistics, Projection, WholeStatistics
 from train.embed import EmbedConfig, embed, load_embedding
 

@@ -16,15 +16,15 @@ import pyarrow as pa
 import pytest
 
 import keyart
-from benchmarks.process import measure
-from datamodules.check import check
-from datamodules.contract import UserError
-from datamodules.engines import Engine, EngineConfig, Since, open_engine
-from datamodules.prepare import PrepareConfig, prepare
-from datamodules.shards import Shards
-from export.bundle import Bundle
-from export.score import score
-from export.score_spark import Work, receipt
+from benchmarks.subprocess_usage import measure
+from datamodules.contract.check import check
+from datamodules.contract.engines import Engine, EngineConfig, RecentEngine, open_engine
+from datamodules.prepare.prepare import PrepareConfig, prepare
+from datamodules.shards.shard import Shards
+from foundation.errors import UserError
+from serving.bundle.bundle import Bundle
+from serving.scoring.score import score
+from serving.scoring.score_spark import ScoringTask, task_result
 from tests import small_dataset
 from tests.dataset_breaks import PART_0, PART_1, cast_column, put, shown
 
@@ -82,7 +82,7 @@ class TestSpark:
 
     def test_the_same_new_day(self, service: Path, shards: Path, spark: Engine, tmp_path: Path) -> None:
         since = datetime.fromisoformat(Shards.open(shards).manifest["test_from"])
-        assert check(service, images=False, engine=Since.of(spark, since)).ok
+        assert check(service, images=False, engine=RecentEngine.of(spark, since)).ok
         for name, engine in (("duckdb", None), ("pyspark", spark)):
             prepare(service, tmp_path / name, like=shards, since=since, engine=engine)
         assert_same(tmp_path / "duckdb", tmp_path / "pyspark")
@@ -134,9 +134,9 @@ class TestSpark:
         new: bool,
     ) -> None:
         """Byte for byte: the same requests stand in the same batches."""
-        monkeypatch.setattr("datamodules.prepare.SHARD_BYTES", 30_000 if new else 150_000)
+        monkeypatch.setattr("datamodules.prepare.prepare.SHARD_BYTES", 30_000 if new else 150_000)
         opened = Bundle.open(bundle)
-        since = datetime.fromisoformat(opened.about["test_from"]) if new else None
+        since = datetime.fromisoformat(opened.metadata["test_from"]) if new else None
         for name, engine in (("duckdb", None), ("pyspark", spark)):
             score(opened, service, tmp_path / name, **options, since=since, engine=engine)
         one, other = (files_of(tmp_path / name) for name in ("duckdb", "pyspark"))
@@ -173,7 +173,7 @@ class TestSpark:
         executable.chmod(0o755)
         monkeypatch.setattr(spark.session.sparkContext, "pythonExec", str(executable))
         opened = Bundle.open(bundle)
-        late = datetime.fromisoformat(opened.about["test_from"])
+        late = datetime.fromisoformat(opened.metadata["test_from"])
         score(opened, service, tmp_path / "scores", since=late)
         kept = files_of(tmp_path / "scores")
         with pytest.raises(UserError, match=told) as raised:
@@ -196,14 +196,14 @@ def test_a_shard_that_is_tried_twice_is_written_aside_twice(service: Path, bundl
     opened = Bundle.open(bundle)
     prepare(service, tmp_path / "shards", vocabularies=opened.vocabularies, keep_requests=True)
     words: dict[str, Any] = {"policy": "softmax:0.5", "reward": "clicked"}
-    work = Work.of(opened, tmp_path / "shards", tmp_path, **words, most=3)
-    assert "an executor does not see it" in receipt(work, 0)["refused"]
+    work = ScoringTask.of(opened, tmp_path / "shards", tmp_path, **words, max_explained=3)
+    assert "an executor does not see it" in task_result(work, 0)["refused"]
     Path(work.parts).mkdir()
-    one, other = receipt(work, 0), receipt(work, 0)
+    one, other = task_result(work, 0), task_result(work, 0)
     assert one["part"] != other["part"]
     assert one | {"part": ""} == other | {"part": ""}
     assert files_of(Path(work.parts))[one["part"]] == files_of(Path(work.parts))[other["part"]]
-    assert "another bundle" in receipt(replace(work, digest="of before"), 0)["refused"]
+    assert "another bundle" in task_result(replace(work, digest="of before"), 0)["refused"]
 
 
 @pytest.mark.parametrize(

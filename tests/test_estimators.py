@@ -6,14 +6,13 @@ Legend: N impressions, K candidates, M members.
 import numpy as np
 import pytest
 
-from evaluation import estimators as by
-from evaluation.estimators import Terms
-from evaluation.intervals import Members, bootstrap, normal_interval, percentile_interval, standard_error
-from evaluation.log_checks import calibration, drift
-from evaluation.loggers import balanced
-from evaluation.reward_model import FOLDS, LoggedChoices, deal_folds, fit_reward_model, shrunk_rates
-from evaluation.tuning import least_error
-from evaluation.valuation import title_snips_bias
+from evaluation.logs.log_checks import calibration, drift
+from evaluation.logs.logging_policies import mixture_propensities
+from evaluation.off_policy import estimators as by
+from evaluation.off_policy.estimators import Terms
+from evaluation.off_policy.intervals import Members, bootstrap, normal_interval, percentile_interval, standard_error
+from evaluation.off_policy.reward_model import FOLDS, LoggedChoices, assign_folds, fit_reward_model, shrunk_rates
+from evaluation.off_policy.valuation import argmin_squared_error, title_snips_bias
 
 CHANCE = np.random.default_rng(3)
 N = 240
@@ -96,7 +95,7 @@ def test_what_a_member_moves_is_what_leaving_it_out_changes(name: str) -> None:
     sums = members.sums(TERMS[name])
     keep = MEMBER[0] != MEMBER
     without = Members.of(MEMBER[keep]).sums(tuple((a[keep], b[keep]) for a, b in TERMS[name]))
-    assert sums.moved_M[0] == pytest.approx(sums.value - without.value)
+    assert sums.influence_M[0] == pytest.approx(sums.value - without.value)
 
 
 def test_bounds_that_bind_nothing_give_the_plain_estimator() -> None:
@@ -135,17 +134,17 @@ def test_the_bias_of_small_titles_is_seen() -> None:
 def test_bootstrap_and_normal_intervals_agree() -> None:
     members = Members.of(MEMBER)
     sums = [members.sums(terms) for terms in TERMS.values()]
-    drawn_DE = bootstrap(sums, seed=1, draws=4000)
+    bootstrap_DE = bootstrap(sums, seed=1, draws=4000)
     for place, one in enumerate(sums):
-        assert np.std(drawn_DE[:, place]) == pytest.approx(standard_error(one.moved_M), rel=0.15)
-        drawn, normal = percentile_interval(drawn_DE[:, place]), normal_interval(one.value, one.moved_M)
+        assert np.std(bootstrap_DE[:, place]) == pytest.approx(standard_error(one.influence_M), rel=0.15)
+        drawn, normal = percentile_interval(bootstrap_DE[:, place]), normal_interval(one.value, one.influence_M)
         assert drawn.high - drawn.low == pytest.approx(normal.high - normal.low, rel=0.15)
-    np.testing.assert_array_equal(drawn_DE, bootstrap(sums, seed=1, draws=4000))
+    np.testing.assert_array_equal(bootstrap_DE, bootstrap(sums, seed=1, draws=4000))
 
 
 def test_the_bootstrap_draws_members_poisson(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a straight Poisson bootstrap of one estimate, of more members than are held at a time."""
-    monkeypatch.setattr("evaluation.intervals.AT_ONCE", 7)
+    monkeypatch.setattr("evaluation.off_policy.intervals.MEMBERS_PER_BLOCK", 7)
     members = Members.of(MEMBER)
     sums = members.sums(TERMS["snips"])
     drawn = bootstrap([sums], seed=0, draws=3000)[:, 0]
@@ -162,7 +161,7 @@ def test_members_must_be_together() -> None:
 def test_one_member_has_no_interval() -> None:
     sums = Members.of(np.zeros(N, int)).sums(TERMS["ips"])
     assert sums.value == pytest.approx(straight("ips"))
-    assert np.isnan(normal_interval(sums.value, sums.moved_M).low)
+    assert np.isnan(normal_interval(sums.value, sums.influence_M).low)
 
 
 def test_student_is_wider_where_members_are_few() -> None:
@@ -174,23 +173,25 @@ def test_student_is_wider_where_members_are_few() -> None:
 
 
 def test_the_least_squared_error_is_taken() -> None:
-    assert least_error([3.0, 1.0, 0.0], [1.0, 1.0, 2.0]) == 1
-    assert least_error([1.0, 0.0, 0.0], [1.0, 1.0, 1.0]) == 2, "of equals, what interferes least"
+    assert argmin_squared_error([3.0, 1.0, 0.0], [1.0, 1.0, 2.0]) == 1
+    assert argmin_squared_error([1.0, 0.0, 0.0], [1.0, 1.0, 1.0]) == 2, "of equals, what interferes least"
     nan = float("nan")
-    assert least_error([nan, nan, nan], [nan, nan, nan]) == 2
+    assert argmin_squared_error([nan, nan, nan], [nan, nan, nan]) == 2
 
 
 def test_balanced_weights_by_hand() -> None:
     """Two policies that are not personalised, one of which never shows the second artwork."""
     artwork_NK = np.array([[4, 5, -1]] * 3 + [[6, 7, 8]])
     propensity_NK = np.array([[1.0, 0, 0], [1.0, 0, 0], [0.4, 0.6, 0], [0.2, 0.3, 0.5]])
-    mixed = balanced(propensity_NK, artwork_NK, np.array([0, 0, 1, 1]))
+    mixed = mixture_propensities(propensity_NK, artwork_NK, np.array([0, 0, 1, 1]))
     assert mixed is not None
     np.testing.assert_allclose(mixed, [[0.8, 0.2, 0]] * 3 + [[0.2, 0.3, 0.5]], rtol=1e-6)
     personalised = propensity_NK + np.array([[0], [-0.1], [0], [0]])
-    assert balanced(personalised, artwork_NK, np.array([0, 0, 1, 1])) is None
-    assert balanced(propensity_NK, artwork_NK, np.zeros(4, int)) is None, "of one policy there is nothing to mix"
-    assert balanced(propensity_NK * np.nan, artwork_NK, np.array([0, 0, 1, 1])) is None
+    assert mixture_propensities(personalised, artwork_NK, np.array([0, 0, 1, 1])) is None
+    assert mixture_propensities(propensity_NK, artwork_NK, np.zeros(4, int)) is None, (
+        "of one policy there is nothing to mix"
+    )
+    assert mixture_propensities(propensity_NK * np.nan, artwork_NK, np.array([0, 0, 1, 1])) is None
 
 
 def choices(seed: int, impressions: int = 4000) -> tuple[LoggedChoices, np.ndarray, np.ndarray, np.ndarray]:
@@ -205,7 +206,7 @@ def choices(seed: int, impressions: int = 4000) -> tuple[LoggedChoices, np.ndarr
     shown = (chance.random(impressions) * (artwork_NK >= 0).sum(1)).astype(int)
     reward = (chance.random(impressions) < truth_NK[np.arange(impressions), shown]).astype(float)
     log = LoggedChoices(
-        artwork_NK=artwork_NK, score_NK=score_NK, shown_N=shown, title_N=title, fold_N=deal_folds(200, 0)[member]
+        artwork_NK=artwork_NK, score_NK=score_NK, shown_N=shown, title_N=title, fold_N=assign_folds(200, 0)[member]
     )
     return log, reward, member, truth_NK
 
@@ -232,7 +233,7 @@ def test_the_reward_model_never_sees_the_member_it_predicts() -> None:
     )
     np.testing.assert_array_equal(before[own], after[own])
     assert np.abs(before[~own] - after[~own]).mean() > 0.01
-    assert set(np.bincount(deal_folds(10, 0), minlength=FOLDS)) == {3, 4}
+    assert set(np.bincount(assign_folds(10, 0), minlength=FOLDS)) == {3, 4}
 
 
 def test_shrunk_rates_lie_between_their_own_and_their_priors() -> None:

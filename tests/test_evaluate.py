@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from datamodules.contract import UserError
 from evaluation.evaluate import evaluate, policy_table
-from evaluation.scored_log import read_scored_log
+from evaluation.logs.scored_log import read_scored_log
+from foundation.errors import UserError
 from tests.made_service import ALL, LATE, ROWS, SINCE, Change, best, changed, even, last, scores, service
 
 
@@ -113,7 +113,7 @@ def test_candidates_in_another_order_are_aligned(dataset: Path, tmp_path: Path) 
     two = read_scored_log(dataset, scores(tmp_path / "two.parquet", best, turned), SINCE)
     np.testing.assert_array_equal(one.policy_NK, two.policy_NK)
     np.testing.assert_array_equal(one.click_probability_NK, two.click_probability_NK)
-    assert not one.randomised[one.there_NK.sum(1) == 1].any(), "one artwork is no choice"
+    assert not one.randomised[one.mask_NK.sum(1) == 1].any(), "one artwork is no choice"
     assert one.true_click_NK is not None
     np.testing.assert_allclose(one.click_probability_NK, one.true_click_NK, rtol=1e-6)
 

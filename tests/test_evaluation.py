@@ -12,13 +12,13 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.contract import UserError
+from evaluation.audits.metrics import auc, expected_calibration_error, log_loss, reliability
 from evaluation.evaluate import evaluate, policy_table
-from evaluation.metrics import auc, expected_calibration_error, log_loss, reliability
-from evaluation.off_policy import ips, on_policy, snips, snips_lift
-from evaluation.scored_log import read_scored_log
-from export.bundle import Bundle
-from export.side_by_side import share_flipped
+from evaluation.logs.scored_log import read_scored_log
+from evaluation.off_policy.randomised_estimates import ips, on_policy, snips, snips_lift
+from foundation.errors import UserError
+from serving.bundle.bundle import Bundle
+from serving.scoring.compare_members import share_flipped
 
 
 def test_auc_is_the_share_of_ordered_pairs() -> None:

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.contract import UserError
-from datamodules.shards import Shards
+from datamodules.shards.shard import Shards
 from evaluation.evaluate import evaluate
-from export.bundle import Bundle
-from export.explain import TABLES, Explainer, reasons, total
 from export.export import export
+from foundation.errors import UserError
 from models.history import HistoryConfig
 from models.two_tower import TwoTower, TwoTowerConfig
+from serving.bundle.bundle import Bundle
+from serving.scoring.explain import EXPLAIN_TABLES, Explainer, reasons, total
 from tests.test_evaluation import since_of
 from train.embed import load_embedding
 from train.run import content_of, sizes_of
@@ -69,8 +69,8 @@ def test_other_encoders(shards: Path, tmp_path: Path, history: HistoryConfig) ->
         for name, parameter in model.named_parameters():
             if "slope" in name or "bias" in name or "prior" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    bundle = export(model, opened.vocabularies, tmp_path / "bundle", about={})
-    assert bundle.about["explanations"]["largest_difference"] < 1e-5
+    bundle = export(model, opened.vocabularies, tmp_path / "bundle", metadata={})
+    assert bundle.metadata["explanations"]["largest_difference"] < 1e-5
     terms = Explainer(bundle).explain(request_of(bundle))
     assert (np.abs(terms["of_state"]).max() > 0) == (history.encoder == "attention")
 
@@ -105,5 +105,5 @@ def test_reasons_are_those_of_the_choice(bundle: Path) -> None:
 
 def test_a_bundle_without_tables_says_so(bundle: Path, tmp_path: Path) -> None:
     bare = Bundle(tmp_path, {})
-    with pytest.raises(UserError, match=f"{TABLES}: is not there"):
+    with pytest.raises(UserError, match=f"{EXPLAIN_TABLES}: is not there"):
         _ = Explainer(bare).tables

@@ -20,7 +20,7 @@ from train.fit import fit
 from train.run import METRICS, WEIGHTS
 from train.task import RankerTask
 
-ALWAYS = FitConfig(passes=2, slices=2, batch=512, patience=9, checkpoint_minutes=1e-9)
+ALWAYS = FitConfig(epochs=2, validations_per_epoch=2, batch=512, patience=9, checkpoint_minutes=1e-9)
 """A checkpoint after every batch; 12 batches, in slices of 3."""
 
 
@@ -49,7 +49,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, method: str) -> None:
     sound = getattr(RankerTask, method)
 
     def faulty(self: RankerTask, batch: object, batch_idx: int) -> Tensor:
-        if self.place.step == step:
+        if self.cursor.step == step:
             raise Fault
         return sound(self, batch, batch_idx)
 
@@ -88,8 +88,8 @@ def test_a_damaged_checkpoint(
         fail_at(patched, 8, "training_step")
         with pytest.raises(Fault):
             fit(shards, run, ALWAYS)
-    for place, path in enumerate(sorted(damaged)):
-        if place:  # cut short
+    for cursor, path in enumerate(sorted(damaged)):
+        if cursor:  # cut short
             os.truncate(run / path, (run / path).stat().st_size // 2)
         else:  # garbage in the midst of it
             with (run / path).open("r+b") as file:
@@ -127,7 +127,7 @@ def test_points_are_told_once(shards: Path, undisturbed: Path, tmp_path: Path, m
 
 
 def words(shards: Path, run: Path, minutes: float) -> list[str]:
-    options = {"passes": 4, "slices": 2, "batch": 256, "patience": 99, "checkpoint-minutes": minutes}
+    options = {"epochs": 4, "validations_per_epoch": 2, "batch": 256, "patience": 99, "checkpoint-minutes": minutes}
     return ["fit", str(shards), str(run), *(w for name, value in options.items() for w in (f"--{name}", str(value)))]
 
 

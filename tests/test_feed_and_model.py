@@ -8,9 +8,9 @@ import pytest
 import torch
 from random_logs import RandomLog
 
-from datamodules.feed import Batch, Feed
-from datamodules.prepare import PrepareConfig, prepare
-from datamodules.shards import TRAIN, Shards
+from datamodules.feed.impression_feed import Batch, Feed
+from datamodules.prepare.prepare import PrepareConfig, prepare
+from datamodules.shards.shard import TRAIN, Shards
 from models.dropout import Dropout
 from models.history import BandedAttention, HistoryConfig, HistoryEncoder
 from models.two_tower import TwoTower, TwoTowerConfig
@@ -113,7 +113,8 @@ def test_predictions_do_not_depend_on_batches_windows_or_padding(shards: Shards,
     one_by_one = clicks(model, list(feed(shards, impressions=1, window=1)))
     assert together.keys() == one_by_one.keys()
     for key, logit in together.items():
-        np.testing.assert_allclose(logit, one_by_one[key], atol=2e-5)
+        # logits of random weights reach 43, where neighbouring float32 numbers lie 4e-6 apart; processors sum in other orders
+        np.testing.assert_allclose(logit, one_by_one[key], rtol=2e-6, atol=2e-5)
 
 
 def test_states_are_those_of_a_straight_line_reading(shards: Shards, model: TwoTower) -> None:
@@ -189,10 +190,10 @@ def test_time_between_plays_matters_and_when_they_were_does_not(shards: Shards, 
 def test_engagement_of_some_is_that_of_all(shards: Shards, model: TwoTower) -> None:
     batch = next(iter(feed(shards)))
     some, everything = rank_batch(model, batch, everything=False), rank_batch(model, batch)
-    torch.testing.assert_close(some.engaged_NK, everything.engaged_NK[batch.asked])
+    torch.testing.assert_close(some.engaged_NK, everything.engaged_NK[batch.engagement_known])
     torch.testing.assert_close(some.click_NK(), everything.click_NK())
     told = (batch.clicked > 0) & ~torch.isnan(batch.engaged)
-    assert batch.asked.tolist() == told.nonzero()[:, 0].tolist()
+    assert batch.engagement_known.tolist() == told.nonzero()[:, 0].tolist()
 
 
 def test_dropout_keeps_its_share_and_the_mean() -> None:

@@ -10,11 +10,11 @@ from conftest import TINY_EMBEDDING
 from rich.console import Console
 from safetensors.torch import load_file
 
-from datamodules.contract import UserError
-from datamodules.datamodule import Place
-from datamodules.feed import Feed
-from datamodules.prepare import prepare
-from datamodules.shards import EMBEDDING, TRAIN, Shards
+from datamodules.feed.datamodule import Cursor
+from datamodules.feed.impression_feed import Feed
+from datamodules.prepare.prepare import prepare
+from datamodules.shards.shard import EMBEDDING, TRAIN, Shards
+from foundation.errors import UserError
 from models.two_tower import TwoTower, TwoTowerConfig
 from train.config import FitConfig
 from train.embed import ENCODER, PIXEL_ROW, PIXELS, embed, encoder_fingerprint, load_embedding
@@ -26,7 +26,7 @@ from train.run import WEIGHTS, Run, content_of, sizes_of
 from train.task import RankerTask, losses
 
 FINETUNE = FineTuneConfig(learning_rate=1e-3, images=12)
-CONFIG = FitConfig(passes=1, slices=2, batch=1024, patience=9, finetune=FINETUNE)
+CONFIG = FitConfig(epochs=1, validations_per_epoch=2, batch=1024, patience=9, finetune=FINETUNE)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def task_of(shards: Path, images: int = 10_000) -> tuple[RankerTask, Feed]:
     model = TwoTower(TwoTowerConfig(), sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
     tower = ImageTower(shards, FineTuneConfig(learning_rate=1e-3, images=images), decay=0.9)
     task = RankerTask(
-        model, OptimiserConfig(), PriorConfig(), impressions=1000, total_steps=10, seed=0, place=Place(), tower=tower
+        model, OptimiserConfig(), PriorConfig(), impressions=1000, total_steps=10, seed=0, cursor=Cursor(), tower=tower
     )
     return task, Feed(opened.shards, TRAIN, reach=50, impressions=512, shuffle=True)
 
@@ -67,9 +67,9 @@ def test_it_starts_at_the_embedding_there_is(with_pixels: Path) -> None:
     batch = next(iter(feed))
     model = task.model.eval()
     frozen = losses(model, batch)[0]
-    model.fresh = task.tower.fresh(batch)
+    model.batch_images = task.tower.batch_images(batch)
     shown = torch.unique(torch.cat([batch.artworks.flatten(), batch.play_artwork.flatten()]))
-    assert torch.equal(model.fresh[0], shown[shown > 0])
+    assert torch.equal(model.batch_images[0], shown[shown > 0])
     torch.testing.assert_close(losses(model, batch)[0], frozen, atol=1e-4, rtol=1e-4)
 
 
@@ -91,7 +91,7 @@ def test_each_distinct_image_is_encoded_once(with_pixels: Path, tmp_path: Path) 
         touched = torch.unique(torch.cat([batch.artworks.flatten(), batch.play_artwork.flatten()]))
         distinct = {int(rows[a]) for a in touched if a}
         assert len(distinct) < len(touched[touched > 0])
-        known, vectors = task.tower.fresh(batch)
+        known, vectors = task.tower.batch_images(batch)
         assert given == [min(len(distinct), most)]
         assert len(known) == len(vectors) <= len(touched)
 
@@ -101,7 +101,7 @@ def test_gradients_reach_the_first_layer(with_pixels: Path) -> None:
     assert task.tower is not None
     task.train()
     batch = next(iter(feed))
-    task.model.fresh = task.tower.fresh(batch)
+    task.model.batch_images = task.tower.batch_images(batch)
     losses(task.model, batch)[0].backward()
     gradients = [p.grad for p in task.tower.encoder.parameters()]
     assert all(g is not None and torch.isfinite(g).all() for g in gradients)
@@ -120,11 +120,13 @@ def test_the_run_holds_what_it_was_trained_to(with_pixels: Path, tuned: Path, se
     prepare(service, tmp_path / "day", like=with_pixels)
     with pytest.raises(UserError, match="embedded by another encoder"):
         embed(service, tmp_path / "day", TINY_EMBEDDING)
-        fit(tmp_path / "day", tmp_path / "next", FitConfig(passes=1, slices=1, batch=512), from_run=tuned)
+        fit(
+            tmp_path / "day", tmp_path / "next", FitConfig(epochs=1, validations_per_epoch=1, batch=512), from_run=tuned
+        )
     embed(service, tmp_path / "day", replace(TINY_EMBEDDING, weights=str(tuned)))
     table = Run.open(tuned).model.artwork_image_AE
     torch.testing.assert_close(load_embedding(tmp_path / "day")[0], table, atol=1e-4, rtol=1e-4)
-    fit(tmp_path / "day", tmp_path / "next", FitConfig(passes=1, slices=1, batch=512), from_run=tuned)
+    fit(tmp_path / "day", tmp_path / "next", FitConfig(epochs=1, validations_per_epoch=1, batch=512), from_run=tuned)
 
 
 def test_it_resumes_bit_for_bit(
@@ -133,7 +135,7 @@ def test_it_resumes_bit_for_bit(
     sound = RankerTask.training_step
 
     def faulty(self: RankerTask, batch, batch_idx: int) -> torch.Tensor:
-        if self.place.step == 1:
+        if self.cursor.step == 1:
             raise RuntimeError("nothing anybody expects")
         return sound(self, batch, batch_idx)
 

@@ -11,10 +11,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from datamodules.contract import UserError
-from datamodules.shards import Shards
-from models.parts import bent_line
-from train.calibrate import fit_line
+from datamodules.shards.shard import Shards
+from foundation.errors import UserError
+from models.types import piecewise_linear_calibration
+from train.calibration import fit_line
 from train.config import FitConfig
 from train.fit import fit
 from train.run import Run
@@ -22,7 +22,7 @@ from train.run import Run
 
 @pytest.fixture(scope="module")
 def short() -> FitConfig:
-    return FitConfig(passes=1, slices=3, batch=512, patience=9)
+    return FitConfig(epochs=1, validations_per_epoch=3, batch=512, patience=9)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_log_without_clicks_is_refused(shards: Path, short: FitConfig, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "bad", [{"passes": 0}, {"batch": 0}, {"slices": -1}, {"devices": 0}, {"checkpoint_minutes": 0.0}]
+    "bad", [{"epochs": 0}, {"batch": 0}, {"validations_per_epoch": -1}, {"devices": 0}, {"checkpoint_minutes": 0.0}]
 )
 def test_a_bad_value_is_named(bad: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
@@ -121,7 +121,7 @@ def test_calibration_undoes_a_known_distortion() -> None:
     line, told = fit_line(2 * logit + 0.7, label, torch.arange(60_000) % 2 > 0)
     assert float(line[0]) == pytest.approx(0.5, abs=0.02)
     assert float(line[1]) == pytest.approx(-0.35, abs=0.04)
-    assert told["calibration"] == "straight", "nothing asks for a bend"
+    assert told["calibration"] == "platt", "nothing asks for a bend"
     assert float(told["log_loss_after"]) < float(told["log_loss_before"])
 
 
@@ -131,7 +131,7 @@ def test_a_bend_is_taken_where_both_halves_ask_for_it() -> None:
     bent = logit - 0.7 * (logit + 1).clamp(min=0)
     label = (torch.rand(60_000, dtype=torch.float64) < torch.sigmoid(bent)).double()
     line, told = fit_line(logit, label, torch.arange(60_000) % 2 > 0)
-    assert told["calibration"] == "bent"
-    assert (torch.sigmoid(bent_line(logit, line)) - torch.sigmoid(bent)).abs().mean() < 0.01
-    rising = bent_line(torch.linspace(-6, 6, 500, dtype=torch.float64), line)
+    assert told["calibration"] == "piecewise"
+    assert (torch.sigmoid(piecewise_linear_calibration(logit, line)) - torch.sigmoid(bent)).abs().mean() < 0.01
+    rising = piecewise_linear_calibration(torch.linspace(-6, 6, 500, dtype=torch.float64), line)
     assert (rising.diff() > 0).all(), "an order of artworks is never turned round"

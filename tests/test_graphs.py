@@ -12,16 +12,26 @@ import onnxruntime as ort
 import pytest
 
 import keyart
-from datamodules.contract import UserError
-from export.bundle import ABOUT, ARTWORK, CARD, EXAMPLE, EXAMPLE_IN_NODE, GOLDEN, TITLE, Bundle, seals_of
-from export.example_of_bundle import worst_difference
-from export.golden import NOBODY, as_arrays
-from export.ids import KIND_OF, TOWER_WEIGHTS, WEIGHTS
-from export.linked import sha256
-from export.recommend import TitleRanker
-from export.score import DRAWS, WIDTH
-from export.thompson import Thompson
-from export.verify import verify
+from foundation.errors import UserError
+from serving.bundle.bundle import (
+    ARTWORK_GRAPH,
+    BUNDLE_FILE,
+    CARD,
+    EXAMPLE,
+    EXAMPLE_IN_NODE,
+    GOLDEN,
+    TITLE_GRAPH,
+    Bundle,
+    bundle_checksums,
+)
+from serving.bundle.example import largest_golden_difference
+from serving.bundle.golden import UNKNOWN_ID, as_arrays
+from serving.bundle.hard_links import sha256
+from serving.bundle.ids import TOWER_WEIGHTS, VOCABULARY_OF, WEIGHTS
+from serving.bundle.verify import verify
+from serving.scoring.policies import DEFAULT_DRAWS, WIDTH
+from serving.scoring.recommend import TitleRanker
+from serving.scoring.thompson import Thompson
 from tests.test_explain import request_of
 
 GRAPHS = (
@@ -53,10 +63,10 @@ def in_ids(bundle: Bundle, request: dict[str, np.ndarray]) -> dict[str, np.ndarr
     """A request over rows as one over ids; row 0 is an id nobody knows."""
 
     def ids(name: str, rows: np.ndarray) -> np.ndarray:
-        values = np.array([NOBODY, *bundle.vocabularies[KIND_OF[name]].values], object)
+        values = np.array([UNKNOWN_ID, *bundle.vocabularies[VOCABULARY_OF[name]].values], object)
         return values[rows]
 
-    return {name: ids(name, values) if name in KIND_OF else values for name, values in request.items()}
+    return {name: ids(name, values) if name in VOCABULARY_OF else values for name, values in request.items()}
 
 
 def test_the_folder_alone_is_enough(bundle: Path, tmp_path: Path) -> None:
@@ -102,11 +112,11 @@ def test_golden_cases_are_of_every_kind(bundle: Path) -> None:
     assert {0, opened.history_length} <= {request["history_length"] for request in requests}
     assert {1, 40} <= {len(request["artworks"]) for request in requests}
     for name in ("country", "device"):
-        values = opened.vocabularies[KIND_OF[name]].values
-        assert {request[name] for request in requests} == {*values, NOBODY}
-    assert any(request["title"] == NOBODY for request in requests)
-    assert any(NOBODY in request["artworks"] for request in requests)
-    assert any(NOBODY in request["history_title"] for request in requests)
+        values = opened.vocabularies[VOCABULARY_OF[name]].values
+        assert {request[name] for request in requests} == {*values, UNKNOWN_ID}
+    assert any(request["title"] == UNKNOWN_ID for request in requests)
+    assert any(UNKNOWN_ID in request["artworks"] for request in requests)
+    assert any(UNKNOWN_ID in request["history_title"] for request in requests)
     assert any(request["row"] == -1 for request in requests)
     answers = np.array([case["answer"]["click_probability"][0] for case in cases])
     assert answers.std() > 0.01
@@ -121,7 +131,7 @@ def test_ids_are_their_rows(bundle: Path) -> None:
     for name, values in found.items():
         np.testing.assert_array_equal(values, expected[name])
     ago = request["history_length"][:, None] - 1 - np.arange(request["history_title"].shape[1])
-    recent = (ago >= 0) & (ago < opened.looks_back)
+    recent = (ago >= 0) & (ago < opened.history_span)
     before = ((request["history_title"] == request["title"][:, None]) & recent).any(1)
     ids |= run(bundle, "member.onnx", ids) | {"played_before": before}
     found = run(bundle, "choose.onnx", ids)
@@ -163,11 +173,11 @@ def test_titles_are_those_of_recommend(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     values = np.array(["", *opened.vocabularies["titles"].values], object)
     request = in_ids(opened, request_of(opened, n=20))
-    titles_member = run(bundle, "member.onnx", request)["titles_member"]
+    title_query = run(bundle, "member.onnx", request)["title_query"]
     played = np.where(np.random.default_rng(0).random((20, 7)) < 0.3, 0, np.arange(1, 8))
     without = np.nonzero(played)
-    best, score = TitleRanker(opened).best(titles_member, 9, (without[0], played[without]))
-    asked = {"titles_member": titles_member, "played": values[played], "top": np.array([9])}
+    best, score = TitleRanker(opened).best(title_query, 9, (without[0], played[without]))
+    asked = {"title_query": title_query, "played": values[played], "top": np.array([9])}
     found = run(bundle, "titles.onnx", asked)
     np.testing.assert_array_equal(found["titles"], values[best])
     np.testing.assert_allclose(found["scores"], score, atol=1e-4)
@@ -190,10 +200,10 @@ def test_exploring_is_thompson_sampling(bundle: Path) -> None:
     found = opened.rank(request)
     candidates = np.random.default_rng(1).integers(1, 7, 300)
     there = np.arange(6) < candidates[:, None]
-    ids = in_ids(opened, request) | {name: found[name] for name in ("appeal", "taste", "liked")}
+    ids = in_ids(opened, request) | {name: found[name] for name in ("appeal", "artwork_query", "content_query")}
     ids |= {"candidates": candidates, "seed": np.arange(300)}
     told = run(bundle, "explore.onnx", ids)
-    expected = Thompson(opened, DRAWS, WIDTH).probabilities(request, found, there)
+    expected = Thompson(opened, DEFAULT_DRAWS, WIDTH).probabilities(request, found, there)
     np.testing.assert_allclose(told["policy"], expected, atol=1e-6)
     assert (told["choice"] < candidates).all()
     np.testing.assert_array_equal(told["propensity"], told["policy"][np.arange(300), told["choice"]])
@@ -216,7 +226,7 @@ def test_no_custom_operator_and_each_weight_once(bundle: Path) -> None:
         for tensor in model.graph.initializer:
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 entry = {part.key: part.value for part in tensor.external_data}
-                assert entry["location"] == (TOWER_WEIGHTS if name in (ARTWORK, TITLE) else WEIGHTS)
+                assert entry["location"] == (TOWER_WEIGHTS if name in (ARTWORK_GRAPH, TITLE_GRAPH) else WEIGHTS)
                 stored[entry["location"]][int(entry["offset"])] = int(entry["length"])
     for file, places in stored.items():
         assert sum(places.values()) <= (bundle / file).stat().st_size < sum(places.values()) + 64 * len(places)
@@ -244,30 +254,30 @@ def test_verifying(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[st
     cases = cases_of(broken)
     cases[7]["answer"]["appeal"][0] += 0.01
     (broken / GOLDEN).write_text("\n".join(map(json.dumps, cases)) + "\n")
-    about = json.loads((broken / ABOUT).read_text())
-    about["sha256"][GOLDEN] = sha256(broken / GOLDEN)
-    (broken / ABOUT).write_text(json.dumps(about))
-    assert worst_difference(broken) == pytest.approx(0.01, abs=1e-4)
+    metadata = json.loads((broken / BUNDLE_FILE).read_text())
+    metadata["sha256"][GOLDEN] = sha256(broken / GOLDEN)
+    (broken / BUNDLE_FILE).write_text(json.dumps(metadata))
+    assert largest_golden_difference(broken) == pytest.approx(0.01, abs=1e-4)
     with pytest.raises(UserError, match=r"golden cases differ by 0\.01 here, more than 0\.0001"):
         verify(broken)
     cases[7]["answer"]["appeal"][0] = float("nan")
     (broken / GOLDEN).write_text("\n".join(map(json.dumps, cases)) + "\n")
-    assert worst_difference(broken) == np.inf, "what is no number is no answer"
+    assert largest_golden_difference(broken) == np.inf, "what is no number is no answer"
 
 
 def test_the_record_and_the_card_say_what_there_is(bundle: Path) -> None:
-    about, card = json.loads((bundle / ABOUT).read_text()), (bundle / CARD).read_text("utf-8")
-    assert set(about["graphs"]) == set(GRAPHS)
-    assert about["sha256"] == seals_of(bundle)
+    metadata, card = json.loads((bundle / BUNDLE_FILE).read_text()), (bundle / CARD).read_text("utf-8")
+    assert set(metadata["graphs"]) == set(GRAPHS)
+    assert metadata["sha256"] == bundle_checksums(bundle)
     for name in GRAPHS:
         session = ort.InferenceSession(bundle / name)
         for side, parts in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
-            rows = about["graphs"][name][side]
+            rows = metadata["graphs"][name][side]
             assert [row["name"] for row in rows] == [part.name for part in parts]
             for row, part in zip(rows, parts, strict=True):
                 assert {"float32": "tensor(float)"}.get(row["dtype"], f"tensor({row['dtype']})") == part.type
                 assert len(row["shape"].replace(",)", ")").split(",")) == len(part.shape)
-    assert f"{about['golden']['largest_difference']:.1e} (refused above 0.0001)" in card
+    assert f"{metadata['golden']['largest_difference']:.1e} (refused above 0.0001)" in card
     assert all(f"### {name}" in card for name in GRAPHS)
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.metrics import auc, calibration_by_chance, expected_calibration_error, log_loss, reliability
+from evaluation.audits.metrics import auc, expected_calibration_error, log_loss, null_calibration_error, reliability
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_no_bins_are_refused() -> None:
 def test_right_probabilities_err_as_much_as_chance_says() -> None:
     chance = np.random.default_rng(4)
     p = chance.beta(1, 12, 20_000)
-    low, high = calibration_by_chance(p)
+    low, high = null_calibration_error(p)
     errors = [expected_calibration_error(p, (chance.random(len(p)) < p).astype(float)) for _ in range(200)]
     held = np.mean([(low <= error <= high) for error in errors])
     assert 0.9 <= held <= 0.99

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from evaluation.logged import Outcomes
-from evaluation.off_policy import Estimate, ips, on_policy, snips, snips_lift
-from evaluation.policies import best_fixed, greedy, uniform
-from evaluation.scored_log import ScoredLog
+from evaluation.logs.logged_impressions import Outcomes
+from evaluation.logs.policies import best_fixed, greedy, uniform
+from evaluation.logs.scored_log import ScoredLog
+from evaluation.off_policy.randomised_estimates import Estimate, ips, on_policy, snips, snips_lift
 
 MEMBERS, EACH, REPLICATIONS = 50, 8, 400
 APPEAL_K = np.array([0.0, 0.05, 0.1, 0.25])
@@ -22,7 +22,7 @@ RARELY, MOSTLY = 0.05, 0.6
 """Click rates of the two kinds of member, before appeal."""
 
 
-def value_of(policy_K: np.ndarray) -> float:
+def value_sections(policy_K: np.ndarray) -> float:
     """True value: half the members are of each kind."""
     return float((RARELY + MOSTLY) / 2 + policy_K @ APPEAL_K)
 
@@ -48,8 +48,8 @@ def test_values_are_right_on_average_and_intervals_hold(estimator: Callable, log
     weight_RN = (TARGET_K / logging_K)[shown_RN]
     estimates = [estimator(r, w, member_N) for r, w in zip(reward_RN, weight_RN, strict=True)]
     values = np.array([e.value for e in estimates])
-    assert abs(values.mean() - value_of(TARGET_K)) < 3.5 * values.std() / np.sqrt(len(values))
-    assert 0.92 <= coverage(estimates, value_of(TARGET_K)) <= 0.98
+    assert abs(values.mean() - value_sections(TARGET_K)) < 3.5 * values.std() / np.sqrt(len(values))
+    assert 0.92 <= coverage(estimates, value_sections(TARGET_K)) <= 0.98
     assert {(e.impressions, e.members) for e in estimates} == {(MEMBERS * EACH, MEMBERS)}
 
 
@@ -60,13 +60,13 @@ def test_intervals_by_impression_miss_the_truth_too_often(estimator: Callable) -
     weight_RN = np.ones(shown_RN.shape)
     alone = [estimator(r, w, np.arange(len(member_N))) for r, w in zip(reward_RN, weight_RN, strict=True)]
     ours = [estimator(r, w, member_N) for r, w in zip(reward_RN, weight_RN, strict=True)]
-    assert coverage(alone, value_of(UNIFORM_K)) < 0.8
-    assert 0.92 <= coverage(ours, value_of(UNIFORM_K)) <= 0.98
+    assert coverage(alone, value_sections(UNIFORM_K)) < 0.8
+    assert 0.92 <= coverage(ours, value_sections(UNIFORM_K)) <= 0.98
 
 
 def test_the_lift_is_right_and_surer_than_two_values_apart() -> None:
     reward_RN, shown_RN, member_N = logs(UNIFORM_K)
-    truth = value_of(TARGET_K) / value_of(UNIFORM_K) - 1
+    truth = value_sections(TARGET_K) / value_sections(UNIFORM_K) - 1
     base_N = np.ones(len(member_N))
     lifts, apart = [], []
     for reward_N, shown_N in zip(reward_RN, shown_RN, strict=True):
@@ -146,22 +146,22 @@ def test_bad_arrays_are_named(reward: list, weight: list, base: list, named: str
 
 def one_impression(*artworks: str) -> ScoredLog:
     """A log of one impression with these candidates and a place of padding."""
-    there_NK = np.arange(len(artworks) + 1)[None] < len(artworks)
-    numbers_NK = np.where(there_NK, np.arange(len(artworks) + 1), -1)
-    nothing_NK = np.zeros(there_NK.shape)
+    mask_NK = np.arange(len(artworks) + 1)[None] < len(artworks)
+    numbers_NK = np.where(mask_NK, np.arange(len(artworks) + 1), -1)
+    nothing_NK = np.zeros(mask_NK.shape)
     return ScoredLog(
         impression_id=pa.array(["i0"]),
         member=np.array([0]),
         title=np.array([0]),
         artworks=pa.array(artworks),
         artwork_NK=numbers_NK,
-        there_NK=there_NK,
+        mask_NK=mask_NK,
         shown=np.array([0]),
         propensity=np.array([0.5]),
         propensity_NK=nothing_NK,
         shown_at=np.array([0]),
-        logger=np.array([0]),
-        loggers=("explore",),
+        logging_policy=np.array([0]),
+        logging_policies=("explore",),
         missing=0,
         unknown=0,
         randomised=np.array([True]),

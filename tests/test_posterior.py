@@ -8,15 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from datamodules.contract import UserError
-from datamodules.feed import Feed
-from datamodules.shards import TRAIN, Shards
-from export.bundle import Bundle
-from export.score import Policy, score
-from export.thompson import Thompson, normals
+from datamodules.feed.impression_feed import Feed
+from datamodules.shards.shard import TRAIN, Shards
+from foundation.errors import UserError
 from models.two_tower import Context, TwoTower
+from serving.bundle.bundle import Bundle
+from serving.scoring.policies import ServingPolicy
+from serving.scoring.score import score
+from serving.scoring.thompson import Thompson, normals
 from tests.test_explain import request_of
-from train.posterior import fit_posterior, ridge_of, spread_of
+from train.posterior import bias_std_by_moments, evidence_ridge, fit_posterior
 from train.run import Run
 
 CPU = torch.device("cpu")
@@ -36,7 +37,7 @@ def features_of(model: TwoTower, shards: Shards) -> tuple[np.ndarray, np.ndarray
             state = model.state_at(states, b.member, b.position)
             context = Context(b.country, b.device, b.hour, b.row, b.column, b.play_count)
             artwork = model.artworks(b.artworks)
-            meet = model.appeal_vectors(state, context)
+            meet = model.appeal_queries(state, context)
             again = torch.zeros(len(b.title), dtype=torch.bool)
             for n, (member, position, title) in enumerate(zip(b.member, b.position, b.title, strict=True)):
                 recent = b.play_title[member, max(0, position - model.config.history.span) : position]
@@ -82,10 +83,10 @@ def test_the_ridge_and_the_spread_are_found_again() -> None:
     known = chance.uniform(2, 40, 4000)
     for spread in (0.0, 0.3):
         told = known * chance.normal(0, spread, 4000) + np.sqrt(known) * chance.normal(0, 1, 4000)
-        found = spread_of(torch.from_numpy(told), torch.from_numpy(known))
+        found = bias_std_by_moments(torch.from_numpy(told), torch.from_numpy(known))
         assert found == pytest.approx(spread, abs=0.05 if spread == 0 else 0.03)
-    assert ridge_of(torch.zeros(4, 4, dtype=torch.float64)) == pytest.approx(1e-6), "a log that says nothing"
-    assert ridge_of(1e9 * torch.eye(4, dtype=torch.float64)) == pytest.approx(1, rel=1e-3), "one that says all"
+    assert evidence_ridge(torch.zeros(4, 4, dtype=torch.float64)) == pytest.approx(1e-6), "a log that says nothing"
+    assert evidence_ridge(1e9 * torch.eye(4, dtype=torch.float64)) == pytest.approx(1, rel=1e-3), "one that says all"
 
 
 def test_normals_are_normal_and_independent() -> None:
@@ -102,15 +103,17 @@ def test_drawn_appeals_have_the_covariance_of_the_posterior(model: TwoTower, bun
     opened = Bundle.open(bundle)
     request = request_of(opened, n=6)
     found = opened.rank(request)
-    drawn = Thompson(opened, 20_000).appeals(request["artworks"], found["taste"], found["liked"], found["appeal"])
+    drawn = Thompson(opened, 20_000).sampled_appeals(
+        request["artworks"], found["artwork_query"], found["content_query"], found["appeal"]
+    )
     np.testing.assert_allclose(drawn.mean(-1), found["appeal"], atol=0.05)
     vector, content = (Thompson(opened, 1).vector, Thompson(opened, 1).content)
     root, own = model.posterior_FF.numpy(), Thompson(opened, 1).own
     for n, rows in enumerate(request["artworks"]):
-        products, width = content[rows] * found["liked"][n], vector.shape[-1]
+        products, width = content[rows] * found["content_query"][n], vector.shape[-1]
         cuts = ((0, width), (width, 2 * width), (2 * width, None))
         three = np.stack([products[:, begin:end].sum(-1) for begin, end in cuts], axis=1)
-        features = np.concatenate([vector[rows] * found["taste"][n], three], axis=1) @ root
+        features = np.concatenate([vector[rows] * found["artwork_query"][n], three], axis=1) @ root
         same = (rows[:, None] == rows).astype(float)  # one artwork listed twice has one bias
         covariance = features @ features.T + np.outer(own[rows], own[rows]) * same
         scale = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
@@ -124,7 +127,9 @@ def test_the_policy_is_the_share_of_draws(service: Path, bundle: Path, tmp_path:
     found = opened.rank(request)
     thompson = Thompson(opened, 64)
     narrow = Thompson(opened, 64, 1e-6)
-    drawn = thompson.appeals(request["artworks"], found["taste"], found["liked"], found["appeal"])
+    drawn = thompson.sampled_appeals(
+        request["artworks"], found["artwork_query"], found["content_query"], found["appeal"]
+    )
     expected = np.zeros((30, 6))
     for n in range(30):
         for s in range(64):
@@ -146,9 +151,9 @@ def test_the_policy_is_the_share_of_draws(service: Path, bundle: Path, tmp_path:
 
 def test_words_for_it() -> None:
     assert (
-        Policy.parse("thompson")
-        == replace(Policy.parse("thompson:3"), strength=256)
-        == replace(Policy.parse("thompson:256:2"), width=0.25)
+        ServingPolicy.parse("thompson")
+        == replace(ServingPolicy.parse("thompson:3"), strength=256)
+        == replace(ServingPolicy.parse("thompson:256:2"), width=0.25)
     )
     for bad in (
         "thompson:0",
@@ -160,4 +165,4 @@ def test_words_for_it() -> None:
         "epsilon:.1:2",
     ):
         with pytest.raises(UserError, match="policy="):
-            Policy.parse(bad)
+            ServingPolicy.parse(bad)

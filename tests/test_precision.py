@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import keyart
-from configs.read import parse
-from datamodules.contract import UserError
+from configs.arguments import parse
+from foundation.errors import UserError
 from models.history import HistoryConfig
 from models.two_tower import TwoTowerConfig
 from train.config import FitConfig
 from train.fit import fit
 from train.run import WEIGHTS, Run
 
-SHORT = FitConfig(passes=1, slices=1, batch=512)
+SHORT = FitConfig(epochs=1, validations_per_epoch=1, batch=512)
 NO_COMPILER = not any(shutil.which(name) for name in ("g++", "c++", "clang++"))
 
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from random_logs import START, TITLES, RandomLog
 
 import keyart
-from datamodules.assemble import _history_ends, in_time
-from datamodules.contract import UserError
-from datamodules.prepare import PrepareConfig, prepare
-from datamodules.shards import TEST, TRAIN, VALIDATION, Shards
+from datamodules.prepare.assemble import _history_ends, member_time_order
+from datamodules.prepare.prepare import PrepareConfig, prepare
+from datamodules.shards.shard import TEST, TRAIN, VALIDATION, Shards
+from foundation.errors import UserError
 
 MEMBERS = ["a", "b", "\N{GRINNING FACE}", "d'e\nf"]
 MINUTES = st.integers(0, 12)  # few, so that plays and impressions fall on the same instant
@@ -227,7 +227,7 @@ def test_the_counts_are_those_of_the_log(service: Path, tmp_path: Path) -> None:
 def test_order_and_histories_hold_for_times_too_far_apart_to_pack(rows: list[tuple[int, int]]) -> None:
     member = np.array([m for m, _ in rows], np.int64)
     time = np.array([t for _, t in rows], np.int64)
-    order = in_time(member, time, lambda tied: (tied,))
+    order = member_time_order(member, time, lambda tied: (tied,))
     assert order.tolist() == sorted(range(len(rows)), key=lambda n: (member[n], time[n], n))
     member, time = member[order], time[order]
     start = np.searchsorted(member, np.arange(5))

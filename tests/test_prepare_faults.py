@@ -14,11 +14,12 @@ import pytest
 from random_logs import ARTWORKS, START, TITLES, RandomLog
 
 import keyart
-from datamodules.contract import ARTWORKS as ARTWORKS_TABLE
-from datamodules.contract import IMPRESSIONS, PLAYS, UserError
-from datamodules.engines import EngineConfig, open_engine, spill_of
-from datamodules.prepare import PrepareConfig, prepare
-from datamodules.shards import MANIFEST, Shard, Shards
+from datamodules.contract.engines import EngineConfig, open_engine, spill_folder
+from datamodules.contract.tables import ARTWORKS as ARTWORKS_TABLE
+from datamodules.contract.tables import IMPRESSIONS, PLAYS
+from datamodules.prepare.prepare import PrepareConfig, prepare
+from datamodules.shards.shard import MANIFEST, Shard, Shards
+from foundation.errors import UserError
 from tests import small_dataset
 from tests.dataset_breaks import PART_0, PART_1, ROW_BREAKS, SCHEMA_BREAKS, Break, cast_column, put, shown
 
@@ -261,7 +262,7 @@ def test_words_that_cannot_be_meant(
 
 
 def test_two_calls_do_not_write_the_same_shards(service: Path, tmp_path: Path) -> None:
-    with open_engine(spill=spill_of(tmp_path / "shards")) as engine:
+    with open_engine(spill=spill_folder(tmp_path / "shards")) as engine:
         with pytest.raises(UserError, match="another keyart writes the same output"):
             prepare(service, tmp_path / "shards")
         prepare(service, tmp_path / "shards", engine=engine)

@@ -11,11 +11,11 @@ from onnx import ModelProto
 
 from export.export import random_requests
 from export.graphs import IR_VERSION, OPSET
-from export.rank_graph import choose_graph, fits, rank_graph
-from models.parts import KNOTS
-from models.presentation import MOST_ROWS
+from export.rank_graph import can_assemble, choose_graph, rank_graph
+from models.presentation import MAX_PAGE_ROWS
 from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
 from models.serving import CHOOSE_INPUTS, CHOOSE_OUTPUTS, Choose, Member
+from models.types import KNOTS
 from train.run import Run
 
 Request = dict[str, np.ndarray]
@@ -32,7 +32,7 @@ def agree(run: Run, request: Request, bends: bool = False) -> None:
     model = deepcopy(run.model).eval()
     if bends:
         model.calibration[:, 2 + KNOTS :] = torch.linspace(-0.5, 0.5, 2 * KNOTS).view(2, KNOTS)
-    model.again_gain.data.fill_(0.7)  # of a log where nobody sees a title again it is near 0
+    model.rewatch_gain.data.fill_(0.7)  # of a log where nobody sees a title again it is near 0
     model.coplay_gain.data.fill_(0.5)
     model.engagement.gain.data.fill_(0.3)
     ranking = Ranking(model).eval()
@@ -57,7 +57,7 @@ def agree(run: Run, request: Request, bends: bool = False) -> None:
 def test_it_is_the_module(run: Path, n: int, plays: int, candidates: int) -> None:
     """No play at all, and more than any history is read of, among them."""
     opened = Run.open(run)
-    assert fits(opened.model)
+    assert can_assemble(opened.model)
     assert plays < 260 or plays > opened.model.config.history.span
     agree(opened, random_requests(opened.vocabularies, plays, n, plays, candidates, seed=n))
 
@@ -73,7 +73,7 @@ def test_at_the_edges(run: Path) -> None:
     request = random_requests(opened.vocabularies, 12, 64, 12, 6, seed=2)
     request["history_length"] = np.arange(64) % 13
     request["row"] = np.arange(64) - 1
-    request["column"] = np.arange(64)[::-1] * (MOST_ROWS // 8) - 1
+    request["column"] = np.arange(64)[::-1] * (MAX_PAGE_ROWS // 8) - 1
     request["play_count"] = np.concatenate([np.arange(40), 2 ** np.arange(8, 32) - 1])
     request["title"][:40] = request["history_title"][:40, 5]
     request["title"][20:30] = request["history_title"][20:30, 3] = 0

@@ -14,19 +14,19 @@ import pytest
 import torch
 from real_process import start, wait_for
 
-from datamodules.contract import UserError
-from datamodules.feed import Feed
-from datamodules.shards import TRAIN, VALIDATION, Shards
+from datamodules.feed.impression_feed import Feed
+from datamodules.shards.shard import TRAIN, VALIDATION, Shards
+from foundation.errors import UserError
 from models.history import HistoryConfig
-from models.titles import CoplayConfig, OrderConfig
+from models.linear_title_models import LowRankEaseConfig, NextItemConfig
 from models.two_tower import TwoTower, TwoTowerConfig
 from train.checkpoint import LAST
 from train.config import FitConfig
 from train.embed import load_embedding
 from train.fit import fit
+from train.next_title import TitlesConfig
 from train.run import CONFIG, METRICS, WEIGHTS, content_of, sizes_of
 from train.task import losses
-from train.titles import TitlesConfig
 
 STILL = TwoTowerConfig(dropout=0.0, id_dropout=0.0, history=HistoryConfig(dropout=0.0))
 """Without dropout, which each rank draws for itself."""
@@ -37,13 +37,13 @@ def test_ranks_share_every_batch(shards: Path, split: int, ranks: int, impressio
     """No impression twice, none lost, also where a batch has fewer windows than there are ranks."""
     opened = Shards.open(shards).shards
     settings = {"reach": 8, "impressions": impressions, "shuffle": split == TRAIN}
-    whole = list(Feed(opened, split, **settings))
+    global_impressions = list(Feed(opened, split, **settings))
     dealt = [list(Feed(opened, split, rank=rank, ranks=ranks, **settings)) for rank in range(ranks)]
-    assert {len(batches) for batches in dealt} == {len(whole)}
+    assert {len(batches) for batches in dealt} == {len(global_impressions)}
     empty = 0
-    for batch, *parts in zip(whole, *dealt, strict=True):
+    for batch, *parts in zip(global_impressions, *dealt, strict=True):
         assert Counter(batch.index.tolist()) == Counter(row for part in parts for row in part.index.tolist())
-        assert {part.whole for part in parts} == {batch.whole} == {len(batch.index)}
+        assert {part.global_impressions for part in parts} == {batch.global_impressions} == {len(batch.index)}
         empty += sum(len(part.index) == 0 for part in parts)
     assert (empty > 0) == (impressions < 300)
 
@@ -54,7 +54,7 @@ def test_a_rank_without_impressions_has_every_gradient(shards: Path) -> None:
     model = TwoTower(STILL, sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
     feed = Feed(opened.shards, TRAIN, reach=50, impressions=1, shuffle=True, rank=1, ranks=2)
     batch = next(batch for batch in feed if not len(batch.index))
-    model.forget_titles()  # which a loss of their own reaches
+    model.disable_title_ranking()  # which a loss of their own reaches
     click, engaged, _ = losses(model, batch)
     (click + engaged).backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
@@ -63,9 +63,9 @@ def test_a_rank_without_impressions_has_every_gradient(shards: Path) -> None:
 
 def test_a_model_without_coplay_has_no_gain_to_wait_for(shards: Path) -> None:
     opened = Shards.open(shards)
-    shape = replace(STILL, coplay=CoplayConfig(rank=0), order=OrderConfig(rank=0))
+    shape = replace(STILL, coplay=LowRankEaseConfig(rank=0), order=NextItemConfig(rank=0))
     model = TwoTower(shape, sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
-    model.forget_titles()
+    model.disable_title_ranking()
     click, engaged, _ = losses(model, next(iter(Feed(opened.shards, TRAIN, reach=50, impressions=200, shuffle=True))))
     (click + engaged).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -79,7 +79,9 @@ def told(run: Path) -> list[list[float]]:
 
 def test_two_processes_train_as_one(shards: Path, tmp_path: Path) -> None:
     # without titles, which each rank draws for itself
-    config = FitConfig(passes=2, slices=3, batch=500, patience=9, model=STILL, titles=TitlesConfig(weight=0))
+    config = FitConfig(
+        epochs=2, validations_per_epoch=3, batch=500, patience=9, model=STILL, titles=TitlesConfig(weight=0)
+    )
     alone, run = tmp_path / "alone", tmp_path / "run"
     one, two = fit(shards, alone, config), fit(shards, run, replace(config, devices=2))
     np.testing.assert_allclose(told(run), told(alone), atol=1e-5)
@@ -91,7 +93,7 @@ def test_two_processes_train_as_one(shards: Path, tmp_path: Path) -> None:
 
 def test_ctrl_c_saves_and_two_processes_go_on_where_they_stood(shards: Path, tmp_path: Path) -> None:
     """With dropout: each rank's generator goes on."""
-    config = FitConfig(passes=1, slices=2, batch=128, devices=2, patience=9, checkpoint_minutes=1e-9)
+    config = FitConfig(epochs=1, validations_per_epoch=2, batch=128, devices=2, patience=9, checkpoint_minutes=1e-9)
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     fit(shards, undisturbed, config)
 
@@ -105,7 +107,7 @@ def test_ctrl_c_saves_and_two_processes_go_on_where_they_stood(shards: Path, tmp
         fit(shards, run, config)
     thread.join()
     assert not (run / METRICS).is_file()
-    place = torch.load(run / LAST, weights_only=True)["place"]
+    place = torch.load(run / LAST, weights_only=True)["cursor"]
     assert place[2] > 0
     elsewhere = shutil.copytree(run, tmp_path / "elsewhere")
     fit(shards, run, config)
@@ -117,7 +119,7 @@ def test_ctrl_c_saves_and_two_processes_go_on_where_they_stood(shards: Path, tmp
 def test_a_signal_while_they_begin_ends_all_of_them(shards: Path, tmp_path: Path) -> None:
     """Nobody is left waiting for one who left, and what is told is one line."""
     said, run = tmp_path / "said", tmp_path / "run"
-    words = ["fit", str(shards), str(run), "--devices", "2", "--passes", "40", "--batch", "256", "--patience", "99"]
+    words = ["fit", str(shards), str(run), "--devices", "2", "--epochs", "40", "--batch", "256", "--patience", "99"]
     process = start(words, said)
     wait_for(run / CONFIG, 0, process)  # the first of them has begun, and the others wait for what it says
     assert process.pid is not None

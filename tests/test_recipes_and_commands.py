@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import keyart
-from configs.read import RECIPES, parse, read_section
-from datamodules.contract import UserError
-from datamodules.feed import Feed
-from datamodules.shards import TRAIN, Shards
+from configs.arguments import RECIPES, parse, read_section
+from datamodules.feed.impression_feed import Feed
+from datamodules.shards.shard import TRAIN, Shards
+from foundation.errors import UserError
 from models.two_tower import TwoTower
 from train.embed import load_embedding
 from train.recipe import Recipe
@@ -47,20 +47,20 @@ def test_every_recipe_loads_and_takes_two_steps(path: Path, shards: Path) -> Non
 
 def test_the_command_line_has_the_last_word(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("fit:\n  passes: 3\n  model:\n    width: 32\n")
-    words = ["shards", "run", "--config", str(recipe), "--passes", "7"]
+    recipe.write_text("fit:\n  epochs: 3\n  model:\n    width: 32\n")
+    words = ["shards", "run", "--config", str(recipe), "--epochs", "7"]
     settings = parse("fit", keyart.fit, "fit", words, None)["settings"]
-    assert (settings.passes, settings.model.width, settings.slices) == (7, 32, 2)
+    assert (settings.epochs, settings.model.width, settings.validations_per_epoch) == (7, 32, 2)
 
 
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("fit:\n  pases: 3\n", r"mine\.yaml: unknown field fit\.pases\. Did you mean passes"),
+        ("fit:\n  epocs: 3\n", r"mine\.yaml: unknown field fit\.epocs\. Did you mean epochs"),
         ("fitt: {}\n", r"mine\.yaml: unknown field fitt"),
         ("fit:\n  model: 3\n", r"mine\.yaml: fit\.model=3: is a section"),
-        ("fit:\n  passes: many\n", "passes"),
-        ("fit:\n  passes: 0\n", "passes=0: must be at least 1"),
+        ("fit:\n  epochs: many\n", "epochs"),
+        ("fit:\n  epochs: 0\n", "epochs=0: must be at least 1"),
         ("fit:\n  model:\n    history:\n      span: 0\n", "span=0"),
         ("fit: [\n", r"mine\.yaml: is no YAML"),
         ("- 1\n", r"mine\.yaml: holds no fields"),
@@ -90,7 +90,7 @@ def test_bad_words_end_in_one_line(
     cases: list[tuple[tuple[str | Path, ...], str]] = [
         (("evalute",), "evalute: is no command. Did you mean evaluate?"),
         (("fit", shards), "required"),
-        (("fit", shards, tmp_path / "r", "--passes", "x"), "passes"),
+        (("fit", shards, tmp_path / "r", "--epochs", "x"), "epochs"),
         (("check", tmp_path / "nowhere"), "nowhere"),
         (("prepare", tmp_path / "nowhere", tmp_path / "s"), "nowhere"),
         (("fit", tmp_path, tmp_path / "r"), "no manifest.json"),
@@ -148,7 +148,7 @@ def test_a_full_disk_ends_in_one_line(service: Path, tmp_path: Path) -> None:
 def test_ctrl_c_leaves_nothing_half_written(service: Path, tmp_path: Path) -> None:
     program = (
         "import _thread, sys, keyart\n"
-        "import datamodules.prepare as p\n"
+        "import datamodules.prepare.prepare as p\n"
         "original = p.build_catalogue\n"
         "def interrupted(*words):\n"
         "    _thread.interrupt_main()\n"
@@ -188,9 +188,9 @@ def test_every_command_of_the_readme_runs(service: Path, tmp_path: Path, monkeyp
         return [f"--{where}views=128", f"--{where}encoder.height=48", f"--{where}encoder.width=32"]
 
     short = {
-        "pipeline": ["--fit.passes", "1", "--fit.batch", "256", *small("embed.")],
+        "pipeline": ["--fit.epochs", "1", "--fit.batch", "256", *small("embed.")],
         "embed": small(""),
-        "fit": ["--passes", "1", "--batch", "256"],
+        "fit": ["--epochs", "1", "--batch", "256"],
     }
     ran = []
     for words in readme_commands():

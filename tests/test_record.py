@@ -13,29 +13,29 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
 
-import export.record
 import keyart
-from datamodules.contract import UserError
+import serving.bundle.record
 from evaluation.evaluate import evaluate
-from export.bundle import ABOUT, CARD, Bundle
-from export.contents import TENSORS
-from export.judged import NOT_YET
-from export.licences import licences_of
-from export.linked import digests
-from export.record import record_verdict
-from export.score import scores_fingerprint
-from export.verify import verify
-from pipeline import go_the_whole_way
+from foundation.errors import UserError
+from pipeline import run_pipeline
+from serving.bundle.bundle import BUNDLE_FILE, CARD, Bundle
+from serving.bundle.card import licence_terms
+from serving.bundle.contents import TENSOR_DESCRIPTIONS
+from serving.bundle.hard_links import file_checksums
+from serving.bundle.record import record_verdict
+from serving.bundle.verdict import NOT_EVALUATED
+from serving.bundle.verify import verify
+from serving.scoring.score import scores_fingerprint
 from tests.conftest import TINY_EMBEDDING
 from tests.test_explain import request_of
 from train.config import FitConfig
-from train.embed import RECORD, embed
+from train.embed import EMBEDDING_RECORD, embed
 from train.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
 def report(service: Path, bundle: Path, scores: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    since = datetime.fromisoformat(Bundle.open(bundle).about["test_from"])
+    since = datetime.fromisoformat(Bundle.open(bundle).metadata["test_from"])
     return evaluate(service, scores, tmp_path_factory.mktemp("judged") / "report", since=since)
 
 
@@ -48,13 +48,13 @@ def own(bundle: Path, tmp_path: Path) -> Path:
 def test_the_verdict_is_kept_and_nothing_else_changes(
     own: Path, report: dict[str, Any], service: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before, sealed = Bundle.open(own), digests(own)
-    assert NOT_YET in (own / CARD).read_text("utf-8")
+    before, sealed = Bundle.open(own), file_checksums(own)
+    assert NOT_EVALUATED in (own / CARD).read_text("utf-8")
     assert record_verdict(own, report, Bundle.open(own))
-    after, now = Bundle.open(own), digests(own)
-    assert {name for name in now if now[name] != sealed[name]} == {ABOUT, CARD}
+    after, now = Bundle.open(own), file_checksums(own)
+    assert {name for name in now if now[name] != sealed[name]} == {BUNDLE_FILE, CARD}
     assert now.keys() == sealed.keys()
-    new, old = dict(after.about), dict(before.about)
+    new, old = dict(after.metadata), dict(before.metadata)
     kept = new.pop("evaluation")
     assert new.pop("sha256") | {CARD: ""} == old.pop("sha256") | {CARD: ""}
     assert new == old
@@ -65,19 +65,19 @@ def test_the_verdict_is_kept_and_nothing_else_changes(
         report["captured_lift"],
     )
     card = (own / CARD).read_text("utf-8")
-    assert NOT_YET not in card
+    assert NOT_EVALUATED not in card
     assert f"**{kept['verdict']['verdict']}**: {kept['verdict']['reason']}" in card
     assert f"captures {kept['captured_lift']:.2f} of the possible lift" in card
     assert keyart.main(["verify", str(own)]) == 0
-    assert f"{len(after.about['sha256'])} files unchanged" in capfd.readouterr().out
-    policy, since = "greedy", datetime.fromisoformat(after.about["test_from"])
+    assert f"{len(after.metadata['sha256'])} files unchanged" in capfd.readouterr().out
+    policy, since = "greedy", datetime.fromisoformat(after.metadata["test_from"])
     same = [scores_fingerprint(bundle, service, policy, since) for bundle in (before, after)]
     assert same[0] == same[1], "what is told of a bundle makes no scores stale"
 
 
 def test_lifts_are_those_of_the_report(own: Path, report: dict[str, Any]) -> None:
     record_verdict(own, report, Bundle.open(own))
-    rows = {(r["policy"], r["reward"]): r for r in Bundle.open(own).about["evaluation"]["per_1000"]}
+    rows = {(r["policy"], r["reward"]): r for r in Bundle.open(own).metadata["evaluation"]["per_1000"]}
     told = {(d["policy"], d["base"], d["reward"], d["estimator"]): d for d in report["value"]["differences"]}
     estimator = report["value"]["verdict"]["estimator"]
     scored, lift = rows["scored", "clicked"], told["scored", "uniform", "clicked", estimator]
@@ -101,21 +101,21 @@ def test_what_is_kept_already_is_left_alone(own: Path, report: dict[str, Any]) -
     assert not record_verdict(own, json.loads(json.dumps(report)), Bundle.open(own))
     assert {path: path.stat().st_ino for path in own.rglob("*")} == before
     assert record_verdict(own, report | {"scored": "keyart epsilon:0.1"}, Bundle.open(own))
-    assert Bundle.open(own).about["evaluation"]["policy"] == "keyart epsilon:0.1"
+    assert Bundle.open(own).metadata["evaluation"]["policy"] == "keyart epsilon:0.1"
     assert not list(own.parent.glob(".*")), "nothing beside it is left over"
 
 
 def test_a_kill_leaves_the_old_bundle_whole(own: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    sealed = digests(own)
+    sealed = file_checksums(own)
 
     def killed(*words: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:  # the card is written, the record is not
-        patched.setattr(export.record, "sha256", killed)
+        patched.setattr(serving.bundle.record, "sha256", killed)
         with pytest.raises(KeyboardInterrupt):
             record_verdict(own, report, Bundle.open(own))
-    assert digests(own) == sealed
+    assert file_checksums(own) == sealed
     rename = os.rename
 
     def between(old: Path, new: Path) -> None:  # the old bundle is moved aside, the new one not yet in its place
@@ -127,7 +127,7 @@ def test_a_kill_leaves_the_old_bundle_whole(own: Path, report: dict[str, Any], m
         patched.setattr(os, "rename", between)
         with pytest.raises(KeyboardInterrupt):
             record_verdict(own, report, Bundle.open(own))
-    assert digests(own) == sealed
+    assert file_checksums(own) == sealed
     assert [path.name for path in own.parent.iterdir()] == [own.name]
     verify(own)
 
@@ -142,11 +142,11 @@ def test_a_kill_between_two_renames_is_put_back(own: Path, report: dict[str, Any
 
 def test_a_verdict_is_kept_by_what_was_scored_alone(own: Path, report: dict[str, Any]) -> None:
     scored = Bundle.open(own)
-    other = replace(scored, about=scored.about | {"sha256": scored.about["sha256"] | {"rank.onnx": "another"}})
-    sealed = digests(own)
+    other = replace(scored, metadata=scored.metadata | {"sha256": scored.metadata["sha256"] | {"rank.onnx": "another"}})
+    sealed = file_checksums(own)
     with pytest.raises(UserError, match="changed since it was scored"):
         record_verdict(own, report, other)
-    assert digests(own) == sealed
+    assert file_checksums(own) == sealed
 
 
 def test_a_link_to_a_bundle_stays_one(own: Path, report: dict[str, Any]) -> None:
@@ -154,60 +154,62 @@ def test_a_link_to_a_bundle_stays_one(own: Path, report: dict[str, Any]) -> None
     current.symlink_to(own.name)
     assert record_verdict(current, report, Bundle.open(current))
     assert current.is_symlink()
-    assert Bundle.open(own).about["evaluation"]
+    assert Bundle.open(own).metadata["evaluation"]
 
 
 def test_a_bundle_of_before_the_precisions_keeps_a_verdict(own: Path, report: dict[str, Any]) -> None:
-    record = json.loads((own / ABOUT).read_text())
+    record = json.loads((own / BUNDLE_FILE).read_text())
     del record["precisions"], record["files"]
-    (own / ABOUT).write_text(json.dumps(record))
+    (own / BUNDLE_FILE).write_text(json.dumps(record))
     assert record_verdict(own, report, Bundle.open(own))
 
 
 def test_evaluate_records_where_it_is_asked_to(
     own: Path, run: Path, service: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words, sealed = [str(service), str(tmp_path / "report")], digests(own)
+    words, sealed = [str(service), str(tmp_path / "report")], file_checksums(own)
     assert keyart.main(["evaluate", str(run), *words, "--record"]) == 1
     error = capfd.readouterr().err
     assert f"keyart evaluate: {run}: is no bundle, which alone keeps a verdict." in error
     assert error.strip().count("\n") == 0
     assert not (tmp_path / "report").exists()
     assert keyart.main(["evaluate", str(own), *words]) == 0
-    assert digests(own) == sealed
+    assert file_checksums(own) == sealed
     assert keyart.main(["evaluate", str(own), *words, "--record"]) == 0
-    kept = Bundle.open(own).about["evaluation"]
+    kept = Bundle.open(own).metadata["evaluation"]
     told = json.loads((tmp_path / "report" / "report.json").read_text())
     assert (kept["since"], kept["until"], kept["dataset"]) == (told["since"], told["until"], told["dataset"])
 
 
 @pytest.mark.slow
 def test_the_whole_way_records_and_then_rests(service: Path, tmp_path: Path) -> None:
-    recipe = Recipe(embed=replace(TINY_EMBEDDING, views=64), fit=FitConfig(passes=1, slices=1, batch=512))
+    recipe = Recipe(
+        embed=replace(TINY_EMBEDDING, views=64), fit=FitConfig(epochs=1, validations_per_epoch=1, batch=512)
+    )
     out, console = tmp_path / "out", Console(quiet=True)
-    go_the_whole_way(service, out, recipe, console)
+    run_pipeline(service, out, recipe, console)
     opened = Bundle.open(out / "bundle")
-    kept = opened.about["evaluation"]
+    kept = opened.metadata["evaluation"]
     assert kept["policy"] == "keyart greedy"
     assert kept["onnx_torch_largest_difference"] < 1e-4
-    assert kept["dataset"] == opened.about["log_fingerprint"]
-    assert opened.about["log_fingerprint"] in opened.about["licences"]["image_encoder"]
+    assert kept["dataset"] == opened.metadata["log_fingerprint"]
+    assert opened.metadata["log_fingerprint"] in opened.metadata["licences"]["image_encoder"]
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()}
-    go_the_whole_way(service, out, recipe, console)
+    run_pipeline(service, out, recipe, console)
     after = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()}
     assert after == before, "no file is written again"
     # cut short after the report and before its verdict was kept
-    about = opened.about | {"evaluation": None}
-    (out / "bundle" / ABOUT).write_text(json.dumps(about, indent=1))
-    go_the_whole_way(service, out, recipe, console)
-    assert Bundle.open(out / "bundle").about["evaluation"] == kept
+    metadata = opened.metadata | {"evaluation": None}
+    (out / "bundle" / BUNDLE_FILE).write_text(json.dumps(metadata, indent=1))
+    run_pipeline(service, out, recipe, console)
+    assert Bundle.open(out / "bundle").metadata["evaluation"] == kept
 
 
 def test_licences_follow_where_the_encoder_came_from(service: Path, shards: Path, tmp_path: Path) -> None:
     def said(image_encoder: str) -> str:
-        return licences_of({"log_fingerprint": "abc", "image_encoder": image_encoder})["image_encoder"]
+        return licence_terms({"log_fingerprint": "abc", "image_encoder": image_encoder})["image_encoder"]
 
-    here = json.loads((shards / "embedding" / RECORD).read_text())["weights"]
+    here = json.loads((shards / "embedding" / EMBEDDING_RECORD).read_text())["weights"]
     assert "trained on the catalogue of log abc: yours" in said(here)
     assert "yours" in said(f"{here}, fine-tuned on clicks")
     hub = said("resnet18, torchvision's pretrained weights")
@@ -222,17 +224,17 @@ def test_licences_follow_where_the_encoder_came_from(service: Path, shards: Path
     assert "yours" in said(handed)
     assert "as the run says" in said("resnet18 and projection of the run /somewhere/run")
     assert "owner of the file" in said("resnet18, weights of mine.pth")
-    assert "not recorded" in licences_of({})["image_encoder"]
+    assert "not recorded" in licence_terms({})["image_encoder"]
 
 
 def test_every_file_is_described_and_every_tensor_as_it_is(bundle: Path) -> None:
-    about, card = Bundle.open(bundle).about, (bundle / CARD).read_text("utf-8")
-    assert set(about["files"]) == {path.name for path in bundle.iterdir()} - {ABOUT, CARD}
-    assert all(told["what"] for told in about["files"].values())
+    metadata, card = Bundle.open(bundle).metadata, (bundle / CARD).read_text("utf-8")
+    assert set(metadata["files"]) == {path.name for path in bundle.iterdir()} - {BUNDLE_FILE, CARD}
+    assert all(told["what"] for told in metadata["files"].values())
     axes: dict[str, int] = {}
-    for name in TENSORS:
+    for name in TENSOR_DESCRIPTIONS:
         found = load_file(bundle / name)
-        told = about["files"][name]["tensors"]
+        told = metadata["files"][name]["tensors"]
         assert told.keys() == found.keys()
         for tensor, row in told.items():
             values = found[tensor]
@@ -254,9 +256,9 @@ def test_what_the_record_says_of_the_tables_is_enough(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     request, table = request_of(opened), load_file(bundle / "explain.safetensors")
     found, title = opened.rank(request), request["title"]
-    taste, liked = found["taste"], found["liked"]
-    appeal = np.einsum("nd,nkd->nk", taste, table["artwork_vector"][request["artworks"]])
-    appeal += np.einsum("nc,nkc->nk", liked, table["artwork_content"][request["artworks"]])
+    artwork_query, content_query = found["artwork_query"], found["content_query"]
+    appeal = np.einsum("nd,nkd->nk", artwork_query, table["artwork_vector"][request["artworks"]])
+    appeal += np.einsum("nc,nkc->nk", content_query, table["artwork_content"][request["artworks"]])
     appeal += table["artwork_bias"][request["artworks"]]
-    mean = (taste * table["mean_vector"][title]).sum(1) + (liked * table["mean_content"][title]).sum(1)
+    mean = (artwork_query * table["mean_vector"][title]).sum(1) + (content_query * table["mean_content"][title]).sum(1)
     np.testing.assert_allclose(appeal - (mean + table["mean_bias"][title])[:, None], found["appeal"], atol=1e-5)

@@ -17,18 +17,25 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 import keyart
-from datamodules.artworks import content_hashes, load_images
-from datamodules.catalogue import build_catalogue
-from export.bundle import ABOUT, ARTWORK, GOLDEN, IMAGES, TABLES, Bundle
-from export.bundle import TITLES as TITLE_VECTORS
+from datamodules.shards.artwork_images import content_hashes, load_images
+from datamodules.shards.catalogue import build_catalogue
 from export.export import random_requests
-from export.refresh import Refreshed
-from export.refresh import refresh as refresh_bundle
-from export.vector_parity import APART
-from export.verify import verify
-from models.parts import Content
+from export.parity import TOWER_BOUND
 from models.ranking import INPUTS, OUTPUTS, Ranking
 from models.two_tower import TwoTower
+from models.types import Content
+from serving.bundle.bundle import (
+    ARTWORK_GRAPH,
+    BUNDLE_FILE,
+    EXPLAIN_TABLES,
+    GOLDEN,
+    IMAGE_HASHES,
+    TITLE_VECTORS,
+    Bundle,
+)
+from serving.bundle.refresh import RefreshResult
+from serving.bundle.refresh import refresh as refresh_bundle
+from serving.bundle.verify import verify
 from tests.grown_catalogue import NEW_ARTWORKS, NEW_TITLES
 from train.embed import load_encoder
 from train.run import Run
@@ -89,17 +96,17 @@ def test_what_is_new_is_placed_as_torch_places_it(run: Path, grown: Path, refres
     answer = opened.rank(request)
     for name in ("click_probability", "engaged_probability"):  # a pixel on the edge of a bin may fall to either side
         apart = np.abs(answer[name] - told[name].numpy())
-        assert apart.max() < APART, name
+        assert apart.max() < TOWER_BOUND, name
         assert np.median(apart) < 1e-5, name
 
 
 def test_no_vector_that_was_there_moved(bundle: Path, refreshed: Path) -> None:
-    def tables_of(folder: Path, name: str) -> dict[str, np.ndarray]:
+    def explanation_tables(folder: Path, name: str) -> dict[str, np.ndarray]:
         return {t.name: numpy_helper.to_array(t) for t in onnx.load(str(folder / name)).graph.initializer}
 
     grew = set()
-    for name in json.loads((bundle / ABOUT).read_text())["graphs"]:
-        before, after = tables_of(bundle, name), tables_of(refreshed, name)
+    for name in json.loads((bundle / BUNDLE_FILE).read_text())["graphs"]:
+        before, after = explanation_tables(bundle, name), explanation_tables(refreshed, name)
         assert before.keys() == after.keys()
         for table, values in before.items():
             if values.shape == after[table].shape:
@@ -110,12 +117,10 @@ def test_no_vector_that_was_there_moved(bundle: Path, refreshed: Path) -> None:
                 np.testing.assert_array_equal(values, after[table][cut], err_msg=f"{name} {table}")
     assert {name for name, _ in grew} >= {"rank.onnx", "member.onnx", "choose.onnx", "titles.onnx", "explore.onnx"}
     kinds = {"artwork_vector", "artwork_content", "artwork_bias", "artwork_engaged", "artwork_image", "artwork_own"}
-    kinds |= {"play_content", "play_mean_image", "play_together", "play_token", "title_vectors"}
-    kinds |= {
-        f"{of}_{part}" for of in ("title", "mean") for part in ("vector", "content", "bias", "engaged", "together")
-    }
+    kinds |= {"play_content", "play_mean_image", "play_coplay", "play_token", "title_vectors"}
+    kinds |= {f"{of}_{part}" for of in ("title", "mean") for part in ("vector", "content", "bias", "engaged", "coplay")}
     assert {table for _, table in grew} <= kinds
-    for file in (TABLES, TITLE_VECTORS, "posterior.safetensors"):
+    for file in (EXPLAIN_TABLES, TITLE_VECTORS, "posterior.safetensors"):
         after = load_file(refreshed / file)
         for table, values in load_file(bundle / file).items():
             cut = tuple(slice(0, length) for length in values.shape)
@@ -141,15 +146,15 @@ def test_new_ids_are_known_everywhere(bundle: Path, refreshed: Path) -> None:
     session = ort.InferenceSession(refreshed / "titles.onnx")
     wide = session.get_inputs()[0].shape[1]
     asked = {
-        "titles_member": np.ones((1, wide), np.float32),
+        "title_query": np.ones((1, wide), np.float32),
         "played": np.array([[""]], object),
         "top": np.array([1000]),
     }
     listed = np.asarray(session.run(["titles"], asked)[0])
     assert set(NEW_TITLES) <= set(listed[0].tolist())
-    record = json.loads((refreshed / ABOUT).read_text())
+    record = json.loads((refreshed / BUNDLE_FILE).read_text())
     assert [(one["titles"], one["artworks"]) for one in record["refreshed"]] == [(2, 3)]
-    assert len(json.loads((refreshed / IMAGES).read_text())) == len(
+    assert len(json.loads((refreshed / IMAGE_HASHES).read_text())) == len(
         Bundle.open(refreshed).vocabularies["artworks"].values
     )
 
@@ -165,7 +170,7 @@ def test_an_image_of_any_size_and_mode_is_read_as_training_reads_it(
     bundle: Path, service: Path, run: Path, tmp_path: Path
 ) -> None:
     """Decoded pixels into artwork.onnx, the file into the training's own encoder."""
-    session = ort.InferenceSession(bundle / ARTWORK)
+    session = ort.InferenceSession(bundle / ARTWORK_GRAPH)
     encoder, projection = load_encoder(run)
     first = Image.open(service / pq.read_table(service / "artworks.parquet")["image"][0].as_py()).convert("RGB")
     for name, image in {
@@ -190,7 +195,7 @@ def test_images_are_known_by_their_bytes(bundle: Path, service: Path) -> None:
     table = pq.read_table(service / "artworks.parquet")
     image_of = dict(zip(table["artwork_id"].to_pylist(), table["image"].to_pylist(), strict=True))
     paths = [service / image_of[one] for one in Bundle.open(bundle).vocabularies["artworks"].values]
-    assert json.loads((bundle / IMAGES).read_text()) == content_hashes(paths)
+    assert json.loads((bundle / IMAGE_HASHES).read_text()) == content_hashes(paths)
 
 
 def test_a_new_artwork_is_ranked_at_once_by_its_vectors(bundle: Path, refreshed: Path, grown: Path) -> None:
@@ -198,7 +203,7 @@ def test_a_new_artwork_is_ranked_at_once_by_its_vectors(bundle: Path, refreshed:
     table = pq.read_table(grown / "artworks.parquet").to_pylist()
     row = next(one for one in table if one["artwork_id"] == NEW_ARTWORKS[1])  # of a title that the old bundle knows
     pixels = np.asarray(Image.open(grown / row["image"]).convert("RGB"))
-    artwork = ort.InferenceSession(bundle / ARTWORK)
+    artwork = ort.InferenceSession(bundle / ARTWORK_GRAPH)
     outputs = ["artwork_vector", "artwork_content", "artwork_bias", "artwork_engaged"]
     found = artwork.run(outputs, {"image": pixels[None], "depicts": np.array([[""]], object)})
     vectors = {name: np.asarray(values)[:, None] for name, values in zip(outputs, found, strict=True)}
@@ -232,8 +237,8 @@ def test_a_title_may_come_before_its_artworks(bundle: Path, grown: Path, refresh
     artworks = pq.read_table(grown / "artworks.parquet")
     known = pa.array([one not in NEW_ARTWORKS for one in artworks["artwork_id"].to_pylist()])
     pq.write_table(artworks.filter(known), first / "artworks.parquet")
-    assert refresh_bundle(folder, first, QUIET) == Refreshed(2, 0)
-    assert refresh_bundle(folder, grown, QUIET) == Refreshed(0, 3)
+    assert refresh_bundle(folder, first, QUIET) == RefreshResult(2, 0)
+    assert refresh_bundle(folder, grown, QUIET) == RefreshResult(0, 3)
     for name in ("explain.safetensors", "titles.safetensors", "posterior.safetensors"):
         one, other = load_file(refreshed / name), load_file(folder / name)
         for table, values in one.items():

@@ -13,12 +13,12 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 import keyart
-from datamodules.contract import UserError
-from export.bundle import ABOUT, ARTWORK, TABLES, Bundle
-from export.explain import Explainer, total
 from export.export import random_requests
-from export.refresh import refresh as refresh_bundle
-from export.verify import verify
+from foundation.errors import UserError
+from serving.bundle.bundle import ARTWORK_GRAPH, BUNDLE_FILE, EXPLAIN_TABLES, Bundle
+from serving.bundle.refresh import refresh as refresh_bundle
+from serving.bundle.verify import verify
+from serving.scoring.explain import Explainer, total
 from tests.grown_catalogue import NEW_ARTWORKS
 
 QUIET = Console(quiet=True)
@@ -72,10 +72,10 @@ def test_what_cannot_be_used_loses_nothing(
 
 def test_a_bundle_without_an_image_encoder_says_so(bundle: Path, grown: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(bundle, tmp_path / "bundle")
-    record = json.loads((folder / ABOUT).read_text())
-    (folder / ARTWORK).unlink()
-    del record["sha256"][ARTWORK]
-    (folder / ABOUT).write_text(json.dumps(record))
+    record = json.loads((folder / BUNDLE_FILE).read_text())
+    (folder / ARTWORK_GRAPH).unlink()
+    del record["sha256"][ARTWORK_GRAPH]
+    (folder / BUNDLE_FILE).write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"artwork\.onnx: is not there"):
         refresh_bundle(folder, grown, QUIET)
 
@@ -109,7 +109,7 @@ def test_words_that_are_empty_are_no_words(bundle: Path, grown: Path, tmp_path: 
     refresh_bundle(folder, dataset, QUIET)
     plain = shutil.copytree(bundle, tmp_path / "plain")
     refresh_bundle(plain, grown, QUIET)
-    one, other = load_file(plain / TABLES), load_file(folder / TABLES)
+    one, other = load_file(plain / EXPLAIN_TABLES), load_file(folder / EXPLAIN_TABLES)
     for table, values in one.items():
         np.testing.assert_allclose(other[table], values, atol=1e-6, err_msg=table)
 

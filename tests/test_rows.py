@@ -8,21 +8,21 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import Parameter
 
-from datamodules.contract import UserError
-from datamodules.datamodule import Place
-from datamodules.plays import PlaysFeed
-from datamodules.shards import Shards
-from models.two_tower import TABLES, TwoTower, TwoTowerConfig
-from train.average import Average
+from datamodules.feed.datamodule import Cursor
+from datamodules.feed.play_feed import PlaysFeed
+from datamodules.shards.shard import Shards
+from foundation.errors import UserError
+from models.two_tower import ROW_TABLES, TwoTower, TwoTowerConfig
 from train.config import FitConfig
+from train.ema import ExponentialMovingAverage
 from train.embed import load_embedding
 from train.fit import fit
+from train.next_title import NextTitleLoss, TitlesConfig
 from train.optimiser import OptimiserConfig
 from train.prior import Prior, PriorConfig
-from train.rows import RowsAdamW
 from train.run import METRICS, WEIGHTS, content_of, sizes_of
+from train.sparse_adamw import SparseRowAdamW
 from train.task import RankerTask
-from train.titles import TitleLesson, TitlesConfig
 
 ROWS, WIDTH, STEPS, AVERAGE = 40, 3, 120, 0.97
 
@@ -34,10 +34,10 @@ def trained(by_rows: bool, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
     table = model.get_parameter("weight")
     with torch.no_grad():
         table.copy_(torch.randn(ROWS, WIDTH, generator=chance))
-    average = Average(model, AVERAGE)
+    average = ExponentialMovingAverage(model, AVERAGE)
     mean = average.module.get_parameter("weight")
     group = {"params": [table], "weight_decay": 0.3, "rows": by_rows}
-    optimiser = RowsAdamW([group], rate, (0.9, 0.99), fused=True)
+    optimiser = SparseRowAdamW([group], rate, (0.9, 0.99), fused=True)
     for _ in range(STEPS):
         rows = torch.randint(0, ROWS, (3,), generator=chance)
         if by_rows:
@@ -67,7 +67,7 @@ def test_all_rows_in_every_batch_is_adamw_exactly() -> None:
         table = Parameter(torch.randn(5, 2))
         mean = table.detach().clone()
         group = {"params": [table], "weight_decay": 0.3, "rows": by_rows}
-        optimiser = RowsAdamW([group], 1e-2, (0.9, 0.99), fused=True)
+        optimiser = SparseRowAdamW([group], 1e-2, (0.9, 0.99), fused=True)
         for _ in range(20):
             gradient = torch.randn(5, 2)
             if by_rows:
@@ -85,7 +85,7 @@ NO_PRIOR, NO_TITLES = PriorConfig(artwork=0, affinity=0), TitlesConfig(weight=0)
 def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("rows")
     # without a prior, in whose place tables updated by rows have weight decay, and without titles, whose people are not
-    config = FitConfig(passes=2, slices=2, batch=512, patience=9, prior=NO_PRIOR, titles=NO_TITLES)
+    config = FitConfig(epochs=2, validations_per_epoch=2, batch=512, patience=9, prior=NO_PRIOR, titles=NO_TITLES)
     for name, least in (("dense", 1_000_000), ("rows", 1)):
         fit(shards, folder / name, replace(config, optimiser=OptimiserConfig(rows=least)))
     return {name: folder / name for name in ("dense", "rows")}
@@ -93,7 +93,7 @@ def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
 
 def test_a_training_by_rows_is_as_good(runs: dict[str, Path]) -> None:
     dense, rows = (load_file(runs[name] / WEIGHTS) for name in ("dense", "rows"))
-    for name in TABLES:
+    for name in ROW_TABLES:
         torch.testing.assert_close(rows[name], dense[name], atol=5e-3, rtol=0.05)
     losses = [
         float((runs[name] / METRICS).read_text().split('"validation_log_loss": ')[1].split(",")[0]) for name in runs
@@ -103,7 +103,7 @@ def test_a_training_by_rows_is_as_good(runs: dict[str, Path]) -> None:
 
 def test_by_rows_goes_on_by_rows_alone(shards: Path, tmp_path: Path) -> None:
     """Several devices update whole tables, and the optimiser of the one kind is none of the other."""
-    config = FitConfig(passes=2, slices=1, batch=500, optimiser=OptimiserConfig(rows=1))
+    config = FitConfig(epochs=2, validations_per_epoch=1, batch=500, optimiser=OptimiserConfig(rows=1))
     fit(shards, tmp_path / "run", config, stop_after=1)
     with pytest.raises(UserError, match=r"by rows, as by one device\. Go on with devices=1"):
         fit(shards, tmp_path / "run", replace(config, devices=2))
@@ -111,7 +111,13 @@ def test_by_rows_goes_on_by_rows_alone(shards: Path, tmp_path: Path) -> None:
 
 def test_by_rows_resumes_bit_for_bit(shards: Path, runs: dict[str, Path], tmp_path: Path) -> None:
     config = FitConfig(
-        passes=2, slices=2, batch=512, patience=9, optimiser=OptimiserConfig(rows=1), prior=NO_PRIOR, titles=NO_TITLES
+        epochs=2,
+        validations_per_epoch=2,
+        batch=512,
+        patience=9,
+        optimiser=OptimiserConfig(rows=1),
+        prior=NO_PRIOR,
+        titles=NO_TITLES,
     )
     for stop in (1, 3, None):
         fit(shards, tmp_path / "run", config, stop_after=stop)
@@ -121,21 +127,23 @@ def test_by_rows_resumes_bit_for_bit(shards: Path, runs: dict[str, Path], tmp_pa
 def test_what_drawn_titles_reach_is_updated_whole(shards: Path) -> None:
     """Titles that stand for all others are in no batch, nor are the people in them: rows of those would be missed."""
     opened = Shards.open(shards)
-    for titles, expected in ((None, set(TABLES) - {"reading.title_id.weight"}), (0.05, {"artwork_bias.weight"})):
+    for titles, expected in ((None, set(ROW_TABLES) - {"reading.title_id.weight"}), (0.05, {"artwork_bias.weight"})):
         model = TwoTower(TwoTowerConfig(), sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
-        lesson = None
+        next_title_loss = None
         if titles is not None:
-            lesson = TitleLesson.prepare(model, PlaysFeed(opened.shards), TitlesConfig(weight=titles, negatives=3), 0)
+            next_title_loss = NextTitleLoss.prepare(
+                model, PlaysFeed(opened.shards), TitlesConfig(weight=titles, negatives=3), 0
+            )
         task = RankerTask(
             *(model, OptimiserConfig(rows=1), PriorConfig()),
             impressions=100,
             total_steps=9,
             seed=0,
-            place=Place(),
-            titles=lesson,
+            cursor=Cursor(),
+            titles=next_title_loss,
         )
         assert set(task.tables) == expected
-        averaged = task.average.module.get_parameter("reading.member_next.weight")
+        averaged = task.ema.module.get_parameter("reading.member_next.weight")
         assert bool(averaged.any()) == (titles is not None), "forgotten in the average too"
 
 
@@ -148,6 +156,9 @@ def test_no_prior_at_all_is_none(shards: Path) -> None:
     some = Prior(
         model, PriorConfig(appeal=2.0, context=0, artwork=0, affinity=0, engaged=0, distance=0, presentation=0)
     )
-    expected = sum(float(model.get_parameter(name).square().sum()) for name in ("taste.weight", "taste_device.weight"))
+    expected = sum(
+        float(model.get_parameter(name).square().sum())
+        for name in ("artwork_query.weight", "artwork_query_device.weight")
+    )
     expected += float(model.artwork_vector.weight.square().sum())
     assert float(some.loss().detach()) == pytest.approx(expected, rel=1e-5)

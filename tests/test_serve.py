@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 import keyart
-from benchmarks.fuzzed import Generator
+from benchmarks.request_generator import RequestGenerator
 from benchmarks.serve_load import Served, load
-from export.bundle import Bundle
-from export.explain import reasons
-from export.requests import Reader, inputs
-from export.side_by_side import EVENING, rank_histories
-from export.thompson import Thompson
+from serving.bundle.bundle import Bundle
+from serving.http.requests import RequestReader, inputs
+from serving.scoring.compare_members import EVENING, rank_histories
+from serving.scoring.explain import reasons
+from serving.scoring.thompson import Thompson
 from tests.served import GOOD, ask, ranked
 
 
@@ -28,7 +28,7 @@ def by_artwork(answer: dict[str, Any], name: str) -> dict[str, float]:
 
 def test_answers_are_the_bundles(at: Served, bundle: Path) -> None:
     """Beside code that makes its requests another way; unknown ids, no history, and one longer than is read among them."""
-    opened, generator = Bundle.open(bundle), Generator(Bundle.open(bundle), 1)
+    opened, generator = Bundle.open(bundle), RequestGenerator(Bundle.open(bundle), 1)
     for plays, candidates in ((0, 1), (7, 5), (30, 40), (opened.history_length + 20, 3)):
         given = generator.request(plays, candidates)
         titles = [play["title"] for play in given["history"]]
@@ -48,7 +48,7 @@ def test_answers_are_the_bundles(at: Served, bundle: Path) -> None:
 
 
 def test_many_at_once_are_each_as_alone(at: Served, bundle: Path) -> None:
-    generator, chance = Generator(Bundle.open(bundle), 2), np.random.default_rng(2)
+    generator, chance = RequestGenerator(Bundle.open(bundle), 2), np.random.default_rng(2)
     policies = ("greedy", "epsilon:0.2", "softmax:0.5", "thompson:32", "thompson:16:1")
     bodies = [
         generator.request(int(chance.integers(0, 60)), int(chance.integers(1, 30)))
@@ -80,8 +80,8 @@ def numbers(answer: Any) -> list[float]:
 
 def test_the_choice_is_made_with_its_propensity(at: Served, bundle: Path) -> None:
     opened = Bundle.open(bundle)
-    given = Generator(opened, 3).request(20, 4)
-    asked, _ = Reader(opened).read(json.dumps(given).encode(), time.time())
+    given = RequestGenerator(opened, 3).request(20, 4)
+    asked, _ = RequestReader(opened).read(json.dumps(given).encode(), time.time())
     request, there = inputs(asked)
     shares = Thompson(opened, 128, 0.5).probabilities(request, opened.rank(request), there)[0]
     answer = ranked(at, given | {"policy": "thompson:128:0.5"})
@@ -98,7 +98,7 @@ def test_the_choice_is_made_with_its_propensity(at: Served, bundle: Path) -> Non
 
 def test_the_policy_chooses_by_the_reward(at: Served, bundle: Path) -> None:
     """Among requests that differ in nothing else, answered together."""
-    generator = Generator(Bundle.open(bundle), 8)
+    generator = RequestGenerator(Bundle.open(bundle), 8)
     bodies = [generator.request(20, 12) | {"hour": 20} for _ in range(40)]
     engaged = ranked(at, [body | {"reward": "engaged", "policy": "softmax:0.5"} for body in bodies])
     together = ranked(at, [*bodies, *(body | {"reward": "engaged"} for body in bodies)])
@@ -115,10 +115,10 @@ def test_the_policy_chooses_by_the_reward(at: Served, bundle: Path) -> None:
 
 def test_explanations_are_the_bundles_and_keep_names(at: Served, bundle: Path) -> None:
     opened = Bundle.open(bundle)
-    given = Generator(opened, 4).request(9, 3)
+    given = RequestGenerator(opened, 4).request(9, 3)
     given["history"][-1]["title"] = given["history"][-2]["title"]
     given["history"][0]["title"] = "brand new"
-    asked, _ = Reader(opened).read(json.dumps(given).encode(), time.time())
+    asked, _ = RequestReader(opened).read(json.dumps(given).encode(), time.time())
     request, there = inputs(asked)
     chosen = opened.rank(request)["click_probability"].argmax(1)
     (expected,) = reasons(opened, request, there, chosen)
@@ -132,7 +132,7 @@ def test_explanations_are_the_bundles_and_keep_names(at: Served, bundle: Path) -
 
 
 def test_a_time_is_a_time_however_it_is_written(at: Served, bundle: Path) -> None:
-    given = Generator(Bundle.open(bundle), 7).request(6, 5)
+    given = RequestGenerator(Bundle.open(bundle), 7).request(6, 5)
     expected = ranked(at, given | {"hour": 20})
     for moment in ("2024-03-01T20:30:00", "2024-03-01T22:59:59.9+02:00", 1_709_325_000, 1_709_325_000.5):
         assert ranked(at, given | {"time": moment}) == expected
@@ -186,7 +186,7 @@ def counted(at: Served) -> dict[str, float]:
 
 
 def test_under_load_every_request_is_answered(at: Served, bundle: Path) -> None:
-    generator = Generator(Bundle.open(bundle), 5)
+    generator = RequestGenerator(Bundle.open(bundle), 5)
     found = asyncio.run(load(at, [generator.valid(50, 20) for _ in range(20)], connections=50, seconds=2))
     assert found.errors == 0
     assert found.requests >= 50

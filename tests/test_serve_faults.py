@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 
 import keyart
-from benchmarks.fuzzed import Generator
+from benchmarks.request_generator import RequestGenerator
 from benchmarks.serve_load import Served, answered, fuzz, post, serving
-from export.answers import KEPT_POLICIES, Answers
-from export.batches import Batches
-from export.bundle import Bundle
-from export.requests import Reader, Refused, Request
-from export.score import MOST_DRAWS
+from serving.bundle.bundle import Bundle
+from serving.http.answers import MAX_CACHED_POLICIES, ArtworkRanker
+from serving.http.batches import RequestBatcher
+from serving.http.requests import Request, RequestError, RequestReader
+from serving.scoring.policies import MAX_DRAWS
 from tests.served import GOOD, PLAYED, WITHOUT_TORCH, ask, ranked
 
 
 def test_too_many_are_refused_and_a_defect_is_told_to_who_met_it(bundle: Path) -> None:
-    asked, _ = Reader(Bundle.open(bundle)).read(json.dumps([GOOD] * 2).encode(), 0)
+    asked, _ = RequestReader(Bundle.open(bundle)).read(json.dumps([GOOD] * 2).encode(), 0)
     sizes: list[int] = []
 
     def answer(some: Sequence[Request]) -> list[dict[str, Any]]:
@@ -33,10 +33,10 @@ def test_too_many_are_refused_and_a_defect_is_told_to_who_met_it(bundle: Path) -
         return [{} for _ in some]
 
     async def ask_all() -> None:
-        batches = Batches(answer, most=2, seconds=0.0, waiting=3, seen=sizes.append)
+        batches = RequestBatcher(answer, max_batch=2, seconds=0.0, waiting=3, on_batch=sizes.append)
         asking = [asyncio.create_task(batches.ask(asked[:1])) for _ in range(3)]
         await asyncio.sleep(0)
-        with pytest.raises(Refused, match="3 requests are waiting"):
+        with pytest.raises(RequestError, match="3 requests are waiting"):
             await batches.ask(asked[:1])
         running = asyncio.create_task(batches.run())
         told = await asyncio.gather(*asking, return_exceptions=True)
@@ -122,19 +122,19 @@ def test_slow_huge_and_malformed_connections_end(at: Served, sent: bytes, status
 
 
 def test_draws_that_are_kept_have_a_bound(bundle: Path) -> None:
-    answers = Answers(Bundle.open(bundle))
+    answers = ArtworkRanker(Bundle.open(bundle))
     first = answers.thompson(16, 0.25)
     assert answers.thompson(16, 0.25) is first
-    for draws in (*range(1, 40), 60_000, MOST_DRAWS, 60_000, 50_000, 16):
+    for draws in (*range(1, 40), 60_000, MAX_DRAWS, 60_000, 50_000, 16):
         assert answers.thompson(draws, 0.25).draws == draws
         kept = [policy.draws for policy in answers.drawn.values()]
-        assert len(kept) <= KEPT_POLICIES
-        assert sum(kept) <= MOST_DRAWS
+        assert len(kept) <= MAX_CACHED_POLICIES
+        assert sum(kept) <= MAX_DRAWS
     assert answers.thompson(16, 0.25) is not first
 
 
 def test_nothing_that_is_sent_breaks_it(at: Served, bundle: Path) -> None:
-    found = asyncio.run(fuzz(at, Generator(Bundle.open(bundle), 6), 300))
+    found = asyncio.run(fuzz(at, RequestGenerator(Bundle.open(bundle), 6), 300))
     assert found.requests == 300
     assert found.unanswered == []
     assert found.unexpected == []
@@ -186,7 +186,7 @@ def test_what_keeps_it_from_starting_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if missing:
-        monkeypatch.delitem(sys.modules, "export.connections", raising=False)
+        monkeypatch.delitem(sys.modules, "serving.http.connections", raising=False)
         monkeypatch.setitem(sys.modules, missing, None)
     given = {"BUNDLE": str(bundle), "TAKEN": str(at.port)}
     assert keyart.main(["serve", *(given.get(word, word) for word in words)]) == 1

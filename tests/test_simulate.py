@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from datamodules.contract import TABLES, UserError
-from datamodules.draw import MOODS, MOST_LOOKS, Picture, draw_artwork, look_of
-from datamodules.law import Strengths
-from datamodules.opposites import LENGTHS, opposite_pairs
-from datamodules.simulate import SimulateConfig, simulate
+from datamodules.contract.tables import TABLES
+from datamodules.simulator.click_law import EffectSizes
+from datamodules.simulator.draw_artworks import MAX_LOOKS, MOODS, Picture, draw_artwork, look_of
+from datamodules.simulator.opposite_histories import HISTORY_LENGTHS, draw_opposite_histories
+from datamodules.simulator.simulate import SimulateConfig, simulate
+from foundation.errors import UserError
 from tests.conftest import TINY
 
 
@@ -212,7 +213,7 @@ def test_images_are_readable_and_all_different(service: Path, tables: dict[str, 
 def test_people_and_moods_are_visible() -> None:
     """The nearest other picture in colours shows the same person, and the same mood, far more often than by chance."""
     people, moods = range(24), list(MOODS)
-    assert len({look_of(person) for person in range(MOST_LOOKS)}) == MOST_LOOKS
+    assert len({look_of(person) for person in range(MAX_LOOKS)}) == MAX_LOOKS
     pictures = [(person, mood) for person in people for mood in (person % 8, (person + 3) % 8)]
     faces, borders = [], []
     for n, (person, mood) in enumerate(pictures):
@@ -258,12 +259,12 @@ def test_the_two_oldest_examples(tables: dict[str, pd.DataFrame]) -> None:
 def test_opposite_pairs_differ_in_one_taste(service: Path, tables: dict[str, pd.DataFrame]) -> None:
     titles = tables["titles"].set_index("title_id")
     depicts = tables["artworks"].set_index("artwork_id").depicts.map(set)
-    pairs = opposite_pairs(service, 40, seed=5)
+    pairs = draw_opposite_histories(service, 40, seed=5)
     assert [pair.kind for pair in pairs] == ["mood", "star"] * 20
-    assert pairs == opposite_pairs(service, 40, seed=5)
-    assert pairs != opposite_pairs(service, 40, seed=6)
+    assert pairs == draw_opposite_histories(service, 40, seed=5)
+    assert pairs != draw_opposite_histories(service, 40, seed=6)
     for pair in pairs:
-        assert LENGTHS[0] <= len(pair.history_a) == len(pair.history_b) <= LENGTHS[1]
+        assert HISTORY_LENGTHS[0] <= len(pair.history_a) == len(pair.history_b) <= HISTORY_LENGTHS[1]
         assert pair.artwork_a
         assert pair.artwork_b
         assert set(pair.candidates) == {*pair.artwork_a, *pair.artwork_b}
@@ -280,7 +281,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="members=3"):
         SimulateConfig(members=3)
     with pytest.raises(ValueError, match="mood=-1"):
-        Strengths(mood=-1)
+        EffectSizes(mood=-1)
     (tmp_path / "mine.txt").write_text("not yours")
     with pytest.raises(UserError, match=r"simulation\.json"):
         simulate(tmp_path, TINY)

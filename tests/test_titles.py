@@ -13,22 +13,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from datamodules.contract import UserError
-from datamodules.plays import PlaysFeed
-from datamodules.shards import Shards
-from export.bundle import Bundle
-from export.recommend import recommend
+from datamodules.feed.play_feed import PlaysFeed
+from datamodules.shards.shard import Shards
+from foundation.errors import UserError
 from models.history import HistoryConfig
-from models.titles import Coplay, CoplayConfig, Order, OrderConfig
+from models.linear_title_models import LowRankEase, LowRankEaseConfig, NextItemConfig, NextItemRegression
 from models.two_tower import TwoTower, TwoTowerConfig
+from serving.bundle.bundle import Bundle
+from serving.scoring.recommend import recommend
 from train.config import FitConfig
 from train.embed import load_embedding
 from train.fit import fit
+from train.next_title import TitlesConfig, fit_titles, proposal_distribution, target_mask, title_loss
 from train.optimiser import OptimiserConfig
 from train.run import Run, content_of, sizes_of
-from train.titles import TitlesConfig, chances_of, fit_titles, title_loss, told_in
 
-SMALL = TwoTowerConfig(width=16, dropout=0.0, id_dropout=0.0, order=OrderConfig(rank=400))
+SMALL = TwoTowerConfig(width=16, dropout=0.0, id_dropout=0.0, next_item=NextItemConfig(rank=400))
 
 
 def model_of(shards: Path, config: TwoTowerConfig = SMALL) -> TwoTower:
@@ -42,7 +42,7 @@ def test_what_is_played_together_is_ease() -> None:
     chance = np.random.default_rng(0)
     played = chance.random((60, 12)) < 0.3
     member, title = np.nonzero(played)
-    coplay = Coplay(14, CoplayConfig(rank=12, ridge=5.0))  # a row nobody plays, and the unknown one
+    coplay = LowRankEase(14, LowRankEaseConfig(rank=12, ridge=5.0))  # a row nobody plays, and the unknown one
     coplay.fit(torch.from_numpy(member), torch.from_numpy(title) + 1)
     gram = played.astype(float).T @ played
     inverse = np.linalg.inv(gram + 5.0 * np.eye(12))
@@ -52,15 +52,15 @@ def test_what_is_played_together_is_ease() -> None:
     np.testing.assert_allclose(scores[1:13, 1:13][others], weights[others], atol=1e-4)
     assert not scores[[0, 13]].any(), "nothing is known of titles nobody played"
     assert not scores[:, [0, 13]].any()
-    fit, other = coplay.likeness(coplay.source_IR[[3, 7]].sum(0)[None], coplay.target_IR[[5]])[0]
+    fit, other = coplay.similarity(coplay.source_IR[[3, 7]].sum(0)[None], coplay.target_IR[[5]])[0]
     dot = weights[[2, 6], 4].sum()
-    assert float(other) == pytest.approx(np.arcsinh(dot / float(coplay.spread_2[1])), abs=1e-4)
-    assert float(fit) == pytest.approx(np.arcsinh(dot / float(coplay.spread_2[0])), abs=1e-4), (
+    assert float(other) == pytest.approx(np.arcsinh(dot / float(coplay.score_std_2[1])), abs=1e-4)
+    assert float(fit) == pytest.approx(np.arcsinh(dot / float(coplay.score_std_2[0])), abs=1e-4), (
         "twelve are fewer than COARSE"
     )
 
 
-def order_by_loops(histories: list[list[int]], config: OrderConfig, titles: int) -> np.ndarray:
+def order_by_loops(histories: list[list[int]], config: NextItemConfig, titles: int) -> np.ndarray:
     """B = (S'S + ridge)^-1 S'Y, written out play by play: (titles, titles), rows and columns from title 1 on."""
     gram, following = config.ridge * np.eye(titles), np.zeros((titles, titles))
     for history in histories:
@@ -85,9 +85,9 @@ def test_what_is_played_next_is_the_regression(monkeypatch: pytest.MonkeyPatch) 
     histories = [[int(title) for title in chance.zipf(1.3, n).clip(max=11)] for n in (1, 2, 9, 30, 40, 5)]
     member = torch.from_numpy(np.repeat(np.arange(6), [len(history) for history in histories]))
     title = torch.tensor([title for history in histories for title in history])
-    config = OrderConfig(rank=12, ridge=2.0, near=3.0, far=20.0, rest=0.2, gain=7.0)
+    config = NextItemConfig(rank=12, ridge=2.0, near=3.0, far=20.0, rest=0.2, gain=7.0)
     expected = order_by_loops(histories, config, 11)
-    order = Order(13, config)
+    order = NextItemRegression(13, config)
     order.fit(member, title)
     np.testing.assert_allclose((order.source_IR @ order.target_IR.T)[1:12, 1:12], expected, atol=1e-4)
     assert not (order.source_IR @ order.target_IR.T)[:, [0, 12]].any(), "nothing is known of titles nobody played"
@@ -100,14 +100,14 @@ def test_what_is_played_next_is_the_regression(monkeypatch: pytest.MonkeyPatch) 
         np.testing.assert_allclose(scores[row, 1:12], told, atol=1e-3)
 
     with monkeypatch.context() as patched:
-        patched.setattr("models.titles.BLOCK", 45)
-        blocks = Order(13, config)
+        patched.setattr("models.linear_title_models.BLOCK", 45)
+        blocks = NextItemRegression(13, config)
         blocks.fit(member, title)
         np.testing.assert_allclose(
             blocks.source_IR @ blocks.target_IR.T, order.source_IR @ order.target_IR.T, atol=1e-4
         )
 
-    few = Order(13, replace(config, titles=2))
+    few = NextItemRegression(13, replace(config, titles=2))
     few.fit(member, title)
     most = np.argsort(-np.bincount(title.numpy(), minlength=12), kind="stable")[:2]
     assert set(few.source_IR.any(1).nonzero().flatten().tolist()) == set(most.tolist())
@@ -117,7 +117,7 @@ def test_what_is_played_next_is_the_regression(monkeypatch: pytest.MonkeyPatch) 
     small = order_by_loops(as_few, config, 2)
     np.testing.assert_allclose((few.source_IR @ few.target_IR.T)[np.ix_(sorted(most), sorted(most))], small, atol=1e-4)
 
-    low = Order(13, replace(config, rank=3))
+    low = NextItemRegression(13, replace(config, rank=3))
     low.fit(member, title)
     gram = np.zeros((11, 11))
     for history in histories:
@@ -156,14 +156,14 @@ def test_every_play_once_a_pass_and_none_too_late(shards: Path) -> None:
 def test_the_loss_is_that_of_the_softmax_over_all_titles(shards: Path) -> None:
     model = model_of(shards).eval()
     with torch.no_grad():
-        model.reading.next_bias.weight.normal_()
+        model.sequence_tower.next_bias.weight.normal_()
     batch = next(iter(PlaysFeed(Shards.open(shards).shards, plays=9, batch=6)))
     states = model.states(batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
-    told = told_in(batch)
-    chances = chances_of(PlaysFeed(Shards.open(shards).shards).played()[1], model.sizes.titles)
-    assert chances[0] == 0
-    assert chances.sum() == pytest.approx(1)
-    found, count = title_loss(model, states, batch.play_title, told, TitlesConfig(), chances)
+    told = target_mask(batch)
+    proposal = proposal_distribution(PlaysFeed(Shards.open(shards).shards).played()[1], model.sizes.titles)
+    assert proposal[0] == 0
+    assert proposal.sum() == pytest.approx(1)
+    found, count = title_loss(model, states, batch.play_title, told, TitlesConfig(), proposal)
     with torch.no_grad():
         vectors, bias = model.next_titles(torch.arange(1, model.sizes.titles))
     loss, plays = 0.0, 0
@@ -172,14 +172,14 @@ def test_the_loss_is_that_of_the_softmax_over_all_titles(shards: Path) -> None:
             title = int(batch.play_title[m, t])
             if title == 0 or title >= model.sizes.titles or (t == 0 and not batch.first[m]):
                 continue
-            logits = vectors @ model.reading.member_next(states.learned[m, t]) + bias[:, 0]
+            logits = vectors @ model.sequence_tower.member_next(states.learned[m, t]) + bias[:, 0]
             loss -= float(torch.log_softmax(logits.detach(), 0)[title - 1])
             plays += 1
     assert int(count) == plays
     assert float(found.detach()) == pytest.approx(loss, rel=1e-4)
     torch.manual_seed(0)
     many = TitlesConfig(negatives=model.sizes.titles - 2)
-    sampled = [float(title_loss(model, states, batch.play_title, told, many, chances)[0].detach()) for _ in range(300)]
+    sampled = [float(title_loss(model, states, batch.play_title, told, many, proposal)[0].detach()) for _ in range(300)]
     assert np.mean(sampled) == pytest.approx(loss, rel=0.05), "corrected for how often each is drawn"
 
 
@@ -187,12 +187,12 @@ def test_titles_alone_are_learned(shards: Path) -> None:
     """Better than how often each is played, which is where it begins."""
     feed = PlaysFeed(Shards.open(shards).shards, plays=30, batch=16)
     losses: list[float] = []
-    config = TitlesConfig(passes=6, negatives=20)
+    config = TitlesConfig(epochs=6, negatives=20)
     optimiser = OptimiserConfig(learning_rate=5e-3, weight_decay=0.01, average=0.9)
-    model = fit_titles(model_of(shards), feed, config, optimiser, after_pass=lambda _, loss, __: losses.append(loss))
+    model = fit_titles(model_of(shards), feed, config, optimiser, on_epoch_end=lambda _, loss, __: losses.append(loss))
     assert losses[-1] < losses[0] - 0.05
-    assert model.order is not None
-    assert model.order.source_IR[1:].any()
+    assert model.next_item is not None
+    assert model.next_item.source_IR[1:].any()
     with pytest.raises(UserError, match="no play to learn from"):
         fit_titles(model_of(shards), PlaysFeed(Shards.open(shards).shards, before=0), config, optimiser)
 
@@ -205,10 +205,10 @@ def both(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("titles")
     model = replace(SMALL, history=HistoryConfig(encoder="attention", gated=True, layers=2, span=6))
     titles = TitlesConfig(weight=0.05, negatives=10)
-    fit(shards, folder / "run", FitConfig(passes=1, slices=1, batch=512, model=model, titles=titles))
+    fit(shards, folder / "run", FitConfig(epochs=1, validations_per_epoch=1, batch=512, model=model, titles=titles))
     run = Run.open(folder / "run")
-    assert run.model.reading.next_bias.weight.any()
-    return export(run.model, run.vocabularies, folder / "bundle", about={"run": str(folder / "run")})
+    assert run.model.sequence_tower.next_bias.weight.any()
+    return export(run.model, run.vocabularies, folder / "bundle", metadata={"run": str(folder / "run")})
 
 
 def lists_of(folder: Path) -> dict[str, tuple[list[str], list[float]]]:
@@ -222,7 +222,7 @@ def test_lists_are_the_best_titles_not_played(both: Bundle, service: Path, tmp_p
     count = recommend(both, service, tmp_path / "lists", top=5, before=moment)
     lists = lists_of(tmp_path / "lists")
     assert count == len(lists) == json.loads((tmp_path / "lists" / "titles.json").read_text())["members"]
-    model, vocabulary = Run.open(Path(both.about["run"])).model, both.vocabularies["titles"]
+    model, vocabulary = Run.open(Path(both.metadata["run"])).model, both.vocabularies["titles"]
     plays = pq.read_table(service / "plays").to_pandas().sort_values(["member_id", "played_at"])
     plays = plays[plays["played_at"] < moment]
     rows, reach = torch.arange(len(vocabulary)), both.history_length
@@ -292,8 +292,8 @@ import sys
 for name in ("torch", "torchvision", "pytorch_lightning", "lightning"):
     sys.modules[name] = None
 from pathlib import Path
-from export.bundle import Bundle
-from export.recommend import recommend
+from serving.bundle.bundle import Bundle
+from serving.scoring.recommend import recommend
 print(recommend(Bundle.open(Path({str(both.folder)!r})), Path({str(service)!r}), Path({str(tmp_path / "lists")!r})))
 """
     done = subprocess.run(

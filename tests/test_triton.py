@@ -11,10 +11,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from export.bundle import ABOUT, Bundle
-from export.ids import WEIGHTS
-from export.linked import files_of, link, size_of
-from export.triton import CONFIG, MODELS, MOST_AT_ONCE, REPOSITORY
+from serving.bundle.bundle import BUNDLE_FILE, Bundle
+from serving.bundle.hard_links import disk_size, files_of, link
+from serving.bundle.ids import WEIGHTS
+from serving.bundle.triton import CONFIG, MAX_BATCH, MODELS, REPOSITORY
 from tests.test_explain import request_of
 from tests.test_graphs import in_ids, run
 
@@ -80,7 +80,7 @@ def test_the_configurations_say_what_the_graphs_say(bundle: Path) -> None:
         assert f'name: "{name}"' in text
         assert sides_of(text) == as_session(bundle, name)
         batched = name != "titles"  # whose `top` is one number for all
-        assert (f"max_batch_size: {MOST_AT_ONCE}" in text, "dynamic_batching" in text) == (batched, batched)
+        assert (f"max_batch_size: {MAX_BATCH}" in text, "dynamic_batching" in text) == (batched, batched)
         assert "max_batch_size: 0" in text or batched
 
 
@@ -112,10 +112,10 @@ def test_each_model_answers_as_the_bundles_own_by_itself(bundle: Path, tmp_path:
 
 
 def test_its_files_are_sealed_and_hold_no_weight_that_is_not_read(bundle: Path) -> None:
-    about = json.loads((bundle / ABOUT).read_text())
+    metadata = json.loads((bundle / BUNDLE_FILE).read_text())
     for name in MODELS:
         for file in (CONFIG, "1/model.onnx", f"1/{WEIGHTS}"):
-            assert f"{REPOSITORY}/{name}/{file}" in about["sha256"]
+            assert f"{REPOSITORY}/{name}/{file}" in metadata["sha256"]
         model = onnx.load(str(bundle / REPOSITORY / name / "1" / "model.onnx"))  # onnx's own reader takes it
         onnx.checker.check_model(model)
     rank, all_of_them = (bundle / REPOSITORY / "titles" / "1" / WEIGHTS), bundle / WEIGHTS
@@ -125,5 +125,5 @@ def test_its_files_are_sealed_and_hold_no_weight_that_is_not_read(bundle: Path) 
 def test_a_link_is_a_second_name(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("once")
     assert link(tmp_path / "a", tmp_path / "deep" / "b") == 0
-    assert size_of(tmp_path) == 4
+    assert disk_size(tmp_path) == 4
     assert files_of(tmp_path) == [tmp_path / "a", tmp_path / "deep" / "b"]

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 import keyart
-from benchmarks.known_logs import SETTINGS, Setting, draw, replicate, truth_of
-from evaluation.valuation import LOGGED, Log, Policy, value_policies
-from evaluation.value import BALANCED, PER_POLICY, borders
+from benchmarks.ope_coverage import SETTINGS, Setting, draw, replicate, truth_of
+from evaluation.off_policy.valuation import LOGGED, BanditLog, PolicyProbabilities, value_policies
+from evaluation.value import BALANCED_WEIGHTS, PER_POLICY_WEIGHTS, period_bounds
 from tests import obd_men
 from tests.made_service import ALL, LATE, ROWS, START, Change, best, changed, even, last, scores, service
 
@@ -102,10 +102,10 @@ def test_values_are_near_the_truth(record: dict[str, Any]) -> None:
 
 
 def test_periods_are_those_of_prepare(dataset: Path, record: dict[str, Any], tmp_path: Path) -> None:
-    assert borders(dataset, "all") == (None, None)
+    assert period_bounds(dataset, "all") == (None, None)
     validation, test = START + timedelta(hours=4200), START + timedelta(hours=5100)
-    assert borders(dataset, "validation") == (validation, test)
-    assert borders(dataset, "test") == (test, None)
+    assert period_bounds(dataset, "validation") == (validation, test)
+    assert period_bounds(dataset, "test") == (test, None)
     table = scores(tmp_path / "scores.parquet", best)
     told = record_of(dataset, table, tmp_path / "validation", "--period", "validation")
     assert told["impressions"] + told["without_choice"] == 900
@@ -211,10 +211,10 @@ def test_one_logging_policy_of_two(tmp_path: Path, capfd: pytest.CaptureFixture[
     table = scores(tmp_path / "scores.parquet", best)
     both = record_of(named, table, tmp_path / "both")
     assert {row["policy"] for row in both["logging_policies"]} == {"explore", "aimed"}
-    assert both["weights"] == BALANCED
+    assert both["weights"] == BALANCED_WEIGHTS
     explored = record_of(named, table, tmp_path / "explored", "--log-policy", "explore")
     assert explored["impressions"] == explored["randomised"] == both["randomised"]
-    assert explored["weights"] == PER_POLICY
+    assert explored["weights"] == PER_POLICY_WEIGHTS
     assert row_of(explored, "uniform", "ips")["largest_weight"] == pytest.approx(1)
     capfd.readouterr()
     code, error = told(capfd, named, table, tmp_path / "none", "--log-policy", "exploit")
@@ -261,8 +261,8 @@ def test_a_lone_propensity_that_lies_about_overlap_shows_in_the_mean_weight() ->
     """The policy's artwork has a propensity nobody logged and is never shown: its weights are 0, which should be 1."""
     log, _, _ = draw(SETTINGS["ordinary"], 0)
     rows = np.arange(len(log))
-    never: Policy = lambda s: (np.arange(4) == (log.shown_N[s, None] + 1) % 4).astype(float)  # noqa: E731
-    alone = Log(**{**vars(log), "propensity_NK": None})
+    never: PolicyProbabilities = lambda s: (np.arange(4) == (log.shown_N[s, None] + 1) % 4).astype(float)  # noqa: E731
+    alone = BanditLog(**{**vars(log), "propensity_NK": None})
     told = value_policies(alone, {"never": never}, draws=20)
     assert {row["verdict"] for row in told["estimates"]} == {"unanswerable"}
     assert "should be 1" in told["verdicts"][1]["reason"]
@@ -288,17 +288,17 @@ def test_the_evaluation_says_the_same(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_intervals_hold_the_truth_where_they_are_called_reliable() -> None:
-    """A small run of `benchmarks.known_logs`; intervals that count impressions as independent fail on the same logs."""
+    """A small run of `benchmarks.ope_coverage`; intervals that count impressions as independent fail on the same logs."""
     setting = Setting(members=120, mean_impressions=20.0, spread=0.7, taste=1.2)
     tallies = replicate(setting, 120, truth_of(setting, draws=4), draws=200)
     for policy in ("scored", "uniform", "logged", "scored - uniform"):
         for estimator in ("ips", "snips", "dr", "sndr", "title_snips"):
             tally = tallies[policy, estimator]
-            assert len(tally.held["reliable"]) > 100, (policy, estimator)
+            assert len(tally.covered["reliable"]) > 100, (policy, estimator)
             # of 120 intervals that hold in 92 %, more than 103 hold but for one run in a hundred
             assert tally.share("reliable") > 103 / 120, (policy, estimator)
     assert all(tallies[policy, "snips"].share("naive") < 0.8 for policy in ("uniform", LOGGED))
-    assert not tallies["scored", "dm"].held["reliable"], "its error is the model's, which no interval shows"
+    assert not tallies["scored", "dm"].covered["reliable"], "its error is the model's, which no interval shows"
 
 
 @pytest.fixture(scope="module")

@@ -14,16 +14,16 @@ import yaml
 from conftest import TINY_EMBEDDING
 
 import keyart
-from configs.read import parse
-from datamodules.contract import UserError
-from datamodules.prepare import prepare
+from configs.arguments import parse
+from datamodules.prepare.prepare import prepare
+from foundation.errors import UserError
 from models.two_tower import Content, TwoTowerConfig
 from train.config import FitConfig
 from train.embed import embed
 from train.fit import fit
 from train.run import Run
 
-SHORT = FitConfig(passes=1, slices=2, batch=256)
+SHORT = FitConfig(epochs=1, validations_per_epoch=2, batch=256)
 
 
 @pytest.fixture(scope="module")
@@ -116,5 +116,5 @@ def test_what_does_not_fit_is_refused(new_day: Path, shards: Path, run: Path, tm
 
 
 def test_the_command_line_calls_it_from() -> None:
-    words = ["shards", "run", "--from", "before", "--passes", "1"]
+    words = ["shards", "run", "--from", "before", "--epochs", "1"]
     assert parse("fit", keyart.fit, "fit", words, None)["from_run"] == Path("before")

@@ -12,10 +12,10 @@ from typing import Any, BinaryIO
 import torch
 from rich.console import Console
 
-from datamodules.atomic import atomic_file
+from foundation.atomic import atomic_file
 
 LAST, PREVIOUS = Path("checkpoints") / "last.ckpt", Path("checkpoints") / "previous.ckpt"
-LAYOUT = 1
+CHECKPOINT_VERSION = 1
 """Raised when the state changes its meaning: older checkpoints are then told as such and left."""
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -23,7 +23,7 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
     """Write `RUN/checkpoints/last.ckpt`; what stood there becomes `previous.ckpt`."""
     with atomic_file(run / LAST) as partial:
-        torch.save(state | {"layout": LAYOUT}, partial)
+        torch.save(state | {"layout": CHECKPOINT_VERSION}, partial)
         with partial.open("r+b") as file:
             digest = _digest(file, partial.stat().st_size)
             file.write(digest)
@@ -33,8 +33,8 @@ def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
 
 def load_checkpoint(run: Path, console: Console) -> dict[str, Any] | None:
     """The newest state that can be read, on the CPU; None where there is none. What cannot be read is said and removed."""
-    found = [path for path in (run / LAST, run / PREVIOUS) if path.is_file()]
-    for path in found:
+    paths = [path for path in (run / LAST, run / PREVIOUS) if path.is_file()]
+    for path in paths:
         state = _read(path)
         if state is not None:
             return state
@@ -56,14 +56,14 @@ def _read(path: Path) -> dict[str, Any] | None:
             return None
         file.seek(0)
         state = torch.load(file, map_location="cpu", weights_only=True)
-    return state if state.get("layout") == LAYOUT else None
+    return state if state.get("layout") == CHECKPOINT_VERSION else None
 
 
 def _digest(file: BinaryIO, size: int) -> bytes:
     """SHA-256 of the first `size` bytes; the file then stands behind them."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     while size:
-        some = file.read(min(size, 1 << 20))
-        found.update(some)
-        size -= len(some)
-    return found.digest()
+        chunk = file.read(min(size, 1 << 20))
+        sha256.update(chunk)
+        size -= len(chunk)
+    return sha256.digest()

@@ -4,17 +4,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from datamodules.contract import UserError
-from datamodules.fingerprint import fingerprint
-from datamodules.shards import Shards
+from datamodules.shards.shard import Shards
+from foundation.errors import UserError
+from foundation.fingerprint import fingerprint
 from models.two_tower import TwoTowerConfig
 from train.embed import load_embedding
 from train.finetune import FineTuneConfig
+from train.next_title import TitlesConfig
 from train.optimiser import OptimiserConfig
 from train.prior import PriorConfig
-from train.titles import TitlesConfig
 
-HOW_NOT_WHAT = ("checkpoint_minutes", "devices")
+FINGERPRINT_EXCLUDED = ("checkpoint_minutes", "devices")
 """Fields that a training may be gone on with in another way: the fingerprint leaves them out."""
 
 
@@ -32,9 +32,9 @@ class FitConfig:
     """Whether it learns to rank titles too."""
     finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
     """Whether the image encoder is trained too."""
-    passes: int = 10
+    epochs: int = 10
     """Passes over the training impressions, at most."""
-    slices: int = 2
+    validations_per_epoch: int = 2
     """Validations per pass."""
     patience: int = 8
     """Validations without a better log loss after which training ends."""
@@ -56,17 +56,17 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("passes", "slices", "patience", "batch", "window", "devices"):
+        for name in ("epochs", "validations_per_epoch", "patience", "batch", "window", "devices"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
         if not self.checkpoint_minutes > 0:
             raise UserError(f"checkpoint_minutes={self.checkpoint_minutes}: must be above 0.")
 
 
-def run_fingerprint(shards: Path, config: FitConfig, before: str | None = None) -> str:
+def run_fingerprint(shards: Path, config: FitConfig, base_run: str | None = None) -> str:
     """What a run of these shards and embeddings under this config, begun from the run `before`, carries as its own."""
     _, embedding = load_embedding(shards)
-    what = {name: value for name, value in asdict(config).items() if name not in HOW_NOT_WHAT}
+    what = {name: value for name, value in asdict(config).items() if name not in FINGERPRINT_EXCLUDED}
     return fingerprint(
-        Shards.open(shards).fingerprint, embedding["fingerprint"], what, *([] if before is None else [before])
+        Shards.open(shards).fingerprint, embedding["fingerprint"], what, *([] if base_run is None else [base_run])
     )

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datamodules.artworks import (
+from datamodules.shards.artwork_images import (
     FROM_FILE,
     FROM_HUB,
     FROM_RUN,
@@ -33,19 +33,19 @@ from datamodules.artworks import (
     image_paths,
     load_images,
 )
-from datamodules.atomic import atomic_folder
-from datamodules.catalogue import Catalogue
-from datamodules.contract import UserError
-from datamodules.fingerprint import fingerprint
-from datamodules.progress import progress_bar
-from datamodules.shards import EMBEDDING, Shards
+from datamodules.shards.catalogue import Catalogue
+from datamodules.shards.shard import EMBEDDING, Shards
+from foundation.atomic import atomic_folder
+from foundation.errors import UserError
+from foundation.fingerprint import fingerprint
+from foundation.progress import progress_bar
 from models.image_encoder import ImageEncoder, ImageEncoderConfig, PixelStatistics, Projection, WholeStatistics
 from train.run import CONFIG, read_config
-from train.schedule import warm_cosine
+from train.schedule import warmup_cosine
 
-RECORD, ENCODER, PIXELS, PIXEL_ROW = "embedding.json", "encoder.safetensors", "pixels.npy", "pixel_row.npy"
-AT_ONCE = 256
-LAYOUT = 2
+EMBEDDING_RECORD, ENCODER, PIXELS, PIXEL_ROW = "embedding.json", "encoder.safetensors", "pixels.npy", "pixel_row.npy"
+CHUNK_SIZE = 256
+EMBEDDING_VERSION = 2
 """Raised when the embedding of the same images by the same weights changes."""
 
 
@@ -92,59 +92,59 @@ def embed(
     opened = Shards.open(shards)
     paths = image_paths(dataset, opened.vocabularies["artworks"])
     hashes = content_hashes(paths)
-    wanted = fingerprint(replace(config, pixels=False), _weights_fingerprint(config), LAYOUT)
+    encoder_key = fingerprint(replace(config, pixels=False), _weights_fingerprint(config), EMBEDDING_VERSION)
     target = shards / EMBEDDING
-    old = _finished(target, wanted)
+    old = _finished(target, encoder_key)
     order = fingerprint(opened.vocabularies["artworks"].values)
-    kept_pixels = (target / PIXELS).is_file() or not config.pixels
-    if old is not None and old["images"] == hashes and old["artworks"] == order and kept_pixels:
+    has_pixels = (target / PIXELS).is_file() or not config.pixels
+    if old is not None and old["images"] == hashes and old["artworks"] == order and has_pixels:
         console.print(f"embed: {len(paths)} artworks are up to date in {target}")
         return old
-    where = {digest: row for row, digest in enumerate(old["images"], start=1)} if old is not None else {}
-    first_of = {digest: place for place, digest in reversed(list(enumerate(hashes)))}
-    fresh = [place for digest, place in first_of.items() if digest not in where]
+    row_of_hash = {digest: row for row, digest in enumerate(old["images"], start=1)} if old is not None else {}
+    first_of = {digest: index for index, digest in reversed(list(enumerate(hashes)))}
+    to_encode = [index for digest, index in first_of.items() if digest not in row_of_hash]
 
     if old is not None:
-        encoder, projection, said = *load_encoder(target, config.encoder), str(old["weights"])
+        encoder, projection, origin = *load_encoder(target, config.encoder), str(old["weights"])
     elif (Path(config.weights) / ENCODER).is_file():
         encoder, projection = load_encoder(Path(config.weights), config.encoder)
-        said = f"{config.encoder.backbone} {FROM_RUN} {config.weights} ({_origin_of(Path(config.weights))})"
+        origin = f"{config.encoder.backbone} {FROM_RUN} {config.weights} ({_origin_of(Path(config.weights))})"
     else:
-        encoder, said = _weighted_encoder(config, paths, opened.catalogue, console)
+        encoder, origin = _weighted_encoder(config, paths, opened.catalogue, console)
         projection = None
-    blocks = _encode(encoder, [paths[place] for place in fresh], console)
+    blocks = _encode(encoder, [paths[index] for index in to_encode], console)
     if projection is None:
         statistics = [PixelStatistics.features, WholeStatistics.features]
-        kept = statistics + [config.encoder.stage_width] * (len(blocks) - len(statistics))
-        projection = Projection.fit(blocks, kept)
-    vectors = projection(blocks) if fresh else None
-    before = np.load(target / "embedding.npy") if old is not None else None
-    place_of = {hashes[place]: i for i, place in enumerate(fresh)}
-    table = np.zeros((len(paths) + 1, vectors.shape[1] if vectors is not None else before.shape[1]), np.float32)  # type: ignore[union-attr]
+        components = statistics + [config.encoder.stage_width] * (len(blocks) - len(statistics))
+        projection = Projection.fit(blocks, components)
+    vectors = projection(blocks) if to_encode else None
+    old_embedding = np.load(target / "embedding.npy") if old is not None else None
+    index_of = {hashes[index]: i for i, index in enumerate(to_encode)}
+    table = np.zeros((len(paths) + 1, vectors.shape[1] if vectors is not None else old_embedding.shape[1]), np.float32)  # type: ignore[union-attr]
     for row, digest in enumerate(hashes, start=1):
-        table[row] = vectors[place_of[digest]] if digest in place_of else before[where[digest]]  # type: ignore[index]
+        table[row] = vectors[index_of[digest]] if digest in index_of else old_embedding[row_of_hash[digest]]  # type: ignore[index]
 
     record = {
-        "fingerprint": fingerprint(wanted, hashes),
-        "encoder": wanted,
-        "weights": said,
+        "fingerprint": fingerprint(encoder_key, hashes),
+        "encoder": encoder_key,
+        "weights": origin,
         "config": asdict(config),
         "width": table.shape[1],
-        "encoded": len(fresh),
+        "encoded": len(to_encode),
         "artworks": order,
         "images": hashes,
     }
-    with atomic_folder(target, marker=RECORD) as folder:
+    with atomic_folder(target, marker=EMBEDDING_RECORD) as folder:
         np.save(folder / "embedding.npy", table)
         if config.pixels:
             _write_pixels(folder, paths, hashes, console)
         state = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
         state |= {f"projection.{k}": v for k, v in projection.state_dict().items()}
         save_file({k: v.contiguous() for k, v in state.items()}, folder / ENCODER)
-        (folder / RECORD).write_text(json.dumps(record))
-    reused = len(hashes) - len(fresh)
+        (folder / EMBEDDING_RECORD).write_text(json.dumps(record))
+    reused = len(hashes) - len(to_encode)
     console.print(
-        f"embed: {len(fresh)} images encoded, {reused} reused; {table.shape[1]} features each. Encoder: {said}"
+        f"embed: {len(to_encode)} images encoded, {reused} reused; {table.shape[1]} features each. Encoder: {origin}"
     )
     return record
 
@@ -167,12 +167,12 @@ def encoder_fingerprint(shards: Path) -> str:
     return content_hashes([path])[0]
 
 
-def _finished(target: Path, wanted: str | None) -> dict[str, Any] | None:
+def _finished(target: Path, encoder_key: str | None) -> dict[str, Any] | None:
     """The record of an embedding that is there and of the wanted encoder."""
-    if not (target / RECORD).is_file():
+    if not (target / EMBEDDING_RECORD).is_file():
         return None
-    record = json.loads((target / RECORD).read_text())
-    return record if wanted in (None, record["encoder"]) else None
+    record = json.loads((target / EMBEDDING_RECORD).read_text())
+    return record if encoder_key in (None, record["encoder"]) else None
 
 
 def _write_pixels(folder: Path, paths: list[Path], hashes: list[str], console: Console) -> None:
@@ -185,10 +185,10 @@ def _write_pixels(folder: Path, paths: list[Path], hashes: list[str], console: C
     pixels = np.lib.format.open_memmap(folder / PIXELS, "w+", np.uint8, shape)
     with progress_bar(console) as progress:
         task = progress.add_task("keep pixels", total=len(distinct))
-        for begin in range(0, len(distinct), AT_ONCE):
-            some = distinct[begin : begin + AT_ONCE]
-            pixels[begin : begin + len(some)] = load_images([path_of[digest] for digest in some])
-            progress.advance(task, len(some))
+        for begin in range(0, len(distinct), CHUNK_SIZE):
+            chunk = distinct[begin : begin + CHUNK_SIZE]
+            pixels[begin : begin + len(chunk)] = load_images([path_of[digest] for digest in chunk])
+            progress.advance(task, len(chunk))
     pixels.flush()
 
 
@@ -198,15 +198,15 @@ def load_encoder(folder: Path, config: ImageEncoderConfig | None = None) -> tupl
     `config`: its shape; default: what the embedding's own record says. A UserError where there is none, or the weights do
     not fit it.
     """
-    for name in (ENCODER, RECORD) if config is None else (ENCODER,):
+    for name in (ENCODER, EMBEDDING_RECORD) if config is None else (ENCODER,):
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder / name}: is not there: made by an older keyart. Copy {ENCODER} and {RECORD} there from the shards' "
-                f"{EMBEDDING} folder, or train again."
+                f"{folder / name}: is not there: made by an older keyart. Copy {ENCODER} and {EMBEDDING_RECORD} "
+                f"there from the shards' {EMBEDDING} folder, or train again."
             )
     state = load_file(folder / ENCODER)
     if config is None:
-        config = ImageEncoderConfig(**json.loads((folder / RECORD).read_text())["config"]["encoder"])
+        config = ImageEncoderConfig(**json.loads((folder / EMBEDDING_RECORD).read_text())["config"]["encoder"])
     encoder = ImageEncoder(config)
     weights = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
     try:
@@ -226,7 +226,9 @@ def _origin_of(folder: Path) -> str:
     if (folder / CONFIG).is_file():  # a run, which may have trained it further
         return read_config(folder)["image_encoder"]
     return (
-        json.loads((folder / RECORD).read_text())["weights"] if (folder / RECORD).is_file() else "origin not recorded"
+        json.loads((folder / EMBEDDING_RECORD).read_text())["weights"]
+        if (folder / EMBEDDING_RECORD).is_file()
+        else "origin not recorded"
     )
 
 
@@ -261,14 +263,14 @@ def _weighted_encoder(
             raise UserError(
                 f"weights=hub: torchvision's weights of {name} cannot be had ({error}). Give a file, or weights=train."
             ) from None
-        said = f"{name}, {FROM_HUB}"
+        origin = f"{name}, {FROM_HUB}"
     else:
         path = Path(config.weights)
         try:
             state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         except Exception as error:  # every reader has its own exceptions; the file is a user's
             raise UserError(f"{path}: is no readable state dict ({error}). Give a .pth or .safetensors file.") from None
-        said = f"{name}, {FROM_FILE} {path.name}"
+        origin = f"{name}, {FROM_FILE} {path.name}"
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     try:
         encoder.backbone.load_state_dict(state)
@@ -277,7 +279,7 @@ def _weighted_encoder(
         raise UserError(
             f"weights={config.weights}: do not fit {name} ({detail}). Name the backbone they are of."
         ) from None
-    return encoder.eval(), said
+    return encoder.eval(), origin
 
 
 def _labels(catalogue: Catalogue) -> Tensor:
@@ -289,8 +291,8 @@ def _labels(catalogue: Catalogue) -> Tensor:
         return table[:, 1:]
 
     owner = catalogue.artwork_title
-    told = [hot(catalogue.title_genres[owner]), hot(catalogue.artwork_genres), hot(catalogue.artwork_people)]
-    labels = np.concatenate(told, axis=1)[1:]
+    label_groups = [hot(catalogue.title_genres[owner]), hot(catalogue.artwork_genres), hot(catalogue.artwork_people)]
+    labels = np.concatenate(label_groups, axis=1)[1:]
     share = labels.mean(0)
     return torch.from_numpy(labels[:, (share > 0.002) & (share < 0.998)])
 
@@ -304,8 +306,8 @@ def _train(
         raise UserError(
             "weights=train: the catalogue has neither genres nor depicts to learn from. Give a weights file, or `hub`."
         )
-    chance = torch.Generator().manual_seed(config.seed)
-    chosen = torch.randperm(len(paths), generator=chance)[: config.views]
+    rng = torch.Generator().manual_seed(config.seed)
+    chosen = torch.randperm(len(paths), generator=rng)[: config.views]
     pixels, labels = torch.from_numpy(load_images([paths[i] for i in chosen.tolist()])), labels[chosen]
     head = nn.Linear(encoder.features, labels.shape[1])
     prior = labels.mean(0).clamp(1e-3, 1 - 1e-3)
@@ -315,16 +317,16 @@ def _train(
     steps = config.views // config.batch
     parameters = [*encoder.backbone.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(warm_cosine, total=steps, warmup=0.1))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(warmup_cosine, total=steps, warmup=0.1))
     encoder.train()
     losses: list[float] = []
-    order = torch.randperm(len(pixels), generator=chance)
+    order = torch.randperm(len(pixels), generator=rng)
     with progress_bar(console) as progress:
         task = progress.add_task("train the image encoder", total=steps)
         for step in range(steps):
-            places = torch.arange(step * config.batch, (step + 1) * config.batch) % len(pixels)
-            batch = order[places]
-            maps = encoder.stages(_augmented(pixels[batch].float() / 255, chance))
+            indices = torch.arange(step * config.batch, (step + 1) * config.batch) % len(pixels)
+            batch = order[indices]
+            maps = encoder.stages(_augmented(pixels[batch].float() / 255, rng))
             loss = F.binary_cross_entropy_with_logits(head(maps[-1].mean((2, 3))), labels[batch])
             optimiser.zero_grad()
             loss.backward()
@@ -341,15 +343,15 @@ def _train(
     )
 
 
-def _augmented(images_nCHW: Tensor, chance: torch.Generator) -> Tensor:
+def _augmented(images_nCHW: Tensor, rng: torch.Generator) -> Tensor:
     """Mirrored, shifted and scaled, lighter and darker versions, so that few images teach more."""
     n = len(images_nCHW)
-    scale, mirror = 1 - 0.25 * torch.rand(n, generator=chance), 1 - 2.0 * (torch.rand(n, generator=chance) < 0.5)
-    shift = (torch.rand(n, 2, generator=chance) * 2 - 1) * (1 - scale)[:, None]
+    scale, mirror = 1 - 0.25 * torch.rand(n, generator=rng), 1 - 2.0 * (torch.rand(n, generator=rng) < 0.5)
+    shift = (torch.rand(n, 2, generator=rng) * 2 - 1) * (1 - scale)[:, None]
     turn = torch.zeros(n, 2, 3)
     turn[:, 0, 0], turn[:, 1, 1], turn[:, :, 2] = scale * mirror, scale, shift
     grid = F.affine_grid(turn, list(images_nCHW.shape), align_corners=False)
-    light = 0.8 + 0.4 * torch.rand(n, 1, 1, 1, generator=chance)
+    light = 0.8 + 0.4 * torch.rand(n, 1, 1, 1, generator=rng)
     return (F.grid_sample(images_nCHW, grid, padding_mode="border", align_corners=False) * light).clamp(0, 1)
 
 
@@ -359,9 +361,9 @@ def _encode(encoder: ImageEncoder, paths: list[Path], console: Console) -> list[
     parts: list[list[Tensor]] = []
     with progress_bar(console) as progress:
         task = progress.add_task("encode images", total=len(paths))
-        for begin in range(0, len(paths), AT_ONCE):
-            some = paths[begin : begin + AT_ONCE]
-            parts.append(encoder(torch.from_numpy(load_images(some))))
-            progress.advance(task, len(some))
+        for begin in range(0, len(paths), CHUNK_SIZE):
+            chunk = paths[begin : begin + CHUNK_SIZE]
+            parts.append(encoder(torch.from_numpy(load_images(chunk))))
+            progress.advance(task, len(chunk))
     join: Callable[..., list[Tensor]] = lambda *blocks: [torch.cat(b) for b in zip(*blocks, strict=True)]  # noqa: E731
     return join(*parts) if parts else []

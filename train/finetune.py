@@ -16,14 +16,14 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from datamodules.contract import UserError
-from datamodules.feed import Batch
-from datamodules.progress import progress_bar
-from datamodules.shards import EMBEDDING
-from train.average import Average
+from datamodules.feed.impression_feed import Batch
+from datamodules.shards.shard import EMBEDDING
+from foundation.errors import UserError
+from foundation.progress import progress_bar
+from train.ema import ExponentialMovingAverage
 from train.embed import PIXEL_ROW, PIXELS, load_encoder
 
-AT_ONCE = 128
+CHUNK_SIZE = 128
 """Images encoded at once where no gradient is needed."""
 
 
@@ -40,9 +40,9 @@ class FineTuneConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, most in (("learning_rate", 1.0), ("weight_decay", 100.0)):
-            if not 0 <= getattr(self, name) <= most:
-                raise UserError(f"finetune.{name}={getattr(self, name)}: must lie in 0 .. {most:g}.")
+        for name, upper in (("learning_rate", 1.0), ("weight_decay", 100.0)):
+            if not 0 <= getattr(self, name) <= upper:
+                raise UserError(f"finetune.{name}={getattr(self, name)}: must lie in 0 .. {upper:g}.")
         if self.images < 1:
             raise UserError(f"finetune.images={self.images}: must be at least 1.")
 
@@ -61,7 +61,7 @@ class ImageTower(nn.Module):
             )
         self.config = config
         self.encoder, self.projection = load_encoder(folder)
-        self.average = Average(self.encoder, decay)
+        self.ema = ExponentialMovingAverage(self.encoder, decay)
         self.pixels: np.ndarray = np.load(folder / PIXELS, mmap_mode="r")
         self.pixel_row = torch.from_numpy(np.load(folder / PIXEL_ROW).astype(np.int64))
 
@@ -69,10 +69,10 @@ class ImageTower(nn.Module):
         """Leave batch normalisation as it is."""
         super().train(mode)
         self.encoder.eval()
-        self.average.eval()
+        self.ema.eval()
         return self
 
-    def fresh(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def batch_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Artwork rows (n,), ascending, and their embeddings (n, E) by the encoder as it stands, with a gradient."""
         touched = torch.cat([batch.artworks.flatten(), batch.play_artwork.flatten()]).cpu()
         artworks = torch.unique(touched)[:, None]
@@ -83,10 +83,10 @@ class ImageTower(nn.Module):
         if not len(images):
             device = next(self.encoder.parameters()).device
             return artworks[:0, 0].to(device), torch.zeros(0, self.width, device=device)
-        place = torch.searchsorted(images, rows).clamp(max=len(images) - 1)
-        there = images[place] == rows
+        index = torch.searchsorted(images, rows).clamp(max=len(images) - 1)
+        encoded = images[index] == rows
         vectors = self._encode(self.encoder, images)
-        return artworks[there, 0].to(vectors.device), vectors[place[there].to(vectors.device)]
+        return artworks[encoded, 0].to(vectors.device), vectors[index[encoded].to(vectors.device)]
 
     @property
     def width(self) -> int:
@@ -98,17 +98,17 @@ class ImageTower(nn.Module):
         """Every artwork's embedding by the averaged encoder, float32 (A, E)."""
         with progress_bar(Console(stderr=True)) as progress:
             task, parts = progress.add_task("embed images anew", total=len(self.pixels)), []
-            for begin in range(0, len(self.pixels), AT_ONCE):
-                some = torch.arange(begin, min(begin + AT_ONCE, len(self.pixels)))
-                parts.append(self._encode(self.average.module, some))
-                progress.advance(task, len(some))
+            for begin in range(0, len(self.pixels), CHUNK_SIZE):
+                chunk = torch.arange(begin, min(begin + CHUNK_SIZE, len(self.pixels)))
+                parts.append(self._encode(self.ema.module, chunk))
+                progress.advance(task, len(chunk))
         images = torch.cat(parts)
         known = (self.pixel_row >= 0).to(images.device)
         return torch.where(known[:, None], images[self.pixel_row.clamp(min=0).to(images.device)], 0.0)
 
     def saved(self) -> dict[str, Tensor]:
         """The averaged encoder and the projection, as SHARDS/embedding/encoder.safetensors holds them."""
-        state: dict[str, Any] = {f"encoder.{k}": v for k, v in self.average.module.state_dict().items()}
+        state: dict[str, Any] = {f"encoder.{k}": v for k, v in self.ema.module.state_dict().items()}
         state |= {f"projection.{k}": v for k, v in self.projection.state_dict().items()}
         return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 

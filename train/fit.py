@@ -19,29 +19,30 @@ from pytorch_lightning.strategies import DDPStrategy
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from datamodules.artworks import content_hashes
-from datamodules.atomic import atomic_file
-from datamodules.contract import CONTRACT_VERSION, UserError
-from datamodules.datamodule import Place, ShardsModule
-from datamodules.plays import PlaysFeed
-from datamodules.progress import progress_bar
-from datamodules.shards import EMBEDDING, Shards
+from datamodules.contract.tables import CONTRACT_VERSION
+from datamodules.feed.datamodule import Cursor, ShardsModule
+from datamodules.feed.play_feed import PlaysFeed
+from datamodules.shards.artwork_images import content_hashes
+from datamodules.shards.shard import EMBEDDING, Shards
+from foundation.atomic import atomic_file
+from foundation.errors import UserError
+from foundation.progress import progress_bar
 from models.two_tower import TwoTower
-from train.calibrate import calibrate
+from train.calibration import calibrate
 from train.checkpoint import LAST, load_checkpoint
-from train.compiled import compiled, require_compiler
+from train.checkpoint_callback import BEST_WEIGHTS, CheckpointCallback, truncate_log
+from train.compilation import compiled, require_compiler
 from train.config import FitConfig, run_fingerprint
-from train.embed import ENCODER, RECORD, encoder_fingerprint, load_embedding
+from train.distributed import World, require_devices, run_on_ranks
+from train.embed import EMBEDDING_RECORD, ENCODER, encoder_fingerprint, load_embedding
 from train.finetune import ImageTower
-from train.keeper import BEST, Keeper, cut_log
+from train.next_title import NextTitleLoss
 from train.posterior import fit_posterior
-from train.ranks import World, on_ranks, require_devices
+from train.progress_callback import ProgressCallback, TensorBoardEvents, silence_lightning
 from train.run import CONFIG, METRICS, WEIGHTS, Run, content_of, provenance, read_config, sizes_of, write_config
-from train.signals import Signals, Stopped
+from train.signals import Interrupted, Signals
 from train.task import RankerTask
-from train.titles import TitleLesson
-from train.warm import require_alike, shape_of, take_weights
-from train.watch import EventFiles, Watch, quiet
+from train.warm_start import copy_weights, inherited_model_config, require_compatible
 
 
 def fit(
@@ -62,27 +63,27 @@ def fit(
     SIGTERM ends the process with 0 when the batch at work is saved, Ctrl-C raises a KeyboardInterrupt likewise.
     """
     config, console = config or FitConfig(), console or Console(stderr=True)
-    world = World.of_environment()
+    world = World.from_environment()
     require_devices(config.devices, world)
     if config.compile:
         require_compiler()
-    before = None if from_run is None else Run.open(from_run)
-    if before is not None:
-        config = replace(config, model=shape_of(before, config.model))
+    base_run = None if from_run is None else Run.open(from_run)
+    if base_run is not None:
+        config = replace(config, model=inherited_model_config(base_run, config.model))
     if world.size == 1 and config.devices > 1:
-        on_ranks(config.devices, fit_on_rank, shards, run, config, from_run, restart, stop_after)
+        run_on_ranks(config.devices, fit_on_rank, shards, run, config, from_run, restart, stop_after)
         return json.loads((run / METRICS).read_text()) if (run / METRICS).is_file() else {}
-    with Signals() as signals, world.joined():
-        signals.held = world.size > 1  # one that left while they begin would leave the others waiting
+    with Signals() as signals, world.process_group():
+        signals.deferred = world.size > 1  # one that left while they begin would leave the others waiting
         try:
-            found = _Fit(shards, run, config, before, world, signals, console).go(restart, stop_after)
-            signals.held = False
-            signals.act()
-            return found
+            metrics = _Fit(shards, run, config, base_run, world, signals, console).execute(restart, stop_after)
+            signals.deferred = False
+            signals.raise_deferred()
+            return metrics
         except SystemExit:
-            if signals.came is not None and world.rank == 0:
-                held = f" {run / LAST} holds what is done." if (run / LAST).is_file() else ""
-                console.print(f"fit: stopped.{held} The same command again goes on.")
+            if signals.received is not None and world.rank == 0:
+                saved_hint = f" {run / LAST} holds what is done." if (run / LAST).is_file() else ""
+                console.print(f"fit: stopped.{saved_hint} The same command again goes on.")
             raise
 
 
@@ -102,24 +103,24 @@ class _Fit:
         shards: Path,
         run: Path,
         config: FitConfig,
-        before: Run | None,
+        base_run: Run | None,
         world: World,
         signals: Signals,
         console: Console,
     ) -> None:
-        self.shards, self.run, self.config, self.before = shards, run, config, before
+        self.shards, self.run, self.config, self.base_run = shards, run, config, base_run
         self.world, self.signals, self.console = world, signals, console
         self.gpu = torch.cuda.is_available()
         self.device = torch.device("cuda", world.local_rank) if self.gpu else torch.device("cpu")
-        self.place = Place()
+        self.cursor = Cursor()
 
-    def go(self, restart: bool, stop_after: int | None) -> dict[str, Any]:
+    def execute(self, restart: bool, stop_after: int | None) -> dict[str, Any]:
         """From the folder as it is to the finished run."""
         opened = Shards.open(self.shards)
-        embedding, embedded = load_embedding(self.shards)
-        before = None if self.before is None else self.before.config["fingerprint"]
-        wanted = run_fingerprint(self.shards, self.config, before)
-        finished = self.world.from_zero(lambda: self._finished(wanted, restart))
+        embedding, embedding_record = load_embedding(self.shards)
+        base_run = None if self.base_run is None else self.base_run.config["fingerprint"]
+        fingerprint = run_fingerprint(self.shards, self.config, base_run)
+        finished = self.world.broadcast(lambda: self._finished(fingerprint, restart))
         if finished is not None:
             return finished
         model = self._model(opened, embedding)
@@ -127,40 +128,40 @@ class _Fit:
         titles = self._titles(model, opened)
         data = self._data(opened)
         if self.world.rank == 0:
-            self._write_record(opened, embedded, wanted)
+            self._write_record(opened, embedding_record, fingerprint)
         task = RankerTask(
             model,
             self.config.optimiser,
             self.config.prior,
             impressions=data.train_feed.size,
-            total_steps=len(data.train_feed) * self.config.passes,
+            total_steps=len(data.train_feed) * self.config.epochs,
             seed=self.config.seed,
-            place=self.place,
-            alone=self.world.size == 1,
+            cursor=self.cursor,
+            single_process=self.world.size == 1,
             tower=tower,
             titles=titles,
         )
-        keeper = Keeper(
+        checkpoints = CheckpointCallback(
             run=self.run,
-            place=self.place,
+            cursor=self.cursor,
             patience=self.config.patience,
             minutes=self.config.checkpoint_minutes,
             signals=self.signals,
             world=self.world,
             stop_after=stop_after,
         )
-        self._train(task, data, keeper)
-        if stop_after is not None and self.place.slice >= stop_after:
+        self._train(task, data, checkpoints)
+        if stop_after is not None and self.cursor.validations >= stop_after:
             return {}
-        return self._finish(model, opened, data, keeper) if self.world.rank == 0 else {}
+        return self._finish(model, opened, data, checkpoints) if self.world.rank == 0 else {}
 
-    def _finished(self, wanted: str, restart: bool) -> dict[str, Any] | None:
+    def _finished(self, fingerprint: str, restart: bool) -> dict[str, Any] | None:
         """The metrics of a finished run; None where there is something to do. A folder of something else is refused."""
         run = self.run
         if (run / CONFIG).is_file():
-            if restart and _fingerprint_of(run) != wanted:
+            if restart and _fingerprint_of(run) != fingerprint:
                 shutil.rmtree(run)
-            elif read_config(run)["fingerprint"] != wanted:
+            elif read_config(run)["fingerprint"] != fingerprint:
                 raise UserError(
                     f"{run}: holds a run of other shards or another config, or of another run than it began from. "
                     "Name a new folder, or remove it."
@@ -184,19 +185,21 @@ class _Fit:
         rate = splits["train"]["clicks"] / splits["train"]["impressions"]
         with torch.no_grad():
             model.presentation.base.fill_(torch.logit(torch.tensor(rate)).item())
-        if self.before is not None:
-            require_alike(self.before, opened, encoder_fingerprint(self.shards))
-            take_weights(model, self.before)
+        if self.base_run is not None:
+            require_compatible(self.base_run, opened, encoder_fingerprint(self.shards))
+            copy_weights(model, self.base_run)
         return model
 
-    def _titles(self, model: TwoTower, opened: Shards) -> TitleLesson | None:
+    def _titles(self, model: TwoTower, opened: Shards) -> NextTitleLoss | None:
         """How titles are learned, from the plays before the validation period; None where they are not."""
         begins = datetime.fromisoformat(opened.manifest["validation_from"])
         plays = PlaysFeed(opened.shards, before=round(begins.timestamp() * 1_000_000))
-        lesson = TitleLesson.prepare(model, plays, self.config.titles, self.config.seed, warm=self.before is not None)
-        if lesson is None and self.config.titles.weight and self.world.rank == 0:
+        next_title_loss = NextTitleLoss.prepare(
+            model, plays, self.config.titles, self.config.seed, warm=self.base_run is not None
+        )
+        if next_title_loss is None and self.config.titles.weight and self.world.rank == 0:
             self.console.print("fit: there are no plays before the validation period, so titles are not learned")
-        return lesson
+        return next_title_loss
 
     def _tower(self) -> ImageTower | None:
         if not self.config.finetune.learning_rate:
@@ -214,10 +217,10 @@ class _Fit:
             opened,
             reach=config.model.history.reach,
             batch=config.batch,
-            slices=config.slices,
+            validations_per_epoch=config.validations_per_epoch,
             window=config.window,
             seed=config.seed,
-            place=self.place,
+            cursor=self.cursor,
             pin=self.gpu,
             rank=self.world.rank,
             ranks=self.world.size,
@@ -226,29 +229,30 @@ class _Fit:
         if config.batch > size:
             raise UserError(
                 f"batch={config.batch}: more than the {size} training impressions of {self.shards}. "
-                f"With slices={config.slices}, at most {max(1, size // config.slices)} fit."
+                f"With validations_per_epoch={config.validations_per_epoch}, at most "
+                f"{max(1, size // config.validations_per_epoch)} fit."
             )
-        if batches < config.slices:
+        if batches < config.validations_per_epoch:
             raise UserError(
-                f"slices={config.slices}: more than the {batches} batches of a pass. "
-                f"Give at most {batches}, or a batch of at most {max(1, size // config.slices)}."
+                f"validations_per_epoch={config.validations_per_epoch}: more than the {batches} batches of a pass. "
+                f"Give at most {batches}, or a batch of at most {max(1, size // config.validations_per_epoch)}."
             )
         return data
 
-    def _write_record(self, opened: Shards, embedded: dict[str, Any], wanted: str) -> None:
+    def _write_record(self, opened: Shards, embedding_record: dict[str, Any], fingerprint: str) -> None:
         """What the run is made of; config.yaml first, for it marks the folder as a run's."""
-        began = {}
-        if self.before is not None:
-            began = {"from": self.before.config["fingerprint"], "from_run": str(self.before.folder.resolve())}
+        origin = {}
+        if self.base_run is not None:
+            origin = {"from": self.base_run.config["fingerprint"], "from_run": str(self.base_run.folder.resolve())}
         record = {
             "contract_version": CONTRACT_VERSION,
-            "fingerprint": wanted,
-            **began,
+            "fingerprint": fingerprint,
+            **origin,
             "shards": str(self.shards.resolve()),
             "shards_fingerprint": opened.fingerprint,
             "log_fingerprint": opened.manifest["log_fingerprint"],
             "test_from": opened.manifest["test_from"],
-            "image_encoder": embedded["weights"],
+            "image_encoder": embedding_record["weights"],
             "image_encoder_fingerprint": encoder_fingerprint(self.shards),
             "provenance": provenance(),
             "fit": asdict(self.config),
@@ -256,47 +260,49 @@ class _Fit:
         write_config(self.run, record)
         shutil.copy(self.shards / "vocabularies.json", self.run / "vocabularies.json")
 
-    def _train(self, task: RankerTask, data: ShardsModule, keeper: Keeper) -> None:
+    def _train(self, task: RankerTask, data: ShardsModule, checkpoints: CheckpointCallback) -> None:
         """Do what is left to do."""
-        state = self.world.from_zero(lambda: load_checkpoint(self.run, self.console))
+        state = self.world.broadcast(lambda: load_checkpoint(self.run, self.console))
         if state is not None:
-            keeper.resume(state, task)
+            checkpoints.resume(state, task)
         if self.world.rank == 0:
-            self._say_where(task, resumed=state is not None)
-        with quiet(), compiled(task.model, self.config.compile), progress_bar(self.console) as progress:
-            left = self.config.passes * self.config.slices - self.place.slice
-            trainer = self._trainer(left, [keeper, Watch(progress, self.place, task.total_steps)])
-            self.signals.held = True
+            self._print_position(task, resumed=state is not None)
+        with silence_lightning(), compiled(task.model, self.config.compile), progress_bar(self.console) as progress:
+            remaining = self.config.epochs * self.config.validations_per_epoch - self.cursor.validations
+            trainer = self._trainer(remaining, [checkpoints, ProgressCallback(progress, self.cursor, task.total_steps)])
+            self.signals.deferred = True
             try:
                 # the weights a warm start begins with, and a slice that was stopped while it was validated
-                if (self.before is not None and state is None) or (
-                    self.place.batch and not len(data.train_dataloader())
+                if (self.base_run is not None and state is None) or (
+                    self.cursor.batch and not len(data.train_dataloader())
                 ):
                     trainer.validate(task, data, verbose=False)
-                    trainer.fit_loop.max_epochs = self.config.passes * self.config.slices - self.place.slice
-                if trainer.fit_loop.max_epochs and not keeper.over():
+                    trainer.fit_loop.max_epochs = (
+                        self.config.epochs * self.config.validations_per_epoch - self.cursor.validations
+                    )
+                if trainer.fit_loop.max_epochs and not checkpoints.out_of_patience():
                     trainer.fit(task, data)
-            except Stopped:
-                self.signals.held = False
-                self.signals.act()
+            except Interrupted:
+                self.signals.deferred = False
+                self.signals.raise_deferred()
                 raise SystemExit(0) from None  # another rank's signal
             except SystemExit:  # how the trainer ends on Ctrl-C, after its own clean-up
-                self.signals.act()
+                self.signals.raise_deferred()
                 raise
             except FloatingPointError as error:
                 raise UserError(f"{self.run}: {error}") from None
-            self.signals.held = False
-            self.signals.act()
+            self.signals.deferred = False
+            self.signals.raise_deferred()
 
-    def _say_where(self, task: RankerTask, *, resumed: bool) -> None:
-        cut_log(self.run, self.place, resumed=resumed)
+    def _print_position(self, task: RankerTask, *, resumed: bool) -> None:
+        truncate_log(self.run, self.cursor, resumed=resumed)
         if resumed:
-            inside = f", batch {self.place.batch + 1}" if self.place.batch else ""
-            self.console.print(f"fit: {self.run} goes on from slice {self.place.slice + 1}{inside}")
+            inside = f", batch {self.cursor.batch + 1}" if self.cursor.batch else ""
+            self.console.print(f"fit: {self.run} goes on from slice {self.cursor.validations + 1}{inside}")
             if inside and task.generators is None:
                 self.console.print("fit: it was begun by another number of processes: dropout is drawn anew")
-        elif self.before is not None:
-            self.console.print(f"fit: begins from {self.before.folder}, with its weights and its model")
+        elif self.base_run is not None:
+            self.console.print(f"fit: begins from {self.base_run.folder}, with its weights and its model")
 
     def _trainer(self, epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
         bf16 = self.config.precision == "bf16" or (
@@ -316,7 +322,7 @@ class _Fit:
             max_epochs=epochs,
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
-            logger=EventFiles(self.run, self.place) if self.world.rank == 0 else False,
+            logger=TensorBoardEvents(self.run, self.cursor) if self.world.rank == 0 else False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -328,20 +334,22 @@ class _Fit:
         trainer._signal_connector.register_signal_handlers = lambda: None
         return trainer
 
-    def _finish(self, model: TwoTower, opened: Shards, data: ShardsModule, keeper: Keeper) -> dict[str, Any]:
+    def _finish(
+        self, model: TwoTower, opened: Shards, data: ShardsModule, checkpoints: CheckpointCallback
+    ) -> dict[str, Any]:
         """Calibrate the best weights and write them."""
         run, config = self.run, self.config
         try:
-            model.load_state_dict(load_file(run / BEST))
+            model.load_state_dict(load_file(run / BEST_WEIGHTS))
         except Exception as error:  # safetensors raises its own class for a damaged file
-            raise UserError(f"{run / BEST}: cannot be read ({error}). Remove {run} and train again.") from None
+            raise UserError(f"{run / BEST_WEIGHTS}: cannot be read ({error}). Remove {run} and train again.") from None
         reach = config.model.history.reach
         metrics = {
-            "validation_log_loss": keeper.best,
+            "validation_log_loss": checkpoints.best,
             "validation": calibrate(model.to(self.device).eval(), opened, reach, config.batch, self.device),
             "posterior": fit_posterior(model, opened, reach, config.batch, self.device),
-            "best_slice": keeper.best_slice,
-            "slices": self.place.slice,
+            "best_slice": checkpoints.best_slice,
+            "slices": self.cursor.validations,
             "padding": round(data.train_feed.padding(), 4),
             "parameters": sum(p.numel() for p in model.parameters()),
         }
@@ -353,14 +361,15 @@ class _Fit:
             record["image_encoder_fingerprint"] = content_hashes([run / ENCODER])[0]
             write_config(run, record)
         # what a bundle needs to place artworks that the shards do not hold
-        for name in (RECORD,) if config.finetune.learning_rate else (RECORD, ENCODER):
+        for name in (EMBEDDING_RECORD,) if config.finetune.learning_rate else (EMBEDDING_RECORD, ENCODER):
             with atomic_file(run / name) as partial:
                 shutil.copyfile(self.shards / EMBEDDING / name, partial)
         with atomic_file(run / METRICS) as partial:
             partial.write_text(json.dumps(metrics, indent=1))
-        (run / BEST).unlink()
+        (run / BEST_WEIGHTS).unlink()
         self.console.print(
-            f"fit: best validation log loss {keeper.best:.5f} after slice {keeper.best_slice} of {self.place.slice}"
+            f"fit: best validation log loss {checkpoints.best:.5f} after slice {checkpoints.best_slice} "
+            f"of {self.cursor.validations}"
         )
         return metrics
 

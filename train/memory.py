@@ -12,14 +12,14 @@ from typing import Any
 @cache
 def _library() -> Any:
     try:
-        found = ctypes.CDLL(None)
-        found.malloc_trim.argtypes = [ctypes.c_size_t]
-        return found
+        libc = ctypes.CDLL(None)
+        libc.malloc_trim.argtypes = [ctypes.c_size_t]
+        return libc
     except (OSError, TypeError, AttributeError):  # not glibc: other allocators do so themselves
         return None
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Return what is free to the system, where the C library keeps it; takes some tens of milliseconds."""
     library = _library()
     if library is not None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from datamodules.contract import UserError
+from foundation.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

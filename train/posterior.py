@@ -16,12 +16,12 @@ Legend: F features, A trained artworks.
 import torch
 from torch import Tensor
 
-from datamodules.feed import Feed
-from datamodules.shards import TRAIN, Shards
+from datamodules.feed.impression_feed import Feed
+from datamodules.shards.shard import TRAIN, Shards
 from models.two_tower import Context, TwoTower
 from train.task import rank_batch
 
-LEAST_SPREAD = 0.01
+MIN_BIAS_STD = 0.01
 """Of artworks' biases, where chance explains all: a logit of a hundredth."""
 STEPS = 200
 
@@ -31,28 +31,28 @@ def fit_posterior(model: TwoTower, shards: Shards, reach: int, batch: int, devic
     """Fill the model's posterior; what was found, for the metrics."""
     width = model.posterior_FF.shape[0]
     curvature_FF = torch.zeros(width, width, dtype=torch.float64)
-    told_A, known_A = (torch.zeros(model.sizes.artworks, dtype=torch.float64) for _ in range(2))
+    residual_A, information_A = (torch.zeros(model.sizes.artworks, dtype=torch.float64) for _ in range(2))
     for item in Feed(shards.shards, TRAIN, reach=reach, impressions=2 * batch, shuffle=False):
         b = item.to(device)
         states = model.states(b.play_title, b.play_artwork, b.play_watched, b.play_time)
         state = model.state_at(states, b.member, b.position)
         context = Context(b.country, b.device, b.hour, b.row, b.column, b.play_count)
         artwork = model.artworks(b.artworks)
-        features_NF = model.appeal_features(*model.appeal_vectors(state, context), artwork).squeeze(1)
+        features_NF = model.appeal_features(*model.appeal_queries(state, context), artwork).squeeze(1)
         logit_N = rank_batch(model, b, states=states).click_NK().squeeze(1)
         rows_N = torch.where(b.artworks < model.sizes.artworks, b.artworks, 0).squeeze(1)
         root_N1 = _variance(logit_N).sqrt().unsqueeze(1)
         weighted_NF = (features_NF * root_N1).double().cpu()
         curvature_FF += weighted_NF.T @ weighted_NF
-        without_N = logit_N - model.artwork_bias(rows_N).squeeze(-1)
-        told_A.index_add_(0, rows_N.cpu(), (b.clicked - torch.sigmoid(without_N)).double().cpu())
-        known_A.index_add_(0, rows_N.cpu(), _variance(without_N).double().cpu())
-    ridge = ridge_of(curvature_FF)
+        logit_without_bias_N = logit_N - model.artwork_bias(rows_N).squeeze(-1)
+        residual_A.index_add_(0, rows_N.cpu(), (b.clicked - torch.sigmoid(logit_without_bias_N)).double().cpu())
+        information_A.index_add_(0, rows_N.cpu(), _variance(logit_without_bias_N).double().cpu())
+    ridge = evidence_ridge(curvature_FF)
     covariance_FF = torch.linalg.inv(curvature_FF + ridge * torch.eye(width, dtype=torch.float64))
-    spread = spread_of(told_A[1:], known_A[1:])
-    known_A[0] = 0  # the unknown row stands for artworks nobody saw
+    spread = bias_std_by_moments(residual_A[1:], information_A[1:])
+    information_A[0] = 0  # the unknown row stands for artworks nobody saw
     model.posterior_FF.copy_(torch.linalg.cholesky(covariance_FF))
-    model.posterior_own_A.copy_((1 / (1 / spread**2 + known_A)).sqrt())
+    model.posterior_own_A.copy_((1 / (1 / spread**2 + information_A)).sqrt())
     return {"ridge": ridge, "well_determined": ridge * width, "spread_of_artworks": spread}
 
 
@@ -61,7 +61,7 @@ def _variance(logit_N: Tensor) -> Tensor:
     return p_N * (1 - p_N)
 
 
-def ridge_of(curvature_FF: Tensor) -> float:
+def evidence_ridge(curvature_FF: Tensor) -> float:
     """MacKay's fixed point for weights that are all 1."""
     values_F = torch.linalg.eigvalsh(curvature_FF).clamp(min=0)
     ridge = 1.0
@@ -70,11 +70,11 @@ def ridge_of(curvature_FF: Tensor) -> float:
     return ridge
 
 
-def spread_of(told_A: Tensor, known_A: Tensor) -> float:
+def bias_std_by_moments(residual_A: Tensor, information_A: Tensor) -> float:
     """Standard deviation of biases, as logits, by moments: E[told^2] = known + known^2 spread^2.
 
-    `told`: clicks less those expected, by artwork; `known`: their variance by chance.
+    `residual`: clicks less those expected, by artwork; `information`: their variance by chance.
     """
-    squares = float((known_A**2).sum())
-    excess = float((told_A**2 - known_A).sum())
-    return max(LEAST_SPREAD, (excess / squares) ** 0.5 if squares > 0 and excess > 0 else 0.0)
+    squares = float((information_A**2).sum())
+    excess = float((residual_A**2 - information_A).sum())
+    return max(MIN_BIAS_STD, (excess / squares) ** 0.5 if squares > 0 and excess > 0 else 0.0)

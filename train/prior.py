@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
-from datamodules.contract import UserError
+from foundation.errors import UserError
 from models.two_tower import TwoTower
 
 
@@ -42,17 +42,22 @@ class PriorConfig:
                 raise UserError(f"prior.{field.name}={getattr(self, field.name)}: must be at least 0.")
 
 
-KINDS = {
-    "appeal": ("taste.weight", "taste_state.weight", "taste_device.weight", "artwork_vector.weight"),
-    "context": ("taste_country.weight", "taste_hour.weight"),
+PARAMETER_GROUPS = {
+    "appeal": (
+        "artwork_query.weight",
+        "artwork_query_state.weight",
+        "artwork_query_device.weight",
+        "artwork_vector.weight",
+    ),
+    "context": ("artwork_query_country.weight", "artwork_query_hour.weight"),
     "artwork": ("artwork_bias.weight", "artwork_content_bias.weight"),
     "affinity": (
-        *("interest.weight", "interest_state.weight", "title_vector.weight"),
+        *("title_query.weight", "title_query_state.weight", "title_vector.weight"),
         *("title_content_bias.weight", "title_bias.weight"),
     ),
     "engaged": (
-        *("engagement.member.weight", "engagement.title.weight", "engagement.by_title.weight"),
-        *("engagement.by_artwork.weight", "engagement.on_device.weight"),
+        *("engagement.member.weight", "engagement.title.weight", "engagement.title_bias.weight"),
+        *("engagement.artwork_bias.weight", "engagement.on_device.weight"),
     ),
     "distance": ("recent.band.bias_HS",),
     "presentation": tuple(
@@ -65,12 +70,12 @@ KINDS = {
 class Prior:
     """The priors of one model's weights."""
 
-    def __init__(self, model: TwoTower, config: PriorConfig, without: frozenset[str] = frozenset()) -> None:
-        """`without`: names of parameters that have weight decay instead."""
-        self.model, there = model, dict(model.named_parameters())
+    def __init__(self, model: TwoTower, config: PriorConfig, exclude: frozenset[str] = frozenset()) -> None:
+        """`exclude`: names of parameters that have weight decay instead."""
+        self.model, by_name = model, dict(model.named_parameters())
         self.parts = [
-            (getattr(config, kind), [there[name] for name in names if name in there and name not in without])
-            for kind, names in KINDS.items()
+            (getattr(config, kind), [by_name[name] for name in names if name in by_name and name not in exclude])
+            for kind, names in PARAMETER_GROUPS.items()
             if getattr(config, kind)
         ]
 
@@ -80,8 +85,8 @@ class Prior:
 
     def loss(self) -> Tensor:
         """Minus the logarithm of the prior density, but for a constant: in units of one impression's log loss."""
-        found = self.model.presentation.base.new_zeros(())
+        penalty = self.model.presentation.base.new_zeros(())
         for strength, parameters in self.parts:
             for parameter in parameters:
-                found = found + 0.5 * strength * parameter.square().sum()
-        return found
+                penalty = penalty + 0.5 * strength * parameter.square().sum()
+        return penalty

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from datamodules.prepare import PrepareConfig
+from datamodules.prepare.prepare import PrepareConfig
 from train.config import FitConfig
 from train.embed import EmbedConfig
 

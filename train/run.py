@@ -17,12 +17,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from datamodules.atomic import atomic_file
-from datamodules.contract import CONTRACT_VERSION, UserError
-from datamodules.shards import Shards
-from datamodules.vocabulary import Vocabularies, load_vocabularies
+from datamodules.contract.tables import CONTRACT_VERSION
+from datamodules.shards.shard import Shards
+from datamodules.shards.vocabulary import Vocabularies, load_vocabularies
+from foundation.atomic import atomic_file
+from foundation.errors import UserError
 from models.history import HistoryConfig
-from models.titles import CoplayConfig, OrderConfig
+from models.linear_title_models import LowRankEaseConfig, NextItemConfig
 from models.two_tower import Content, Sizes, TwoTower, TwoTowerConfig
 
 CONFIG, WEIGHTS, METRICS = "config.yaml", "weights.safetensors", "metrics.json"
@@ -113,7 +114,7 @@ class Run:
         except Exception as error:  # safetensors raises its own class for a damaged file
             raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}). Train again with keyart fit.") from None
         written = dict(record["fit"]["model"])
-        parts = {"history": HistoryConfig, "coplay": CoplayConfig, "order": OrderConfig}
+        parts = {"history": HistoryConfig, "coplay": LowRankEaseConfig, "next_item": NextItemConfig}
         shape = TwoTowerConfig(**{name: part(**written.pop(name, {})) for name, part in parts.items()}, **written)
         content = Content(**{name: state[name] for name in Content._fields})
         model = TwoTower(shape, sizes_of(vocabularies), content)

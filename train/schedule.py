@@ -2,14 +2,14 @@
 
 import math
 
-LEAST = 0.01
+MIN_FACTOR = 0.01
 """Share of the peak rate that is left at the end."""
 
 
-def warm_cosine(step: int, total: int, warmup: float) -> float:
+def warmup_cosine(step: int, total: int, warmup: float) -> float:
     """Factor of the peak rate at a step, 0 .. total - 1; `warmup` is the share of the steps during which it rises."""
-    warm = max(1, int(warmup * total))
-    if step < warm:
-        return (step + 1) / warm
-    done = min(1.0, (step - warm) / max(1, total - warm))
-    return LEAST + (1 - LEAST) * 0.5 * (1 + math.cos(done * math.pi))
+    warmup_steps = max(1, int(warmup * total))
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total - warmup_steps))
+    return MIN_FACTOR + (1 - MIN_FACTOR) * 0.5 * (1 + math.cos(progress * math.pi))

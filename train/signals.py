@@ -6,28 +6,28 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-LISTENED = (signal.SIGTERM, signal.SIGINT)
+HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stopped(Exception):
+class Interrupted(Exception):
     """A signal came, and what was done until then is saved."""
 
 
 class Signals:
-    """They act at once, but while `held`: then the first of them is noted in `came`, and the second acts."""
+    """They act at once, but while `deferred`: then the first of them is noted in `received`, and the second acts."""
 
-    def __init__(self, noted: Callable[[int], None] | None = None) -> None:
+    def __init__(self, on_deferred: Callable[[int], None] | None = None) -> None:
         """`noted` is called with the number of a signal that is held back."""
-        self.came: int | None = None
-        self.held = False
-        self._noted = noted
-        self._before: dict[int, Any] = {}
+        self.received: int | None = None
+        self.deferred = False
+        self._on_deferred = on_deferred
+        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
         """Listen."""
-        self._before = {number: signal.getsignal(number) for number in LISTENED}
+        self._previous_handlers = {number: signal.getsignal(number) for number in HANDLED_SIGNALS}
         if threading.current_thread() is threading.main_thread():  # beside it nobody can listen
-            for number, handler in self._before.items():
+            for number, handler in self._previous_handlers.items():
                 if handler not in (None, signal.SIG_IGN):
                     signal.signal(number, self._note)
         return self
@@ -35,18 +35,18 @@ class Signals:
     def __exit__(self, *exc: object) -> None:
         """Hand back to whom listened before."""
         if threading.current_thread() is threading.main_thread():
-            for number, handler in self._before.items():
+            for number, handler in self._previous_handlers.items():
                 if handler is not None:
                     signal.signal(number, handler)
 
-    def act(self) -> None:
+    def raise_deferred(self) -> None:
         """Do what was held back: Ctrl-C is a KeyboardInterrupt, SIGTERM ends the process with 0."""
-        if self.came is not None:
-            raise KeyboardInterrupt if self.came == signal.SIGINT else SystemExit(0)
+        if self.received is not None:
+            raise KeyboardInterrupt if self.received == signal.SIGINT else SystemExit(0)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        again, self.came = self.came is not None, number
-        if again or not self.held:
-            self.act()
-        elif self._noted is not None:
-            self._noted(number)
+        repeated, self.received = self.received is not None, number
+        if repeated or not self.deferred:
+            self.raise_deferred()
+        elif self._on_deferred is not None:
+            self._on_deferred(number)

@@ -14,34 +14,34 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.datamodule import Place
-from datamodules.feed import Batch
-from models.two_tower import TABLES, Content, Context, States, Terms, TwoTower
-from train.average import Average
+from datamodules.feed.datamodule import Cursor
+from datamodules.feed.impression_feed import Batch
+from models.two_tower import ROW_TABLES, Content, Context, LogitTerms, States, TwoTower
+from train.ema import ExponentialMovingAverage
 from train.finetune import ImageTower
+from train.next_title import NextTitleLoss
 from train.optimiser import OptimiserConfig
 from train.prior import Prior, PriorConfig
-from train.rows import RowsAdamW, looked_up
-from train.schedule import warm_cosine
-from train.titles import TitleLesson
+from train.schedule import warmup_cosine
+from train.sparse_adamw import SparseRowAdamW, rows_in_batch
 
 RANK_STRIDE, BATCH_STRIDE = 1_000_003**2, 15_485_863
 """Between seeds: each rank draws dropout of its own, and so does a slice gone on with by another number of ranks."""
 
-IMAGES = "artwork_image_AE"
+IMAGE_BUFFER = "artwork_image_AE"
 FUSED = ("cuda", "cpu")
 """Devices whose AdamW is one kernel over all weights."""
 
 
-def rank_batch(model: TwoTower, batch: Batch, *, everything: bool = True, states: States | None = None) -> Terms:
+def rank_batch(model: TwoTower, batch: Batch, *, everything: bool = True, states: States | None = None) -> LogitTerms:
     """The model's terms for every impression and artwork of a batch; or engagement of those alone that tell of it.
 
     `states`: of the batch's plays, where they are known already.
     """
     context = Context(batch.country, batch.device, batch.hour, batch.row, batch.column, batch.play_count)
     plays = (batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
-    asked = None if everything else batch.asked
-    return model(*plays, batch.member, batch.position, context, batch.title, batch.artworks, asked, states)
+    engagement_known = None if everything else batch.engagement_known
+    return model(*plays, batch.member, batch.position, context, batch.title, batch.artworks, engagement_known, states)
 
 
 def losses(model: TwoTower, batch: Batch, states: States | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,25 +49,25 @@ def losses(model: TwoTower, batch: Batch, states: States | None = None) -> tuple
     terms = rank_batch(model, batch, everything=False, states=states)
     mean = "mean" if len(batch.clicked) else "sum"
     click = terms.click_NK().gather(1, batch.shown[:, None]).squeeze(1)
-    engaged = terms.engaged_NK.gather(1, batch.shown[batch.asked, None]).squeeze(1)
+    engaged = terms.engaged_NK.gather(1, batch.shown[batch.engagement_known, None]).squeeze(1)
     return (
         F.binary_cross_entropy_with_logits(click, batch.clicked, reduction=mean),
-        F.binary_cross_entropy_with_logits(engaged, batch.engaged[batch.asked], reduction="sum"),
-        torch.tensor(len(batch.asked), device=click.device),
+        F.binary_cross_entropy_with_logits(engaged, batch.engaged[batch.engagement_known], reduction="sum"),
+        torch.tensor(len(batch.engagement_known), device=click.device),
     )
 
 
-def clip_gradients(model: torch.nn.Module, most: float) -> None:
-    """Scale all gradients, sparse ones too, so that their norm together is at most `most`."""
-    found = []
+def clip_gradients(model: torch.nn.Module, max_norm: float) -> None:
+    """Scale all gradients, sparse ones too, so that their norm together is at most `max_norm`."""
+    gradients = []
     for parameter in model.parameters():
         if parameter.grad is not None and parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
-            found.append(parameter.grad.values())
+            gradients.append(parameter.grad.values())
         elif parameter.grad is not None:
-            found.append(parameter.grad)
-    scale = most / (torch.nn.utils.get_total_norm(found) + 1e-6)
-    torch._foreach_mul_(found, scale.clamp(max=1.0))  # pyright: ignore[reportPrivateImportUsage]
+            gradients.append(parameter.grad)
+    scale = max_norm / (torch.nn.utils.get_total_norm(gradients) + 1e-6)
+    torch._foreach_mul_(gradients, scale.clamp(max=1.0))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def generator_states() -> dict[str, Tensor]:
@@ -95,24 +95,26 @@ class RankerTask(pl.LightningModule):
         impressions: int,
         total_steps: int,
         seed: int,
-        place: Place,
-        alone: bool = True,
+        cursor: Cursor,
+        single_process: bool = True,
         tower: ImageTower | None = None,
-        titles: TitleLesson | None = None,
+        titles: NextTitleLoss | None = None,
     ) -> None:
-        """`impressions`: of a pass, over which the prior is spread; `place`: how far the training has come, moved by the
-        keeper; `alone`: whether there is one process; `tower`: the image encoder, where it is trained too; `titles`: how
+        """`impressions`: of a pass, over which the prior is spread; `cursor`: how far the training has come, moved by the
+        keeper; `single_process`: whether there is one process; `tower`: the image encoder, where it is trained too; `titles`: how
         titles are learned, where they are."""
         super().__init__()
         self.model, self.optimiser_config = model, optimiser
-        self.total_steps, self.seed, self.place = max(1, total_steps), seed, place
+        self.total_steps, self.seed, self.cursor = max(1, total_steps), seed, cursor
         if titles is None:  # ranks that average their gradients would wait for those of what no loss reaches
-            model.forget_titles()
-        self.average = Average(model, optimiser.average)
+            model.disable_title_ranking()
+        self.ema = ExponentialMovingAverage(model, optimiser.average)
         self.tower, self.titles = tower, titles
-        tables = {name: model.get_parameter(name) for name in TABLES}
+        tables = {name: model.get_parameter(name) for name in ROW_TABLES}
         large = [
-            name for name, table in tables.items() if table.requires_grad and alone and len(table) >= optimiser.rows
+            name
+            for name, table in tables.items()
+            if table.requires_grad and single_process and len(table) >= optimiser.rows
         ]
         if titles is not None:
             # titles that stand for all others, and the people in them, are in no batch, and must be looked up as they are
@@ -128,11 +130,11 @@ class RankerTask(pl.LightningModule):
         """Of this slice so far: summed loss, impressions."""
         self.validation_log_loss = self.validation_engaged_log_loss = math.nan
         self._validated = torch.zeros(4, dtype=torch.float64)
-        self._broken = torch.full((4,), math.nan)
+        self._first_nonfinite = torch.full((4,), math.nan)
 
     def state(self) -> dict[str, Tensor]:
         """Everything trained, and the average of it. The catalogue is not: it comes from the shards."""
-        fixed = set(Content._fields) - ({IMAGES} if self.tower is not None else set())
+        fixed = set(Content._fields) - ({IMAGE_BUFFER} if self.tower is not None else set())
         return {name: value for name, value in self.state_dict().items() if name.split(".")[-1] not in fixed}
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -144,48 +146,50 @@ class RankerTask(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Seed from the slice alone, or go on where the generators stood: a resumed run draws the same dropout."""
         states, self.generators = self.generators, None
-        if states is not None and self.place.batch:
+        if states is not None and self.cursor.batch:
             set_generator_states(states)
         else:
-            place = self.place.slice + self.place.batch * BATCH_STRIDE + self.global_rank * RANK_STRIDE
-            torch.manual_seed(self.seed * 1_000_003 + place)
-            if self.place.batch == 0:
+            cursor = self.cursor.validations + self.cursor.batch * BATCH_STRIDE + self.global_rank * RANK_STRIDE
+            torch.manual_seed(self.seed * 1_000_003 + cursor)
+            if self.cursor.batch == 0:
                 self.sums = torch.zeros(2, dtype=torch.float64)
         self.sums = self.sums.to(self.device)
-        self._broken = torch.full((4,), math.nan, device=self.device)
+        self._first_nonfinite = torch.full((4,), math.nan, device=self.device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Bring the rows that are about to be looked up to where they would be, had all steps been dense."""
         if self.tables:
-            self.catch_up(looked_up(self.model, batch.play_title, batch.title, batch.artworks), before_step=True)
+            self.catch_up(rows_in_batch(self.model, batch.play_title, batch.title, batch.artworks), before_step=True)
 
     def catch_up(self, rows: dict[str, Tensor] | None, *, before_step: bool) -> None:
         """See `RowsAdamW.catch_up`; None: all rows of all tables updated by rows."""
         optimiser = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimiser, RowsAdamW)
+        assert isinstance(optimiser, SparseRowAdamW)
         for name, table in self.tables.items():
-            average = self.average.module.get_parameter(name)
+            average = self.ema.module.get_parameter(name)
             some = None if rows is None else rows[name]
             optimiser.catch_up(table, some, average, self.optimiser_config.average, before_step=before_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Log loss of clicks, plus that of engagement, per impression of the whole batch."""
         if self.tower is not None:
-            self.model.fresh = self.tower.fresh(batch)
+            self.model.batch_images = self.tower.batch_images(batch)
         states = None
         if self.titles is not None:
             states = self.model.states(batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
         click, engaged, _ = losses(self.model, batch, states)
-        self.model.fresh = None
+        self.model.batch_images = None
         count = len(batch.clicked)
-        loss = click * (count / batch.whole) + engaged / batch.whole
+        loss = click * (count / batch.global_impressions) + engaged / batch.global_impressions
         if self.titles is not None and states is not None:
-            loss = loss + self.titles.loss(self.model, states, batch) * (count / batch.whole)
-        loss = loss + self.prior.loss() * (count / batch.whole / self.impressions)
+            loss = loss + self.titles.loss(self.model, states, batch) * (count / batch.global_impressions)
+        loss = loss + self.prior.loss() * (count / batch.global_impressions / self.impressions)
         with torch.no_grad():
             self.sums += torch.stack([click * count + engaged, torch.full_like(click, count)])
-            told = torch.stack([loss, click, engaged, torch.full_like(loss, self.place.batch)]).float()
-            self._broken = torch.where(torch.isfinite(loss) | ~torch.isnan(self._broken[3]), self._broken, told)
+            status = torch.stack([loss, click, engaged, torch.full_like(loss, self.cursor.batch)]).float()
+            self._first_nonfinite = torch.where(
+                torch.isfinite(loss) | ~torch.isnan(self._first_nonfinite[3]), self._first_nonfinite, status
+            )
         # asking a GPU for a number makes it wait: there, now and then, and before each checkpoint
         if not loss.is_cuda or batch_idx % 32 == 31:
             self.require_finite()
@@ -193,19 +197,19 @@ class RankerTask(pl.LightningModule):
 
     def require_finite(self) -> None:
         """Raise a FloatingPointError that names the first batch whose loss was no number, if any was."""
-        loss, click, engaged, batch = self._broken.tolist()
+        loss, click, engaged, batch = self._first_nonfinite.tolist()
         if not math.isnan(batch):
             raise FloatingPointError(
-                f"the loss is {loss} in slice {self.place.slice + 1}, batch {batch:.0f} (click {click}, engaged {engaged}). "
+                f"the loss is {loss} in slice {self.cursor.validations + 1}, batch {batch:.0f} (click {click}, engaged {engaged}). "
                 f"Lower optimiser.learning_rate ({self.optimiser_config.learning_rate}); "
                 "where the first batch is the one, embed the shards again."
             )
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         """Before each step: move the average to the weights of the step before, so that it trails by one."""
-        self.average.update(self.model, self.tables.values())
+        self.ema.update(self.model, self.tables.values())
         if self.tower is not None:
-            self.tower.average.update(self.tower.encoder)
+            self.tower.ema.update(self.tower.encoder)
 
     def configure_gradient_clipping(
         self,
@@ -218,18 +222,18 @@ class RankerTask(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums."""
-        if self.tables and self.place.step:
+        if self.tables and self.cursor.step:
             self.catch_up(None, before_step=False)
-        if self.tower is not None and self.place.step:
+        if self.tower is not None and self.cursor.step:
             table = self.tower.table()
-            for model in (self.model, cast(TwoTower, self.average.module)):
+            for model in (self.model, cast(TwoTower, self.ema.module)):
                 model.artwork_image_AE.copy_(table)
         self._validated = torch.zeros(4, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Sum the losses of the averaged model, in the precision it will be served in."""
         with torch.autocast(self.device.type, enabled=False):
-            click, engaged, clicks = losses(cast(TwoTower, self.average.module), batch)
+            click, engaged, clicks = losses(cast(TwoTower, self.ema.module), batch)
         count = len(batch.clicked)
         self._validated += torch.stack([click * count, torch.full_like(click, count), engaged, clicks])
 
@@ -252,20 +256,23 @@ class RankerTask(pl.LightningModule):
         """AdamW under warm-up and cosine."""
         config = self.optimiser_config
         fused = self.device.type in FUSED
-        by_rows = {id(table) for table in self.tables.values()}
-        dense = [p for p in self.model.parameters() if id(p) not in by_rows]
-        held = self.prior.parameters()
+        row_table_ids = {id(table) for table in self.tables.values()}
+        dense = [p for p in self.model.parameters() if id(p) not in row_table_ids]
+        with_prior = self.prior.parameters()
         # Decay pulls vectors to zero, where an id nobody trained lies; biases and norms have no such home, and what has a
         # prior has one already
         groups = [
-            {"params": [p for p in dense if p.ndim > 1 and id(p) not in held], "weight_decay": config.weight_decay},
-            {"params": [p for p in dense if p.ndim <= 1 or id(p) in held], "weight_decay": 0.0},
+            {
+                "params": [p for p in dense if p.ndim > 1 and id(p) not in with_prior],
+                "weight_decay": config.weight_decay,
+            },
+            {"params": [p for p in dense if p.ndim <= 1 or id(p) in with_prior], "weight_decay": 0.0},
             {"params": list(self.tables.values()), "weight_decay": config.weight_decay, "rows": True},
         ]
         if self.tower is not None:
             images, weights = self.tower.config, list(self.tower.encoder.parameters())
             groups.append({"params": weights, "weight_decay": images.weight_decay, "lr": images.learning_rate})
-        optimiser = RowsAdamW(groups, config.learning_rate, (0.9, 0.99), fused=fused)
-        course = partial(warm_cosine, total=self.total_steps, warmup=config.warmup)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, course)
+        optimiser = SparseRowAdamW(groups, config.learning_rate, (0.9, 0.99), fused=fused)
+        lr_lambda = partial(warmup_cosine, total=self.total_steps, warmup=config.warmup)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lr_lambda)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,78 @@
+# /// script
+# requires-python = "==3.11.*"
+# dependencies = ["obp==0.5.*"]
+# [tool.uv]
+# override-dependencies = [
+#     "pyyaml>=6", "scikit-learn>=1.3,<1.6", "numpy<2", "pandas<2.2", "scipy<1.14", "torch>=2.11", "seaborn>=0.13",
+# ]
+# ///
+# pyright: reportMissingImports=false
+"""The other side of `benchmarks/value.py`: the same arrays by Open Bandit Pipeline, in an environment of its own.
+
+Open Bandit Pipeline has not moved since 2022 and installs on today's machines only with its pins overridden, as above.
+In: an .npz of arrays. Out: JSON of each estimator's value, seconds, and the seconds that its bootstrap intervals take.
+"""
+
+import json
+import sys
+import time
+
+import numpy as np
+from obp.ope import (
+    DirectMethod,
+    DoublyRobust,
+    DoublyRobustWithShrinkage,
+    InverseProbabilityWeighting,
+    MarginalizedInverseProbabilityWeighting,
+    ReplayMethod,
+    SelfNormalizedDoublyRobust,
+    SelfNormalizedInverseProbabilityWeighting,
+    SwitchDoublyRobust,
+)
+
+arrays = np.load(sys.argv[1])
+policy_NK1, logging_NK1, expected_NK1 = (arrays[name][:, :, None] for name in ("policy", "logging", "predicted"))
+reward, action, cluster_K = arrays["reward"].astype(float), arrays["action"], arrays["cluster"]
+parameters = json.loads(sys.argv[3])
+# each action's cluster, as a certain embedding of one dimension: (actions, clusters, 1)
+embedding = np.eye(cluster_K.max() + 1)[cluster_K][:, :, None]
+inputs = {
+    "reward": reward,
+    "action": action,
+    "pscore": arrays["propensity"],
+    "action_dist": policy_NK1,
+    "estimated_rewards_by_reg_model": expected_NK1,
+    "position": np.zeros(len(reward), int),
+    "action_embed": cluster_K[action][:, None],
+    "pi_b": logging_NK1,
+    "p_e_a": embedding,
+}
+estimators = {
+    "replay": ReplayMethod(),
+    "ips": InverseProbabilityWeighting(),
+    "clipped_ips": InverseProbabilityWeighting(lambda_=parameters["clip"]),
+    "snips": SelfNormalizedInverseProbabilityWeighting(),
+    "dm": DirectMethod(),
+    "dr": DoublyRobust(),
+    "sndr": SelfNormalizedDoublyRobust(),
+    "switch_dr": SwitchDoublyRobust(lambda_=parameters["tau"]),
+    "dr_os": DoublyRobustWithShrinkage(lambda_=parameters["shrinkage"]),
+    "mips": MarginalizedInverseProbabilityWeighting(n_actions=len(cluster_K)),
+}
+results = {}
+for name, estimator in estimators.items():
+    theirs = dict(inputs)
+    if name == "replay":
+        theirs["action_dist"] = arrays["certain"][:, :, None]
+    seconds, value = [], float("nan")
+    for _ in range(parameters["repeats"]):
+        start = time.perf_counter()
+        value = float(estimator.estimate_policy_value(**theirs))
+        seconds.append(time.perf_counter() - start)
+    results[name] = {"value": value, "seconds": seconds}
+    if name in ("ips", "snips", "dr"):
+        start = time.perf_counter()
+        estimator.estimate_interval(**theirs, n_bootstrap_samples=parameters["draws"], random_state=0)
+        results[name]["interval_seconds"] = time.perf_counter() - start
+with open(sys.argv[2], "w") as file:
+    json.dump(results, file)

@@ -1,0 +1,229 @@
+"""Recipes and command lines -> typed arguments.
+
+Defaults stand in the config dataclasses alone; a recipe names what differs; the command line has the last word.
+A word or a field nobody knows, or a value of the wrong type or range, ends in one line that names it.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from rich.text import Text
+
+from foundation.errors import UserError
+
+RECIPES = Path(__file__).parent
+NO_RECIPES = ("engine",)
+"""Sections that are no recipe's: what a command may use changes no result."""
+
+
+def section_class(section: str) -> type:
+    """The dataclass of a section; `recipe` is a whole recipe."""
+    if section == "prepare":
+        from datamodules.prepare.prepare import PrepareConfig as Section
+    elif section == "simulate":
+        from datamodules.simulator.simulate import SimulateConfig as Section
+    elif section == "embed":
+        from train.embed import EmbedConfig as Section
+    elif section == "fit":
+        from train.config import FitConfig as Section
+    elif section in NO_RECIPES:
+        from datamodules.contract.engines import EngineConfig as Section
+    else:
+        from train.recipe import Recipe as Section
+    return Section
+
+
+def parse(
+    name: str, function: Callable[..., Any], section: str | type | None, words: list[str], recipe: Path | None
+) -> dict[str, Any]:
+    """Keyword arguments for a command's function, `settings` included where it has a section.
+
+    `section`: by name; or a dataclass that has none. `recipe` is read where the words name no `--config`, which they may
+    where the section is a recipe's. `--help` prints and exits with 0, as parsers do; words that do not fit raise a UserError.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = _Parser(prog=f"keyart {name}", description=_summary(function), exit_on_error=False)
+    parser.add_function_arguments(function, as_positional=True, skip={"settings"} if section else set())
+    class_ = section_class(section) if isinstance(section, str) else section
+    of_recipe = section if isinstance(section, str) and section not in NO_RECIPES else None
+    if of_recipe:
+        parser.add_argument("--config", type=Path, default=None, help="a recipe: a YAML file as those in configs/")
+    if class_ is not None:
+        parser.add_class_arguments(class_, None)
+    if class_ is not None and of_recipe:
+        chosen = _config_path(words) or recipe
+        if chosen is not None:  # as words before the user's, so that they are judged alike and the user's are the last
+            fields_set = _flat(read_section(chosen, of_recipe, class_))
+            # a word as it is: in quotes it is not one of a field's few
+            normalised = {
+                k: value if isinstance(value, str) and value else json.dumps(value) for k, value in fields_set.items()
+            }
+            words = [*(f"--{key}={value}" for key, value in normalised.items()), *words]
+    try:
+        parsed = parser.parse_args(_normalised(words, parser))
+        return _arguments(parser.instantiate(parsed), class_)
+    except UserError:
+        raise
+    except Exception as error:  # argparse, jsonargparse and a config's own checks each raise their own
+        raise UserError(f"{_one_line(error)} (keyart {name} --help explains).") from None
+
+
+class _Parser(ArgumentParser):
+    """Options have dashes where fields have underscores: `--drop-invalid`."""
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """What `--help` prints."""
+        return re.sub(
+            r"--\w[\w.]*", lambda match: match[0].replace("_", "-"), super().format_help(*args, **kwargs)
+        ).replace("--from-run", "--from")
+
+
+ALIASES = {"--from": "--from_run"}
+"""Options whose name Python keeps for itself."""
+RENAMED = {
+    "passes": "epochs",
+    "slices": "validations_per_epoch",
+    "order": "next_item",
+}
+"""Fields by their names before version 0.2, in options and in recipes: read with a warning until version 0.3."""
+
+
+def renamed(path: str, known: Callable[[str], bool]) -> str:
+    """A dotted field path under today's names; a warning on standard error where it has an old one.
+
+    `known`: whether a path names a field. A path that does, or does not under today's names either, is returned as it is.
+    """
+    current = ".".join(RENAMED.get(part, part) for part in path.split("."))
+    if current == path or known(path) or not known(current):
+        return path
+    print(f"keyart: {path} is now called {current}; the old name stops working in version 0.3.", file=sys.stderr)
+    return current
+
+
+LISTS = (list[str], list[str] | None, list[int], list[float])
+
+
+def _normalised(words: list[str], parser: ArgumentParser) -> list[str]:
+    """The words as the parser knows them: dashes as underscores, a bare flag as true, lists as `1,2` or option by option."""
+    known = parser._option_string_actions
+    normalised: list[str] = []
+    lists: dict[str, list[str]] = {}
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        name, equals, value = word.partition("=")
+        if not name.startswith("--"):
+            normalised.append(word)
+            continue
+        name = name if name in known else "--" + name[2:].replace("-", "_")
+        name = ALIASES.get(name, name)
+        name = "--" + renamed(name[2:], lambda path: f"--{path}" in known)
+        type_ = getattr(known.get(name), "_typehint", None)
+        if type_ is bool and not equals:
+            flag_value = left.pop(0) if left and left[0] in ("true", "false") else "true"
+            normalised.append(f"{name}={flag_value}")
+        elif type_ in LISTS:
+            value = value if equals or not left else left.pop(0)
+            if type_ in (list[str], list[str] | None) and not value.startswith("["):
+                lists.setdefault(name, []).append(value)
+            else:
+                normalised.append(f"{name}={value}" if value.startswith("[") else f"{name}=[{value}]")
+        else:
+            normalised.append(f"{name}{equals}{value}")
+    return [*normalised, *(f"{name}={json.dumps(values)}" for name, values in lists.items())]
+
+
+def read_section(path: Path, section: str, class_: type) -> dict[str, Any]:
+    """The fields a recipe sets for one section, `recipe` for all; unknown fields and broken YAML are UserErrors."""
+    try:
+        whole = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}). Name a recipe, such as those in configs/."
+        ) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is no YAML ({_one_line(error)}).") from None
+    if not isinstance(whole, dict):
+        raise UserError(f"{path}: holds no fields. A recipe has sections such as `fit:`.")
+    whole = _under_current_names(whole, section_class("recipe"), "")
+    _require_known_fields(whole, section_class("recipe"), path, "")
+    chosen = whole if section == "recipe" else whole.get(section, {})
+    return chosen if isinstance(chosen, dict) else {}
+
+
+def _under_current_names(values: dict[str, Any], class_: type, where: str) -> dict[str, Any]:
+    """The same fields, those under names of before under today's."""
+    hints = get_type_hints(class_)
+    names = {field.name for field in fields(class_)}
+    current: dict[str, Any] = {}
+    for name, value in values.items():
+        now = str(name) if name in names else renamed(f"{where}{name}", lambda path: path.rpartition(".")[2] in names)
+        now = now.rpartition(".")[2]
+        hint = hints.get(now)
+        if isinstance(value, dict) and isinstance(hint, type) and is_dataclass(hint):
+            value = _under_current_names(value, hint, f"{where}{now}.")
+        current[now] = value
+    return current
+
+
+def _require_known_fields(values: dict[str, Any], class_: type, path: Path, where: str) -> None:
+    """Raise where a field is none of the dataclass's."""
+    hints = get_type_hints(class_)
+    names = [field.name for field in fields(class_)]
+    for name, value in values.items():
+        if name not in names:
+            matches = get_close_matches(str(name), names, 1)
+            hint = f"Did you mean {matches[0]}?" if matches else f"There are: {', '.join(names)}."
+            raise UserError(f"{path}: unknown field {where}{name}. {hint}")
+        if is_dataclass(hints[name]) and isinstance(hints[name], type):
+            if not isinstance(value, dict):
+                raise UserError(f"{path}: {where}{name}={value}: is a section and holds fields.")
+            _require_known_fields(value, hints[name], path, f"{where}{name}.")
+
+
+def _config_path(words: list[str]) -> Path | None:
+    """The file after `--config`, read before the rest because it sets their defaults."""
+    for index, word in enumerate(words):
+        if word == "--config" and index + 1 < len(words):
+            return Path(words[index + 1])
+        if word.startswith("--config="):
+            return Path(word.partition("=")[2])
+    return None
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields as dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _arguments(made: Namespace, class_: type | None) -> dict[str, Any]:
+    """Split the parsed names into the function's own and the section's."""
+    values = dict(vars(made))
+    values.pop("config", None)
+    if class_ is None:
+        return values
+    own = {field.name: values.pop(field.name) for field in fields(class_)}
+    return values | {"settings": class_(**own)}
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    return " ".join((function.__doc__ or "").partition("Args:")[0].split())
+
+
+def _one_line(error: Exception) -> str:
+    text = re.sub(r"\s+", " ", Text.from_ansi(str(error)).plain).strip()
+    return text if len(text) <= 300 else text[:297] + "..."

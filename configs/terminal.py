@@ -1,0 +1,75 @@
+"""How a command is called and ends: what it says and where, and that whatever a user can cause is told in one line.
+
+Only the standard library is loaded, so that `keyart --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+TYPE_CHECKING = False  # not typing's: see keyart.py
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def print_outputs(out: Path, to: Console, command: str) -> None:
+    """Tell what the whole way wrote, and which command comes next."""
+    outputs = [out / name for name in ("shards", "run", "bundle", "scores", "report/report.html")]
+    to.print("Written: " + ", ".join(str(path) for path in outputs if path.exists()))
+    to.print(f"Next: {command}", soft_wrap=True)
+
+
+def print_next_command(message: str, command: str) -> None:
+    """Tell what was done, where it need be told, and which command comes next."""
+    stdout_console().print("\n".join([*([message] if message else []), f"Next: {command}"]), soft_wrap=True)
+
+
+def stderr_console() -> Console:
+    """For progress and what happens meanwhile: standard error."""
+    from rich.console import Console
+
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def stdout_console() -> Console:
+    """For results: standard output."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def usage(summaries: Mapping[str, str]) -> str:
+    """What `keyart --help` prints, from every command's summary."""
+    lines = ["usage: keyart COMMAND ...", "", "Learn which artwork makes a member want to watch a title.", ""]
+    lines += [f"  {name:<10} {summary}" for name, summary in summaries.items()]
+    return "\n".join([*lines, "", "keyart COMMAND --help explains a command; start with: keyart demo"])
+
+
+def suggest_command(word: str, commands: Iterable[str]) -> str:
+    """What to say of a word that is no command."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, list(commands), 1)
+    return f"Did you mean {near[0]}?" if near else "keyart --help lists them."
+
+
+def run_command(name: str, command: Callable[[], int]) -> int:
+    """Do what a command does; its exit code: 1 where something given cannot be used, 130 where it was interrupted."""
+    from foundation.errors import UserError
+
+    try:
+        return command()
+    except UserError as error:
+        print(f"keyart {name}: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, Exception) as error:
+        # a query of DuckDB ends on Ctrl-C with an error of its own
+        if not isinstance(error, KeyboardInterrupt) and "Query interrupted" not in str(error):
+            from foundation.errors import describe_fault
+
+            print(f"keyart {name}: {describe_fault(error)}", file=sys.stderr)
+            return 1
+        print(f"keyart {name}: interrupted; nothing half-written. The same command again goes on.", file=sys.stderr)
+        return 130

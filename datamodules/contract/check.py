@@ -1,0 +1,299 @@
+"""`keyart check`: is this folder a dataset by the contract?
+
+In: a dataset folder, which is only read. Out: `CheckReport`: every violation counted, with the first offenders and the
+remedy. Three passes, each over what the one before found sound: the files' schemas (`check_files`), the rows (the rules
+of `check_rules`, counted by the engine in one aggregation per table), the images (Pillow, decoded to the end).
+"""
+
+import posixpath
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import ibis
+from ibis.expr.types import BooleanColumn
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table as TextTable
+from rich.text import Text
+
+from datamodules.contract.check_files import TableFiles, Violation, location_of, printable
+from datamodules.contract.engines import FILE, Engine, EngineConfig, open_engine, to_arrow
+from datamodules.contract.row_rules import Relations, RowRule, row_rules, with_foreign_candidate
+from datamodules.contract.tables import ARTWORKS, CONTRACT_VERSION, ENGINE_TYPES, IMPRESSIONS, TABLES, Table
+from foundation.errors import UserError
+from foundation.progress import progress_bar
+
+OFFENDERS = 3
+"""How many of those who break a rule are named."""
+MEMORY = "2GB"
+"""What a check by itself may hold."""
+IMAGES_PER_BLOCK = 512
+"""Images handed to the threads at a time: keeps the queue short for a large catalogue, and Ctrl-C quick."""
+
+IMAGE_RULES = {
+    "image-outside": (
+        "whose image lies outside of the dataset",
+        "Copy the images into the dataset and write their paths relative to it",
+    ),
+    "missing-image": ("whose image does not exist", "Export the images too, or leave these artworks out"),
+    "unreadable-image": ("whose image cannot be decoded", "Export or copy the image again"),
+}
+"""By rule: the words after "3 artworks", and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What a dataset holds and where it breaks the contract."""
+
+    dataset: Path
+    """The folder that was read."""
+    violations: tuple[Violation, ...]
+    """Of schema first, then of rows, then of images; within each in the contract's order."""
+    rows: dict[str, int]
+    """Rows of each table that is there, in the files that can be read."""
+    files: dict[str, int]
+    """Files of each table that is there."""
+    images: int
+    """Different images the artworks name; 0 where they were not asked for, or could not be."""
+
+    @property
+    def ok(self) -> bool:
+        """Nothing breaks the contract."""
+        return not self.violations
+
+
+def check(
+    dataset: Path,
+    *,
+    images: bool = True,
+    console: Console | None = None,
+    engine: Engine | None = None,
+    tables: Sequence[Table] = TABLES,
+) -> CheckReport:
+    """Judge a dataset by the contract; the dataset is never written to.
+
+    Where a table's schema is broken, neither its rows are judged, nor its images, nor what other tables refer to in it.
+    With `images` false, no image is opened; of others than `tables`, nothing is. Progress is drawn on `console`, standard
+    error by default; `engine` counts, by default a DuckDB of this call, and what it does not read is not judged. Raises
+    `UserError` where the engine fails for a reason outside of the dataset, such as a full disk.
+    """
+    if not dataset.is_dir():
+        what = "is not a folder" if dataset.exists() else "does not exist"
+        remedy = "Name the folder that holds titles.parquet and impressions/"
+        broken = Violation(where=printable(dataset), rule="no-dataset", what=what, count=1, remedy=remedy)
+        return CheckReport(dataset=dataset, violations=(broken,), rows={}, files={}, images=0)
+
+    present = [TableFiles.read(dataset, table) for table in tables]
+    violations = [violation for files in present for violation in files.violations]
+    sound = [files for files in present if files.sound]
+    failures: tuple[type[Exception], ...] = ()
+    with progress_bar(console or Console(stderr=True)) as progress:
+        while True:
+            try:
+                with nullcontext(engine) if engine else open_engine(EngineConfig(memory=MEMORY)) as working:
+                    failures = working.errors
+                    relations = _relations(working, sound)
+                    row_violations = list(_row_violations(dataset, sound, relations, working, progress))
+                    listed = _listed_images(relations) if images else []
+                break
+            except failures as error:
+                # the footers were fine, so damage is in the pages: name those files, then judge what is left
+                damage = [files.damage(dataset) for files in sound]
+                if not any(damage):
+                    reason = printable(str(error).splitlines()[0], 200)
+                    raise UserError(
+                        f"{dataset}: cannot be checked: {reason}. Free memory or disk, then retry."
+                    ) from error
+                violations += [violation for file_violations in damage for violation in file_violations]
+                sound = [files for files, file_violations in zip(sound, damage, strict=True) if not file_violations]
+        violations += row_violations
+        violations += _image_violations(dataset, listed, progress)
+    present = [files for files in present if files.paths]
+    return CheckReport(
+        dataset=dataset,
+        violations=tuple(violations),
+        rows={files.table.name: files.rows for files in present},
+        files={files.table.name: len(files.paths) for files in present},
+        images=len({image for _, image in listed}),
+    )
+
+
+def require_valid(
+    dataset: Path,
+    *,
+    images: bool = True,
+    drop_invalid: bool = False,
+    console: Console | None = None,
+    engine: Engine | None = None,
+    tables: Sequence[Table] = TABLES,
+) -> CheckReport:
+    """The findings of a dataset that keeps the contract; with `drop_invalid`, but for rows that can be left out.
+
+    Raises `UserError` with the first violation, and how many more there are, of one that does not.
+    """
+    check_report = check(dataset, images=images, console=console, engine=engine, tables=tables)
+    blocking = [violation for violation in check_report.violations if not (drop_invalid and violation.rows)]
+    if not blocking:
+        return check_report
+    more = len(blocking) - 1
+    rest = f" And {more} more: run keyart check {dataset}." if more else ""
+    raise UserError(f"{blocking[0].line()}{rest}")
+
+
+def print_check_report(check_report: CheckReport, console: Console) -> None:
+    """What was read, as a table; then one line that all is well, or one line per violation."""
+    if check_report.rows:
+        table = TextTable(title=Text(printable(check_report.dataset)), title_justify="left")
+        table.add_column("table")
+        table.add_column("files", justify="right")
+        table.add_column("rows", justify="right")
+        for name, rows in check_report.rows.items():
+            table.add_row(name, f"{check_report.files[name]:,}", f"{rows:,}")
+        if check_report.images:
+            table.add_row("images", f"{check_report.images:,}", "")
+        console.print(table)
+    if check_report.ok:
+        counts = [f"{check_report.rows[name]:,} {name}" for name in ("impressions", "plays", "titles", "artworks")]
+        console.print(Text(f"dataset holds contract {CONTRACT_VERSION}: {', '.join(counts)}"))
+        return
+    for violation in check_report.violations:
+        console.print(Text.assemble(("violation ", "bold red"), violation.line()))
+    count = len(check_report.violations)
+    console.print(Text(f"{count} {'violation' if count == 1 else 'violations'} of contract {CONTRACT_VERSION}"))
+
+
+def _relations(engine: Engine, sound: list[TableFiles]) -> Relations:
+    """The sound tables with every column of the contract, in the types the files have; absent columns are null."""
+    tables = {}
+    # impressions before plays: an engine that reads some impressions alone reads their members' plays
+    for files in sorted(sound, key=lambda files: files.table is not IMPRESSIONS):
+        raw = engine.read(files.paths, files.table.name)
+        columns = {
+            column.name: raw[column.name] if column.name in files.columns else ibis.null(ENGINE_TYPES[column.kind])
+            for column in files.table.columns
+        }
+        tables[files.table.name] = raw.select(raw[FILE], **columns)
+    if IMPRESSIONS.name in tables and ARTWORKS.name in tables:
+        tables[IMPRESSIONS.name] = with_foreign_candidate(tables[IMPRESSIONS.name], tables[ARTWORKS.name])
+    return tables
+
+
+def _row_violations(
+    dataset: Path, sound: list[TableFiles], tables: Relations, engine: Engine, progress: Progress
+) -> Iterator[Violation]:
+    """One pass per table counts every rule; only for broken ones are files and first offenders looked for."""
+    task = progress.add_task("rows", total=len(sound))
+    for files in sound:
+        table, rows = files.table, tables[files.table.name]
+        progress.update(task, description=f"rows of {table.name}")
+        rules = [rule for rule in row_rules(table) if all(other.name in tables for other in rule.depends_on)]
+        rules = [rule for rule in rules if rule.suspects is None or len(to_arrow(rule.suspects(rows).limit(1)))]
+        flags = rows.select(rows[FILE], *(rule.flags(rows, tables).name(rule.name) for rule in rules))
+        sums = {rule.name: flags.count(where=cast(BooleanColumn, flags[rule.name])).name(rule.name) for rule in rules}
+        (counts,) = to_arrow(flags.aggregate(list(sums.values()))).to_pylist()
+        broken = [rule for rule in rules if counts[rule.name]]
+        per_file = flags.group_by(FILE).agg(**{rule.name: sums[rule.name] for rule in broken}).order_by(FILE)
+        in_files = to_arrow(per_file).to_pylist() if broken else []
+        for rule in broken:
+            count = counts[rule.name]
+            yield Violation(
+                where=location_of(dataset, [engine.file_of(file[FILE]) for file in in_files if file[rule.name]]),
+                rule=rule.name,
+                what=f"{count:,} {'row' if count == 1 else 'rows'} {rule.what}",
+                count=count,
+                first=_offenders(rule, tables),
+                remedy=rule.remedy,
+                rows=True,
+            )
+        progress.advance(task)
+    progress.remove_task(task)
+
+
+def _offenders(rule: RowRule, tables: Relations) -> tuple[str, ...]:
+    rows = tables[rule.table.name]
+    key = rule.table.columns[0].name
+    offenders = rows.filter(rule.flags(rows, tables)).order_by([FILE, key]).limit(OFFENDERS)
+    shown = rule.offending_value(offenders).cast("string") if rule.offending_value else ibis.null("string")
+    pairs = to_arrow(offenders.select(key=offenders[key], shown=shown)).to_pylist()
+    return tuple(
+        f"{printable(pair['key'])}, {printable(pair['shown'])}"
+        if pair["shown"] is not None
+        else printable("null" if pair["key"] is None else pair["key"])
+        for pair in pairs
+    )
+
+
+def _listed_images(tables: Relations) -> list[tuple[str, str]]:
+    """(artwork, image) of every artwork that names one, sorted by artwork."""
+    if ARTWORKS.name not in tables:
+        return []
+    artworks = tables[ARTWORKS.name]
+    listed = artworks.filter(artworks["image"].notnull()).select("artwork_id", "image").order_by("artwork_id")
+    return [(str(row["artwork_id"]), row["image"]) for row in to_arrow(listed).to_pylist()]
+
+
+def _image_violations(dataset: Path, listed: list[tuple[str, str]], progress: Progress) -> list[Violation]:
+    """Artworks whose image lies outside of the dataset, is missing, or does not decode."""
+    images = list(dict.fromkeys(image for _, image in listed))
+    faults: dict[str, tuple[str, str]] = {}
+    task = progress.add_task("images", total=len(images))
+    with strict_image_decoding(), ThreadPoolExecutor() as threads:
+        for start in range(0, len(images), IMAGES_PER_BLOCK):
+            part = images[start : start + IMAGES_PER_BLOCK]
+            for image, fault in zip(part, threads.map(lambda image: image_fault(dataset, image), part), strict=True):
+                if fault:
+                    faults[image] = fault
+            progress.advance(task, len(part))
+    progress.remove_task(task)
+
+    violations = []
+    for rule, (what, remedy) in IMAGE_RULES.items():
+        broken = [(artwork, image) for artwork, image in listed if image in faults and faults[image][0] == rule]
+        if not broken:
+            continue
+        paths = [dataset / image for image in dict.fromkeys(image for _, image in broken)]
+        noun = "artwork" if len(broken) == 1 else "artworks"
+        violations.append(
+            Violation(
+                # a file that is not there, or not ours, is the table's mistake
+                where=location_of(dataset, paths) if rule == "unreadable-image" else "artworks.parquet",
+                rule=rule,
+                what=f"{len(broken):,} {noun} {what}",
+                count=len(broken),
+                first=tuple(f"{printable(a)}, {faults[image][1]}" for a, image in broken[:OFFENDERS]),
+                remedy=remedy,
+            )
+        )
+    return violations
+
+
+@contextmanager
+def strict_image_decoding() -> Iterator[None]:
+    """Pillow warns of doubtful metadata, which nobody here reads, and of images too large to decode on most machines: those are
+    faults inside the block."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def image_fault(dataset: Path, image: str) -> tuple[str, str] | None:
+    """Within `images_judged`: which of `IMAGE_RULES` an image breaks, and what to print of it; None for a sound one."""
+    if Path(image).is_absolute() or posixpath.normpath(image).split("/")[0] == "..":
+        return "image-outside", printable(image)
+    path = dataset / image
+    if not path.is_file():
+        return "missing-image", printable(image)
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except Exception as error:  # on broken bytes Pillow's decoders raise whatever they stumble over
+        lines = str(error).replace(str(path), path.name).splitlines()
+        return "unreadable-image", printable(lines[0] if lines else type(error).__name__)
+    return None

@@ -1,0 +1,231 @@
+"""What the Parquet files of a table say about themselves, judged by the contract.
+
+In: a table of the contract and a dataset folder. Out: its files, their row counts and `Violation`s of schema, from the
+footers alone. Types are judged here, by pyarrow, before an engine reads a row: engines cast in silence.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datamodules.contract.tables import IMPRESSIONS, Column, Kind, Table
+
+Problem = tuple[str, str, str]
+"""Rule, what and remedy of a violation, before it is known how many files share it."""
+
+ACCEPTED_TYPES: dict[Kind, str] = {
+    "string": "string",
+    "strings": "list of string",
+    "float": "float or double",
+    "floats": "list of float or double",
+    "integer": "an integer of any width",
+    "timestamp": "timestamp with a time zone",
+    "boolean": "bool",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Violation:
+    """One rule of the contract, broken in one table."""
+
+    where: str
+    """A file or table, relative to the dataset; of several files the first, and how many more."""
+    rule: str
+    """Short and stable: what tests and scripts go by."""
+    what: str
+    """Completes the sentence "where: ..."; carries the count where rows or images are counted."""
+    count: int
+    """Rows, images or files that break the rule."""
+    first: tuple[str, ...] = ()
+    """The first offenders, at most three, each an id and the value at fault."""
+    remedy: str
+    """What to do about it, one sentence."""
+    rows: bool = False
+    """It is single rows that break the rule: `keyart prepare --drop-invalid` can leave them out."""
+
+    def line(self) -> str:
+        """The violation on one line."""
+        first = f" (first: {'; '.join(self.first)})" if self.first else ""
+        return f"{self.where}: {self.what}{first}. {self.remedy}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFiles:
+    """A table's files and what their footers say."""
+
+    table: Table
+    """By the contract."""
+    paths: list[Path]
+    """Empty where the table is absent."""
+    columns: tuple[str, ...]
+    """Columns of the contract that the files have."""
+    rows: int
+    """In the files whose footer can be read."""
+    violations: list[Violation]
+    """Of schema; where there are any, the rows cannot be judged."""
+
+    @property
+    def sound(self) -> bool:
+        """There is something to read, and an engine can read it."""
+        return bool(self.paths) and not self.violations
+
+    @classmethod
+    def read(cls, dataset: Path, table: Table) -> "TableFiles":
+        """Read every footer and judge the schemas."""
+        paths = table.files(dataset)
+        location = f"{table.name}/" if table.folder else f"{table.name}.parquet"
+        if not paths:
+            remedy = (
+                f"Export it as Parquet files directly in {location}" if table.folder else "Export it as this one file"
+            )
+            missing = Violation(
+                where=location, rule="missing-table", what="the table is missing", count=1, remedy=remedy
+            )
+            return cls(table=table, paths=[], columns=(), rows=0, violations=[missing] if table.required else [])
+        rows = 0
+        problems: dict[Problem, list[Path]] = {}
+        readable: list[tuple[Path, pa.Schema]] = []
+        for path in paths:
+            try:
+                with pq.ParquetFile(path) as file:
+                    rows += file.metadata.num_rows
+                    schema = file.schema_arrow
+            except (pa.ArrowException, OSError, ValueError) as error:
+                problems.setdefault(_unreadable(error), []).append(path)
+                continue
+            file_problems = list(_schema_problems(table, schema))
+            if not file_problems:
+                readable.append((path, schema))
+                file_problems = list(_disagreements(table, *readable[0], schema))
+            for problem in file_problems:
+                problems.setdefault(problem, []).append(path)
+        violations = [
+            Violation(where=location_of(dataset, broken), rule=rule, what=what, count=len(broken), remedy=remedy)
+            for (rule, what, remedy), broken in problems.items()
+        ]
+        if not rows and not violations:
+            what, remedy = "the table is empty", "Export it with its rows"
+            violations.append(Violation(where=location, rule="empty-table", what=what, count=1, remedy=remedy))
+        names = set(readable[0][1].names) if readable else set()
+        columns = tuple(column.name for column in table.columns if column.name in names)
+        return cls(table=table, paths=paths, columns=columns, rows=rows, violations=violations)
+
+    def damage(self, dataset: Path) -> list[Violation]:
+        """Files whose footer is fine and whose pages are not. Reads every page: only for when an engine has failed."""
+        damaged = []
+        for path in self.paths:
+            try:
+                with pq.ParquetFile(path) as file:
+                    for batch in file.iter_batches(columns=list(self.columns)):
+                        batch.validate(full=True)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                rule, what, remedy = _unreadable(error)
+                damaged.append(
+                    Violation(where=location_of(dataset, [path]), rule=rule, what=what, count=1, remedy=remedy)
+                )
+        return damaged
+
+
+def location_of(dataset: Path, paths: list[Path]) -> str:
+    """The first of some files, relative to the dataset, and how many more there are."""
+    first = printable(paths[0].relative_to(dataset).as_posix())
+    more = len(paths) - 1
+    return f"{first} and {more:,} more {'file' if more == 1 else 'files'}" if more else first
+
+
+def printable(value: object, width: int = 80) -> str:
+    """A value on one line of a message: line breaks and control characters escaped, long values cut."""
+    text = str(value)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def _unreadable(error: Exception) -> Problem:
+    lines = str(error).splitlines()
+    reason = printable(lines[0].rstrip("."), 160) if lines else type(error).__name__
+    return "unreadable-file", f"cannot be read as Parquet: {reason}", "Export or copy the file again"
+
+
+def _schema_problems(table: Table, schema: pa.Schema) -> Iterator[Problem]:
+    """What one file lacks or holds in a type the contract does not know."""
+    # engines look columns up without regard to case: Row beside row would be read in its place, or not at all
+    folded = [name.lower() for name in schema.names]
+    for column in table.columns:
+        if column.name not in schema.names:
+            if column.required:
+                like = [name for name in schema.names if name.lower() == column.name]
+                remedy = f"Rename {like[0]} to {column.name}" if like else f"Add it as {ACCEPTED_TYPES[column.kind]}"
+                yield "missing-column", f"column {column.name} is missing", remedy
+            continue
+        if folded.count(column.name) > 1:
+            what = f"column {column.name} is there more than once, but for upper and lower case"
+            yield "ambiguous-column", what, "Rename or drop the others"
+            continue
+        type_ = schema.field(column.name).type
+        if _holds(type_, column.kind):
+            continue
+        if column.kind == "timestamp" and pa.types.is_timestamp(type_):
+            what = f"column {column.name} has type {type_}, a timestamp without a zone"
+            yield "timestamp-without-zone", what, f"Write {column.name} in UTC and mark it so: timestamp[us, tz=UTC]"
+        else:
+            yield "wrong-type", f"column {column.name} has type {_name(type_)}", _retype(column)
+    if table is IMPRESSIONS and not {"propensities", "propensity"} & set(schema.names):
+        what = "has neither propensities nor propensity"
+        yield "no-propensity-column", what, "Log the probabilities; without them no policy can be valued"
+
+
+def _retype(column: Column) -> str:
+    leave = "" if column.required else ", or leave the column out"
+    return f"Write {column.name} as {ACCEPTED_TYPES[column.kind]}{leave}"
+
+
+def _disagreements(table: Table, first_path: Path, first: pa.Schema, other: pa.Schema) -> Iterator[Problem]:
+    """Where a file differs from the first: an engine reads all files of a table with one file's schema."""
+    remedy = "Export all files of the table with one schema"
+    for column in table.columns:
+        name, rule = column.name, "schema-mismatch"
+        if (name in first.names) != (name in other.names):
+            here, there = ("has no", "has it") if name in first.names else ("has a", "has none")
+            yield rule, f"{here} column {name}, {printable(first_path.name)} {there}", remedy
+        elif name in first.names:
+            a, b = _name(first.field(name).type), _name(other.field(name).type)
+            if a != b:
+                yield rule, f"column {name} has type {b}, in {printable(first_path.name)} it has type {a}", remedy
+
+
+def _holds(type_: pa.DataType, kind: Kind) -> bool:
+    types = pa.types
+    if kind in ("strings", "floats"):
+        item = _item(type_)
+        return item is not None and _holds(item, "string" if kind == "strings" else "float")
+    if kind == "string":
+        return _name(type_) == "string"
+    if kind == "float":
+        return types.is_float32(type_) or types.is_float64(type_)
+    if kind == "integer":
+        return types.is_integer(type_)
+    if kind == "boolean":
+        return types.is_boolean(type_)
+    return types.is_timestamp(type_) and type_.tz is not None
+
+
+def _item(type_: pa.DataType) -> pa.DataType | None:
+    """What a list holds; None where it is no list."""
+    types = pa.types
+    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+    return type_.value_type if any(is_kind(type_) for is_kind in lists) else None
+
+
+def _name(type_: pa.DataType) -> str:
+    """A type's name without what is Arrow's own and makes no difference in Parquet: width of offsets, dictionaries."""
+    types = pa.types
+    if types.is_dictionary(type_):
+        return _name(type_.value_type)
+    if types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_):
+        return "string"
+    item = _item(type_)
+    return f"list of {_name(item)}" if item is not None else str(type_)

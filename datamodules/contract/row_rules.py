@@ -1,0 +1,373 @@
+"""The row rules of the dataset contract: what each row must hold, as Ibis expressions.
+
+In: the tables as relations. Out: for each rule a boolean expression that is true where a row breaks it, with the words
+that tell a user so. `check` counts these expressions; whoever wants to drop such rows filters by the same ones. Nothing
+here is particular to one engine.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import ibis
+from ibis.expr.types import BooleanValue, Value
+from ibis.expr.types import Table as Relation
+
+from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, MEMBERS, PLAYS, TABLES, TITLES, Table
+
+SUM_TOLERANCE = 1e-3
+"""Logs hold propensities as float32, some rounded to four places for the wire."""
+EARLIEST = datetime(1971, 1, 1, tzinfo=UTC)
+"""A time of today written in one unit and read in the next (seconds as milliseconds) falls into January 1970."""
+CLOCK_TOLERANCE = timedelta(days=1)
+"""How far past this machine's clock a time may lie: clocks and time zones are off by hours, never by days."""
+INT16_MAX = 2**15 - 1
+"""Places on a page and among candidates are kept in 16 bits."""
+FOREIGN_CANDIDATE = "keyart_stranger"
+"""Column that `with_foreign_candidate` adds: the first candidate that is no artwork of the row's title, null where all are."""
+
+Relations = Mapping[str, Relation]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowRule:
+    """One thing that must hold in every row of a table."""
+
+    name: str
+    """Short and stable: what tests and scripts go by."""
+    table: Table
+    broken: Callable[[Relation, Relations], Value]
+    """From the table and all tables: true where the row breaks the rule. Null counts as not broken."""
+    what: str
+    """Completes "14 rows ..."."""
+    remedy: str
+    """One sentence."""
+    depends_on: tuple[Table, ...] = ()
+    """Other tables the rule looks into; where one of them cannot be judged, neither can the rule."""
+    offending_value: Callable[[Relation], Value] | None = None
+    """What to print of an offender beside its id."""
+    suspects: Callable[[Relation], Relation] | None = None
+    """From the table: rows, of whatever shape, that are none where no row breaks the rule; for a rule of which that is
+    much cheaper to know than which rows do."""
+
+    def flags(self, rows: Relation, tables: Relations) -> BooleanValue:
+        """True where a row breaks the rule, else false, never null."""
+        broken: Any = self.broken(rows, tables)
+        return broken.fill_null(False)
+
+
+def with_foreign_candidate(impressions: Relation, artworks: Relation) -> Relation:
+    """Impressions with the column `FOREIGN_CANDIDATE`.
+
+    Candidates are compared with their title's own artworks row by row: a log of N impressions with K candidates is
+    never blown up to N x K rows.
+    """
+    own = artworks.group_by("title_id").agg(keyart_own=artworks.artwork_id.collect())
+    joined = impressions.left_join(own, "title_id")
+    candidates, own_artworks = _column(joined, "candidates"), _column(joined, "keyart_own")
+    # a title without artworks has no list, and every candidate is a stranger to it
+    foreign_candidates = candidates.filter(lambda candidate: ~own_artworks.contains(candidate).fill_null(False))
+    return joined.select(*impressions.columns, foreign_candidates[0].name(FOREIGN_CANDIDATE))
+
+
+def row_rules(table: Table) -> tuple[RowRule, ...]:
+    """The rules for one table: what must not be null first."""
+    nulls = [_not_null(table, column.name) for column in table.columns if not column.nullable]
+    holes = [_no_null_items(table, column.name) for column in table.columns if column.kind == "strings"]
+    return (*nulls, *holes, *(rule for rule in RULES if rule.table is table))
+
+
+def _column(rows: Relation, name: str) -> Any:
+    """A column in its own type, which no type checker can know: Ibis finds it in the schema."""
+    return rows[name]
+
+
+def _labelled(word: str, value: Any) -> Value:
+    prefix: Any = ibis.literal(f"{word} ")
+    return prefix + value.cast("string")
+
+
+def _not_null(table: Table, column: str) -> RowRule:
+    return RowRule(
+        name=f"null-{column.replace('_', '-')}",
+        table=table,
+        broken=lambda rows, _: rows[column].isnull(),
+        what=f"where {column} is null",
+        remedy="Leave such rows out of the export, or fill them in",
+    )
+
+
+def _no_null_items(table: Table, column: str) -> RowRule:
+    return RowRule(
+        name=f"null-in-{column}",
+        table=table,
+        broken=lambda rows, _: _has_null(_column(rows, column)),
+        what=f"with a null inside {column}",
+        remedy="Write the list without its nulls",
+    )
+
+
+def _is_listed(rows: Relation, column: str, value: Any) -> Any:
+    """Whether a table lists an id; null where the id is null.
+
+    Nulls are taken out on both sides, and visibly: one among those listed would make `not in` null for every other id,
+    and where one might be, Spark compares every row with every row.
+    """
+    listed = rows.filter(rows[column].notnull())
+    return ibis.ifelse(value.isnull(), None, value.coalesce("").isin(_column(listed, column).coalesce("")))
+
+
+def _has_null(array: Any) -> BooleanValue:
+    return array.filter(lambda x: x.isnull()).length() > 0
+
+
+def _unique(table: Table) -> RowRule:
+    key = table.columns[0].name
+
+    def several(rows: Relation) -> Relation:
+        counted = rows.group_by(key).agg(copies=rows.count())
+        return counted.filter((_column(counted, "copies") > 1) & counted[key].notnull())
+
+    def broken(rows: Relation, tables: Relations) -> Value:
+        return _is_listed(several(tables[table.name]), key, rows[key])
+
+    return RowRule(
+        name=f"duplicate-{key.replace('_', '-')}",
+        table=table,
+        broken=broken,
+        what=f"that share their {key} with another row",
+        remedy=f"Export every {key} once",
+        suspects=several if table in (PLAYS, IMPRESSIONS) else None,
+    )
+
+
+def _known_title(table: Table) -> RowRule:
+    return RowRule(
+        name="unknown-title",
+        table=table,
+        broken=lambda rows, tables: ~_is_listed(tables["titles"], "title_id", rows["title_id"]),
+        what="of a title that titles.parquet does not list",
+        remedy="Add the title to titles.parquet, or leave these rows out of the export",
+        depends_on=(TITLES,),
+        offending_value=lambda rows: _labelled("title", rows["title_id"]),
+    )
+
+
+def _plausible_time(table: Table, column: str) -> tuple[RowRule, RowRule]:
+    def too_late(rows: Relation, _: Relations) -> Value:
+        return _column(rows, column) > ibis.timestamp(datetime.now(UTC) + CLOCK_TOLERANCE)
+
+    def too_early(rows: Relation, _: Relations) -> Value:
+        return _column(rows, column) < ibis.timestamp(EARLIEST)
+
+    return (
+        RowRule(
+            name="future-time",
+            table=table,
+            broken=too_late,
+            what=f"whose {column} lies more than a day in the future",
+            remedy="Check the unit and the zone the export writes",
+            offending_value=lambda rows: _column(rows, column).cast("string"),
+        ),
+        RowRule(
+            name="ancient-time",
+            table=table,
+            broken=too_early,
+            what=f"whose {column} lies before {EARLIEST.year}",
+            remedy="Check the unit the export writes: seconds read as milliseconds fall into January 1970",
+            offending_value=lambda rows: _column(rows, column).cast("string"),
+        ),
+    )
+
+
+def _has_duplicates(rows: Relation, _: Relations) -> Value:
+    candidates = _column(rows, "candidates")
+    # a candidate whose first place is not its own; cheaper than the list's distinct values
+    return ~_has_null(candidates) & (candidates.filter(lambda x, i: candidates.index(x) != i).length() > 0)
+
+
+def _not_probabilities(rows: Relation) -> BooleanValue:
+    def strange(p: Any) -> BooleanValue:
+        return p.isnull() | p.isnan() | (p < 0) | (p > 1 + SUM_TOLERANCE)
+
+    return _column(rows, "propensities").filter(strange).length() > 0
+
+
+def _sum_is_not_one(rows: Relation, _: Relations) -> Value:
+    total = _column(rows, "propensities").sums()
+    # NaN is named by its own rule, and an empty list by its length
+    return ~_not_probabilities(rows) & ((total - 1).abs() > SUM_TOLERANCE)
+
+
+def _shown_has_zero_propensity(rows: Relation, _: Relations) -> Value:
+    candidates = _column(rows, "candidates")
+    shown = _column(rows, "propensities")[candidates.index(rows["artwork_id"]).cast("int32")]
+    return candidates.contains(rows["artwork_id"]) & (shown == 0)
+
+
+def _lengths(rows: Relation) -> Value:
+    counts = [_column(rows, name).length().cast("string") for name in ("propensities", "candidates")]
+    return counts[0] + " for " + counts[1] + " candidates"
+
+
+def _outside_unit(column: str, *, zero: bool) -> Callable[[Relation, Relations], Value]:
+    def broken(rows: Relation, _: Relations) -> Value:
+        value = _column(rows, column)
+        return value.isnan() | (value > 1) | (value < 0 if zero else value <= 0)
+
+    return broken
+
+
+def _small_number(column: str) -> tuple[RowRule]:
+    return (
+        RowRule(
+            name=f"{column}-range",
+            table=IMPRESSIONS,
+            broken=lambda rows, _: (_column(rows, column) < 0) | (_column(rows, column) > INT16_MAX),
+            what=f"whose {column} is not 0 to {INT16_MAX:,}",
+            remedy=f"Count {column}s from 0, and write null where it is not known",
+            offending_value=lambda rows: _labelled(column, rows[column]),
+        ),
+    )
+
+
+RULES: tuple[RowRule, ...] = (
+    _unique(TITLES),
+    _unique(ARTWORKS),
+    _known_title(ARTWORKS),
+    _known_title(PLAYS),
+    *_plausible_time(PLAYS, "played_at"),
+    RowRule(
+        name="watched-range",
+        table=PLAYS,
+        broken=_outside_unit("watched", zero=True),
+        what="whose watched is not a fraction between 0 and 1",
+        remedy="Divide by the title's running time and clip, or write null where it is not known",
+        offending_value=lambda rows: _labelled("watched", rows["watched"]),
+    ),
+    _unique(IMPRESSIONS),
+    _known_title(IMPRESSIONS),
+    RowRule(
+        name="unknown-artwork",
+        table=IMPRESSIONS,
+        broken=lambda rows, tables: ~_is_listed(tables["artworks"], "artwork_id", rows["artwork_id"]),
+        what="whose shown artwork artworks.parquet does not list",
+        remedy="Add the artwork to artworks.parquet, or leave these rows out of the export",
+        depends_on=(ARTWORKS,),
+        offending_value=lambda rows: _labelled("artwork", rows["artwork_id"]),
+    ),
+    *_plausible_time(IMPRESSIONS, "shown_at"),
+    RowRule(
+        name="no-candidates",
+        table=IMPRESSIONS,
+        broken=lambda rows, _: _column(rows, "candidates").length() == 0,
+        what="with an empty list of candidates",
+        remedy="Log every artwork that could have been shown, the shown one among them",
+    ),
+    RowRule(
+        name="duplicate-candidates",
+        table=IMPRESSIONS,
+        broken=_has_duplicates,
+        what="that list a candidate twice",
+        remedy="List every candidate once, with the sum of its propensities",
+        offending_value=lambda rows: _labelled("candidates", _column(rows, "candidates").join(", ")),
+    ),
+    RowRule(
+        name="unknown-candidate",
+        table=IMPRESSIONS,
+        broken=lambda rows, tables: ~_is_listed(tables["artworks"], "artwork_id", rows[FOREIGN_CANDIDATE]),
+        what="with a candidate that artworks.parquet does not list",
+        remedy="Add the artwork to artworks.parquet, or leave these rows out of the export",
+        depends_on=(ARTWORKS,),
+        offending_value=lambda rows: _labelled("candidate", rows[FOREIGN_CANDIDATE]),
+    ),
+    RowRule(
+        name="foreign-candidate",
+        table=IMPRESSIONS,
+        broken=lambda rows, tables: (
+            _is_listed(tables["artworks"], "artwork_id", rows[FOREIGN_CANDIDATE])
+            & _is_listed(tables["titles"], "title_id", rows["title_id"])  # else it is the title that is at fault
+        ),
+        what="with a candidate that belongs to another title",
+        remedy="Correct the row's title_id or candidates, or the artwork's title_id in artworks.parquet",
+        depends_on=(ARTWORKS, TITLES),
+        offending_value=lambda rows: _labelled("candidate", rows[FOREIGN_CANDIDATE]),
+    ),
+    RowRule(
+        name="shown-not-candidate",
+        table=IMPRESSIONS,
+        broken=lambda rows, _: (
+            (_column(rows, "candidates").length() > 0) & ~_column(rows, "candidates").contains(rows["artwork_id"])
+        ),
+        what="whose shown artwork is not among the candidates",
+        remedy="Log the candidates the policy chose from",
+        offending_value=lambda rows: _labelled("artwork", rows["artwork_id"]),
+    ),
+    RowRule(
+        name="too-many-candidates",
+        table=IMPRESSIONS,
+        broken=lambda rows, _: _column(rows, "candidates").length() > INT16_MAX,
+        what=f"with more than {INT16_MAX:,} candidates",
+        remedy="Log those alone that could have been shown",
+    ),
+    *_small_number("row"),
+    *_small_number("column"),
+    RowRule(
+        name="no-propensity",
+        table=IMPRESSIONS,
+        broken=lambda rows, _: rows["propensities"].isnull() & rows["propensity"].isnull(),
+        what="with neither propensities nor propensity",
+        remedy="Log the probability the artwork was shown with; without it no policy can be valued",
+    ),
+    RowRule(
+        name="propensities-length",
+        table=IMPRESSIONS,
+        broken=lambda rows, _: _column(rows, "propensities").length() != _column(rows, "candidates").length(),
+        what="whose propensities are not one per candidate",
+        remedy="Write propensities aligned with candidates",
+        offending_value=_lengths,
+    ),
+    RowRule(
+        name="propensities-range",
+        table=IMPRESSIONS,
+        broken=lambda rows, _: _not_probabilities(rows),
+        what="with a propensity that is null, NaN or outside 0 .. 1",
+        remedy="Fix the export",
+        offending_value=lambda rows: _column(rows, "propensities").cast("string"),
+    ),
+    RowRule(
+        name="propensities-sum",
+        table=IMPRESSIONS,
+        broken=_sum_is_not_one,
+        what="whose propensities do not sum to 1",
+        remedy="Fix the export: every candidate's probability belongs in the list",
+        offending_value=lambda rows: _labelled("sum", _column(rows, "propensities").sums().round(4)),
+    ),
+    RowRule(
+        name="shown-propensity-zero",
+        table=IMPRESSIONS,
+        broken=_shown_has_zero_propensity,
+        what="whose shown artwork has propensity 0",
+        remedy="Log the probabilities that were drawn from: what was shown cannot have had none",
+        offending_value=lambda rows: _labelled("artwork", rows["artwork_id"]),
+    ),
+    RowRule(
+        name="propensity-range",
+        table=IMPRESSIONS,
+        broken=_outside_unit("propensity", zero=False),
+        what="whose propensity is not above 0 and at most 1",
+        remedy="Log the probability the artwork was shown with",
+        offending_value=lambda rows: _labelled("propensity", rows["propensity"]),
+    ),
+    RowRule(
+        name="engaged-without-click",
+        table=IMPRESSIONS,
+        broken=lambda rows, _: _column(rows, "engaged") & ~_column(rows, "clicked"),
+        what="engaged without a click",
+        remedy="Write engaged as false or null where clicked is false",
+    ),
+    _unique(MEMBERS),
+)
+
+assert {rule.table for rule in RULES} <= set(TABLES), "a rule of a table outside the contract would never be asked"

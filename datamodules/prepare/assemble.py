@@ -1,0 +1,205 @@
+"""One shard from its rows: members in order of their ids, plays and impressions in order of time, histories by position.
+
+In: the rows of a shard in any order. Out: a `Shard` that depends on what the rows hold and not on how they came.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported, where no type checker sees them.
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datamodules.shards.shard import TEST, TRAIN, VALIDATION, Shard
+
+INT64_MAX = 2**63 - 1
+
+PLAY_COLUMNS = pa.schema(
+    {
+        "member_id": pa.string(),
+        "time": pa.int64(),
+        "title": pa.int32(),
+        "artwork": pa.int32(),
+        "watched": pa.float32(),
+    }
+)
+IMPRESSION_COLUMNS = pa.schema(
+    {
+        "member_id": pa.string(),
+        "impression_id": pa.string(),
+        "time": pa.int64(),
+        "title": pa.int32(),
+        "candidate": pa.list_(pa.int32()),
+        "candidate_propensity": pa.list_(pa.float32()),
+        "shown": pa.int16(),
+        "propensity": pa.float32(),
+        "policy": pa.int16(),
+        "country": pa.int16(),
+        "device": pa.int16(),
+        "row": pa.int16(),
+        "column": pa.int16(),
+        "clicked": pa.int8(),
+        "engaged": pa.int8(),
+    }
+)
+
+
+def assemble(
+    plays: pa.Table | None, impressions: pa.Table | None, split_times: tuple[int, int]
+) -> tuple[Shard, np.ndarray]:
+    """A shard, and where each of its impressions stands in the table given, int64 (N,).
+
+    The tables are as `spill` encodes them; None where there is none. `borders`: first instants of validation and test.
+    """
+    plays = plays if plays is not None else PLAY_COLUMNS.empty_table()
+    shown = impressions if impressions is not None else IMPRESSION_COLUMNS.empty_table()
+    play_member, shown_member, members = _member_codes(_contiguous(plays, "member_id"), _contiguous(shown, "member_id"))
+
+    time, title, artwork, watched = (
+        np.asarray(_contiguous(plays, name)) for name in ("time", "title", "artwork", "watched")
+    )
+    order = member_time_order(
+        play_member, time, lambda rows: (title[rows], artwork[rows], watched[rows].view(np.int32))
+    )
+    play_columns = {
+        "play_title": title[order],
+        "play_artwork": artwork[order],
+        "play_watched": watched[order],
+        "play_time": time[order],
+        "member_plays": _offsets(play_member, members),
+    }
+
+    ids = _contiguous(shown, "impression_id")
+    shown_at = np.asarray(_contiguous(shown, "time"))
+    order = member_time_order(shown_member, shown_at, lambda rows: (_ranks(ids.take(pa.array(rows))),))
+    shown_at = shown_at[order]
+    member_impressions = _offsets(shown_member, members)
+    member_plays = play_columns["member_plays"]
+    history_end = _history_ends(play_columns["play_time"], member_plays, shown_at, member_impressions)
+
+    candidates = _contiguous(shown, "candidate")
+    start, source_indices = _ragged(candidates.offsets.to_numpy(), order)
+    id_bytes, id_start = _concatenated_bytes(ids.take(pa.array(order)))
+    split = np.full(len(order), TRAIN, np.int8)
+    split[shown_at >= split_times[0]] = VALIDATION
+    split[shown_at >= split_times[1]] = TEST
+    copied_columns = (
+        "title",
+        "shown",
+        "propensity",
+        "policy",
+        "country",
+        "device",
+        "row",
+        "column",
+        "clicked",
+        "engaged",
+    )
+    shard = Shard(
+        **play_columns,
+        **{name: np.asarray(_contiguous(shown, name))[order] for name in copied_columns},
+        member_impressions=member_impressions,
+        impression_id=id_bytes,
+        impression_id_start=id_start,
+        history_start=np.repeat(member_plays[:-1], np.diff(member_impressions)),
+        history_end=history_end,
+        shown_at=shown_at,
+        candidate_start=start,
+        candidate=np.asarray(candidates.values)[source_indices],
+        candidate_propensity=np.asarray(_contiguous(shown, "candidate_propensity").values)[source_indices],
+        split=split,
+    )
+    return shard, order
+
+
+def member_time_order(
+    member: np.ndarray, time: np.ndarray, tie_keys: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+) -> np.ndarray:
+    """Rows in order of (member, time, keys of ties); the keys are asked for those rows alone that tie."""
+    if not len(member):
+        return np.zeros(0, np.int64)
+    least = time.min()
+    span = int(time.max()) - int(least) + 1
+    packs = span * (int(member.max()) + 1) < INT64_MAX
+    order = np.argsort(member * span + (time - least)) if packs else np.lexsort((time, member))
+    same = (np.diff(member[order]) == 0) & (np.diff(time[order]) == 0)
+    if same.any():
+        tied = np.flatnonzero(np.append(same, False) | np.insert(same, 0, False))
+        rows = order[tied]
+        run = np.cumsum(np.insert(~same, 0, True))[tied]
+        order[tied] = rows[np.lexsort((*reversed(tie_keys(rows)), run))]
+    return order
+
+
+def _member_codes(first_ids: pa.Array, other: pa.Array) -> tuple[np.ndarray, np.ndarray, int]:
+    """Two columns of ids as places in the ids' order (by their bytes), and how many ids there are."""
+    encoded = pa.chunked_array([first_ids, other], pa.string()).combine_chunks().dictionary_encode()
+    rank = _ranks(encoded.dictionary)
+    code = rank[np.asarray(encoded.indices)] if len(encoded) else np.zeros(0, np.int64)
+    return code[: len(first_ids)], code[len(first_ids) :], len(rank)
+
+
+def _ranks(strings: pa.Array) -> np.ndarray:
+    """int64: each string's place in the order of all, by bytes; the strings differ."""
+    rank = np.empty(len(strings), np.int64)
+    rank[np.asarray(pc.array_sort_indices(strings)).astype(np.int64)] = np.arange(len(strings))
+    return rank
+
+
+def _history_ends(
+    play_time: np.ndarray, member_plays: np.ndarray, shown_at: np.ndarray, member_impressions: np.ndarray
+) -> np.ndarray:
+    """For every impression, one past its member's last play strictly before it.
+
+    Member and time are packed into one integer, for as many members at a time as 63 bits can tell apart.
+    """
+    ends = np.zeros(len(shown_at), np.int64)
+    if not len(shown_at) or not len(play_time):
+        return ends
+    least = min(int(play_time.min()), int(shown_at.min()))
+    span = max(int(play_time.max()), int(shown_at.max())) - least + 1
+    members, at_once = len(member_plays) - 1, max(1, INT64_MAX // span)
+    for first in range(0, members, at_once):
+        last = min(members, first + at_once)
+        keys = []
+        for start, time in ((member_plays, play_time), (member_impressions, shown_at)):
+            member = np.repeat(np.arange(last - first), np.diff(start[first : last + 1]))
+            # in 64 bits without a sign, so that no two times lie too far apart; a single member's number is 0
+            since = (time[start[first] : start[last]] - np.int64(least)).view(np.uint64)
+            keys.append(member.astype(np.uint64) * np.uint64(min(span, INT64_MAX)) + since)
+        end_index = np.searchsorted(keys[0], keys[1], side="left")
+        ends[member_impressions[first] : member_impressions[last]] = member_plays[first] + end_index
+    return ends
+
+
+def _ragged(offsets: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lists in another order: where each begins then, int64 (N + 1,), and the places of their values now, (C,)."""
+    width = np.diff(offsets)[order]
+    start = np.concatenate([[0], np.cumsum(width, dtype=np.int64)])
+    # in 32 bits, as Arrow's own offsets are
+    source_indices = np.repeat(offsets[:-1][order] - start[:-1].astype(np.int32), width)
+    source_indices += np.arange(len(source_indices), dtype=np.int32)
+    return start, source_indices
+
+
+def _concatenated_bytes(strings: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Strings as UTF-8 bytes end to end, and where each begins, int64 (N + 1,)."""
+    if not len(strings):
+        return np.zeros(0, np.uint8), np.zeros(1, np.int64)
+    _, offsets, data = strings.buffers()
+    start = np.frombuffer(offsets, np.int32, len(strings) + 1, strings.offset * 4).astype(np.int64)
+    return np.frombuffer(data or b"", np.uint8)[start[0] : start[-1]], start - start[0]
+
+
+def _offsets(member: np.ndarray, members: int) -> np.ndarray:
+    """int64 (M + 1,): where each member's rows start in columns ordered by member."""
+    return np.concatenate([[0], np.cumsum(np.bincount(member, minlength=members))]).astype(np.int64)
+
+
+def _contiguous(table: pa.Table, name: str) -> pa.Array:
+    """A column as one array that starts at its buffers' start."""
+    array = table[name].combine_chunks()
+    array = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+    return pa.concat_arrays([array]) if array.offset else array

@@ -1,0 +1,325 @@
+"""`keyart prepare`: raw tables -> shards.
+
+The engine reads, judges, filters and counts (`relations`), and sends rows in any order; ids become rows of the
+vocabularies on the way, and rows are laid down shard by shard (`spill`); each shard is then put in order by itself
+(`assemble`). A history is found by position in its member's own plays, so that strictly-before holds by construction
+and no join can leak the future. Nothing is ever held but a few batches and the shards at work.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from datamodules.contract.engines import Engine, RecentEngine, open_engine, spill_folder, to_arrow
+from datamodules.contract.tables import CONTRACT_VERSION, dataset_fingerprint
+from datamodules.prepare.assemble import assemble
+from datamodules.prepare.counts import ShardCounts
+from datamodules.prepare.relations import (
+    MAX_SHARDS,
+    DatasetTables,
+    LogSize,
+    impression_rows,
+    measure_log,
+    play_rows,
+    times_at_ranks,
+    vocabularies_of,
+)
+from datamodules.prepare.shard_spill import ShardSpill, encoder_of_impressions, encoder_of_plays
+from datamodules.shards.catalogue import build_catalogue
+from datamodules.shards.shard import EMBEDDING, MANIFEST, REQUESTS, Shard, Shards
+from datamodules.shards.vocabulary import Vocabularies, save_vocabularies
+from foundation.atomic import atomic_folder, require_replaceable
+from foundation.errors import UserError
+from foundation.fingerprint import fingerprint
+from foundation.progress import progress_bar
+from foundation.times import parse_time
+
+SHARDS_VERSION = 2
+"""Raised when the arrays change their meaning: older shards are then prepared again."""
+SHARD_BYTES = 50_000_000
+"""About as much as a shard holds by default."""
+SPILL = "spill"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How a log becomes shards."""
+
+    validation: float = 0.15
+    """Share of the impressions, by time, between training and test: for early stopping, calibration and choices."""
+    test: float = 0.15
+    """Share of the impressions, the newest: read by evaluation alone."""
+    validation_from: str = ""
+    """Date or time (ISO 8601, UTC) at which validation begins; with `test_from`, instead of the shares."""
+    test_from: str = ""
+    """Date or time at which test begins."""
+    shards: int = 0
+    """How many shards; 0: from the log's size."""
+    drop_invalid: bool = False
+    """Leave out rows that break the contract, and count them by rule; otherwise they stop the work before it starts."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not (0 < self.validation < 1 and 0 < self.test < 1 and self.validation + self.test < 1):
+            raise UserError(
+                f"validation={self.validation}, test={self.test}: both must lie in (0, 1) and leave a share for training."
+            )
+        if not 0 <= self.shards <= MAX_SHARDS:
+            raise UserError(f"shards={self.shards}: must lie in 0 .. {MAX_SHARDS} (0: from the log's size).")
+        if bool(self.validation_from) != bool(self.test_from):
+            raise UserError("validation_from, test_from: give both dates, or neither for shares.")
+        if self.validation_from and not (
+            parse_time("validation_from", self.validation_from) < parse_time("test_from", self.test_from)
+        ):
+            raise UserError(
+                f"validation_from={self.validation_from}, test_from={self.test_from}: validation must begin before test."
+            )
+
+
+def shards_fingerprint(dataset: Path, config: PrepareConfig, *made_like: Any) -> str:
+    """What the shards of this dataset under this config will carry as their fingerprint."""
+    return fingerprint(dataset_fingerprint(dataset), config, CONTRACT_VERSION, SHARDS_VERSION, *made_like)
+
+
+def prepare(
+    dataset: Path,
+    out: Path,
+    config: PrepareConfig | None = None,
+    *,
+    like: Path | None = None,
+    vocabularies: Vocabularies | None = None,
+    since: datetime | None = None,
+    keep_requests: bool = False,
+    engine: Engine | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Write the shards of a valid dataset and return their manifest.
+
+    With `like`, the vocabularies of those shards are used, what the catalogue gained stands behind them, and their
+    image encoder comes along; with `vocabularies`, just those. With `since`, only impressions shown at or after that
+    moment are kept, with their members' whole histories, and the splits are shares of them. With `keep_requests`, each
+    shard also keeps impression_id and candidates as they were logged, in `requests.parquet`.
+    The dataset is read, never written to; `out` appears when it is complete, and an embedding it had stays with it.
+    """
+    config, out = config or PrepareConfig(), out if out.name else out.resolve()
+    require_writable_target(dataset, out)
+    log_fingerprint = dataset_fingerprint(dataset)
+    model = None if like is None else Shards.open(like)
+    with nullcontext(engine) if engine else open_engine(spill=spill_folder(out)) as working:
+        log = DatasetTables.read(RecentEngine.of(working, since), dataset, drop_invalid=config.drop_invalid)
+        size = measure_log(log)
+        if not size.impressions:
+            raise UserError(f"{dataset}/impressions: {_why_empty(log, since)}")
+        split_times = _split_times(log, size, config, dataset)
+        titles, artworks = to_arrow(log.titles), to_arrow(log.artworks)
+        if model is not None:
+            vocabularies = dict(model.vocabularies)
+            for name, table in (("titles", titles), ("artworks", artworks)):
+                vocabularies[name] = vocabularies[name].extended(table[f"{name[:-1]}_id"].to_pylist())
+        elif vocabularies is None:
+            vocabularies = vocabularies_of(log, split_times[0])
+        shards = config.shards or _shard_count(size)
+        _require_memory(size, shards, working.memory)
+        at_once = _rows_at_once(size, working.memory)
+        encode_plays = encoder_of_plays(vocabularies)
+        encode_impressions = encoder_of_impressions(vocabularies, keep_requests=keep_requests)
+
+        with atomic_folder(out, marker=MANIFEST) as folder, progress_bar(console or Console(stderr=True)) as progress:
+            task = progress.add_task("prepare: rows", total=size.plays + size.impressions)
+            (folder / SPILL).mkdir()
+            plays = ShardSpill(folder / SPILL / "plays.arrow", shards)
+            plays.fill(
+                working.batches(play_rows(log, shards), at_once), encode_plays, lambda n: progress.advance(task, n)
+            )
+            impression_spill = ShardSpill(folder / SPILL / "impressions.arrow", shards)
+            impression_spill.fill(
+                working.batches(impression_rows(log, shards), at_once),
+                encode_impressions,
+                lambda n: progress.advance(task, n),
+            )
+            _require_complete(size, plays.rows, impression_spill.rows, out)
+            task = progress.add_task("prepare: shards", total=shards)
+            shard_counts = ShardCounts(vocabularies)
+
+            def make(s: int) -> Shard:
+                rows = impression_spill.read(s)
+                shard, order = assemble(plays.read(s), rows, split_times)
+                target = folder / f"shard-{s:05d}"
+                shard.save(target)
+                if keep_requests:
+                    _save_requests(rows, order, target / REQUESTS)
+                return shard
+
+            for shard in _in_parallel(make, shards, _parallel_shards(size, shards, working.memory)):
+                shard_counts.add(shard)
+                progress.advance(task)
+            shutil.rmtree(folder / SPILL)
+            build_catalogue(titles, artworks, vocabularies).save(folder / "catalogue")
+            save_vocabularies(vocabularies, folder / "vocabularies.json")
+            counted = shard_counts.manifest()
+            if dataset_fingerprint(dataset) != log_fingerprint:
+                raise UserError(f"{dataset}: changed while it was read. Prepare it again when nobody writes to it.")
+            manifest = {
+                "contract_version": CONTRACT_VERSION,
+                "fingerprint": shards_fingerprint(
+                    dataset,
+                    config,
+                    *([] if since is None else [since]),
+                    *([] if model is None else [model.fingerprint]),
+                ),
+                "log_fingerprint": log_fingerprint,
+                "config": asdict(config),
+                "shards": shards,
+                "since": None if since is None else since.isoformat(),
+                "like": None if model is None else model.fingerprint,
+                "validation_from": _instant(split_times[0]),
+                "test_from": _instant(split_times[1]),
+                **counted,
+                "rows": _rows(
+                    log, {"plays": counted["plays"], "impressions": counted["impressions"]}, since is not None
+                ),
+                "vocabularies": {n: {"values": len(v.values), "trained": v.trained} for n, v in vocabularies.items()},
+            }
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            for previous in (out, like):  # cached by the images' bytes: `embed` takes from it what still fits
+                if previous is not None and (previous / EMBEDDING).is_dir() and not (folder / EMBEDDING).exists():
+                    shutil.copytree(previous / EMBEDDING, folder / EMBEDDING)
+    return manifest
+
+
+def require_writable_target(dataset: Path, out: Path) -> None:
+    """Raise a UserError where shards cannot be written: what is there is none of ours, or the dataset lies in the way."""
+    source, target = dataset.resolve(), out.resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise UserError(f"{out}: lies in {dataset}, or around it; the source is only read. Name a folder beside it.")
+    require_replaceable(out, MANIFEST)
+    manifest = out / MANIFEST
+    if manifest.is_file() and '"contract_version"' not in manifest.read_text(errors="replace"):
+        raise UserError(
+            f"{manifest}: is no manifest of shards, so keyart did not write it. Name a new or empty folder."
+        )
+
+
+def _rows_at_once(size: LogSize, memory: int) -> int:
+    """Rows of a batch: four of them, on their way from the engine to their shards, take an eighth of the memory."""
+    bytes_a_row = 200 + 64 * size.candidates // max(1, size.impressions)
+    return max(1024, min(131_072, memory // 32 // bytes_a_row))
+
+
+def _require_complete(size: LogSize, plays: int, impressions: int, out: Path) -> None:
+    """Raise where the engine sent fewer rows than it counted."""
+    if (plays, impressions) != (size.plays, size.impressions):
+        raise UserError(
+            f"{out}: {plays:,} of {size.plays:,} plays and {impressions:,} of {size.impressions:,} impressions came back from "
+            "the engine. The dataset and OUT must lie where every machine that works on it sees them."
+        )
+
+
+def _why_empty(log: DatasetTables, since: datetime | None) -> str:
+    dropped = [f"{count:,} by {rule}" for rule, count in log.dropped.get("impressions", {}).items()]
+    if dropped:
+        return f"no impression is left, for rows were dropped: {', '.join(dropped)}. Run keyart check."
+    if since is not None:
+        return f"no impression since {since:%Y-%m-%d %H:%M}. Name an earlier date."
+    return "the table is empty. Name a dataset with logged impressions."
+
+
+def _split_times(log: DatasetTables, size: LogSize, config: PrepareConfig, dataset: Path) -> tuple[int, int]:
+    """First instants of validation and of test, in microseconds: of the newest shares, ties go to the newer side."""
+    if config.validation_from:
+        moments = (
+            parse_time("validation_from", config.validation_from),
+            parse_time("test_from", config.test_from),
+        )
+        first = times_at_ranks(log, size, (0,))[0]
+        split_times = tuple(round(moment.timestamp() * 1_000_000) for moment in moments)
+        if split_times[0] <= first:
+            raise UserError(
+                f"validation_from={config.validation_from}: {dataset} has no impression before it, and none to learn from. "
+                f"Its first is of {_instant(first)}."
+            )
+        return split_times[0], split_times[1]
+    count = size.impressions
+    split_times = times_at_ranks(
+        log, size, (int(count * (1 - config.validation - config.test)), int(count * (1 - config.test)))
+    )
+    return split_times[0], split_times[1]
+
+
+def _bytes(size: LogSize) -> int:
+    """About what the arrays of a log hold."""
+    return 70 * size.impressions + 8 * size.candidates + 30 * size.plays
+
+
+def _shard_count(size: LogSize) -> int:
+    return min(MAX_SHARDS, max(1, -(-_bytes(size) // SHARD_BYTES)))
+
+
+WORKING_COPIES = 5
+"""A shard at work holds about so many times its own bytes: as it was read, in order, and what ordering takes."""
+
+
+def _parallel_shards(size: LogSize, shards: int, memory: int) -> int:
+    """How many shards may be at work at a time."""
+    return max(1, min(len(os.sched_getaffinity(0)), memory // 2 // max(1, WORKING_COPIES * _bytes(size) // shards)))
+
+
+def _require_memory(size: LogSize, shards: int, memory: int) -> None:
+    """Refuse shards too large for the memory, before any work."""
+    needed = WORKING_COPIES * _bytes(size) // shards
+    if needed > memory // 2:  # the other half is the engine's
+        raise UserError(
+            f"shards={shards}: one of them would take about {needed / 1e9:.1f} GB to make, and memory is "
+            f"{memory / 1e9:.1f} GB. Give --shards {_shard_count(size)} or more, or more --memory."
+        )
+
+
+def _in_parallel(make: Any, shards: int, at_once: int) -> Iterator[Shard]:
+    """The shards in order, `at_once` of them in the making."""
+    with ThreadPoolExecutor(at_once) as threads:
+        todo = iter(range(shards))
+        running = [threads.submit(make, s) for s in islice(todo, at_once)]
+        try:
+            while running:
+                shard = running.pop(0).result()
+                running += [threads.submit(make, s) for s in islice(todo, 1)]
+                yield shard
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _save_requests(rows: pa.Table | None, order: np.ndarray, path: Path) -> None:
+    """The requests as they were logged, in the shard's order."""
+    columns = {"impression_id": pa.string(), "candidates": pa.list_(pa.string())}
+    ordered = None if rows is None else rows.select(list(columns)).take(pa.array(order))
+    pq.write_table(pa.schema(columns).empty_table() if ordered is None else ordered, path)
+
+
+def _rows(log: DatasetTables, out: dict[str, int], since: bool) -> dict[str, Any]:
+    """By table: rows in, rows dropped by reason, rows that `since` left out, rows out."""
+    counts = {}
+    for name, rows in log.rows.items():
+        dropped = log.dropped.get(name, {})
+        valid = rows - sum(dropped.values())
+        left_out = valid - out.get(name, valid)
+        assert since or not left_out, f"{left_out} rows of {name} were lost on the way"
+        counts[name] = {"in": rows, "dropped": dropped, "left_out": left_out, "out": valid - left_out}
+    return counts
+
+
+def _instant(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds / 1e6, UTC).isoformat()

@@ -1,0 +1,208 @@
+"""What `prepare` asks of an engine, as Ibis expressions: the same for every engine.
+
+In: the tables of a dataset. Out: relations in the contract's types, without the rows that break it, and what is counted
+over them: where the splits lie, and the vocabularies of the training period.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
+# Ibis columns get the methods of their type, and pyarrow its compute functions, at run time: no checker sees them.
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import ibis
+import ibis.expr.datatypes as dt
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from ibis.expr.types import Table as Relation
+
+from datamodules.contract.engines import Engine, to_arrow
+from datamodules.contract.row_rules import row_rules, with_foreign_candidate
+from datamodules.contract.tables import ARTWORKS, ENGINE_TYPES, IMPRESSIONS, PLAYS, TITLES, Table
+from datamodules.shards.vocabulary import VOCABULARY_NAMES, Vocabularies, Vocabulary
+from foundation.errors import UserError
+
+HEX = "0123456789abcdef"
+MAX_SHARDS = 16**3
+MICROSECONDS_AN_HOUR = 3_600_000_000
+PREPARED_TABLES = (TITLES, ARTWORKS, IMPRESSIONS, PLAYS)
+"""What `prepare` reads. Rows may refer to tables before their own, and are dropped where what they refer to was; and an
+engine that reads some impressions alone reads their members' plays."""
+
+Dropped = dict[str, dict[str, int]]
+"""By table, by reason: rows that were left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetTables:
+    """The tables of a dataset in the contract's types; absent optional columns are null."""
+
+    titles: Relation
+    artworks: Relation
+    plays: Relation
+    impressions: Relation
+    rows: dict[str, int]
+    """By table: rows in the files."""
+    dropped: Dropped
+
+    @classmethod
+    def read(cls, engine: Engine, dataset: Path, *, drop_invalid: bool) -> "DatasetTables":
+        """Open a dataset; with `drop_invalid`, rows that break a rule are left out and counted by the first they break.
+
+        Of rows that share an id none is kept: which of them is right cannot be known.
+        """
+        tables: dict[str, Relation] = {}
+        rows: dict[str, int] = {}
+        dropped: Dropped = {}
+        for table in PREPARED_TABLES:
+            files = table.files(dataset)
+            if not files:
+                raise UserError(f"{dataset}: has no table {table.name}. Run keyart check {dataset}.")
+            rows[table.name] = sum(pq.read_metadata(path).num_rows for path in files)
+            tables[table.name] = typed(engine, files, table)
+            if drop_invalid:
+                tables[table.name], dropped[table.name] = _valid(engine, table, tables)
+        return cls(**tables, rows=rows, dropped=dropped)
+
+
+def typed(engine: Engine, files: list[Path], table: Table) -> Relation:
+    """A table in the contract's types; absent optional columns are null."""
+    raw = engine.read(files, table.name)
+    columns = {}
+    for column in table.columns:
+        type_ = dt.dtype(ENGINE_TYPES[column.kind])
+        columns[column.name] = raw[column.name].cast(type_) if column.name in raw.columns else ibis.null(type_)
+    return raw.select(**columns)
+
+
+def _valid(engine: Engine, table: Table, tables: dict[str, Relation]) -> tuple[Relation, dict[str, int]]:
+    """A table's rows that break no rule, and how many broke which first; the tables before it hold valid rows alone."""
+    rows = tables[table.name]
+    with_rules = with_foreign_candidate(rows, tables[ARTWORKS.name]) if table is IMPRESSIONS else rows
+    rules = row_rules(table)
+    flags = {
+        f"keyart_{index}": rule.flags(with_rules, {**tables, table.name: with_rules})
+        for index, rule in enumerate(rules)
+    }
+    flagged = with_rules.select(*rows.columns, **flags)
+    reason = ibis.cases(*((flagged[flag], rule.name) for flag, rule in zip(flags, rules, strict=True)), else_="")
+    reasoned = flagged.select(*rows.columns, keyart_reason=reason)
+    reason_counts = to_arrow(reasoned.group_by("keyart_reason").agg(rows=reasoned.count())).to_pylist()
+    dropped = {row["keyart_reason"]: row["rows"] for row in reason_counts if row["keyart_reason"]}
+    if not dropped:
+        return rows, {}
+    with_rules = engine.materialise(reasoned, f"{table.name}_judged")  # once, not for every query that follows
+    return with_rules.filter(with_rules.keyart_reason == "").select(*rows.columns), dict(sorted(dropped.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSize:
+    """How much there is to prepare."""
+
+    impressions: int
+    candidates: int
+    plays: int
+    hours: pa.Table
+    """hour (since 1970) and rows: impressions by hour, in order."""
+
+
+def measure_log(log: DatasetTables) -> LogSize:
+    """Count impressions by hour, candidates and plays."""
+    shown = log.impressions
+    hours = shown.group_by(hour=(shown.shown_at.epoch_seconds() // 3600).cast("int64"))
+    counted = hours.agg(rows=shown.count(), candidates=shown.candidates.length().cast("float64").sum())
+    table = to_arrow(counted).sort_by("hour")
+    return LogSize(
+        impressions=pc.sum(table["rows"]).as_py() or 0,
+        candidates=int(pc.sum(table["candidates"]).as_py() or 0),
+        plays=to_arrow(log.plays.aggregate(plays=log.plays.count()))["plays"][0].as_py(),
+        hours=table,
+    )
+
+
+def times_at_ranks(log: DatasetTables, size: LogSize, ranks: tuple[int, ...]) -> tuple[int, ...]:
+    """`shown_at` in microseconds at some places of the impressions in order of time.
+
+    An order statistic without a sort: only the hours that hold a place are looked into, and counted by instant.
+    """
+    hours, ends = size.hours["hour"].to_numpy(), np.cumsum(size.hours["rows"].to_numpy())
+    at = np.searchsorted(ends, ranks, side="right")
+    shown_at = log.impressions.shown_at
+    within = log.impressions.filter(
+        ibis.or_(
+            *(
+                (shown_at >= ibis.timestamp(begin)) & (shown_at < ibis.timestamp(begin + timedelta(hours=1)))
+                for begin in (datetime.fromtimestamp(3600 * int(hour), UTC) for hour in np.unique(hours[at]))
+            )
+        )
+    )
+    counted = to_arrow(within.group_by("shown_at").agg(rows=within.count())).sort_by("shown_at")
+    moments = np.asarray(counted["shown_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()))
+    rows, hour_of = counted["rows"].to_numpy(), moments // MICROSECONDS_AN_HOUR
+    result = []
+    for index, hour in zip(ranks, at, strict=True):
+        inside = hour_of == hours[hour]
+        before = int(ends[hour - 1]) if hour else 0
+        first = np.searchsorted(before + np.cumsum(rows[inside]), index, side="right")
+        result.append(int(moments[inside][first]))
+    return tuple(result)
+
+
+def vocabularies_of(log: DatasetTables, training_ends: int) -> Vocabularies:
+    """Vocabularies of the training period; titles and artworks hold the rest of the catalogue behind it.
+
+    `training_ends`: microseconds since 1970; what happened then or later is not looked at.
+    """
+    end = ibis.timestamp(datetime.fromtimestamp(training_ends / 1e6, UTC))
+    plays = log.plays.filter(log.plays.played_at < end)
+    impressions = log.impressions.filter(log.impressions.shown_at < end)
+    titles, artworks = to_arrow(log.titles), to_arrow(log.artworks)
+
+    def distinct(relation: Relation, column: Any) -> pa.Array:
+        return to_arrow(relation.select(value=column).distinct())["value"].combine_chunks()
+
+    candidates = distinct(impressions, impressions.candidates.unnest())
+    seen = pa.chunked_array([distinct(plays, plays.title_id), distinct(impressions, impressions.title_id)], pa.string())
+    known_titles = titles.filter(pc.is_in(titles["title_id"], value_set=seen.combine_chunks()))
+    known_artworks = artworks.filter(pc.is_in(artworks["artwork_id"], value_set=candidates))
+    genres = Vocabulary.of(pc.list_flatten(known_titles["genres"]).to_pylist())
+    people = pa.chunked_array(
+        [*pc.list_flatten(known_titles["cast"]).chunks, *pc.list_flatten(known_artworks["depicts"]).chunks], pa.string()
+    )
+    moods = set(genres.values)
+    vocabularies = {
+        "titles": Vocabulary.of(known_titles["title_id"].to_pylist(), titles["title_id"].to_pylist()),
+        "artworks": Vocabulary.of(known_artworks["artwork_id"].to_pylist(), artworks["artwork_id"].to_pylist()),
+        "people": Vocabulary.of(name for name in pc.unique(people).to_pylist() if name not in moods),
+        "genres": genres,
+        "countries": Vocabulary.of(distinct(impressions, impressions.country).to_pylist()),
+        "devices": Vocabulary.of(distinct(impressions, impressions.device).to_pylist()),
+        "policies": Vocabulary.of(distinct(impressions, impressions.policy).to_pylist()),
+    }
+    assert tuple(vocabularies) == VOCABULARY_NAMES
+    return vocabularies
+
+
+def _shard(member_id: Any, shards: int) -> Any:
+    """The shard of a member: the first three digits of the id's MD5, so the same on any engine and any machine."""
+    digest = member_id.hexdigest("md5")
+    bucket = ibis.literal(0)
+    for index in range(3):
+        bucket = bucket * 16 + ibis.literal(HEX).find(digest.substr(index, 1))
+    return (bucket % shards).cast("int32")
+
+
+def play_rows(log: DatasetTables, shards: int) -> Relation:
+    """Plays with the shard of their member."""
+    return log.plays.mutate(shard=_shard(log.plays.member_id, shards))
+
+
+def impression_rows(log: DatasetTables, shards: int) -> Relation:
+    """Impressions with the shard of their member and the place of the shown artwork among the candidates."""
+    shown = log.impressions
+    index = shown.candidates.index(shown.artwork_id).cast("int32")
+    return shown.mutate(shard=_shard(shown.member_id, shards), shown=index).drop("artwork_id")

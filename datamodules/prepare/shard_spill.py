@@ -1,0 +1,191 @@
+"""Rows on their way from the engine to their shards: ids as rows of the vocabularies, laid down shard by shard.
+
+In: Arrow batches in any order. Out: one Arrow file beside the output, cut so that each of its batches is of one shard:
+a shard is read back as the batches that are its own.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported, where no type checker sees them.
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datamodules.shards.vocabulary import Vocabularies, Vocabulary
+from foundation.errors import UserError
+
+INT16_ROWS = 2**15
+Encode = Callable[[pa.RecordBatch], pa.RecordBatch]
+
+
+class ShardSpill:
+    """One table's rows, by shard."""
+
+    def __init__(self, path: Path, shards: int) -> None:
+        """Will write `path`."""
+        self.path = path
+        self.schema: pa.Schema | None = None
+        self.batches_written = self.rows = 0
+        self.batches: list[list[int]] = [[] for _ in range(shards)]
+        """By shard: its batches of the file."""
+
+    def fill(self, batches: Iterable[pa.RecordBatch], encode: Encode, advance: Callable[[int], None]) -> None:
+        """Encode and write every batch; the engine works on the next ones meanwhile. `advance` is told the rows."""
+        writer = None
+        try:
+            with closing(_ahead(iter(batches))) as ahead:
+                for batch in ahead:
+                    shard = np.asarray(batch["shard"])
+                    encoded = encode(batch)
+                    if len(self.batches) > 1:
+                        order = np.argsort(shard, kind="stable")
+                        encoded, shard = encoded.take(pa.array(order)), shard[order]
+                    if writer is None:
+                        self.schema = encoded.schema
+                        writer = pa.ipc.new_file(str(self.path), encoded.schema)
+                    edges = [0, *(np.flatnonzero(np.diff(shard)) + 1).tolist(), len(shard)]
+                    for start, end in pairwise(edges):
+                        if start < end:
+                            writer.write_batch(encoded.slice(start, end - start))
+                            self.batches[shard[start]].append(self.batches_written)
+                            self.batches_written += 1
+                    self.rows += batch.num_rows
+                    advance(batch.num_rows)
+        finally:
+            if writer is not None:
+                writer.close()
+
+    def read(self, shard: int) -> pa.Table | None:
+        """The rows of one shard, in no order; None where the whole table has no row."""
+        if self.schema is None:
+            return None
+        # not mapped: pages of a map would count as held until it is closed
+        with pa.OSFile(str(self.path)) as source:
+            file = pa.ipc.open_file(source)
+            return pa.Table.from_batches([file.get_batch(index) for index in self.batches[shard]], self.schema)
+
+
+def _ahead(batches: Iterator[pa.RecordBatch], depth: int = 2) -> Generator[pa.RecordBatch]:
+    """The same batches, fetched by a thread that stays `depth` ahead; an error in it is raised here."""
+    queue: Queue[pa.RecordBatch | BaseException | None] = Queue(depth)
+    stopped = False
+
+    def fetch() -> None:
+        try:
+            for batch in batches:
+                if stopped:
+                    return
+                queue.put(batch)
+            queue.put(None)
+        except BaseException as error:  # told where it is waited for
+            queue.put(error)
+
+    thread = Thread(target=fetch, daemon=True)
+    thread.start()
+    try:
+        while (item := queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped = True
+        while thread.is_alive():  # it may be waiting for room
+            while not queue.empty():
+                queue.get()
+            thread.join(0.01)
+
+
+def encoder_of_plays(vocabularies: Vocabularies) -> Encode:
+    """Plays as the engine sends them -> member_id, time, title, artwork, watched."""
+
+    def encode(batch: pa.RecordBatch) -> pa.RecordBatch:
+        return pa.record_batch(
+            {
+                "member_id": _strings(batch["member_id"]),
+                "time": microseconds(batch["played_at"]),
+                "title": vocabularies["titles"].rows(batch["title_id"]),
+                "artwork": vocabularies["artworks"].rows(batch["artwork_id"]),
+                "watched": pc.fill_null(batch["watched"].cast(pa.float32()), np.nan),
+            }
+        )
+
+    return encode
+
+
+def encoder_of_impressions(vocabularies: Vocabularies, *, keep_requests: bool) -> Encode:
+    """Impressions as the engine sends them -> columns of a `Shard` before sorting.
+
+    `candidate` and `candidate_propensity` are lists of the same lengths. With `keep_requests` the candidates stay as
+    they were logged too, in `candidates`. UserError where a small vocabulary has more values than 16 bits tell apart.
+    """
+    for name in ("policies", "countries", "devices"):
+        if len(vocabularies[name]) > INT16_ROWS:
+            raise UserError(
+                f"impressions: {len(vocabularies[name]) - 1:,} different {name}, and at most {INT16_ROWS - 1:,} can be told "
+                "apart. Write the rare ones as one value, or null."
+            )
+
+    def encode(batch: pa.RecordBatch) -> pa.RecordBatch:
+        candidates = batch["candidates"]
+        start = candidates.offsets.to_numpy().astype(np.int64)
+        width = np.diff(start)
+        values = candidates.values.slice(start[0], start[-1] - start[0])
+        offsets = (start - start[0]).astype(np.int32)
+        propensities, shown_propensity = _propensities(batch, offsets, width)
+        lists = {"candidate": vocabularies["artworks"].rows(values), "candidate_propensity": propensities}
+        columns = {
+            "member_id": _strings(batch["member_id"]),
+            "impression_id": _strings(batch["impression_id"]),
+            "time": microseconds(batch["shown_at"]),
+            "title": vocabularies["titles"].rows(batch["title_id"]),
+            **{name: pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)) for name, flat in lists.items()},
+            "shown": np.asarray(batch["shown"]).astype(np.int16),
+            "propensity": shown_propensity,
+            "policy": _small(vocabularies["policies"], batch["policy"]),
+            "country": _small(vocabularies["countries"], batch["country"]),
+            "device": _small(vocabularies["devices"], batch["device"]),
+            "row": _filled(batch["row"], -1, np.int16),
+            "column": _filled(batch["column"], -1, np.int16),
+            "clicked": _filled(batch["clicked"], 0, np.int8),
+            "engaged": _filled(batch["engaged"], -1, np.int8),
+        }
+        if keep_requests:
+            columns["candidates"] = candidates.cast(pa.list_(pa.string()))
+        return pa.record_batch(columns)
+
+    return encode
+
+
+def _propensities(batch: pa.RecordBatch, start: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every candidate's propensity, NaN where it was not logged, and the shown artwork's."""
+    lists = batch["propensities"]
+    propensities = np.full(start[-1], np.nan, np.float32)
+    logged = np.repeat(np.asarray(pc.is_valid(lists)), width)
+    propensities[logged] = np.asarray(pc.list_flatten(lists))
+    shown = propensities[start[:-1] + np.asarray(batch["shown"])]
+    logged_alone = pc.fill_null(batch["propensity"].cast(pa.float32()), np.nan).to_numpy(zero_copy_only=False)
+    return propensities, np.where(np.isnan(shown), logged_alone, shown).astype(np.float32)
+
+
+def _strings(column: pa.Array) -> pa.Array:
+    return column if pa.types.is_string(column.type) else column.cast(pa.string())
+
+
+def _small(vocabulary: Vocabulary, column: pa.Array) -> np.ndarray:
+    return vocabulary.rows(column).astype(np.int16)
+
+
+def _filled(column: pa.Array, fill: int, dtype: type) -> np.ndarray:
+    return np.asarray(pc.fill_null(column.cast(pa.int32()), fill)).astype(dtype)
+
+
+def microseconds(column: pa.Array) -> np.ndarray:
+    """int64: since 1970, UTC."""
+    return np.asarray(column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()), np.int64)

@@ -1,0 +1,62 @@
+"""Artwork images: files -> pixels, and the hashes of their bytes by which embeddings are cached."""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+
+from datamodules.contract.tables import ARTWORKS
+from datamodules.shards.vocabulary import Vocabulary
+from foundation.errors import UserError
+
+HEIGHT, WIDTH = 144, 96
+"""Every image is brought to this size once, in pixels: posters are taller than wide."""
+TRAINED_HERE, FROM_HUB = "trained here on", "torchvision's pretrained weights"
+FROM_FILE, FROM_RUN = "weights of", "and projection of the run"
+"""How a record tells where an image encoder's weights come from: licences are told by these words."""
+
+
+def image_paths(dataset: Path, artworks: Vocabulary) -> list[Path]:
+    """The image file of every artwork of the vocabulary, in its order (row 1 first)."""
+    table = pa.concat_tables(pq.read_table(f, columns=["artwork_id", "image"]) for f in ARTWORKS.files(dataset))
+    by_id = dict(zip(table["artwork_id"].to_pylist(), table["image"].to_pylist(), strict=True))
+    missing = [value for value in artworks.values if value not in by_id]
+    if missing:
+        raise UserError(
+            f"{dataset}/artworks.parquet: lacks {len(missing)} artworks of the shards (first: {missing[0]}). "
+            "Give the dataset the shards were prepared from, or prepare it."
+        )
+    return [dataset / by_id[value] for value in artworks.values]
+
+
+def content_hashes(paths: Sequence[Path]) -> list[str]:
+    """16 hexadecimal digits of every file's bytes; an absent file is a UserError."""
+
+    def digest(path: Path) -> str:
+        try:
+            return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}). Restore the image.") from None
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(digest, paths))
+
+
+def load_images(paths: Sequence[Path]) -> np.ndarray:
+    """Pixels, uint8 of shape (n, 3, 144, 96): any mode and size, brought to RGB and to one size; corrupt = UserError."""
+
+    def load(path: Path) -> np.ndarray:
+        try:
+            with Image.open(path) as image:
+                small = image.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
+        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
+            raise UserError(f"{path}: is not a readable image ({error}). Replace the file.") from None
+        return np.asarray(small).transpose(2, 0, 1)
+
+    with ThreadPoolExecutor() as pool:
+        return np.stack(list(pool.map(load, paths)))

@@ -1,0 +1,178 @@
+"""What stands beside a value: where it comes from, what exploring would cost, and whether the artworks are honest.
+
+In: a log with its policies weighed, and whatever else the dataset holds. Out: the sections of `value.json` after the
+estimates. A section that the dataset has nothing for is left out, and a note says so.
+
+Legend: N impressions.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.audits.attribution import artwork_contribution, attribute_value
+from evaluation.audits.clickbait import clickbait
+from evaluation.audits.examples import examples, read_artwork_labels
+from evaluation.audits.exploration import lift_by_exploration
+from evaluation.audits.exposure import engagement_by_segment, exposure
+from evaluation.audits.metrics import auc, expected_calibration_error, log_loss, null_calibration_error, reliability
+from evaluation.audits.stability import changes
+from evaluation.logs.log_slices import LogSlice, build_slices, read_impression_attributes
+from evaluation.logs.logged_impressions import Outcomes, read_outcomes
+from evaluation.logs.scored_log import ScoredLog
+from evaluation.off_policy.valuation import LOGGED, WeightedLog
+
+NO_ENGAGEMENT = "The log does not say of every click whether it led to a viewing: clickbait cannot be told."
+REASONS = "reasons.json"
+MIN_ROWS = 200
+"""Rows of a slice below which its calibration is not told."""
+WEIGHT_EDGES = (0.0, 1e-9, 0.1, 0.2, 0.5, 0.8, 1.25, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0, np.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditInputs:
+    """What is known besides the scored log."""
+
+    dataset: Path
+    since: datetime | None
+    before: datetime | None
+    outcomes: Outcomes | None
+    """Everything shown until the end of the period."""
+    past: Outcomes | None
+    """Of that, what was shown before it."""
+    reasons: dict[str, dict[str, Any]]
+    """Why the scores' policy chose what it did, by impression; empty where the scores do not say."""
+
+    @classmethod
+    def read(cls, dataset: Path, scores: Path, since: datetime | None, before: datetime | None = None) -> "AuditInputs":
+        """All that was logged until the end of a period, and the reasons beside the scores."""
+        outcomes = read_outcomes(dataset, before)
+        past = None if since is None or outcomes is None else outcomes.shown_before(since)
+        path = scores / REASONS
+        rows = json.loads(path.read_text("utf-8")) if scores.is_dir() and path.is_file() else []
+        reasons = {row["impression_id"]: row for row in rows}
+        return cls(dataset=dataset, since=since, before=before, outcomes=outcomes, past=past, reasons=reasons)
+
+
+def audit(
+    scored: ScoredLog,
+    weighted_log: WeightedLog,
+    estimates: dict[str, Any],
+    audit_inputs: AuditInputs,
+    fixed_N: NDArray[np.integer] | None,
+    doubts: tuple[str, ...],
+) -> dict[str, Any]:
+    """The sections; `scored` and `weighing` are of the same rows, `told` is what `valued` says of them.
+
+    `fixed_N` is the place of the best artwork for everybody, learned from the past.
+    """
+    attributes = read_impression_attributes(audit_inputs.dataset, scored, audit_inputs.since, audit_inputs.before)
+    slices, notes = build_slices(audit_inputs.dataset, scored, attributes, audit_inputs.past)
+    catalogue = read_artwork_labels(audit_inputs.dataset)
+    bait = clickbait(audit_inputs.outcomes) if audit_inputs.outcomes is not None else None
+    if bait is None:
+        notes.append(NO_ENGAGEMENT)
+    else:
+        for row in bait["artworks"]:
+            row["name"] = catalogue.name_of_artwork(row["artwork"])
+    shown, left_out = exposure(
+        audit_inputs.dataset, scored, attributes.member, weighted_log.policy_weights["scored"].weight_N
+    )
+    return {
+        "attribution": attribute_value(weighted_log, slices, doubts=doubts),
+        "artwork_alone": artwork_contribution(estimates),
+        "exploration": lift_by_exploration(weighted_log),
+        "weight_histogram": weight_histogram(weighted_log),
+        **fit_metrics(scored),
+        "calibration_by_slice": calibration_by_slice(scored, slices),
+        "clickbait": bait,
+        "exposure": shown,
+        "holds": engagement_by_segment(
+            audit_inputs.dataset,
+            scored,
+            attributes.member,
+            {name: weights.weight_N for name, weights in weighted_log.policy_weights.items() if name != "best_fixed"},
+        ),
+        "stability": changes(scored),
+        "examples": examples(audit_inputs.dataset, scored, attributes, catalogue, fixed_N, audit_inputs.reasons),
+        "notes": list(dict.fromkeys([*notes, *left_out])),
+    }
+
+
+def weight_histogram(weighted_log: WeightedLog) -> list[dict[str, Any]]:
+    """By policy: how many impressions have weights in low .. high, and what share of all weight they carry."""
+    rows = []
+    for policy, arrays in weighted_log.policy_weights.items():
+        if policy == LOGGED:
+            continue
+        weight_N = arrays.weight_N
+        index_N = np.searchsorted(WEIGHT_EDGES, weight_N, side="right") - 1
+        count_B, sum_B = (np.bincount(index_N, v, len(WEIGHT_EDGES) - 1) for v in (None, weight_N))
+        total = max(float(weight_N.sum()), 1e-300)
+        for low, high, count, weight in zip(WEIGHT_EDGES[:-1], WEIGHT_EDGES[1:], count_B, sum_B, strict=True):
+            if count:
+                ends = {"low": low, "high": high if np.isfinite(high) else None}
+                rows.append({"policy": policy, **ends, "impressions": int(count), "share_of_weight": weight / total})
+    return rows
+
+
+def fit_metrics(log: ScoredLog) -> dict[str, Any]:
+    """How well the probabilities of what was shown fit what happened: of a click, and of a viewing after a click."""
+    p_N = log.click_probability_NK[np.arange(len(log)), log.shown]
+    fit: dict[str, Any] = {"metrics": _metrics(p_N, log.clicked), "reliability": _points(p_N, log.clicked)}
+    engagement_fit = engaged_after_click(log, p_N)
+    if engagement_fit is not None:
+        fit |= {"engaged_metrics": _metrics(*engagement_fit), "engaged_reliability": _points(*engagement_fit)}
+    return fit
+
+
+def engaged_after_click(log: ScoredLog, p_N: NDArray) -> tuple[NDArray, NDArray] | None:
+    """Of clicked impressions, the probability of a viewing given the click, and whether there was one; None where not known."""
+    at = log.clicked > 0
+    if log.engaged_probability is None or log.engaged is None or not at.any():
+        return None
+    return np.clip(log.engaged_probability[at] / np.maximum(p_N[at], 1e-9), 0, 1), log.engaged[at]
+
+
+def calibration_by_slice(log: ScoredLog, slices: Sequence[LogSlice]) -> list[dict[str, Any]]:
+    """By slice, predicted and actual rates of what was shown, and the calibration error beside what chance makes of it."""
+    p_N = log.click_probability_NK[np.arange(len(log)), log.shown]
+    heads = [("clicked", p_N, log.clicked, np.arange(len(log)))]
+    engagement_fit = engaged_after_click(log, p_N)
+    if engagement_fit is not None:
+        heads.append(("engaged", *engagement_fit, np.flatnonzero(log.clicked > 0)))
+    rows = []
+    for log_slice in slices:
+        for reward, q_n, y_n, indices in heads:
+            at = np.isin(indices, log_slice.rows, assume_unique=True)
+            if at.sum() >= MIN_ROWS:
+                metrics = _metrics(q_n[at], y_n[at])
+                calibration = {name: metrics[name] for name in ("expected_calibration_error", "by_chance")}
+                rates = {"predicted": float(q_n[at].mean()), "observed": float(y_n[at].mean())}
+                rows.append(
+                    {"slice": log_slice.name, "level": log_slice.level, "reward": reward, "rows": int(at.sum())}
+                    | rates
+                    | calibration
+                )
+    return rows
+
+
+def _metrics(p_N: NDArray, y_N: NDArray) -> dict[str, Any]:
+    rank = auc(p_N, y_N)
+    return {
+        "auc": rank if np.isfinite(rank) else None,
+        "log_loss": log_loss(p_N, y_N),
+        "log_loss_of_a_constant": log_loss(np.full(len(y_N), y_N.mean()), y_N),
+        "expected_calibration_error": expected_calibration_error(p_N, y_N),
+        "by_chance": list(null_calibration_error(p_N)),
+    }
+
+
+def _points(p_N: NDArray, y_N: NDArray) -> dict[str, list[float]]:
+    return {name: values.tolist() for name, values in asdict(reliability(p_N, y_N)).items()}

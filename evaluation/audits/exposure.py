@@ -1,0 +1,235 @@
+"""Who is shown whom: what artworks depict, by segment of members, under a policy, against the catalogue and the uniform policy.
+
+The publicly reported failure of personal artwork is members shown the faces of actors who barely appear. It has two signs,
+told side by side for each segment and each person or tag that artworks depict: it is shown to the segment more than chance
+would, and a click on it leads to a viewing less often than the segment's other clicks do.
+
+Legend: N impressions, K candidates (padded), M members, A artworks.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported, where no type checker sees them.
+
+from collections import Counter
+from dataclasses import dataclass
+from math import erfc, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from datamodules.contract.tables import ARTWORKS, Column
+from evaluation.audits.clickbait import FALSE_DISCOVERIES, MIN_CLICKS, benjamini_hochberg
+from evaluation.logs.columns import read_columns, to_array
+from evaluation.logs.log_slices import read_segments, top_levels
+from evaluation.logs.scored_log import ScoredLog
+from evaluation.off_policy.intervals import Members, Sums, normal_interval, standard_error
+from evaluation.off_policy.valuation import row_blocks
+
+MAX_TAGS = 30
+"""People and tags that are told of: those the uniform policy would show most."""
+ALL = "all members"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TagExposure:
+    """One person or tag: by member, (M,), expected impressions of it, and clicks on it, weighed to the policy."""
+
+    name: str
+    catalogue: float
+    """Share of the catalogue's artworks that depict it."""
+    scored_M: NDArray[np.float64]
+    uniform_M: NDArray[np.float64]
+    logged_M: NDArray[np.float64]
+    clicked_M: NDArray[np.float64]
+    engaged_M: NDArray[np.float64]
+    clicks: int
+    """On it, not weighed."""
+
+
+def read_depicts(dataset: Path) -> tuple[pa.Array, list[list[str]]] | None:
+    """Artwork ids and what each depicts; None where the dataset does not say."""
+    files = ARTWORKS.files(dataset)
+    if not files:
+        return None
+    columns = [
+        Column(name="artwork_id", kind="string", nullable=True),
+        Column(name="depicts", kind="strings", required=False, nullable=True),
+    ]
+    table = read_columns(files[0], files, columns, remedy=f"Run keyart check {dataset}.")
+    if "depicts" not in table.column_names:
+        return None
+    return to_array(table["artwork_id"]), [words or [] for words in table["depicts"].to_pylist()]
+
+
+def exposure(
+    dataset: Path, log: ScoredLog, member: pa.Array, weight_N: NDArray[np.floating]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of segment, level, what is depicted and how often it is shown to them; and what is left out, in words.
+
+    `member` are the log's member ids, `weight_N` the policy's weights; `log` must be ordered by member.
+    """
+    depicts = read_depicts(dataset)
+    if depicts is None or not any(depicts[1]):
+        return [], ["The dataset does not say what artworks depict: who is shown whom cannot be told."]
+    members = Members.of(log.member)
+    tags = _depicted(log, members, *depicts, weight_N)
+    if not tags:
+        return [], ["No two artworks of the log depict the same: who is shown whom cannot be told."]
+    segments, notes = read_segments(dataset, member.take(pa.array(members.start_M)))
+    groups = _groups(segments, len(members))
+    count_M = members.total(np.ones(len(log)))
+    whole = np.stack([members.total(weight_N * log.clicked), np.zeros(len(members))])
+    if log.engaged is not None:
+        whole[1] = members.total(weight_N * log.engaged)
+    rows: list[dict[str, Any]] = [
+        {"segment": name, "level": level, "depicts": tag.name}
+        | _row(tag, at_M, count_M, whole, log.engaged is not None)
+        for name, level, at_M in groups
+        for tag in tags
+    ]
+    p_values = np.array([np.nan if row["chance"] is None else row["chance"] for row in rows])
+    for row, below in zip(rows, benjamini_hochberg(p_values).tolist(), strict=True):
+        shown_more = row["above_low"] is not None and row["above_low"] > 0
+        row["flag"] = "shown more, watched less" if below and shown_more else "watched less" if below else ""
+    if log.engaged is None:
+        notes.append("The log does not say which clicks led to a viewing: how well what is shown holds cannot be told.")
+    return rows, notes
+
+
+def _depicted(
+    log: ScoredLog, members: Members, artworks: pa.Array, words: list[list[str]], weight_N: NDArray
+) -> list[TagExposure]:
+    """The people and tags that would be shown most by chance."""
+    index = pc.index_in(log.artworks, value_set=artworks).to_pylist()
+    of_A = [words[p] if p is not None else [] for p in index]
+    candidates_A = np.zeros(len(of_A))
+    for rows in row_blocks(len(log)):
+        mask_nk = log.mask_NK[rows]
+        even_nk = np.broadcast_to(1 / mask_nk.sum(1, keepdims=True), mask_nk.shape)[mask_nk]
+        candidates_A += np.bincount(log.artwork_NK[rows][mask_nk], even_nk, len(of_A))
+    expected_impressions: dict[str, float] = {}
+    encode_artworks: Counter[str] = Counter()
+    for depicted, expected in zip(of_A, candidates_A.tolist(), strict=True):
+        for word in set(depicted):
+            expected_impressions[word] = expected_impressions.get(word, 0.0) + expected
+            encode_artworks[word] += 1
+    names = [
+        word
+        for word in sorted(expected_impressions, key=lambda w: -expected_impressions[w])
+        if encode_artworks[word] > 1
+    ][:MAX_TAGS]
+    in_catalogue = Counter(word for depicted in words for word in set(depicted))
+    index_N = np.repeat(np.arange(len(members)), np.diff(np.append(members.start_M, len(log))))
+    tags = []
+    for name in names:
+        # -1, the padding, is the last place
+        depicts_A = np.array([name in depicted for depicted in of_A] + [False])
+        sums = np.zeros((5, len(members)))
+        clicks = 0
+        for rows in row_blocks(len(log)):
+            depicts_nk = depicts_A[log.artwork_NK[rows]]
+            shown_n = depicts_nk[np.arange(len(depicts_nk)), log.shown[rows]]
+            uniform_n = depicts_nk.sum(1) / log.mask_NK[rows].sum(1)
+            clicked_n = shown_n * log.clicked[rows]
+            engaged_n = np.zeros(len(shown_n)) if log.engaged is None else shown_n * log.engaged[rows]
+            shown = ((log.policy_NK[rows] * depicts_nk).sum(1), uniform_n, shown_n)
+            values = (*shown, weight_N[rows] * clicked_n, weight_N[rows] * engaged_n)
+            for row, value_n in enumerate(values):
+                sums[row] += np.bincount(index_N[rows], value_n, len(members))
+            clicks += int(clicked_n.sum())
+        share = in_catalogue[name] / max(len(words), 1)
+        by_member = dict(zip(("scored_M", "uniform_M", "logged_M", "clicked_M", "engaged_M"), sums, strict=True))
+        tags.append(TagExposure(name=name, catalogue=share, clicks=clicks, **by_member))
+    return tags
+
+
+def _row(
+    tag: TagExposure, at_M: NDArray[np.bool_], count_M: NDArray, whole_2M: NDArray, engagement: bool
+) -> dict[str, Any]:
+    """How often a segment is shown it, and how its clicks hold, beside the segment's other clicks."""
+
+    def ratio(numerator_M: NDArray, denominator_M: NDArray) -> Sums:
+        return Sums(numerator_M[at_M][None], denominator_M[at_M][None])
+
+    scored, uniform, logged = (ratio(v, count_M) for v in (tag.scored_M, tag.uniform_M, tag.logged_M))
+    interval = normal_interval(scored.value, scored.influence_M)
+    above = scored.value - uniform.value
+    apart = normal_interval(above, scored.influence_M - uniform.influence_M)
+    measures: dict[str, Any] = {
+        "scored": scored.value,
+        "low": interval.low,
+        "high": interval.high,
+        "uniform": uniform.value,
+        "logged": logged.value,
+        "catalogue": tag.catalogue,
+        "above_uniform": above,
+        "above_low": apart.low,
+        "above_high": apart.high,
+    }
+    after = dict.fromkeys(("engaged_after_click", "of_others", "engaged_gap", "engaged_low", "engaged_high", "chance"))
+    enough = engagement and tag.clicks >= MIN_CLICKS and (tag.clicked_M[at_M] > 0).sum() > 1
+    if enough:
+        own = ratio(tag.engaged_M, tag.clicked_M)
+        others = ratio(whole_2M[1] - tag.engaged_M, whole_2M[0] - tag.clicked_M)
+        influence_M = own.influence_M - others.influence_M
+        gap, error = own.value - others.value, standard_error(influence_M)
+        ends = normal_interval(gap, influence_M)
+        p_value = 0.5 * erfc(-gap / error / sqrt(2)) if error > 0 else None
+        after = {"engaged_after_click": own.value, "of_others": others.value, "engaged_gap": gap}
+        after |= {"engaged_low": ends.low, "engaged_high": ends.high, "chance": p_value}
+    numbers = {name: float(v) if v is not None and np.isfinite(v) else None for name, v in (measures | after).items()}
+    return numbers | {"members": int(at_M.sum())}
+
+
+def engagement_by_segment(
+    dataset: Path, log: ScoredLog, member: pa.Array, weights: dict[str, NDArray[np.floating]]
+) -> list[dict[str, Any]]:
+    """Of the clicks each policy would get in a segment, the share that leads to a viewing, against the uniform policy's.
+
+    `weights` are the policies', `uniform` among them; rows of segment, level, policy, value, uniform, gap with its interval.
+    """
+    if log.engaged is None:
+        return []
+    members = Members.of(log.member)
+    segments, _ = read_segments(dataset, member.take(pa.array(members.start_M)))
+    totals = {
+        name: (members.total(weight_N * log.engaged), members.total(weight_N * log.clicked))
+        for name, weight_N in weights.items()
+    }
+    rows: list[dict[str, Any]] = []
+    for segment, level, at_M in _groups(segments, len(members)):
+        sums = {name: Sums(e_M[at_M][None], c_M[at_M][None]) for name, (e_M, c_M) in totals.items()}
+        for name, own in sums.items():
+            if name == "uniform":
+                continue
+            gap = own.value - sums["uniform"].value
+            ends = normal_interval(gap, own.influence_M - sums["uniform"].influence_M)
+            measures = {
+                "value": own.value,
+                "uniform": sums["uniform"].value,
+                "gap": gap,
+                "low": ends.low,
+                "high": ends.high,
+            }
+            numbers = {key: float(v) if np.isfinite(v) else None for key, v in measures.items()}
+            rows.append({"segment": segment, "level": level, "policy": name} | numbers | {"members": int(at_M.sum())})
+    return rows
+
+
+def _groups(segments: dict[str, pa.Array], members: int) -> list[tuple[str, str, NDArray[np.bool_]]]:
+    """All members, and each level of each segment, as (segment, level, which members)."""
+    groups: list[tuple[str, str, NDArray[np.bool_]]] = [(ALL, "", np.ones(members, bool))]
+    for name, values in segments.items():
+        code_M, levels = top_levels(values)
+        groups += [(name, level, code_M == index) for index, level in enumerate(levels) if (code_M == index).any()]
+    return groups
+
+
+FLAG_RULE = (
+    f"Of the pairs of segment and tag that are flagged, {FALSE_DISCOVERIES:.0%} are expected to be chance; fewer than "
+    f"{MIN_CLICKS} clicks are not tested."
+)

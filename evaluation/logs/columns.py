@@ -1,0 +1,165 @@
+"""Columns of Parquet files as plain arrays, whatever width, dictionary or time unit the exporting engine chose.
+
+In: files and the columns a contract wants of them. Out: an Arrow table of a few plain types, and NumPy arrays made from
+its columns without a loop over rows.
+
+Legend: N rows, K items of a list (padded).
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported, where no type checker sees them.
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+from numpy.typing import NDArray
+
+from datamodules.contract.tables import Column, Kind
+from foundation.errors import UserError
+
+ARROW_TYPES: dict[Kind, pa.DataType] = {
+    "string": pa.string(),
+    "strings": pa.list_(pa.string()),
+    "float": pa.float64(),
+    "floats": pa.list_(pa.float64()),
+    "boolean": pa.bool_(),
+}
+"""What each kind is read as; a timestamp keeps its own type: to cast nanoseconds on reading would refuse what does not divide."""
+KIND_NAMES: dict[Kind, str] = {
+    "string": "text",
+    "strings": "a list of texts",
+    "float": "a number",
+    "floats": "a list of numbers",
+    "boolean": "true or false",
+    "timestamp": "a timestamp with a time zone",
+}
+
+
+def read_columns(
+    source: Path,
+    files: Sequence[Path],
+    columns: Sequence[Column],
+    *,
+    remedy: str,
+    since: datetime | None = None,
+    before: datetime | None = None,
+) -> pa.Table:
+    """Columns of `files` as one table of plain types; optional columns the first file lacks are absent.
+
+    `source` is what errors name, `remedy` what they end with. `since` and `before`, with a time zone, keep rows by
+    `shown_at`. UserError: no file, an unreadable one, a column that is missing, of another kind, or null where it must
+    not be. ValueError: a moment without a time zone.
+    """
+    if any(moment is not None and moment.tzinfo is None for moment in (since, before)):
+        raise ValueError(f"since={since}, before={before}: must have a time zone.")
+    if not files or not all(path.is_file() for path in files):
+        raise UserError(f"{source}: no Parquet file. {remedy}")
+    try:
+        schema = pads.dataset(list(files)).schema
+        keep = _period(schema, since, before, source, remedy)
+        present = [c for c in columns if _holds(schema, c, source, remedy)]
+        read = pa.schema([(c.name, ARROW_TYPES.get(c.kind) or schema.field(c.name).type) for c in present])
+        times = [schema.field("shown_at")] if keep is not None and "shown_at" not in read.names else []
+        table = pads.dataset(list(files), schema=pa.schema([*read, *times])).to_table(columns=read.names, filter=keep)
+    except pa.ArrowException as error:
+        raise UserError(f"{source}: cannot be read: {' '.join(str(error).split())[:200]}. {remedy}") from None
+    for column in columns:
+        if column.name in table.column_names and not column.nullable and table[column.name].null_count:
+            null = np.asarray(table[column.name].is_null())
+            raise UserError(
+                f"{source}: {null.sum()} rows whose {column.name} is null "
+                f"(first: {first_id(table['impression_id'], null)}). {remedy}"
+            )
+    return table
+
+
+def _period(
+    schema: pa.Schema, since: datetime | None, before: datetime | None, source: Path, remedy: str
+) -> pc.Expression | None:
+    """The filter by `shown_at`, compared in microseconds whatever unit and zone it was written in."""
+    if since is None and before is None:
+        return None
+    _holds(schema, Column(name="shown_at", kind="timestamp"), source, remedy)
+    unit = pa.timestamp("us", "UTC")
+    shown_at = pads.field("shown_at").cast(unit, safe=False)
+    keep = pads.scalar(True)
+    if since is not None:
+        keep = keep & (shown_at >= pa.scalar(since, unit))
+    if before is not None:
+        keep = keep & (shown_at < pa.scalar(before, unit))
+    return keep
+
+
+def _holds(schema: pa.Schema, column: Column, source: Path, remedy: str) -> bool:
+    """Whether the column is there; UserError where it must be and is not, or is of another kind."""
+    if column.name not in schema.names:
+        if column.required:
+            raise UserError(f"{source}: has no column {column.name}. {remedy}")
+        return False
+    type_ = schema.field(column.name).type
+    if not _is(type_, column.kind):
+        raise UserError(f"{source}: column {column.name} is {type_}, must be {KIND_NAMES[column.kind]}. {remedy}")
+    return True
+
+
+def _is(type_: pa.DataType, kind: Kind) -> bool:
+    """Whether a type holds a kind; numbers may be integers, as in a policy of ones and zeros."""
+    types = pa.types
+    if kind in ("strings", "floats"):
+        lists = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view)
+        inside = any(is_list(type_) for is_list in (*lists, types.is_large_list_view))
+        return inside and _is(type_.value_type, "string" if kind == "strings" else "float")
+    if types.is_dictionary(type_):
+        return _is(type_.value_type, kind)
+    if kind == "string":
+        return types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_)
+    if kind == "float":
+        return types.is_floating(type_) or types.is_integer(type_)
+    return types.is_boolean(type_) if kind == "boolean" else types.is_timestamp(type_) and type_.tz is not None
+
+
+def first_id(ids: pa.ChunkedArray | pa.Array, where_N: NDArray) -> str:
+    """The first id of some rows, for a message."""
+    return ids[int(np.flatnonzero(where_N)[0])].as_py()
+
+
+def to_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """A column as one array."""
+    if isinstance(column, pa.ChunkedArray):
+        return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    return column
+
+
+def flatten_lists(lists: pa.ChunkedArray) -> pa.Array:
+    """The items of all lists, one after the other."""
+    return to_array(pc.list_flatten(lists))
+
+
+def list_lengths(lists: pa.ChunkedArray) -> NDArray[np.int64]:
+    """How many items each list has, (N,); 0 for null."""
+    return np.asarray(to_array(pc.fill_null(pc.list_value_length(lists), 0)), np.int64)
+
+
+def padding_mask(width: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which places of a padded (N, K) array hold an item."""
+    return np.arange(width.max(initial=1)) < width[:, None]
+
+
+def integer_codes(values: pa.ChunkedArray | pa.Array, names: pa.Array | None) -> NDArray[np.int64]:
+    """Strings as integers: places in `names`, -2 for one that is not there; or, without names, in order of appearance."""
+    array = to_array(values)
+    names = pc.unique(array) if names is None else names
+    return np.asarray(pc.fill_null(pc.index_in(array, value_set=names), -2), np.int64)
+
+
+def integer_code_lists(lists: pa.ChunkedArray, names: pa.Array) -> NDArray[np.int64]:
+    """Lists of strings as integers by `index`, (N, K); -1 in padding."""
+    mask_NK = padding_mask(list_lengths(lists))
+    table_NK = np.full(mask_NK.shape, -1, np.int64)
+    table_NK[mask_NK] = integer_codes(flatten_lists(lists), names)
+    return table_NK

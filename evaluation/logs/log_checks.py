@@ -1,0 +1,127 @@
+"""What can be wrong with a log itself: propensities that are not what was done, rewards that drift.
+
+Legend: N impressions, K candidates (padded), B bins, P parts of the period.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.off_policy.estimators import snips
+from evaluation.off_policy.intervals import Members, Sums, normal_interval, standard_error
+
+ERRORS, SHARE = 4.0, 0.05
+"""A bin of propensities is off where shown and expected differ by so many standard errors and by that share."""
+DRIFT_ERRORS, DRIFT_SHARE = 4.0, 0.2
+"""Rewards drift where two halves differ by so many standard errors and by that share."""
+BINS = 10
+ROWS_PER_BLOCK = 500_000
+"""Impressions held at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Candidates by their logged propensity, lowest first; arrays of shape (B,)."""
+
+    propensity_B: NDArray[np.float64]
+    """Mean."""
+    shown_B: NDArray[np.float64]
+    """Share that was shown."""
+    count_B: NDArray[np.int64]
+    error_B: NDArray[np.float64]
+    """Standard error of the difference, were the propensities right."""
+
+    @property
+    def doubt(self) -> str:
+        """In words, what is off; empty where nothing is."""
+        gap_B = self.shown_B - self.propensity_B
+        off_B = (np.abs(gap_B) > ERRORS * self.error_B) & (np.abs(gap_B) > SHARE * self.propensity_B)
+        if not off_B.any():
+            return ""
+        worst = int(np.argmax(np.where(off_B, np.abs(gap_B) / np.maximum(self.error_B, 1e-12), 0)))
+        return (
+            f"propensities are not what was done: candidates logged at {self.propensity_B[worst]:.3f} were shown in "
+            f"{self.shown_B[worst]:.3f}"
+        )
+
+    def record(self) -> list[dict[str, float | int]]:
+        """As JSON."""
+        arrays = (self.propensity_B, self.shown_B, self.count_B.tolist(), self.error_B)
+        return [
+            {"propensity": float(p), "shown": float(s), "candidates": int(n), "standard_error": float(e)}
+            for p, s, n, e in zip(*arrays, strict=True)
+        ]
+
+
+def calibration(propensity_NK: NDArray, mask_NK: NDArray, shown_N: NDArray) -> Calibration:
+    """Of every candidate, how often it was shown against how often it should have been, in bins of about equal count.
+
+    Error: sqrt(sum p (1 - p)) / count, draws being independent given their propensities, whoever the member.
+    """
+    some = slice(None, None, 1 + len(shown_N) // ROWS_PER_BLOCK)
+    probability = propensity_NK[some][mask_NK[some]].astype(np.float64)
+    edges = np.unique(np.quantile(probability, np.arange(1, BINS) / BINS)) if len(probability) else np.zeros(0)
+    total = np.zeros((4, len(edges) + 1))
+    for first in range(0, len(shown_N), ROWS_PER_BLOCK):
+        part = slice(first, first + ROWS_PER_BLOCK)
+        mask = mask_NK[part]
+        probability = propensity_NK[part][mask].astype(np.float64)
+        was_shown = (np.arange(mask.shape[1]) == shown_N[part, None])[mask]
+        bin_index = np.digitize(probability, edges)
+        for row, values in enumerate((None, probability, was_shown, probability * (1 - probability))):
+            total[row] += np.bincount(bin_index, values, total.shape[1])
+    count_B, sum_B, shown_B, variance_B = total[:, total[0] > 0]
+    return Calibration(
+        propensity_B=sum_B / count_B,
+        shown_B=shown_B / count_B,
+        count_B=count_B.astype(np.int64),
+        error_B=np.sqrt(variance_B) / count_B,
+    )
+
+
+def drift(
+    reward_N: NDArray, weight_N: NDArray, shown_at_N: NDArray, member_N: NDArray, parts: int = 4
+) -> tuple[list[dict[str, Any]], str]:
+    """The uniform policy's value (SNIPS) in parts of the period that hold as many impressions each; and the doubt, in words.
+
+    The uniform policy's, for it does not change: what moves is members' behaviour or the catalogue, not who chose. The
+    first half is held against the second. `member_N` must be ordered.
+    """
+    order = np.argsort(shown_at_N, kind="stable")
+    part_N = np.empty(len(order), np.int64)
+    part_N[order] = np.arange(len(order)) * parts // max(len(order), 1)
+    rows: list[dict[str, Any]] = []
+    for part in range(parts):
+        at = part_N == part
+        if not at.any():
+            continue
+        rows.append({"part": part + 1} | period_row(reward_N[at], weight_N[at], shown_at_N[at], member_N[at]))
+    halves = [part_N < parts / 2, part_N >= parts / 2]
+    if not all(half.any() for half in halves):
+        return rows, ""
+    sides = [_value_of(reward_N[half], weight_N[half], member_N[half]) for half in halves]
+    return rows, _doubt(sides)
+
+
+def period_row(reward_N: NDArray, weight_N: NDArray, shown_at_N: NDArray, member_N: NDArray) -> dict[str, Any]:
+    """The value by SNIPS of one part of a log, whose members must be ordered."""
+    sums = _value_of(reward_N, weight_N, member_N)
+    interval = normal_interval(sums.value, sums.influence_M)
+    estimate = {"value": sums.value, "low": interval.low, "high": interval.high}
+    return {"from": int(shown_at_N.min()), "impressions": len(reward_N)} | estimate
+
+
+def _value_of(reward_N: NDArray, weight_N: NDArray, member_N: NDArray) -> Sums:
+    return Members.of(member_N).sums(snips(reward_N, weight_N))
+
+
+def _doubt(sides: Sequence[Sums]) -> str:
+    values = [side.value for side in sides]
+    error = sum(standard_error(side.influence_M) ** 2 for side in sides) ** 0.5
+    gap = abs(values[1] - values[0])
+    if not gap > max(DRIFT_ERRORS * error, DRIFT_SHARE * min(values)):
+        return ""
+    return f"rewards drift: the uniform policy earns {values[0]:.4f} in the first half of the period, {values[1]:.4f} in the second"

@@ -1,0 +1,173 @@
+"""Logged impressions as arrays: what was shown, to choose from what, with which chance, and what came of it.
+
+In: a dataset's `impressions/`. Out: its columns as arrays, judged on the way; `Outcomes`, for what needs no scores.
+
+Legend: N impressions, K candidates (padded).
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported, where no type checker sees them.
+
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from datamodules.contract.tables import IMPRESSIONS
+from evaluation.logs.columns import (
+    first_id,
+    flatten_lists,
+    integer_code_lists,
+    integer_codes,
+    list_lengths,
+    read_columns,
+    to_array,
+)
+from foundation.errors import UserError
+
+REQUIRED_COLUMNS = ("impression_id", "member_id", "title_id", "artwork_id", "candidates", "shown_at", "clicked")
+OPTIONAL_COLUMNS = ("propensities", "propensity", "policy", "engaged")
+UNNAMED_POLICY = "unnamed"
+"""What a logging policy without a name is called."""
+
+
+def read_impressions(dataset: Path, *, since: datetime | None = None, before: datetime | None = None) -> pa.Table:
+    """Impressions shown in since .. before, ordered by id; optional columns the log lacks are absent."""
+    # a log of one policy need not name it
+    columns = [
+        replace(c, required=c.name in REQUIRED_COLUMNS)
+        for c in IMPRESSIONS.columns
+        if c.name in REQUIRED_COLUMNS + OPTIONAL_COLUMNS
+    ]
+    source, remedy = dataset / IMPRESSIONS.name, f"Run keyart check {dataset}."
+    table = read_columns(source, IMPRESSIONS.files(dataset), columns, remedy=remedy, since=since, before=before)
+    return table.sort_by("impression_id").combine_chunks()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """What was shown and what came of it, scores or none: for what can be learned without them; arrays (N,)."""
+
+    artworks: pa.Array
+    """string: every artwork that was a candidate."""
+    artwork: NDArray[np.integer]
+    """The shown artwork, a place in `artworks`."""
+    title: NDArray[np.integer]
+    """Titles as integers; not those of a `ScoredLog`."""
+    member: NDArray[np.integer]
+    """Members as integers; likewise."""
+    width: NDArray[np.integer]
+    """How many candidates there were."""
+    propensity: NDArray[np.floating]
+    """Of the shown artwork."""
+    clicked: NDArray[np.floating]
+    """1 or 0."""
+    engaged: NDArray[np.floating] | None
+    """1 or 0; None where the log does not say of every click whether it led to a real viewing."""
+    shown_at: NDArray[np.int64]
+    """Microseconds since 1970, UTC."""
+
+    def shown_before(self, moment: datetime) -> "Outcomes | None":
+        """What was shown before a moment, and the artworks that were candidates then and shown; None where nothing was."""
+        keep = self.shown_at < int(moment.timestamp() * 1e6)
+        if not keep.any():
+            return None
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: v[keep] for name, v in arrays.items() if isinstance(v, np.ndarray)})
+
+
+def read_outcomes(dataset: Path, before: datetime | None = None) -> Outcomes | None:
+    """Everything that was shown before a moment, or ever; None where there is nothing."""
+    log = read_impressions(dataset, before=before)
+    if not len(log):
+        return None
+    names, artwork_NK, shown = candidates_of(log, dataset)
+    propensity, _ = propensities_of(log, shown, artwork_NK >= 0, dataset)
+    return Outcomes(
+        artworks=names,
+        artwork=artwork_NK[np.arange(len(shown)), shown],
+        title=integer_codes(log["title_id"], None),
+        member=integer_codes(log["member_id"], None),
+        width=(artwork_NK >= 0).sum(1),
+        propensity=propensity,
+        clicked=to_float(log["clicked"]),
+        engaged=engaged_of(log),
+        shown_at=shown_at_of(log),
+    )
+
+
+def shown_at_of(log: pa.Table) -> NDArray[np.int64]:
+    """When each impression was shown, microseconds since 1970, UTC."""
+    return np.asarray(to_array(log["shown_at"].cast(pa.timestamp("us", "UTC"), safe=False)).cast(pa.int64()))
+
+
+def to_float(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """A column of booleans as 1 or 0."""
+    return np.asarray(to_array(column).cast(pa.uint8()), np.float64)
+
+
+def engaged_of(log: pa.Table) -> NDArray[np.float64] | None:
+    """Whether each impression was engaged: null without a click means no; null after a click is not known: None."""
+    if "engaged" not in log.column_names or pc.any(pc.and_(log["clicked"], log["engaged"].is_null())).as_py():
+        return None
+    return to_float(pc.fill_null(log["engaged"], False))
+
+
+def candidates_of(log: pa.Table, dataset: Path) -> tuple[pa.Array, NDArray, NDArray]:
+    """Names of artworks, candidates as integers (N, K), and the place of the shown one (N,)."""
+    names = pc.unique(flatten_lists(log["candidates"]))
+    artwork_NK = integer_code_lists(log["candidates"], names)
+    same_NK = artwork_NK == integer_codes(log["artwork_id"], names)[:, None]
+    strange = ~same_NK.any(1)
+    if strange.any():
+        raise UserError(
+            f"{dataset}/impressions: {strange.sum()} rows whose shown artwork is not among the candidates "
+            f"(first: {first_id(log['impression_id'], strange)}). Run keyart check {dataset}."
+        )
+    return names, artwork_NK, same_NK.argmax(1)
+
+
+def policy_of(log: pa.Table) -> pa.ChunkedArray:
+    """The name of the policy that logged each impression."""
+    if "policy" not in log.column_names:
+        return pa.chunked_array([pa.repeat(pa.scalar(UNNAMED_POLICY), len(log))])
+    return pc.fill_null(log["policy"], UNNAMED_POLICY)
+
+
+def propensities_of(log: pa.Table, shown: NDArray, mask_NK: NDArray, dataset: Path) -> tuple[NDArray, NDArray]:
+    """Propensity of the shown artwork (N,), and of every candidate (N, K)."""
+    propensity_NK = np.where(mask_NK, np.nan, 0.0)
+    propensity = np.full(len(shown), np.nan)
+    if "propensities" in log.column_names:
+        lists = log["propensities"]
+        logged = np.asarray(lists.is_valid())
+        odd = logged & (list_lengths(lists) != mask_NK.sum(1))
+        if odd.any():
+            raise UserError(
+                f"{dataset}/impressions: {odd.sum()} rows whose propensities are not as many as their candidates "
+                f"(first: {first_id(log['impression_id'], odd)}). Run keyart check {dataset}."
+            )
+        propensity_NK[mask_NK & logged[:, None]] = flatten_lists(lists).to_numpy(zero_copy_only=False)
+        total = propensity_NK.sum(1)
+        # a list of nulls or NaN sums to NaN; a negative one is no probability, whatever it sums to
+        wrong = logged & (~(np.abs(total - 1) <= 1e-3) | (propensity_NK < 0).any(1))
+        if wrong.any():
+            raise UserError(
+                f"{dataset}/impressions: {wrong.sum()} rows whose propensities are no probabilities that sum to 1 (first: "
+                f"{first_id(log['impression_id'], wrong)}, sum {total[wrong][0]:.3g}). Run keyart check {dataset}."
+            )
+        propensity = propensity_NK[np.arange(len(shown)), shown]
+    if "propensity" in log.column_names:
+        logged_alone = np.asarray(to_array(pc.fill_null(log["propensity"], np.nan)), np.float64)
+        propensity = np.where(np.isnan(propensity), logged_alone, propensity)
+    bad = ~(propensity > 0)
+    if bad.any():
+        raise UserError(
+            f"{dataset}/impressions: {bad.sum()} rows without a propensity above 0 for the shown artwork "
+            f"(first: {first_id(log['impression_id'], bad)}). Run keyart check {dataset}."
+        )
+    return propensity, propensity_NK

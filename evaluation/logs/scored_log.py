@@ -1,0 +1,303 @@
+"""A log beside somebody's scores of it, as arrays: impressions and scores joined, candidates aligned.
+
+In: a dataset's `impressions/` (and `truth/`, where it is simulated) and a scores table. Out: a `ScoredLog`.
+
+Legend: N impressions, K candidates (padded).
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported, where no type checker sees them.
+
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from datamodules.contract.tables import Column
+from evaluation.logs.columns import (
+    first_id,
+    flatten_lists,
+    integer_code_lists,
+    integer_codes,
+    list_lengths,
+    read_columns,
+    to_array,
+)
+from evaluation.logs.logged_impressions import (
+    candidates_of,
+    engaged_of,
+    policy_of,
+    propensities_of,
+    read_impressions,
+    shown_at_of,
+    to_float,
+)
+from foundation.errors import UserError
+
+_KEY = (Column(name="impression_id", kind="string"), Column(name="candidates", kind="strings"))
+SCORES = (
+    *_KEY,
+    Column(name="click_probability", kind="floats"),
+    Column(name="policy", kind="floats"),
+    Column(name="engaged_probability", kind="floats", required=False),
+)
+"""A scores table, by the contract; and the probability of a click that leads to a viewing, for whoever writes it."""
+TRUTH = (*_KEY, Column(name="p_click", kind="floats"), Column(name="p_engaged", kind="floats"))
+"""What a simulated dataset has in `truth/`."""
+
+TRUTH_REMEDY = "Simulate the dataset again."
+
+PROPENSITY_TOLERANCE = 1e-4
+"""Propensities that differ by less, relatively, are equal: float32 keeps 1e-7, a log of five digits 1e-5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredLog:
+    """Impressions of a period with what was logged and what somebody's scores say of them."""
+
+    impression_id: pa.Array
+    """string (N,)."""
+    member: NDArray[np.integer]
+    """(N,): members as integers."""
+    title: NDArray[np.integer]
+    """(N,): titles as integers."""
+    artworks: pa.Array
+    """string: every artwork that was a candidate."""
+    artwork_NK: NDArray[np.integer]
+    """Candidates as places in `artworks`, -1 where there are no more."""
+    mask_NK: NDArray[np.bool_]
+    """Where there is a candidate."""
+    shown: NDArray[np.integer]
+    """(N,): place of the shown artwork among the candidates."""
+    propensity: NDArray[np.floating]
+    """(N,): of the shown artwork."""
+    propensity_NK: NDArray[np.floating]
+    """NaN where the log has the shown artwork's alone; 0 in padding."""
+    shown_at: NDArray[np.int64]
+    """(N,): microseconds since 1970, UTC."""
+    logging_policy: NDArray[np.integer]
+    """(N,): which policy logged it, a place in `loggers`."""
+    logging_policies: tuple[str, ...]
+    """Names of the logging policies."""
+    missing: int
+    """Impressions of the log without scores, left out."""
+    unknown: int
+    """Scores of impressions that the log lacks, or that are not of the period."""
+    randomised: NDArray[np.bool_]
+    """(N,): there were at least two candidates, all equally likely, whatever the policy was called.
+
+    Where only the shown artwork's propensity was logged: it was 1 / number of candidates. That can take in an
+    impression of another policy which gave just this artwork just that probability; log whole propensities if it can.
+    """
+    clicked: NDArray[np.floating]
+    """(N,): 1 or 0."""
+    engaged: NDArray[np.floating] | None
+    """(N,): 1 or 0; None where the log does not say of every click whether it led to a real viewing."""
+    click_probability_NK: NDArray[np.floating]
+    """By the scores; 0 in padding."""
+    policy_NK: NDArray[np.floating]
+    """By the scores; 0 in padding."""
+    engaged_probability: NDArray[np.floating] | None
+    """(N,): by the scores, that the shown artwork is clicked and leads to a viewing; None where they do not say."""
+    true_click_NK: NDArray[np.floating] | None
+    """True click probabilities, 0 in padding; None where they are not known."""
+    true_engaged_NK: NDArray[np.floating] | None
+    """True probabilities of an engaged play, likewise."""
+    policies: dict[str, NDArray[np.floating]] = field(default_factory=dict)
+    """Other policies to value on it, by name; probabilities (N, K)."""
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.shown)
+
+    def where(self, keep_N: NDArray[np.bool_]) -> "ScoredLog":
+        """Some of the impressions; artworks keep their integers."""
+        return self.take(np.flatnonzero(keep_N))
+
+    def take(self, rows: NDArray[np.integer]) -> "ScoredLog":
+        """Impressions by their places, in that order; artworks keep their integers."""
+        columns: dict[str, Any] = {"impression_id": self.impression_id.take(pa.array(rows))}
+        for column in fields(self):
+            value = getattr(self, column.name)
+            if isinstance(value, np.ndarray):
+                columns[column.name] = value[rows]
+        columns["policies"] = {name: policy_NK[rows] for name, policy_NK in self.policies.items()}
+        return replace(self, **columns)
+
+
+def read_scored_log(
+    dataset: Path,
+    scores: Path,
+    since: datetime | None,
+    *,
+    before: datetime | None = None,
+    logged_by: str | None = None,
+    allow_missing: bool = False,
+    if_missing: str = "Score the log again.",
+) -> ScoredLog:
+    """Join a log with scores; UserError where scores are missing, of other candidates, or no probabilities.
+
+    `since` .. `before` is the period, `logged_by` the one logging policy to keep. With `allow_missing`, impressions without
+    scores are left out and counted; `if_missing` is the remedy named where they are refused.
+    """
+    log = read_impressions(dataset, since=since, before=before)
+    if not len(log):
+        raise UserError(f"{dataset}/impressions: no impression was shown since {since}. Name an earlier moment.")
+    log = _of_one_policy(log, logged_by, dataset)
+    ids = log["impression_id"]
+    repeated = len(ids) - pc.count_distinct(ids).as_py()
+    if repeated:
+        raise UserError(f"{dataset}/impressions: {repeated} impression ids are repeated. Run keyart check {dataset}.")
+    logged = len(ids)
+    table = _rows_of(scores, SCORES, "Score the log again.")
+    if allow_missing:
+        log = log.filter(pc.is_in(ids, value_set=to_array(table["impression_id"]))).combine_chunks()
+        ids = log["impression_id"]
+        if not len(log):
+            raise UserError(f"{scores}: has no impression of {dataset} in this period. Score the log again.")
+    scored = _matching(scores, table, ids, if_missing)
+    unknown = len(table) - len(log)
+    del table
+    names, artwork_NK, shown = candidates_of(log, dataset)
+    mask_NK = artwork_NK >= 0
+
+    order_NK = _alignment(artwork_NK, integer_code_lists(scored["candidates"], names), mask_NK, ids, scores)
+    click_NK, policy_NK = (
+        _aligned(scored, name, order_NK, mask_NK, scores).astype(np.float32) for name in ("click_probability", "policy")
+    )
+    engaged_N = None
+    if "engaged_probability" in scored.column_names:
+        engaged_N = _aligned(scored, "engaged_probability", order_NK, mask_NK, scores)[np.arange(len(ids)), shown]
+    del scored, order_NK
+    off = np.asarray(np.abs(policy_NK.sum(1) - 1) > 1e-3)
+    if off.any():
+        total = policy_NK.sum(1)[off][0]
+        raise UserError(
+            f"{scores}: {off.sum()} rows whose policy does not sum to 1 (first: {first_id(ids, off)}, sum {total:.3g}). "
+            "Score the log again."
+        )
+
+    truth_click_NK, truth_engaged_NK = _truth(dataset, ids, artwork_NK, mask_NK, names)
+    propensity, propensity_NK = propensities_of(log, shown, mask_NK, dataset)
+    log = log.drop_columns([name for name in ("candidates", "propensities") if name in log.column_names])
+    width = mask_NK.sum(1)
+    with np.errstate(invalid="ignore"):
+        apart_NK = np.abs(propensity_NK - propensity[:, None]) > PROPENSITY_TOLERANCE * propensity[:, None]
+    uniform = np.abs(propensity * width - 1) <= PROPENSITY_TOLERANCE
+    return ScoredLog(
+        impression_id=to_array(ids),
+        member=integer_codes(log["member_id"], None),
+        title=integer_codes(log["title_id"], None),
+        artworks=names,
+        artwork_NK=artwork_NK.astype(np.int32),
+        mask_NK=mask_NK,
+        shown=shown,
+        propensity=propensity,
+        propensity_NK=propensity_NK.astype(np.float32),
+        shown_at=shown_at_of(log),
+        logging_policy=integer_codes(policy_of(log), None),
+        logging_policies=tuple(pc.unique(to_array(policy_of(log))).to_pylist()),
+        missing=logged - len(ids),
+        unknown=unknown,
+        randomised=uniform & (width > 1) & ~(apart_NK & mask_NK).any(1),
+        clicked=to_float(log["clicked"]),
+        engaged=engaged_of(log),
+        click_probability_NK=click_NK,
+        policy_NK=policy_NK,
+        engaged_probability=engaged_N,
+        true_click_NK=truth_click_NK,
+        true_engaged_NK=truth_engaged_NK,
+    )
+
+
+def _of_one_policy(log: pa.Table, logged_by: str | None, dataset: Path) -> pa.Table:
+    """The impressions one policy logged; UserError where there are none."""
+    if logged_by is None:
+        return log
+    names = policy_of(log)
+    of_policy = log.filter(pc.equal(names, logged_by))
+    if not len(of_policy):
+        available = ", ".join(sorted(pc.unique(to_array(names)).to_pylist()))
+        raise UserError(
+            f"log-policy={logged_by}: {dataset}/impressions has none of it in this period. There are: {available}."
+        )
+    return of_policy.combine_chunks()
+
+
+def _rows_of(source: Path, columns: tuple[Column, ...], remedy: str) -> pa.Table:
+    """A table of one file or of a folder."""
+    files = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
+    return read_columns(source, files, columns, remedy=remedy)
+
+
+def _matching(source: Path, table: pa.Table, ids: pa.ChunkedArray, remedy: str) -> pa.Table:
+    """Rows of a table by impression_id, in the order of `ids`; missing or repeated ones are a UserError."""
+    theirs = to_array(table["impression_id"])
+    position = to_array(pc.index_in(ids, value_set=theirs))
+    if position.null_count:
+        missing = np.asarray(position.is_null())
+        raise UserError(
+            f"{source}: {missing.sum()} impressions of the log are missing (first: {first_id(ids, missing)}). {remedy}"
+        )
+    matched = theirs.filter(pc.is_in(theirs, value_set=to_array(ids)))
+    if len(matched) > len(ids):
+        counts = pc.value_counts(matched)
+        again = np.asarray(counts.field("counts")) > 1
+        raise UserError(
+            f"{source}: {again.sum()} impressions of the log are there more than once "
+            f"(first: {first_id(counts.field('values'), again)}). Write each once."
+        )
+    return table.take(position).combine_chunks()
+
+
+def _alignment(ours_NK: NDArray, theirs_NK: NDArray, mask_NK: NDArray, ids: pa.ChunkedArray, source: Path) -> NDArray:
+    """Where each of our candidates stands in their list, (N, K)."""
+    if theirs_NK.shape == ours_NK.shape and (ours_NK == theirs_NK).all():
+        return np.broadcast_to(np.arange(ours_NK.shape[1]), ours_NK.shape)
+    same_NKJ = ours_NK[:, :, None] == theirs_NK[:, None, :]
+    other = (mask_NK & ~same_NKJ.any(2)).any(1) | ((theirs_NK != -1).sum(1) != mask_NK.sum(1))
+    if other.any():
+        raise UserError(
+            f"{source}: {other.sum()} rows whose candidates are not the log's (first: {first_id(ids, other)}). Score the log again."
+        )
+    return same_NKJ.argmax(2)
+
+
+def _aligned(table: pa.Table, name: str, order_NK: NDArray, mask_NK: NDArray, source: Path) -> NDArray:
+    """Lists of probabilities as (N, K) in our candidates' order, 0 in padding."""
+    ids = table["impression_id"]
+    odd = list_lengths(table[name]) != mask_NK.sum(1)
+    if odd.any():
+        raise UserError(
+            f"{source}: {odd.sum()} rows whose lists are not as long as their candidates (first: {first_id(ids, odd)}: {name})."
+        )
+    values_NK = np.zeros(mask_NK.shape)
+    values_NK[mask_NK] = flatten_lists(table[name]).to_numpy(zero_copy_only=False)
+    # what a softmax in float32 rounds beyond 1 is no fault; NaN is
+    bad_NK = ~((values_NK >= -1e-6) & (values_NK <= 1 + 1e-6))
+    bad = np.asarray(bad_NK.any(1))
+    if bad.any():
+        value = values_NK[bad_NK][0]
+        raise UserError(
+            f"{source}: {bad.sum()} rows whose {name} is no probability (first: {first_id(ids, bad)}, {value:.4g}). "
+            "Write numbers from 0 to 1."
+        )
+    return np.where(mask_NK, np.take_along_axis(np.clip(values_NK, 0.0, 1.0), order_NK, axis=1), 0.0)
+
+
+def _truth(
+    dataset: Path, ids: pa.ChunkedArray, artwork_NK: NDArray, mask_NK: NDArray, names: pa.Array
+) -> tuple[NDArray | None, NDArray | None]:
+    """True click and engaged probabilities (N, K), where the dataset is simulated and `truth/` lies in it."""
+    folder = dataset / "truth"
+    if not folder.is_dir():
+        return None, None
+    table = _matching(folder, _rows_of(folder, TRUTH, TRUTH_REMEDY), ids, TRUTH_REMEDY)
+    order_NK = _alignment(artwork_NK, integer_code_lists(table["candidates"], names), mask_NK, ids, folder)
+    click, engaged = (_aligned(table, name, order_NK, mask_NK, folder) for name in ("p_click", "p_engaged"))
+    return click, engaged

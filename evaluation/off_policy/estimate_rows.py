@@ -1,0 +1,151 @@
+"""Estimates and their differences as rows of JSON: numbers, intervals, diagnostics, verdicts and what stands behind them.
+
+Legend: D bootstrap draws, E estimates, M members.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.off_policy.intervals import Sums, normal_interval, percentile_interval, standard_error
+from evaluation.off_policy.verdict import Overlap, UnbiasedReference, Verdict, assess, doubts_of_bias, weaker_verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointEstimate:
+    """One estimate before its interval."""
+
+    policy: str
+    reward: str
+    estimator: str
+    sums: Sums
+    overlap: Overlap
+    effective_rewarded: float
+    """Effective number of rewarded impressions."""
+    impressions: int
+    members: int
+    unbiased: Sums | None = None
+    """Of one that can be biased: the unbiased estimate to hold it against."""
+    bias_source: str = ""
+    """Where its bias would come from."""
+    uses_reward_model: bool = False
+    """It leans on the reward model."""
+    bias: float = 0.0
+    """Of one that has no such reference: about its bias."""
+    parameter: dict[str, Any] | None = None
+    """What was chosen on the data, as a row."""
+
+
+def estimate_rows(estimates: Sequence[PointEstimate], bootstrap_DE: NDArray, doubts: tuple[str, ...]) -> dict[str, Any]:
+    """Estimates and differences as rows, with what stands behind them."""
+    rows: dict[str, Any] = {"estimates": [], "differences": [], "intervals": [], "verdicts": [], "parameters": []}
+    judged: list[Verdict] = []
+    for index, estimate in enumerate(estimates):
+        influence_M = estimate.sums.influence_M
+        verdict, reason = assess(
+            estimate.overlap,
+            value=estimate.sums.value,
+            influence_M=influence_M,
+            effective_rewarded=estimate.effective_rewarded,
+            reward=estimate.reward,
+            doubts=[*doubts, *_bias_doubts(estimate)],
+        )
+        judged.append(verdict)
+        key = {"policy": estimate.policy, "reward": estimate.reward, "estimator": estimate.estimator}
+        normal = normal_interval(estimate.sums.value, influence_M)
+        drawn = percentile_interval(bootstrap_DE[:, index])
+        rows["estimates"].append(
+            key
+            | _interval_columns(estimate.sums.value, normal.low, normal.high, verdict)
+            | _weight_diagnostics(estimate.overlap)
+            | {"impressions": estimate.impressions, "members": estimate.members, "verdict": verdict}
+        )
+        rows["verdicts"].append(key | {"verdict": verdict, "reason": reason})
+        if verdict != "unanswerable":
+            ends = {"normal_low": normal.low, "normal_high": normal.high}
+            ends |= {"bootstrap_low": drawn.low, "bootstrap_high": drawn.high}
+            rows["intervals"].append(key | {name: end if np.isfinite(end) else None for name, end in ends.items()})
+        if estimate.parameter:
+            rows["parameters"].append(key | estimate.parameter)
+    for (a, estimate), (b, other) in combinations(enumerate(estimates), 2):
+        if (estimate.reward, estimate.estimator) == (other.reward, other.estimator):
+            verdict = weaker_verdict(judged[a], judged[b])
+            if verdict == "reliable" and _bias_doubts(estimate, other):
+                # what two values have room for, their difference may not
+                verdict = "weak"
+            rows["differences"].append(_difference(estimate, other, bootstrap_DE[:, a], bootstrap_DE[:, b], verdict))
+    return rows
+
+
+def _bias_doubts(estimate: PointEstimate, base: PointEstimate | None = None) -> list[str]:
+    """Doubts of an estimator that can be biased: on a value, or on its difference from the base's."""
+    value, influence_M = estimate.sums.value, estimate.sums.influence_M
+    if base is not None:
+        value, influence_M = value - base.sums.value, influence_M - base.sums.influence_M
+    if estimate.unbiased is None:
+        bias = estimate.bias + (base.bias if base is not None else 0.0)
+        return doubts_of_bias(bias, standard_error(influence_M), estimate.bias_source) if bias else []
+    sides = [estimate.unbiased, *([] if base is None or base.unbiased is None else [base.unbiased])]
+    reference = UnbiasedReference(
+        value=sides[0].value - sum(side.value for side in sides[1:]),
+        influence_M=sides[0].influence_M - sum(side.influence_M for side in sides[1:]),
+        bias_source=estimate.bias_source,
+        uses_reward_model=estimate.uses_reward_model,
+    )
+    return reference.doubts(value, influence_M)
+
+
+def _difference(
+    estimate: PointEstimate, base: PointEstimate, estimate_D: NDArray, base_D: NDArray, verdict: Verdict
+) -> dict[str, Any]:
+    """What `one` earns above `base`, on the same members; the relative one by bootstrap, as a ratio is not normal."""
+    value, below = estimate.sums.value, base.sums.value
+    influence_M = estimate.sums.influence_M - base.sums.influence_M
+    interval = normal_interval(value - below, influence_M)
+    weaker = min(estimate, base, key=lambda side: side.overlap.effective_sample_size)
+    row: dict[str, Any] = {
+        "policy": estimate.policy,
+        "base": base.policy,
+        "reward": estimate.reward,
+        "estimator": estimate.estimator,
+    }
+    row |= _interval_columns(value - below, interval.low, interval.high, verdict)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lift = percentile_interval(estimate_D / base_D - 1)
+    relative = value / below - 1 if below > 0 else float("nan")
+    relative_interval = _interval_columns(relative, lift.low, lift.high, verdict)
+    row |= {f"relative_{name}" if name != "value" else "relative": number for name, number in relative_interval.items()}
+    return row | _weight_diagnostics(weaker.overlap) | {
+        "impressions": estimate.impressions,
+        "members": estimate.members,
+        "verdict": verdict,
+    }  # fmt: skip
+
+
+def _interval_columns(value: float, low: float, high: float, verdict: Verdict) -> dict[str, float | None]:
+    """As JSON; no number at all where the log holds no answer."""
+    numbers = {"value": value, "low": low, "high": high}
+    return {name: None if verdict == "unanswerable" or not np.isfinite(v) else float(v) for name, v in numbers.items()}
+
+
+def _weight_diagnostics(overlap: Overlap) -> dict[str, float | None]:
+    mean = overlap.mean_weight
+    return {
+        "effective_sample_size": overlap.effective_sample_size,
+        "mean_weight": mean if np.isfinite(mean) else None,
+        "largest_weight": overlap.largest_weight,
+    }
+
+
+def overlap_row(policy: str, overlap: Overlap) -> dict[str, Any]:
+    interval = overlap.mean_weight_interval
+    columns = {"mean_weight_low": interval.low, "mean_weight_high": interval.high, "unsupported": overlap.unsupported}
+    return (
+        {"policy": policy}
+        | _weight_diagnostics(overlap)
+        | {k: v if np.isfinite(v) else None for k, v in columns.items()}
+    )

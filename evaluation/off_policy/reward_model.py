@@ -1,0 +1,170 @@
+"""A reward model of cheap features, cross-fitted by member: what `dm`, `dr` and their kin expect of each candidate.
+
+In: a log's shown artworks and rewards. Out: for any of its rows, every candidate's expected reward, by a model that has
+seen no impression of the row's member; and, likewise, clusters of artworks that earn alike.
+
+The model is a ridge regression of the reward on the rate of the title, what the artwork's rate adds to it (both shrunk by
+empirical Bayes: Efron and Morris, 1973), and the scores' own click probability, as it is and against the candidates'
+mean. Members are dealt into three folds. A fold's rates come of the two others; the regression for it is fitted in each
+of those two on rates of the other, so that no row meets its own reward on the way.
+
+Legend: N impressions, K candidates (padded), A artworks, F features.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FOLDS = 3
+CLUSTERS = 3
+FEATURES = 5
+RIDGE = 1e-4
+"""Added to the diagonal of the mean normal equations, in units of each feature's mean square: for columns all alike."""
+MAX_PRIOR_STRENGTH = 1000.0
+"""Impressions that a prior is worth at most: where no spread is seen, differences stay small, yet are there to be weighed."""
+IMPRESSIONS_PER_BLOCK = 200_000
+"""Impressions held at a time where every candidate counts."""
+
+
+def assign_folds(members: int, seed: int) -> NDArray[np.int8]:
+    """A fold of each member, (M,), all folds alike large."""
+    return np.random.default_rng(seed).permutation(np.arange(members) % FOLDS).astype(np.int8)
+
+
+def shrunk_rates(count: NDArray, earned: NDArray, prior: NDArray, prior_count: NDArray | float) -> NDArray[np.float64]:
+    """Rates pulled to their priors as far as their spread is sampling noise; the prior itself where nothing was seen.
+
+    `count` impressions earned `earned`, (A,), and are among the `prior_count` that the prior was computed of. The strength
+    is the moment estimate noise / (spread - noise), at most `STRONGEST`.
+    """
+    seen = count > 0
+    rate = np.divide(earned, count, out=np.asarray(prior, np.float64).copy(), where=seen)
+    if not seen.any():
+        return rate
+    noise = prior * (1 - prior)
+    sampling_variance = noise * (1 / np.maximum(count, 1e-12) - 1 / np.maximum(prior_count, 1.0))
+    spread = np.average((rate - prior)[seen] ** 2 - sampling_variance[seen], weights=count[seen])
+    strength = np.minimum(noise / max(float(spread), 1e-12), MAX_PRIOR_STRENGTH)
+    return (count * rate + strength * prior) / np.maximum(count + strength, 1e-12)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedChoices:
+    """What a reward model is fitted on; rows are impressions."""
+
+    artwork_NK: NDArray[np.integer]
+    """Candidates as integers, -1 in padding."""
+    score_NK: NDArray[np.floating]
+    """A score of each candidate, such as its predicted click probability; 0 in padding."""
+    shown_N: NDArray[np.integer]
+    """Place of the shown artwork."""
+    title_N: NDArray[np.integer]
+    fold_N: NDArray[np.integer]
+    """Fold of the impression's member."""
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """By fold: rates of titles' artworks, weights of the features, clusters of artworks."""
+
+    title_rate_fA: NDArray[np.float64]
+    """Shrunk rate of each artwork's title, by the other folds."""
+    artwork_effect_fA: NDArray[np.float64]
+    """What the artwork's shrunk rate adds to it."""
+    weight_fF: NDArray[np.float64]
+    cluster_fA: NDArray[np.int8]
+    """0 for the third of the artworks that add least .. 2 for the third that add most."""
+
+    def predict(self, log: LoggedChoices, rows: slice) -> NDArray[np.float64]:
+        """Expected reward of every candidate, (n, K), in 0 .. 1; 0 in padding."""
+        artwork_NK, fold_N1 = log.artwork_NK[rows], log.fold_N[rows, None]
+        mask_NK = artwork_NK >= 0
+        features_FNK = _features(
+            self.title_rate_fA[fold_N1, artwork_NK],
+            self.artwork_effect_fA[fold_N1, artwork_NK],
+            log.score_NK[rows],
+            mask_NK,
+        )
+        weight_FN = self.weight_fF[log.fold_N[rows]].T
+        predicted_NK = sum(weight_FN[f][:, None] * features_FNK[f] for f in range(FEATURES))
+        return np.where(mask_NK, np.clip(predicted_NK, 0.0, 1.0), 0.0)
+
+    def cluster(self, log: LoggedChoices, rows: slice) -> NDArray[np.int8]:
+        """Cluster of every candidate, (n, K); -1 in padding."""
+        artwork_NK = log.artwork_NK[rows]
+        return np.where(artwork_NK >= 0, self.cluster_fA[log.fold_N[rows, None], artwork_NK], -1).astype(np.int8)
+
+
+def _features(
+    level: NDArray, added: NDArray, score_NK: NDArray, mask_NK: NDArray
+) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
+    """One array (N, K) each."""
+    mean_N1 = score_NK.sum(1, keepdims=True) / np.maximum(mask_NK.sum(1, keepdims=True), 1)
+    return np.ones_like(level), level, added, score_NK, score_NK - mean_N1
+
+
+def fit_reward_model(log: LoggedChoices, reward_N: NDArray[np.floating], artworks: int) -> RewardModel:
+    """Fit on what was shown; `artworks` is A. A fold without rows leaves the others' rates alone."""
+    rows = np.arange(len(reward_N))
+    seen_N = log.artwork_NK[rows, log.shown_N].astype(np.int64)
+    title_A = np.zeros(artworks, np.int64)
+    for first in range(0, len(rows), IMPRESSIONS_PER_BLOCK):
+        part_NK = log.artwork_NK[first : first + IMPRESSIONS_PER_BLOCK]
+        mask_NK = part_NK >= 0
+        title_A[part_NK[mask_NK]] = np.broadcast_to(
+            log.title_N[first : first + IMPRESSIONS_PER_BLOCK, None], part_NK.shape
+        )[mask_NK]
+    index_N = log.fold_N.astype(np.int64) * artworks + seen_N
+    size = FOLDS * artworks
+    count_fA = np.bincount(index_N, minlength=size).reshape(FOLDS, artworks).astype(float)
+    earned_fA = np.bincount(index_N, reward_N, size).reshape(FOLDS, artworks)
+
+    centred_N = np.empty(len(rows))
+    score_N = np.empty(len(rows))
+    for first in range(0, len(rows), IMPRESSIONS_PER_BLOCK):
+        part = slice(first, first + IMPRESSIONS_PER_BLOCK)
+        score_NK, mask_NK = log.score_NK[part], log.artwork_NK[part] >= 0
+        score_N[part] = score_NK[np.arange(len(score_NK)), log.shown_N[part]]
+        centred_N[part] = score_N[part] - score_NK.sum(1) / np.maximum(mask_NK.sum(1), 1)
+
+    normal: dict[tuple[int, int], tuple[NDArray, NDArray]] = {}
+    for other in range(FOLDS):
+        title_rate_A, artwork_effect_A = _rates(count_fA[other], earned_fA[other], title_A)
+        for own in range(FOLDS):
+            if own != other:
+                at = log.fold_N == own
+                columns = (
+                    np.ones(at.sum()),
+                    title_rate_A[seen_N[at]],
+                    artwork_effect_A[seen_N[at]],
+                    score_N[at],
+                    centred_N[at],
+                )
+                features_FN = np.stack(columns)
+                normal[own, other] = features_FN @ features_FN.T, features_FN @ reward_N[at]
+    title_rates, artwork_effects, weights, clusters = [], [], [], []
+    for fold in range(FOLDS):
+        first_fold, second_fold = (f for f in range(FOLDS) if f != fold)
+        title_rate_A, artwork_effect_A = _rates(
+            count_fA[[first_fold, second_fold]].sum(0), earned_fA[[first_fold, second_fold]].sum(0), title_A
+        )
+        square = normal[first_fold, second_fold][0] + normal[second_fold, first_fold][0]
+        moment = normal[first_fold, second_fold][1] + normal[second_fold, first_fold][1]
+        scale = np.diag(square).copy()
+        scale[scale == 0] = 1.0
+        weights.append(np.linalg.solve(square + np.diag(RIDGE * scale), moment))
+        title_rates.append(title_rate_A)
+        artwork_effects.append(artwork_effect_A)
+        clusters.append(np.digitize(artwork_effect_A, np.quantile(artwork_effect_A, [1 / 3, 2 / 3])))
+    return RewardModel(
+        np.stack(title_rates), np.stack(artwork_effects), np.stack(weights), np.stack(clusters).astype(np.int8)
+    )
+
+
+def _rates(count_A: NDArray, earned_A: NDArray, title_A: NDArray) -> tuple[NDArray, NDArray]:
+    """Shrunk rate of each artwork's title, and what the artwork's own adds to it, (A,) both."""
+    count_T, earned_T = np.bincount(title_A, count_A), np.bincount(title_A, earned_A)
+    overall = earned_T.sum() / max(count_T.sum(), 1.0)
+    title_rate_A = shrunk_rates(count_T, earned_T, np.full(len(count_T), overall), count_T.sum())[title_A]
+    return title_rate_A, shrunk_rates(count_A, earned_A, title_rate_A, count_T[title_A]) - title_rate_A

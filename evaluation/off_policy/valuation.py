@@ -1,0 +1,390 @@
+"""Policies valued on one log by every estimator, with intervals, differences and a verdict: the core of `keyart value`.
+
+In: a log as arrays, ordered by member, and policies as functions of its rows. Out: a `Valuation`, which is JSON but for
+its name. What has a column per candidate is held for some hundred thousand impressions at a time; the rest is a handful of
+arrays (N,) per policy, and sums by member.
+
+Legend: N impressions, K candidates (padded), M members, D bootstrap draws, E estimates.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.off_policy import estimators as by
+from evaluation.off_policy.estimate_rows import PointEstimate, estimate_rows, overlap_row
+from evaluation.off_policy.intervals import DRAWS, Members, Sums, bootstrap, standard_error
+from evaluation.off_policy.reward_model import (
+    IMPRESSIONS_PER_BLOCK,
+    LoggedChoices,
+    RewardModel,
+    assign_folds,
+    fit_reward_model,
+)
+from evaluation.off_policy.verdict import Overlap, UnbiasedReference, kish_sample_size
+
+SELECTION_RULE = "least estimated squared error, bias at its 95 % bound"
+GRID = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, float("inf"))
+"""Weights at which to clip (clipped_ips) or to switch (switch_dr); squared, strengths of shrinkage (dr_os)."""
+
+LOGGED = "logged"
+"""The policy that made the log: its weights are 1, whatever was logged."""
+NEEDS_ALL_PROPENSITIES = "needs the propensities of all candidates, and the log has the shown artwork's alone"
+NEEDS_RANDOMISED = "needs impressions whose candidates all had the same chance, and the log has none"
+REPLAY_NOT_LOGGED = "is made of randomised impressions, which were not the logging policy's choice"
+
+PolicyProbabilities = Callable[[slice], NDArray]
+"""Rows of a log -> the policy's probabilities over their candidates, (n, K)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BanditLog:
+    """A log as arrays; rows are impressions, ordered by member."""
+
+    member_N: NDArray[np.integer]
+    title_N: NDArray[np.integer]
+    artwork_NK: NDArray[np.integer]
+    """Candidates as integers, -1 in padding."""
+    shown_N: NDArray[np.integer]
+    """Place of the shown artwork."""
+    propensity_N: NDArray[np.floating]
+    """Of the shown artwork."""
+    propensity_NK: NDArray[np.floating] | None
+    """Of every candidate; None where that was not logged."""
+    score_NK: NDArray[np.floating]
+    """A score of each candidate for the reward model, such as its click probability; 0 in padding."""
+    randomised_N: NDArray[np.bool_]
+    """All candidates had the same chance."""
+    reward: Mapping[str, NDArray[np.floating]]
+    """By name, (N,) each."""
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.shown_N)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyWeights:
+    """A policy on a log, as arrays (N,)."""
+
+    weight_N: NDArray[np.float64]
+    chosen_N: NDArray[np.float64]
+    """The policy's probability of what was shown."""
+    expected: Mapping[str, NDArray[np.float64]] | None
+    """By reward, what the model expects under the policy; None where the policy's probabilities are not known."""
+    cluster_weight_N: NDArray[np.float64] | None
+    """None where the log's own probabilities are not known."""
+    overlap: Overlap
+    cluster_overlap: Overlap | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedLog:
+    """Policies weighed on a log: what values, slices and curves are made of."""
+
+    log: BanditLog
+    members: Members
+    choices: LoggedChoices
+    models: Mapping[str, RewardModel]
+    """By reward."""
+    policy_weights: Mapping[str, PolicyWeights]
+    """By policy."""
+    predicted: Mapping[str, NDArray]
+    """By reward, what the model expected of what was shown, (N,)."""
+    seed: int
+
+    def dr_scores_N(self, policy: str, reward: str) -> NDArray[np.float64]:
+        """What each impression says of a policy, (N,), by `dr`: their mean is the value. KeyError where it is left out."""
+        arrays = self.policy_weights[policy]
+        if arrays.expected is None:
+            raise KeyError(policy)
+        (terms,) = by.dr(self.log.reward[reward], arrays.weight_N, arrays.expected[reward], self.predicted[reward])
+        return terms[0]
+
+
+def value_policies(
+    log: BanditLog,
+    policies: Mapping[str, PolicyProbabilities | None],
+    *,
+    doubts: tuple[str, ...] = (),
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> dict[str, Any]:
+    """`weigh` and `valued` in one."""
+    return estimate(importance_weights(log, policies, seed=seed), doubts=doubts, draws=draws)
+
+
+def importance_weights(
+    log: BanditLog, policies: Mapping[str, PolicyProbabilities | None], *, seed: int = 0
+) -> WeightedLog:
+    """Fit the reward models and weigh every policy; `LOGGED` may be None where its propensities are not known."""
+    members = Members.of(log.member_N)
+    fold_N = np.repeat(assign_folds(len(members), seed), np.diff(np.append(members.start_M, len(log))))
+    choices = LoggedChoices(
+        artwork_NK=log.artwork_NK, score_NK=log.score_NK, shown_N=log.shown_N, title_N=log.title_N, fold_N=fold_N
+    )
+    artworks = int(log.artwork_NK.max(initial=-1)) + 1
+    models = {name: fit_reward_model(choices, reward_N, artworks) for name, reward_N in log.reward.items()}
+    policy_weights, predicted = _policy_weights(log, policies, choices, models, members)
+    return WeightedLog(
+        log=log,
+        members=members,
+        choices=choices,
+        models=models,
+        policy_weights=policy_weights,
+        predicted=predicted,
+        seed=seed,
+    )
+
+
+def estimate(weighted_log: WeightedLog, *, doubts: tuple[str, ...] = (), draws: int = DRAWS) -> dict[str, Any]:
+    """Every policy's value by every reward and estimator.
+
+    `doubts` are what is wrong with the log, in words: they keep a verdict from being reliable. Returns `estimates`,
+    `differences`, `intervals` (of both kinds, by estimate; `low` and `high` of an estimate are the normal ones),
+    `verdicts` (with reasons), `parameters` (as chosen), `overlap` and `left_out`, lists of rows.
+    """
+    log, members = weighted_log.log, weighted_log.members
+    estimates: list[PointEstimate] = []
+    left_out: list[dict[str, str]] = []
+    for policy, arrays in weighted_log.policy_weights.items():
+        for reward in log.reward:
+            for estimator, estimate_or_reason in _estimates(
+                log, members, policy, reward, arrays, weighted_log.predicted[reward]
+            ):
+                if isinstance(estimate_or_reason, str):
+                    left_out.append(
+                        {"policy": policy, "reward": reward, "estimator": estimator, "reason": estimate_or_reason}
+                    )
+                else:
+                    estimates.append(estimate_or_reason)
+    bootstrap_DE = bootstrap([point.sums for point in estimates], weighted_log.seed, draws)
+    return estimate_rows(estimates, bootstrap_DE, doubts) | {
+        "overlap": [overlap_row(policy, arrays.overlap) for policy, arrays in weighted_log.policy_weights.items()],
+        "left_out": left_out,
+    }
+
+
+def _policy_weights(
+    log: BanditLog,
+    policies: Mapping[str, PolicyProbabilities | None],
+    choices: LoggedChoices,
+    models: Mapping[str, RewardModel],
+    members: Members,
+) -> tuple[dict[str, PolicyWeights], dict[str, NDArray]]:
+    """Each policy's arrays, and what the models expected of what was shown: all candidates once, by parts."""
+    clusters = next(
+        iter(models.values())
+    )  # of one reward, the first, for all: weights are the policy's, not the reward's
+    all_propensities = log.propensity_NK is not None
+    count = len(log)
+    predicted = {reward: np.empty(count) for reward in models}
+    chosen = {name: np.empty(count) for name in policies}
+    expected = {name: {reward: np.empty(count) for reward in models} for name in policies}
+    cluster_weight = {name: np.empty(count) for name in policies}
+    unsupported_sums = {name: [0.0, 0.0] for name in policies}
+    for rows in row_blocks(count):
+        shown_index_n = np.arange(rows.stop - rows.start), log.shown_N[rows]
+        model_nk = {reward: model.predict(choices, rows) for reward, model in models.items()}
+        cluster_nk = clusters.cluster(choices, rows)
+        same_nk = cluster_nk == cluster_nk[shown_index_n][:, None]
+        logging_nk = None if log.propensity_NK is None else log.propensity_NK[rows]
+        for reward, q_nk in model_nk.items():
+            predicted[reward][rows] = q_nk[shown_index_n]
+        for name, policy in policies.items():
+            if policy is None:
+                continue
+            policy_nk = np.asarray(policy(rows), np.float64)
+            chosen[name][rows] = policy_nk[shown_index_n]
+            for reward, q_nk in model_nk.items():
+                expected[name][reward][rows] = np.einsum("nk,nk->n", policy_nk, q_nk)
+            if logging_nk is not None:
+                cluster_weight[name][rows] = (policy_nk * same_nk).sum(1) / (logging_nk * same_nk).sum(1)
+                unsupported_sums[name][0] += policy_nk[logging_nk <= 0].sum()
+                unsupported_sums[name][1] += _unsupported_cluster_mass(policy_nk, logging_nk, cluster_nk)
+    policy_weights = {}
+    for name, policy in policies.items():
+        own = name == LOGGED
+        weight_N = np.ones(count) if own else chosen[name] / log.propensity_N
+        cluster_N = np.ones(count) if own else cluster_weight[name]
+        unsupported = (
+            [0.0, 0.0]
+            if own
+            else [share / max(count, 1) if all_propensities else float("nan") for share in unsupported_sums[name]]
+        )
+        known = policy is not None
+        policy_weights[name] = PolicyWeights(
+            weight_N=weight_N,
+            chosen_N=chosen[name],
+            expected=expected[name] if known else None,
+            cluster_weight_N=cluster_N if known and all_propensities else None,
+            overlap=Overlap.of(weight_N, members, unsupported[0]),
+            cluster_overlap=Overlap.of(cluster_N, members, unsupported[1]) if known and all_propensities else None,
+        )
+    return policy_weights, predicted
+
+
+def row_blocks(count: int) -> Iterator[slice]:
+    """Rows, some hundred thousand at a time."""
+    return (slice(first, min(first + IMPRESSIONS_PER_BLOCK, count)) for first in range(0, count, IMPRESSIONS_PER_BLOCK))
+
+
+def _unsupported_cluster_mass(policy_nk: NDArray, logging_nk: NDArray, cluster_nk: NDArray) -> float:
+    """Sum over rows of the policy's probability in clusters the log had no probability for."""
+    total = 0.0
+    for cluster in range(int(cluster_nk.max(initial=-1)) + 1):
+        of_nk = cluster_nk == cluster
+        none_n = (logging_nk * of_nk).sum(1) <= 0
+        total += float((policy_nk * of_nk).sum(1)[none_n].sum())
+    return total
+
+
+def _estimates(
+    log: BanditLog, members: Members, policy: str, reward: str, arrays: PolicyWeights, predicted_N: NDArray
+) -> Iterator[tuple[str, PointEstimate | str]]:
+    """(name, estimate), or the reason why there is none."""
+    reward_N, w_N, cluster_N = log.reward[reward], arrays.weight_N, arrays.cluster_weight_N
+    effective_rewarded = kish_sample_size(w_N * reward_N)
+
+    def estimate_of(name: str, sums: Sums, **more: Any) -> tuple[str, PointEstimate]:
+        known: dict[str, Any] = {
+            "overlap": arrays.overlap,
+            "effective_rewarded": effective_rewarded,
+            "impressions": len(log),
+            "members": len(members),
+        }
+        return name, PointEstimate(policy=policy, reward=reward, estimator=name, sums=sums, **(known | more))
+
+    plain = members.sums(by.ips(reward_N, w_N))
+    normalised = members.sums(by.snips(reward_N, w_N))
+    yield _replay_estimate(log, members, policy, reward, arrays, estimate_of)
+    yield estimate_of("ips", plain)
+    clipped = [members.sums(by.clipped_ips(reward_N, w_N, clip)) for clip in GRID]
+    yield estimate_of(
+        "clipped_ips", **_tuned("clip", GRID, clipped, plain, "what was clipped", uses_reward_model=False)
+    )
+    yield estimate_of("snips", normalised)
+    bias = title_snips_bias(reward_N, w_N, log.title_N)
+    titled = members.sums(by.title_snips(reward_N, w_N, log.title_N))
+    if arrays.expected is None:
+        for name in ("dm", "dr", "sndr", "switch_dr", "dr_os", "mips", "offcem"):
+            yield name, NEEDS_ALL_PROPENSITIES
+        yield estimate_of("title_snips", titled, bias=bias, bias_source="small titles' ratios")
+        return
+    model_NN = arrays.expected[reward], predicted_N
+    robust = members.sums(by.dr(reward_N, w_N, *model_NN))
+    direct = members.sums(by.dm(model_NN[0]))
+    yield estimate_of("dm", direct, unbiased=robust, bias_source="the reward model", uses_reward_model=True)
+    yield estimate_of("dr", robust)
+    yield estimate_of("sndr", members.sums(by.sndr(reward_N, w_N, *model_NN)))
+    switched = [members.sums(by.switch_dr(reward_N, w_N, *model_NN, tau)) for tau in GRID]
+    yield estimate_of(
+        "switch_dr",
+        **_tuned("tau", GRID, switched, robust, "the model where weights are large", uses_reward_model=True),
+    )
+    squares = tuple(weight**2 for weight in GRID)
+    shrunk = [members.sums(by.dr_os(reward_N, w_N, *model_NN, strength)) for strength in squares]
+    yield estimate_of(
+        "dr_os",
+        **_tuned("lambda", squares, shrunk, robust, "the model where weights are shrunk", uses_reward_model=True),
+    )
+    if cluster_N is None or arrays.cluster_overlap is None:
+        yield "mips", NEEDS_ALL_PROPENSITIES
+        yield "offcem", NEEDS_ALL_PROPENSITIES
+    else:
+        by_cluster = {"overlap": arrays.cluster_overlap, "effective_rewarded": kish_sample_size(cluster_N * reward_N)}
+        marginal = members.sums(by.mips(reward_N, cluster_N))
+        bias_source = "artworks of a cluster, taken to earn alike,"
+        yield estimate_of("mips", marginal, unbiased=robust, bias_source=bias_source, **by_cluster)
+        conjunct = members.sums(by.offcem(reward_N, cluster_N, *model_NN))
+        bias_source = "the model within a cluster"
+        yield estimate_of(
+            "offcem", conjunct, unbiased=robust, bias_source=bias_source, uses_reward_model=True, **by_cluster
+        )
+    yield estimate_of("title_snips", titled, bias=bias, bias_source="small titles' ratios")
+
+
+def _replay_estimate(
+    log: BanditLog,
+    members: Members,
+    policy: str,
+    reward: str,
+    arrays: PolicyWeights,
+    estimate_of: Callable[..., tuple[str, PointEstimate]],
+) -> tuple[str, PointEstimate | str]:
+    """Replay, on the randomised part, held against SNIPS there."""
+    part = log.randomised_N
+    if policy == LOGGED:
+        return "replay", REPLAY_NOT_LOGGED
+    if not part.any():
+        return "replay", NEEDS_RANDOMISED
+    # the others count nothing, so that all estimates have the same members
+    reward_N, chosen_N, weight_N = log.reward[reward], arrays.chosen_N * part, arrays.weight_N * part
+    sums = members.sums(by.replay(reward_N, chosen_N))
+    own = Members.of(log.member_N[part])
+    return estimate_of(
+        "replay",
+        sums,
+        unbiased=members.sums(by.snips(reward_N, weight_N)),
+        bias_source="that titles have different numbers of candidates",
+        overlap=Overlap.of(arrays.weight_N[part], own, arrays.overlap.unsupported),
+        effective_rewarded=kish_sample_size(chosen_N * reward_N),
+        impressions=own.rows,
+        members=len(own),
+    )
+
+
+def title_snips_bias(reward_N: NDArray, weight_N: NDArray, title_N: NDArray) -> float:
+    """About how far off `title_snips` is, each title's ratio being biased by -sum w^2 (r - V) / (sum w)^2."""
+    titles = int(title_N.max(initial=-1)) + 1
+    count_T, weight_T, earned_T, square_T, square_earned_T = (
+        np.bincount(title_N, v, titles)
+        for v in (None, weight_N, weight_N * reward_N, weight_N**2, weight_N**2 * reward_N)
+    )
+    seen = weight_T > 0
+    value_T = earned_T[seen] / weight_T[seen]
+    bias_T = (square_earned_T[seen] - value_T * square_T[seen]) / weight_T[seen] ** 2
+    return float(abs((count_T[seen] * bias_T).sum()) / max(count_T[seen].sum(), 1))
+
+
+def _tuned(
+    name: str,
+    grid: tuple[float, ...],
+    sums_by_parameter: list[Sums],
+    unbiased: Sums,
+    bias_source: str,
+    *,
+    uses_reward_model: bool,
+) -> dict[str, Any]:
+    """The one of least estimated squared error."""
+    reference = UnbiasedReference(
+        value=unbiased.value,
+        influence_M=unbiased.influence_M,
+        bias_source=bias_source,
+        uses_reward_model=uses_reward_model,
+    )
+    influences = [sums.influence_M for sums in sums_by_parameter]
+    biases = [
+        reference.bias(sums.value, influence_M) for sums, influence_M in zip(sums_by_parameter, influences, strict=True)
+    ]
+    index = argmin_squared_error(biases, [standard_error(influence_M) for influence_M in influences])
+    # as JSON has no infinity: null is no bound at all
+    json_grid = [None if np.isinf(number) else number for number in grid]
+    parameter = {"parameter": name, "chosen": json_grid[index], "rule": SELECTION_RULE, "of": json_grid}
+    return {
+        "sums": sums_by_parameter[index],
+        "unbiased": unbiased,
+        "bias_source": bias_source,
+        "uses_reward_model": uses_reward_model,
+        "parameter": parameter,
+    }
+
+
+def argmin_squared_error(biases_L: Sequence[float], errors_L: Sequence[float]) -> int:
+    """Place of the least bias^2 + error^2; of equals the last, which interferes least, and where none is known (one member)."""
+    squared = np.asarray(biases_L, np.float64) ** 2 + np.asarray(errors_L, np.float64) ** 2
+    squared = np.where(np.isfinite(squared), squared, np.inf)
+    return int(np.flatnonzero(squared <= squared.min())[-1])

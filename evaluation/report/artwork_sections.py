@@ -1,0 +1,175 @@
+"""The page's sections on artworks: clickbait, exposure, changes from day to day, and members with what they would see."""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import Any
+
+from evaluation.audits.examples import ArtworkLabels
+from evaluation.audits.exposure import FLAG_RULE
+from evaluation.report import charts
+from evaluation.report.markup import picture, table, table_row
+
+MAX_CARDS, MAX_FLAGGED = 12, 12
+
+
+def clickbait_section(summary: dict[str, Any] | None, catalogue: ArtworkLabels) -> Iterator[str]:
+    """Artworks that are clicked more and watched less than they should be, with their pictures."""
+    if summary is None:
+        return
+    yield "<h2>Clicked, and not watched</h2>"
+    yield (
+        f"<p>Of {summary['tested']:,} artworks with {summary['least_clicks']} clicks or more, "
+        f"{summary['clickbait']:,} are clicked more and watched less than their title’s others, and another "
+        f"{summary['misleading']:,} are watched less; at most {summary['false_discoveries']:.0%} of either are expected "
+        f"to be chance. From {summary['impressions']:,} impressions, as anybody would have been shown them; "
+        "gaps are shrunk by what chance alone makes of them.</p>"
+    )
+    cards = []
+    for row in summary["artworks"][:MAX_CARDS]:
+        flag = f"<b>{row['flag']}</b><br>" if row["flag"] else ""
+        cards.append(
+            f'<div class="card">{picture(row["artwork"], catalogue, row["name"])}{flag}{escape(row["name"])}<br>'
+            f"clicked {row['click_rate']:.1%}, others {row['click_rate_of_others']:.1%}<br>"
+            f"then watched {row['engaged_after_click']:.0%}, others {row['engaged_after_click_of_others']:.0%}<br>"
+            f'<span class="soft">gap {row["engaged_gap"]:+.1%} after shrinking, {row["clicks"]:,} clicks</span></div>'
+        )
+    if cards:
+        yield f'<div class="cards">{"".join(cards)}</div>'
+
+
+def engagement_section(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """How well clicks hold, by segment."""
+    if not rows:
+        return
+    yield "<h2>Do the clicks hold?</h2>"
+    yield "<p>Of the clicks that a policy would get, the share that leads to a viewing; in points above the uniform policy's.</p>"
+    policies = list(dict.fromkeys(row["policy"] for row in rows))
+    lines = []
+    for segment, level in dict.fromkeys((row["segment"], row["level"]) for row in rows):
+        by_key = {row["policy"]: row for row in rows if (row["segment"], row["level"]) == (segment, level)}
+        uniform = by_key[policies[0]]["uniform"]
+        cells = [escape(f"{segment}: {level}" if level else segment), "–" if uniform is None else f"{uniform:.1%}"]
+        for policy in policies:
+            row = by_key[policy]
+            if row["gap"] is None or row["low"] is None:
+                cells.append("cannot be told")
+                continue
+            ends = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+            cells.append(f'{row["value"]:.1%} <span class="of">{100 * row["gap"]:+.1f} {ends}</span>')
+        lines.append(table_row(cells))
+    yield table(["members", "uniform", *(charts.POLICY_NAMES[policy] for policy in policies)], lines)
+
+
+def exposure_section(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What the policy shows to whom, and what does not hold after a click."""
+    if not rows:
+        return
+    yield "<h2>Who is shown whom</h2>"
+    yield f'<div class="charts">{charts.exposure(rows)}</div>'
+    flagged = sorted((r for r in rows if r["flag"]), key=lambda r: (r["flag"] == "watched less", r["engaged_gap"]))
+    if not flagged:
+        yield "<p>What no segment watches less than its other clicks, after a click: none was found.</p>"
+        return
+    lines = [
+        table_row(
+            [
+                escape(f"{r['depicts']} · {r['level'] or r['segment']}"),
+                f"{r['scored']:.1%}",
+                f"{r['uniform']:.1%}",
+                f"{r['engaged_after_click']:.0%}",
+                f"{r['of_others']:.0%}",
+                _points(r),
+                escape(r["flag"]),
+            ]
+        )
+        for r in flagged[:MAX_FLAGGED]
+    ]
+    yield f"<p>What is watched less after a click than the segment’s other clicks. {escape(FLAG_RULE)}</p>"
+    yield table(["depicts · segment", "shown", "uniform", "watched", "other clicks", "gap, points", ""], lines)
+
+
+def _points(row: dict[str, Any]) -> str:
+    ends = f"[{100 * row['engaged_low']:+.0f}, {100 * row['engaged_high']:+.0f}]"
+    return f'{100 * row["engaged_gap"]:+.0f} <span class="of">{ends}</span>'
+
+
+def stability_section(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """How often a member would meet another artwork."""
+    if not rows:
+        return
+    yield "<h2>How often the artwork changes</h2>"
+    days = list(dict.fromkeys(row["days"] for row in rows))
+    by_key = {(row["policy"], row["days"]): row for row in rows}
+    lines = []
+    for policy in ("scored", "logged", "uniform"):
+        cells = [escape(charts.POLICY_NAMES[policy])]
+        for day in days:
+            row = by_key[policy, day]
+            ends = "" if row["low"] is None else f'<span class="of">[{row["low"]:.0%}, {row["high"]:.0%}]</span>'
+            cells.append(f"{row['value']:.0%} {ends}")
+        lines.append(table_row(cells, policy))
+    pairs = ", ".join(f"{by_key['scored', day]['pairs']:,} {day}" for day in days)
+    yield f"<p>Chance that a member meets another artwork on a title than the last time ({pairs}).</p>"
+    yield table(["", *days], lines)
+
+
+def _why(why: dict[str, Any]) -> str:
+    """What speaks for the framed artwork against the mean of the others, in its click logit: exact, and adds up."""
+    clauses = []
+    for play in why["plays"]:
+        parts = {part: play[part] for part in ("learned", "image", "people", "genres")}
+        largest = max(parts, key=lambda part: abs(parts[part]))
+        clauses.append(f"{play['name'] or 'an unknown title'} {sum(parts.values()):+.2f} (mostly {WORDS[largest]})")
+    rest = why["appeal"] - why["itself"] - why["context"] - why["state"]
+    rest -= sum(play[part] for play in why["plays"] for part in ("learned", "image", "people", "genres"))
+    clauses.append(f"all other plays {rest:+.2f}")
+    clauses.append(f"the artwork itself, for anybody, {why['itself']:+.2f}")
+    clauses.append(f"country, device and hour {why['context']:+.2f}")
+    if abs(why["state"]) > 1e-3:
+        clauses.append(f"what attention read of the plays together {why['state']:+.2f}")
+    people = [f"{person['name']} ({person['likeness']:+.2f})" for person in why["people"] if person["name"]]
+    shows = f" It shows {', '.join(people)}." if people else ""
+    text = f"Above the others by {why['appeal']:+.2f}: {'; '.join(clauses)}.{shows}"
+    return f'<p class="soft">{escape(text)}</p>'
+
+
+WORDS = {"learned": "what its viewers like", "image": "its picture", "people": "its people", "genres": "its genres"}
+"""What the parts of a play's share are."""
+
+
+def examples(rows: Sequence[dict[str, Any]], catalogue: ArtworkLabels) -> Iterator[str]:
+    """Members with what they watched and what they would be shown."""
+    if not rows:
+        return
+    yield f"<h2>{len(rows)} members, drawn by chance</h2>"
+    yield (
+        "<p>What they watched last, and the artworks of titles they met, best scored first; framed is what the policy shows "
+        "most. Where it is said why, the numbers are what each past play and the rest add to the logit of a click.</p>"
+    )
+    yield '<div class="members">'
+    for row in rows:
+        strip = "".join(
+            f"<div>{picture(play['artwork'], catalogue, play['name'])}{escape(play['name'])}</div>"
+            for play in row["plays"]
+        )
+        yield f'<div class="member"><h3>{escape(row["member"])}, {row["plays_before"]:,} plays before</h3>'
+        yield f'<div class="strip">{strip}</div>' if strip else '<p class="soft">No plays.</p>'
+        for shown in row["shown"]:
+            genres = f" ({', '.join(shown['genres'])})" if shown["genres"] else ""
+            cells = []
+            for index, candidate in enumerate(shown["candidates"]):
+                labels = [
+                    f"{candidate['click_probability']:.1%}",
+                    *([f"shown {candidate['policy']:.0%}"] if 0 < candidate["policy"] < 1 else []),
+                ]
+                labels += ["best for all"] if candidate["best_fixed"] else []
+                labels += [f"was shown{', clicked' if shown['clicked'] else ''}"] if candidate["logged"] else []
+                kind = ' class="first"' if index == 0 else ""
+                cells.append(
+                    f"<div{kind}>{picture(candidate['artwork'], catalogue, candidate['artwork'])}{', '.join(labels)}</div>"
+                )
+            yield f'<p>{escape(shown["name"] + genres)}</p><div class="strip">{"".join(cells)}</div>'
+            if shown.get("why"):
+                yield _why(shown["why"])
+        yield "</div>"
+    yield "</div>"

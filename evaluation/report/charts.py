@@ -1,0 +1,278 @@
+"""The report's charts, drawn by matplotlib as SVG that takes its colours from the page: light and dark alike, no scripts.
+
+In: rows of a report. Out: `<figure>` with an SVG 440 wide, so that a phone shows its letters at nearly their size. Colours
+stand in the drawing as numbers of their own and are replaced by the page's variables.
+"""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, SOFT, LINE, PAPER = "#010101", "#020202", "#030303", "#040404"
+POLICY_COLOURS = {"scored": "#050505", "base": "#060606", "best_fixed": "#070707", "logged": "#080808", "uniform": SOFT}
+VARIABLES = {
+    INK: "ink", SOFT: "soft", LINE: "line", PAPER: "paper", "#050505": "mark", "#060606": "violet", "#070707": "green",
+    "#080808": "orange",
+}  # fmt: skip
+POLICY_NAMES = {
+    "scored": "scored policy",
+    "base": "the other scores",
+    "best_fixed": "best artwork per title",
+    "logged": "logging policy",
+    "uniform": "uniform",
+}
+STYLE: Any = {
+    "svg.fonttype": "none",  # letters stay letters
+    "svg.hashsalt": "keyart",
+    "font.family": "sans-serif",
+    "font.size": 12,
+    "axes.edgecolor": LINE,
+    "axes.facecolor": "none",
+    "axes.labelcolor": SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "text.color": INK,
+    "grid.color": LINE,
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+}
+WIDTH = 440
+
+
+def chart(height: int, caption: str, draw: Callable[[Axes], None]) -> str:
+    """A figure of one set of axes; `height` in the page's pixels, the caption below is also what a screen reader says."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+        figure.patch.set_alpha(0)
+        draw(figure.subplots())
+        target = io.StringIO()
+        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    drawn = target.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    drawn = re.sub(r' id="[a-zA-Z]+_\d+"', "", drawn)
+    drawn = re.sub(
+        r"<svg [^>]*?viewBox", f'<svg role="img" aria-label="{escape(caption)}" viewBox', drawn, flags=re.DOTALL
+    )
+    drawn = re.sub(r' xmlns(:\w+)?="[^"]*"', "", drawn).replace("xlink:href", "href")
+    for number, name in VARIABLES.items():
+        drawn = drawn.replace(number, f"var(--{name})")
+    drawn = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", drawn)
+    return f"<figure>{drawn}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def forest(estimates: Sequence[dict[str, Any]], reward: str, truth: dict[str, float] | None = None) -> str:
+    """Policies by every estimator; hollow where the verdict is weak, absent where the log holds no answer."""
+    rows = [row for row in estimates if row["reward"] == reward and row["value"] is not None]
+    if not rows:
+        return ""
+    estimators = list(dict.fromkeys(row["estimator"] for row in rows))
+    policies = [policy for policy in POLICY_COLOURS if any(row["policy"] == policy for row in rows)]
+
+    def draw(axes: Axes) -> None:
+        step = 0.8 / len(policies)
+        for index, policy in enumerate(policies):
+            own = [row for row in rows if row["policy"] == policy]
+            shift, colour = (index - (len(policies) - 1) / 2) * step, POLICY_COLOURS[policy]
+            with_interval = [row for row in own if row["low"] is not None]
+            low, high = ([1000 * row[end] for row in with_interval] for end in ("low", "high"))
+            axes.hlines(
+                [estimators.index(row["estimator"]) + shift for row in with_interval],
+                low,
+                high,
+                color=colour,
+                linewidth=1.6,
+            )
+            for reliable in (True, False):
+                selected = [row for row in own if (row["verdict"] == "reliable") == reliable]
+                x, y = (
+                    [1000 * r["value"] for r in selected],
+                    [estimators.index(r["estimator"]) + shift for r in selected],
+                )
+                fill = colour if reliable else PAPER
+                axes.plot(x, y, "o", markersize=4.5, color=colour, markerfacecolor=fill, zorder=3)
+        for policy, true in (truth or {}).items():
+            axes.axvline(1000 * true, color=POLICY_COLOURS.get(policy, INK), linewidth=1, linestyle=(0, (2, 2)))
+        for policy in policies:
+            axes.plot([], [], "o-", markersize=4.5, color=POLICY_COLOURS[policy], label=POLICY_NAMES[policy])
+        axes.set_yticks(range(len(estimators)), estimators)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(estimators) - 0.5, -0.5)
+        axes.grid(axis="x", linewidth=0.8)
+        axes.set_xlabel(f"{reward} per 1,000 impressions")
+        axes.figure.legend(loc="outside upper left", ncols=2)
+
+    caption = (
+        f"{reward.capitalize()} per 1,000 impressions by every estimator, with 95 % intervals by member; hollow: weak"
+    )
+    caption += "; dashed: the true value." if truth else "."
+    return chart(90 + 34 * len(estimators), caption, draw)
+
+
+def reliability(points: dict[str, list[float]], what: str = "clicked") -> str:
+    """Observed against predicted in bins of equal count, with the spread that chance gives each bin, and the counts."""
+    predicted, observed = np.array(points["predicted"]), np.array(points["observed"])
+    count = np.array(points["count"])
+    bar = 1.96 * np.sqrt(observed * (1 - observed) / count)
+
+    def draw(axes: Axes) -> None:
+        limit = 1.05 * max(float(predicted.max()), float((observed + bar).max()), 1e-3)
+        axes.plot([0, 100 * limit], [0, 100 * limit], color=LINE)
+        mark = POLICY_COLOURS["scored"]
+        axes.errorbar(100 * predicted, 100 * observed, 100 * bar, fmt="o", color=mark, markersize=4, linewidth=1)
+        axes.set_xlim(0, 100 * limit)
+        axes.set_ylim(0, 100 * limit)
+        axes.set_xlabel("predicted, %")
+        axes.set_ylabel(f"{what}, %")
+
+    least, greatest = int(count.min()), int(count.max())
+    size = f"{least:,}" if least == greatest else f"{least:,} to {greatest:,}"
+    caption = (
+        f"Share that was {what} against the predicted probability, {len(count)} bins of {size} each; "
+        "bars: 95 % of chance. On the diagonal, probabilities are right."
+    )
+    return chart(330, caption, draw)
+
+
+def propensities(rows: Sequence[dict[str, Any]]) -> str:
+    """How often candidates were shown against how often they should have been."""
+
+    def draw(axes: Axes) -> None:
+        expected, shown = (100 * np.array([row[name] for row in rows]) for name in ("propensity", "shown"))
+        bar = 196 * np.array([row["standard_error"] for row in rows])
+        axes.plot([0, 100], [0, 100], color=LINE)
+        axes.errorbar(expected, shown, bar, fmt="o", color=POLICY_COLOURS["logged"], markersize=4, linewidth=1)
+        limit = 1.05 * max(float(expected.max()), float((shown + bar).max()))
+        axes.set_xlim(0, limit)
+        axes.set_ylim(0, limit)
+        axes.set_xlabel("logged propensity, %")
+        axes.set_ylabel("shown, %")
+
+    total = sum(row["candidates"] for row in rows)
+    caption = f"How often {total:,} candidates were shown against their logged propensity; on the diagonal, the log says what "
+    caption += "was done."
+    return chart(300, caption, draw)
+
+
+def exploration(rows: Sequence[dict[str, Any]]) -> str:
+    """Lift against how often another artwork than the best is shown; nothing where no lift can be told."""
+    if not any(row["relative"] is not None for row in rows):
+        return ""
+
+    def draw(axes: Axes) -> None:
+        for family, colour in (("epsilon", POLICY_COLOURS["best_fixed"]), ("softmax", POLICY_COLOURS["scored"])):
+            selected = sorted(
+                (r for r in rows if r["family"] == family and r["relative"] is not None), key=lambda r: r["explored"]
+            )
+            if not selected:
+                continue
+            x = [100 * row["explored"] for row in selected]
+            axes.plot(x, [100 * row["relative"] for row in selected], "o-", color=colour, markersize=4, label=family)
+            ends = [
+                [100 * (row["relative"] if row[end] is None else row[end]) for row in selected]
+                for end in ("relative_low", "relative_high")
+            ]
+            axes.fill_between(x, ends[0], ends[1], color=colour, alpha=0.15, linewidth=0)
+        axes.axhline(0, color=LINE)
+        axes.set_xlabel("impressions that show another than the best scored, %")
+        axes.set_ylabel("lift over uniform, %")
+        axes.legend(loc="upper right")
+
+    caption = (
+        "Lift in clicks by how much is explored, doubly robust, 95 % bands by member. Epsilon shows any artwork alike in a "
+        "share of impressions; softmax shows artworks the more often the better they are scored."
+    )
+    return chart(300, caption, draw)
+
+
+def weights(rows: Sequence[dict[str, Any]], policy: str = "scored") -> str:
+    """Impressions, and the weight they carry, by weight."""
+    selected = [row for row in rows if row["policy"] == policy]
+
+    def words(row: dict[str, Any]) -> str:
+        if row["high"] is not None and row["high"] < 1e-6:
+            return "0"
+        return (
+            f"above {row['low']:g}"
+            if row["high"] is None
+            else f"{0 if row['low'] < 1e-6 else row['low']:g}–{row['high']:g}"
+        )
+
+    def draw(axes: Axes) -> None:
+        index = np.arange(len(selected))
+        total = sum(row["impressions"] for row in selected)
+        axes.barh(
+            index - 0.2, [100 * row["impressions"] / total for row in selected], 0.38, color=SOFT, label="impressions"
+        )
+        axes.barh(
+            index + 0.2,
+            [100 * row["share_of_weight"] for row in selected],
+            0.38,
+            color=POLICY_COLOURS["scored"],
+            label="weight",
+        )
+        for y, row in zip(index, selected, strict=True):
+            axes.text(
+                100 * row["impressions"] / total,
+                y - 0.2,
+                f" {row['impressions']:,}",
+                va="center",
+                fontsize=10,
+                color=SOFT,
+            )
+        axes.set_yticks(index, [words(row) for row in selected])
+        axes.invert_yaxis()
+        axes.set_xlabel("share, %")
+        axes.margins(x=0.18)
+        axes.legend(loc="lower right")
+
+    caption = (
+        "Weights of the scored policy, its probability over the log's: how many impressions have them, and what share of all "
+        "weight they carry. Little weight in large weights is what makes an estimate steady."
+    )
+    return chart(80 + 32 * len(selected), caption, draw)
+
+
+def exposure(rows: Sequence[dict[str, Any]], limit: int = 16) -> str:
+    """Pairs of segment and tag that the policy moves most, its share beside the uniform policy's and the catalogue's."""
+    apart = [row for row in rows if row["above_low"] is not None and (row["above_low"] > 0 or row["above_high"] < 0)]
+    selected = sorted(apart, key=lambda row: -abs(row["above_uniform"]))[:limit]
+    if not selected:
+        return ""
+
+    def draw(axes: Axes) -> None:
+        for y, row in enumerate(selected):
+            axes.plot([100 * row["uniform"], 100 * row["scored"]], [y, y], color=LINE, linewidth=2)
+            axes.plot([100 * row["low"], 100 * row["high"]], [y, y], color=POLICY_COLOURS["scored"], linewidth=1.2)
+        positions = range(len(selected))
+        axes.plot([100 * r["catalogue"] for r in selected], positions, "|", color=INK, markersize=10, label="catalogue")
+        axes.plot([100 * r["uniform"] for r in selected], positions, "o", color=SOFT, markersize=5, label="uniform")
+        axes.plot(
+            [100 * r["scored"] for r in selected],
+            positions,
+            "o",
+            color=POLICY_COLOURS["scored"],
+            markersize=5,
+            label="scored",
+        )
+        axes.set_yticks(positions, [f"{r['depicts']} · {r['level'] or r['segment']}" for r in selected])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(selected) - 0.5, -0.5)
+        axes.grid(axis="x", linewidth=0.8)
+        axes.set_xlabel("of impressions depict it, %")
+        axes.figure.legend(loc="outside upper left", ncols=3)
+
+    caption = (
+        "What is shown to whom: the pairs of tag and segment whose share of impressions the scored policy moves most, with 95 % "
+        "intervals by member; the tick is the share of the catalogue's artworks."
+    )
+    return chart(80 + 26 * len(selected), caption, draw)

@@ -1,0 +1,267 @@
+"""The value of a policy as one page: self-contained HTML, light and dark, readable on a phone; no network, no scripts.
+
+In: the record that `value_of` makes, and the dataset, for pictures. Out: HTML. `value_page` is what `keyart value` writes;
+`sections` are what every report has, `shell` what stands around.
+"""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from evaluation.audits.attribution import CONTRASTS
+from evaluation.audits.examples import read_artwork_labels
+from evaluation.report import charts
+from evaluation.report.artwork_sections import (
+    clickbait_section,
+    engagement_section,
+    examples,
+    exposure_section,
+    stability_section,
+)
+from evaluation.report.markup import html_document, notes, per_mille, relative, table, table_row, with_interval
+
+NOTES = {
+    "Value": "The mean reward per impression, had the policy chosen the artworks of these impressions, whose titles and places "
+    "are as they were logged. Impressions with a single candidate are left out: every policy earns the same there.",
+    "Verdict": "Reliable: on simulated logs, such intervals hold the truth in 92 to 98 % of cases. Weak: a number, with a "
+    "reason to doubt it. Unanswerable: the log holds no answer, and none is given.",
+    "Intervals": "95 %, by member: a member's impressions resemble each other, so members, not impressions, are what was "
+    "sampled. Differences are of the same members on both sides: they can be certain where two intervals overlap. Of twenty "
+    "intervals, one misses by chance: mind that among many slices.",
+    "Estimators": "ips and snips weigh what was shown by how much likelier the policy would show it; dm asks a model of "
+    "rewards alone; dr and its kin (sndr, switch_dr, dr_os) correct the model by weights; mips and offcem weigh clusters of "
+    "artworks; replay keeps randomised impressions that match; title_snips compares within titles. dr is looked at first.",
+}
+"""What a reader needs who has never seen such a page."""
+
+
+def value_page(record: dict[str, Any], dataset: Path) -> str:
+    """The page of `keyart value`."""
+    verdict = record["verdict"]
+    period = {"test": "the newest 15 %", "validation": "the 15 % before the newest 15 %", "all": "all"}[
+        record["period"]
+    ]
+    body = [
+        f'<p><span class="verdict {verdict["verdict"]}">{verdict["verdict"]}</span></p>',
+        f"<h1>{escape(headline(record))}</h1>",
+        f"<p>{escape(verdict['reason'].capitalize())}.</p>",
+        f'<p class="soft">{record["impressions"]:,} impressions of {record["members"]:,} members, {period} of the log'
+        f"{_since(record)}; {record['randomised']:,} of them randomised. {escape(record['weights'].capitalize())}.</p>",
+        *sections(record, dataset),
+        *notes(NOTES, record["notes"]),
+    ]
+    return html_document("keyart value", "\n".join(body))
+
+
+def _since(record: dict[str, Any]) -> str:
+    return "" if record["since"] is None else f", since {record['since'][:16].replace('T', ' ')} UTC"
+
+
+def headline(record: dict[str, Any]) -> str:
+    """The finding in words: what the log says of the scored policy against uniform."""
+    if record["verdict"]["verdict"] == "unanswerable":
+        return "This log cannot tell what the scored policy would earn."
+    base = "base" if any(row["policy"] == "base" for row in record["estimates"]) else "uniform"
+    row = next(
+        d
+        for d in record["differences"]
+        if (d["policy"], d["base"], d["reward"], d["estimator"]) == ("scored", base, "clicked", "dr")
+    )
+    against = "the other scores" if base == "base" else "showing any artwork alike"
+    if row["relative"] is None or row["relative_low"] is None:
+        return f"This log cannot tell the scored policy apart from {against}."
+    value, low, high = (100 * row[key] for key in ("relative", "relative_low", "relative_high"))
+    interval = f"95 % interval: {low:+.1f} to {high:+.1f} %"
+    if low > 0:
+        return f"The scored policy would earn {value:.1f} % more clicks than {against} ({interval})."
+    if high < 0:
+        return f"The scored policy would earn {-value:.1f} % fewer clicks than {against} ({interval})."
+    return f"This log cannot tell the scored policy apart from {against}: {value:+.1f} % clicks ({interval})."
+
+
+def sections(record: dict[str, Any], dataset: Path, truth: dict[str, float] | None = None) -> Iterator[str]:
+    """Everything between the verdict and the notes; `truth` are true clicks per impression by policy, where known."""
+    yield "<h2>What each policy would earn</h2>"
+    yield _values(record)
+    drawn = [charts.forest(record["estimates"], "clicked", truth), charts.forest(record["estimates"], "engaged")]
+    yield f'<div class="charts">{"".join(drawn)}</div>'
+    yield "<h2>How much of it is the artwork’s</h2>"
+    yield _alone(record["artwork_alone"])
+    yield "<h2>Can the log say so?</h2>"
+    checks = [charts.weights(record["weight_histogram"])]
+    if record["calibration"]:
+        checks.append(charts.propensities(record["calibration"]))
+    yield f'<div class="charts">{"".join(checks)}</div>'
+    yield _drift(record["drift"])
+    yield "<h2>What exploring costs</h2>"
+    yield f'<div class="charts">{charts.exploration(record["exploration"])}</div>'
+    yield "<h2>Are the probabilities right?</h2>"
+    yield _fit("Clicks of what was shown", record["metrics"])
+    drawn = [charts.reliability(record["reliability"])]
+    if "engaged_metrics" in record:
+        yield _fit("Viewings after a click", record["engaged_metrics"])
+        drawn.append(charts.reliability(record["engaged_reliability"], "watched after a click"))
+    yield f'<div class="charts">{"".join(drawn)}</div>'
+    yield _calibrated(record["calibration_by_slice"])
+    yield "<h2>For whom, and where</h2>"
+    yield _slices(record["attribution"])
+    catalogue = read_artwork_labels(dataset)
+    yield from clickbait_section(record["clickbait"], catalogue)
+    yield from engagement_section(record["holds"])
+    yield from exposure_section(record["exposure"])
+    yield from stability_section(record["stability"])
+    yield from examples(record["examples"], catalogue)
+    yield from _chosen(record)
+
+
+def _values(record: dict[str, Any]) -> str:
+    by_key = {(e["policy"], e["reward"], e["estimator"]): e for e in record["estimates"]}
+    above = {(d["policy"], d["base"], d["reward"], d["estimator"]): d for d in record["differences"]}
+    rewards = list(dict.fromkeys(e["reward"] for e in record["estimates"]))
+    rows = []
+    for policy in (p for p in charts.POLICY_COLOURS if any(e["policy"] == p for e in record["estimates"])):
+        cells = [escape(charts.POLICY_NAMES[policy])]
+        for reward in rewards:
+            by = "dr" if (policy, reward, "dr") in by_key else "snips"
+            row = by_key[policy, reward, by]
+            cells.append(with_interval(row) + ("" if row["verdict"] == "reliable" else f" ({row['verdict']})"))
+            cells.append("" if policy == "uniform" else _against_uniform(above, policy, reward, by))
+        rows.append(table_row(cells, policy))
+    heads = ["per 1,000 impressions"]
+    for reward in rewards:
+        heads += [reward, "above uniform"]
+    return table(heads, rows)
+
+
+def _against_uniform(above: dict[tuple, dict[str, Any]], policy: str, reward: str, by: str) -> str:
+    row = above.get((policy, "uniform", reward, by))
+    if row is not None:
+        return relative(row)
+    row = above.get(("uniform", policy, reward, by))
+    if row is None or row["relative"] is None:
+        return "–"
+    # what uniform lacks, turned round: 1 / (1 + x) - 1, whose ends change places
+    names = ("relative", "relative_low", "relative_high")
+    turned = {name: None if row[name] is None else 1 / (1 + row[name]) - 1 for name in names}
+    turned["relative_low"], turned["relative_high"] = turned["relative_high"], turned["relative_low"]
+    return relative(turned)
+
+
+def _alone(rows: Sequence[dict[str, Any]]) -> str:
+    rewards = list(dict.fromkeys(row["reward"] for row in rows))
+    by_key = {(r["policy"], r["base"], r["reward"], r["estimator"]): r for r in rows}
+    lines = []
+    for estimator in ("title_snips", "dr"):
+        words = "within each title (title_snips)" if estimator == "title_snips" else "on the same impressions (dr)"
+        lines.append(f'<tr class="group"><th colspan="{1 + len(rewards)}">{words}</th></tr>')
+        for policy, base, due_to in CONTRASTS:
+            if any((policy, base, reward, estimator) in by_key for reward in rewards):
+                cells = [with_interval(by_key.get((policy, base, reward, estimator))) for reward in rewards]
+                lines.append(table_row([escape(due_to), *cells]))
+    intro = "<p>With the title held fixed, of 1,000 impressions so many rewards are due to:</p>"
+    return intro + table(["due to", *rewards], lines)
+
+
+def _drift(rows: Sequence[dict[str, Any]]) -> str:
+    clicked = [row for row in rows if row["reward"] == "clicked"]
+    quarters = ", ".join(f"from {row['from'][:10]} {with_interval(row)}" for row in clicked if row["part"] != "before")
+    text = f"Clicks of the uniform policy per 1,000, in quarters of the period: {quarters}."
+    for row in (row for row in clicked if row["part"] == "before"):
+        text += f" Before the period, from {row['from'][:10]}: {with_interval(row)}."
+    return f'<p class="soft">{text}</p>'
+
+
+def _fit(what: str, metrics: dict[str, Any]) -> str:
+    auc = "–" if metrics["auc"] is None else f"{metrics['auc']:.4f}"
+    low, high = metrics["by_chance"]
+    error = metrics["expected_calibration_error"]
+    text = "within" if error <= high else "above"
+    return (
+        f"<p>{what}: log loss {metrics['log_loss']:.5f} (a constant: {metrics['log_loss_of_a_constant']:.5f}), AUC {auc}, "
+        f"expected calibration error {error:.4f} over 20 bins of equal count, {text} what chance alone makes of right "
+        f"probabilities, {low:.4f} to {high:.4f}.</p>"
+    )
+
+
+def _calibrated(rows: Sequence[dict[str, Any]]) -> str:
+    """Slice by slice; those beyond chance are named."""
+    if not rows:
+        return ""
+    off = sum(row["expected_calibration_error"] > row["by_chance"][1] for row in rows)
+    lines = []
+    for row in rows:
+        low, high = row["by_chance"]
+        mark = "" if row["expected_calibration_error"] <= high else " (above)"
+        cells = [escape(f"{row['slice']}: {row['level']}"), row["reward"], f"{row['rows']:,}"]
+        cells += [f"{row['predicted']:.2%}", f"{row['observed']:.2%}"]
+        cells.append(f'{row["expected_calibration_error"]:.4f}{mark} <span class="of">[{low:.4f}, {high:.4f}]</span>')
+        lines.append(table_row(cells))
+    text = f"Slice by slice: {off} of {len(rows)} errors are above the 97.5 % of chance"
+    heads = ["slice", "", "impressions or clicks", "predicted", "actual", "calibration error, of chance"]
+    return f"<details><summary>{text}</summary>{table(heads, lines)}</details>"
+
+
+def _slices(rows: Sequence[dict[str, Any]]) -> str:
+    against_uniform = [row for row in rows if row["reward"] == "clicked" and row["base"] == "uniform"]
+    fixed = {(r["slice"], r["level"]): r for r in rows if r["reward"] == "clicked" and r["base"] == "best_fixed"}
+    engaged = {(r["slice"], r["level"]): r for r in rows if r["reward"] == "engaged" and r["base"] == "uniform"}
+    heads = ["clicks per 1,000", "impressions", "scored", "above uniform", "above the best for all"]
+    heads.append("engaged above uniform")
+    lines, name = [], None
+    for row in against_uniform:
+        if row["slice"] != name:
+            name = row["slice"]
+            lines.append(f'<tr class="group"><th colspan="{len(heads)}">{escape(name)}</th></tr>')
+        key = row["slice"], row["level"]
+        size = f'{row["impressions"]:,} <span class="of">{row["members"]:,} members</span>'
+        cells = [escape(row["level"]), size]
+        if row["verdict"] == "unanswerable":
+            cells += ["cannot be told", "", "", ""]
+        else:
+            mark = "" if row["verdict"] == "reliable" else " (weak)"
+            cells += [
+                per_mille(row["value"]) + mark,
+                relative(row),
+                relative(fixed.get(key)),
+                relative(engaged.get(key)),
+            ]
+        lines.append(table_row(cells))
+    return table(heads, lines)
+
+
+def _chosen(record: dict[str, Any]) -> Iterator[str]:
+    """What was chosen on the data, and what could not be estimated: for whoever signs."""
+    yield "<h2>For whoever signs</h2>"
+    lines = [
+        table_row(
+            [
+                escape(f"{row['policy']}, {row['reward']}, {row['estimator']}"),
+                escape(row["parameter"]),
+                "no bound" if row["chosen"] is None else f"{row['chosen']:g}",
+            ]
+        )
+        for row in record["parameters"]
+    ]
+    rule = escape(record["parameters"][0]["rule"]) if record["parameters"] else ""
+    yield f"<details><summary>Parameters chosen on the data: {rule}</summary>"
+    yield table(["estimate", "parameter", "chosen"], lines) + "</details>"
+    lines = [
+        table_row(
+            [
+                escape(f"{row['policy']}, {row['reward']}, {row['estimator']}"),
+                row["verdict"],
+                f"<span>{escape(row['reason'])}</span>",
+            ]
+        )
+        for row in record["verdicts"]
+    ]
+    yield "<details><summary>The verdict on every estimate</summary>"
+    yield table(["estimate", "verdict", "reason"], lines) + "</details>"
+    if record["left_out"]:
+        lines = [
+            table_row([escape(f"{row['policy']}, {row['reward']}, {row['estimator']}"), escape(row["reason"])])
+            for row in record["left_out"]
+        ]
+        yield "<details><summary>What was left out, and why</summary>"
+        yield table(["estimate", "reason"], lines) + "</details>"

@@ -1,0 +1,142 @@
+"""What the ranker is given and what its towers hand to each other: tuples of tensors.
+
+Legend: N impressions, K candidates, D width, I titles, A artworks, E image embedding, L list length.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+KNOTS = 4
+"""Logits at which a calibration may bend."""
+
+
+class Content(NamedTuple):
+    """The catalogue by row, row 0 unknown; lists padded with 0. The model keeps it among its buffers."""
+
+    title_genres_IL: Tensor
+    title_people_IL: Tensor
+    title_year_I: Tensor
+    title_artworks_IL: Tensor
+    artwork_people_AL: Tensor
+    artwork_genres_AL: Tensor
+    artwork_image_AE: Tensor
+
+
+class Sizes(NamedTuple):
+    """Rows of the trained tables, the unknown row included."""
+
+    titles: int
+    artworks: int
+    people: int
+    genres: int
+    countries: int
+    devices: int
+
+
+class Context(NamedTuple):
+    """Where and when an impression is shown, and to whom; each int64 of shape (N,). row and column: -1 = not known."""
+
+    country: Tensor
+    device: Tensor
+    hour: Tensor
+    row: Tensor
+    column: Tensor
+    play_count: Tensor
+    """How many plays the member had had, those that no history holds any more included."""
+
+
+class States(NamedTuple):
+    """What is known of a member after some number of plays, any leading shape."""
+
+    learned: Tensor
+    """(..., D)"""
+    recent: Tensor
+    """(..., 2 D + G): mean of the recent plays' images, people and genres."""
+    coplay: Tensor
+    """(..., R): sum of the recent plays' vectors of what is played together."""
+
+
+class LogitTerms(NamedTuple):
+    """What adds up to a prediction, as logits."""
+
+    affinity_N: Tensor
+    appeal_NK: Tensor
+    presentation_N: Tensor
+    engaged_NK: Tensor
+    """Logit of engaged given clicked; (n, K) where it was asked for n of the impressions."""
+
+    def click_NK(self) -> Tensor:
+        """Logit of a click on each candidate."""
+        return self.appeal_NK + (self.affinity_N + self.presentation_N)[:, None]
+
+
+class TitleFeatures(NamedTuple):
+    """What is known of titles, any leading shape."""
+
+    rows: Tensor
+    """(...,): 0 for one that is new."""
+    people: Tensor
+    """(..., D): mean vector of the cast."""
+    genres_xL: Tensor
+    """(..., L): genre rows, padded with 0."""
+    year: Tensor
+    """(...,): decades since 2000, 0 where not known."""
+
+
+class TitleEncoding(NamedTuple):
+    """What the title tower says of titles, any leading shape."""
+
+    vector: Tensor
+    """(..., D)"""
+    content: Tensor
+    """(..., D + G): people and genres."""
+    bias: Tensor
+    """(...,)"""
+    coplay: Tensor
+    """(..., R): by which it is found from what is played together."""
+    engaged: Tensor
+    """(..., D + 1): what meets artwork vectors in engagement, and what the title's content adds to it."""
+
+
+class ArtworkEncoding(NamedTuple):
+    """What the artwork tower says of artworks, any leading shape."""
+
+    vector: Tensor
+    """(..., D)"""
+    content: Tensor
+    """(..., 2 D + G): image, people and moods."""
+    bias: Tensor
+    """(...,)"""
+    engaged: Tensor
+    """(...,): what its content adds to engagement."""
+
+
+class PlayEncoding(NamedTuple):
+    """What a play of a title says, any leading shape."""
+
+    token: Tensor
+    """(..., D), without the image."""
+    content: Tensor
+    """(..., D + G): people and genres."""
+    mean_image: Tensor
+    """(..., D): of the title's artworks."""
+    coplay: Tensor
+    """(..., R): what is played together with it."""
+
+
+def piecewise_linear_calibration(logit: Tensor, line: Tensor) -> Tensor:
+    """A calibrated logit: scale * logit + shift + sum_k bend_k max(0, logit - knot_k).
+
+    `line` is (2 + 2 KNOTS,): scale, shift, knots, bends; without bends it is Platt's.
+    """
+    knots, bends = line[2 : 2 + KNOTS], line[2 + KNOTS :]
+    return logit * line[0] + line[1] + ((logit.unsqueeze(-1) - knots).clamp(min=0) * bends).sum(-1)
+
+
+def identity_calibration() -> Tensor:
+    """Lines of both heads that change nothing, (2, 2 + 2 KNOTS)."""
+    line = torch.zeros(2, 2 + 2 * KNOTS)
+    line[:, 0] = 1.0
+    return line

@@ -1,0 +1,136 @@
+"""Bundles: the folder a serving team gets, read without torch.
+
+The graphs over ids, for a serving team, and over rows, for bulk work here, are those of `export.graphs`; beside them
+some in fewer bytes (`serving.bundle.variants`), `vocabularies.json` (ids -> rows), `golden.jsonl`, `example.py` and
+`example.mjs` that run it, `triton/`, `CARD.md`, and `bundle.json` (what every file, input and output is, what the model was
+made of, what was measured, and each file's SHA-256 by its path from the folder).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from safetensors.numpy import load_file
+
+from datamodules.contract.tables import CONTRACT_VERSION
+from datamodules.shards.vocabulary import Vocabularies, load_vocabularies
+from foundation.errors import UserError
+from serving.bundle.hard_links import Inode, file_checksums, sha256
+
+BUNDLE_FILE, VOCABULARIES, CARD = "bundle.json", "vocabularies.json", "CARD.md"
+GOLDEN, EXAMPLE, EXAMPLE_IN_NODE = "golden.jsonl", "example.py", "example.mjs"
+ARTWORK_GRAPH, TITLE_GRAPH = "artwork.onnx", "title.onnx"
+RANK_ROWS, MEMBER_ROWS = "rank_rows.onnx", "member_rows.onnx"
+TITLE_VECTORS, POSTERIOR = "titles.safetensors", "posterior.safetensors"
+EXPLAIN_TABLES = "explain.safetensors"
+IMAGE_HASHES = "images.json"
+"""The hashes of the artworks' images, by row from 1."""
+
+
+def bundle_checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file but the record that holds them, by path from the folder."""
+    return {name: digest for name, digest in file_checksums(folder).items() if name != BUNDLE_FILE}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle."""
+
+    folder: Path
+    metadata: dict[str, Any]
+    threads: int = 0
+    """Of ONNX Runtime; 0: every core."""
+
+    @classmethod
+    def open(cls, folder: Path, threads: int = 0) -> "Bundle":
+        """Read and check a bundle; one that is no bundle, of another version, or changed since, is a UserError."""
+        path = folder / BUNDLE_FILE
+        if not path.is_file():
+            raise UserError(
+                f"{folder}: no {BUNDLE_FILE}, so this is no bundle. Make one with keyart export RUN {folder}."
+            )
+        metadata = json.loads(path.read_text())
+        if metadata.get("contract_version") != CONTRACT_VERSION:
+            raise UserError(
+                f"{path}: contract version {metadata.get('contract_version')}, and this keyart reads version "
+                f"{CONTRACT_VERSION}. Export the run again."
+            )
+        digest_by_inode: dict[Inode, str] = {}
+        for name, digest in metadata["sha256"].items():
+            if not (folder / name).is_file() or sha256(folder / name, digest_by_inode) != digest:
+                raise UserError(
+                    f"{folder / name}: is missing or is not the file that was exported. Export the run again."
+                )
+        return cls(folder, metadata, threads)
+
+    @property
+    def content_checksums(self) -> dict[str, str]:
+        """SHA-256 of every file that can change an answer: all but the card, which tells what came of them."""
+        return {name: digest for name, digest in self.metadata["sha256"].items() if name != CARD}
+
+    @cached_property
+    def vocabularies(self) -> Vocabularies:
+        """Ids -> rows."""
+        return load_vocabularies(self.folder / VOCABULARIES)
+
+    @cached_property
+    def session(self) -> ort.InferenceSession:
+        """ONNX Runtime on the CPU."""
+        return self._open(RANK_ROWS)
+
+    @cached_property
+    def member_session(self) -> ort.InferenceSession:
+        """The same for the vectors that rank titles."""
+        return self._open(MEMBER_ROWS)
+
+    def _open(self, name: str) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        return ort.InferenceSession(self.folder / name, options, providers=["CPUExecutionProvider"])
+
+    @cached_property
+    def tables(self) -> dict[str, np.ndarray]:
+        """What explanations and exploring are made of, by name, read once: see `serving.scoring.explain`."""
+        return load_file(self.folder / EXPLAIN_TABLES)
+
+    @property
+    def history_length(self) -> int:
+        """How many of the last plays a request carries at most."""
+        return int(self.metadata["history_length"])
+
+    @property
+    def history_span(self) -> int:
+        """Among how many of the last plays a title counts as played before."""
+        return int(self.metadata["history_span"])
+
+    def rank(
+        self, request: dict[str, np.ndarray], outputs: Sequence[str] = (), *, release_memory: bool = False
+    ) -> dict[str, np.ndarray]:
+        """Run the graph: inputs and outputs by name, as `bundle.json` describes them; `outputs`: those wanted, default all.
+
+        `give_back`: whether the memory that ONNX Runtime took for it is the system's again, not kept for the next run.
+        """
+        names = list(outputs) or [output.name for output in self.session.get_outputs()]
+        return dict(zip(names, _run(self.session, request, names, release_memory), strict=True))
+
+    def members(self, history: dict[str, np.ndarray]) -> np.ndarray:
+        """What ranks titles, float32 (N, W), from the inputs `history_*` of a request."""
+        if not (self.folder / MEMBER_ROWS).is_file():
+            raise UserError(f"{self.folder / MEMBER_ROWS}: is not there: an older bundle. Export the run again.")
+        return _run(self.member_session, history, ["title_query"])[0]
+
+
+def _run(
+    session: ort.InferenceSession, request: dict[str, np.ndarray], names: list[str], release_memory: bool = False
+) -> list[np.ndarray]:
+    """A graph's outputs. Inputs that a model of this kind does not read are not among its graph's, and left out."""
+    read = {part.name: request[part.name] for part in session.get_inputs()}
+    options = ort.RunOptions()
+    if release_memory:
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return [np.asarray(value) for value in session.run(names, read, options)]

@@ -1,0 +1,142 @@
+"""What each file of a bundle is, and each tensor of its tables: enough to use what is computed already without this source.
+
+In: the folder before it is sealed. Out: what `bundle.json` and the card say of its files.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from serving.bundle.bundle import (
+    ARTWORK_GRAPH,
+    EXAMPLE,
+    EXAMPLE_IN_NODE,
+    EXPLAIN_TABLES,
+    GOLDEN,
+    IMAGE_HASHES,
+    MEMBER_ROWS,
+    POSTERIOR,
+    RANK_ROWS,
+    TITLE_GRAPH,
+    TITLE_VECTORS,
+    VOCABULARIES,
+)
+from serving.bundle.ids import TOWER_WEIGHTS, WEIGHTS
+from serving.bundle.triton import REPOSITORY
+
+FILE_DESCRIPTIONS = {
+    "rank.onnx": "history, context, title and candidates, as ids -> probabilities and terms",
+    "member.onnx": "a history -> the member's vectors, to keep until the member plays again",
+    "choose.onnx": "a member's vector, context, title and candidates -> as rank.onnx",
+    "titles.onnx": "a member's vector for titles -> the best titles",
+    "explore.onnx": "candidates and what rank.onnx told of them -> a choice and its propensity",
+    RANK_ROWS: "rank.onnx over rows of the vocabularies",
+    MEMBER_ROWS: "member.onnx over rows of the vocabularies",
+    "choose_vectors.onnx": "as choose.onnx, of candidates given as vectors that artwork.onnx made",
+    ARTWORK_GRAPH: "an image of any size and what it depicts -> an artwork's vectors",
+    TITLE_GRAPH: "genres, cast and year -> a title's vectors",
+    TOWER_WEIGHTS: "the large weights of those two; it stays beside them",
+    IMAGE_HASHES: "a hash of each artwork's image, by row from 1: keyart refresh tells by it which changed",
+    "fp16": "rank.onnx, member.onnx and choose.onnx in half the bytes, and their weights",
+    "int8": "the same in a third of the bytes",
+    WEIGHTS: "the graphs' large weights, each once; it stays beside them",
+    VOCABULARIES: "ids by kind; an id's row is its place here plus 1, row 0 stands for all others",
+    GOLDEN: "requests and what torch answered, or of what a refresh added the bundle itself; a JSON object a line",
+    EXAMPLE: "runs the golden cases with numpy and onnxruntime alone",
+    EXAMPLE_IN_NODE: "the same with onnxruntime-node",
+    REPOSITORY: "a model repository for Triton: graphs, what each reads of the weights, and configurations",
+    TITLE_VECTORS: "every title's vector, to rank titles by anybody's index: the dot product with `title_query` is its score",
+    EXPLAIN_TABLES: "every title's and artwork's vectors: appeal(k) = artwork_query . artwork_vector + "
+    "content_query . artwork_content + artwork_bias - (artwork_query . mean_vector + content_query . mean_content + "
+    "mean_bias of the title), with artwork_query and content_query as rank.onnx gives them",
+    POSTERIOR: "how unsure appeal is: of its features artwork_vector * artwork_query (D), then the sums of "
+    "artwork_content * content_query over image, people and moods (3)",
+}
+"""By name, of those a bundle may hold."""
+TENSOR_DESCRIPTIONS = {
+    TITLE_VECTORS: {"title_vector": ("I W", "by title row; its last column is the title's own score, met by a 1")},
+    EXPLAIN_TABLES: {
+        "artwork_vector": ("A D", "by artwork row: what a member's artwork_query meets"),
+        "artwork_content": (
+            "A C",
+            "by artwork row: projected image (D), mean of the people shown (D), shares of moods (G)",
+        ),
+        "artwork_bias": ("A", "by artwork row: what it adds for everybody"),
+        "artwork_people": ("A L", "by artwork row: rows of `person`, padded with 0"),
+        "mean_vector": ("I D", "by title row: mean of artwork_vector over the title's artworks"),
+        "mean_content": ("I C", "by title row: mean of artwork_content over the title's artworks"),
+        "mean_bias": ("I", "by title row: mean of artwork_bias over the title's artworks"),
+        "play_content": ("I D+G", "by title row: mean of its people (D), its genres above the catalogue's shares (G)"),
+        "play_mean_image": ("I D", "by title row: mean projected image, where a play's own artwork is not known"),
+        "play_coplay": ("I R", "by title row: what is played together with it, summed over recent plays"),
+        "person": ("P D", "by row of people: a person's vector"),
+        "similarity_gain": ("3", "by which content_query is the means of image, people and genres of recent plays"),
+        "query_weight": (
+            "D C+R",
+            "artwork_query of the means, times `means`, and of the direction of what is played together",
+        ),
+        "query_bias": ("D", "artwork_query of nobody"),
+        "query_state": ("D D", "artwork_query of the learned state of the history"),
+        "means": ("1", "what the means are multiplied by before query_weight"),
+        "country": ("countries D", "by country row: added to artwork_query"),
+        "device": ("devices D", "by device row: added to artwork_query"),
+        "hour": ("24 D", "by hour, UTC: added to artwork_query"),
+        "recent_bias": ("S", "logit of a play's weight in the means by how many plays ago it was, from 0"),
+        "recent_prior": ("1", "logarithm of p: n plays count n / (n + p)"),
+        "recent_slope": ("1", "taken off the logit times log(1 + hours since the play / hours_apart)"),
+        "hours_apart": ("1", "hours at which that logarithm bends"),
+    },
+    POSTERIOR: {
+        "spread": ("F F", "a root of the covariance of the features' weights"),
+        "own": ("A", "by artwork row: standard deviation of artwork_bias"),
+    },
+}
+"""Of each table: axes in LETTERS, and meaning."""
+AXIS_LEGEND = (
+    "I title rows, A artwork rows, P rows of people, L people on an artwork, D width, G genres, C = 2 D + G, R rank of what is "
+    "played together, S plays looked back on, W width of what ranks titles, F = D + 3"
+)
+
+
+def describe_files(folder: Path) -> dict[str, Any]:
+    """By file name: what it is; of a table also each tensor's type, shape, axes in letters that `letters` tells, and meaning."""
+    descriptions: dict[str, Any] = {}
+    for name, what in FILE_DESCRIPTIONS.items():
+        if not (folder / name).exists():
+            continue
+        descriptions[name] = {"what": what}
+        if name in TENSOR_DESCRIPTIONS:
+            descriptions[name] |= {
+                "letters": AXIS_LEGEND,
+                "tensors": _tensors(folder / name, TENSOR_DESCRIPTIONS[name]),
+            }
+    return descriptions
+
+
+def section(metadata: dict[str, Any]) -> list[str]:
+    """Of the card: what the tables hold."""
+    files = metadata.get("files")
+    if files is None:
+        return ["Not described: an older keyart exported this bundle."]
+    lines = [f"Rows are those of `{VOCABULARIES}`. Axes: {AXIS_LEGEND}."]
+    for name in TENSOR_DESCRIPTIONS:
+        lines += ["", f"### {name}", "", files[name]["what"], ""]
+        lines += ["| tensor | type | shape | axes | meaning |", "|---|---|---|---|---|"]
+        for tensor, tensor_info in files[name]["tensors"].items():
+            lines.append(
+                f"| {tensor} | {tensor_info['dtype']} | {tuple(tensor_info['shape'])} | {tensor_info['axes']} "
+                f"| {tensor_info['meaning']} |"
+            )
+    return lines
+
+
+def _tensors(path: Path, meanings: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    """Read from the file's header alone."""
+    descriptions = {}
+    with safe_open(path, "numpy") as file:
+        for name in file.keys():  # noqa: SIM118, it is no mapping
+            part, (axes, meaning) = file.get_slice(name), meanings[name]
+            dtype = {"F32": "float32", "I32": "int32"}[part.get_dtype()]
+            descriptions[name] = {"dtype": dtype, "shape": list(part.get_shape()), "axes": axes, "meaning": meaning}
+    return descriptions

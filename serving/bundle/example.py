@@ -1,0 +1,58 @@
+"""How to ask this bundle: runs its golden cases and prints how far the answers are from the model's own.
+
+Needs numpy and onnxruntime, nothing else: pip install numpy onnxruntime; python example.py
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+IDS = {"history_title", "history_artwork", "country", "device", "title", "artworks"}
+PADDING = {"history_title": "", "history_artwork": "", "history_watched": np.nan, "history_time": 0}
+
+
+def to_array(name: str, value) -> np.ndarray:
+    """A batch of one. Lists of a batch are padded to one length; an empty history is a play of padding and length 0."""
+    listed = value or [PADDING[name]] if name in PADDING else value
+    if name == "history_watched":  # null: not known
+        return np.array([[np.nan if share is None else share for share in listed]], np.float32)
+    return np.array([listed], object if name in IDS else np.int64)
+
+
+def run_graph(session: ort.InferenceSession, request: dict) -> dict:
+    """A graph's outputs by name."""
+    names = [part.name for part in session.get_outputs()]
+    feeds = {part.name: request[part.name] for part in session.get_inputs()}
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def largest_golden_difference(folder: Path, graphs: str = "") -> float:
+    """Of the golden cases by rank.onnx, and by member.onnx and choose.onnx, which keep a member's vector in between.
+
+    `graphs`: the bundle's own folder, or "fp16" or "int8" for those of fewer bytes, where the bundle has them.
+    """
+    graphs_folder = folder / graphs
+    rank, member, choose = (
+        ort.InferenceSession(graphs_folder / f"{name}.onnx") for name in ("rank", "member", "choose")
+    )
+    history_span, worst = json.loads((folder / "bundle.json").read_text("utf-8"))["history_span"], 0.0
+    for line in (
+        (folder / "golden.jsonl").read_text("utf-8").strip("\n").split("\n")
+    ):  # not splitlines, which cuts ids too
+        case = json.loads(line)
+        request = {name: to_array(name, value) for name, value in case["request"].items()}
+        at_once = run_graph(rank, request)
+        recent = case["request"]["history_title"][-history_span:]
+        request["played_before"] = np.array([case["request"]["title"] in recent])
+        in_two = run_graph(choose, request | run_graph(member, request))
+        for name, value in case["answer"].items():
+            for answer in (at_once, in_two):
+                difference = float(np.abs(answer[name][0] - value).max())
+                worst = max(worst, np.inf if np.isnan(difference) else difference)
+    return worst
+
+
+if __name__ == "__main__":
+    print(f"max_abs_difference={largest_golden_difference(Path(__file__).parent):.2e}")

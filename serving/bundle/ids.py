@@ -1,0 +1,148 @@
+"""Graphs that take ids: the vocabularies go into the graph, and large weights into one file that all graphs share.
+
+A graph over rows gets a LabelEncoder (of ONNX's own ai.onnx.ml operators) before each input that holds ids, and behind each
+output that does: strings the vocabulary lacks meet the unknown row, "" is what lists are padded with.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
+
+from datamodules.shards.vocabulary import Vocabularies
+
+WEIGHTS, TOWER_WEIGHTS = "weights.bin", "artwork.bin"
+"""Of the graphs that rank, and of those that give what is new its vectors."""
+VOCABULARY_OF = {
+    "history_title": "titles",
+    "history_artwork": "artworks",
+    "country": "countries",
+    "device": "devices",
+    "title": "titles",
+    "artworks": "artworks",
+    "played": "titles",
+    "titles": "titles",
+    "genres": "genres",
+    "cast": "people",
+    "depicts_people": "people",
+    "depicts_genres": "genres",
+}
+"""The vocabulary of every input and output that holds ids."""
+MERGED_INPUTS = {"depicts_people": "depicts", "depicts_genres": "depicts"}
+"""Inputs over rows that are the same words, found in different vocabularies."""
+TITLE_TABLE_PREFIXES, ARTWORK_TABLE_PREFIXES = ("play_", "title_", "mean_", "retrieval_vector"), ("artwork_",)
+"""How the names of tables by title row and by artwork row begin."""
+ML_OPSET = 4
+MIN_EXTERNAL_BYTES = 4096
+"""Smaller tensors stay in their graph."""
+
+
+def add_id_encoders(model: ModelProto, vocabularies: Vocabularies) -> ModelProto:
+    """A copy of a graph over rows that takes and gives ids instead."""
+    encoded = ModelProto()
+    encoded.CopyFrom(model)
+    graph = encoded.graph
+    input_encoders, output_encoders, inputs = [], [], {}
+    for part in graph.input:
+        name = MERGED_INPUTS.get(part.name, part.name)
+        if part.name in VOCABULARY_OF:
+            values = vocabularies[VOCABULARY_OF[part.name]].values
+            input_encoders.append(_encoder(name, f"{part.name}_row", values, to_rows=True))
+            _rename(graph.node, part.name, f"{part.name}_row")
+            part.type.tensor_type.elem_type = TensorProto.STRING
+        part.name = name
+        inputs[name] = part
+    inputs = list(inputs.values())
+    del graph.input[:]
+    graph.input.extend(inputs)
+    for part in graph.output:
+        if part.name in VOCABULARY_OF:
+            values = vocabularies[VOCABULARY_OF[part.name]].values
+            output_encoders.append(_encoder(f"{part.name}_row", part.name, values, to_rows=False))
+            _rename(graph.node, part.name, f"{part.name}_row")
+            part.type.tensor_type.elem_type = TensorProto.STRING
+    nodes = [*input_encoders, *graph.node, *output_encoders]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    encoded.opset_import.append(helper.make_opsetid("ai.onnx.ml", ML_OPSET))
+    return encoded
+
+
+def update_id_encoders(model: ModelProto, vocabularies: Vocabularies) -> None:
+    """Put extended vocabularies into a graph that takes or gives ids."""
+    for node in model.graph.node:
+        if node.op_type == "LabelEncoder":
+            source, target = node.input[0], node.output[0]
+            to_rows = target.endswith("_row")
+            kind = VOCABULARY_OF[(target if to_rows else source).removesuffix("_row")]
+            node.CopyFrom(_encoder(source, target, vocabularies[kind].values, to_rows=to_rows))
+
+
+def _encoder(source: str, target: str, values: Sequence[str], *, to_rows: bool) -> onnx.NodeProto:
+    """Ids to rows, or rows to ids."""
+    ids: Any = numpy_helper.from_array(np.array(values, object), "ids")
+    rows: Any = numpy_helper.from_array(np.arange(1, len(values) + 1), "rows")
+    unknown: Any = numpy_helper.from_array(np.array([0]), "unknown")
+    attributes = {"keys_tensor": ids, "values_tensor": rows, "default_tensor": unknown}
+    if not to_rows:
+        unknown = numpy_helper.from_array(np.array([""], object), "unknown")
+        attributes = {"keys_tensor": rows, "values_tensor": ids, "default_tensor": unknown}
+    return helper.make_node(
+        "LabelEncoder", [source], [target], f"{source} to {target}", domain="ai.onnx.ml", **attributes
+    )
+
+
+def _rename(nodes: Sequence[onnx.NodeProto], old: str, new: str) -> None:
+    for node in nodes:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = new
+
+
+def write_graphs(models: dict[str, ModelProto], folder: Path, weights_file: str = WEIGHTS) -> None:
+    """Write graphs by file name, their large tensors once each into a file beside them."""
+    offset_of: dict[str, int] = {}
+    with (folder / weights_file).open("wb") as weights:
+        for name, model in models.items():
+            for tensor in model.graph.initializer:
+                raw = numpy_helper.to_array(tensor).tobytes()
+                if tensor.data_type == TensorProto.STRING or len(raw) < MIN_EXTERNAL_BYTES:
+                    continue
+                digest = hashlib.sha256(raw).hexdigest()
+                if digest not in offset_of:
+                    weights.write(b"\0" * (-weights.tell() % 64))
+                    offset_of[digest] = weights.tell()
+                    weights.write(raw)
+                for field in ("raw_data", "float_data", "int64_data", "int32_data"):
+                    tensor.ClearField(field)
+                tensor.raw_data = raw  # what `set_external_data` asks for, then dropped
+                set_external_data(tensor, weights_file, offset=offset_of[digest], length=len(raw))
+                tensor.ClearField("raw_data")
+                tensor.data_location = TensorProto.EXTERNAL
+            onnx.save_model(model, str(folder / name))
+
+
+def read_graph(path: Path) -> ModelProto:
+    """A graph with its weights inside, as `write_graphs` was given it.
+
+    By itself: onnx's own reader refuses weights that have a second name, such as a bundle copied as links has.
+    """
+    model = onnx.load(str(path), load_external_data=False)
+    files: dict[str, np.ndarray] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        entry = {part.key: part.value for part in tensor.external_data}
+        name, begin, length = entry["location"], int(entry["offset"]), int(entry["length"])
+        if name not in files:
+            files[name] = np.memmap(path.with_name(name), np.uint8, "r")
+        tensor.raw_data = files[name][begin : begin + length].tobytes()
+        tensor.ClearField("external_data")
+        tensor.data_location = TensorProto.DEFAULT
+    return model

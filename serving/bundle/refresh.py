@@ -1,0 +1,401 @@
+"""`keyart refresh`: what the catalogue gained since the training, put into a bundle without training, and without torch.
+
+In: a bundle and a dataset, of which titles, artworks and images are read. artwork.onnx and title.onnx give what is new its
+vectors, by content alone, as the towers told artworks and titles in training that they had never seen. Rows are added behind
+those of before: no vector that was there changes, not a bit of it, and so no answer to a request that names nothing new. The
+means of a title's artworks are such vectors: a title that gains an artwork keeps its own; one that had no artwork, and so no mean,
+is given that of its first ones.
+
+Legend: A new artworks, I new titles, L list length.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pyarrow as pa
+from onnx import ModelProto, numpy_helper
+from PIL import Image
+from rich.console import Console
+from safetensors.numpy import load_file, save_file
+
+from datamodules.contract.check import image_fault, require_valid, strict_image_decoding
+from datamodules.contract.engines import open_engine, to_arrow
+from datamodules.contract.tables import ARTWORKS, TITLES, Table
+from datamodules.prepare.relations import typed
+from datamodules.shards.artwork_images import content_hashes
+from datamodules.shards.catalogue import MAX_PEOPLE
+from datamodules.shards.vocabulary import Vocabularies, Vocabulary, save_vocabularies
+from foundation.atomic import atomic_folder
+from foundation.errors import UserError
+from foundation.progress import progress_bar
+from serving.bundle.bundle import (
+    ARTWORK_GRAPH,
+    BUNDLE_FILE,
+    CARD,
+    EXPLAIN_TABLES,
+    GOLDEN,
+    IMAGE_HASHES,
+    POSTERIOR,
+    TITLE_GRAPH,
+    TITLE_VECTORS,
+    VOCABULARIES,
+    Bundle,
+    bundle_checksums,
+)
+from serving.bundle.card import model_card
+from serving.bundle.contents import describe_files
+from serving.bundle.example import largest_golden_difference
+from serving.bundle.golden import golden_cases, make_case, write_golden
+from serving.bundle.ids import (
+    ARTWORK_TABLE_PREFIXES,
+    TITLE_TABLE_PREFIXES,
+    read_graph,
+    update_id_encoders,
+    write_graphs,
+)
+from serving.bundle.record import open_for_replacement
+from serving.bundle.triton import write_triton
+from serving.bundle.variants import rebuild_variants
+
+TITLE_COLUMNS = "title_vectors"
+"""The one table of titles.onnx, by title column."""
+CASES = 24
+"""Golden cases of what is new."""
+TITLE_BATCH = 1024
+
+TableRows = dict[str, np.ndarray]
+"""By table, what is put behind it."""
+
+
+@dataclass(frozen=True)
+class RefreshResult:
+    """What a bundle gained."""
+
+    titles: int
+    artworks: int
+
+
+@dataclass(frozen=True)
+class CatalogueAdditions:
+    """What is put into the tables."""
+
+    titles: int
+    artworks: int
+    rows: TableRows
+    """Behind those of before."""
+    first_mean_rows: np.ndarray
+    """Rows of old titles that have their first artworks now, int64 (F,), and in `first` their means by table, till now zero."""
+    first_means: TableRows
+
+
+def refresh(folder: Path, dataset: Path, console: Console) -> RefreshResult:
+    """Add a dataset's new titles and artworks to a bundle, which is replaced when all is done; UserError where that cannot be.
+
+    What the bundle has already is left as it is; where an old artwork's image is another than it was embedded from, that is
+    told, and its vectors stay.
+    """
+    with open_for_replacement(folder) as bundle:
+        for name in (ARTWORK_GRAPH, TITLE_GRAPH, IMAGE_HASHES):
+            if not (folder / name).is_file():
+                raise UserError(
+                    f"{folder / name}: is not there, and gives what is new its vectors. Export the run again."
+                )
+        require_valid(dataset, images=False, console=console, tables=(TITLES, ARTWORKS))
+        titles, artworks = _read(dataset)
+        vocabularies = bundle.vocabularies
+        _warn_changed_images(bundle, dataset, artworks, console)
+        titles, artworks = _new(titles, vocabularies["titles"]), _new(artworks, vocabularies["artworks"])
+        if not titles.num_rows and not artworks.num_rows:
+            console.print(f"refresh: {folder} has every title and artwork of {dataset}")
+            return RefreshResult(0, 0)
+        _require_images(dataset, artworks)
+        paths = [dataset / image for image in artworks["image"].to_pylist()]
+        hashes = json.loads((folder / IMAGE_HASHES).read_text()) + content_hashes(paths)
+        of_artworks = _artwork_rows(bundle, artworks, paths, console)
+        rows = of_artworks | _title_rows(bundle, titles, artworks, of_artworks)
+        firsts = _first_artwork_means(bundle, artworks, of_artworks)
+        more = dict(vocabularies)
+        for name, table in (("titles", titles), ("artworks", artworks)):
+            more[name] = vocabularies[name].extended(table[f"{name[:-1]}_id"].to_pylist())
+        _write(bundle, more, CatalogueAdditions(titles.num_rows, artworks.num_rows, rows, *firsts), hashes, console)
+    console.print(
+        f"refresh: {folder}: {titles.num_rows:,} titles and {artworks.num_rows:,} artworks more; the rest as it was"
+    )
+    return RefreshResult(titles.num_rows, artworks.num_rows)
+
+
+def _read(dataset: Path) -> tuple[pa.Table, pa.Table]:
+    """Titles and artworks in the contract's types, sorted by id, as vocabularies are."""
+
+    def rows(table: Table) -> pa.Table:
+        key = table.columns[0].name
+        return to_arrow(typed(engine, table.files(dataset), table)).sort_by(key)
+
+    with open_engine() as engine:
+        return rows(TITLES), rows(ARTWORKS)
+
+
+def _new(table: pa.Table, known: Vocabulary) -> pa.Table:
+    """The rows whose id, the first column, a vocabulary lacks; the empty id is nobody's."""
+    ids = table.column(0)
+    return table.filter(pa.array((known.rows(ids) == 0) & np.array([bool(value) for value in ids.to_pylist()], bool)))
+
+
+def _warn_changed_images(bundle: Bundle, dataset: Path, artworks: pa.Table, console: Console) -> None:
+    """Tell of artworks whose images changed under their ids."""
+    old = json.loads((bundle.folder / IMAGE_HASHES).read_text())
+    row_of = {value: row for row, value in enumerate(bundle.vocabularies["artworks"].values)}
+    pairs = zip(artworks["artwork_id"].to_pylist(), artworks["image"].to_pylist(), strict=True)
+    present = [
+        (artwork_id, row_of[artwork_id], dataset / image)
+        for artwork_id, image in pairs
+        if artwork_id in row_of and (dataset / image).is_file()
+    ]
+    hashes = content_hashes([path for _, _, path in present])
+    changed = [artwork_id for (artwork_id, row, _), digest in zip(present, hashes, strict=True) if old[row] != digest]
+    if changed:
+        console.print(
+            f"refresh: {len(changed):,} artworks have another image than they were embedded from (first: {changed[0]}). Their "
+            "vectors stay as they are: give a new image a new artwork_id."
+        )
+
+
+def _require_images(dataset: Path, artworks: pa.Table) -> None:
+    """Every new image decodes, before anything is written."""
+    images = artworks["image"].to_pylist()
+    with strict_image_decoding(), ThreadPoolExecutor() as pool:
+        faults = list(pool.map(lambda image: image_fault(dataset, image), images))
+    broken = [
+        (artwork_id, fault)
+        for artwork_id, fault in zip(artworks["artwork_id"].to_pylist(), faults, strict=True)
+        if fault
+    ]
+    if broken:
+        artwork_id, (rule, what) = broken[0]
+        raise UserError(
+            f"{dataset}: {len(broken)} new artworks have images that cannot be used (first: {artwork_id}: {rule}, {what}). "
+            "Mend them, or leave these artworks out."
+        )
+
+
+def _session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: ort.InferenceSession, feeds: TableRows) -> TableRows:
+    names = [part.name for part in session.get_outputs()]
+    return dict(zip(names, (np.asarray(value) for value in session.run(names, feeds)), strict=True))
+
+
+def _lists(column: Iterable[Sequence[str | None] | None]) -> np.ndarray:
+    """Lists of words, padded with "", (N, L)."""
+    lists = [[word or "" for word in labels or []] for labels in column]
+    wide = max(1, *(len(labels) for labels in lists)) if lists else 1
+    return np.array([labels + [""] * (wide - len(labels)) for labels in lists], object).reshape(len(lists), wide)
+
+
+def _artwork_rows(bundle: Bundle, artworks: pa.Table, paths: list[Path], console: Console) -> TableRows:
+    """Rows of the tables by artwork."""
+    session = _session(bundle.folder / ARTWORK_GRAPH)
+
+    def vectors(path: Path, depicts: list[str] | None) -> TableRows:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        return _run(session, {"image": pixels[None], "depicts": _lists([depicts])})
+
+    names = [part.name for part in session.get_outputs()]
+    tables, people = bundle.tables, bundle.vocabularies["people"]
+    wide = tables["artwork_people"].shape[1]
+    parts: list[TableRows] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar(console) as progress:
+        task = progress.add_task("refresh: artworks", total=len(paths))
+        for outputs in pool.map(vectors, paths, artworks["depicts"].to_pylist()):
+            parts.append(outputs)
+            progress.advance(task)
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in names} if parts else {}
+    shown = [people.rows(pa.array(labels or [], pa.string())) for labels in artworks["depicts"].to_pylist()]
+    people_AL = np.zeros(
+        (len(paths), max([wide, *(min(MAX_PEOPLE, np.count_nonzero(row)) for row in shown)])),
+        tables["artwork_people"].dtype,
+    )
+    for index, outputs in enumerate(shown):
+        known = outputs[outputs > 0][:MAX_PEOPLE]
+        people_AL[index, : len(known)] = known
+    if parts:
+        rows["artwork_people"] = people_AL
+        rows["artwork_image"] = rows["artwork_content"][:, : rows["artwork_vector"].shape[1]]
+    return rows
+
+
+def _title_rows(bundle: Bundle, titles: pa.Table, artworks: pa.Table, of_artworks: TableRows) -> TableRows:
+    """Rows of the tables by title; means are over the title's artworks, all of which are new."""
+    if not titles.num_rows:
+        return {}
+    session = _session(bundle.folder / TITLE_GRAPH)
+    year = titles["release_year"].cast(pa.float32()).to_numpy(zero_copy_only=False).astype(np.float32)
+    genres, cast = (_lists(titles[name].to_pylist()) for name in ("genres", "cast"))
+    parts = []
+    for begin in range(0, titles.num_rows, TITLE_BATCH):
+        some = slice(begin, begin + TITLE_BATCH)
+        parts.append(_run(session, {"genres": genres[some], "cast": cast[some], "release_year": year[some]}))
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    owner = {title: index for index, title in enumerate(titles["title_id"].to_pylist())}
+    owned = [(owner[title], row) for row, title in enumerate(artworks["title_id"].to_pylist()) if title in owner]
+    return rows | _means(bundle, of_artworks, owned, titles.num_rows)
+
+
+def _first_artwork_means(bundle: Bundle, artworks: pa.Table, of_artworks: TableRows) -> tuple[np.ndarray, TableRows]:
+    """Of titles that the bundle has, without artworks till now: their rows, and the means of their first artworks."""
+    known = bundle.vocabularies["titles"].rows(artworks["title_id"])
+    of_nothing = np.logical_not(bundle.tables["mean_vector"].any(1) | bundle.tables["mean_content"].any(1))
+    rows = np.unique(known[(known > 0) & of_nothing[known]]).astype(np.int64)
+    owned = [(int(np.searchsorted(rows, title)), index) for index, title in enumerate(known) if title in rows]
+    return rows, _means(bundle, of_artworks, owned, len(rows)) if len(rows) else {}
+
+
+def _means(bundle: Bundle, of_artworks: TableRows, owned: list[tuple[int, int]], titles: int) -> TableRows:
+    """Means of artworks' rows by title, from (title, artwork) pairs of places; zero where a title has none."""
+    rows: TableRows = {}
+    for part in ("vector", "content", "bias", "engaged"):
+        values, name = of_artworks.get(f"artwork_{part}"), f"mean_{part}"
+        shape = values.shape[1:] if values is not None else bundle.tables.get(name, np.zeros(1)).shape[1:]
+        sums, count = np.zeros((titles, *shape), np.float32), np.zeros(titles, np.float32)
+        if values is not None and owned:
+            owners, artwork_indices = np.array(owned).T
+            np.add.at(sums, owners, values[artwork_indices])
+            np.add.at(count, owners, 1)
+        rows[name] = sums / np.maximum(count, 1).reshape(-1, *[1] * len(shape))
+    rows["play_mean_image"] = rows["mean_content"][:, : rows["mean_vector"].shape[1]]
+    return rows
+
+
+def _write(
+    bundle: Bundle, vocabularies: Vocabularies, additions: CatalogueAdditions, hashes: list[str], console: Console
+) -> None:
+    """The bundle with rows behind its tables, in place of the old one."""
+    old, metadata = bundle.folder, json.loads(json.dumps(bundle.metadata))
+    with atomic_folder(old, marker=BUNDLE_FILE) as folder:
+        graphs = {
+            name: extended(read_graph(old / name), vocabularies, additions)
+            for name in metadata["graphs"]
+            if name not in (ARTWORK_GRAPH, TITLE_GRAPH)
+        }
+        write_graphs(graphs, folder)
+        write_triton(folder)
+        save_vocabularies(vocabularies, folder / VOCABULARIES)
+        (folder / IMAGE_HASHES).write_text(json.dumps(hashes))
+        for name in (EXPLAIN_TABLES, POSTERIOR):
+            tables = load_file(old / name)
+            save_file(
+                {key: _append_rows(_table_name(key, name), table, additions) for key, table in tables.items()},
+                folder / name,
+            )
+        title_vectors = load_file(old / TITLE_VECTORS)["title_vector"]
+        save_file({"title_vector": _append_rows("retrieval_vector", title_vectors, additions)}, folder / TITLE_VECTORS)
+        for path in old.iterdir():  # what no new title or artwork changes
+            if path.is_file() and not (folder / path.name).exists() and path.name not in (BUNDLE_FILE, CARD, GOLDEN):
+                shutil.copy2(path, folder / path.name)
+        _add_cases(bundle, vocabularies, additions, folder, metadata)
+        metadata.setdefault("refreshed", []).append(
+            {
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "titles": additions.titles,
+                "artworks": additions.artworks,
+            }
+        )
+        if "evaluation" in metadata:
+            metadata["evaluation"].setdefault("refreshed_since", []).append(metadata["refreshed"][-1]["at"])
+        (folder / BUNDLE_FILE).write_text(json.dumps(metadata))  # the golden cases read it
+        difference = largest_golden_difference(folder)
+        if not difference <= metadata["golden"]["bound"]:
+            raise UserError(
+                f"{old}: refreshed, its golden cases would differ by {difference:.2g}. It is left as it was."
+            )
+        metadata["golden"]["largest_difference"] = difference
+        if "precisions" in metadata:
+            metadata["precisions"] = rebuild_variants(folder, metadata["precisions"], difference, console)
+        metadata["files"] = describe_files(folder)
+        (folder / CARD).write_text(model_card(metadata, vocabularies), encoding="utf-8")
+        metadata["sha256"] = bundle_checksums(folder)
+        (folder / BUNDLE_FILE).write_text(json.dumps(metadata, indent=1))
+
+
+def _table_name(key: str, file: str) -> str:
+    return "artwork_own" if (file, key) == (POSTERIOR, "own") else key
+
+
+def _add_cases(
+    bundle: Bundle, vocabularies: Vocabularies, additions: CatalogueAdditions, folder: Path, metadata: dict[str, Any]
+) -> None:
+    """Golden cases of the new ids behind those of before, which torch answered; these the bundle over rows answers itself, and
+    those that name a title which has its first mean now."""
+    cases = [json.loads(line) for line in (bundle.folder / GOLDEN).read_text("utf-8").strip("\n").split("\n")]
+    refreshed, outputs = Bundle(folder, metadata), list(cases[0]["answer"])
+
+    def answer(request: TableRows) -> TableRows:
+        return refreshed.rank(request, outputs)
+
+    moved = {vocabularies["titles"].values[row - 1] for row in additions.first_mean_rows.tolist()}
+    cases = [
+        make_case(case["request"], answer, vocabularies)
+        if moved & {case["request"]["title"], *case["request"]["history_title"]}
+        else case
+        for case in cases
+    ]
+    new_vocabularies = dict(vocabularies)
+    for name in ("titles", "artworks"):
+        values = vocabularies[name].values[len(bundle.vocabularies[name].values) :]
+        new_vocabularies[name] = Vocabulary(values, 0) if values else vocabularies[name]
+    cases += golden_cases(
+        answer, vocabularies, bundle.history_length, sampled_from=new_vocabularies, cases=CASES, seed=len(cases)
+    )
+    metadata["golden"]["cases"] = write_golden(iter(cases), folder / GOLDEN)
+
+
+def extended(model: ModelProto, vocabularies: Vocabularies, additions: CatalogueAdditions) -> ModelProto:
+    """A graph with rows behind its tables and the new ids in its vocabularies."""
+    for tensor in model.graph.initializer:
+        name = tensor.name
+        if name.startswith((*TITLE_TABLE_PREFIXES, *ARTWORK_TABLE_PREFIXES)):
+            values = numpy_helper.to_array(tensor)
+            if name == TITLE_COLUMNS:
+                values = np.ascontiguousarray(_append_rows("retrieval_vector", values.T, additions).T)
+            else:
+                values = _append_rows(name, values, additions)
+            tensor.CopyFrom(numpy_helper.from_array(values, name))
+        elif name == "count":
+            tensor.CopyFrom(numpy_helper.from_array(np.array([len(vocabularies["titles"])], np.int64), name))
+    update_id_encoders(model, vocabularies)
+    return model
+
+
+def _append_rows(name: str, table: np.ndarray, additions: CatalogueAdditions) -> np.ndarray:
+    """A table with its new rows. Of what content does not tell, they have what the unknown row has."""
+    if name in additions.first_means and len(additions.first_mean_rows):
+        table = table.copy()
+        table[additions.first_mean_rows] = additions.first_means[name].reshape(-1, *table.shape[1:])
+    if name.startswith(ARTWORK_TABLE_PREFIXES):
+        count = additions.artworks
+    elif name.startswith(TITLE_TABLE_PREFIXES):
+        count = additions.titles
+    else:
+        return table
+    new = additions.rows.get(name)
+    if new is None or not count:
+        new = np.repeat(table[:1], count, axis=0)
+    if new.ndim == 2 and new.shape[1] > table.shape[1]:  # more people than any artwork showed before
+        table = np.pad(table, ((0, 0), (0, new.shape[1] - table.shape[1])))
+    if new.ndim < table.ndim:  # one number a row, kept as an axis of length 1
+        new = new.reshape(len(new), *table.shape[1:])
+    return np.concatenate([table, new.astype(table.dtype)])

@@ -1,0 +1,102 @@
+"""Reduced graphs in a bundle: BUNDLE/fp16 and BUNDLE/int8, each with rank.onnx, member.onnx, choose.onnx and weights.bin.
+
+They ask and answer as the graphs of the same names beside them. One ships only where it was measured on the run's own
+validation impressions and kept every bound of `export.gates`; the record, the console and the card say what was measured.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+from rich.console import Console
+
+from serving.bundle.bundle import RANK_ROWS
+from serving.bundle.example import largest_golden_difference
+from serving.bundle.ids import WEIGHTS, read_graph, write_graphs
+from serving.bundle.precision import Precision, reduce_graph
+from serving.bundle.precision_bounds import BOUNDS, FULL_PRECISION, LOWER_BOUNDED
+
+SERVED_GRAPHS = ("rank.onnx", "member.onnx", "choose.onnx")
+FIGURES = ("largest_difference", "log_loss", "log_loss_change", "same_choice", "captured_lift", "snips_lift")
+
+
+def write_variant(folder: Path, precision: Precision) -> Path:
+    """Write a bundle's graphs in fewer bytes to `folder/kind`, over rows too, which is what the gates ask."""
+    out = folder / precision
+    out.mkdir()
+    write_graphs(
+        {name: reduce_graph(read_graph(folder / name), precision) for name in (*SERVED_GRAPHS, RANK_ROWS)}, out
+    )
+    return out
+
+
+def rebuild_variants(folder: Path, old: list[dict[str, Any]], golden: float, console: Console) -> list[dict[str, Any]]:
+    """Make the reduced graphs that shipped anew from float32 graphs that gained rows; their record.
+
+    A table is reduced row by row, so that old rows are the bits they were. What the log said of them stands; size and the
+    golden cases are measured again, and a bound that is broken now withdraws the graphs.
+    """
+    rows, size = [], served_bytes(folder)
+    for row in old:
+        if row["precision"] == FULL_PRECISION:
+            row = row | {"bytes": size, "golden_difference": golden}
+        elif row["ships"]:
+            graphs_folder = write_variant(folder, row["precision"])
+            (graphs_folder / RANK_ROWS).unlink()
+            row = row | {
+                "golden_difference": largest_golden_difference(folder, graphs_folder.name),
+                "bytes": served_bytes(graphs_folder),
+            }
+            row["size_share"] = row["bytes"] / size
+            reasons = BOUNDS[row["precision"]].violations(row)
+            row |= {"ships": not reasons, "reasons": reasons}
+            if reasons:
+                shutil.rmtree(graphs_folder)
+                console.print(f"refresh: {graphs_folder.name} ships no more: {'; '.join(reasons)}")
+        rows.append(row)
+    return [{name: json_number(value) for name, value in row.items()} for row in rows]
+
+
+def json_number(value: Any) -> Any:
+    """As JSON: what is no number is null."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def served_bytes(folder: Path) -> int:
+    """Of the graphs that are served and what of the weights beside them they read, each once."""
+    weights: dict[int, int] = {}
+    for name in SERVED_GRAPHS:
+        for tensor in onnx.load(str(folder / name), load_external_data=False).graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                entry = {part.key: part.value for part in tensor.external_data}
+                assert entry["location"] == WEIGHTS
+                weights[int(entry["offset"])] = int(entry["length"])
+    return sum((folder / name).stat().st_size for name in SERVED_GRAPHS) + sum(weights.values())
+
+
+def precision_table(rows: list[dict[str, Any]]) -> list[str]:
+    """The card's table: what each precision keeps of float32, and the bound of each figure."""
+    names = (*FIGURES, "golden_difference", "size_share")
+    lines = ["| precision | ships | " + " | ".join(name.replace("_", " ") for name in names) + " | MB |"]
+    lines += ["|---|---|" + "---|" * (len(names) + 1)]
+    for row in rows:
+        cells = [_cell(name, row, row.get("bounds", {}).get(name)) for name in names]
+        megabytes = f"{row['bytes'] / 1e6:.1f}" if "bytes" in row else "-"
+        lines += [f"| {row['precision']} | {'yes' if row['ships'] else 'no'} | {' | '.join(cells)} | {megabytes} |"]
+    lines += [f"- {row['precision']} does not ship: {'; '.join(row['reasons'])}" for row in rows if row["reasons"]]
+    return lines
+
+
+def _cell(name: str, row: dict[str, Any], bound: float | None) -> str:
+    value = row.get(name)
+    if value is None:
+        return "-"
+    if name in ("same_choice", "captured_lift", "size_share"):
+        return f"{value:.2%}" + (
+            "" if bound is None else f" ({'least' if name in LOWER_BOUNDED else 'most'} {bound:.0%})"
+        )
+    plain = {"log_loss": f"{value:.5f}", "snips_lift": f"{value:+.2f}"}
+    return plain.get(name, f"{value:.1e}" + ("" if bound is None else f" (most {bound:g})"))

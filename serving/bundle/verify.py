@@ -1,0 +1,51 @@
+"""`keyart verify`: every checksum of a bundle, and its golden cases by ONNX Runtime, of each precision. Needs no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from foundation.atomic import restore_replaced
+from foundation.errors import UserError
+from serving.bundle.bundle import GOLDEN, Bundle
+from serving.bundle.example import largest_golden_difference
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What was checked."""
+
+    files: int
+    cases: int
+    difference: float
+    """Largest, of any answer of any case, from what torch said when the bundle was made."""
+    variant_differences: dict[str, float]
+    """The same of the graphs of each precision that ships beside float32."""
+
+    def __str__(self) -> str:
+        """In words, for the console."""
+        variants = "".join(f", {name} {difference:.1e}" for name, difference in self.variant_differences.items())
+        return f"{self.files} files unchanged; {self.cases} golden cases, max_abs_difference={self.difference:.1e}{variants}"
+
+
+def verify(folder: Path) -> VerifyResult:
+    """Check a bundle; the first thing that is wrong is a UserError."""
+    restore_replaced(folder.resolve())
+    bundle = Bundle.open(folder)  # checks every file's SHA-256
+    golden = bundle.metadata.get("golden")
+    if golden is None or not (folder / GOLDEN).is_file():
+        raise UserError(
+            f"{folder}: has no {GOLDEN}: the bundle was made before there were golden cases. Export the run again."
+        )
+    bounds = {"": golden["bound"]} | {
+        row["precision"]: row["bounds"]["golden_difference"]
+        for row in bundle.metadata.get("precisions", [])
+        if row["ships"] and "bounds" in row  # float32 itself has none
+    }
+    differences = {}
+    for graphs, bound in bounds.items():
+        differences[graphs] = difference = largest_golden_difference(folder, graphs)
+        if not difference <= bound:
+            raise UserError(
+                f"{folder / graphs}: its golden cases differ by {difference:.2g} here, more than {bound}: this machine's "
+                "ONNX Runtime computes something else. Try another version of it."
+            )
+    return VerifyResult(len(bundle.metadata["sha256"]), int(golden["cases"]), differences.pop(""), differences)

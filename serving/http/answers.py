@@ -1,0 +1,163 @@
+"""Requests -> answers: ranked artworks, the policy's choice with its propensity, and why.
+
+In: requests that `serving.http.requests` read, any number together. Out: for each what `RANKED` says, as JSON has it. Requests are
+padded to the longest, which changes nothing but the last bits of a float32.
+
+Legend: N requests, K candidates.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from serving.bundle.bundle import EXPLAIN_TABLES, POSTERIOR, Bundle
+from serving.http.requests import Request, RequestError, inputs
+from serving.scoring.explain import reasons
+from serving.scoring.policies import MAX_DRAWS, ServingPolicy
+from serving.scoring.thompson import Thompson
+
+OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity")
+MAX_BATCH_CANDIDATES = 16_384
+"""Candidates ranked in one run of the graph, padding included; one request may have more."""
+RELEASE_MEMORY_ABOVE = 2048
+"""Candidates ranked in one run past which its memory is given back: once in a while, and no two such runs are alike."""
+MAX_CACHED_POLICIES = 8
+"""Of Thompson sampling, whose draws are kept from one request to the next; their draws are MOST_DRAWS at most, together."""
+
+Answer = dict[str, Any]
+
+
+class ArtworkRanker:
+    """A bundle, ready to answer. One thread at a time."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.explores = (bundle.folder / POSTERIOR).is_file()
+        self.explains = (bundle.folder / EXPLAIN_TABLES).is_file()
+        self.rng = np.random.default_rng()
+        self.drawn: dict[tuple[int, float], Thompson] = {}
+
+    def thompson(self, draws: int, width: float) -> Thompson:
+        """The draws of a policy. Clients choose the policies, and MOST_DRAWS draws of a ranker of width 64 are 27 MB."""
+        drawn = self.drawn.pop((draws, width), None) or Thompson(self.bundle, draws, width)
+        self.drawn[draws, width] = drawn  # at the end, as the one asked for last
+        while len(self.drawn) > MAX_CACHED_POLICIES or sum(draws for draws, _ in self.drawn) > MAX_DRAWS:
+            del self.drawn[next(iter(self.drawn))]
+        return drawn
+
+    def require(self, request: Request) -> None:
+        """RequestError where an older bundle lacks what is asked of it."""
+        if (request.explain and not self.explains) or (request.policy.kind == "thompson" and not self.explores):
+            field = "explain" if request.explain and not self.explains else "policy=thompson"
+            raise RequestError(
+                422, f"{field}: the bundle was made before there was any. Export the run again and serve that."
+            )
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Of each request, in order."""
+        answers: list[Answer] = [{} for _ in requests]
+        for group in _groups(requests):
+            for index, answer in zip(group, self._answer_group([requests[index] for index in group]), strict=True):
+                answers[index] = answer
+        return answers
+
+    def _answer_group(self, requests: list[Request]) -> list[Answer]:
+        features, mask_NK = inputs(requests)
+        explores = any(request.policy.kind == "thompson" for request in requests)
+        outputs = (*OUTPUTS, "artwork_query", "content_query") if explores else OUTPUTS
+        graph_outputs = self.bundle.rank(features, outputs, release_memory=mask_NK.size > RELEASE_MEMORY_ABOVE)
+        policy_NK = np.zeros(mask_NK.shape)
+        for policy, reward in {(request.policy, request.reward) for request in requests}:
+            rows = [row for row, request in enumerate(requests) if (request.policy, request.reward) == (policy, reward)]
+            policy_NK[rows] = self._policy(policy, reward, rows, features, graph_outputs, mask_NK)
+        answers = []
+        for row, request in enumerate(requests):
+            k = len(request.names)
+            answer, chosen = self._answer(
+                request, {name: graph_outputs[name][row] for name in OUTPUTS}, policy_NK[row, :k]
+            )
+            if request.explain:
+                single_features = {name: values[row : row + 1] for name, values in features.items()}
+                single_features["artworks"] = single_features["artworks"][:, :k]
+                answer["explanation"] = self._explanation(request, single_features, chosen)
+            answers.append(answer)
+        return answers
+
+    def _policy(
+        self,
+        policy: ServingPolicy,
+        reward: str,
+        rows: list[int],
+        features: dict[str, np.ndarray],
+        graph_outputs: dict[str, np.ndarray],
+        mask_NK: np.ndarray,
+    ) -> np.ndarray:
+        """Probabilities of some rows' candidates."""
+        if policy.kind != "thompson":
+            score_name = graph_outputs["click_probability" if reward == "clicked" else "engaged_probability"]
+            return policy.probabilities(score_name[rows], mask_NK[rows])
+        thompson = self.thompson(int(policy.strength), policy.width)
+        k = mask_NK[rows].any(0).sum()
+        shares = thompson.probabilities(
+            {"artworks": features["artworks"][rows, :k]},
+            {
+                name: graph_outputs[name][rows, :k] if name == "appeal" else graph_outputs[name][rows]
+                for name in ("appeal", "artwork_query", "content_query")
+            },
+            mask_NK[rows, :k],
+        )
+        return np.pad(shares, ((0, 0), (0, mask_NK.shape[1] - k)))
+
+    def _answer(
+        self, request: Request, graph_outputs: dict[str, np.ndarray], policy_K: np.ndarray
+    ) -> tuple[Answer, int]:
+        """The answer and the place of the chosen candidate."""
+        k = len(request.names)
+        chosen = int(policy_K.argmax())
+        if policy_K[chosen] < 1:
+            rng = self.rng if request.seed is None else np.random.default_rng(request.seed)
+            chosen = int(
+                np.searchsorted(policy_K.cumsum(), rng.random() * policy_K.sum(), side="right").clip(max=k - 1)
+            )
+        order = np.argsort(-graph_outputs["click_probability"][:k], kind="stable")
+        columns = [graph_outputs[name][order].tolist() for name in OUTPUTS[:3]] + [policy_K[order].tolist()]
+        ranked = [
+            {
+                "artwork": request.names[index],
+                "click_probability": click,
+                "engaged_probability": engaged,
+                "appeal": appeal,
+                "propensity": propensity,
+            }
+            for index, click, engaged, appeal, propensity in zip(order.tolist(), *columns, strict=True)
+        ]
+        choice = {"artwork": request.names[chosen], "propensity": float(policy_K[chosen])}
+        return {"chosen": choice, "artworks": ranked, "affinity": float(graph_outputs["affinity"])}, chosen
+
+    def _explanation(
+        self, request: Request, single_features: dict[str, np.ndarray], chosen: int
+    ) -> dict[str, Any] | None:
+        """Why the chosen candidate and not the others; None where there are none."""
+        if len(request.names) < 2:
+            return None
+        (explanation,) = reasons(
+            self.bundle, single_features, np.ones(single_features["artworks"].shape, bool), np.array([chosen])
+        )
+        explanation["artwork"] = request.names[chosen]
+        for play in explanation["plays"]:
+            index = play.pop("place")
+            play |= {"title": request.history_titles[index], "ago": len(request.history_titles) - index}
+        return explanation
+
+
+def _groups(requests: Sequence[Request]) -> Iterator[list[int]]:
+    """Places of requests that are ranked together: of like width, so that few candidates are not padded to thousands."""
+    group: list[int] = []
+    for index in sorted(range(len(requests)), key=lambda index: len(requests[index].names)):
+        if group and (len(group) + 1) * len(requests[index].names) > MAX_BATCH_CANDIDATES:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group

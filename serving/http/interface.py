@@ -1,0 +1,175 @@
+"""What the service offers, as OpenAPI 3.1 and as one page to read that needs nothing from anywhere else."""
+
+from html import escape
+from typing import Any
+
+from serving.bundle.bundle import Bundle
+from serving.http.requests import MAX_REQUESTS, PLAY, REQUEST, REQUIRED
+
+Spec = dict[str, Any]
+
+_NUMBER: Spec = {"type": "number"}
+RANKED: dict[str, Spec] = {
+    "artwork": {"type": "string", "description": "its id, as it was given"},
+    "click_probability": _NUMBER | {"description": "calibrated probability of a click, were it shown"},
+    "engaged_probability": _NUMBER | {"description": "of a click that leads to a real viewing"},
+    "appeal": _NUMBER
+    | {"description": "what it adds to the click logit above its title's mean artwork, for this member"},
+    "propensity": _NUMBER | {"description": "probability with which the policy shows it"},
+}
+CHOSEN: dict[str, Spec] = {
+    "artwork": {"type": "string", "description": "the one to show"},
+    "propensity": _NUMBER | {"description": "with which it was chosen: log it beside what the member does"},
+}
+EXPLANATION: dict[str, Spec] = {
+    "artwork": {"type": "string", "description": "the chosen one"},
+    "appeal": _NUMBER | {"description": "above the mean of the other candidates; what follows adds up to it"},
+    "itself": _NUMBER | {"description": "the artwork's own, for whomever"},
+    "context": _NUMBER | {"description": "country, device and hour"},
+    "state": _NUMBER | {"description": "what a history read in its order adds and no play does alone"},
+    "plays": {
+        "type": "array",
+        "items": {"type": "object"},
+        "description": "those that weigh most: title, ago (1: the last), and by what: learned, image, people, genres",
+    },
+    "people": {"type": "array", "items": {"type": "object"}, "description": "whom it shows: name, likeness"},
+}
+ANSWER: dict[str, Spec] = {
+    "chosen": {"$ref": "#/components/schemas/Chosen"},
+    "artworks": {
+        "type": "array",
+        "items": {"$ref": "#/components/schemas/Ranked"},
+        "description": "by click_probability, the best first",
+    },
+    "affinity": _NUMBER | {"description": "what the title adds to the click logit, for this member"},
+    "explanation": {
+        "anyOf": [{"$ref": "#/components/schemas/Explanation"}, {"type": "null"}],
+        "description": "where it was asked for; null of a single candidate",
+    },
+}
+ERROR_STATUSES = {
+    400: "no JSON",
+    408: "the body took too long",
+    413: "the body is too large",
+    422: "a field is not in order: error names it, its value and the remedy",
+    503: "too many requests are waiting",
+}
+OTHER_PATHS = {
+    "/health": ("The service is up: the bundle's fingerprint.", "application/json"),
+    "/metrics": ("Counts of itself, for Prometheus.", "text/plain"),
+    "/openapi.json": ("This description.", "application/json"),
+    "/docs": ("This description, to read.", "text/html"),
+    "/": ("Where what is.", "application/json"),
+}
+
+
+def example(bundle: Bundle) -> dict[str, Any]:
+    """A request of ids that the bundle knows."""
+    vocabularies = {name: vocabulary.values for name, vocabulary in bundle.vocabularies.items()}
+    request: dict[str, Any] = {
+        "title": (vocabularies["titles"] or ["a title"])[0],
+        "artworks": vocabularies["artworks"][:3],
+    }
+    request["history"] = [{"title": title, "watched": 0.9} for title in vocabularies["titles"][1:3]]
+    request |= {
+        name: vocabularies[kind][0]
+        for name, kind in (("country", "countries"), ("device", "devices"))
+        if vocabularies[kind]
+    }
+    return request | {"policy": "epsilon:0.1"}
+
+
+def openapi(bundle: Bundle, version: str) -> Spec:
+    """The description of a bundle's service."""
+    request_schema, answer_schema = {"$ref": "#/components/schemas/Request"}, {"$ref": "#/components/schemas/Answer"}
+    refused = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
+    rank = {
+        "summary": "Rank a title's artworks for a member and choose one; a list of requests is answered by a list.",
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _one_or_list(request_schema), "example": example(bundle)}},
+        },
+        "responses": {
+            "200": {"description": "ranked", "content": {"application/json": {"schema": _one_or_list(answer_schema)}}},
+            **{str(status): {"description": summary, "content": refused} for status, summary in ERROR_STATUSES.items()},
+        },
+    }
+    others = {
+        path: {"get": {"summary": summary, "responses": {"200": {"description": summary, "content": {kind: {}}}}}}
+        for path, (summary, kind) in OTHER_PATHS.items()
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "keyart",
+            "version": version,
+            "description": "Which artwork of a title makes this member want to watch it. The bundle reads the last "
+            f"{bundle.history_length} plays of a history. Ids it does not know are ranked as unknown, under their names.",
+        },
+        "paths": {"/rank": {"post": rank}} | others,
+        "components": {
+            "schemas": {
+                "Request": _object(REQUEST, REQUIRED),
+                "Play": _object(PLAY, ("title",)),
+                "Answer": _object(ANSWER, ("chosen", "artworks", "affinity")),
+                "Chosen": _object(CHOSEN, tuple(CHOSEN)),
+                "Ranked": _object(RANKED, tuple(RANKED)),
+                "Explanation": _object(EXPLANATION, tuple(EXPLANATION)),
+                "Refusal": _object({"error": {"type": "string", "description": "one line"}}, ("error",)),
+            }
+        },
+    }
+
+
+def _one_or_list(schema: Spec) -> Spec:
+    return {"oneOf": [schema, {"type": "array", "items": schema, "maxItems": MAX_REQUESTS}]}
+
+
+def _object(fields: dict[str, Spec], required: tuple[str, ...]) -> Spec:
+    return {"type": "object", "properties": fields, "required": list(required), "additionalProperties": False}
+
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .2rem .8rem .2rem 0; vertical-align: top }
+tr { border-bottom: 1px solid #ddd } code, pre { background: #f4f4f4; padding: .1rem .3rem } pre { padding: .8rem; overflow: auto }
+"""
+
+
+def page(spec: Spec, curl: str) -> str:
+    """The description as HTML, without scripts, fonts or images."""
+    info, parts = spec["info"], []
+    for path, methods in spec["paths"].items():
+        for method, operation in methods.items():
+            parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation['summary'])}</p>")
+            if "requestBody" in operation:
+                rows = ((status, entry["description"]) for status, entry in operation["responses"].items())
+                parts.append(f"<pre>{escape(curl)}</pre>{_table(('status', 'meaning'), rows)}")
+    for name, schema in spec["components"]["schemas"].items():
+        rows = (
+            (field + ("" if field in schema["required"] else "?"), _kind(entry), entry.get("description", ""))
+            for field, entry in schema["properties"].items()
+        )
+        parts.append(f"<h2 id='{name}'>{name}</h2>{_table(('field', 'kind', 'meaning'), rows)}")
+    return (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(info['title'])}</title>"
+        f"<style>{STYLE}</style><h1>{escape(info['title'])} {escape(info['version'])}</h1>"
+        f"<p>{escape(info['description'])} A field marked ? may be left out.</p>{''.join(parts)}</html>"
+    )
+
+
+def _table(headers: tuple[str, ...], rows: Any) -> str:
+    head = "".join(f"<th>{escape(word)}</th>" for word in headers)
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _kind(schema: Spec) -> str:
+    """A schema in a few words."""
+    if "anyOf" in schema:
+        return " or ".join(_kind(part) for part in schema["anyOf"])
+    if "$ref" in schema:
+        return schema["$ref"].rpartition("/")[2]
+    kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+    words = " or ".join(f"list of {_kind(schema['items'])}" if kind == "array" else kind for kind in kinds)
+    return f"{words}, {schema['minimum']} .. {schema['maximum']:,}" if "minimum" in schema else words

@@ -1,0 +1,396 @@
+"""What is asked over HTTP: JSON in, the graph's inputs out, every fault named by field, value and remedy.
+
+A body is one request or a list of them. Ids are strings; those the bundle does not know meet the unknown row and keep their
+names. What a client may send, and how much of it, is written once, here: `serving.http.interface` shows it as OpenAPI.
+
+Legend: N requests, T plays, K candidates.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from foundation.errors import UserError
+from serving.bundle.bundle import Bundle
+from serving.scoring.policies import DEFAULT_DRAWS, ServingPolicy
+
+MAX_CANDIDATES, MAX_REQUESTS = 10_000, 256
+"""In one body: candidates of all its requests, and requests."""
+MAX_DRAWN = MAX_CANDIDATES * DEFAULT_DRAWS
+"""Candidates x draws of Thompson sampling: what is held at once stays below about 200 MB."""
+MAX_CLOCK_SKEW = 300
+"""Seconds that another machine's clock may be ahead of this one's."""
+DAY, EARLIEST, LATEST = 86_400, -2_208_988_800, 4_102_444_800
+"""Seconds: of a day; 1900 and 2100 since 1970."""
+REWARD_KINDS = ("clicked", "engaged")
+MAX_POSITION, MAX_PLAY_COUNT, MAX_SEED = 32_767, 2**31 - 1, 2**53
+
+Schema = dict[str, Any]
+TIME: Schema = {"type": ["string", "number", "null"]}
+PLAY: dict[str, Schema] = {
+    "title": {"type": "string", "description": "id of the title played"},
+    "artwork": {"type": ["string", "null"], "description": "id of the artwork it was clicked through, where known"},
+    "watched": {"type": ["number", "null"], "minimum": 0, "maximum": 1, "description": "fraction watched, where known"},
+    "time": TIME
+    | {"description": "when, ISO 8601 (UTC where it names no zone) or seconds since 1970; else a day apart"},
+}
+REQUEST: dict[str, Schema] = {
+    "title": {"type": "string", "description": "id of the title whose artwork is chosen"},
+    "artworks": {
+        "type": "array",
+        "items": {"type": "string"},
+        "minItems": 1,
+        "maxItems": MAX_CANDIDATES,
+        "uniqueItems": True,
+        "description": "ids of the candidates",
+    },
+    "history": {
+        "type": ["array", "null"],
+        "items": {"$ref": "#/components/schemas/Play"},
+        "description": "the member's plays, oldest first; of more than the bundle reads, the last count",
+    },
+    "country": {"type": ["string", "null"], "description": "as in the log the model learned from"},
+    "device": {"type": ["string", "null"], "description": "as in that log"},
+    "hour": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "maximum": 23,
+        "description": "of the day, UTC; default: of time",
+    },
+    "time": TIME | {"description": "when the artwork is shown, as a play's; default: now. Not beside hour"},
+    "row": {"type": ["integer", "null"], "minimum": -1, "maximum": MAX_POSITION, "description": "on the page, from 0"},
+    "column": {
+        "type": ["integer", "null"],
+        "minimum": -1,
+        "maximum": MAX_POSITION,
+        "description": "in the row, from 0",
+    },
+    "play_count": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "maximum": MAX_PLAY_COUNT,
+        "description": "plays of the member so far; default: those in history",
+    },
+    "policy": {
+        "type": ["string", "null"],
+        "description": "greedy (default), epsilon:SHARE, softmax:TEMPERATURE or thompson[:DRAWS[:WIDTH]]",
+    },
+    "reward": {
+        "type": ["string", "null"],
+        "enum": [*REWARD_KINDS, None],
+        "description": "what the policy chooses by: clicked (default) or engaged, a click that leads to a real viewing; "
+        "thompson by clicked alone",
+    },
+    "seed": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "maximum": MAX_SEED,
+        "description": "of the choice where the policy leaves it to chance; default: another one each time",
+    },
+    "explain": {"type": ["boolean", "null"], "description": "say why the chosen artwork, where there are two or more"},
+}
+REQUIRED = ("title", "artworks")
+
+
+class RequestError(Exception):
+    """Something asked that is not answered: a status of HTTP and one line that names field, value and remedy."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One request, checked, its ids looked up."""
+
+    artworks: list[int]
+    names: list[str]
+    """Of the artworks, as they were given."""
+    history_titles: list[str]
+    """Titles of the history, as they were given: the last plays, oldest first."""
+    history: tuple[list[int], list[int], list[float], list[int]]
+    """Of each of those plays: title, artwork, watched (NaN: not known), time in seconds."""
+    scalars: tuple[int, ...]
+    """By `SCALARS`."""
+    policy: ServingPolicy
+    reward: str
+    """By which the policy chooses: one of REWARDS."""
+    seed: int | None
+    explain: bool
+
+
+SCALARS = ("country", "device", "hour", "row", "column", "play_count", "title")
+
+
+class RequestReader:
+    """Bodies -> requests of one bundle."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        kinds = ("titles", "artworks", "countries", "devices")
+        # a dict each: Arrow's lookup builds its table anew for every call
+        self.titles, self.artworks, self.countries, self.devices = (
+            {value: row for row, value in enumerate(bundle.vocabularies[kind].values, 1)} for kind in kinds
+        )
+        self.history_length = bundle.history_length
+
+    def read(self, body: bytes, now: float) -> tuple[list[Request], bool]:
+        """The requests of a body, and whether it is a list; `now`: seconds since 1970. RequestError where any is not in order."""
+        try:
+            payload = json.loads(body.decode(), parse_constant=_no_constant)
+        except RecursionError:
+            raise RequestError(400, "body: is nested too deep to be a request. GET /docs shows one.") from None
+        except ValueError as error:
+            raise RequestError(400, f"body: is no JSON ({str(error)[:100]}). GET /docs shows a request.") from None
+        if not isinstance(payload, list):
+            return [self._request(payload, "", now)], False
+        if len(payload) > MAX_REQUESTS:
+            raise RequestError(422, f"body: {len(payload):,} requests. Send at most {MAX_REQUESTS} at a time.")
+        read = [self._request(request, f"[{index}].", now) for index, request in enumerate(payload)]
+        total = sum(len(request.artworks) for request in read)
+        if total > MAX_CANDIDATES:
+            raise RequestError(422, f"artworks: {total:,} in one body. Send at most {MAX_CANDIDATES:,} at a time.")
+        return read, True
+
+    def _request(self, fields_given: Any, prefix: str, now: float) -> Request:
+        if not isinstance(fields_given, dict):
+            raise RequestError(
+                422,
+                f"{prefix.rstrip('.') or 'body'}: is {_quoted(fields_given)}. Give an object with title and artworks.",
+            )
+        _require_known_fields(fields_given, REQUEST, prefix)
+        title = _string(fields_given, "title", prefix, required=True)
+        names = fields_given.get("artworks")
+        if not isinstance(names, list) or not names:
+            raise RequestError(
+                422, f"{prefix}artworks={_quoted(names)}: holds no candidates. Give a list of one id or more."
+            )
+        if len(names) > MAX_CANDIDATES:
+            raise RequestError(422, f"{prefix}artworks: {len(names):,} candidates. Give at most {MAX_CANDIDATES:,}.")
+        for index, name in enumerate(names):
+            if type(name) is not str:
+                raise RequestError(422, f"{prefix}artworks[{index}]={_quoted(name)}: is no id. Ids are strings.")
+        if len(set(names)) < len(names):
+            twice = Counter(names).most_common(1)[0][0]
+            raise RequestError(422, f"{prefix}artworks: {_quoted(twice)} stands there twice. Give each candidate once.")
+
+        time = fields_given.get("time")
+        timestamp = now if time is None else _timestamp(time, f"{prefix}time")
+        hour = _integer(fields_given, "hour", prefix, 0, 23, math.floor(timestamp) // 3600 % 24)
+        if time is not None and fields_given.get("hour") is not None:
+            raise RequestError(422, f"{prefix}hour={hour}: stands beside time. Give one of the two.")
+        plays = fields_given.get("history")
+        if plays is not None and not isinstance(plays, list):
+            raise RequestError(
+                422, f"{prefix}history={_quoted(plays)}: is no list. Give the plays, oldest first, or []."
+            )
+        history_titles, history = self._history(plays or [], prefix, timestamp + MAX_CLOCK_SKEW)
+        count = _integer(fields_given, "play_count", prefix, 0, MAX_PLAY_COUNT, len(plays or []))
+        if count < len(history_titles):
+            raise RequestError(
+                422,
+                f"{prefix}play_count={count}: is less than the {len(history_titles)} plays in history. Leave it out.",
+            )
+        scalars = (
+            self.countries.get(_string(fields_given, "country", prefix), 0),
+            self.devices.get(_string(fields_given, "device", prefix), 0),
+            hour,
+            _integer(fields_given, "row", prefix, -1, MAX_POSITION, -1),
+            _integer(fields_given, "column", prefix, -1, MAX_POSITION, -1),
+            count,
+            self.titles.get(title, 0),
+        )
+        policy, reward = (
+            _policy(fields_given, prefix, len(names)),
+            _string(fields_given, "reward", prefix) or REWARD_KINDS[0],
+        )
+        if reward not in REWARD_KINDS:
+            raise RequestError(422, f"{prefix}reward={_quoted(reward)}: is none. Give {' or '.join(REWARD_KINDS)}.")
+        if policy.kind == "thompson" and reward != REWARD_KINDS[0]:
+            raise RequestError(
+                422,
+                f"{prefix}reward={reward}: the posterior is of clicks. Give reward=clicked, or policy=epsilon:SHARE.",
+            )
+        explain = fields_given.get("explain")
+        if explain is not None and type(explain) is not bool:
+            raise RequestError(422, f"{prefix}explain={_quoted(explain)}: is neither true nor false.")
+        return Request(
+            artworks=[self.artworks.get(name, 0) for name in names],
+            names=names,
+            history_titles=history_titles,
+            history=history,
+            scalars=scalars,
+            policy=policy,
+            reward=reward,
+            seed=None if fields_given.get("seed") is None else _integer(fields_given, "seed", prefix, 0, MAX_SEED, 0),
+            explain=bool(explain),
+        )
+
+    def _history(
+        self, plays: list[Any], prefix: str, end: float
+    ) -> tuple[list[str], tuple[list[int], list[int], list[float], list[int]]]:
+        """The last plays: titles as given, and their columns. None may be after `end` or before the one it follows."""
+        history_titles: list[str] = []
+        artworks: list[int] = []
+        watched: list[float] = []
+        times: list[int | None] = []
+        first, last = max(0, len(plays) - self.history_length), float(EARLIEST)
+        for index, play in enumerate(plays[first:], first):
+            where = f"{prefix}history[{index}]"
+            if type(play) is not dict:
+                raise RequestError(422, f"{where}={_quoted(play)}: is no play. Give an object with title.")
+            _require_known_fields(play, PLAY, f"{where}.")
+            history_titles.append(_string(play, "title", f"{where}.", required=True))
+            artworks.append(self.artworks.get(_string(play, "artwork", f"{where}."), 0))
+            watched.append(_fraction(play.get("watched"), f"{where}.watched"))
+            time = play.get("time")
+            if time is None:
+                times.append(None)
+                continue
+            timestamp = _timestamp(time, f"{where}.time")
+            if timestamp > end:
+                raise RequestError(
+                    422, f"{where}.time={_quoted(time)}: is after the request's time. Give plays from before it."
+                )
+            if timestamp < last:
+                raise RequestError(
+                    422, f"{where}.time={_quoted(time)}: is before the play it follows. Give the oldest first."
+                )
+            last = timestamp
+            times.append(math.floor(timestamp))
+        return history_titles, (
+            [self.titles.get(title, 0) for title in history_titles],
+            artworks,
+            watched,
+            _fill_times(times),
+        )
+
+
+def inputs(requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The graph's inputs for some requests, padded to the longest, and which candidates are there: bool (N, K)."""
+    n = len(requests)
+    length_N = np.array([len(request.history_titles) for request in requests], np.int64)
+    width_N = np.array([len(request.artworks) for request in requests], np.int64)
+    t, k = max(1, int(length_N.max())), int(width_N.max())
+    past_NT, mask_NK = np.arange(t) < length_N[:, None], np.arange(k) < width_N[:, None]
+    fills = ((0, np.int64), (0, np.int64), (np.nan, np.float32), (0, np.int64))
+    names = ("history_title", "history_artwork", "history_watched", "history_time")
+    features: dict[str, np.ndarray] = {}
+    for column, (name, (fill, kind)) in enumerate(zip(names, fills, strict=True)):
+        features[name] = np.full((n, t), fill, kind)
+        features[name][past_NT] = [value for request in requests for value in request.history[column]]
+    features["history_length"] = length_N
+    scalars = np.array([request.scalars for request in requests], np.int64)
+    features |= {name: scalars[:, index] for index, name in enumerate(SCALARS)}
+    features["artworks"] = np.zeros((n, k), np.int64)
+    features["artworks"][mask_NK] = [row for request in requests for row in request.artworks]
+    return features, mask_NK
+
+
+def _fill_times(times: list[int | None]) -> list[int]:
+    """A time for every play: where there is none, a day before the next one, but not before the one it follows."""
+    if None not in times:
+        return [time for time in times if time is not None]
+    filled: list[int] = []
+    next_time = DAY * (len(times) + 1)
+    for time in reversed(times):
+        next_time = next_time - DAY if time is None else time
+        filled.append(next_time)
+    return np.maximum.accumulate(filled[::-1]).tolist()
+
+
+def _policy(fields_given: dict[str, Any], prefix: str, candidates: int) -> ServingPolicy:
+    text = _string(fields_given, "policy", prefix) or "greedy"
+    try:
+        policy = ServingPolicy.parse(text)
+    except UserError:
+        forms = "greedy, epsilon:SHARE (0 .. 1), softmax:TEMPERATURE (above 0) or thompson:DRAWS:WIDTH"
+        raise RequestError(422, f"{prefix}policy={_quoted(text)}: is none. Give {forms}.") from None
+    if policy.kind == "thompson" and candidates * policy.strength > MAX_DRAWN:
+        max_draws = MAX_DRAWN // candidates
+        raise RequestError(
+            422, f"{prefix}policy={text}: too many draws for {candidates:,} candidates. Give thompson:{max_draws}."
+        )
+    return policy
+
+
+def _require_known_fields(fields_given: dict[str, Any], fields: dict[str, Schema], prefix: str) -> None:
+    if fields_given.keys() <= fields.keys():
+        return
+    name = next(name for name in fields_given if name not in fields)
+    close_matches = get_close_matches(name[:40], fields, 1)
+    hint = f"Did you mean {close_matches[0]}?" if close_matches else f"There are: {', '.join(fields)}."
+    raise RequestError(422, f"{prefix}{_quoted(name)}: is no field. {hint}")
+
+
+def _string(fields_given: dict[str, Any], name: str, prefix: str, *, required: bool = False) -> str:
+    value = fields_given.get(name)
+    if type(value) is str:
+        return value
+    if value is None and not required:
+        return ""
+    if name not in fields_given:
+        raise RequestError(422, f"{prefix}{name}: is missing. GET /docs shows a request.")
+    raise RequestError(422, f"{prefix}{name}={_quoted(value)}: is no string. Put it in quotes.")
+
+
+def _integer(fields_given: dict[str, Any], name: str, prefix: str, minimum: int, maximum: int, default: int) -> int:
+    value = fields_given.get(name)
+    if value is None:
+        return default
+    if type(value) is not int or not minimum <= value <= maximum:
+        raise RequestError(422, f"{prefix}{name}={_quoted(value)}: give a whole number, {minimum} .. {maximum:,}.")
+    return value
+
+
+def _fraction(value: Any, where: str) -> float:
+    """NaN where not known."""
+    if value is None:
+        return math.nan
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise RequestError(422, f"{where}={_quoted(value)}: give a fraction, 0 .. 1, or null where it is not known.")
+    return float(value)
+
+
+def _timestamp(value: Any, where: str) -> float:
+    """Seconds since 1970."""
+    seconds = math.nan
+    if type(value) in (int, float):
+        seconds = value
+    elif type(value) is str:
+        try:
+            parsed = datetime.fromisoformat(value)
+            seconds = (parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed).timestamp()
+        except ValueError:
+            pass
+    if not EARLIEST <= seconds <= LATEST:
+        raise RequestError(
+            422,
+            f"{where}={_quoted(value)}: is no time from 1900 to 2100. Give ISO 8601, or seconds (not ms) since 1970.",
+        )
+    return seconds
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON; null is what is not known")
+
+
+_KINDS: dict[type, Callable[[Any], str]] = {
+    dict: lambda _: "an object",
+    list: lambda value: "[]" if not value else "a list",
+}
+
+
+def _quoted(value: Any) -> str:
+    """A value as it may stand in one line."""
+    if type(value) in _KINDS:
+        return _KINDS[type(value)](value)
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,175 @@
+"""What a bundle would show to whom: histories in, choices out, by ids alone.
+
+`rank_histories` asks the graph as a serving team would. `opposite_members` finds two members of a dataset with opposite
+tastes and lays their histories and the artworks each would be shown side by side.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported, where no type checker sees them.
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+from rich.table import Table
+
+from datamodules.contract.tables import ARTWORKS, PLAYS, TITLES
+from datamodules.simulator.opposite_histories import draw_opposite_histories
+from foundation.errors import UserError
+from serving.bundle.bundle import Bundle
+
+EVENING, DAY = 20, 86_400
+"""The hour these requests are of, and the seconds from one play to the next."""
+TITLES_SHOWN = 3
+MIN_PLAYS = 12
+
+
+def rank_histories(
+    bundle: Bundle,
+    histories: list[list[str]],
+    titles: list[str],
+    candidates: list[list[str]],
+    *,
+    country: str = "",
+    device: str = "",
+) -> list[np.ndarray]:
+    """Click probability of each candidate for each request, were it shown in the first place of the page.
+
+    Request i: the title ids of `histories[i]`, oldest first (empty: a member without history), the title `titles[i]`,
+    the artwork ids `candidates[i]`. Ids the bundle does not know count as unknown.
+    """
+    vocabularies = bundle.vocabularies
+    recent = [history[-bundle.history_length :] for history in histories]
+    n, plays = len(recent), max(1, max(map(len, recent)))
+    history_NT = np.zeros((n, plays), np.int64)
+    artworks_NK = np.zeros((n, max(map(len, candidates))), np.int64)
+    for i in range(n):
+        history_NT[i, : len(recent[i])] = vocabularies["titles"].rows(pa.array(recent[i], pa.string()))
+        artworks_NK[i, : len(candidates[i])] = vocabularies["artworks"].rows(pa.array(candidates[i], pa.string()))
+    same = np.ones(n, np.int64)
+    request = {
+        "history_title": history_NT,
+        "history_artwork": np.zeros_like(history_NT),
+        "history_watched": np.full(history_NT.shape, np.nan, np.float32),
+        "history_time": np.arange(plays) * DAY + np.zeros_like(history_NT),
+        "history_length": np.array([len(history) for history in recent], np.int64),
+        "country": same * vocabularies["countries"].row(country),
+        "device": same * vocabularies["devices"].row(device),
+        "hour": same * EVENING,
+        "row": same * 0,
+        "column": same * 0,
+        "play_count": np.array([len(history) for history in histories], np.int64),
+        "title": vocabularies["titles"].rows(pa.array(titles, pa.string())).astype(np.int64),
+        "artworks": artworks_NK,
+    }
+    click_NK = bundle.rank(request)["click_probability"]
+    return [click_NK[i, : len(candidates[i])] for i in range(n)]
+
+
+def share_flipped(bundle: Bundle, dataset: Path, count: int = 200, seed: int = 0) -> dict[str, float]:
+    """Of pairs of opposite histories, the share for which both choices are as they should be: by kind, and of `all`.
+
+    Romance against comedy (`mood`) and one star against another (`star`), half each, on a simulated dataset; the choice
+    is among the artworks that compete for the two tastes, as `datamodules.simulator.opposite_histories` has it.
+    """
+    pairs = draw_opposite_histories(dataset, count, seed)
+    sides = [
+        rank_histories(
+            bundle,
+            [pair.history_a if side == "a" else pair.history_b for pair in pairs],
+            [pair.title_id for pair in pairs],
+            [pair.candidates for pair in pairs],
+            country=pairs[0].country,
+            device=pairs[0].device,
+        )
+        for side in "ab"
+    ]
+    flipped: dict[str, list[bool]] = {"mood": [], "star": []}
+    for pair, click_a, click_b in zip(pairs, *sides, strict=True):
+        chosen_a, chosen_b = (pair.candidates[int(click_K.argmax())] for click_K in (click_a, click_b))
+        flipped[pair.kind].append(chosen_a in pair.artwork_a and chosen_b in pair.artwork_b)
+    shares = {kind: float(np.mean(flips)) for kind, flips in flipped.items()}
+    return shares | {"all": float(np.mean([*flipped["mood"], *flipped["star"]]))}
+
+
+def opposite_members(bundle: Bundle, dataset: Path) -> Table:
+    """Two members whose plays share the fewest genres, and which artwork of the same titles each would be shown.
+
+    The members are chosen by their plays and the titles by what their artworks depict (moods of both genres), never by
+    what the model makes of them.
+    """
+    titles = pq.read_table(TITLES.files(dataset)[0])
+    genres_of = dict(zip(titles["title_id"].to_pylist(), titles["genres"].to_pylist(), strict=True))
+    names = dict(zip(titles["title_id"].to_pylist(), titles["name"].to_pylist(), strict=True))
+    histories = _histories(dataset)
+    (genre_a, member_a), (genre_b, member_b) = _opposites(histories, genres_of)
+    chosen = _titles_of_both(pq.read_table(ARTWORKS.files(dataset)[0]), genre_a, genre_b)
+
+    table = Table(title=f"Two members: {member_a} plays {genre_a}, {member_b} plays {genre_b}", show_lines=True)
+    table.add_column("")
+    for member, genre in ((member_a, genre_a), (member_b, genre_b)):
+        table.add_column(f"{member} ({genre})")
+    table.add_row("watched last", *(_watched(histories[m], names, genres_of) for m in (member_a, member_b)))
+    for title, artworks in chosen.items():
+        ids = list(artworks)
+        both = rank_histories(bundle, [histories[member_a], histories[member_b]], [title] * 2, [ids] * 2)
+        cells = []
+        for click_K in both:
+            best = int(click_K.argmax())
+            depicted = ", ".join(artworks[ids[best]]) or "nothing named"
+            cells.append(f"[bold]{ids[best]}[/bold]\nshows {depicted}\nclick probability {click_K[best]:.1%}")
+        table.add_row(f"{names[title]}\n({', '.join(genres_of[title] or [])})", *cells)
+    return table
+
+
+def _histories(dataset: Path) -> dict[str, list[str]]:
+    """Title ids each member played, oldest first."""
+    plays = pads.dataset(PLAYS.files(dataset)).to_table(columns=["member_id", "title_id", "played_at"])
+    plays = plays.sort_by([("member_id", "ascending"), ("played_at", "ascending"), ("title_id", "ascending")])
+    grouped = plays.group_by("member_id", use_threads=False).aggregate([("title_id", "list")])
+    return dict(zip(grouped["member_id"].to_pylist(), grouped["title_id_list"].to_pylist(), strict=True))
+
+
+def _opposites(
+    histories: dict[str, list[str]], genres_of: dict[str, list[str] | None]
+) -> tuple[tuple[str, str], tuple[str, str]]:
+    """(genre, member) twice: Romance and Comedy where both are there, else the two commonest genres."""
+    total = Counter(genre for genres in genres_of.values() for genre in genres or [])
+    if len(total) < 2:
+        raise UserError("titles: fewer than two genres, so no two members have opposite tastes to show.")
+    pair = ("Romance", "Comedy") if {"Romance", "Comedy"} <= set(total) else tuple(g for g, _ in total.most_common(2))
+    shares: dict[str, Counter[str]] = {}
+    for member, history in histories.items():
+        if len(history) >= MIN_PLAYS:
+            counts = Counter(genre for title in history for genre in genres_of.get(title) or [])
+            shares[member] = Counter({genre: counts[genre] / len(history) for genre in pair})
+    if len(shares) < 2:
+        raise UserError(f"plays: fewer than two members with {MIN_PLAYS} plays, so none to show side by side.")
+    first = max(shares, key=lambda m: (shares[m][pair[0]] - shares[m][pair[1]], m))
+    second = max((m for m in shares if m != first), key=lambda m: (shares[m][pair[1]] - shares[m][pair[0]], m))
+    return (pair[0], first), (pair[1], second)
+
+
+def _titles_of_both(artworks: pa.Table, genre_a: str, genre_b: str) -> dict[str, dict[str, list[str]]]:
+    """The first titles that have artworks of both moods: title -> artwork -> what it depicts."""
+    if "depicts" not in artworks.column_names:
+        artworks = artworks.append_column("depicts", pa.nulls(len(artworks), pa.list_(pa.string())))
+    by_title: dict[str, dict[str, list[str]]] = {}
+    ordered = artworks.take(pc.sort_indices(artworks, [("title_id", "ascending"), ("artwork_id", "ascending")]))
+    for artwork, title, depicts in zip(
+        *(ordered[c].to_pylist() for c in ("artwork_id", "title_id", "depicts")), strict=True
+    ):
+        by_title.setdefault(title, {})[artwork] = depicts or []
+    moods = {title: {word for depicts in its.values() for word in depicts} for title, its in by_title.items()}
+    both = [title for title in by_title if {genre_a, genre_b} <= moods[title]]
+    both += [title for title in by_title if title not in both and len(by_title[title]) > 1]
+    return {title: by_title[title] for title in both[:TITLES_SHOWN]}
+
+
+def _watched(history: list[str], names: dict[str, str], genres_of: dict[str, list[str] | None]) -> str:
+    last = [f"{names.get(title, title)} ({', '.join(genres_of.get(title) or [])})" for title in history[-5:]]
+    return "\n".join([*last, f"and {len(history) - len(last)} before"])

@@ -1,0 +1,113 @@
+"""`keyart score`: a bundle over a dataset -> a scores table, without torch.
+
+In: raw tables. Histories are cut by the same code that prepared the training log, so that a request holds exactly the
+plays strictly before it. Out: Parquet files of impression_id, candidates, click_probability, policy, engaged_probability
+(aligned lists).
+"""
+
+import json
+import os
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from datamodules.contract.tables import dataset_fingerprint
+from foundation.atomic import atomic_folder, require_replaceable
+from foundation.fingerprint import fingerprint
+from foundation.progress import progress_bar
+from serving.bundle.bundle import Bundle
+
+if TYPE_CHECKING:  # executors load this module, and need no engine
+    from datamodules.contract.engines import Engine, EngineConfig
+
+from serving.scoring.scorer import Scorer
+
+SCORES_FILE, REASONS_FILE = "scores.json", "reasons.json"
+MAX_EXPLAINED = 40
+"""Impressions whose choice is explained."""
+
+
+def scores_fingerprint(
+    bundle: Bundle, dataset: Path, policy: str, since: datetime | None, reward: str = "clicked"
+) -> str:
+    """What scores of this dataset by this bundle and policy carry as their fingerprint."""
+    return fingerprint(bundle.content_checksums, dataset_fingerprint(dataset), policy, since, reward)
+
+
+def score(
+    bundle: Bundle,
+    dataset: Path,
+    out: Path,
+    *,
+    policy: str = "greedy",
+    reward: str = "clicked",
+    since: datetime | None = None,
+    engine: "Engine | None" = None,
+    console: Console | None = None,
+) -> int:
+    """Score every impression shown at or after `since` (default: all); returns how many. `out` appears when complete.
+
+    The policy chooses by `reward`: clicked, the click probability; engaged, that of a click that leads to a viewing.
+    Where `engine` is Spark, its executors rank the shards, to the same files; else threads of this process do.
+    """
+    from datamodules.prepare.prepare import prepare  # here: executors load this module, and need no engine
+
+    console = console or Console(stderr=True)
+    scorer = Scorer(bundle, policy, reward, threads=os.cpu_count() or 1)
+    with atomic_folder(out, marker=SCORES_FILE) as folder:
+        work = folder / "work"
+        options: dict[str, Any] = {"vocabularies": bundle.vocabularies, "since": since, "keep_requests": True}
+        manifest = prepare(dataset, work, **options, engine=engine, console=console)
+        total, shards = manifest["impressions"], manifest["shards"]
+        max_explained = -(-MAX_EXPLAINED // shards)
+        explained: list[dict[str, Any]] = []
+        if engine is not None and engine.session is not None:
+            from serving.scoring.score_spark import ScoringTask, score_on_executors
+
+            scoring_task = ScoringTask.of(
+                bundle, work, engine.folder, policy=policy, reward=reward, max_explained=max_explained
+            )
+            explained = score_on_executors(engine, scoring_task, shards, total, folder, console)
+        else:
+            with progress_bar(console) as progress:
+                task = progress.add_task("score", total=total)
+                for index in range(shards):
+                    part, shard = folder / f"part-{index:05d}.parquet", work / f"shard-{index:05d}"
+                    still_wanted = max_explained if len(explained) < MAX_EXPLAINED else 0
+                    explained += scorer.score_shard(shard, part, still_wanted, lambda n: progress.advance(task, n))[1]
+        shutil.rmtree(work)
+        (folder / REASONS_FILE).write_text(json.dumps(explained[:MAX_EXPLAINED], indent=1), encoding="utf-8")
+        record = {
+            "fingerprint": scores_fingerprint(bundle, dataset, policy, since, reward),
+            "policy": policy,
+            "reward": reward,
+            "impressions": total,
+        }
+        (folder / SCORES_FILE).write_text(json.dumps(record | {"since": since and since.isoformat()}, indent=1))
+    console.print(f"score: {total:,} impressions in {out}")
+    return total
+
+
+def check_and_score(
+    bundle: Bundle,
+    dataset: Path,
+    out: Path,
+    config: "EngineConfig",
+    *,
+    policy: str,
+    reward: str,
+    since: datetime | None,
+    console: Console,
+) -> int:
+    """`score` a dataset that is first held against the contract, by one engine. UserError where it breaks a rule."""
+    from datamodules.contract.check import require_valid
+    from datamodules.contract.engines import open_engine, spill_folder
+
+    Scorer(bundle, policy, reward)  # refused before an engine starts
+    require_replaceable(out, SCORES_FILE)
+    with open_engine(config, spill_folder(out)) as engine:
+        require_valid(dataset, images=False, console=console, engine=engine)
+        return score(bundle, dataset, out, policy=policy, reward=reward, since=since, engine=engine, console=console)

@@ -1,0 +1,106 @@
+"""Thompson sampling over a bundle, without torch: artworks drawn as often as they may be the best.
+
+A draw is one ranker out of the posterior: weights of appeal's features and a bias of every artwork. The policy takes one of
+a fixed number of draws at random and shows the artwork that is best by it, so that the probability of an artwork is exactly
+the share of the draws that it wins: what is written into the policy column is what was done. Against Thompson sampling with
+draws without end (Thompson, 1933; Chapelle and Li, 2011) such a share is an estimate, of standard error
+sqrt(p (1 - p) / draws). The posterior may be drawn narrower than it is, which explores less: Chapelle and Li found a quarter to
+a half best, and so does `keyart bench explore`.
+
+Legend: N requests, K candidates, D width, F = D + 3 features, S draws.
+"""
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from foundation.errors import UserError
+from serving.bundle.bundle import POSTERIOR, Bundle
+from serving.scoring.explain import sum_by_part
+
+GOLDEN_RATIO, MIX_STEPS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 0))
+"""Of splitmix64: what it steps by, and by which shifts and factors it mixes."""
+MAX_APPEALS_HELD = 4_000_000
+"""Drawn appeals held at a time."""
+
+
+class Thompson:
+    """Draws out of a bundle's posterior, the same for every request, from the seed alone."""
+
+    def __init__(self, bundle: Bundle, draws: int, width: float = 1.0, seed: int = 0) -> None:
+        """`width`: the posterior's standard deviations are taken times this. UserError where the bundle has no posterior."""
+        path = bundle.folder / POSTERIOR
+        if not path.is_file():
+            raise UserError(f"{path}: is not there: the bundle was made before exploring. Export the run again.")
+        posterior, tables = load_file(path), bundle.tables
+        self.vector, self.content = tables["artwork_vector"], tables["artwork_content"]
+        self.own, self.draws, self.seed = posterior["own"] * np.float32(width), draws, seed
+        rng = np.random.default_rng(seed)
+        weights = rng.standard_normal((draws, len(posterior["spread"])), np.float32)
+        self.weight_FS = (weights @ posterior["spread"].T).T * np.float32(width)
+
+    def probabilities(
+        self, request: dict[str, np.ndarray], outputs: dict[str, np.ndarray], mask_NK: np.ndarray
+    ) -> np.ndarray:
+        """Shares of the draws won, float32 (N, K), from a request and what the graph found for it; 0 where no candidate is."""
+        n, k = mask_NK.shape
+        rows = max(1, MAX_APPEALS_HELD // (k * self.draws))
+        parts = [
+            self._shares(
+                *(
+                    part[begin : begin + rows]
+                    for part in (
+                        request["artworks"],
+                        outputs["artwork_query"],
+                        outputs["content_query"],
+                        outputs["appeal"],
+                        mask_NK,
+                    )
+                )
+            )
+            for begin in range(0, n, rows)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, k), np.float32)
+
+    def _shares(
+        self,
+        artworks_NK: np.ndarray,
+        artwork_query_ND: np.ndarray,
+        content_query_NC: np.ndarray,
+        appeal_NK: np.ndarray,
+        mask_NK: np.ndarray,
+    ) -> np.ndarray:
+        drawn_NKS = self.sampled_appeals(artworks_NK, artwork_query_ND, content_query_NC, appeal_NK)
+        best_NS = np.where(mask_NK[..., None], drawn_NKS, -np.inf).argmax(1)
+        won_NK = (best_NS[:, None, :] == np.arange(mask_NK.shape[1])[:, None]).sum(-1)
+        return (won_NK / self.draws).astype(np.float32)
+
+    def sampled_appeals(
+        self, artworks_NK: np.ndarray, artwork_query_ND: np.ndarray, content_query_NC: np.ndarray, appeal_NK: np.ndarray
+    ) -> np.ndarray:
+        """Appeal by every draw, float32 (N, K, S)."""
+        likeness = self.content[artworks_NK] * content_query_NC[:, None]
+        part_sums = sum_by_part(likeness, self.vector.shape[-1])
+        features_NKF = np.concatenate([self.vector[artworks_NK] * artwork_query_ND[:, None], part_sums], axis=-1)
+        own_NKS = self.own[artworks_NK][..., None] * normals(artworks_NK, self.draws, self.seed)
+        return appeal_NK[..., None] + features_NKF @ self.weight_FS + own_NKS
+
+
+def normals(rows: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """A standard normal for every (row, draw), float32 (..., S): a function of both and of the seed, so that no table of
+    them is kept. splitmix64 (Steele and others, 2014) and Box and Muller's transform (1958)."""
+    counter = rows.astype(np.uint64)[..., None] * np.uint64(draws) + np.arange(draws, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        first = mix64(counter * np.uint64(2) + np.uint64((1 + seed * GOLDEN_RATIO) % 2**64))
+        second = mix64(first + np.uint64(GOLDEN_RATIO))
+    u = (first >> np.uint64(40)).astype(np.float32) * np.float32(2**-24) + np.float32(2**-25)
+    v = (second >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+    return np.sqrt(-2 * np.log(u)) * np.cos(np.float32(2 * np.pi) * v)
+
+
+def mix64(x: np.ndarray) -> np.ndarray:
+    """splitmix64's mixing of uint64 (any shape)."""
+    with np.errstate(over="ignore"):
+        for shift, factor in MIX_STEPS:
+            x = x ^ (x >> np.uint64(shift))
+            x = x * np.uint64(factor) if factor else x
+    return x

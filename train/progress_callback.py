@@ -1,0 +1,87 @@
+"""What is told of a training while it runs: a progress bar on the console and TensorBoard's event files."""
+
+import logging
+import time
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
+from rich.progress import Progress
+
+from datamodules.feed.datamodule import Cursor
+from datamodules.feed.impression_feed import Batch
+from train.task import RankerTask
+
+LOG_EVERY = 10
+"""Batches between two points."""
+
+
+class TensorBoardEvents(TensorBoardLogger):
+    """RUN/tensorboard. Points past the training's place, which will be made again, are hidden."""
+
+    def __init__(self, run: Path, cursor: Cursor) -> None:
+        super().__init__(run, name="tensorboard", version="", default_hp_metric=False, purge_step=cursor.step + 1)
+
+    def save(self) -> None:
+        """Bring the points to the disk; config.yaml alone holds what a run was made of."""
+        self.experiment.flush()
+
+
+class ProgressCallback(pl.Callback):
+    """Every few batches: the loss since, the learning rate and the impressions a second."""
+
+    def __init__(self, progress: Progress, cursor: Cursor, total: int) -> None:
+        """`total`: steps of the whole training."""
+        self.progress, self.cursor = progress, cursor
+        self.task = progress.add_task("fit", total=total, completed=cursor.step)
+        self.impressions, self.last_time = 0, time.monotonic()
+        self.sums = (0.0, 0.0)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave validation out of the rate."""
+        assert isinstance(pl_module, RankerTask)
+        self.impressions, self.last_time = 0, time.monotonic()
+        loss, count = pl_module.sums.tolist() if self.cursor.batch else (0.0, 0.0)
+        self.sums = (loss, count)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int
+    ) -> None:
+        """Note, and tell now and then."""
+        assert isinstance(pl_module, RankerTask)
+        self.impressions += batch.global_impressions
+        if batch_idx % LOG_EVERY:
+            return
+        now = time.monotonic()
+        loss, count = pl_module.sums.tolist()
+        metrics = {
+            "train_loss": (loss - self.sums[0]) / max(1.0, count - self.sums[1]),
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "impressions_per_second": self.impressions / max(1e-9, now - self.last_time),
+        }
+        self.impressions, self.last_time, self.sums = 0, now, (loss, count)
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(metrics, self.cursor.step)
+        description = f"fit: loss {metrics['train_loss']:.4f}"
+        if pl_module.validation_log_loss == pl_module.validation_log_loss:
+            description += f", validation {pl_module.validation_log_loss:.5f}"
+        description += f", {metrics['impressions_per_second']:,.0f} impressions/s"
+        self.progress.update(self.task, completed=self.cursor.step, description=description)
+
+
+class silence_lightning:
+    """Silence the trainer's advice about loggers, loaders and devices: what it says is said by us, or does not apply."""
+
+    def __enter__(self) -> None:
+        self.logger = logging.getLogger("pytorch_lightning")
+        self.level = self.logger.level
+        self.logger.setLevel(logging.ERROR)
+        self.caught = warnings.catch_warnings()
+        self.caught.__enter__()
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        warnings.filterwarnings("ignore", category=UserWarning, message=".*lr_scheduler.step.*")
+
+    def __exit__(self, *exc: object) -> None:
+        self.caught.__exit__(None, None, None)
+        self.logger.setLevel(self.level)

@@ -1,0 +1,64 @@
+"""A warm start: a new training begins from the weights of a finished run.
+
+In: the finished run and shards prepared like its own (`keyart prepare DATASET NEW --like SHARDS --since DATE`). The
+towers' tables must mean the same, row by row, and images must have been embedded by the same encoder; what the
+catalogue gained since stands behind the trained rows and has content only.
+"""
+
+import torch
+
+from datamodules.shards.shard import Shards
+from foundation.errors import UserError
+from models.two_tower import Content, TwoTower, TwoTowerConfig
+from train.run import Run
+
+GROWING = ("titles", "artworks")
+"""Vocabularies that may gain untrained values behind; the model's tables end with the trained ones."""
+POST_HOC_BUFFERS = ("calibration", "posterior_FF", "posterior_own_A")
+"""What is fitted when the training is over."""
+FIXED = ("people", "genres", "countries", "devices")
+"""Vocabularies whose every row is a row of a table."""
+
+
+def inherited_model_config(base_run: Run, requested: TwoTowerConfig) -> TwoTowerConfig:
+    """The model config a warm start has: the run's own. Another one that was asked for is a UserError."""
+    if requested not in (base_run.model.config, TwoTowerConfig()):
+        raise UserError(
+            f"{base_run.folder}: its model is {base_run.model.config}, and {requested} was asked for. "
+            "A warm start keeps the model: leave out --model options, or --from."
+        )
+    return base_run.model.config
+
+
+def require_compatible(base_run: Run, shards: Shards, encoder: str) -> None:
+    """Raise a UserError where weights of the run would mean something else on these shards.
+
+    `encoder` identifies the image encoder of the shards' embedding, as `train.embed.encoder_fingerprint` gives it.
+    """
+    theirs = base_run.config["shards"]
+    for name in (*GROWING, *FIXED):
+        old, new = base_run.vocabularies[name], shards.vocabularies[name]
+        if name in GROWING:
+            same = (old.trained, old.values[: old.trained]) == (new.trained, new.values[: new.trained])
+        else:
+            same = old.values == new.values
+        if not same:
+            raise UserError(
+                f"{shards.folder}: its {name} are not those {base_run.folder} was trained with. "
+                f"Prepare it with keyart prepare DATASET {shards.folder} --like {theirs} --since DATE."
+            )
+    trained_with = base_run.config.get("image_encoder_fingerprint")
+    if encoder != trained_with:
+        raise UserError(
+            f"{shards.folder}: its images are embedded by another encoder ({encoder}) than the one {base_run.folder} was "
+            f"trained with ({trained_with}). Prepare it with --like {theirs}, and embed it with the settings of those."
+        )
+
+
+@torch.no_grad()
+def copy_weights(model: TwoTower, base_run: Run) -> None:
+    """Copy every parameter of the run; content stays that of the new shards, and calibration is yet to be fitted."""
+    own_buffers = {
+        name: value for name, value in model.named_buffers() if name in (*Content._fields, *POST_HOC_BUFFERS)
+    }
+    model.load_state_dict(base_run.model.state_dict() | own_buffers)
