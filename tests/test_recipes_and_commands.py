@@ -53,6 +53,29 @@ def test_the_command_line_has_the_last_word(tmp_path: Path) -> None:
     assert (settings.epochs, settings.model.width, settings.validations_per_epoch) == (7, 32, 2)
 
 
+def test_options_and_fields_work_under_their_old_names_and_say_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "old.yaml"
+    recipe.write_text(
+        "fit:\n  passes: 3\n  slices: 4\n  model:\n    order:\n      rank: 16\n  titles:\n    passes: 9\n"
+    )
+    words = ["shards", "run", "--config", str(recipe), "--passes", "7", "--model.order.ridge=20"]
+    settings = parse("fit", keyart.fit, "fit", words, None)["settings"]
+    assert (settings.epochs, settings.validations_per_epoch, settings.titles.epochs) == (7, 4, 9)
+    assert (settings.model.next_item.rank, settings.model.next_item.ridge) == (16, 20.0)
+    said = capfd.readouterr().err
+    for old, new in (
+        ("passes", "epochs"),
+        ("fit.slices", "fit.validations_per_epoch"),
+        ("model.order.ridge", "model.next_item.ridge"),
+        ("fit.titles.passes", "fit.titles.epochs"),
+    ):
+        assert f"keyart: {old} is now called {new}" in said
+    with pytest.raises(UserError, match="passes"):  # no field of these commands under either name
+        parse("embed", keyart.embed, "embed", ["dataset", "shards", "--passes", "7"], None)
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
