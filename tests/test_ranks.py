@@ -63,7 +63,7 @@ def test_a_rank_without_impressions_has_every_gradient(shards: Path) -> None:
 
 def test_a_model_without_coplay_has_no_gain_to_wait_for(shards: Path) -> None:
     opened = Shards.open(shards)
-    shape = replace(STILL, coplay=LowRankEaseConfig(rank=0), order=NextItemConfig(rank=0))
+    shape = replace(STILL, coplay=LowRankEaseConfig(rank=0), next_item=NextItemConfig(rank=0))
     model = TwoTower(shape, sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
     model.disable_title_ranking()
     click, engaged, _ = losses(model, next(iter(Feed(opened.shards, TRAIN, reach=50, impressions=200, shuffle=True))))
