@@ -127,7 +127,10 @@ def test_by_rows_resumes_bit_for_bit(shards: Path, runs: dict[str, Path], tmp_pa
 def test_what_drawn_titles_reach_is_updated_whole(shards: Path) -> None:
     """Titles that stand for all others are in no batch, nor are the people in them: rows of those would be missed."""
     opened = Shards.open(shards)
-    for titles, expected in ((None, set(ROW_TABLES) - {"sequence_tower.title_id.weight"}), (0.05, {"artwork_bias.weight"})):
+    for titles, expected in (
+        (None, set(ROW_TABLES) - {"sequence_tower.title_id.weight"}),
+        (0.05, {"artwork_bias.weight"}),
+    ):
         model = TwoTower(TwoTowerConfig(), sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
         next_title_loss = None
         if titles is not None:
