@@ -167,7 +167,7 @@ class TestSpark:
         told: str,
     ) -> None:
         (tmp_path / "without").mkdir()
-        (tmp_path / "without/export.py").write_text('raise ModuleNotFoundError("No module named export")')
+        (tmp_path / "without/serving.py").write_text('raise ModuleNotFoundError("No module named serving")')
         executable = tmp_path / "python"
         executable.write_text(python.format(without=tmp_path / "without", python=sys.executable))
         executable.chmod(0o755)
