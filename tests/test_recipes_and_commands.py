@@ -185,21 +185,32 @@ def test_ctrl_c_leaves_nothing_half_written(service: Path, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def readme_commands() -> list[list[str]]:
-    """The `uv run` lines of the README's code blocks, without comments."""
-    blocks = re.findall(r"```(?:sh)?\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+DOCUMENTS = ("README.md", "docs/serving.md", "docs/evaluation.md")
+"""Read first, in this order: later blocks need what earlier ones wrote. All other documents follow."""
+
+
+def documents() -> list[Path]:
+    """README, CONTRIBUTING and docs/; experiments.md is a log of what was run, and no instructions."""
+    first = [ROOT / name for name in DOCUMENTS]
+    others = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")} - {*first, ROOT / "docs/experiments.md"})
+    return [*first, *others]
+
+
+def documented_commands(path: Path) -> list[list[str]]:
+    """The `uv run` lines of a document's code blocks, without comments."""
+    blocks = re.findall(r"```(?:sh)?\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
     return [shlex.split(line)[2:] for line in lines if line.startswith("uv run ")]
 
 
 def test_the_readme_names_its_two_commands() -> None:
-    commands = readme_commands()
+    commands = documented_commands(ROOT / "README.md")
     assert ["keyart", "demo"] in commands
     assert ["pytest"] in commands
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs(service: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_the_documents_runs(service: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder where its names are real; `demo` and `pytest` themselves are what CI runs beside this.
 
     Training is cut short by options of the same commands.
@@ -216,7 +227,7 @@ def test_every_command_of_the_readme_runs(service: Path, tmp_path: Path, monkeyp
         "fit": ["--epochs", "1", "--batch", "256"],
     }
     ran = []
-    for words in readme_commands():
+    for words in (words for path in documents() for words in documented_commands(path)):
         if words[0] != "keyart" or words[1] == "demo" or words[-1] == "--help":
             continue
         assert keyart.main([*words[1:], *short.get(words[1], [])]) == 0, words
@@ -224,3 +235,9 @@ def test_every_command_of_the_readme_runs(service: Path, tmp_path: Path, monkeyp
     assert {"pipeline", "check", "prepare", "embed", "fit", "export", "score", "recommend", "value", "evaluate"} <= set(
         ran
     )
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for path in documents():
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.name}: {target} is linked and is not there"
