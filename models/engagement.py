@@ -29,18 +29,21 @@ class Engagement(nn.Module):
             scaled_linear(member_features, width, INIT_STD),
             scaled_linear(title_features, width, INIT_STD),
         )
-        self.by_title, self.by_artwork = scaled_linear(title_features, 1, 0.0), scaled_linear(artwork_features, 1, 0.0)
+        self.title_bias, self.artwork_bias = (
+            scaled_linear(title_features, 1, 0.0),
+            scaled_linear(artwork_features, 1, 0.0),
+        )
         self.on_device = nn.Embedding(devices, 1)
         nn.init.zeros_(self.on_device.weight)
         self.gain, self.fit_gain = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.full((2,), 0.3))
 
     def encode_titles(self, title_features: Tensor) -> Tensor:
         """What meets artwork vectors, and what the title adds: (..., D + 1), the part `engaged` of `TitleEncoding`."""
-        return torch.cat([self.title(title_features), self.by_title(title_features)], dim=-1)
+        return torch.cat([self.title(title_features), self.title_bias(title_features)], dim=-1)
 
     def encode_artworks(self, artwork_features: Tensor) -> Tensor:
         """What the artwork adds, (...,): the part `engaged` of `ArtworkEncoding`."""
-        return self.by_artwork(artwork_features).squeeze(-1)
+        return self.artwork_bias(artwork_features).squeeze(-1)
 
     def forward(
         self,

@@ -65,6 +65,8 @@ PARAMETER_GROUPS = {
     ),
 }
 """Parameters of the ranker by kind."""
+OPTIONAL_PARAMETERS = frozenset({"artwork_query_state.weight", "title_query_state.weight"})
+"""Those that a ranker has only where the click reads the learned state."""
 
 
 class Prior:
@@ -73,6 +75,8 @@ class Prior:
     def __init__(self, model: TwoTower, config: PriorConfig, exclude: frozenset[str] = frozenset()) -> None:
         """`exclude`: names of parameters that have weight decay instead."""
         self.model, by_name = model, dict(model.named_parameters())
+        missing = {name for names in PARAMETER_GROUPS.values() for name in names} - by_name.keys() - OPTIONAL_PARAMETERS
+        assert not missing, f"no parameters of the ranker, so no prior reaches them: {sorted(missing)}"
         self.parts = [
             (getattr(config, kind), [by_name[name] for name in names if name in by_name and name not in exclude])
             for kind, names in PARAMETER_GROUPS.items()
