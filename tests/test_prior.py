@@ -29,5 +29,5 @@ def test_a_name_that_no_parameter_bears_is_refused(shards: Path, monkeypatch: py
     opened = Shards.open(shards)
     model = TwoTower(TwoTowerConfig(), sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
     monkeypatch.setitem(PARAMETER_GROUPS, "engaged", ("engagement.no_such.weight",))
-    with pytest.raises(AssertionError, match="engagement.no_such.weight"):
+    with pytest.raises(AssertionError, match=r"engagement\.no_such\.weight"):
         Prior(model, PriorConfig())
