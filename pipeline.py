@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from datamodules.contract.check import require_valid
-from datamodules.contract.tables import dataset_fingerprint
+from datamodules.contract.tables import dataset_fingerprint, tables_with
 from datamodules.prepare.counts import summary
 from datamodules.prepare.prepare import prepare as prepare_shards
 from datamodules.prepare.prepare import shards_fingerprint
@@ -24,6 +24,7 @@ from export.export import BUNDLE_VERSION, ImageEmbedding
 from export.export import export as export_bundle
 from export.parity import compare
 from foundation.atomic import atomic_file, restore_replaced
+from foundation.context import context_features, features_to_json
 from foundation.errors import UserError
 from foundation.fingerprint import files_fingerprint, fingerprint
 from serving.bundle.bundle import BUNDLE_FILE, Bundle
@@ -56,11 +57,12 @@ def run_pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> 
         return read_json(path).get("fingerprint") if path.is_file() else None
 
     images = files_fingerprint((p for p in dataset.rglob("*") if p.is_file() and p.suffix != ".parquet"), dataset)
-    expected = fingerprint(dataset_fingerprint(dataset), images)
+    tables = tables_with(context_features(recipe.prepare.context))
+    expected = fingerprint(dataset_fingerprint(dataset), images, features_to_json(recipe.prepare.context))
     if stored_fingerprint(out / "check.json") == expected:
         console.print(f"check: {dataset} is unchanged since it was checked")
     else:
-        require_valid(dataset, images=True)
+        require_valid(dataset, images=True, tables=tables)
         with atomic_file(out / "check.json") as partial:
             partial.write_text(json.dumps({"fingerprint": expected}))
         console.print(f"check: {dataset} holds the contract")

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datamodules.feed.impression_feed import MICROSECONDS, MICROSECONDS_AN_HOUR, Batch
-from datamodules.shards.shard import TRAIN, Shards
+from datamodules.feed.impression_feed import Batch
+from datamodules.shards.shard import MICROSECONDS, TRAIN, Shards
+from foundation.context import ContextFeature
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class ImpressionRows:
 
     columns: dict[str, np.ndarray]
     """`play_*` of shape (N, plays), `length` and the rest of shape (N,)."""
+    features: tuple[ContextFeature, ...]
+    """Context features, columns of their names among them."""
 
     @classmethod
     def of(cls, shards: Shards, plays: int, max_impressions: int, seed: int = 0) -> "ImpressionRows":
@@ -51,18 +54,14 @@ class ImpressionRows:
                 "length": (end - start).astype(np.int64),
                 "title": shard.title[rows].astype(np.int64),
                 "artwork": shard.candidate[shard.candidate_start[rows] + shard.shown[rows]].astype(np.int64),
-                "country": shard.country[rows].astype(np.int64),
-                "device": shard.device[rows].astype(np.int64),
-                "hour": shard.shown_at[rows] // MICROSECONDS_AN_HOUR % 24,
-                "row": shard.row[rows].astype(np.int64),
-                "column": shard.column[rows].astype(np.int64),
+                **shard.context_at(rows),
                 "play_count": (shard.history_end[rows] - shard.history_start[rows]).astype(np.int64),
                 "clicked": shard.clicked[rows].astype(np.float32),
                 "engaged": np.where(engaged < 0, np.nan, engaged).astype(np.float32),
             }
             for name, values in arrays.items():
                 parts.setdefault(name, []).append(values)
-        return cls({name: np.concatenate(values) for name, values in parts.items()})
+        return cls({name: np.concatenate(values) for name, values in parts.items()}, shards.context)
 
     def __len__(self) -> int:
         return len(self.columns["clicked"])
@@ -88,13 +87,8 @@ class ImpressionRows:
                 engagement_known=has_engaged.nonzero()[:, 0],
                 index=torch.from_numpy(rows),
                 global_impressions=size,
-                **{
-                    name: arrays[name]
-                    for name in (
-                        *("title", "country", "device", "hour", "row", "column", "play_count"),
-                        *("clicked", "engaged"),
-                    )
-                },
+                context={name: arrays[name] for name in (*(f.name for f in self.features), "play_count")},
+                **{name: arrays[name] for name in ("title", "clicked", "engaged")},
             )
 
 

@@ -70,8 +70,8 @@ class RequestGenerator:
                 }
                 for time in times
             ],
-            "country": self._random_id("countries"),
-            "device": self._random_id("devices"),
+            "country": self._random_id("country"),
+            "device": self._random_id("device"),
             "row": 2,
             "column": 3,
         }

@@ -28,10 +28,10 @@ from datamodules.prepare.prepare import prepare
 from datamodules.simulator.simulate import SimulateConfig, simulate
 from export.export import export, random_requests
 from foundation.errors import UserError
-from models.ranking import INPUTS, Ranking
+from models.ranking import Ranking
 from serving.bundle.bundle import RANK_ROWS
 from serving.bundle.golden import UNKNOWN_ID
-from serving.bundle.ids import VOCABULARY_OF
+from serving.bundle.ids import vocabulary_of
 from serving.bundle.precision import PRECISIONS
 from serving.bundle.variants import write_variant
 from train.config import FitConfig
@@ -96,9 +96,8 @@ def bench(config: Config, console: Console) -> list[Row]:
                 console.print(f"bench {NAME}: {CUDA} left out: this ONNX Runtime has no such provider")
             rows: list[Row] = []
             for n in config.batches:
-                requests = random_requests(
-                    run.vocabularies, config.plays, n, config.plays, config.candidates, seed=n, full=True
-                )
+                shape = (config.plays, n, config.plays, config.candidates)
+                requests = random_requests(run.vocabularies, run.model.sizes.context, *shape, seed=n, full=True)
                 subjects = _ours(bundle.folder, requests, run) | _torch(ranking, requests, config, console)
                 if towers is not None:
                     subjects[PEER, "whole"] = _towers(*towers, requests, run)
@@ -138,9 +137,9 @@ def _call(session: ort.InferenceSession, request: dict[str, np.ndarray]) -> Call
 def _ours(bundle: Path, rows: dict[str, np.ndarray], run: Run) -> dict[tuple[str, str], Call]:
     """keyart's graphs: whole requests in ids and in rows, and in two steps; and those of fewer bytes."""
     ids = dict(rows)
-    for name in VOCABULARY_OF.keys() & rows.keys():
-        values = np.array([UNKNOWN_ID, *run.vocabularies[VOCABULARY_OF[name]].values], object)
-        ids[name] = values[rows[name]]
+    for name in rows:
+        if (vocabulary := vocabulary_of(name, run.vocabularies)) is not None:
+            ids[name] = np.array([UNKNOWN_ID, *vocabulary.values], object)[rows[name]]
     member, choose = _session(bundle / "member.onnx"), _session(bundle / "choose.onnx")
     names = [part.name for part in member.get_outputs()]
     ids |= dict(zip(names, _call(member, ids)(), strict=True))  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -165,7 +164,7 @@ def _ours(bundle: Path, rows: dict[str, np.ndarray], run: Run) -> dict[tuple[str
 def _torch(
     ranking: Ranking, rows: dict[str, np.ndarray], config: Config, console: Console
 ) -> dict[tuple[str, str], Call]:
-    inputs = tuple(torch.from_numpy(rows[name]) for name in INPUTS)
+    inputs = tuple(torch.from_numpy(rows[name]) for name in ranking.inputs)
 
     def eager() -> object:
         with torch.inference_mode():

@@ -32,8 +32,8 @@ WARMUP_STEPS = 5
 """Steps before the clock starts."""
 PREMADE_BATCHES = 12
 """Batches made beforehand, to learn what the same steps take without a feed."""
-STREAMED = ("title", "candidate_start", "country", "device", "shown_at", "row", "column", "clicked", "engaged", "shown")
-"""Columns of an impression that a batch is made of, beside its place in the history and its artwork."""
+STREAMED = ("title", "candidate_start", "shown_at", "clicked", "engaged", "shown")
+"""Columns of an impression that a batch is made of, beside its context, its position in the history and its artwork."""
 
 
 def keyart_feed(shards: Shards, batch: int, plays: int) -> Feed:
@@ -56,6 +56,8 @@ def floor(shards: Shards, feed: Feed) -> tuple[int, float]:
             getattr(shard, name)[play]
         for name in (*STREAMED, "history_end"):
             getattr(shard, name)[rows]
+        for values in shard.context.values():
+            values[rows]
         shard.candidate[shard.candidate_start[rows]]
         count += len(rows)
     return count, time.perf_counter() - start
@@ -67,7 +69,7 @@ class Training:
     def __init__(self, shards: Shards, embedding: torch.Tensor, shape: TwoTowerConfig) -> None:
         torch.manual_seed(0)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = TwoTower(shape, sizes_of(shards.vocabularies), content_of(shards, embedding))
+        model = TwoTower(shape, sizes_of(shards.vocabularies, shards.context), content_of(shards, embedding))
         self.model = model.to(self.device).train()
         self.task = RankerTask(
             model, OptimiserConfig(), PriorConfig(), impressions=1_000_000, total_steps=10_000, seed=0, cursor=Cursor()

@@ -156,7 +156,7 @@ def as_shard(log: TitleLog, vocabularies: Vocabularies) -> Shard:
         "artwork": np.zeros(len(log.time), np.int32),
         "watched": np.full(len(log.time), np.nan, np.float32),
     }
-    return assemble(pa.table(columns, schema=PLAY_COLUMNS), None, (0, 0))[0]
+    return assemble(pa.table(columns, schema=PLAY_COLUMNS), None, (0, 0), ())[0]
 
 
 def top_titles(scores_UI: np.ndarray, history: TitleLog, offered: np.ndarray | None = None) -> np.ndarray:

@@ -1,7 +1,10 @@
 """What every input and output of the graphs is: type, shape and meaning, as `bundle.json` and the card say it."""
 
+from collections.abc import Sequence
+
 from onnx import ModelProto, TensorProto
 
+from foundation.context import ContextFeature
 from models.serving import VECTORS
 
 DESCRIPTIONS = {
@@ -10,11 +13,6 @@ DESCRIPTIONS = {
     "history_watched": ("float32", "(N, T)", "fraction watched, 0 .. 1, NaN where not known"),
     "history_time": ("int64", "(N, T)", "when they were played, seconds since 1970, UTC; only differences count"),
     "history_length": ("int64", "(N,)", "plays in the history, 0 .. T; T at most `history_length`, at least 1"),
-    "country": ("int64", "(N,)", "country row"),
-    "device": ("int64", "(N,)", "device row"),
-    "hour": ("int64", "(N,)", "hour of the day, UTC, 0 .. 23"),
-    "row": ("int64", "(N,)", "row on the page from 0, -1 where not known"),
-    "column": ("int64", "(N,)", "column on the page from 0, -1 where not known"),
     "play_count": ("int64", "(N,)", "plays of the member so far, those not among history_* included"),
     "title": ("int64", "(N,)", "title row"),
     "artworks": ("int64", "(N, K)", "candidates: artwork rows, padded with 0"),
@@ -73,17 +71,30 @@ DESCRIPTIONS = {
 """By name: over rows; the same over ids is told from it."""
 
 
-def describe_graph(graph: ModelProto) -> dict[str, list[dict[str, str]]]:
+def describe_feature(feature: ContextFeature) -> tuple[str, str, str]:
+    """Type, shape and meaning of a context feature as an input of a graph over rows."""
+    unknown = {
+        "category": "row of its vocabulary, 0 where not known",
+        "number": "NaN where not known",
+        "hour": "0 .. 23, -1 where not known",
+        "position": "-1 where not known",
+    }[feature.kind]
+    return feature.dtype, "(N,)", f"{feature.description or f'{feature.source} of impressions'}; {unknown}"
+
+
+def describe_graph(graph: ModelProto, features: Sequence[ContextFeature]) -> dict[str, list[dict[str, str]]]:
     """Every input and output of a graph: name, type, shape and meaning."""
+    descriptions = DESCRIPTIONS | {feature.name: describe_feature(feature) for feature in features}
     sides = {}
     for side, parts in (("inputs", graph.graph.input), ("outputs", graph.graph.output)):
         rows = []
         for part in parts:
-            dtype, shape, meaning = DESCRIPTIONS[part.name]
+            dtype, shape, meaning = descriptions[part.name]
             if part.name in VECTORS and side == "inputs":  # of each candidate
                 shape = shape.replace("(N,)", "(N, K)") if shape == "(N,)" else shape.replace("(N,", "(N, K,")
             if part.type.tensor_type.elem_type == TensorProto.STRING:
-                dtype, meaning = "string", meaning.replace("row", "id").replace("padded with 0", 'padded with ""')
+                dtype, meaning = "string", meaning.replace("row of its vocabulary, 0 where", 'id, "" where')
+                meaning = meaning.replace("row", "id").replace("padded with 0", 'padded with ""')
             rows.append({"name": part.name, "dtype": dtype, "shape": shape, "meaning": meaning})
         sides[side] = rows
     return sides

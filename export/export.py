@@ -28,11 +28,12 @@ from export.graphs import IR_VERSION, OPSET, build_graphs, build_tower_graphs
 from export.parity import TOWER_BOUND, largest_tower_difference
 from export.variants import ship_variants
 from foundation.atomic import atomic_folder
+from foundation.context import HOURS, MAX_POSITION, ContextFeature, save_context
 from foundation.errors import UserError
 from models.content_towers import ArtworkVectors
 from models.history import SESSION_GAP_HOURS
 from models.image_encoder import ImageEncoder, Projection
-from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
+from models.ranking import HISTORY, OUTPUTS, Ranking
 from models.serving import CHOOSE_OUTPUTS, Member
 from models.two_tower import MEANS, TwoTower
 from serving.bundle import example as example_of_bundle
@@ -40,6 +41,7 @@ from serving.bundle.bundle import (
     ARTWORK_GRAPH,
     BUNDLE_FILE,
     CARD,
+    CONTEXT_PREFIX,
     EXAMPLE,
     EXAMPLE_IN_NODE,
     GOLDEN,
@@ -56,15 +58,16 @@ from serving.bundle.contents import describe_files
 from serving.bundle.golden import golden_cases, write_golden
 from serving.bundle.hard_links import disk_size, sha256
 from serving.bundle.ids import TOWER_WEIGHTS, add_id_encoders, write_graphs
+from serving.bundle.requests import Runs, ranking_inputs
 from serving.bundle.triton import write_triton
-from serving.scoring.explain import CONTEXT, EXPLAIN_TABLES, Explainer, total
+from serving.scoring.explain import EXPLAIN_TABLES, Explainer, total
 from serving.scoring.policies import DEFAULT_DRAWS
 from serving.scoring.policies import WIDTH as POSTERIOR_WIDTH
 from serving.scoring.thompson import Thompson
 
 PARITY_BOUND = 1e-4
 """Largest difference of a probability between torch and ONNX Runtime that a bundle may have."""
-BUNDLE_VERSION = 6
+BUNDLE_VERSION = 7
 """Raised when the bundle's files change their meaning."""
 
 
@@ -101,7 +104,9 @@ def export(
     with atomic_folder(out, marker=BUNDLE_FILE) as folder:
         save_file(explanation_tables(ranking), folder / EXPLAIN_TABLES)
         save_file(posterior_tensors(model), folder / POSTERIOR)
-        graphs = build_graphs(ranking, vocabularies, random_requests(vocabularies, reach, 3, 7, 5, seed=0))
+        features = model.sizes.context
+        example = random_requests(vocabularies, features, reach, 3, 7, 5, seed=0, full=True)
+        graphs = build_graphs(ranking, vocabularies, example)
         thompson = Thompson(Bundle(folder, {}), DEFAULT_DRAWS, POSTERIOR_WIDTH)
         graphs["explore.onnx"] = add_id_encoders(explore_graph(thompson, OPSET, IR_VERSION), vocabularies)
         write_graphs(graphs, folder)
@@ -116,11 +121,13 @@ def export(
             write_graphs(towers, folder, TOWER_WEIGHTS)
             graphs |= towers
             (folder / IMAGE_HASHES).write_text(json.dumps(list(images.hashes)))
-        cases = write_golden(golden_cases(partial(_torch_answer, ranking), vocabularies, reach), folder / GOLDEN)
+        answer = partial(_torch_answer, ranking)
+        cases = write_golden(golden_cases(answer, vocabularies, features, reach), folder / GOLDEN)
         write_triton(folder)
         for name in (EXAMPLE, EXAMPLE_IN_NODE):
             shutil.copy(Path(example_of_bundle.__file__).with_suffix(Path(name).suffix), folder / name)
         save_vocabularies(vocabularies, folder / VOCABULARIES)
+        save_context(features, folder)
         with torch.no_grad():
             save_file(
                 {"title_vector": model.title_vectors(torch.arange(len(model.title_year_I)))}, folder / TITLE_VECTORS
@@ -131,7 +138,7 @@ def export(
             "opset": OPSET,
             "history_length": reach,
             "history_span": model.config.history.span,
-            "graphs": {name: describe_graph(graph) for name, graph in graphs.items()},
+            "graphs": {name: describe_graph(graph, features) for name, graph in graphs.items()},
             "rows": "an id's row is its place in vocabularies.json plus 1; 0 is the unknown row",
             "files": describe_files(folder),
             "licences": licence_terms(metadata),
@@ -180,7 +187,7 @@ def export(
 @torch.no_grad()
 def _torch_answer(ranking: Ranking, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """By torch, what a serving team is answered."""
-    outputs = ranking(*(torch.from_numpy(request[name]) for name in INPUTS))
+    outputs = ranking(*(torch.from_numpy(request[name]) for name in ranking.inputs))
     named = dict(zip(OUTPUTS, outputs, strict=True))
     return {name: named[name].numpy() for name in CHOOSE_OUTPUTS}
 
@@ -191,7 +198,8 @@ def explanation_tables(ranking: Ranking) -> dict[str, Tensor]:
     names = ("play_content", "play_mean_image", "play_coplay", "artwork_vector", "artwork_content", "artwork_bias")
     names += ("mean_vector", "mean_content", "mean_bias")
     tables: dict[str, Tensor] = {name: getattr(ranking, name) for name in names}
-    tables |= {name: getattr(model, f"artwork_query_{name}").weight for name in CONTEXT}
+    query_context = model.artwork_query_context
+    tables |= {f"{CONTEXT_PREFIX}{f.name}": query_context.weights(f).weight for f in query_context.features}
     tables |= {"artwork_people": model.artwork_people_AL.int(), "person": model.person.weight}
     tables |= {
         "similarity_gain": model.similarity_gain,
@@ -217,7 +225,15 @@ def posterior_tensors(model: TwoTower) -> dict[str, Tensor]:
 
 
 def random_requests(
-    vocabularies: Vocabularies, reach: int, n: int, plays: int, candidates: int, seed: int, *, full: bool = False
+    vocabularies: Vocabularies,
+    features: Sequence[ContextFeature],
+    reach: int,
+    n: int,
+    plays: int,
+    candidates: int,
+    seed: int,
+    *,
+    full: bool = False,
 ) -> dict[str, np.ndarray]:
     """Random requests over the whole vocabularies, unknown rows, empty histories and missing values included.
 
@@ -228,22 +244,32 @@ def random_requests(
     def rows(name: str, *shape: int) -> np.ndarray:
         return rng.integers(0, len(vocabularies[name]), shape)
 
+    def context(feature: ContextFeature) -> np.ndarray:
+        if feature.kind == "category":
+            return rows(feature.name, n)
+        if feature.kind == "number":
+            values = (feature.mean or 0.0) + (feature.std or 1.0) * rng.normal(size=n)
+            return np.where(rng.random(n) < 0.1, np.nan, values).astype(np.float32)
+        return rng.integers(-1, HOURS if feature.kind == "hour" else MAX_POSITION + 8, n)
+
     plays = min(plays, reach)
-    return {
-        "history_title": rows("titles", n, plays),
-        "history_artwork": rows("artworks", n, plays) * (rng.random((n, plays)) < 0.5),
-        "history_watched": np.where(rng.random((n, plays)) < 0.2, np.nan, rng.random((n, plays))).astype(np.float32),
-        "history_time": np.sort(rng.integers(1_600_000_000, 1_700_000_000, (n, plays)), axis=1),
-        "history_length": np.full(n, plays) if full else rng.integers(0, plays + 1, n),
-        "country": rows("countries", n),
-        "device": rows("devices", n),
-        "hour": rng.integers(0, 24, n),
-        "row": rng.integers(-1, 40, n),
-        "column": rng.integers(-1, 40, n),
-        "play_count": rng.integers(0, 3000, n),
-        "title": rows("titles", n),
-        "artworks": rows("artworks", n, candidates),
+    lengths = np.full(n, plays) if full else rng.integers(0, plays + 1, n)
+    total = int(lengths.sum())
+    flat_plays = {
+        "play_title": rows("titles", total),
+        "play_artwork": rows("artworks", total) * (rng.random(total) < 0.5),
+        "play_watched": np.where(rng.random(total) < 0.2, np.nan, rng.random(total)).astype(np.float32),
+        "play_time": np.sort(rng.integers(1_600_000_000, 1_700_000_000, total)),
     }
+    return ranking_inputs(
+        flat_plays,
+        Runs.of(lengths.tolist()),
+        {feature.name: context(feature) for feature in features},
+        rng.integers(0, 3000, n),
+        rows("titles", n),
+        rows("artworks", n * candidates),
+        Runs.of([candidates] * n),
+    )[0]
 
 
 def _parity(ranking: Ranking, bundle: Bundle, vocabularies: Vocabularies) -> float:
@@ -251,9 +277,9 @@ def _parity(ranking: Ranking, bundle: Bundle, vocabularies: Vocabularies) -> flo
     any entry of a member's vector, relative to it where it is above 1."""
     worst = 0.0
     for seed, (n, plays, candidates) in enumerate(((1, 1, 1), (55, 3, 40), (100, 4096, 5), (100, 20, 2))):
-        request = random_requests(vocabularies, bundle.history_length, n, plays, candidates, seed + 1)
+        request = random_requests(vocabularies, bundle.context, bundle.history_length, n, plays, candidates, seed + 1)
         with torch.no_grad():
-            outputs = ranking(*(torch.from_numpy(request[name]) for name in INPUTS))
+            outputs = ranking(*(torch.from_numpy(request[name]) for name in ranking.inputs))
             ours: dict[str, Tensor] = dict(zip(OUTPUTS, outputs, strict=True))
             ours["title_query"] = Member(ranking)(*(torch.from_numpy(request[name]) for name in HISTORY))[1]
         theirs = bundle.rank(request) | {"title_query": bundle.members(request)}
@@ -268,6 +294,6 @@ def _parity(ranking: Ranking, bundle: Bundle, vocabularies: Vocabularies) -> flo
 
 def _explanation_difference(bundle: Bundle, vocabularies: Vocabularies) -> float:
     """Largest difference between appeal and the sum of the terms that explain it."""
-    request = random_requests(vocabularies, bundle.history_length, 100, 4096, 5, seed=9)
+    request = random_requests(vocabularies, bundle.context, bundle.history_length, 100, 4096, 5, seed=9)
     terms = Explainer(bundle).explain(request)
     return float(np.abs(total(terms) - terms["appeal"]).max())

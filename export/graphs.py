@@ -17,6 +17,8 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import Parameter, signature
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,17 +36,8 @@ from models.content_towers import (
     ArtworkVectors,
     TitleVectors,
 )
-from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
-from models.serving import (
-    CHOOSE_INPUTS,
-    CHOOSE_OUTPUTS,
-    CHOOSE_VECTORS_INPUTS,
-    MEMBER_OUTPUTS,
-    VECTORS,
-    Choose,
-    ChooseVectors,
-    Member,
-)
+from models.ranking import HISTORY, OUTPUTS, Ranking
+from models.serving import CHOOSE_OUTPUTS, MEMBER_OUTPUTS, VECTORS, Choose, Member
 from serving.bundle.bundle import ARTWORK_GRAPH, MEMBER_ROWS, RANK_ROWS, TITLE_GRAPH
 from serving.bundle.ids import ARTWORK_TABLE_PREFIXES, TITLE_TABLE_PREFIXES, add_id_encoders
 
@@ -67,11 +60,10 @@ def build_graphs(ranking: Ranking, vocabularies: Vocabularies, example: dict[str
     with marked(ranking) as marks:
         graphs["member.onnx"] = _traced(Member(ranking), HISTORY, MEMBER_OUTPUTS, parts)
         if not assembled:
-            graphs["choose_vectors.onnx"] = _traced(
-                ChooseVectors(ranking), CHOOSE_VECTORS_INPUTS, CHOOSE_OUTPUTS, parts
-            )
-            graphs["rank.onnx"] = _traced(ranking, INPUTS, OUTPUTS, parts)
-            graphs["choose.onnx"] = _traced(Choose(ranking), CHOOSE_INPUTS, CHOOSE_OUTPUTS, parts)
+            graphs["rank.onnx"] = _traced(ranking, ranking.inputs, OUTPUTS, parts)
+            for name, vectors in (("choose.onnx", False), ("choose_vectors.onnx", True)):
+                choose = Choose(ranking, vectors=vectors)
+                graphs[name] = _traced(choose, choose.inputs, CHOOSE_OUTPUTS, parts)
     for model in graphs.values():
         name_tables(model, marks)
     if assembled:
@@ -123,7 +115,7 @@ def _traced(
 ) -> ModelProto:
     """One graph with dynamic requests, history length and candidates; or artworks, sizes of images and words."""
     n, t, k = torch.export.Dim("requests"), torch.export.Dim("plays", max=4096), torch.export.Dim("candidates")
-    shapes = {name: {0: n} for name in inputs}
+    shapes: dict[str, Any] = {name: {0: n} for name in inputs}
     shapes |= {name: {0: n, 1: t} for name in BY_PLAY if name in inputs}
     shapes |= {name: {0: n, 1: k} for name in BY_CANDIDATE if name in inputs}
     # of two lists each has a length of its own
@@ -132,6 +124,7 @@ def _traced(
     }
     if "image" in inputs:
         shapes["image"] = {0: n, 1: torch.export.Dim("height"), 2: torch.export.Dim("width")}
+    variadic = [p.kind for p in signature(module.forward).parameters.values()] == [Parameter.VAR_POSITIONAL]
     # of the exporter and its optimiser, about their own internals
     logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript.optimizer", "torch.utils._sympy.interp")]
     levels = [log.level for log in logs]
@@ -146,7 +139,7 @@ def _traced(
             opset_version=OPSET,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=shapes,
+            dynamic_shapes={"inputs": tuple(shapes[name] for name in inputs)} if variadic else shapes,
             verbose=False,
         )
     for log, level in zip(logs, levels, strict=True):

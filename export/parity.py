@@ -18,9 +18,10 @@ from datamodules.shards.shard import TEST, Shards
 from datamodules.shards.vocabulary import Vocabularies
 from foundation.errors import UserError
 from models.content_towers import ARTWORK_OUTPUTS, TITLE_OUTPUTS, ArtworkVectors, TitleVectors
+from models.context import zero_context
 from models.ranking import Ranking
 from models.two_tower import TwoTower
-from models.types import ArtworkEncoding, Context, States
+from models.types import ArtworkEncoding, States
 from serving.bundle.bundle import ARTWORK_GRAPH, TITLE_GRAPH
 from serving.bundle.golden import UNKNOWN_ID
 
@@ -43,9 +44,8 @@ def compare(model: TwoTower, shards: Path, scores: Path) -> float:
         index = np.searchsorted(ids, expected_ids).clip(max=len(ids) - 1)
         if not (ids[index] == expected_ids).all():
             raise UserError(f"{scores}: lacks impressions of the test period. Score the dataset again.")
-        context = Context(batch.country, batch.device, batch.hour, batch.row, batch.column, batch.play_count)
         plays = (batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
-        terms = model(*plays, batch.member, batch.position, context, batch.title, batch.artworks)
+        terms = model(*plays, batch.member, batch.position, batch.context, batch.title, batch.artworks)
         ours = model.probabilities(terms)[0].numpy()
         column = np.arange(ours.shape[1])
         mask = column < width[index][:, None]
@@ -121,8 +121,8 @@ def _shown(ranking: Ranking, artworks: ArtworkEncoding) -> tuple[torch.Tensor, .
     recent = torch.randn(MEMBERS, sum(model.content_widths()), generator=generator) / 5
     coplay = torch.randn(MEMBERS, model.config.coplay.rank, generator=generator)
     learned = torch.randn(MEMBERS, model.config.width, generator=generator)
-    zeros_N = torch.zeros(MEMBERS, dtype=torch.int64)
+    zeros_N, context = torch.zeros(MEMBERS, dtype=torch.int64), zero_context(model.sizes.context, MEMBERS)
     shown = ArtworkEncoding(*(part.expand(MEMBERS, *part.shape[1:]).unsqueeze(1) for part in artworks))
     rewatch = torch.zeros(MEMBERS, dtype=torch.bool)
-    outputs = ranking.ranked(States(learned, recent, coplay), Context(*[zeros_N] * 6), zeros_N, shown, rewatch)
+    outputs = ranking.ranked(States(learned, recent, coplay), context, zeros_N, shown, rewatch)
     return outputs[:2]

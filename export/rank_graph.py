@@ -9,18 +9,20 @@ Legend: N requests, T plays, K candidates, D width, C content, R rank of what is
 length 1, which saves reshaping.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
-from torch import Tensor
 
 from export.graph_builder import GraphBuilder
+from foundation.context import KNOTS, MAX_POSITION, ContextFeature
 from models.layers import repeated
 from models.linear_title_models import COARSE_RANK
-from models.presentation import MAX_PAGE_ROWS, PLAY_COUNT_BINS
-from models.ranking import INPUTS, OUTPUTS, Ranking
-from models.serving import CHOOSE_INPUTS, CHOOSE_OUTPUTS, CHOOSE_VECTORS_INPUTS, VECTORS
+from models.presentation import PLAY_COUNT_BINS
+from models.ranking import OUTPUTS, Ranking
+from models.serving import CHOOSE_OUTPUTS, VECTORS, Choose
 from models.two_tower import MEANS, TwoTower
 
 UNUSED_INPUT = "history_watched"
@@ -58,7 +60,7 @@ def rank_graph(ranking: Ranking, opset: int, ir_version: int) -> ModelProto:
     queries = _ranked(g, ranking, recent_N1C, coplay_N1R, rewatch_N11, title_N1)
     for name, vector in zip(OUTPUTS[-2:], queries, strict=True):
         g("Squeeze", vector, np.array([1]), name=name)
-    inputs = [_value(name, ranking) for name in INPUTS if name != UNUSED_INPUT]
+    inputs = [_value(name, ranking) for name in ranking.inputs if name != UNUSED_INPUT]
     return g.model("rank", inputs, [_value(name, ranking) for name in OUTPUTS], opset, ir_version)
 
 
@@ -73,7 +75,7 @@ def choose_graph(ranking: Ranking, opset: int, ir_version: int, *, vectors: bool
     rewatch_N = g("And", "played_before", g("Greater", "title", np.array(0)))
     rewatch_N11 = g.unsqueeze(g("Cast", rewatch_N, to=TensorProto.FLOAT), 1, 2)
     _ranked(g, ranking, recent_N1C, coplay_N1R, rewatch_N11, g.unsqueeze("title", 1), vectors=vectors)
-    inputs = [_value(name, ranking) for name in (CHOOSE_VECTORS_INPUTS if vectors else CHOOSE_INPUTS)]
+    inputs = [_value(name, ranking) for name in Choose(ranking, vectors=vectors).inputs]
     return g.model("choose", inputs, [_value(name, ranking) for name in CHOOSE_OUTPUTS], opset, ir_version)
 
 
@@ -173,35 +175,65 @@ def _ranked(
 
 
 def _context(g: GraphBuilder, model: TwoTower) -> str:
-    """What the context adds to taste, to the click and to engagement, (N, 1, D + 2): the sum of five rows of one table."""
-    presentation, width = model.presentation, model.config.width
-
-    def context_rows(click: Tensor, artwork_query: Tensor | None = None, engaged: Tensor | None = None) -> Tensor:
-        columns_table = torch.zeros(len(click), width + 2)
-        for columns, values in ((slice(width), artwork_query), (width, click[:, 0]), (width + 1, engaged)):
-            if values is not None:
-                columns_table[:, columns] = values
-        return columns_table
-
-    # hours stand last, so that one there is not is refused, as in a table of its own
-    parts = (
-        context_rows(presentation.at_row.weight),
-        context_rows(presentation.at_column.weight),
-        context_rows(presentation.in_country.weight + presentation.base, model.artwork_query_country.weight),
-        context_rows(
-            presentation.on_device.weight, model.artwork_query_device.weight, model.engagement.on_device.weight[:, 0]
-        ),
-        context_rows(presentation.at_hour.weight, model.artwork_query_hour.weight),
+    """What the context adds to the artwork query, the click and engagement, (N, 1, D + 2): a sum of rows of one table."""
+    width, sizes = model.config.width, model.sizes
+    terms = (
+        (slice(width), model.artwork_query_context),
+        (slice(width, width + 1), model.presentation.context),
+        (slice(width + 1, width + 2), model.engagement.context),
     )
-    begins = np.cumsum([0, *(len(rows) for rows in parts[:-1])])
-    begins[0] += presentation.devices  # rows and columns count from -1
-    begins[1] += 1
-    row_N, column_N = (g("Clip", name, np.array(-1), np.array(MAX_PAGE_ROWS)) for name in ("row", "column"))
-    row_N = g("Add", g("Mul", row_N, np.array(presentation.devices)), "device")
-    indices = g("Concat", row_N, column_N, "country", "device", "hour", axis=0)
-    indices_5N1 = g("Add", g("Reshape", indices, np.array([len(parts), -1, 1])), begins[:, None, None])
-    columns_table = g("Gather", g.constant(torch.cat(parts).numpy(), "context"), indices_5N1)
-    return g("ReduceSum", columns_table, np.array([0]), keepdims=0)
+    # hours stand last, so that one there is not is refused, as in a table of its own
+    order = sorted(sizes.context, key=lambda feature: (feature.kind == "hour", sizes.context.index(feature)))
+    tables, indices, shares, begin = [], [], [], 0
+    for feature in order:
+        rows_table = torch.zeros(feature.rows(sizes.categories), width + 2)
+        for columns, term in terms:
+            if feature in term.features:
+                rows_table[:, columns] = term.weights(feature).weight
+        if not tables:  # every impression reads one row of the first feature
+            rows_table[:, width] += model.presentation.base
+        for index, share in _lookup(g, feature, sizes.categories):
+            indices.append(g("Add", index, np.array(begin)) if begin else index)
+            shares.append(share)
+        tables.append(rows_table)
+        begin += len(rows_table)
+    stacked = g.constant(torch.cat(tables).numpy(), "context")
+    indices_FN1 = g("Reshape", g("Concat", *indices, axis=0), np.array([len(indices), -1, 1]))
+    rows_FN1W = g("Gather", stacked, indices_FN1)
+    if any(shares):
+        ones_N = g("Cast", g("Equal", "play_count", "play_count"), to=TensorProto.FLOAT)
+        listed = g("Concat", *(share or ones_N for share in shares), axis=0)
+        rows_FN1W = g("Mul", rows_FN1W, g("Reshape", listed, np.array([len(indices), -1, 1, 1])))
+    return g("ReduceSum", rows_FN1W, np.array([0]), keepdims=0)
+
+
+def _lookup(g: GraphBuilder, feature: ContextFeature, categories: Mapping[str, int]) -> list[tuple[str, str]]:
+    """As `models.context.lookup`: rows of a feature's table, (N,), each with its share, (N,), or "" for 1."""
+    name = feature.name
+    if feature.kind == "category":
+        return [(name, "")]
+    if feature.kind == "hour":
+        return [(g("Add", name, np.array(1)), "")]
+    if feature.kind == "position":
+        row_N = g("Add", g("Clip", name, np.array(-1), np.array(MAX_POSITION)), np.array(1))
+        if feature.crossed_with:
+            rows = np.array(categories[feature.crossed_with])
+            row_N = g("Add", g("Mul", row_N, rows), feature.crossed_with)
+        return [(row_N, "")]
+    last = len(KNOTS) - 1
+    z_N = g("Div", g("Sub", name, np.array(feature.mean or 0.0, np.float32)), np.array(feature.std or 1.0, np.float32))
+    unknown_N = g("IsNaN", z_N)
+    at_N = g(
+        "Sub",
+        g("Clip", z_N, np.array(KNOTS[0], np.float32), np.array(KNOTS[-1], np.float32)),
+        np.array(KNOTS[0], np.float32),
+    )
+    at_N = g("Where", unknown_N, np.array(0, np.float32), at_N)
+    below_N = g("Min", g("Floor", at_N), np.array(last - 1, np.float32))
+    share_N = g("Sub", at_N, below_N)
+    row_N = g("Where", unknown_N, np.array(0), g("Add", g("Cast", below_N, to=TensorProto.INT64), np.array(1)))
+    above_N = g("Where", unknown_N, np.array(0), g("Add", row_N, np.array(1)))
+    return [(row_N, g("Sub", np.array(1, np.float32), share_N)), (above_N, share_N)]
 
 
 def _logits(
@@ -253,5 +285,6 @@ def _value(name: str, ranking: Ranking) -> ValueInfoProto:
     more |= {"artwork_vector": ["candidates", ranking.model.config.width], "artwork_content": ["candidates", content]}
     more |= {key: ["candidates"] for key in VECTORS[2:]}
     kinds |= dict.fromkeys(VECTORS, TensorProto.FLOAT)
+    kinds |= {f.name: TensorProto.FLOAT for f in ranking.model.sizes.context if f.kind == "number"}
     more |= {key: ["plays"] for key in ("history_title", "history_artwork", "history_time")}
     return helper.make_tensor_value_info(name, kinds.get(name, TensorProto.INT64), ["requests", *more.get(name, [])])

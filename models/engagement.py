@@ -9,8 +9,9 @@ Legend: N impressions, K candidates, D width, G genres, W what is told of a memb
 import torch
 from torch import Tensor, nn
 
+from models.context import Context, ContextSum
 from models.layers import dots, repeated, scaled_linear
-from models.types import ArtworkEncoding, Context, LogitTerms, TitleEncoding
+from models.types import ArtworkEncoding, LogitTerms, Sizes, TitleEncoding
 
 INIT_STD = 0.01
 """Of its weights before training."""
@@ -20,7 +21,7 @@ class Engagement(nn.Module):
     """Logit of a real viewing given a click."""
 
     def __init__(
-        self, width: int, member_features: int, title_features: int, artwork_features: int, devices: int
+        self, width: int, member_features: int, title_features: int, artwork_features: int, sizes: Sizes
     ) -> None:
         """`member_features`, `title_features`, `artwork_features`: how much is known of a member, of a title, of an artwork."""
         super().__init__()
@@ -33,8 +34,7 @@ class Engagement(nn.Module):
             scaled_linear(title_features, 1, 0.0),
             scaled_linear(artwork_features, 1, 0.0),
         )
-        self.on_device = nn.Embedding(devices, 1)
-        nn.init.zeros_(self.on_device.weight)
+        self.context = ContextSum(sizes, "engagement", 1, 0.0)
         self.gain, self.fit_gain = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.full((2,), 0.3))
 
     def encode_titles(self, title_features: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Engagement(nn.Module):
         gain_C = repeated(self.fit_gain, (self.width, title.content.shape[-1] - self.width))
         content_match_NK = dots(artwork.content[..., self.width :], title.content * gain_C)
         affinity_gain, appeal_gain = self.gain
-        title_term_N = title.engaged[..., self.width] + self.on_device(context.device).squeeze(-1)
+        title_term_N = title.engaged[..., self.width] + self.context(context).squeeze(-1)
         title_term_N = title_term_N + affinity_gain * terms.affinity_N.detach()
         artwork_term_NK = artwork.engaged + appeal_gain * terms.appeal_NK.detach()
         return dots(artwork.vector, query_ND) + content_match_NK + artwork_term_NK + title_term_N.unsqueeze(-1)

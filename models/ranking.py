@@ -14,27 +14,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.two_tower import ArtworkEncoding, Context, PlayEncoding, States, TitleEncoding, TwoTower
+from models.context import Context
+from models.two_tower import ArtworkEncoding, PlayEncoding, States, TitleEncoding, TwoTower
 
 _Parts = TypeVar("_Parts", PlayEncoding, TitleEncoding, ArtworkEncoding)
 
-INPUTS = (
-    "history_title",
-    "history_artwork",
-    "history_watched",
-    "history_time",
-    "history_length",
-    "country",
-    "device",
-    "hour",
-    "row",
-    "column",
-    "play_count",
-    "title",
-    "artworks",
-)
 OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity", "artwork_query", "content_query")
-HISTORY = INPUTS[:5]
+HISTORY = ("history_title", "history_artwork", "history_watched", "history_time", "history_length")
 """What a member's vectors are made of."""
 
 
@@ -55,6 +41,10 @@ class Ranking(nn.Module):
         super().__init__()
         assert not model.training, "dropout would be baked into the tables"
         self.model = model
+        self.context = (*(feature.name for feature in model.sizes.context), "play_count")
+        """Inputs that are the context."""
+        self.inputs = (*HISTORY, *self.context, "title", "artworks")
+        """Inputs of `forward`, in order."""
         titles, artworks = torch.arange(len(model.title_year_I)), torch.arange(len(model.artwork_image_AE))
         with torch.no_grad():
             tables = {"play": model.plays(titles), "title": model.titles(titles), "artwork": model.artworks(artworks)}
@@ -70,34 +60,20 @@ class Ranking(nn.Module):
         """The parts of a table at rows."""
         return kind(*(getattr(self, f"{name}_{part}")[rows] for part in kind._fields))
 
-    def forward(
-        self,
-        history_title: Tensor,
-        history_artwork: Tensor,
-        history_watched: Tensor,
-        history_time: Tensor,
-        history_length: Tensor,
-        country: Tensor,
-        device: Tensor,
-        hour: Tensor,
-        row: Tensor,
-        column: Tensor,
-        play_count: Tensor,
-        title: Tensor,
-        artworks: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Rank the candidates of N requests.
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Rank the candidates of N requests, given by `inputs`.
 
         `history_*`: (N, T), the last plays, oldest first, padded on the right; `history_length`: (N,), 0 for a member
         without history; `history_time`: seconds, of which only differences count; `artworks`: (N, K) rows, padded with 0.
-        All int64 but `history_watched`, float32, NaN where not logged. Returns click and engaged probabilities (N, K),
+        All int64 but `history_watched` and numbers of the context, float32, NaN where not known.
+        Returns click and engaged probabilities (N, K),
         appeal (N, K) and affinity (N,) as logits, and the two vectors that meet artworks, (N, D) and (N, 2 D + G).
         """
-        history = (history_title, history_artwork, history_watched, history_time, history_length)
-        state = self.state(*history, learned=self.model.artwork_query_state is not None)
-        rewatch_N = self.model.is_rewatch(history_title, history_length, title)
-        context = Context(country, device, hour, row, column, play_count)
-        return self.ranked(state, context, title, self.artworks(artworks), rewatch_N)
+        given = dict(zip(self.inputs, inputs, strict=True))
+        state = self.state(*(given[name] for name in HISTORY), learned=self.model.artwork_query_state is not None)
+        rewatch_N = self.model.is_rewatch(given["history_title"], given["history_length"], given["title"])
+        context = {name: given[name] for name in self.context}
+        return self.ranked(state, context, given["title"], self.artworks(given["artworks"]), rewatch_N)
 
     def artworks(self, rows: Tensor) -> ArtworkEncoding:
         """What is kept of artworks, for rows of any shape."""

@@ -10,15 +10,13 @@ Legend: N requests, T plays, K candidates, S a member's vector, W one for titles
 import torch
 from torch import Tensor, nn
 
-from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
-from models.types import ArtworkEncoding, Context, States
+from models.context import Context
+from models.ranking import OUTPUTS, Ranking
+from models.types import ArtworkEncoding, States
 
 MEMBER_OUTPUTS = ("member", "title_query")
-CONTEXT = INPUTS[len(HISTORY) : -2]
-CHOOSE_INPUTS = ("member", *CONTEXT, "title", "played_before", "artworks")
 CHOOSE_OUTPUTS = OUTPUTS[:4]
 VECTORS = ("artwork_vector", "artwork_content", "artwork_bias", "artwork_engaged")
-CHOOSE_VECTORS_INPUTS = (*CHOOSE_INPUTS[:-1], *VECTORS)
 
 
 class Member(nn.Module):
@@ -44,60 +42,26 @@ class Member(nn.Module):
 
 
 class Choose(nn.Module):
-    """Candidates ranked for a member whose vector is known."""
+    """Candidates ranked for a member whose vector is known, given as rows or as vectors."""
 
-    def __init__(self, ranking: Ranking) -> None:
+    def __init__(self, ranking: Ranking, *, vectors: bool = False) -> None:
+        """`vectors`: candidates are given as `VECTORS`, and the catalogue of the graph need not hold them."""
         super().__init__()
-        self.ranking = ranking
+        self.ranking, self.vectors = ranking, vectors
+        self.inputs = ("member", *ranking.context, "title", "played_before", *(VECTORS if vectors else ("artworks",)))
+        """Inputs of `forward`, in order."""
 
-    def forward(
-        self,
-        member: Tensor,
-        country: Tensor,
-        device: Tensor,
-        hour: Tensor,
-        row: Tensor,
-        column: Tensor,
-        play_count: Tensor,
-        title: Tensor,
-        played_before: Tensor,
-        artworks: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """What `Ranking` gives but the two vectors that meet artworks.
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What `Ranking` gives but the two vectors that meet artworks, given by `inputs`.
 
-        `member`: (N, S) of `Member`; `played_before`: bool (N,), whether the title is among the last `history_span` plays.
+        `member`: (N, S) of `Member`; `played_before`: bool (N,), whether the title is among the last `history_span` plays;
+        `VECTORS`: the parts of `ArtworkEncoding`, (N, K, ...).
         """
-        context = Context(country, device, hour, row, column, play_count)
-        return _choose(self.ranking, member, context, title, played_before, self.ranking.artworks(artworks))
-
-
-class ChooseVectors(nn.Module):
-    """The same of candidates that the catalogue of the graph need not hold."""
-
-    def __init__(self, ranking: Ranking) -> None:
-        super().__init__()
-        self.ranking = ranking
-
-    def forward(
-        self,
-        member: Tensor,
-        country: Tensor,
-        device: Tensor,
-        hour: Tensor,
-        row: Tensor,
-        column: Tensor,
-        play_count: Tensor,
-        title: Tensor,
-        played_before: Tensor,
-        artwork_vector: Tensor,
-        artwork_content: Tensor,
-        artwork_bias: Tensor,
-        artwork_engaged: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """As `Choose`, of the parts of `ArtworkEncoding`, (N, K, ...)."""
-        context = Context(country, device, hour, row, column, play_count)
-        artworks = ArtworkEncoding(artwork_vector, artwork_content, artwork_bias, artwork_engaged)
-        return _choose(self.ranking, member, context, title, played_before, artworks)
+        given = dict(zip(self.inputs, inputs, strict=True))
+        by_row = not self.vectors
+        artworks = self.ranking.artworks(given["artworks"]) if by_row else ArtworkEncoding(*(given[v] for v in VECTORS))
+        context = {name: given[name] for name in self.ranking.context}
+        return _choose(self.ranking, given["member"], context, given["title"], given["played_before"], artworks)
 
 
 def _choose(

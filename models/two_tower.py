@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.context import Context, ContextSum
 from models.engagement import Engagement
 from models.history import HistoryConfig, RecentMean, log_time_gap
 from models.layers import dots, gather_rows, mean_of_known, mean_of_rows, repeated, scaled_linear, sums_of_last, table
 from models.linear_title_models import LowRankEase, LowRankEaseConfig, NextItemConfig, NextItemRegression
-from models.presentation import HOURS, PlayCount, Presentation
+from models.presentation import PlayCount, Presentation
 from models.sequence_tower import SequenceTower
 from models.types import (
     ArtworkEncoding,
     Content,
-    Context,
     LogitTerms,
     PlayEncoding,
     Sizes,
@@ -119,11 +119,7 @@ class TwoTower(nn.Module):
         attention = config.history.encoder == "attention"
         self.artwork_query_state = scaled_linear(width, width, 0.01, bias=False) if attention else None
         self.title_query_state = scaled_linear(width, width, 0.01, bias=False) if attention else None
-        self.artwork_query_country, self.artwork_query_device = (
-            table(sizes.countries, width, 0.02),
-            table(sizes.devices, width, 0.02),
-        )
-        self.artwork_query_hour = table(HOURS, width, 0.02)
+        self.artwork_query_context = ContextSum(sizes, "appeal", width, 0.02)
         artwork_features = image_width + width + sizes.genres
         self.artwork_vector = scaled_linear(artwork_features, width, image_width**-0.5)
         self.artwork_content_bias, self.artwork_bias = (
@@ -145,7 +141,7 @@ class TwoTower(nn.Module):
         self.presentation = Presentation(sizes)
 
         self.sequence_tower = SequenceTower(width, config.history, sizes, config.dropout, config.id_dropout)
-        self.engagement = Engagement(width, member_features, title_features, artwork_features, sizes.devices)
+        self.engagement = Engagement(width, member_features, title_features, artwork_features, sizes)
         self.uses_learned_state = True
         """Whether anything reads the learned state."""
         self.batch_images: tuple[Tensor, Tensor] | None = None
@@ -350,7 +346,7 @@ class TwoTower(nn.Module):
         # of distinct rows, so that the gradient of an index has one order of summing
         engaged_nK = self.engaged(
             States(*(part[engagement_rows_n] for part in state)),
-            Context(*(part[engagement_rows_n] for part in context)),
+            {name: values[engagement_rows_n] for name, values in context.items()},
             TitleEncoding(*(part[engagement_rows_n] for part in title)),
             ArtworkEncoding(*(part[engagement_rows_n] for part in artwork)),
             LogitTerms(*(part[engagement_rows_n] for part in terms)),
@@ -365,7 +361,7 @@ class TwoTower(nn.Module):
         affinity_N = (title_query_ND * title.vector).sum(-1) + title.bias + self.rewatch_gain * rewatch_N
         if self.coplay is not None:
             affinity_N = affinity_N + self.coplay.similarity(state.coplay, title.coplay) @ self.coplay_gain
-        return affinity_N + self.play_count(context.play_count)
+        return affinity_N + self.play_count(context["play_count"])
 
     def content_widths(self) -> tuple[int, int, int]:
         """How long the parts of an artwork's content are, of a member's means alike: image, people, genres."""
@@ -377,10 +373,7 @@ class TwoTower(nn.Module):
 
     def appeal_queries(self, state: States, context: Context) -> tuple[Tensor, Tensor]:
         """What meets an artwork's vector, (N, D), and its content, (N, C): appeal is the two dot products and a bias."""
-        artwork_query_ND = self.artwork_query(self._member_features(state)) + self.artwork_query_device(context.device)
-        artwork_query_ND = (
-            artwork_query_ND + self.artwork_query_country(context.country) + self.artwork_query_hour(context.hour)
-        )
+        artwork_query_ND = self.artwork_query(self._member_features(state)) + self.artwork_query_context(context)
         if self.artwork_query_state is not None:
             artwork_query_ND = artwork_query_ND + self.artwork_query_state(state.learned)
         return artwork_query_ND, state.recent * repeated(self.similarity_gain, self.content_widths())

@@ -3,10 +3,13 @@
 Legend: N impressions, K candidates, D width, I titles, A artworks, E image embedding, L list length.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from foundation.context import ContextFeature
 
 KNOTS = 4
 """Logits at which a calibration may bend."""
@@ -31,20 +34,10 @@ class Sizes(NamedTuple):
     artworks: int
     people: int
     genres: int
-    countries: int
-    devices: int
-
-
-class Context(NamedTuple):
-    """Where and when an impression is shown, and to whom; each int64 of shape (N,). row and column: -1 = not known."""
-
-    country: Tensor
-    device: Tensor
-    hour: Tensor
-    row: Tensor
-    column: Tensor
-    play_count: Tensor
-    """How many plays the member had had, those that no history holds any more included."""
+    context: tuple[ContextFeature, ...]
+    """The context features, in the order of a graph's inputs."""
+    categories: Mapping[str, int]
+    """Rows of every context feature that is a category, by name."""
 
 
 class States(NamedTuple):

@@ -32,7 +32,9 @@ def opened(shards: Path) -> Shards:
 def test_a_row_for_each_impression_says_the_same(shards: Path, opened: Shards) -> None:
     """Members read once, and a padded history for each impression: one by one the same logits."""
     torch.manual_seed(0)
-    model = TwoTower(SHAPE, sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0])).eval()
+    model = TwoTower(
+        SHAPE, sizes_of(opened.vocabularies, opened.context), content_of(opened, load_embedding(shards)[0])
+    ).eval()
     feed = keyart_feed(opened, 256, PLAYS)
     rows = ImpressionRows.of(opened, PLAYS, feed.size)
     assert len(rows) == feed.size

@@ -15,7 +15,7 @@ import torch
 
 from export.parity import compare
 from foundation.errors import UserError
-from models.ranking import INPUTS
+from models.ranking import Ranking
 from serving.bundle.bundle import Bundle
 from serving.scoring.compare_members import rank_histories
 from serving.scoring.policies import ServingPolicy
@@ -39,7 +39,7 @@ def test_comparing_finds_a_difference(run: Path, shards: Path, scores: Path) -> 
 
 def test_an_empty_history_is_the_learned_state(bundle: Path, run: Path) -> None:
     opened, model = Bundle.open(bundle), Run.open(run).model
-    request = {name: np.zeros(1, np.int64) for name in INPUTS}
+    request = {name: np.zeros(1, np.int64) for name in Ranking(Run.open(run).model).inputs}
     request |= {name: np.zeros((1, 3), np.int64) for name in ("history_title", "history_artwork", "history_time")}
     request |= {"history_watched": np.full((1, 3), np.nan, np.float32), "artworks": np.arange(1, 5)[None]}
     empty = opened.rank(request)
@@ -49,13 +49,14 @@ def test_an_empty_history_is_the_learned_state(bundle: Path, run: Path) -> None:
     request["history_length"] = np.array([3])
     assert not np.array_equal(opened.rank(request)["click_probability"], empty["click_probability"])
     with torch.no_grad():
-        from models.two_tower import Context, States
+        from models.context import zero_context
+        from models.two_tower import States
 
         zero = torch.zeros(1, dtype=torch.int64)
         content = sum(model.content_widths())
         coplay = torch.zeros(1, model.config.coplay.rank)
         state = States(model.sequence_tower.history.no_history_D[None], torch.zeros(1, content), coplay)
-        nowhere, again = Context(zero, zero, zero, zero, zero, zero), torch.zeros(1, dtype=torch.bool)
+        nowhere, again = zero_context(model.sizes.context, 1), torch.zeros(1, dtype=torch.bool)
         terms = model.rank(state, nowhere, zero, torch.arange(1, 5)[None], again)
         expected = model.probabilities(terms)[0].numpy()
     np.testing.assert_allclose(empty["click_probability"], expected, atol=1e-6)

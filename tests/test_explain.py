@@ -28,8 +28,8 @@ def request_of(bundle: Bundle, n: int = 40, plays: int = 20, candidates: int = 6
         "history_watched": chance.random((n, plays)).astype(np.float32),
         "history_time": np.sort(chance.integers(1_600_000_000, 1_700_000_000, (n, plays)), axis=1),
         "history_length": chance.integers(0, plays + 1, n),
-        "country": chance.integers(0, len(words["countries"]), n),
-        "device": chance.integers(0, len(words["devices"]), n),
+        "country": chance.integers(0, len(words["country"]), n),
+        "device": chance.integers(0, len(words["device"]), n),
         "hour": chance.integers(0, 24, n),
         "title": chance.integers(0, len(words["titles"]), n),
         "artworks": chance.integers(0, len(words["artworks"]), (n, candidates)),
@@ -64,7 +64,7 @@ def test_other_encoders(shards: Path, tmp_path: Path, history: HistoryConfig) ->
     torch.manual_seed(0)
     opened = Shards.open(shards)
     content = content_of(opened, load_embedding(shards)[0])
-    model = TwoTower(TwoTowerConfig(width=16, history=history), sizes_of(opened.vocabularies), content)
+    model = TwoTower(TwoTowerConfig(width=16, history=history), sizes_of(opened.vocabularies, opened.context), content)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "slope" in name or "bias" in name or "prior" in name:

@@ -58,7 +58,7 @@ def model(shards: Shards, request: pytest.FixtureRequest) -> TwoTower:
     torch.manual_seed(0)
     embedding = torch.randn(len(shards.vocabularies["artworks"]), 5)
     config = TwoTowerConfig(width=8, history=HISTORIES[request.param])
-    model = TwoTower(config, sizes_of(shards.vocabularies), content_of(shards, embedding))
+    model = TwoTower(config, sizes_of(shards.vocabularies, shards.context), content_of(shards, embedding))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
@@ -129,13 +129,10 @@ def test_states_are_those_of_a_straight_line_reading(shards: Shards, model: TwoT
         states = model.states(titles, none, torch.full(titles.shape, torch.nan), times)
         batch = next(b for b in feed(shards) if b.shard == s and row in b.index)
         at = int((batch.index == row).nonzero()[0])
-        alone = {
-            f: getattr(batch, f)[at : at + 1]
-            for f in ("country", "device", "hour", "row", "column", "play_count", "title", "artworks")
-        }
-        from models.two_tower import Context, States
+        alone = {f: getattr(batch, f)[at : at + 1] for f in ("title", "artworks")}
+        from models.two_tower import States
 
-        context = Context(*(alone[f] for f in Context._fields))
+        context = {name: values[at : at + 1] for name, values in batch.context.items()}
         again = torch.tensor(
             [bool(shard.title[row]) and int(shard.title[row]) in titles[0].tolist()[-model.config.history.span :]]
         )
@@ -209,7 +206,7 @@ def test_dropout_keeps_its_share_and_the_mean() -> None:
 def test_terms_add_up(shards: Shards, model: TwoTower) -> None:
     batch = next(iter(feed(shards)))
     terms = rank_batch(model, batch)
-    moved = Batch(**{**vars(batch), "row": batch.row + 3})
+    moved = Batch(**{**vars(batch), "context": batch.context | {"row": batch.context["row"] + 3}})
     elsewhere = rank_batch(model, moved)
     torch.testing.assert_close(elsewhere.appeal_NK, terms.appeal_NK)
     torch.testing.assert_close(elsewhere.affinity_N, terms.affinity_N)

@@ -52,7 +52,9 @@ def tuned(with_pixels: Path) -> Path:
 def task_of(shards: Path, images: int = 10_000) -> tuple[RankerTask, Feed]:
     opened = Shards.open(shards)
     torch.manual_seed(0)
-    model = TwoTower(TwoTowerConfig(), sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
+    model = TwoTower(
+        TwoTowerConfig(), sizes_of(opened.vocabularies, opened.context), content_of(opened, load_embedding(shards)[0])
+    )
     tower = ImageTower(shards, FineTuneConfig(learning_rate=1e-3, images=images), decay=0.9)
     task = RankerTask(
         model, OptimiserConfig(), PriorConfig(), impressions=1000, total_steps=10, seed=0, cursor=Cursor(), tower=tower

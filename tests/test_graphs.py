@@ -24,10 +24,10 @@ from serving.bundle.bundle import (
     Bundle,
     bundle_checksums,
 )
-from serving.bundle.example import largest_golden_difference
-from serving.bundle.golden import UNKNOWN_ID, as_arrays
+from serving.bundle.example import largest_golden_difference, to_arrays
+from serving.bundle.golden import UNKNOWN_ID
 from serving.bundle.hard_links import sha256
-from serving.bundle.ids import TOWER_WEIGHTS, VOCABULARY_OF, WEIGHTS
+from serving.bundle.ids import TOWER_WEIGHTS, WEIGHTS, vocabulary_of
 from serving.bundle.verify import verify
 from serving.scoring.policies import DEFAULT_DRAWS, WIDTH
 from serving.scoring.recommend import TitleRanker
@@ -62,11 +62,11 @@ def run(bundle: Path, graph: str, request: dict[str, np.ndarray]) -> dict[str, n
 def in_ids(bundle: Bundle, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A request over rows as one over ids; row 0 is an id nobody knows."""
 
-    def ids(name: str, rows: np.ndarray) -> np.ndarray:
-        values = np.array([UNKNOWN_ID, *bundle.vocabularies[VOCABULARY_OF[name]].values], object)
-        return values[rows]
-
-    return {name: ids(name, values) if name in VOCABULARY_OF else values for name, values in request.items()}
+    ids = dict(request)
+    for name, rows in request.items():
+        if (vocabulary := vocabulary_of(name, bundle.vocabularies)) is not None:
+            ids[name] = np.array([UNKNOWN_ID, *vocabulary.values], object)[rows]
+    return ids
 
 
 def test_the_folder_alone_is_enough(bundle: Path, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_golden_cases_are_of_every_kind(bundle: Path) -> None:
     assert {0, opened.history_length} <= {request["history_length"] for request in requests}
     assert {1, 40} <= {len(request["artworks"]) for request in requests}
     for name in ("country", "device"):
-        values = opened.vocabularies[VOCABULARY_OF[name]].values
+        values = opened.vocabularies[name].values
         assert {request[name] for request in requests} == {*values, UNKNOWN_ID}
     assert any(request["title"] == UNKNOWN_ID for request in requests)
     assert any(UNKNOWN_ID in request["artworks"] for request in requests)
@@ -282,8 +282,10 @@ def test_the_record_and_the_card_say_what_there_is(bundle: Path) -> None:
 
 
 def test_an_empty_history_is_a_play_of_padding() -> None:
-    arrays = as_arrays(
-        {"history_title": [], "history_watched": [], "history_length": 0, "title": "t", "artworks": ["a"]}
+    dtypes = {"history_title": "string", "history_watched": "float32", "history_length": "int64"}
+    arrays = to_arrays(
+        {"history_title": [], "history_watched": [], "history_length": 0, "title": "t", "artworks": ["a"]},
+        dtypes | {"title": "string", "artworks": "string"},
     )
     assert arrays["history_title"].tolist() == [[""]]
     assert np.isnan(arrays["history_watched"]).all()

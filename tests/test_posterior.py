@@ -11,7 +11,7 @@ import torch
 from datamodules.feed.impression_feed import Feed
 from datamodules.shards.shard import TRAIN, Shards
 from foundation.errors import UserError
-from models.two_tower import Context, TwoTower
+from models.two_tower import TwoTower
 from serving.bundle.bundle import Bundle
 from serving.scoring.policies import ServingPolicy
 from serving.scoring.score import score
@@ -35,14 +35,13 @@ def features_of(model: TwoTower, shards: Shards) -> tuple[np.ndarray, np.ndarray
         for b in Feed(shards.shards, TRAIN, reach=model.config.history.reach, impressions=700, shuffle=True):
             states = model.states(b.play_title, b.play_artwork, b.play_watched, b.play_time)
             state = model.state_at(states, b.member, b.position)
-            context = Context(b.country, b.device, b.hour, b.row, b.column, b.play_count)
             artwork = model.artworks(b.artworks)
-            meet = model.appeal_queries(state, context)
+            meet = model.appeal_queries(state, b.context)
             again = torch.zeros(len(b.title), dtype=torch.bool)
             for n, (member, position, title) in enumerate(zip(b.member, b.position, b.title, strict=True)):
                 recent = b.play_title[member, max(0, position - model.config.history.span) : position]
                 again[n] = bool(title > 0 and (recent == title).any())
-            terms = model.rank(state, context, b.title, b.artworks, again)
+            terms = model.rank(state, b.context, b.title, b.artworks, again)
             features = model.appeal_features(*meet, artwork)
             for part, value in zip(found, (features, artwork.bias, terms.appeal_NK, terms.click_NK()), strict=True):
                 part.append(value[:, 0].numpy().astype(np.float64))

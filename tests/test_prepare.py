@@ -116,6 +116,7 @@ def arrays(shards: Shards) -> dict[str, dict[str, object]]:
         of_impressions = [f for f in fields(shard) if f.name not in OTHERWISE and len(getattr(shard, f.name))]
         for n, impression in enumerate(shard.ids()):
             told: dict[str, object] = {f.name: getattr(shard, f.name)[n].item() for f in of_impressions}
+            told |= {name: values[n].item() for name, values in shard.context.items()}
             history = slice(shard.history_start[n], shard.history_end[n])
             for name in ("play_title", "play_artwork", "play_watched", "play_time"):
                 told[name] = getattr(shard, name)[history].tobytes()
@@ -126,6 +127,8 @@ def arrays(shards: Shards) -> dict[str, dict[str, object]]:
 
 
 OTHERWISE = {
+    "context",
+    "features",
     "member_plays",
     "member_impressions",
     "impression_id",

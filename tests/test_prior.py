@@ -9,7 +9,7 @@ from datamodules.shards.shard import Shards
 from models.history import HistoryConfig
 from models.two_tower import TwoTower, TwoTowerConfig
 from train.embed import load_embedding
-from train.prior import OPTIONAL_PARAMETERS, PARAMETER_GROUPS, Prior, PriorConfig
+from train.prior import OPTIONAL_PARAMETERS, PARAMETER_GROUPS, Prior, PriorConfig, parameter_groups
 from train.run import content_of, sizes_of
 
 
@@ -17,9 +17,11 @@ from train.run import content_of, sizes_of
 def test_every_name_is_a_parameter_of_the_ranker(shards: Path, encoder: Literal["mean", "attention"]) -> None:
     opened = Shards.open(shards)
     config = TwoTowerConfig(history=HistoryConfig(encoder=encoder))
-    model = TwoTower(config, sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
+    model = TwoTower(
+        config, sizes_of(opened.vocabularies, opened.context), content_of(opened, load_embedding(shards)[0])
+    )
     parameters = dict(model.named_parameters())
-    names = {name for group in PARAMETER_GROUPS.values() for name in group}
+    names = {name for group in parameter_groups(opened.context).values() for name in group}
     absent = names - parameters.keys()
     assert absent == (set() if encoder == "attention" else set(OPTIONAL_PARAMETERS))
     assert Prior(model, PriorConfig()).parameters() == {id(parameters[name]) for name in names - absent}
@@ -27,7 +29,9 @@ def test_every_name_is_a_parameter_of_the_ranker(shards: Path, encoder: Literal[
 
 def test_a_name_that_no_parameter_bears_is_refused(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Shards.open(shards)
-    model = TwoTower(TwoTowerConfig(), sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
+    model = TwoTower(
+        TwoTowerConfig(), sizes_of(opened.vocabularies, opened.context), content_of(opened, load_embedding(shards)[0])
+    )
     monkeypatch.setitem(PARAMETER_GROUPS, "engaged", ("engagement.no_such.weight",))
     with pytest.raises(AssertionError, match=r"engagement\.no_such\.weight"):
         Prior(model, PriorConfig())

@@ -12,9 +12,9 @@ from onnx import ModelProto
 from export.export import random_requests
 from export.graphs import IR_VERSION, OPSET
 from export.rank_graph import can_assemble, choose_graph, rank_graph
-from models.presentation import MAX_PAGE_ROWS
-from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
-from models.serving import CHOOSE_INPUTS, CHOOSE_OUTPUTS, Choose, Member
+from foundation.context import MAX_POSITION
+from models.ranking import HISTORY, OUTPUTS, Ranking
+from models.serving import CHOOSE_OUTPUTS, Choose, Member
 from models.types import KNOTS
 from train.run import Run
 
@@ -38,7 +38,7 @@ def agree(run: Run, request: Request, bends: bool = False) -> None:
     ranking = Ranking(model).eval()
     given = {name: torch.from_numpy(values) for name, values in request.items()}
     with torch.no_grad():
-        expected = ranking(*(given[name] for name in INPUTS))
+        expected = ranking(*(given[name] for name in ranking.inputs))
         for name, ours, theirs in zip(
             OUTPUTS, expected, answered(rank_graph(ranking, OPSET, IR_VERSION), request, OUTPUTS), strict=True
         ):
@@ -46,7 +46,8 @@ def agree(run: Run, request: Request, bends: bool = False) -> None:
         given["member"] = Member(ranking)(*(given[name] for name in HISTORY))[0]
         before = (request["history_title"] == request["title"][:, None]).any(1)
         given["played_before"] = torch.from_numpy(before)
-        expected = Choose(ranking)(*(given[name] for name in CHOOSE_INPUTS))
+        choose = Choose(ranking)
+        expected = choose(*(given[name] for name in choose.inputs))
     asked = request | {"member": given["member"].numpy(), "played_before": before}
     found = answered(choose_graph(ranking, OPSET, IR_VERSION), asked, CHOOSE_OUTPUTS)
     for name, ours, theirs in zip(CHOOSE_OUTPUTS, expected, found, strict=True):
@@ -59,21 +60,21 @@ def test_it_is_the_module(run: Path, n: int, plays: int, candidates: int) -> Non
     opened = Run.open(run)
     assert can_assemble(opened.model)
     assert plays < 260 or plays > opened.model.config.history.span
-    agree(opened, random_requests(opened.vocabularies, plays, n, plays, candidates, seed=n))
+    agree(opened, random_requests(opened.vocabularies, opened.model.sizes.context, plays, n, plays, candidates, seed=n))
 
 
 def test_bends_count(run: Path) -> None:
     opened = Run.open(run)
-    agree(opened, random_requests(opened.vocabularies, 9, 20, 9, 5, seed=1), bends=True)
+    agree(opened, random_requests(opened.vocabularies, opened.model.sizes.context, 9, 20, 9, 5, seed=1), bends=True)
 
 
 def test_at_the_edges(run: Path) -> None:
     """Places off the page, counts without end, titles seen again, and an unknown title that is no other unknown one."""
     opened = Run.open(run)
-    request = random_requests(opened.vocabularies, 12, 64, 12, 6, seed=2)
+    request = random_requests(opened.vocabularies, opened.model.sizes.context, 12, 64, 12, 6, seed=2)
     request["history_length"] = np.arange(64) % 13
     request["row"] = np.arange(64) - 1
-    request["column"] = np.arange(64)[::-1] * (MAX_PAGE_ROWS // 8) - 1
+    request["column"] = np.arange(64)[::-1] * (MAX_POSITION // 8) - 1
     request["play_count"] = np.concatenate([np.arange(40), 2 ** np.arange(8, 32) - 1])
     request["title"][:40] = request["history_title"][:40, 5]
     request["title"][20:30] = request["history_title"][20:30, 3] = 0
@@ -82,6 +83,8 @@ def test_at_the_edges(run: Path) -> None:
 
 def test_an_hour_there_is_not_is_refused(run: Path) -> None:
     opened = Run.open(run)
-    request = random_requests(opened.vocabularies, 2, 1, 2, 2, seed=3) | {"hour": np.array([24])}
+    request = random_requests(opened.vocabularies, opened.model.sizes.context, 2, 1, 2, 2, seed=3) | {
+        "hour": np.array([24])
+    }
     with pytest.raises(Exception, match="out of data bounds"):
         answered(rank_graph(Ranking(opened.model.eval()), OPSET, IR_VERSION), request, OUTPUTS)

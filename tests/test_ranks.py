@@ -51,7 +51,9 @@ def test_ranks_share_every_batch(shards: Path, split: int, ranks: int, impressio
 def test_a_rank_without_impressions_has_every_gradient(shards: Path) -> None:
     """What ranks that average their gradients wait for."""
     opened = Shards.open(shards)
-    model = TwoTower(STILL, sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
+    model = TwoTower(
+        STILL, sizes_of(opened.vocabularies, opened.context), content_of(opened, load_embedding(shards)[0])
+    )
     feed = Feed(opened.shards, TRAIN, reach=50, impressions=1, shuffle=True, rank=1, ranks=2)
     batch = next(batch for batch in feed if not len(batch.index))
     model.disable_title_ranking()  # which a loss of their own reaches
@@ -64,7 +66,9 @@ def test_a_rank_without_impressions_has_every_gradient(shards: Path) -> None:
 def test_a_model_without_coplay_has_no_gain_to_wait_for(shards: Path) -> None:
     opened = Shards.open(shards)
     shape = replace(STILL, coplay=LowRankEaseConfig(rank=0), next_item=NextItemConfig(rank=0))
-    model = TwoTower(shape, sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
+    model = TwoTower(
+        shape, sizes_of(opened.vocabularies, opened.context), content_of(opened, load_embedding(shards)[0])
+    )
     model.disable_title_ranking()
     click, engaged, _ = losses(model, next(iter(Feed(opened.shards, TRAIN, reach=50, impressions=200, shuffle=True))))
     (click + engaged).backward()

@@ -32,7 +32,9 @@ def test_every_recipe_loads_and_takes_two_steps(path: Path, shards: Path) -> Non
     assert isinstance(recipe, Recipe)
     assert path.read_text().startswith("#"), "a recipe says what it is for, its date and its command"
     opened = Shards.open(shards)
-    model = TwoTower(recipe.fit.model, sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
+    model = TwoTower(
+        recipe.fit.model, sizes_of(opened.vocabularies, opened.context), content_of(opened, load_embedding(shards)[0])
+    )
     optimiser = torch.optim.AdamW(model.parameters(), recipe.fit.optimiser.learning_rate)
     feed = Feed(opened.shards, TRAIN, reach=recipe.fit.model.history.reach, impressions=recipe.fit.batch, shuffle=True)
     before = model.artwork_vector.weight.detach().clone()

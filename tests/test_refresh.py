@@ -21,7 +21,7 @@ from datamodules.shards.artwork_images import content_hashes, load_images
 from datamodules.shards.catalogue import build_catalogue
 from export.export import random_requests
 from export.parity import TOWER_BOUND
-from models.ranking import INPUTS, OUTPUTS, Ranking
+from models.ranking import OUTPUTS, Ranking
 from models.two_tower import TwoTower
 from models.types import Content
 from serving.bundle.bundle import (
@@ -85,14 +85,14 @@ def test_what_is_new_is_placed_as_torch_places_it(run: Path, grown: Path, refres
         expected = ranking.model.title_vectors(torch.arange(len(words["titles"]))).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     # requests of what is new: title, history and candidates among them
-    request = random_requests(words, opened.history_length, 60, 20, 5, seed=4)
+    request = random_requests(words, opened.context, opened.history_length, 60, 20, 5, seed=4)
     old_titles, old_artworks = len(words["titles"]) - 2, len(words["artworks"]) - 3
     chance = np.random.default_rng(1)
     request["title"] = old_titles + chance.integers(0, 2, 60)
     request["history_title"][:, ::3] = old_titles + chance.integers(0, 2, request["history_title"][:, ::3].shape)
     request["artworks"][:, :2] = old_artworks + chance.integers(0, 3, (60, 2))
     with torch.no_grad():
-        told = dict(zip(OUTPUTS, ranking(*(torch.from_numpy(request[name]) for name in INPUTS)), strict=True))
+        told = dict(zip(OUTPUTS, ranking(*(torch.from_numpy(request[name]) for name in ranking.inputs)), strict=True))
     answer = opened.rank(request)
     for name in ("click_probability", "engaged_probability"):  # a pixel on the edge of a bin may fall to either side
         apart = np.abs(answer[name] - told[name].numpy())
@@ -129,7 +129,7 @@ def test_no_vector_that_was_there_moved(bundle: Path, refreshed: Path) -> None:
 
 def test_old_requests_get_the_same_answers_to_the_bit(bundle: Path, refreshed: Path) -> None:
     before, after = Bundle.open(bundle), Bundle.open(refreshed)
-    request = random_requests(before.vocabularies, before.history_length, 100, 30, 7, seed=8)
+    request = random_requests(before.vocabularies, before.context, before.history_length, 100, 30, 7, seed=8)
     one, other = before.rank(request), after.rank(request)
     for name, values in one.items():
         np.testing.assert_array_equal(values, other[name], err_msg=name)
@@ -216,7 +216,7 @@ def test_a_new_artwork_is_ranked_at_once_by_its_vectors(bundle: Path, refreshed:
         "history_length": np.array([4]),
     }
     context = {name: np.array([0]) for name in ("hour", "row", "column", "play_count")}
-    context |= {"country": np.array([words["countries"].values[0]], object), "device": np.array(["tv"], object)}
+    context |= {"country": np.array([words["country"].values[0]], object), "device": np.array(["tv"], object)}
     context |= {"title": np.array([row["title_id"]], object), "played_before": np.array([False])}
     by_id = {"artworks": np.array([[NEW_ARTWORKS[1]]], object)}
     told = []
@@ -244,7 +244,7 @@ def test_a_title_may_come_before_its_artworks(bundle: Path, grown: Path, refresh
         for table, values in one.items():
             np.testing.assert_allclose(other[table], values, atol=1e-6, err_msg=table)
     opened = Bundle.open(folder)
-    request = random_requests(opened.vocabularies, opened.history_length, 100, 20, 4, seed=3)
+    request = random_requests(opened.vocabularies, opened.context, opened.history_length, 100, 20, 4, seed=3)
     one, other = Bundle.open(refreshed).rank(request), opened.rank(request)
     for name, values in one.items():
         np.testing.assert_allclose(other[name], values, atol=1e-5, err_msg=name)

@@ -92,7 +92,7 @@ def test_the_people_an_artwork_shows_are_those_that_count(bundle: Path, grown: P
     pq.write_table(pa.Table.from_pylist(rows, table.schema), dataset / "artworks.parquet")
     refresh_bundle(folder, dataset, QUIET)
     opened = Bundle.open(folder)
-    request = random_requests(opened.vocabularies, opened.history_length, 50, 20, 4, seed=3)
+    request = random_requests(opened.vocabularies, opened.context, opened.history_length, 50, 20, 4, seed=3)
     request["artworks"][:, 0] = opened.vocabularies["artworks"].row(NEW_ARTWORKS[0])
     terms = Explainer(opened).explain(request)
     np.testing.assert_allclose(total(terms), terms["appeal"], atol=1e-4)

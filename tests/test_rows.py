@@ -131,7 +131,11 @@ def test_what_drawn_titles_reach_is_updated_whole(shards: Path) -> None:
         (None, set(ROW_TABLES) - {"sequence_tower.title_id.weight"}),
         (0.05, {"artwork_bias.weight"}),
     ):
-        model = TwoTower(TwoTowerConfig(), sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
+        model = TwoTower(
+            TwoTowerConfig(),
+            sizes_of(opened.vocabularies, opened.context),
+            content_of(opened, load_embedding(shards)[0]),
+        )
         next_title_loss = None
         if titles is not None:
             next_title_loss = NextTitleLoss.prepare(
@@ -152,7 +156,9 @@ def test_what_drawn_titles_reach_is_updated_whole(shards: Path) -> None:
 
 def test_no_prior_at_all_is_none(shards: Path) -> None:
     opened = Shards.open(shards)
-    model = TwoTower(TwoTowerConfig(), sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
+    model = TwoTower(
+        TwoTowerConfig(), sizes_of(opened.vocabularies, opened.context), content_of(opened, load_embedding(shards)[0])
+    )
     none = Prior(model, PriorConfig(**{field.name: 0.0 for field in fields(PriorConfig)}))
     assert float(none.loss().detach()) == 0
     assert not none.parameters()
@@ -161,7 +167,7 @@ def test_no_prior_at_all_is_none(shards: Path) -> None:
     )
     expected = sum(
         float(model.get_parameter(name).square().sum())
-        for name in ("artwork_query.weight", "artwork_query_device.weight")
+        for name in ("artwork_query.weight", "artwork_query_context.tables.device_rows.weight")
     )
     expected += float(model.artwork_vector.weight.square().sum())
     assert float(some.loss().detach()) == pytest.approx(expected, rel=1e-5)

@@ -16,7 +16,7 @@ from benchmarks.request_generator import RequestGenerator
 from benchmarks.serve_load import Served, load
 from serving.bundle.bundle import Bundle
 from serving.http.requests import RequestReader, inputs
-from serving.scoring.compare_members import EVENING, rank_histories
+from serving.scoring.compare_members import rank_histories
 from serving.scoring.explain import reasons
 from serving.scoring.thompson import Thompson
 from tests.served import GOOD, ask, ranked
@@ -37,7 +37,7 @@ def test_answers_are_the_bundles(at: Served, bundle: Path) -> None:
             "artworks": [*given["artworks"], "new"],
             "row": 0,
             "column": 0,
-            "hour": EVENING,
+            "hour": 20,
         }
         answer = ranked(at, asked | {"history": [{"title": title} for title in titles]})
         (expected,) = rank_histories(opened, [titles], [given["title"]], [asked["artworks"]])

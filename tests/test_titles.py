@@ -34,7 +34,9 @@ SMALL = TwoTowerConfig(width=16, dropout=0.0, id_dropout=0.0, next_item=NextItem
 def model_of(shards: Path, config: TwoTowerConfig = SMALL) -> TwoTower:
     torch.manual_seed(0)
     opened = Shards.open(shards)
-    return TwoTower(config, sizes_of(opened.vocabularies), content_of(opened, load_embedding(shards)[0]))
+    return TwoTower(
+        config, sizes_of(opened.vocabularies, opened.context), content_of(opened, load_embedding(shards)[0])
+    )
 
 
 def test_what_is_played_together_is_ease() -> None:

@@ -25,6 +25,7 @@ from datamodules.feed.play_feed import PlaysFeed
 from datamodules.shards.artwork_images import content_hashes
 from datamodules.shards.shard import EMBEDDING, Shards
 from foundation.atomic import atomic_file
+from foundation.context import CONTEXT_FILE
 from foundation.errors import UserError
 from foundation.progress import progress_bar
 from models.two_tower import TwoTower
@@ -181,7 +182,9 @@ class _Fit:
             if not splits[split]["clicks"]:
                 raise UserError(f"{self.shards}: the {split} period has no click to learn from. Prepare a longer log.")
         torch.manual_seed(self.config.seed)
-        model = TwoTower(self.config.model, sizes_of(opened.vocabularies), content_of(opened, embedding))
+        model = TwoTower(
+            self.config.model, sizes_of(opened.vocabularies, opened.context), content_of(opened, embedding)
+        )
         rate = splits["train"]["clicks"] / splits["train"]["impressions"]
         with torch.no_grad():
             model.presentation.base.fill_(torch.logit(torch.tensor(rate)).item())
@@ -258,7 +261,8 @@ class _Fit:
             "fit": asdict(self.config),
         }
         write_config(self.run, record)
-        shutil.copy(self.shards / "vocabularies.json", self.run / "vocabularies.json")
+        for name in ("vocabularies.json", CONTEXT_FILE):
+            shutil.copy(self.shards / name, self.run / name)
 
     def _train(self, task: RankerTask, data: ShardsModule, checkpoints: CheckpointCallback) -> None:
         """Do what is left to do."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from datamodules.feed.impression_feed import Feed
 from datamodules.shards.shard import TRAIN, Shards
-from models.two_tower import Context, TwoTower
+from models.two_tower import TwoTower
 from train.task import rank_batch
 
 MIN_BIAS_STD = 0.01
@@ -36,9 +36,8 @@ def fit_posterior(model: TwoTower, shards: Shards, reach: int, batch: int, devic
         b = item.to(device)
         states = model.states(b.play_title, b.play_artwork, b.play_watched, b.play_time)
         state = model.state_at(states, b.member, b.position)
-        context = Context(b.country, b.device, b.hour, b.row, b.column, b.play_count)
         artwork = model.artworks(b.artworks)
-        features_NF = model.appeal_features(*model.appeal_queries(state, context), artwork).squeeze(1)
+        features_NF = model.appeal_features(*model.appeal_queries(state, b.context), artwork).squeeze(1)
         logit_N = rank_batch(model, b, states=states).click_NK().squeeze(1)
         rows_N = torch.where(b.artworks < model.sizes.artworks, b.artworks, 0).squeeze(1)
         root_N1 = _variance(logit_N).sqrt().unsqueeze(1)

@@ -8,10 +8,12 @@ weight decay, dropout and early stopping, tried in its place, learned less from 
 Tables that are updated by rows (`optimiser.rows`) have weight decay instead: a prior would touch every row at every step.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from torch import Tensor
 
+from foundation.context import ContextFeature
 from foundation.errors import UserError
 from models.two_tower import TwoTower
 
@@ -46,10 +48,8 @@ PARAMETER_GROUPS = {
     "appeal": (
         "artwork_query.weight",
         "artwork_query_state.weight",
-        "artwork_query_device.weight",
         "artwork_vector.weight",
     ),
-    "context": ("artwork_query_country.weight", "artwork_query_hour.weight"),
     "artwork": ("artwork_bias.weight", "artwork_content_bias.weight"),
     "affinity": (
         *("title_query.weight", "title_query_state.weight", "title_vector.weight"),
@@ -57,16 +57,28 @@ PARAMETER_GROUPS = {
     ),
     "engaged": (
         *("engagement.member.weight", "engagement.title.weight", "engagement.title_bias.weight"),
-        *("engagement.artwork_bias.weight", "engagement.on_device.weight"),
+        "engagement.artwork_bias.weight",
     ),
     "distance": ("recent.band.bias_HS",),
-    "presentation": tuple(
-        f"presentation.{name}.weight" for name in ("at_row", "at_column", "at_hour", "on_device", "in_country")
-    ),
 }
-"""Parameters of the ranker by kind."""
+"""Parameters of the ranker by kind, those of context features left out: see `parameter_groups`."""
 OPTIONAL_PARAMETERS = frozenset({"artwork_query_state.weight", "title_query_state.weight"})
 """Those that a ranker has only where the click reads the learned state."""
+
+
+def parameter_groups(features: Iterable[ContextFeature]) -> dict[str, list[str]]:
+    """Parameters of the ranker by kind, a table for every context feature and each term that reads it included."""
+    groups = {kind: list(names) for kind, names in PARAMETER_GROUPS.items()}
+    groups |= {"context": [], "presentation": []}
+    for feature in features:
+        for term, module, kind in (
+            ("appeal", "artwork_query_context", feature.prior),
+            ("presentation", "presentation.context", "presentation"),
+            ("engagement", "engagement.context", "engaged"),
+        ):
+            if term in feature.read_by:
+                groups[kind].append(f"{module}.tables.{feature.name}_rows.weight")
+    return groups
 
 
 class Prior:
@@ -75,11 +87,12 @@ class Prior:
     def __init__(self, model: TwoTower, config: PriorConfig, exclude: frozenset[str] = frozenset()) -> None:
         """`exclude`: names of parameters that have weight decay instead."""
         self.model, by_name = model, dict(model.named_parameters())
-        missing = {name for names in PARAMETER_GROUPS.values() for name in names} - by_name.keys() - OPTIONAL_PARAMETERS
+        groups = parameter_groups(model.sizes.context)
+        missing = {name for names in groups.values() for name in names} - by_name.keys() - OPTIONAL_PARAMETERS
         assert not missing, f"no parameters of the ranker, so no prior reaches them: {sorted(missing)}"
         self.parts = [
             (getattr(config, kind), [by_name[name] for name in names if name in by_name and name not in exclude])
-            for kind, names in PARAMETER_GROUPS.items()
+            for kind, names in groups.items()
             if getattr(config, kind)
         ]
 

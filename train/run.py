@@ -21,6 +21,7 @@ from datamodules.contract.tables import CONTRACT_VERSION
 from datamodules.shards.shard import Shards
 from datamodules.shards.vocabulary import Vocabularies, load_vocabularies
 from foundation.atomic import atomic_file
+from foundation.context import ContextFeature, categories_of, load_context
 from foundation.errors import UserError
 from models.history import HistoryConfig
 from models.linear_title_models import LowRankEaseConfig, NextItemConfig
@@ -29,15 +30,15 @@ from models.two_tower import Content, Sizes, TwoTower, TwoTowerConfig
 CONFIG, WEIGHTS, METRICS = "config.yaml", "weights.safetensors", "metrics.json"
 
 
-def sizes_of(vocabularies: Vocabularies) -> Sizes:
+def sizes_of(vocabularies: Vocabularies, features: tuple[ContextFeature, ...]) -> Sizes:
     """Rows of the trained tables."""
     return Sizes(
         titles=vocabularies["titles"].trained_rows,
         artworks=vocabularies["artworks"].trained_rows,
         people=len(vocabularies["people"]),
         genres=len(vocabularies["genres"]),
-        countries=len(vocabularies["countries"]),
-        devices=len(vocabularies["devices"]),
+        context=features,
+        categories={name: len(vocabularies[name]) for name in categories_of(features)},
     )
 
 
@@ -117,7 +118,7 @@ class Run:
         parts = {"history": HistoryConfig, "coplay": LowRankEaseConfig, "next_item": NextItemConfig}
         shape = TwoTowerConfig(**{name: part(**written.pop(name, {})) for name, part in parts.items()}, **written)
         content = Content(**{name: state[name] for name in Content._fields})
-        model = TwoTower(shape, sizes_of(vocabularies), content)
+        model = TwoTower(shape, sizes_of(vocabularies, load_context(folder, "Train again with keyart fit.")), content)
         try:
             model.load_state_dict(state)
         except RuntimeError as error:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from datamodules.feed.datamodule import Cursor
 from datamodules.feed.impression_feed import Batch
-from models.two_tower import ROW_TABLES, Content, Context, LogitTerms, States, TwoTower
+from models.two_tower import ROW_TABLES, Content, LogitTerms, States, TwoTower
 from train.ema import ExponentialMovingAverage
 from train.finetune import ImageTower
 from train.next_title import NextTitleLoss
@@ -38,10 +38,11 @@ def rank_batch(model: TwoTower, batch: Batch, *, everything: bool = True, states
 
     `states`: of the batch's plays, where they are known already.
     """
-    context = Context(batch.country, batch.device, batch.hour, batch.row, batch.column, batch.play_count)
     plays = (batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
     engagement_known = None if everything else batch.engagement_known
-    return model(*plays, batch.member, batch.position, context, batch.title, batch.artworks, engagement_known, states)
+    return model(
+        *plays, batch.member, batch.position, batch.context, batch.title, batch.artworks, engagement_known, states
+    )
 
 
 def losses(model: TwoTower, batch: Batch, states: States | None = None) -> tuple[Tensor, Tensor, Tensor]:

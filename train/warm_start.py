@@ -8,6 +8,7 @@ catalogue gained since stands behind the trained rows and has content only.
 import torch
 
 from datamodules.shards.shard import Shards
+from foundation.context import categories_of
 from foundation.errors import UserError
 from models.two_tower import Content, TwoTower, TwoTowerConfig
 from train.run import Run
@@ -16,8 +17,8 @@ GROWING = ("titles", "artworks")
 """Vocabularies that may gain untrained values behind; the model's tables end with the trained ones."""
 POST_HOC_BUFFERS = ("calibration", "posterior_FF", "posterior_own_A")
 """What is fitted when the training is over."""
-FIXED = ("people", "genres", "countries", "devices")
-"""Vocabularies whose every row is a row of a table."""
+FIXED = ("people", "genres")
+"""Vocabularies whose every row is a row of a table, as those of context features are."""
 
 
 def inherited_model_config(base_run: Run, requested: TwoTowerConfig) -> TwoTowerConfig:
@@ -36,7 +37,14 @@ def require_compatible(base_run: Run, shards: Shards, encoder: str) -> None:
     `encoder` identifies the image encoder of the shards' embedding, as `train.embed.encoder_fingerprint` gives it.
     """
     theirs = base_run.config["shards"]
-    for name in (*GROWING, *FIXED):
+    context = base_run.model.sizes.context
+    if context != shards.context:
+        raise UserError(
+            f"{shards.folder}: its context features ({', '.join(f.name for f in shards.context)}) are not, or not standardised "
+            f"as, those {base_run.folder} was trained with ({', '.join(f.name for f in context)}). "
+            f"Prepare it with keyart prepare DATASET {shards.folder} --like {theirs} --since DATE."
+        )
+    for name in (*GROWING, *FIXED, *categories_of(context)):
         old, new = base_run.vocabularies[name], shards.vocabularies[name]
         if name in GROWING:
             same = (old.trained, old.values[: old.trained]) == (new.trained, new.values[: new.trained])

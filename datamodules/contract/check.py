@@ -172,8 +172,8 @@ def _relations(engine: Engine, sound: list[TableFiles]) -> Relations:
     """The sound tables with every column of the contract, in the types the files have; absent columns are null."""
     tables = {}
     # impressions before plays: an engine that reads some impressions alone reads their members' plays
-    for files in sorted(sound, key=lambda files: files.table is not IMPRESSIONS):
-        raw = engine.read(files.paths, files.table.name)
+    for files in sorted(sound, key=lambda files: files.table.name != IMPRESSIONS.name):
+        raw = engine.read(files.paths, files.table.name, merged=files.table.merged)
         columns = {
             column.name: raw[column.name] if column.name in files.columns else ibis.null(ENGINE_TYPES[column.kind])
             for column in files.table.columns

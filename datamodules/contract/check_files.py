@@ -6,6 +6,7 @@ footers alone. Types are judged here, by pyarrow, before an engine reads a row: 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,6 +25,8 @@ ACCEPTED_TYPES: dict[Kind, str] = {
     "integer": "an integer of any width",
     "timestamp": "timestamp with a time zone",
     "boolean": "bool",
+    "category": "string, an integer or bool",
+    "number": "a float, an integer, a decimal or bool",
 }
 
 
@@ -99,7 +102,7 @@ class TableFiles:
             file_problems = list(_schema_problems(table, schema))
             if not file_problems:
                 readable.append((path, schema))
-                file_problems = list(_disagreements(table, *readable[0], schema))
+                file_problems = list(_disagreements(table, readable, schema))
             for problem in file_problems:
                 problems.setdefault(problem, []).append(path)
         violations = [
@@ -109,7 +112,19 @@ class TableFiles:
         if not rows and not violations:
             what, remedy = "the table is empty", "Export it with its rows"
             violations.append(Violation(where=location, rule="empty-table", what=what, count=1, remedy=remedy))
-        names = set(readable[0][1].names) if readable else set()
+        names = {name for _, schema in readable for name in schema.names}
+        if readable and not violations:
+            violations += [
+                Violation(
+                    where=location,
+                    rule="missing-column",
+                    what=f"no file has the context feature's column {column.name}",
+                    count=1,
+                    remedy=_nearest_column(column.name, names),
+                )
+                for column in table.columns
+                if column.in_some_files and column.name not in names
+            ]
         columns = tuple(column.name for column in table.columns if column.name in names)
         return cls(table=table, paths=paths, columns=columns, rows=rows, violations=violations)
 
@@ -144,6 +159,15 @@ def printable(value: object, width: int = 80) -> str:
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
+def _nearest_column(name: str, names: set[str]) -> str:
+    close = get_close_matches(name, sorted(names), 1)
+    return (
+        f"Did you mean {close[0]}?"
+        if close
+        else f"Write it, or leave the feature out; columns: {', '.join(sorted(names))}"
+    )
+
+
 def _unreadable(error: Exception) -> Problem:
     lines = str(error).splitlines()
     reason = printable(lines[0].rstrip("."), 160) if lines else type(error).__name__
@@ -166,14 +190,14 @@ def _schema_problems(table: Table, schema: pa.Schema) -> Iterator[Problem]:
             yield "ambiguous-column", what, "Rename or drop the others"
             continue
         type_ = schema.field(column.name).type
-        if _holds(type_, column.kind):
+        if _holds(type_, column.kind) or (column.in_some_files and pa.types.is_null(type_)):
             continue
         if column.kind == "timestamp" and pa.types.is_timestamp(type_):
             what = f"column {column.name} has type {type_}, a timestamp without a zone"
             yield "timestamp-without-zone", what, f"Write {column.name} in UTC and mark it so: timestamp[us, tz=UTC]"
         else:
             yield "wrong-type", f"column {column.name} has type {_name(type_)}", _retype(column)
-    if table is IMPRESSIONS and not {"propensities", "propensity"} & set(schema.names):
+    if table.name == IMPRESSIONS.name and not {"propensities", "propensity"} & set(schema.names):
         what = "has neither propensities nor propensity"
         yield "no-propensity-column", what, "Log the probabilities; without them no policy can be valued"
 
@@ -183,11 +207,20 @@ def _retype(column: Column) -> str:
     return f"Write {column.name} as {ACCEPTED_TYPES[column.kind]}{leave}"
 
 
-def _disagreements(table: Table, first_path: Path, first: pa.Schema, other: pa.Schema) -> Iterator[Problem]:
-    """Where a file differs from the first: an engine reads all files of a table with one file's schema."""
+def _disagreements(table: Table, readable: list[tuple[Path, pa.Schema]], other: pa.Schema) -> Iterator[Problem]:
+    """Where a file differs from the first: an engine reads all files of a table with one file's schema.
+
+    A column that some files may lack is held against the first file that has it, and not all null.
+    """
     remedy = "Export all files of the table with one schema"
     for column in table.columns:
         name, rule = column.name, "schema-mismatch"
+        first_path, first = readable[0]
+        if column.in_some_files:
+            with_values = [(path, schema) for path, schema in readable if _has_values(schema, name)]
+            if not with_values or not _has_values(other, name):
+                continue
+            first_path, first = with_values[0]
         if (name in first.names) != (name in other.names):
             here, there = ("has no", "has it") if name in first.names else ("has a", "has none")
             yield rule, f"{here} column {name}, {printable(first_path.name)} {there}", remedy
@@ -197,11 +230,21 @@ def _disagreements(table: Table, first_path: Path, first: pa.Schema, other: pa.S
                 yield rule, f"column {name} has type {b}, in {printable(first_path.name)} it has type {a}", remedy
 
 
+def _has_values(schema: pa.Schema, name: str) -> bool:
+    """Whether a file has a column, of another type than that of nothing but nulls."""
+    return name in schema.names and not pa.types.is_null(schema.field(name).type)
+
+
 def _holds(type_: pa.DataType, kind: Kind) -> bool:
     types = pa.types
     if kind in ("strings", "floats"):
         item = _item(type_)
         return item is not None and _holds(item, "string" if kind == "strings" else "float")
+    if kind == "category":
+        return _name(type_) == "string" or types.is_integer(type_) or types.is_boolean(type_)
+    if kind == "number":
+        numeric = (types.is_floating, types.is_integer, types.is_decimal, types.is_boolean)
+        return any(is_kind(type_) for is_kind in numeric)
     if kind == "string":
         return _name(type_) == "string"
     if kind == "float":

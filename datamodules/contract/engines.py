@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis.expr.types import Table as Relation
 
-from datamodules.contract.tables import IMPRESSIONS, PLAYS, TABLES
+from datamodules.contract.tables import IMPRESSIONS, PLAYS, TABLES, Table
 from foundation.atomic import exclusive_lock
 from foundation.errors import UserError
 
@@ -106,8 +106,8 @@ class Engine(Protocol):
     session: Any
     """Spark's session, for work that is no relation; None where there is no Spark."""
 
-    def read(self, files: list[Path], name: str) -> Relation:
-        """Parquet files that share a schema as one relation, with the column `FILE`."""
+    def read(self, files: list[Path], name: str, *, merged: bool = False) -> Relation:
+        """Parquet files as one relation, with the column `FILE`; they share a schema, or have it in parts where `merged`."""
         ...
 
     def file_of(self, value: str) -> Path:
@@ -156,24 +156,25 @@ class RecentEngine:
     Impressions that do not say when they were shown are read too: they are for `check` to find. Both are worked out once.
     """
 
-    def __init__(self, engine: Engine, moment: datetime) -> None:
-        """Narrow what `engine` reads."""
+    def __init__(self, engine: Engine, moment: datetime, tables: Sequence[Table] = TABLES) -> None:
+        """Narrow what `engine` reads, to the columns of `tables`."""
         self.engine, self.moment = engine, moment
+        self._columns = {FILE, *(column.name for table in tables for column in table.columns)}
         self.memory, self.errors = engine.memory, engine.errors
         self.folder, self.session = engine.folder, engine.session
         self.file_of, self.materialise, self.batches = engine.file_of, engine.materialise, engine.batches
         self._cached: dict[str, Relation] = {}
 
     @classmethod
-    def of(cls, engine: Engine, moment: datetime | None) -> Engine:
+    def of(cls, engine: Engine, moment: datetime | None, tables: Sequence[Table] = TABLES) -> Engine:
         """The engine, narrowed where a moment is given; as it is where it is narrowed to that already."""
         same = isinstance(engine, RecentEngine) and engine.moment == moment
-        return engine if moment is None or same else cls(engine, moment)
+        return engine if moment is None or same else cls(engine, moment, tables)
 
-    def read(self, files: list[Path], name: str) -> Relation:
+    def read(self, files: list[Path], name: str, *, merged: bool = False) -> Relation:
         """As `Engine.read`, fewer rows."""
         if name not in self._cached:
-            rows: Any = self.engine.read(files, name)
+            rows: Any = self.engine.read(files, name, merged=merged)
             if name == IMPRESSIONS.name and "shown_at" in rows.columns:
                 rows = self._materialise(
                     rows.filter((rows.shown_at >= ibis.timestamp(self.moment)) | rows.shown_at.isnull()), name
@@ -184,9 +185,8 @@ class RecentEngine:
         return self._cached[name]
 
     def _materialise(self, rows: Any, name: str) -> Relation:
-        known = {FILE, *(column.name for table in TABLES for column in table.columns)}
         return self.engine.materialise(
-            rows.select(*(column for column in rows.columns if column in known)), f"{name}_since"
+            rows.select(*(column for column in rows.columns if column in self._columns)), f"{name}_since"
         )
 
 
@@ -217,11 +217,12 @@ class _DuckDB:
         self.backend.raw_sql("SET enable_progress_bar = false")
         self.backend.raw_sql("SET preserve_insertion_order = false")
 
-    def read(self, files: list[Path], name: str) -> Relation:
+    def read(self, files: list[Path], name: str, *, merged: bool = False) -> Relation:
         self._paths |= {path.resolve(): path for path in files}
         # escaped, and without partitions: a path that holds * or country=NL is a path, not a pattern or a column
         paths = [glob.escape(str(path)) for path in files]
-        return self.backend.read_parquet(paths, table_name=name, filename=FILE, hive_partitioning=False)
+        options = {"filename": FILE, "hive_partitioning": False, "union_by_name": merged}
+        return self.backend.read_parquet(paths, table_name=name, **options)
 
     def file_of(self, value: str) -> Path:
         return self._paths[Path(value).resolve()]  # as it was given, which may have been relative
@@ -291,11 +292,12 @@ class _Spark:
         self.backend = ibis.pyspark.connect(self.session)
         self.batches_written = 0
 
-    def read(self, files: list[Path], name: str) -> Relation:
+    def read(self, files: list[Path], name: str, *, merged: bool = False) -> Relation:
         # escaped, and without partitions, as above; Hadoop's escape is the backslash
         self._paths |= {path.resolve(): path for path in files}
         paths = [re.sub(r"([\\*?\[\]{}])", r"\\\1", f"file://{path.resolve()}") for path in files]
-        frame = self.session.read.option("recursiveFileLookup", "true").parquet(*paths)
+        reader = self.session.read.option("recursiveFileLookup", "true").option("mergeSchema", str(merged).lower())
+        frame = reader.parquet(*paths)
         for column in pq.read_schema(files[0]):
             if (
                 pa.types.is_timestamp(column.type) and column.type.unit == "ns"

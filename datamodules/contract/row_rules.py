@@ -14,7 +14,7 @@ import ibis
 from ibis.expr.types import BooleanValue, Value
 from ibis.expr.types import Table as Relation
 
-from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, MEMBERS, PLAYS, TABLES, TITLES, Table
+from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, MEMBERS, PLAYS, TABLES, TITLES, Column, Table
 
 SUM_TOLERANCE = 1e-3
 """Logs hold propensities as float32, some rounded to four places for the wire."""
@@ -75,7 +75,24 @@ def row_rules(table: Table) -> tuple[RowRule, ...]:
     """The rules for one table: what must not be null first."""
     nulls = [_not_null(table, column.name) for column in table.columns if not column.nullable]
     holes = [_no_null_items(table, column.name) for column in table.columns if column.kind == "strings"]
-    return (*nulls, *holes, *(rule for rule in RULES if rule.table is table))
+    own = [rule for rule in RULES if rule.table.name == table.name]
+    names = {column.name for column in IMPRESSIONS.columns}
+    more = [column for column in table.columns if column.in_some_files and column.name not in names]
+    return (*nulls, *holes, *own, *(_context_column(table, column) for column in more if column.kind != "category"))
+
+
+def _context_column(table: Table, column: Column) -> RowRule:
+    """The rule of a declared context feature's column that holds numbers; NaN counts as unknown."""
+    if column.kind == "integer":  # a position or an hour: which of the two, the encoder of impressions knows
+        return _small_number(column.name)[0]
+    return RowRule(
+        name=f"{column.name}-finite",
+        table=table,
+        broken=lambda rows, _: _column(rows, column.name).cast("float64").isinf(),
+        what=f"whose {column.name} is infinite",
+        remedy="Write null where it is not known",
+        offending_value=lambda rows: _labelled(column.name, rows[column.name]),
+    )
 
 
 def _column(rows: Relation, name: str) -> Any:

@@ -4,16 +4,20 @@ In: a dataset folder of Parquet. Out: the tables' files and declared columns, wh
 by and `prepare` reads by. Nothing here reads a row.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from foundation.context import BUILT_IN, ContextFeature
+from foundation.errors import UserError
 from foundation.fingerprint import files_fingerprint
 
 CONTRACT_VERSION = 1
 
-Kind = Literal["string", "strings", "float", "floats", "integer", "timestamp", "boolean"]
-"""What a column holds: `strings` and `floats` are lists; integers and floats may be of any width."""
+Kind = Literal["string", "strings", "float", "floats", "integer", "timestamp", "boolean", "category", "number"]
+"""What a column holds: `strings` and `floats` are lists; integers and floats may be of any width; a category is a text, a
+whole number or a truth value, a number any of these but text, decimals included."""
 
 ENGINE_TYPES: dict[Kind, str] = {
     "string": "string",
@@ -23,6 +27,8 @@ ENGINE_TYPES: dict[Kind, str] = {
     "integer": "int64",
     "timestamp": "timestamp('UTC', 6)",
     "boolean": "boolean",
+    "category": "string",
+    "number": "float64",
 }
 """What each kind is to Ibis: columns are read as these, and absent optional ones as nulls of them."""
 
@@ -37,6 +43,8 @@ class Column:
     """The column must exist."""
     nullable: bool = False
     """Single values may be null."""
+    in_some_files: bool = False
+    """One file of the table that has it is enough: in the others it counts as null."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +55,11 @@ class Table:
     columns: tuple[Column, ...]
     folder: bool = False
     required: bool = True
+
+    @property
+    def merged(self) -> bool:
+        """Its files may differ in which columns they have."""
+        return any(column.in_some_files for column in self.columns)
 
     def files(self, dataset: Path) -> list[Path]:
         """The table's Parquet files, sorted by name; empty where the table is absent."""
@@ -108,9 +121,46 @@ IMPRESSIONS = Table(
         Column(name="engaged", kind="boolean", required=False, nullable=True),
     ),
 )
+CONTEXT_COLUMN_KINDS: dict[str, Kind] = {
+    "category": "category",
+    "number": "number",
+    "hour": "integer",
+    "position": "integer",
+}
+"""By a context feature's kind: that of its column."""
 MEMBERS = Table(name="members", columns=(Column(name="member_id", kind="string"),), required=False)
 
 TABLES = (TITLES, ARTWORKS, PLAYS, IMPRESSIONS, MEMBERS)
+
+
+def impressions_table(features: Iterable[ContextFeature]) -> Table:
+    """The impressions with the columns of declared context features beside the contract's own.
+
+    UserError where a feature's column is one of the contract's, which are features already or are none.
+    """
+    more = [feature for feature in features if feature not in BUILT_IN and not feature.from_time]
+    names = {column.name for column in IMPRESSIONS.columns}
+    for feature in more:
+        if feature.source in names:
+            raise UserError(
+                f"context feature {feature.name!r}: column {feature.source} is the contract's own. Name another column."
+            )
+    columns = {
+        feature.source: Column(
+            name=feature.source,
+            kind=CONTEXT_COLUMN_KINDS[feature.kind],
+            required=False,
+            nullable=True,
+            in_some_files=True,
+        )
+        for feature in more
+    }
+    return replace(IMPRESSIONS, columns=(*IMPRESSIONS.columns, *columns.values())) if columns else IMPRESSIONS
+
+
+def tables_with(features: Iterable[ContextFeature]) -> tuple[Table, ...]:
+    """Every table of the contract, the impressions with the columns of declared features."""
+    return tuple(impressions_table(features) if table is IMPRESSIONS else table for table in TABLES)
 
 
 def dataset_fingerprint(dataset: Path) -> str:

@@ -6,7 +6,7 @@ window keeps `reach` plays to its left, and cutting a long history changes no pr
 operation per column; a thread stays one batch ahead. The order follows from (seed, epoch) alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from queue import Full, Queue
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.shards.padding import padded
 from datamodules.shards.shard import Shard
 
-MICROSECONDS, MICROSECONDS_AN_HOUR = 1_000_000, 3_600_000_000
 SHARDS_MIXED = 8
 """Shards whose batches are mixed: few enough that what is read lies in memory."""
 
@@ -45,18 +45,9 @@ class Batch:
     """int64 (N,)."""
     artworks: Tensor
     """int64 (N, K): candidates, or the shown artwork alone (K = 1) when training."""
-    country: Tensor
-    """int64 (N,)."""
-    device: Tensor
-    """int64 (N,)."""
-    hour: Tensor
-    """int64 (N,): of the day, UTC."""
-    row: Tensor
-    """int64 (N,): -1 where not logged."""
-    column: Tensor
-    """int64 (N,): -1 where not logged."""
-    play_count: Tensor
-    """int64 (N,): how many plays the member had before the impression, those before the window included."""
+    context: dict[str, Tensor]
+    """By context feature, int64 (N,), of a number float32 (N,); and as `play_count` how many plays the member had before
+    the impression, those before the window included, int64 (N,)."""
     clicked: Tensor
     """float32 (N,)."""
     engaged: Tensor
@@ -74,14 +65,15 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in self._tensors().items()})
+        return self._mapped(lambda value: value.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, from which copies to a GPU overlap with work."""
-        return replace(self, **{name: value.pin_memory() for name, value in self._tensors().items()})
+        return self._mapped(lambda value: value.pin_memory())
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        tensors = {f.name: function(v) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **tensors, context={name: function(value) for name, value in self.context.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,26 +253,12 @@ class Feed:
     def gather(self, s: int, windows: _Windows, global_impressions: int) -> Batch:
         """The batch of some windows of a shard, `whole` impressions over all ranks."""
         shard = self.shards[s]
-        within = np.arange(max(1, int(windows.plays.max(initial=0))))
-        inside_MT = within < windows.plays[:, None]
-        play_MT = np.where(inside_MT, windows.play[:, None] + within, 0)
-        if len(shard.play_title):
-            title_MT = np.where(inside_MT, shard.play_title[play_MT], 0)
-            artwork_MT = np.where(inside_MT, shard.play_artwork[play_MT], 0)
-            watched_MT = np.where(inside_MT, shard.play_watched[play_MT], np.nan)
-            time_MT = np.where(inside_MT, shard.play_time[play_MT] // MICROSECONDS, 0)
-        else:
-            title_MT = artwork_MT = time_MT = np.zeros(play_MT.shape, np.int64)
-            watched_MT = np.full(play_MT.shape, np.nan)
-
+        plays = shard.padded_runs(windows.play, windows.plays)
         member, rows = self.rows(s, windows)
         shown = shard.shown[rows].astype(np.int64)
         start = shard.candidate_start[rows]
         if self.candidates:
-            width = shard.candidate_start[rows + 1] - start
-            offset = np.arange(int(width.max(initial=1)))
-            mask = offset < width[:, None]
-            artworks = np.where(mask, shard.candidate[np.where(mask, start[:, None] + offset, 0)], 0)
+            artworks, _ = padded(shard.candidate, start, shard.candidate_start[rows + 1] - start)
         else:
             artworks, shown = shard.candidate[start + shown][:, None], np.zeros_like(shown)
 
@@ -290,21 +268,14 @@ class Feed:
         clicked, engaged = shard.clicked[rows], shard.engaged[rows]
         first = windows.play == shard.history_start[self.selected[s][windows.first]]
         return Batch(
-            play_title=to_int64(title_MT),
-            play_artwork=to_int64(artwork_MT),
-            play_watched=torch.from_numpy(watched_MT.astype(np.float32)),
-            play_time=to_int64(time_MT),
+            **{name: torch.from_numpy(values) for name, values in plays.items()},
             first=torch.from_numpy(first),
             member=to_int64(member),
             position=to_int64(shard.history_end[rows] - windows.play[member]),
             title=to_int64(shard.title[rows]),
             artworks=to_int64(artworks),
-            country=to_int64(shard.country[rows]),
-            device=to_int64(shard.device[rows]),
-            hour=to_int64(shard.shown_at[rows] // MICROSECONDS_AN_HOUR % 24),
-            row=to_int64(shard.row[rows]),
-            column=to_int64(shard.column[rows]),
-            play_count=to_int64(shard.history_end[rows] - shard.history_start[rows]),
+            context={name: torch.from_numpy(values) for name, values in shard.context_at(rows).items()}
+            | {"play_count": to_int64(shard.history_end[rows] - shard.history_start[rows])},
             clicked=torch.from_numpy(clicked.astype(np.float32)),
             engaged=torch.from_numpy(np.where(engaged < 0, np.nan, engaged).astype(np.float32)),
             shown=to_int64(shown),

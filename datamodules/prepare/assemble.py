@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.shards.shard import TEST, TRAIN, VALIDATION, Shard
+from datamodules.shards.shard import CONTEXT_PREFIX, TEST, TRAIN, VALIDATION, Shard
+from foundation.context import ContextFeature
 
 INT64_MAX = 2**63 - 1
 
@@ -36,10 +37,6 @@ IMPRESSION_COLUMNS = pa.schema(
         "shown": pa.int16(),
         "propensity": pa.float32(),
         "policy": pa.int16(),
-        "country": pa.int16(),
-        "device": pa.int16(),
-        "row": pa.int16(),
-        "column": pa.int16(),
         "clicked": pa.int8(),
         "engaged": pa.int8(),
     }
@@ -47,14 +44,22 @@ IMPRESSION_COLUMNS = pa.schema(
 
 
 def assemble(
-    plays: pa.Table | None, impressions: pa.Table | None, split_times: tuple[int, int]
+    plays: pa.Table | None,
+    impressions: pa.Table | None,
+    split_times: tuple[int, int],
+    features: tuple[ContextFeature, ...],
 ) -> tuple[Shard, np.ndarray]:
     """A shard, and where each of its impressions stands in the table given, int64 (N,).
 
-    The tables are as `spill` encodes them; None where there is none. `borders`: first instants of validation and test.
+    The tables are as `shard_spill` encodes them; None where there is none. `split_times`: first instants of validation and
+    of test. `features`: the context features.
     """
     plays = plays if plays is not None else PLAY_COLUMNS.empty_table()
-    shown = impressions if impressions is not None else IMPRESSION_COLUMNS.empty_table()
+    stored = {feature.name: feature.stored_dtype for feature in features if not feature.from_time}
+    if impressions is None:
+        context_columns = [pa.field(f"{CONTEXT_PREFIX}{name}", pa.from_numpy_dtype(t)) for name, t in stored.items()]
+        impressions = pa.schema([*IMPRESSION_COLUMNS, *context_columns]).empty_table()
+    shown = impressions
     play_member, shown_member, members = _member_codes(_contiguous(plays, "member_id"), _contiguous(shown, "member_id"))
 
     time, title, artwork, watched = (
@@ -85,21 +90,12 @@ def assemble(
     split = np.full(len(order), TRAIN, np.int8)
     split[shown_at >= split_times[0]] = VALIDATION
     split[shown_at >= split_times[1]] = TEST
-    copied_columns = (
-        "title",
-        "shown",
-        "propensity",
-        "policy",
-        "country",
-        "device",
-        "row",
-        "column",
-        "clicked",
-        "engaged",
-    )
+    copied_columns = ("title", "shown", "propensity", "policy", "clicked", "engaged")
     shard = Shard(
         **play_columns,
         **{name: np.asarray(_contiguous(shown, name))[order] for name in copied_columns},
+        context={name: np.asarray(_contiguous(shown, f"{CONTEXT_PREFIX}{name}"))[order] for name in stored},
+        features=features,
         member_impressions=member_impressions,
         impression_id=id_bytes,
         impression_id_start=id_start,

@@ -17,9 +17,8 @@ UNKNOWNS = {
     "play_title": "plays of a title that the training period does not know",
     "title": "impressions of a title that the training period does not know",
     "candidate": "candidates that the training period does not know",
-    "country": "impressions of an unknown country or none",
-    "device": "impressions on an unknown device or none",
 }
+UNKNOWN_CONTEXT = "impressions whose {} is not known"
 
 
 class ShardCounts:
@@ -33,7 +32,7 @@ class ShardCounts:
         self.plays = self.members = self.candidates = 0
         self.lengths = np.zeros(1, np.int64)
         """How many impressions have a history of so many plays."""
-        self.unknown = dict.fromkeys(UNKNOWNS, 0)
+        self.unknown: dict[str, int] = dict.fromkeys(UNKNOWNS, 0)
 
     def add(self, shard: Shard) -> None:
         """One more shard."""
@@ -51,8 +50,11 @@ class ShardCounts:
         for column, name in (("play_title", "titles"), ("title", "titles"), ("candidate", "artworks")):
             rows = getattr(shard, column)
             self.unknown[column] += int(((rows == 0) | (rows > self.vocabularies[name].trained)).sum())
-        for column in ("country", "device"):
-            self.unknown[column] += int((getattr(shard, column) == 0).sum())
+        for feature in shard.features:
+            if not feature.from_time:
+                values = shard.context[feature.name]
+                unknown = np.isnan(values) if feature.kind == "number" else values == feature.unknown
+                self.unknown[feature.name] = self.unknown.get(feature.name, 0) + int(unknown.sum())
 
     def manifest(self) -> dict[str, Any]:
         """The counts as JSON has them."""
@@ -125,7 +127,11 @@ def print_counts(manifest: dict[str, Any], console: Console) -> None:
     lines.append(
         f"impressions with one candidate: {single_candidate:,}; they teach clicks and say nothing about policies"
     )
-    lines += [f"{words}: {manifest['unknown'][name]:,}" for name, words in UNKNOWNS.items()]
+    lines += [
+        f"{UNKNOWNS.get(name) or UNKNOWN_CONTEXT.format(name)}: {count:,}"
+        for name, count in manifest["unknown"].items()
+        if count or name in UNKNOWNS
+    ]
     lines += [
         f"the {name} split is empty: give --validation-from and --test-from"
         for name, split in manifest["splits"].items()

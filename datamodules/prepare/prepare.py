@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from datamodules.contract.engines import Engine, RecentEngine, open_engine, spill_folder, to_arrow
-from datamodules.contract.tables import CONTRACT_VERSION, dataset_fingerprint
+from datamodules.contract.tables import CONTRACT_VERSION, dataset_fingerprint, tables_with
 from datamodules.prepare.assemble import assemble
 from datamodules.prepare.counts import ShardCounts
 from datamodules.prepare.relations import (
@@ -36,18 +36,20 @@ from datamodules.prepare.relations import (
     play_rows,
     times_at_ranks,
     vocabularies_of,
+    with_number_statistics,
 )
 from datamodules.prepare.shard_spill import ShardSpill, encoder_of_impressions, encoder_of_plays
 from datamodules.shards.catalogue import build_catalogue
 from datamodules.shards.shard import EMBEDDING, MANIFEST, REQUESTS, Shard, Shards
 from datamodules.shards.vocabulary import Vocabularies, save_vocabularies
 from foundation.atomic import atomic_folder, require_replaceable
+from foundation.context import ContextFeature, context_features, save_context
 from foundation.errors import UserError
 from foundation.fingerprint import fingerprint
 from foundation.progress import progress_bar
 from foundation.times import parse_time
 
-SHARDS_VERSION = 2
+SHARDS_VERSION = 3
 """Raised when the arrays change their meaning: older shards are then prepared again."""
 SHARD_BYTES = 50_000_000
 """About as much as a shard holds by default."""
@@ -68,6 +70,8 @@ class PrepareConfig:
     """Date or time at which test begins."""
     shards: int = 0
     """How many shards; 0: from the log's size."""
+    context: list[ContextFeature] = field(default_factory=list)
+    """Further columns of impressions/ that are context features, such as [{name: language, kind: category}]."""
     drop_invalid: bool = False
     """Leave out rows that break the contract, and count them by rule; otherwise they stop the work before it starts."""
 
@@ -77,6 +81,7 @@ class PrepareConfig:
             raise UserError(
                 f"validation={self.validation}, test={self.test}: both must lie in (0, 1) and leave a share for training."
             )
+        context_features(self.context)
         if not 0 <= self.shards <= MAX_SHARDS:
             raise UserError(f"shards={self.shards}: must lie in 0 .. {MAX_SHARDS} (0: from the log's size).")
         if bool(self.validation_from) != bool(self.test_from):
@@ -101,6 +106,7 @@ def prepare(
     *,
     like: Path | None = None,
     vocabularies: Vocabularies | None = None,
+    features: tuple[ContextFeature, ...] | None = None,
     since: datetime | None = None,
     keep_requests: bool = False,
     engine: Engine | None = None,
@@ -109,17 +115,25 @@ def prepare(
     """Write the shards of a valid dataset and return their manifest.
 
     With `like`, the vocabularies of those shards are used, what the catalogue gained stands behind them, and their
-    image encoder comes along; with `vocabularies`, just those. With `since`, only impressions shown at or after that
-    moment are kept, with their members' whole histories, and the splits are shares of them. With `keep_requests`, each
-    shard also keeps impression_id and candidates as they were logged, in `requests.parquet`.
+    image encoder and context features come along; with `vocabularies` and `features`, just those. With `since`, only
+    impressions shown at or after that moment are kept, with their members' whole histories, and the splits are shares of
+    them. With `keep_requests`, each shard also keeps impression_id and candidates as they were logged, in
+    `requests.parquet`.
     The dataset is read, never written to; `out` appears when it is complete, and an embedding it had stays with it.
     """
     config, out = config or PrepareConfig(), out if out.name else out.resolve()
     require_writable_target(dataset, out)
     log_fingerprint = dataset_fingerprint(dataset)
     model = None if like is None else Shards.open(like)
+    if model is not None:
+        _require_same_context(model, config)
+        features = model.context
+    features = features or context_features(config.context)
+    tables = tables_with(features)
     with nullcontext(engine) if engine else open_engine(spill=spill_folder(out)) as working:
-        log = DatasetTables.read(RecentEngine.of(working, since), dataset, drop_invalid=config.drop_invalid)
+        log = DatasetTables.read(
+            RecentEngine.of(working, since, tables), dataset, drop_invalid=config.drop_invalid, features=features
+        )
         size = measure_log(log)
         if not size.impressions:
             raise UserError(f"{dataset}/impressions: {_why_empty(log, since)}")
@@ -130,12 +144,13 @@ def prepare(
             for name, table in (("titles", titles), ("artworks", artworks)):
                 vocabularies[name] = vocabularies[name].extended(table[f"{name[:-1]}_id"].to_pylist())
         elif vocabularies is None:
-            vocabularies = vocabularies_of(log, split_times[0])
+            vocabularies = vocabularies_of(log, split_times[0], features)
+            features = with_number_statistics(log, split_times[0], features)
         shards = config.shards or _shard_count(size)
         _require_memory(size, shards, working.memory)
         at_once = _rows_at_once(size, working.memory)
         encode_plays = encoder_of_plays(vocabularies)
-        encode_impressions = encoder_of_impressions(vocabularies, keep_requests=keep_requests)
+        encode_impressions = encoder_of_impressions(vocabularies, features, keep_requests=keep_requests)
 
         with atomic_folder(out, marker=MANIFEST) as folder, progress_bar(console or Console(stderr=True)) as progress:
             task = progress.add_task("prepare: rows", total=size.plays + size.impressions)
@@ -156,7 +171,7 @@ def prepare(
 
             def make(s: int) -> Shard:
                 rows = impression_spill.read(s)
-                shard, order = assemble(plays.read(s), rows, split_times)
+                shard, order = assemble(plays.read(s), rows, split_times, features)
                 target = folder / f"shard-{s:05d}"
                 shard.save(target)
                 if keep_requests:
@@ -169,6 +184,7 @@ def prepare(
             shutil.rmtree(folder / SPILL)
             build_catalogue(titles, artworks, vocabularies).save(folder / "catalogue")
             save_vocabularies(vocabularies, folder / "vocabularies.json")
+            save_context(features, folder)
             counted = shard_counts.manifest()
             if dataset_fingerprint(dataset) != log_fingerprint:
                 raise UserError(f"{dataset}: changed while it was read. Prepare it again when nobody writes to it.")
@@ -198,6 +214,17 @@ def prepare(
                 if previous is not None and (previous / EMBEDDING).is_dir() and not (folder / EMBEDDING).exists():
                     shutil.copytree(previous / EMBEDDING, folder / EMBEDDING)
     return manifest
+
+
+def _require_same_context(model: Shards, config: PrepareConfig) -> None:
+    """UserError where other context features are asked for than those of the shards to be like."""
+    of_model = {feature.name for feature in model.context}
+    asked = {feature.name for feature in context_features(config.context)}
+    if config.context and asked != of_model:
+        raise UserError(
+            f"context={sorted(asked - of_model) or sorted(of_model - asked)}: {model.folder} has the context features "
+            f"{', '.join(sorted(of_model))}. Leave --context out: shards like others have their features."
+        )
 
 
 def require_writable_target(dataset: Path, out: Path) -> None:

@@ -22,8 +22,10 @@ from ibis.expr.types import Table as Relation
 
 from datamodules.contract.engines import Engine, to_arrow
 from datamodules.contract.row_rules import row_rules, with_foreign_candidate
-from datamodules.contract.tables import ARTWORKS, ENGINE_TYPES, IMPRESSIONS, PLAYS, TITLES, Table
+from datamodules.contract.tables import ARTWORKS, ENGINE_TYPES, IMPRESSIONS, PLAYS, TITLES, Table, impressions_table
+from datamodules.prepare.shard_spill import require_few_values
 from datamodules.shards.vocabulary import VOCABULARY_NAMES, Vocabularies, Vocabulary
+from foundation.context import BUILT_IN, ContextFeature, with_statistics
 from foundation.errors import UserError
 
 HEX = "0123456789abcdef"
@@ -50,7 +52,9 @@ class DatasetTables:
     dropped: Dropped
 
     @classmethod
-    def read(cls, engine: Engine, dataset: Path, *, drop_invalid: bool) -> "DatasetTables":
+    def read(
+        cls, engine: Engine, dataset: Path, *, drop_invalid: bool, features: tuple[ContextFeature, ...] = BUILT_IN
+    ) -> "DatasetTables":
         """Open a dataset; with `drop_invalid`, rows that break a rule are left out and counted by the first they break.
 
         Of rows that share an id none is kept: which of them is right cannot be known.
@@ -58,7 +62,8 @@ class DatasetTables:
         tables: dict[str, Relation] = {}
         rows: dict[str, int] = {}
         dropped: Dropped = {}
-        for table in PREPARED_TABLES:
+        for contract in PREPARED_TABLES:
+            table = impressions_table(features) if contract is IMPRESSIONS else contract
             files = table.files(dataset)
             if not files:
                 raise UserError(f"{dataset}: has no table {table.name}. Run keyart check {dataset}.")
@@ -71,7 +76,7 @@ class DatasetTables:
 
 def typed(engine: Engine, files: list[Path], table: Table) -> Relation:
     """A table in the contract's types; absent optional columns are null."""
-    raw = engine.read(files, table.name)
+    raw = engine.read(files, table.name, merged=table.merged)
     columns = {}
     for column in table.columns:
         type_ = dt.dtype(ENGINE_TYPES[column.kind])
@@ -82,7 +87,7 @@ def typed(engine: Engine, files: list[Path], table: Table) -> Relation:
 def _valid(engine: Engine, table: Table, tables: dict[str, Relation]) -> tuple[Relation, dict[str, int]]:
     """A table's rows that break no rule, and how many broke which first; the tables before it hold valid rows alone."""
     rows = tables[table.name]
-    with_rules = with_foreign_candidate(rows, tables[ARTWORKS.name]) if table is IMPRESSIONS else rows
+    with_rules = with_foreign_candidate(rows, tables[ARTWORKS.name]) if table.name == IMPRESSIONS.name else rows
     rules = row_rules(table)
     flags = {
         f"keyart_{index}": rule.flags(with_rules, {**tables, table.name: with_rules})
@@ -152,7 +157,32 @@ def times_at_ranks(log: DatasetTables, size: LogSize, ranks: tuple[int, ...]) ->
     return tuple(result)
 
 
-def vocabularies_of(log: DatasetTables, training_ends: int) -> Vocabularies:
+def with_number_statistics(
+    log: DatasetTables, training_ends: int, features: tuple[ContextFeature, ...]
+) -> tuple[ContextFeature, ...]:
+    """The features, numbers with their mean and standard deviation over the impressions of the training period."""
+    numbers = [feature for feature in features if feature.kind == "number" and None in (feature.mean, feature.std)]
+    if not numbers:
+        return features
+    end = ibis.timestamp(datetime.fromtimestamp(training_ends / 1e6, UTC))
+    impressions = log.impressions.filter(log.impressions.shown_at < end)
+    sums = {}
+    for feature in numbers:
+        value: Any = impressions[feature.source].cast("float64")
+        value = ibis.ifelse(value.isnan(), ibis.null("float64"), value)
+        sums |= {f"mean_{feature.name}": value.mean(), f"std_{feature.name}": value.std(how="pop")}
+    (row,) = to_arrow(impressions.aggregate(**sums)).to_pylist()
+    of_number = {
+        # of nothing but nulls, or of one value, nothing is known of how far others lie apart
+        feature.name: with_statistics(feature, row[f"mean_{feature.name}"] or 0.0, row[f"std_{feature.name}"] or 1.0)
+        for feature in numbers
+    }
+    return tuple(of_number.get(feature.name, feature) for feature in features)
+
+
+def vocabularies_of(
+    log: DatasetTables, training_ends: int, features: tuple[ContextFeature, ...] = BUILT_IN
+) -> Vocabularies:
     """Vocabularies of the training period; titles and artworks hold the rest of the catalogue behind it.
 
     `training_ends`: microseconds since 1970; what happened then or later is not looked at.
@@ -179,11 +209,14 @@ def vocabularies_of(log: DatasetTables, training_ends: int) -> Vocabularies:
         "artworks": Vocabulary.of(known_artworks["artwork_id"].to_pylist(), artworks["artwork_id"].to_pylist()),
         "people": Vocabulary.of(name for name in pc.unique(people).to_pylist() if name not in moods),
         "genres": genres,
-        "countries": Vocabulary.of(distinct(impressions, impressions.country).to_pylist()),
-        "devices": Vocabulary.of(distinct(impressions, impressions.device).to_pylist()),
         "policies": Vocabulary.of(distinct(impressions, impressions.policy).to_pylist()),
     }
     assert tuple(vocabularies) == VOCABULARY_NAMES
+    for name, source in ((feature.name, feature.source) for feature in features if feature.kind == "category"):
+        column = impressions[source]
+        # counted first: of ten million values none is to be held here
+        require_few_values(name, to_arrow(impressions.aggregate(values=column.nunique()))["values"][0].as_py())
+        vocabularies[name] = Vocabulary.of(distinct(impressions, column).to_pylist())
     return vocabularies
 
 

@@ -18,7 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datamodules.shards.shard import CONTEXT_PREFIX
 from datamodules.shards.vocabulary import Vocabularies, Vocabulary
+from foundation.context import HOURS, ContextFeature, categories_of
 from foundation.errors import UserError
 
 INT16_ROWS = 2**15
@@ -119,18 +121,16 @@ def encoder_of_plays(vocabularies: Vocabularies) -> Encode:
     return encode
 
 
-def encoder_of_impressions(vocabularies: Vocabularies, *, keep_requests: bool) -> Encode:
+def encoder_of_impressions(
+    vocabularies: Vocabularies, features: tuple[ContextFeature, ...], *, keep_requests: bool
+) -> Encode:
     """Impressions as the engine sends them -> columns of a `Shard` before sorting.
 
     `candidate` and `candidate_propensity` are lists of the same lengths. With `keep_requests` the candidates stay as
     they were logged too, in `candidates`. UserError where a small vocabulary has more values than 16 bits tell apart.
     """
-    for name in ("policies", "countries", "devices"):
-        if len(vocabularies[name]) > INT16_ROWS:
-            raise UserError(
-                f"impressions: {len(vocabularies[name]) - 1:,} different {name}, and at most {INT16_ROWS - 1:,} can be told "
-                "apart. Write the rare ones as one value, or null."
-            )
+    for name in ("policies", *categories_of(features)):
+        require_few_values(name, len(vocabularies[name]) - 1)
 
     def encode(batch: pa.RecordBatch) -> pa.RecordBatch:
         candidates = batch["candidates"]
@@ -149,10 +149,11 @@ def encoder_of_impressions(vocabularies: Vocabularies, *, keep_requests: bool) -
             "shown": np.asarray(batch["shown"]).astype(np.int16),
             "propensity": shown_propensity,
             "policy": _small(vocabularies["policies"], batch["policy"]),
-            "country": _small(vocabularies["countries"], batch["country"]),
-            "device": _small(vocabularies["devices"], batch["device"]),
-            "row": _filled(batch["row"], -1, np.int16),
-            "column": _filled(batch["column"], -1, np.int16),
+            **{
+                f"{CONTEXT_PREFIX}{feature.name}": _context_values(feature, vocabularies, batch[feature.source])
+                for feature in features
+                if not feature.from_time
+            },
             "clicked": _filled(batch["clicked"], 0, np.int8),
             "engaged": _filled(batch["engaged"], -1, np.int8),
         }
@@ -161,6 +162,31 @@ def encoder_of_impressions(vocabularies: Vocabularies, *, keep_requests: bool) -
         return pa.record_batch(columns)
 
     return encode
+
+
+def require_few_values(name: str, values: int) -> None:
+    """UserError where a category has more values than 16 bits tell apart."""
+    if values >= INT16_ROWS:
+        raise UserError(
+            f"impressions: {values:,} different values of {name}, and at most {INT16_ROWS - 1:,} can be told apart. Write the "
+            "rare ones as one value, or null."
+        )
+
+
+def _context_values(feature: ContextFeature, vocabularies: Vocabularies, column: pa.Array) -> np.ndarray:
+    """A context feature's column in its `stored_dtype`; UserError where an hour is none of the day's."""
+    if feature.kind == "category":
+        return _small(vocabularies[feature.name], column)
+    if feature.kind == "number":
+        return pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False).astype(np.float32)
+    values = np.asarray(pc.fill_null(column.cast(pa.int64()), -1))
+    if feature.kind == "hour" and len(values) and not -1 <= values.min() <= values.max() < HOURS:
+        wrong = values[(values < -1) | (values >= HOURS)][0]
+        raise UserError(
+            f"impressions: {feature.source}={wrong}: the context feature {feature.name} is an hour of the day, 0 to 23. "
+            "Write null where it is not known."
+        )
+    return values.astype(feature.stored_dtype)
 
 
 def _propensities(batch: pa.RecordBatch, start: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

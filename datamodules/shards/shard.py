@@ -17,12 +17,14 @@ import numpy as np
 
 from datamodules.contract.tables import CONTRACT_VERSION
 from datamodules.shards.catalogue import Catalogue
+from datamodules.shards.padding import PLAY_FILLS, padded_plays
 from datamodules.shards.vocabulary import Vocabularies, load_vocabularies
+from foundation.context import HOURS, ContextFeature, load_context
 from foundation.errors import UserError
 
 MANIFEST, REQUESTS, EMBEDDING = "manifest.json", "requests.parquet", "embedding"
 TRAIN, VALIDATION, TEST = 0, 1, 2
-MICROSECONDS = 1_000_000
+MICROSECONDS, MICROSECONDS_AN_HOUR = 1_000_000, 3_600_000_000
 SPLITS = ("train", "validation", "test")
 
 
@@ -66,14 +68,11 @@ class Shard:
     """float32 (N,): of the shown artwork."""
     policy: np.ndarray
     """int16 (N,): policy row."""
-    country: np.ndarray
-    """int16 (N,)."""
-    device: np.ndarray
-    """int16 (N,)."""
-    row: np.ndarray
-    """int16 (N,): -1 where not logged."""
-    column: np.ndarray
-    """int16 (N,): -1 where not logged."""
+    context: dict[str, np.ndarray]
+    """By context feature, (N,), in its `stored_dtype`: rows of a category's vocabulary, a number, an hour or a position;
+    `ContextFeature.unknown` where not logged. What is computed from `shown_at` is not stored."""
+    features: tuple[ContextFeature, ...]
+    """The context features, in the order of a graph's inputs."""
     clicked: np.ndarray
     """int8 (N,)."""
     engaged: np.ndarray
@@ -100,44 +99,57 @@ class Shard:
 
         `play_title`, `play_artwork` and `play_time` (seconds) int64, padded with 0, `play_watched` float32, with NaN.
         """
-        within = np.arange(max(1, int(length.max(initial=0))))
-        inside = within < length[:, None]
-        play = np.where(inside, start[:, None] + within, 0)
+        plays = padded_plays({name: getattr(self, name) for name in PLAY_FILLS}, start, length)
+        return plays | {"play_time": plays["play_time"] // MICROSECONDS}
 
-        def padded(column: np.ndarray, fill: float, dtype: type) -> np.ndarray:
-            return np.where(inside, column[play] if len(column) else fill, fill).astype(dtype)
+    def context_at(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Context of some impressions by feature, in the order and types of a graph's inputs, each (N,)."""
+        values = {}
+        for feature in self.features:
+            if feature.from_time:
+                values[feature.name] = self.shown_at[rows] // MICROSECONDS_AN_HOUR % HOURS
+            else:
+                values[feature.name] = self.context[feature.name][rows].astype(feature.dtype)
+        return values
 
-        return {
-            "play_title": padded(self.play_title, 0, np.int64),
-            "play_artwork": padded(self.play_artwork, 0, np.int64),
-            "play_watched": padded(self.play_watched, np.nan, np.float32),
-            "play_time": padded(self.play_time, 0, np.int64) // MICROSECONDS,
-        }
+    def columns(self) -> dict[str, np.ndarray]:
+        """Every column by the name of its file."""
+        own = {name: getattr(self, name) for name in COLUMNS}
+        return own | {f"{CONTEXT_PREFIX}{name}": values for name, values in self.context.items()}
 
     def save(self, folder: Path) -> None:
         """Write each column as `folder/NAME.npy`."""
         folder.mkdir()
-        for field in fields(self):
-            np.save(folder / f"{field.name}.npy", getattr(self, field.name))
+        for name, values in self.columns().items():
+            np.save(folder / f"{name}.npy", values)
 
     @classmethod
-    def open(cls, folder: Path) -> "Shard":
+    def open(cls, folder: Path, features: tuple[ContextFeature, ...]) -> "Shard":
         """Map every column into memory, read-only; an absent or cut file is a UserError."""
-        columns: dict[str, np.ndarray] = {}
-        for field in fields(cls):
-            path = folder / f"{field.name}.npy"
+
+        def mapped(name: str) -> np.ndarray:
+            path = folder / f"{name}.npy"
             try:
-                columns[field.name] = np.load(path, mmap_mode="r")
+                return np.load(path, mmap_mode="r")
             except (OSError, ValueError) as error:
                 raise UserError(f"{path}: cannot be mapped ({error}). Run keyart prepare again.") from None
-        return cls(**columns)
+
+        stored = [feature.name for feature in features if not feature.from_time]
+        context = {name: mapped(f"{CONTEXT_PREFIX}{name}") for name in stored}
+        return cls(**{name: mapped(name) for name in COLUMNS}, context=context, features=features)
 
     def release(self) -> None:
         """Give back the memory of what was read; what is read again comes from the file, mostly the system's copy of it."""
-        for field in fields(self):
-            mapped = getattr(self, field.name).base
+        for values in self.columns().values():
+            mapped = values.base
             if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
                 mapped.madvise(mmap.MADV_DONTNEED)
+
+
+CONTEXT_PREFIX = "context_"
+"""How the names of files of context features begin."""
+COLUMNS = tuple(field.name for field in fields(Shard) if field.name not in ("context", "features"))
+"""Columns that every shard has, by the names of their files."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +181,13 @@ class Shards:
 
     @cached_property
     def vocabularies(self) -> Vocabularies:
-        """By name: titles, artworks, people, genres, countries, devices, policies."""
+        """By name: titles, artworks, people, genres, policies, and of every context feature that is a category."""
         return load_vocabularies(self.folder / "vocabularies.json")
+
+    @cached_property
+    def context(self) -> tuple[ContextFeature, ...]:
+        """The context features, in the order of a graph's inputs."""
+        return load_context(self.folder, "Run keyart prepare again.")
 
     @cached_property
     def catalogue(self) -> Catalogue:
@@ -180,4 +197,6 @@ class Shards:
     @cached_property
     def shards(self) -> list[Shard]:
         """Every shard, mapped."""
-        return [Shard.open(self.folder / f"shard-{index:05d}") for index in range(self.manifest["shards"])]
+        return [
+            Shard.open(self.folder / f"shard-{index:05d}", self.context) for index in range(self.manifest["shards"])
+        ]

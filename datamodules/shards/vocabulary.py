@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-VOCABULARY_NAMES = ("titles", "artworks", "people", "genres", "countries", "devices", "policies")
+VOCABULARY_NAMES = ("titles", "artworks", "people", "genres", "policies")
+"""Vocabularies beside those of context features, which have the features' names."""
 
 
 @dataclass(frozen=True)

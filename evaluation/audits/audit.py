@@ -27,6 +27,7 @@ from evaluation.logs.log_slices import LogSlice, build_slices, read_impression_a
 from evaluation.logs.logged_impressions import Outcomes, read_outcomes
 from evaluation.logs.scored_log import ScoredLog
 from evaluation.off_policy.valuation import LOGGED, WeightedLog
+from foundation.context import BUILT_IN, CONTEXT_FILE, ContextFeature, load_context
 
 NO_ENGAGEMENT = "The log does not say of every click whether it led to a viewing: clickbait cannot be told."
 REASONS = "reasons.json"
@@ -48,6 +49,8 @@ class AuditInputs:
     """Of that, what was shown before it."""
     reasons: dict[str, dict[str, Any]]
     """Why the scores' policy chose what it did, by impression; empty where the scores do not say."""
+    features: tuple[ContextFeature, ...]
+    """The context features of the bundle that scored; of scores from elsewhere the built-in ones."""
 
     @classmethod
     def read(cls, dataset: Path, scores: Path, since: datetime | None, before: datetime | None = None) -> "AuditInputs":
@@ -57,7 +60,10 @@ class AuditInputs:
         path = scores / REASONS
         rows = json.loads(path.read_text("utf-8")) if scores.is_dir() and path.is_file() else []
         reasons = {row["impression_id"]: row for row in rows}
-        return cls(dataset=dataset, since=since, before=before, outcomes=outcomes, past=past, reasons=reasons)
+        of_bundle = scores.is_dir() and (scores / CONTEXT_FILE).is_file()
+        features = load_context(scores, "Score the dataset again.") if of_bundle else BUILT_IN
+        period = {"dataset": dataset, "since": since, "before": before}
+        return cls(**period, outcomes=outcomes, past=past, reasons=reasons, features=features)
 
 
 def audit(
@@ -72,7 +78,8 @@ def audit(
 
     `fixed_N` is the place of the best artwork for everybody, learned from the past.
     """
-    attributes = read_impression_attributes(audit_inputs.dataset, scored, audit_inputs.since, audit_inputs.before)
+    period = (audit_inputs.since, audit_inputs.before)
+    attributes = read_impression_attributes(audit_inputs.dataset, scored, *period, audit_inputs.features)
     slices, notes = build_slices(audit_inputs.dataset, scored, attributes, audit_inputs.past)
     catalogue = read_artwork_labels(audit_inputs.dataset)
     bait = clickbait(audit_inputs.outcomes) if audit_inputs.outcomes is not None else None

@@ -20,15 +20,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from datamodules.contract.tables import IMPRESSIONS, MEMBERS, PLAYS, TITLES, Column
+from datamodules.contract.tables import IMPRESSIONS, MEMBERS, PLAYS, TITLES, Column, Kind
 from evaluation.logs.columns import integer_codes, read_columns, to_array
 from evaluation.logs.logged_impressions import Outcomes
 from evaluation.logs.scored_log import ScoredLog
+from foundation.context import BUILT_IN, ContextFeature
 
 MAX_LEVELS = 12
 """Levels of one name that are told apart; what is rarer is one level more."""
 HISTORY = ((0, "no play before"), (1, "1 to 5 plays"), (6, "6 to 20"), (21, "21 to 100"), (101, "more than 100"))
 ROWS = ((0, "first row"), (1, "second and third row"), (3, "fourth to sixth"), (6, "further down"))
+POSITIONS = ((0, "first"), (1, "second and third"), (3, "fourth to sixth"), (6, "further on"))
 NOT_LOGGED = "not logged"
 
 
@@ -51,17 +53,27 @@ class ImpressionAttributes:
     title: pa.Array
     """string both."""
     columns: dict[str, pa.Array]
-    """country, device and row, where they were logged; nulls stand for themselves."""
+    """By context feature, where it was logged; nulls stand for themselves."""
+    features: tuple[ContextFeature, ...]
+    """The context features, those of the columns among them."""
 
 
 def read_impression_attributes(
-    dataset: Path, log: ScoredLog, since: datetime | None = None, before: datetime | None = None
+    dataset: Path,
+    log: ScoredLog,
+    since: datetime | None = None,
+    before: datetime | None = None,
+    features: tuple[ContextFeature, ...] = BUILT_IN,
 ) -> ImpressionAttributes:
-    """Ids and the page of the log's impressions; `since` .. `before` is the log's period."""
+    """Ids and the context of the log's impressions; `since` .. `before` is the log's period."""
     by_name = {c.name: c for c in IMPRESSIONS.columns}
     columns = [by_name["impression_id"], by_name["member_id"], by_name["title_id"]]
-    columns += [Column(name=name, kind="string", required=False, nullable=True) for name in ("country", "device")]
-    columns.append(Column(name="row", kind="float", required=False, nullable=True))
+    kinds: dict[str, Kind] = {"category": "string", "number": "float", "hour": "float", "position": "float"}
+    stored = {feature.name: feature for feature in features if not feature.from_time}
+    columns += [
+        Column(name=feature.source, kind=kinds[feature.kind], required=False, nullable=True)
+        for feature in stored.values()
+    ]
     table = read_columns(
         dataset / IMPRESSIONS.name,
         IMPRESSIONS.files(dataset),
@@ -71,8 +83,10 @@ def read_impression_attributes(
         before=before,
     )
     table = table.take(pc.index_in(log.impression_id, value_set=to_array(table["impression_id"]))).combine_chunks()
-    present = {name: to_array(table[name]) for name in ("country", "device", "row") if name in table.column_names}
-    return ImpressionAttributes(member=to_array(table["member_id"]), title=to_array(table["title_id"]), columns=present)
+    present = {name: to_array(table[f.source]) for name, f in stored.items() if f.source in table.column_names}
+    return ImpressionAttributes(
+        member=to_array(table["member_id"]), title=to_array(table["title_id"]), columns=present, features=features
+    )
 
 
 def build_slices(
@@ -90,12 +104,9 @@ def build_slices(
         slices += _genres(dataset, attributes.title)
     else:
         notes.append("The dataset has no titles.parquet: genres are not told apart.")
-    for name in ("device", "country"):
-        if name in attributes.columns:
-            slices += _categories(name, attributes.columns[name])
-    if "row" in attributes.columns:
-        row = pc.fill_null(attributes.columns["row"].cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False)
-        slices += _banded("row", row, ROWS)
+    for feature in attributes.features:
+        if feature.name in attributes.columns and feature.name != "column":  # which rows tell apart enough
+            slices += _context_slices(feature, attributes.columns[feature.name])
     count_N = log.mask_NK.sum(1)
     max_candidates = int(min(count_N.max(initial=2), MAX_LEVELS))
     bands = [(k, f"{k} candidates") for k in range(2, max_candidates)] + [
@@ -114,6 +125,23 @@ def build_slices(
     for name, codes in segments.items():
         slices += _categories(name, codes)
     return slices, [*notes, *segment_notes]
+
+
+def _context_slices(feature: ContextFeature, column: pa.Array) -> Iterator[LogSlice]:
+    """A category by its values, a position by bands, an hour by quarters of the day, a number by quarters of the log."""
+    if feature.kind == "category":
+        return _categories(feature.name, column)
+    value_N = pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False)
+    if feature.kind == "position":
+        return _banded(feature.name, value_N, ROWS if feature.name == "row" else POSITIONS)
+    if feature.kind == "hour":
+        return _banded(feature.name, value_N, [(hour, f"{hour} to {hour + 5} h") for hour in range(0, 24, 6)])
+    known_N = value_N[np.isfinite(value_N)]
+    if not len(known_N):
+        return _banded(feature.name, value_N, [])
+    edges = np.unique(np.quantile(known_N, (0.0, 0.25, 0.5, 0.75)))
+    ends = [*(f"below {edge:.4g}" for edge in edges[1:]), "or more"]
+    return _banded(feature.name, value_N, [(edge, f"{edge:.4g} {end}") for edge, end in zip(edges, ends, strict=True)])
 
 
 def plays_before(dataset: Path, shown_at_N: NDArray[np.int64], member: pa.Array) -> NDArray[np.int64]:
@@ -184,7 +212,7 @@ def _levels(name: str, code_N: NDArray, levels: Sequence[str]) -> Iterator[LogSl
             yield LogSlice(name=name, level=level, rows=rows)
 
 
-def _banded(name: str, value_N: NDArray, bands: Sequence[tuple[int, str]]) -> Iterator[LogSlice]:
+def _banded(name: str, value_N: NDArray, bands: Sequence[tuple[float, str]]) -> Iterator[LogSlice]:
     """By the highest band that begins at or below a value; NaN is not logged."""
     code_N = np.searchsorted([begin for begin, _ in bands], np.nan_to_num(value_N, nan=np.inf), side="right") - 1
     code_N = np.where(np.isnan(value_N), len(bands), code_N)

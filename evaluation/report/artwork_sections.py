@@ -124,7 +124,8 @@ def _why(why: dict[str, Any]) -> str:
     rest -= sum(play[part] for play in why["plays"] for part in ("learned", "image", "people", "genres"))
     clauses.append(f"all other plays {rest:+.2f}")
     clauses.append(f"the artwork itself, for anybody, {why['itself']:+.2f}")
-    clauses.append(f"country, device and hour {why['context']:+.2f}")
+    of_context = ", ".join(f"{name} {value:+.2f}" for name, value in why.get("context_features", {}).items())
+    clauses.append(f"the context {why['context']:+.2f}" + (f" ({of_context})" if of_context else ""))
     if abs(why["state"]) > 1e-3:
         clauses.append(f"what attention read of the plays together {why['state']:+.2f}")
     people = [f"{person['name']} ({person['likeness']:+.2f})" for person in why["people"] if person["name"]]

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from datamodules.contract.tables import CONTRACT_VERSION
 from datamodules.shards.vocabulary import Vocabularies, load_vocabularies
+from foundation.context import ContextFeature, load_context
 from foundation.errors import UserError
 from serving.bundle.hard_links import Inode, file_checksums, sha256
 
@@ -28,6 +29,8 @@ ARTWORK_GRAPH, TITLE_GRAPH = "artwork.onnx", "title.onnx"
 RANK_ROWS, MEMBER_ROWS = "rank_rows.onnx", "member_rows.onnx"
 TITLE_VECTORS, POSTERIOR = "titles.safetensors", "posterior.safetensors"
 EXPLAIN_TABLES = "explain.safetensors"
+CONTEXT_PREFIX = "context_"
+"""How the names of tables of context features in `EXPLAIN_TABLES` begin."""
 IMAGE_HASHES = "images.json"
 """The hashes of the artworks' images, by row from 1."""
 
@@ -77,6 +80,11 @@ class Bundle:
     def vocabularies(self) -> Vocabularies:
         """Ids -> rows."""
         return load_vocabularies(self.folder / VOCABULARIES)
+
+    @cached_property
+    def context(self) -> tuple[ContextFeature, ...]:
+        """The context features of a request."""
+        return load_context(self.folder, "Export the run again.")
 
     @cached_property
     def session(self) -> ort.InferenceSession:

@@ -8,8 +8,10 @@ from typing import Any
 
 from safetensors import safe_open
 
+from foundation.context import CONTEXT_FILE
 from serving.bundle.bundle import (
     ARTWORK_GRAPH,
+    CONTEXT_PREFIX,
     EXAMPLE,
     EXAMPLE_IN_NODE,
     EXPLAIN_TABLES,
@@ -41,6 +43,7 @@ FILE_DESCRIPTIONS = {
     "fp16": "rank.onnx, member.onnx and choose.onnx in half the bytes, and their weights",
     "int8": "the same in a third of the bytes",
     WEIGHTS: "the graphs' large weights, each once; it stays beside them",
+    CONTEXT_FILE: "context features: what each is, by which terms it is read, mean and standard deviation of numbers",
     VOCABULARIES: "ids by kind; an id's row is its place here plus 1, row 0 stands for all others",
     GOLDEN: "requests and what torch answered, or of what a refresh added the bundle itself; a JSON object a line",
     EXAMPLE: "runs the golden cases with numpy and onnxruntime alone",
@@ -79,9 +82,6 @@ TENSOR_DESCRIPTIONS = {
         "query_bias": ("D", "artwork_query of nobody"),
         "query_state": ("D D", "artwork_query of the learned state of the history"),
         "means": ("1", "what the means are multiplied by before query_weight"),
-        "country": ("countries D", "by country row: added to artwork_query"),
-        "device": ("devices D", "by device row: added to artwork_query"),
-        "hour": ("24 D", "by hour, UTC: added to artwork_query"),
         "recent_bias": ("S", "logit of a play's weight in the means by how many plays ago it was, from 0"),
         "recent_prior": ("1", "logarithm of p: n plays count n / (n + p)"),
         "recent_slope": ("1", "taken off the logit times log(1 + hours since the play / hours_apart)"),
@@ -136,7 +136,9 @@ def _tensors(path: Path, meanings: dict[str, tuple[str, str]]) -> dict[str, Any]
     descriptions = {}
     with safe_open(path, "numpy") as file:
         for name in file.keys():  # noqa: SIM118, it is no mapping
-            part, (axes, meaning) = file.get_slice(name), meanings[name]
+            part, feature = file.get_slice(name), name.removeprefix(CONTEXT_PREFIX)
+            of_context = (f"{feature} D", f"by row of the context feature {feature}: added to artwork_query")
+            axes, meaning = of_context if feature != name else meanings[name]
             dtype = {"F32": "float32", "I32": "int32"}[part.get_dtype()]
             descriptions[name] = {"dtype": dtype, "shape": list(part.get_shape()), "axes": axes, "meaning": meaning}
     return descriptions

@@ -7,7 +7,9 @@ import { join } from 'node:path'
 // from where it is called, not from where this file lies: the bundle brings no packages
 const ort = createRequire(join(process.cwd(), 'example.mjs'))('onnxruntime-node')
 const folder = import.meta.dirname
-const IDS = new Set(['history_title', 'history_artwork', 'country', 'device', 'title', 'artworks'])
+const bundle = JSON.parse(readFileSync(join(folder, 'bundle.json'), 'utf8'))
+const graphInputs = bundle.graphs['rank.onnx'].inputs.map(({ name, dtype }) => [name, dtype])
+const DTYPES = { history_watched: 'float32', ...Object.fromEntries(graphInputs) }
 const PADDING = { history_title: '', history_artwork: '', history_watched: null, history_time: 0 }
 
 // A batch of one. An empty history is a play of padding and length 0.
@@ -15,10 +17,10 @@ function tensorOf(name, value) {
   const list = Array.isArray(value)
   const values = list ? (value.length || !(name in PADDING) ? value : [PADDING[name]]) : [value]
   const shape = list ? [1, values.length] : [1]
-  if (name === 'history_watched') {
-    return new ort.Tensor('float32', Float32Array.from(values, (share) => (share === null ? NaN : share)), shape)
+  if (DTYPES[name] === 'float32') {
+    return new ort.Tensor('float32', Float32Array.from(values, (x) => (x === null ? NaN : x)), shape)
   }
-  return IDS.has(name)
+  return DTYPES[name] === 'string'
     ? new ort.Tensor('string', values, shape)
     : new ort.Tensor('int64', BigInt64Array.from(values, BigInt), shape)
 }
@@ -30,7 +32,7 @@ async function ask(session, request) {
 const [rank, member, choose] = await Promise.all(
   ['rank', 'member', 'choose'].map((name) => ort.InferenceSession.create(join(folder, `${name}.onnx`)))
 )
-const historySpan = JSON.parse(readFileSync(join(folder, 'bundle.json'), 'utf8')).history_span
+const historySpan = bundle.history_span
 let worst = 0
 for (const line of readFileSync(join(folder, 'golden.jsonl'), 'utf8').trim().split('\n')) {
   const { request: said, answer } = JSON.parse(line)

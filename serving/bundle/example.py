@@ -9,16 +9,18 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-IDS = {"history_title", "history_artwork", "country", "device", "title", "artworks"}
-PADDING = {"history_title": "", "history_artwork": "", "history_watched": np.nan, "history_time": 0}
+PADDING = {"history_title": "", "history_artwork": "", "history_watched": None, "history_time": 0}
 
 
-def to_array(name: str, value) -> np.ndarray:
-    """A batch of one. Lists of a batch are padded to one length; an empty history is a play of padding and length 0."""
-    listed = value or [PADDING[name]] if name in PADDING else value
-    if name == "history_watched":  # null: not known
-        return np.array([[np.nan if share is None else share for share in listed]], np.float32)
-    return np.array([listed], object if name in IDS else np.int64)
+def to_arrays(request: dict, dtypes: dict) -> dict:
+    """A batch of one. Lists of a batch are padded to one length: an empty history is a play of padding. null: not known."""
+    arrays = {}
+    for name, value in request.items():
+        listed = value or [PADDING[name]] if name in PADDING else value
+        known = [np.nan if entry is None else entry for entry in (listed if isinstance(listed, list) else [listed])]
+        kind = dtypes.get(name, "float32")  # of an input that is not read
+        arrays[name] = np.array(known, object if kind == "string" else kind).reshape(1, *np.shape(listed))
+    return arrays
 
 
 def run_graph(session: ort.InferenceSession, request: dict) -> dict:
@@ -33,18 +35,17 @@ def largest_golden_difference(folder: Path, graphs: str = "") -> float:
 
     `graphs`: the bundle's own folder, or "fp16" or "int8" for those of fewer bytes, where the bundle has them.
     """
-    graphs_folder = folder / graphs
-    rank, member, choose = (
-        ort.InferenceSession(graphs_folder / f"{name}.onnx") for name in ("rank", "member", "choose")
-    )
-    history_span, worst = json.loads((folder / "bundle.json").read_text("utf-8"))["history_span"], 0.0
+    names = ("rank", "member", "choose")
+    rank, member, choose = (ort.InferenceSession(folder / graphs / f"{name}.onnx") for name in names)
+    record, worst = json.loads((folder / "bundle.json").read_text("utf-8")), 0.0
+    dtypes = {part["name"]: part["dtype"] for part in record["graphs"]["rank.onnx"]["inputs"]}
     for line in (
         (folder / "golden.jsonl").read_text("utf-8").strip("\n").split("\n")
     ):  # not splitlines, which cuts ids too
         case = json.loads(line)
-        request = {name: to_array(name, value) for name, value in case["request"].items()}
+        request = to_arrays(case["request"], dtypes)
         at_once = run_graph(rank, request)
-        recent = case["request"]["history_title"][-history_span:]
+        recent = case["request"]["history_title"][-record["history_span"] :]
         request["played_before"] = np.array([case["request"]["title"] in recent])
         in_two = run_graph(choose, request | run_graph(member, request))
         for name, value in case["answer"].items():

@@ -6,14 +6,16 @@ every device and country, places that are not known.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datamodules.shards.vocabulary import Vocabularies
-from serving.bundle.ids import VOCABULARY_OF
+from datamodules.shards.vocabulary import Vocabularies, Vocabulary
+from foundation.context import HOURS, MAX_POSITION, ContextFeature
+from serving.bundle.example import to_arrays
+from serving.bundle.ids import vocabulary_of
 
 AnswerFunction = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 """A request over rows -> what a bundle answers, each output of batch 1."""
@@ -27,31 +29,38 @@ CANDIDATES = (1, 2, 4, 5, 7, 20, 40)
 def golden_cases(
     answer: AnswerFunction,
     vocabularies: Vocabularies,
+    features: Sequence[ContextFeature],
     longest: int,
     *,
     sampled_from: Vocabularies | None = None,
     cases: int = CASES,
     seed: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Every case, answered from the rows of its ids. `drawn`: the ids that requests are made of; default: all."""
+    """Every case, answered from the rows of its ids. `sampled_from`: the ids that requests are made of; default: all."""
     rng = np.random.default_rng(seed)
     for case in range(cases):
         plays = longest if case % 12 == 5 else PLAYS[case % len(PLAYS)]
-        request = _request(rng, sampled_from or vocabularies, plays, CANDIDATES[case % len(CANDIDATES)], case)
+        drawn_from = sampled_from or vocabularies
+        request = _request(rng, drawn_from, features, plays, CANDIDATES[case % len(CANDIDATES)], case)
         yield make_case(request, answer, vocabularies)
 
 
 def make_case(request: dict[str, Any], answer: AnswerFunction, vocabularies: Vocabularies) -> dict[str, Any]:
     """A request in plain values with its answer."""
     rows = {
-        name: _rows(values, vocabularies[VOCABULARY_OF[name]]) if name in VOCABULARY_OF else values
-        for name, values in as_arrays(request).items()
+        name: values if (vocabulary := vocabulary_of(name, vocabularies)) is None else _rows(values, vocabulary)
+        for name, values in to_arrays(request, _dtypes(request, vocabularies)).items()
     }
     return {"request": request, "answer": {name: value[0].tolist() for name, value in answer(rows).items()}}
 
 
 def _request(
-    rng: np.random.Generator, vocabularies: Vocabularies, plays: int, candidates: int, case: int
+    rng: np.random.Generator,
+    vocabularies: Vocabularies,
+    features: Sequence[ContextFeature],
+    plays: int,
+    candidates: int,
+    case: int,
 ) -> dict[str, Any]:
     """One request in plain values: ids, numbers, and None for a share watched that is not known."""
 
@@ -64,9 +73,17 @@ def _request(
             for value, share in zip(sampled, uniform, strict=True)
         ]
 
-    def in_turn(name: str) -> str:
-        values = [*vocabularies[name].values, UNKNOWN_ID]
-        return values[case % len(values)]
+    def context_value(feature: ContextFeature) -> str | float | None:
+        """Every category and hour in turn, numbers up to three standard deviations from the mean, some values not known."""
+        if feature.kind == "category":
+            values = [*vocabularies[feature.name].values, UNKNOWN_ID]
+            return values[case % len(values)]
+        if feature.kind == "hour":
+            return case % (HOURS + 1) - 1
+        if feature.kind == "position":
+            return int(rng.integers(-1, MAX_POSITION + 8))
+        value = (feature.mean or 0.0) + (feature.std or 1.0) * float(rng.uniform(-3, 3))
+        return None if case % 8 == 7 else float(np.float32(value))
 
     watched = [None if share < 0.2 else round(float(share), 4) for share in rng.random(plays)]
     times = np.sort(rng.integers(1_600_000_000, 1_700_000_000, plays)).tolist()
@@ -76,31 +93,21 @@ def _request(
         "history_watched": watched,
         "history_time": times,
         "history_length": plays,
-        "country": in_turn("countries"),
-        "device": in_turn("devices"),
-        "hour": case % 24,
-        "row": int(rng.integers(-1, 40)),
-        "column": int(rng.integers(-1, 40)),
+        **{feature.name: context_value(feature) for feature in features},
         "play_count": plays + int(rng.integers(0, 500)) * (case % 3),
         "title": ids("titles", 1)[0],
         "artworks": ids("artworks", candidates),
     }
 
 
-def as_arrays(request: dict[str, Any]) -> dict[str, np.ndarray]:
-    """One request as the graph's inputs, of batch 1; an empty history is one play of padding and length 0."""
-    empty = {"history_title": "", "history_artwork": "", "history_watched": None, "history_time": 0}
-    arrays = {}
-    for name, value in request.items():
-        listed = value or [empty[name]] if name in empty else value
-        if name == "history_watched":
-            arrays[name] = np.array([[np.nan if share is None else share for share in listed]], np.float32)
-        else:
-            arrays[name] = np.array([listed], object if name in VOCABULARY_OF else np.int64)
-    return arrays
+def _dtypes(request: dict[str, Any], vocabularies: Vocabularies) -> dict[str, str]:
+    """string, float32 or int64 by the input's name."""
+    ids = {name: "string" for name in request if vocabulary_of(name, vocabularies) is not None}
+    fractions = {name: "float32" for name, value in request.items() if value is None or isinstance(value, float)}
+    return dict.fromkeys(request, "int64") | fractions | ids | {"history_watched": "float32"}
 
 
-def _rows(values: np.ndarray, vocabulary: Any) -> np.ndarray:
+def _rows(values: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     row_of = {value: row for row, value in enumerate(vocabulary.values, start=1)}
     return np.vectorize(lambda value: row_of.get(value, 0), otypes=[np.int64])(values)
 

@@ -14,15 +14,13 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
-from datamodules.shards.vocabulary import Vocabularies
+from datamodules.shards.vocabulary import VOCABULARY_NAMES, Vocabularies, Vocabulary
 
 WEIGHTS, TOWER_WEIGHTS = "weights.bin", "artwork.bin"
 """Of the graphs that rank, and of those that give what is new its vectors."""
 VOCABULARY_OF = {
     "history_title": "titles",
     "history_artwork": "artworks",
-    "country": "countries",
-    "device": "devices",
     "title": "titles",
     "artworks": "artworks",
     "played": "titles",
@@ -32,7 +30,7 @@ VOCABULARY_OF = {
     "depicts_people": "people",
     "depicts_genres": "genres",
 }
-"""The vocabulary of every input and output that holds ids."""
+"""The vocabulary of every input and output that holds ids, but for context features that are categories: their own."""
 MERGED_INPUTS = {"depicts_people": "depicts", "depicts_genres": "depicts"}
 """Inputs over rows that are the same words, found in different vocabularies."""
 TITLE_TABLE_PREFIXES, ARTWORK_TABLE_PREFIXES = ("play_", "title_", "mean_", "retrieval_vector"), ("artwork_",)
@@ -40,6 +38,13 @@ TITLE_TABLE_PREFIXES, ARTWORK_TABLE_PREFIXES = ("play_", "title_", "mean_", "ret
 ML_OPSET = 4
 MIN_EXTERNAL_BYTES = 4096
 """Smaller tensors stay in their graph."""
+
+
+def vocabulary_of(name: str, vocabularies: Vocabularies) -> Vocabulary | None:
+    """The vocabulary of an input or output of a graph over ids; None of one that holds no ids."""
+    if name in VOCABULARY_OF:
+        return vocabularies[VOCABULARY_OF[name]]
+    return None if name in VOCABULARY_NAMES else vocabularies.get(name)
 
 
 def add_id_encoders(model: ModelProto, vocabularies: Vocabularies) -> ModelProto:
@@ -50,9 +55,9 @@ def add_id_encoders(model: ModelProto, vocabularies: Vocabularies) -> ModelProto
     input_encoders, output_encoders, inputs = [], [], {}
     for part in graph.input:
         name = MERGED_INPUTS.get(part.name, part.name)
-        if part.name in VOCABULARY_OF:
-            values = vocabularies[VOCABULARY_OF[part.name]].values
-            input_encoders.append(_encoder(name, f"{part.name}_row", values, to_rows=True))
+        vocabulary = vocabulary_of(part.name, vocabularies)
+        if vocabulary is not None:
+            input_encoders.append(_encoder(name, f"{part.name}_row", vocabulary.values, to_rows=True))
             _rename(graph.node, part.name, f"{part.name}_row")
             part.type.tensor_type.elem_type = TensorProto.STRING
         part.name = name
@@ -61,9 +66,9 @@ def add_id_encoders(model: ModelProto, vocabularies: Vocabularies) -> ModelProto
     del graph.input[:]
     graph.input.extend(inputs)
     for part in graph.output:
-        if part.name in VOCABULARY_OF:
-            values = vocabularies[VOCABULARY_OF[part.name]].values
-            output_encoders.append(_encoder(f"{part.name}_row", part.name, values, to_rows=False))
+        vocabulary = vocabulary_of(part.name, vocabularies)
+        if vocabulary is not None:
+            output_encoders.append(_encoder(f"{part.name}_row", part.name, vocabulary.values, to_rows=False))
             _rename(graph.node, part.name, f"{part.name}_row")
             part.type.tensor_type.elem_type = TensorProto.STRING
     nodes = [*input_encoders, *graph.node, *output_encoders]
@@ -79,8 +84,9 @@ def update_id_encoders(model: ModelProto, vocabularies: Vocabularies) -> None:
         if node.op_type == "LabelEncoder":
             source, target = node.input[0], node.output[0]
             to_rows = target.endswith("_row")
-            kind = VOCABULARY_OF[(target if to_rows else source).removesuffix("_row")]
-            node.CopyFrom(_encoder(source, target, vocabularies[kind].values, to_rows=to_rows))
+            vocabulary = vocabulary_of((target if to_rows else source).removesuffix("_row"), vocabularies)
+            assert vocabulary is not None, f"{node.name}: an encoder of no vocabulary"
+            node.CopyFrom(_encoder(source, target, vocabulary.values, to_rows=to_rows))
 
 
 def _encoder(source: str, target: str, values: Sequence[str], *, to_rows: bool) -> onnx.NodeProto:

@@ -358,7 +358,13 @@ def _add_cases(
         values = vocabularies[name].values[len(bundle.vocabularies[name].values) :]
         new_vocabularies[name] = Vocabulary(values, 0) if values else vocabularies[name]
     cases += golden_cases(
-        answer, vocabularies, bundle.history_length, sampled_from=new_vocabularies, cases=CASES, seed=len(cases)
+        answer,
+        vocabularies,
+        bundle.context,
+        bundle.history_length,
+        sampled_from=new_vocabularies,
+        cases=CASES,
+        seed=len(cases),
     )
     metadata["golden"]["cases"] = write_golden(iter(cases), folder / GOLDEN)
 

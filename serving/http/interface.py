@@ -3,8 +3,9 @@
 from html import escape
 from typing import Any
 
+from foundation.context import categories_of
 from serving.bundle.bundle import Bundle
-from serving.http.requests import MAX_REQUESTS, PLAY, REQUEST, REQUIRED
+from serving.http.schema import MAX_REQUESTS, PLAY, REQUIRED, request_schema
 
 Spec = dict[str, Any]
 
@@ -25,7 +26,8 @@ EXPLANATION: dict[str, Spec] = {
     "artwork": {"type": "string", "description": "the chosen one"},
     "appeal": _NUMBER | {"description": "above the mean of the other candidates; what follows adds up to it"},
     "itself": _NUMBER | {"description": "the artwork's own, for whomever"},
-    "context": _NUMBER | {"description": "country, device and hour"},
+    "context": _NUMBER | {"description": "what the context features add, together"},
+    "context_features": {"type": "object", "description": "its parts by context feature"},
     "state": _NUMBER | {"description": "what a history read in its order adds and no play does alone"},
     "plays": {
         "type": "array",
@@ -71,26 +73,29 @@ def example(bundle: Bundle) -> dict[str, Any]:
         "artworks": vocabularies["artworks"][:3],
     }
     request["history"] = [{"title": title, "watched": 0.9} for title in vocabularies["titles"][1:3]]
-    request |= {
-        name: vocabularies[kind][0]
-        for name, kind in (("country", "countries"), ("device", "devices"))
-        if vocabularies[kind]
-    }
+    request |= {name: vocabularies[name][0] for name in categories_of(bundle.context) if vocabularies[name]}
     return request | {"policy": "epsilon:0.1"}
 
 
 def openapi(bundle: Bundle, version: str) -> Spec:
     """The description of a bundle's service."""
-    request_schema, answer_schema = {"$ref": "#/components/schemas/Request"}, {"$ref": "#/components/schemas/Answer"}
+    request_reference, answer_reference = (
+        {"$ref": "#/components/schemas/Request"},
+        {"$ref": "#/components/schemas/Answer"},
+    )
+    fields = request_schema(bundle.context)
     refused = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
     rank = {
         "summary": "Rank a title's artworks for a member and choose one; a list of requests is answered by a list.",
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": _one_or_list(request_schema), "example": example(bundle)}},
+            "content": {"application/json": {"schema": _one_or_list(request_reference), "example": example(bundle)}},
         },
         "responses": {
-            "200": {"description": "ranked", "content": {"application/json": {"schema": _one_or_list(answer_schema)}}},
+            "200": {
+                "description": "ranked",
+                "content": {"application/json": {"schema": _one_or_list(answer_reference)}},
+            },
             **{str(status): {"description": summary, "content": refused} for status, summary in ERROR_STATUSES.items()},
         },
     }
@@ -109,7 +114,7 @@ def openapi(bundle: Bundle, version: str) -> Spec:
         "paths": {"/rank": {"post": rank}} | others,
         "components": {
             "schemas": {
-                "Request": _object(REQUEST, REQUIRED),
+                "Request": _object(fields, REQUIRED),
                 "Play": _object(PLAY, ("title",)),
                 "Answer": _object(ANSWER, ("chosen", "artworks", "affinity")),
                 "Chosen": _object(CHOSEN, tuple(CHOSEN)),

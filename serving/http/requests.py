@@ -17,86 +17,28 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.shards.padding import PLAY_FILLS
+from foundation.context import HOURS, ContextFeature, categories_of
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
-from serving.scoring.policies import DEFAULT_DRAWS, ServingPolicy
-
-MAX_CANDIDATES, MAX_REQUESTS = 10_000, 256
-"""In one body: candidates of all its requests, and requests."""
-MAX_DRAWN = MAX_CANDIDATES * DEFAULT_DRAWS
-"""Candidates x draws of Thompson sampling: what is held at once stays below about 200 MB."""
-MAX_CLOCK_SKEW = 300
-"""Seconds that another machine's clock may be ahead of this one's."""
-DAY, EARLIEST, LATEST = 86_400, -2_208_988_800, 4_102_444_800
-"""Seconds: of a day; 1900 and 2100 since 1970."""
-REWARD_KINDS = ("clicked", "engaged")
-MAX_POSITION, MAX_PLAY_COUNT, MAX_SEED = 32_767, 2**31 - 1, 2**53
-
-Schema = dict[str, Any]
-TIME: Schema = {"type": ["string", "number", "null"]}
-PLAY: dict[str, Schema] = {
-    "title": {"type": "string", "description": "id of the title played"},
-    "artwork": {"type": ["string", "null"], "description": "id of the artwork it was clicked through, where known"},
-    "watched": {"type": ["number", "null"], "minimum": 0, "maximum": 1, "description": "fraction watched, where known"},
-    "time": TIME
-    | {"description": "when, ISO 8601 (UTC where it names no zone) or seconds since 1970; else a day apart"},
-}
-REQUEST: dict[str, Schema] = {
-    "title": {"type": "string", "description": "id of the title whose artwork is chosen"},
-    "artworks": {
-        "type": "array",
-        "items": {"type": "string"},
-        "minItems": 1,
-        "maxItems": MAX_CANDIDATES,
-        "uniqueItems": True,
-        "description": "ids of the candidates",
-    },
-    "history": {
-        "type": ["array", "null"],
-        "items": {"$ref": "#/components/schemas/Play"},
-        "description": "the member's plays, oldest first; of more than the bundle reads, the last count",
-    },
-    "country": {"type": ["string", "null"], "description": "as in the log the model learned from"},
-    "device": {"type": ["string", "null"], "description": "as in that log"},
-    "hour": {
-        "type": ["integer", "null"],
-        "minimum": 0,
-        "maximum": 23,
-        "description": "of the day, UTC; default: of time",
-    },
-    "time": TIME | {"description": "when the artwork is shown, as a play's; default: now. Not beside hour"},
-    "row": {"type": ["integer", "null"], "minimum": -1, "maximum": MAX_POSITION, "description": "on the page, from 0"},
-    "column": {
-        "type": ["integer", "null"],
-        "minimum": -1,
-        "maximum": MAX_POSITION,
-        "description": "in the row, from 0",
-    },
-    "play_count": {
-        "type": ["integer", "null"],
-        "minimum": 0,
-        "maximum": MAX_PLAY_COUNT,
-        "description": "plays of the member so far; default: those in history",
-    },
-    "policy": {
-        "type": ["string", "null"],
-        "description": "greedy (default), epsilon:SHARE, softmax:TEMPERATURE or thompson[:DRAWS[:WIDTH]]",
-    },
-    "reward": {
-        "type": ["string", "null"],
-        "enum": [*REWARD_KINDS, None],
-        "description": "what the policy chooses by: clicked (default) or engaged, a click that leads to a real viewing; "
-        "thompson by clicked alone",
-    },
-    "seed": {
-        "type": ["integer", "null"],
-        "minimum": 0,
-        "maximum": MAX_SEED,
-        "description": "of the choice where the policy leaves it to chance; default: another one each time",
-    },
-    "explain": {"type": ["boolean", "null"], "description": "say why the chosen artwork, where there are two or more"},
-}
-REQUIRED = ("title", "artworks")
+from serving.bundle.requests import Runs, ranking_inputs
+from serving.http.schema import (
+    DAY,
+    EARLIEST,
+    LATEST,
+    MAX_CANDIDATES,
+    MAX_CLOCK_SKEW,
+    MAX_DRAWN,
+    MAX_PLAY_COUNT,
+    MAX_POSITION,
+    MAX_REQUESTS,
+    MAX_SEED,
+    PLAY,
+    REWARD_KINDS,
+    Schema,
+    request_schema,
+)
+from serving.scoring.policies import ServingPolicy
 
 
 class RequestError(Exception):
@@ -118,8 +60,10 @@ class Request:
     """Titles of the history, as they were given: the last plays, oldest first."""
     history: tuple[list[int], list[int], list[float], list[int]]
     """Of each of those plays: title, artwork, watched (NaN: not known), time in seconds."""
-    scalars: tuple[int, ...]
-    """By `SCALARS`."""
+    context: dict[str, int | float]
+    """By feature: row of a category, number (float), hour or position."""
+    title: int
+    play_count: int
     policy: ServingPolicy
     reward: str
     """By which the policy chooses: one of REWARDS."""
@@ -127,18 +71,16 @@ class Request:
     explain: bool
 
 
-SCALARS = ("country", "device", "hour", "row", "column", "play_count", "title")
-
-
 class RequestReader:
     """Bodies -> requests of one bundle."""
 
     def __init__(self, bundle: Bundle) -> None:
-        kinds = ("titles", "artworks", "countries", "devices")
+        self.features = bundle.context
+        self.fields = request_schema(self.features)
         # a dict each: Arrow's lookup builds its table anew for every call
-        self.titles, self.artworks, self.countries, self.devices = (
-            {value: row for row, value in enumerate(bundle.vocabularies[kind].values, 1)} for kind in kinds
-        )
+        kinds = ("titles", "artworks", *categories_of(self.features))
+        self.rows = {k: {value: row for row, value in enumerate(bundle.vocabularies[k].values, 1)} for k in kinds}
+        self.titles, self.artworks = self.rows["titles"], self.rows["artworks"]
         self.history_length = bundle.history_length
 
     def read(self, body: bytes, now: float) -> tuple[list[Request], bool]:
@@ -165,7 +107,7 @@ class RequestReader:
                 422,
                 f"{prefix.rstrip('.') or 'body'}: is {_quoted(fields_given)}. Give an object with title and artworks.",
             )
-        _require_known_fields(fields_given, REQUEST, prefix)
+        _require_known_fields(fields_given, self.fields, prefix)
         title = _string(fields_given, "title", prefix, required=True)
         names = fields_given.get("artworks")
         if not isinstance(names, list) or not names:
@@ -183,9 +125,9 @@ class RequestReader:
 
         time = fields_given.get("time")
         timestamp = now if time is None else _timestamp(time, f"{prefix}time")
-        hour = _integer(fields_given, "hour", prefix, 0, 23, math.floor(timestamp) // 3600 % 24)
-        if time is not None and fields_given.get("hour") is not None:
-            raise RequestError(422, f"{prefix}hour={hour}: stands beside time. Give one of the two.")
+        context = {
+            feature.name: self._context_value(feature, fields_given, prefix, timestamp) for feature in self.features
+        }
         plays = fields_given.get("history")
         if plays is not None and not isinstance(plays, list):
             raise RequestError(
@@ -198,15 +140,6 @@ class RequestReader:
                 422,
                 f"{prefix}play_count={count}: is less than the {len(history_titles)} plays in history. Leave it out.",
             )
-        scalars = (
-            self.countries.get(_string(fields_given, "country", prefix), 0),
-            self.devices.get(_string(fields_given, "device", prefix), 0),
-            hour,
-            _integer(fields_given, "row", prefix, -1, MAX_POSITION, -1),
-            _integer(fields_given, "column", prefix, -1, MAX_POSITION, -1),
-            count,
-            self.titles.get(title, 0),
-        )
         policy, reward = (
             _policy(fields_given, prefix, len(names)),
             _string(fields_given, "reward", prefix) or REWARD_KINDS[0],
@@ -226,12 +159,40 @@ class RequestReader:
             names=names,
             history_titles=history_titles,
             history=history,
-            scalars=scalars,
+            context=context,
+            title=self.titles.get(title, 0),
+            play_count=count,
             policy=policy,
             reward=reward,
             seed=None if fields_given.get("seed") is None else _integer(fields_given, "seed", prefix, 0, MAX_SEED, 0),
             explain=bool(explain),
         )
+
+    def _context_value(
+        self, feature: ContextFeature, fields_given: dict[str, Any], prefix: str, timestamp: float
+    ) -> int | float:
+        """A feature's value, its unknown one where the request lacks the field; an hour is that of the request's time."""
+        name, value = feature.name, fields_given.get(feature.name)
+        if feature.kind == "category":
+            if type(value) in (bool, int):  # as an engine writes them in words
+                value = str(value).lower()
+                return self.rows[name].get(value, 0)
+            return self.rows[name].get(_string(fields_given, name, prefix), 0)
+        if feature.kind == "number":
+            if value is None:
+                return math.nan
+            if type(value) not in (int, float) or not abs(value) < math.inf:
+                raise RequestError(
+                    422, f"{prefix}{name}={_quoted(value)}: give a number, or null where it is not known."
+                )
+            return float(value)
+        if feature.kind == "position":
+            return _integer(fields_given, name, prefix, -1, MAX_POSITION, -1)
+        if not feature.from_time:
+            return _integer(fields_given, name, prefix, 0, HOURS - 1, -1)
+        if value is not None and fields_given.get("time") is not None:
+            raise RequestError(422, f"{prefix}{name}={_quoted(value)}: stands beside time. Give one of the two.")
+        return _integer(fields_given, name, prefix, 0, HOURS - 1, math.floor(timestamp) // 3600 % HOURS)
 
     def _history(
         self, plays: list[Any], prefix: str, end: float
@@ -275,23 +236,24 @@ class RequestReader:
 
 def inputs(requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The graph's inputs for some requests, padded to the longest, and which candidates are there: bool (N, K)."""
-    n = len(requests)
-    length_N = np.array([len(request.history_titles) for request in requests], np.int64)
-    width_N = np.array([len(request.artworks) for request in requests], np.int64)
-    t, k = max(1, int(length_N.max())), int(width_N.max())
-    past_NT, mask_NK = np.arange(t) < length_N[:, None], np.arange(k) < width_N[:, None]
-    fills = ((0, np.int64), (0, np.int64), (np.nan, np.float32), (0, np.int64))
-    names = ("history_title", "history_artwork", "history_watched", "history_time")
-    features: dict[str, np.ndarray] = {}
-    for column, (name, (fill, kind)) in enumerate(zip(names, fills, strict=True)):
-        features[name] = np.full((n, t), fill, kind)
-        features[name][past_NT] = [value for request in requests for value in request.history[column]]
-    features["history_length"] = length_N
-    scalars = np.array([request.scalars for request in requests], np.int64)
-    features |= {name: scalars[:, index] for index, name in enumerate(SCALARS)}
-    features["artworks"] = np.zeros((n, k), np.int64)
-    features["artworks"][mask_NK] = [row for request in requests for row in request.artworks]
-    return features, mask_NK
+    columns: list[list[Any]] = [[value for request in requests for value in request.history[c]] for c in range(4)]
+    plays = {
+        name: np.array(column, dtype) for (name, (_, dtype)), column in zip(PLAY_FILLS.items(), columns, strict=True)
+    }
+    context = {}
+    for name, first in requests[0].context.items():
+        context[name] = np.array(
+            [request.context[name] for request in requests], np.float32 if isinstance(first, float) else np.int64
+        )
+    return ranking_inputs(
+        plays,
+        Runs.of([len(request.history_titles) for request in requests]),
+        context,
+        np.array([request.play_count for request in requests]),
+        np.array([request.title for request in requests]),
+        np.array([row for request in requests for row in request.artworks]),
+        Runs.of([len(request.artworks) for request in requests]),
+    )
 
 
 def _fill_times(times: list[int | None]) -> list[int]:

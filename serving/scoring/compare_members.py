@@ -19,11 +19,13 @@ from rich.table import Table
 
 from datamodules.contract.tables import ARTWORKS, PLAYS, TITLES
 from datamodules.simulator.opposite_histories import draw_opposite_histories
+from foundation.context import categories_of
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
+from serving.bundle.requests import Runs, ranking_inputs, reference_context
 
-EVENING, DAY = 20, 86_400
-"""The hour these requests are of, and the seconds from one play to the next."""
+DAY = 86_400
+"""Seconds from one play of these requests to the next."""
 TITLES_SHOWN = 3
 MIN_PLAYS = 12
 
@@ -37,35 +39,37 @@ def rank_histories(
     country: str = "",
     device: str = "",
 ) -> list[np.ndarray]:
-    """Click probability of each candidate for each request, were it shown in the first place of the page.
+    """Click probability of each candidate for each request, with the reference value of every context feature but those given.
 
     Request i: the title ids of `histories[i]`, oldest first (empty: a member without history), the title `titles[i]`,
     the artwork ids `candidates[i]`. Ids the bundle does not know count as unknown.
     """
-    vocabularies = bundle.vocabularies
+    vocabularies, n = bundle.vocabularies, len(histories)
     recent = [history[-bundle.history_length :] for history in histories]
-    n, plays = len(recent), max(1, max(map(len, recent)))
-    history_NT = np.zeros((n, plays), np.int64)
-    artworks_NK = np.zeros((n, max(map(len, candidates))), np.int64)
-    for i in range(n):
-        history_NT[i, : len(recent[i])] = vocabularies["titles"].rows(pa.array(recent[i], pa.string()))
-        artworks_NK[i, : len(candidates[i])] = vocabularies["artworks"].rows(pa.array(candidates[i], pa.string()))
-    same = np.ones(n, np.int64)
-    request = {
-        "history_title": history_NT,
-        "history_artwork": np.zeros_like(history_NT),
-        "history_watched": np.full(history_NT.shape, np.nan, np.float32),
-        "history_time": np.arange(plays) * DAY + np.zeros_like(history_NT),
-        "history_length": np.array([len(history) for history in recent], np.int64),
-        "country": same * vocabularies["countries"].row(country),
-        "device": same * vocabularies["devices"].row(device),
-        "hour": same * EVENING,
-        "row": same * 0,
-        "column": same * 0,
-        "play_count": np.array([len(history) for history in histories], np.int64),
-        "title": vocabularies["titles"].rows(pa.array(titles, pa.string())).astype(np.int64),
-        "artworks": artworks_NK,
+    plays = Runs.of([len(history) for history in recent])
+
+    def rows(name: str, ids: list[list[str]]) -> np.ndarray:
+        return vocabularies[name].rows(pa.array([value for of_request in ids for value in of_request], pa.string()))
+
+    played = rows("titles", recent)
+    columns = {
+        "play_title": played,
+        "play_artwork": np.zeros_like(played),
+        "play_watched": np.full(len(played), np.nan),
+        "play_time": (np.arange(len(played)) - np.repeat(plays.start, plays.length)) * DAY,
     }
+    row_of = {
+        name: {v: row for row, v in enumerate(vocabularies[name].values, 1)} for name in categories_of(bundle.context)
+    }
+    request, _ = ranking_inputs(
+        columns,
+        plays,
+        reference_context(bundle.context, row_of, n, {"country": country, "device": device}),
+        np.array([len(history) for history in histories]),
+        rows("titles", [titles]),
+        rows("artworks", candidates),
+        Runs.of([len(artworks) for artworks in candidates]),
+    )
     click_NK = bundle.rank(request)["click_probability"]
     return [click_NK[i, : len(candidates[i])] for i in range(n)]
 

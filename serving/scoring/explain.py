@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from foundation.context import KNOTS, MAX_POSITION, ContextFeature
 from foundation.errors import UserError
-from serving.bundle.bundle import EXPLAIN_TABLES, Bundle
+from serving.bundle.bundle import CONTEXT_PREFIX, EXPLAIN_TABLES, Bundle
 
-CONTEXT = ("country", "device", "hour")
 MIN_NORM = 1e-6
 """Of what is played together, below which it has no direction."""
 
@@ -68,8 +68,11 @@ class Explainer:
         coplay_NTR = coplay_NTR / np.maximum(length_N11, MIN_NORM)
         member_NTW = np.concatenate([content_NTC * table["means"], coplay_NTR], axis=-1)
         terms["by_play"] = np.einsum("ntw,nkw->ntk", member_NTW, vector_NKD @ table["query_weight"])
+        vectors = (
+            _context_vector(f, table[f"{CONTEXT_PREFIX}{f.name}"], request[f.name]) for f in self.context_features()
+        )
         terms["by_context"] = np.stack(
-            [np.einsum("nd,nkd->nk", table[name][request[name]], vector_NKD) for name in CONTEXT], axis=-1
+            [np.einsum("nd,nkd->nk", vector_ND, vector_NKD) for vector_ND in vectors], axis=-1
         )
         terms["of_artwork"] = vector_NKD @ table["query_bias"] + table["artwork_bias"][artworks_NK]
         outputs, title_N = self.bundle.rank(request, ("appeal", "artwork_query", "content_query")), request["title"]
@@ -79,6 +82,10 @@ class Explainer:
         terms["of_state"] = appeal_NK - total(terms) if "query_state" in table else np.zeros_like(appeal_NK)
         return {name: values.astype(np.float32) for name, values in terms.items()}
 
+    def context_features(self) -> list[ContextFeature]:
+        """The context features that appeal reads: the last axis of `by_context`."""
+        return [feature for feature in self.bundle.context if "appeal" in feature.read_by]
+
     def _by_person(self, people_ND: np.ndarray, artworks_NK: np.ndarray) -> np.ndarray:
         """The likeness in people by whom a candidate shows, (N, K, L); 0 where there is nobody."""
         table = self.tables
@@ -86,6 +93,22 @@ class Explainer:
         shown_NKL = rows_NKL > 0
         likeness_NKL = np.einsum("nd,nkld->nkl", people_ND, table["person"][rows_NKL]) * table["similarity_gain"][1]
         return likeness_NKL * shown_NKL / np.maximum(shown_NKL.sum(-1, keepdims=True), 1)
+
+
+def _context_vector(feature: ContextFeature, table_RD: np.ndarray, value_N: np.ndarray) -> np.ndarray:
+    """What a context feature adds to the artwork query, (N, D): see `models.context.lookup`."""
+    if feature.kind == "category":
+        return table_RD[value_N]
+    if feature.kind == "hour":
+        return table_RD[value_N + 1]
+    if feature.kind == "position":
+        return table_RD[np.clip(value_N, -1, MAX_POSITION) + 1]
+    z_N = (value_N - (feature.mean or 0.0)) / (feature.std or 1.0)
+    at_N = np.clip(np.nan_to_num(z_N), KNOTS[0], KNOTS[-1]) - KNOTS[0]
+    below_N = np.minimum(at_N.astype(np.int64), len(KNOTS) - 2)
+    share_N1 = (at_N - below_N)[:, None]
+    between_ND = table_RD[below_N + 1] * (1 - share_N1) + table_RD[below_N + 2] * share_N1
+    return np.where(np.isnan(z_N)[:, None], table_RD[0], between_ND)
 
 
 def total(terms: dict[str, np.ndarray]) -> np.ndarray:
@@ -133,13 +156,15 @@ def reasons(
 ) -> list[dict[str, Any]]:
     """For each request, what speaks for its chosen candidate against the mean of the others, in the click logit.
 
-    Rows of artwork (its id), appeal, itself, context, state, plays (the `most` largest: title, its place in the history,
+    Rows of artwork (its id), appeal, itself, context, context_features (its parts), state, plays (the `max_plays` largest:
+    title, its place in the history,
     learned, image, people, genres) and people (name, likeness; of the chosen one alone). ValueError where a request has one
     candidate.
     """
     if (mask_NK.sum(1) < 2).any():
         raise ValueError("mask_NK: a choice has at least two candidates.")
-    terms, vocabularies = Explainer(bundle).explain(request), bundle.vocabularies
+    explainer = Explainer(bundle)
+    terms, vocabularies, features = explainer.explain(request), bundle.vocabularies, explainer.context_features()
     explanations = []
     for n, chosen in enumerate(chosen_N.tolist()):
         others = np.flatnonzero(mask_NK[n] & (np.arange(mask_NK.shape[1]) != chosen))
@@ -151,13 +176,17 @@ def reasons(
         plays_T4 = np.stack([contrast(terms[name][n]) for name in parts], axis=-1)
         order = np.argsort(-np.abs(plays_T4.sum(-1)), kind="stable")[:max_plays]
         titles = request["history_title"][n]
-        people = Explainer(bundle).tables["artwork_people"][request["artworks"][n, chosen]]
+        people = explainer.tables["artwork_people"][request["artworks"][n, chosen]]
         explanations.append(
             {
                 "artwork": _id(vocabularies["artworks"].values, request["artworks"][n, chosen]),
                 "appeal": float(contrast(terms["appeal"][n])),
                 "itself": float(contrast(terms["of_artwork"][n])),
                 "context": float(contrast(terms["by_context"][n].T).sum()),
+                "context_features": {
+                    feature.name: float(value)
+                    for feature, value in zip(features, contrast(terms["by_context"][n].T), strict=True)
+                },
                 "state": float(contrast(terms["of_state"][n])),
                 "plays": [
                     {"title": _id(vocabularies["titles"].values, titles[t]), "place": t}

@@ -115,7 +115,7 @@ def recommend(
                 rows = spill.read(s)
                 if rows is None or not len(rows):
                     continue
-                shard, _ = assemble(rows, None, (0, 0))
+                shard, _ = assemble(rows, None, (0, 0), ())
                 ids = pc.unique(rows["member_id"])
                 ids = ids.take(pc.array_sort_indices(ids))  # the order of a shard's members
                 played.append(ids)
@@ -169,7 +169,7 @@ def _lists(
 
 
 def _empty_shard() -> Shard:
-    return assemble(None, None, (0, 0))[0]
+    return assemble(None, None, (0, 0), ())[0]
 
 
 def _members_without_plays(dataset: Path, played: list[pa.Array]) -> pa.Array:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from datamodules.contract.tables import dataset_fingerprint
+from datamodules.contract.tables import dataset_fingerprint, tables_with
 from foundation.atomic import atomic_folder, require_replaceable
+from foundation.context import save_context
 from foundation.fingerprint import fingerprint
 from foundation.progress import progress_bar
 from serving.bundle.bundle import Bundle
@@ -59,8 +60,16 @@ def score(
     scorer = Scorer(bundle, policy, reward, threads=os.cpu_count() or 1)
     with atomic_folder(out, marker=SCORES_FILE) as folder:
         work = folder / "work"
-        options: dict[str, Any] = {"vocabularies": bundle.vocabularies, "since": since, "keep_requests": True}
-        manifest = prepare(dataset, work, **options, engine=engine, console=console)
+        manifest = prepare(
+            dataset,
+            work,
+            vocabularies=bundle.vocabularies,
+            features=bundle.context,
+            since=since,
+            keep_requests=True,
+            engine=engine,
+            console=console,
+        )
         total, shards = manifest["impressions"], manifest["shards"]
         max_explained = -(-MAX_EXPLAINED // shards)
         explained: list[dict[str, Any]] = []
@@ -86,6 +95,7 @@ def score(
             "reward": reward,
             "impressions": total,
         }
+        save_context(bundle.context, folder)
         (folder / SCORES_FILE).write_text(json.dumps(record | {"since": since and since.isoformat()}, indent=1))
     console.print(f"score: {total:,} impressions in {out}")
     return total
@@ -109,5 +119,6 @@ def check_and_score(
     Scorer(bundle, policy, reward)  # refused before an engine starts
     require_replaceable(out, SCORES_FILE)
     with open_engine(config, spill_folder(out)) as engine:
-        require_valid(dataset, images=False, console=console, engine=engine)
+        tables = tables_with(bundle.context)
+        require_valid(dataset, images=False, console=console, engine=engine, tables=tables)
         return score(bundle, dataset, out, policy=policy, reward=reward, since=since, engine=engine, console=console)

@@ -16,17 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.shards.shard import REQUESTS, Shard
+from datamodules.shards.padding import PLAY_FILLS
+from datamodules.shards.shard import MICROSECONDS, REQUESTS, Shard
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
+from serving.bundle.requests import Runs, ranking_inputs
 from serving.scoring.explain import EXPLAIN_TABLES, reasons
 from serving.scoring.policies import ServingPolicy
 from serving.scoring.thompson import Thompson
 
 REQUESTS_AT_ONCE = 128
-
-
-MICROSECONDS, MICROSECONDS_AN_HOUR = 1_000_000, 3_600_000_000
 
 
 class Scorer:
@@ -53,7 +52,7 @@ class Scorer:
 
         A shard without impressions has no file. `advance` is told of impressions as they are ranked.
         """
-        shard = Shard.open(folder)
+        shard = Shard.open(folder, self.bundle.context)
         explained: list[dict[str, Any]] = []
         clicks, engaged, policies = [], [], []
         for index, (request, mask, outputs) in enumerate(self._ranked(shard)):
@@ -115,41 +114,25 @@ def shard_requests(
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """A shard's impressions as the graph's inputs, in order, with which candidates are there: bool (N, K).
 
-    `wanted`: the impressions' places in the shard, default all.
+    `rows_wanted`: the impressions' places in the shard, default all.
     """
+    plays = {name: getattr(shard, name) for name in PLAY_FILLS}
     rows_wanted = np.arange(shard.impressions) if rows_wanted is None else rows_wanted
     for begin in range(0, len(rows_wanted), REQUESTS_AT_ONCE):
         rows = rows_wanted[begin : begin + REQUESTS_AT_ONCE]
         end = shard.history_end[rows]
         start = np.maximum(shard.history_start[rows], end - history_length)
-        length = end - start
-        within = np.arange(max(1, int(length.max())))
-        inside = within < length[:, None]
-        play = np.where(inside, start[:, None] + within, 0)
-
-        def past(column: np.ndarray, fill: float, inside: np.ndarray = inside, play: np.ndarray = play) -> np.ndarray:
-            return np.where(inside, column[play] if len(column) else fill, fill)
-
         first = shard.candidate_start[rows]
-        width = shard.candidate_start[rows + 1] - first
-        index = np.arange(int(width.max()))
-        mask = index < width[:, None]
-        request = {
-            "history_title": past(shard.play_title, 0).astype(np.int64),
-            "history_artwork": past(shard.play_artwork, 0).astype(np.int64),
-            "history_watched": past(shard.play_watched, np.nan).astype(np.float32),
-            "history_time": past(shard.play_time, 0).astype(np.int64) // MICROSECONDS,
-            "history_length": length.astype(np.int64),
-            "country": shard.country[rows].astype(np.int64),
-            "device": shard.device[rows].astype(np.int64),
-            "hour": shard.shown_at[rows] // MICROSECONDS_AN_HOUR % 24,
-            "row": shard.row[rows].astype(np.int64),
-            "column": shard.column[rows].astype(np.int64),
-            "play_count": (end - shard.history_start[rows]).astype(np.int64),
-            "title": shard.title[rows].astype(np.int64),
-            "artworks": np.where(mask, shard.candidate[np.where(mask, first[:, None] + index, 0)], 0).astype(np.int64),
-        }
-        yield request, mask
+        inputs, mask_NK = ranking_inputs(
+            plays,
+            Runs(start=start, length=end - start),
+            shard.context_at(rows),
+            end - shard.history_start[rows],
+            shard.title[rows],
+            shard.candidate,
+            Runs(start=first, length=shard.candidate_start[rows + 1] - first),
+        )
+        yield inputs | {"history_time": inputs["history_time"] // MICROSECONDS}, mask_NK
 
 
 def _write(source: Path, target: Path, lists: dict[str, list[np.ndarray]]) -> None:

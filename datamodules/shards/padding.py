@@ -1,0 +1,40 @@
+"""Runs of rows of flat columns, gathered side by side and padded to one length: how every batch and request is made.
+
+Legend: M runs, T longest run, P rows of the flat columns.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+PLAY_FILLS: dict[str, tuple[float, type]] = {
+    "play_title": (0, np.int64),
+    "play_artwork": (0, np.int64),
+    "play_watched": (np.nan, np.float32),
+    "play_time": (0, np.int64),
+}
+"""Columns of plays: what they are padded with, and their type."""
+
+
+def padded(
+    values: np.ndarray, start: np.ndarray, length: np.ndarray, fill: float = 0, dtype: type = np.int64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Runs of `values` (P,) from `start` (M,) on, of some `length` (M,): (M, T), T at least 1, and which entries are of a run."""
+    index, inside = _index(start, length)
+    return _filled(values, index, inside, fill, dtype), inside
+
+
+def padded_plays(columns: Mapping[str, np.ndarray], start: np.ndarray, length: np.ndarray) -> dict[str, np.ndarray]:
+    """The same of every column of `PLAY_FILLS`, each (P,) -> (M, T)."""
+    index, inside = _index(start, length)
+    return {name: _filled(columns[name], index, inside, *how) for name, how in PLAY_FILLS.items()}
+
+
+def _index(start: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    within = np.arange(max(1, int(length.max(initial=0))))
+    inside = within < length[:, None]
+    return np.where(inside, start[:, None] + within, 0), inside
+
+
+def _filled(values: np.ndarray, index: np.ndarray, inside: np.ndarray, fill: float, dtype: type) -> np.ndarray:
+    return np.where(inside, values[index] if len(values) else fill, fill).astype(dtype, copy=False)

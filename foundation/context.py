@@ -1,0 +1,232 @@
+"""Context features: what is known of an impression beside member, title and artwork, each declared once.
+
+Columns of shards and batches, embedding tables, inputs of the graphs, fields of a request, golden cases, explanations,
+slices and descriptions follow from these declarations by loop. `BUILT_IN` are the contract's own columns; every other
+column of `impressions/` is a feature by configuration, `keyart prepare --context '[{name: language, kind: category}]'`.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from foundation.atomic import atomic_file
+from foundation.errors import UserError
+
+ContextKind = Literal["category", "number", "hour", "position"]
+Term = Literal["appeal", "presentation", "engagement"]
+
+CONTEXT_FILE = "context.json"
+"""Of shards, runs and bundles: the features, numbers with the mean and standard deviation of the training period."""
+HOURS = 24
+MAX_POSITION = 32
+"""Positions past this one share its row."""
+KNOTS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+"""Standardised values at which the effect of a number is learned; it is linear between them and constant outside."""
+RESERVED = frozenset(
+    {
+        *("titles", "artworks", "people", "genres", "policies"),
+        *("impression_id", "member_id", "title_id", "artwork_id", "shown_at", "candidates", "propensities"),
+        *("propensity", "policy", "clicked", "engaged"),
+        *("title", "history", "time", "play_count", "reward", "seed", "explain"),
+        *(
+            "member",
+            "played_before",
+            "played",
+            "top",
+            "choice",
+            "image",
+            "image_embedding",
+            "depicts",
+            "cast",
+            "release_year",
+            "scores",
+        ),
+        *("click_probability", "engaged_probability", "appeal", "affinity"),
+    }
+)
+"""Names of columns of the contract, of fields of a request and of inputs and outputs of the graphs."""
+RESERVED_PREFIXES = (
+    "history_",
+    "play_",
+    "title_",
+    "artwork_",
+    "mean_",
+    "retrieval_",
+    "content_",
+    "depicts_",
+    "keyart_",
+)
+"""How the names of the graphs' tables and inputs begin: a table's prefix tells by which catalogue rows it grows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextFeature:
+    """One feature of an impression's context."""
+
+    name: str
+    """Of the field of a request, the input of a graph and the vocabulary: lower-case letters, digits and underscores."""
+    kind: ContextKind
+    """category: a text, whole number or truth value; number; hour: of the day, 0 .. 23; position: counted from 0."""
+    terms: tuple[Term, ...] = ()
+    """What reads it: appeal (which artwork this is for), presentation (whether any is clicked), engagement (whether a click
+    leads to a viewing). Empty: appeal and presentation; of a position, presentation alone."""
+    column: str = ""
+    """Column of impressions/ that holds it; empty: the one of its name."""
+    reference: str | float | None = None
+    """Its value in requests that say nothing of it, such as those that compare two members; null: unknown."""
+    description: str = ""
+    """What it means, for those who make requests."""
+    crossed_with: str = ""
+    """A category with whose every value a position has effects of its own."""
+    prior: Literal["context", "appeal"] = "context"
+    """Which prior strength holds its part in appeal: see `train.prior`."""
+    mean: float | None = None
+    """What a number is standardised by; null: the mean of the training period."""
+    std: float | None = None
+    """Likewise its standard deviation."""
+
+    def __post_init__(self) -> None:
+        """Check name and options."""
+        where = f"context feature {self.name!r}"
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", self.name):
+            raise UserError(
+                f"{where}: names are lower-case letters, digits and underscores, 64 at most. Give such a name, and the "
+                "column's own as column."
+            )
+        if self.name in RESERVED or self.name.startswith(RESERVED_PREFIXES):
+            raise UserError(
+                f"{where}: the name is taken by the contract. Give another name, and the column's own as column."
+            )
+        if self.kind not in ("category", "number", "hour", "position"):
+            raise UserError(f"{where}: kind={self.kind!r} is unknown. Give category, number, hour or position.")
+        unknown = set(self.terms) - {"appeal", "presentation", "engagement"}
+        if unknown:
+            raise UserError(f"{where}: terms={sorted(unknown)} are unknown. Give appeal, presentation or engagement.")
+        object.__setattr__(self, "terms", tuple(self.terms))
+        if self.kind != "number" and (self.mean, self.std) != (None, None):
+            raise UserError(f"{where}: mean and std are for kind=number. Leave them out.")
+        if self.std is not None and not 0 < self.std < float("inf"):
+            raise UserError(f"{where}: std={self.std}: must be above 0 and finite.")
+        if self.crossed_with and self.kind != "position":
+            raise UserError(f"{where}: crossed_with is for kind=position. Leave it out.")
+
+    @property
+    def read_by(self) -> tuple[Term, ...]:
+        """The terms that read it."""
+        return self.terms or (("presentation",) if self.kind == "position" else ("appeal", "presentation"))
+
+    @property
+    def source(self) -> str:
+        """Its column in impressions/."""
+        return self.column or self.name
+
+    @property
+    def from_time(self) -> bool:
+        """It is computed from `shown_at` and has no column of its own."""
+        return self.kind == "hour" and self.source == "shown_at"
+
+    @property
+    def dtype(self) -> str:
+        """NumPy's name of the type that batches and graphs over rows have."""
+        return "float32" if self.kind == "number" else "int64"
+
+    @property
+    def stored_dtype(self) -> str:
+        """NumPy's name of the type that shards have."""
+        return {"category": "int16", "number": "float32", "hour": "int8", "position": "int16"}[self.kind]
+
+    @property
+    def unknown(self) -> float:
+        """The value that stands for a missing one: NaN of a number, row 0 of a category, else -1."""
+        return {"category": 0, "number": float("nan"), "hour": -1, "position": -1}[self.kind]
+
+    def rows(self, categories: Mapping[str, int]) -> int:
+        """Rows of its embedding table; `categories`: rows of every category's vocabulary, by name."""
+        if self.kind == "category":
+            return categories[self.name]
+        if self.kind == "number":
+            return len(KNOTS) + 1
+        return HOURS + 1 if self.kind == "hour" else (MAX_POSITION + 2) * categories.get(self.crossed_with, 1)
+
+
+BUILT_IN = (
+    ContextFeature(name="country", kind="category", description="country, as in the log"),
+    ContextFeature(
+        name="device",
+        kind="category",
+        terms=("appeal", "presentation", "engagement"),
+        prior="appeal",
+        description="device, as in the log",
+    ),
+    ContextFeature(name="hour", kind="hour", column="shown_at", reference=20, description="hour of the day, UTC"),
+    ContextFeature(
+        name="row", kind="position", crossed_with="device", reference=0, description="row on the page, from 0"
+    ),
+    ContextFeature(name="column", kind="position", reference=0, description="column in the row, from 0"),
+)
+
+
+def context_features(declared: Sequence[ContextFeature] = ()) -> tuple[ContextFeature, ...]:
+    """The built-in features and the declared ones; UserError where two share a name or one is crossed with no category."""
+    features = (*BUILT_IN, *declared)
+    names = [feature.name for feature in features]
+    for feature in declared:
+        if names.count(feature.name) > 1:
+            built_in = " (built in)" if feature.name in [f.name for f in BUILT_IN] else ""
+            raise UserError(
+                f"context feature {feature.name!r}{built_in}: is declared more than once. Give it another name."
+            )
+    categories = [feature.name for feature in features if feature.kind == "category"]
+    for feature in features:
+        if feature.crossed_with and feature.crossed_with not in categories:
+            raise UserError(
+                f"context feature {feature.name!r}: crossed_with={feature.crossed_with!r} is no category. "
+                f"Categories: {', '.join(categories)}."
+            )
+    return features
+
+
+def categories_of(features: Iterable[ContextFeature]) -> tuple[str, ...]:
+    """Names of the features that have a vocabulary."""
+    return tuple(feature.name for feature in features if feature.kind == "category")
+
+
+def features_to_json(features: Iterable[ContextFeature]) -> list[dict[str, Any]]:
+    """The features in plain values."""
+    return [asdict(feature) for feature in features]
+
+
+def features_from_json(values: list[dict[str, Any]]) -> tuple[ContextFeature, ...]:
+    """What `features_to_json` gave."""
+    return tuple(ContextFeature(**value) for value in values)
+
+
+def save_context(features: Iterable[ContextFeature], folder: Path) -> None:
+    """Write `context.json` into a folder."""
+    with atomic_file(folder / CONTEXT_FILE) as partial:
+        partial.write_text(json.dumps(features_to_json(features), indent=1))
+
+
+def load_context(folder: Path, remedy: str) -> tuple[ContextFeature, ...]:
+    """Read a folder's `context.json`; UserError with `remedy` where there is none or it is damaged."""
+    path = folder / CONTEXT_FILE
+    try:
+        return features_from_json(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: is missing: {folder} was made before context features were declared. {remedy}"
+        ) from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: cannot be read ({error}). {remedy}") from None
+
+
+def with_statistics(feature: ContextFeature, mean: float, std: float) -> ContextFeature:
+    """A number with the mean and standard deviation of the training period where it declares none."""
+    return replace(
+        feature,
+        mean=mean if feature.mean is None else feature.mean,
+        std=std if feature.std is None else feature.std,
+    )

@@ -1,0 +1,80 @@
+"""The inputs of a bundle's ranking graph over rows, made in one way for whoever asks.
+
+Scoring of shards, the HTTP service, comparisons of members, golden cases and benchmarks hand over flat columns of plays and
+candidates and say where each request's run of them lies; here runs are padded and named.
+
+Legend: N requests, T plays, K candidates.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from datamodules.shards.padding import padded, padded_plays
+from foundation.context import ContextFeature
+
+GRAPH_NAMES = {
+    "play_title": "history_title",
+    "play_artwork": "history_artwork",
+    "play_watched": "history_watched",
+    "play_time": "history_time",
+}
+"""Inputs of a graph by the columns of plays they are made of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Where each request's run lies in flat columns."""
+
+    start: np.ndarray
+    """int64 (N,)."""
+    length: np.ndarray
+    """int64 (N,)."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> "Runs":
+        """Runs that lie end to end."""
+        length = np.array(lengths, np.int64)
+        return cls(start=np.cumsum(length) - length, length=length)
+
+
+def ranking_inputs(
+    plays: Mapping[str, np.ndarray],
+    history: Runs,
+    context: Mapping[str, np.ndarray],
+    play_count: np.ndarray,
+    title: np.ndarray,
+    candidates: np.ndarray,
+    candidate_runs: Runs,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The graph's inputs by name, in their order, and which entries of `artworks` are candidates, bool (N, K).
+
+    `plays`: columns of `datamodules.shards.padding.PLAY_FILLS`, times in seconds, of which `history` are runs, oldest play
+    first; `context`: by feature, (N,); `candidates`: artwork rows, of which `candidate_runs` are runs.
+    """
+    past = {GRAPH_NAMES[name]: values for name, values in padded_plays(plays, history.start, history.length).items()}
+    artworks_NK, mask_NK = padded(candidates, candidate_runs.start, candidate_runs.length)
+    scalars = {"play_count": play_count, "title": title}
+    inputs = past | {"history_length": history.length.astype(np.int64), **context}
+    inputs |= {name: values.astype(np.int64, copy=False) for name, values in scalars.items()}
+    return inputs | {"artworks": artworks_NK}, mask_NK
+
+
+def reference_context(
+    features: Iterable[ContextFeature],
+    row_of: Mapping[str, Mapping[str, int]],
+    requests: int,
+    given: Mapping[str, str | float] | None = None,
+) -> dict[str, np.ndarray]:
+    """The context of requests that say nothing of it, each (N,): every feature's reference, or what is `given` by its name.
+
+    `row_of`: by category, rows by value.
+    """
+    columns = {}
+    for feature in features:
+        value = (given or {}).get(feature.name, feature.reference)
+        if feature.kind == "category":
+            value = row_of[feature.name].get(str(value), 0)
+        columns[feature.name] = np.full(requests, feature.unknown if value is None else value, feature.dtype)
+    return columns

@@ -1,0 +1,86 @@
+"""What a client may ask, field by field, and how much of it: the one statement that requests are read by and OpenAPI shows."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from foundation.context import HOURS, ContextFeature
+from serving.scoring.policies import DEFAULT_DRAWS
+
+MAX_CANDIDATES, MAX_REQUESTS = 10_000, 256
+"""In one body: candidates of all its requests, and requests."""
+MAX_DRAWN = MAX_CANDIDATES * DEFAULT_DRAWS
+"""Candidates x draws of Thompson sampling: what is held at once stays below about 200 MB."""
+MAX_CLOCK_SKEW = 300
+"""Seconds that another machine's clock may be ahead of this one's."""
+DAY, EARLIEST, LATEST = 86_400, -2_208_988_800, 4_102_444_800
+"""Seconds: of a day; 1900 and 2100 since 1970."""
+REWARD_KINDS = ("clicked", "engaged")
+MAX_POSITION, MAX_PLAY_COUNT, MAX_SEED = 32_767, 2**31 - 1, 2**53
+
+Schema = dict[str, Any]
+TIME: Schema = {"type": ["string", "number", "null"]}
+PLAY: dict[str, Schema] = {
+    "title": {"type": "string", "description": "id of the title played"},
+    "artwork": {"type": ["string", "null"], "description": "id of the artwork it was clicked through, where known"},
+    "watched": {"type": ["number", "null"], "minimum": 0, "maximum": 1, "description": "fraction watched, where known"},
+    "time": TIME
+    | {"description": "when, ISO 8601 (UTC where it names no zone) or seconds since 1970; else a day apart"},
+}
+REQUEST: dict[str, Schema] = {
+    "title": {"type": "string", "description": "id of the title whose artwork is chosen"},
+    "artworks": {
+        "type": "array",
+        "items": {"type": "string"},
+        "minItems": 1,
+        "maxItems": MAX_CANDIDATES,
+        "uniqueItems": True,
+        "description": "ids of the candidates",
+    },
+    "history": {
+        "type": ["array", "null"],
+        "items": {"$ref": "#/components/schemas/Play"},
+        "description": "the member's plays, oldest first; of more than the bundle reads, the last count",
+    },
+    "time": TIME | {"description": "when the artwork is shown, as a play's; default: now. Not beside hour"},
+    "play_count": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "maximum": MAX_PLAY_COUNT,
+        "description": "plays of the member so far; default: those in history",
+    },
+    "policy": {
+        "type": ["string", "null"],
+        "description": "greedy (default), epsilon:SHARE, softmax:TEMPERATURE or thompson[:DRAWS[:WIDTH]]",
+    },
+    "reward": {
+        "type": ["string", "null"],
+        "enum": [*REWARD_KINDS, None],
+        "description": "what the policy chooses by: clicked (default) or engaged, a click that leads to a real viewing; "
+        "thompson by clicked alone",
+    },
+    "seed": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "maximum": MAX_SEED,
+        "description": "of the choice where the policy leaves it to chance; default: another one each time",
+    },
+    "explain": {"type": ["boolean", "null"], "description": "say why the chosen artwork, where there are two or more"},
+}
+REQUIRED = ("title", "artworks")
+
+
+def request_schema(features: Iterable[ContextFeature]) -> dict[str, Schema]:
+    """The fields of a request, those of the context features among them."""
+    return REQUEST | {feature.name: _feature_schema(feature) for feature in features}
+
+
+def _feature_schema(feature: ContextFeature) -> Schema:
+    meaning = feature.description or f"{feature.source} of the log"
+    if feature.kind == "category":
+        return {"type": ["string", "integer", "boolean", "null"], "description": meaning}
+    if feature.kind == "number":
+        return {"type": ["number", "null"], "description": meaning}
+    if feature.kind == "hour":
+        default = "; default: of time" if feature.from_time else ""
+        return {"type": ["integer", "null"], "minimum": 0, "maximum": HOURS - 1, "description": f"{meaning}{default}"}
+    return {"type": ["integer", "null"], "minimum": -1, "maximum": MAX_POSITION, "description": meaning}

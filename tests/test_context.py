@@ -1,0 +1,352 @@
+"""Context features by configuration alone: two columns nobody wrote code for, from the log to the service and a refresh."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+import keyart
+from datamodules.contract.tables import IMPRESSIONS, tables_with
+from datamodules.prepare.prepare import PrepareConfig, prepare
+from datamodules.shards.shard import TRAIN, Shards
+from export.descriptions import DESCRIPTIONS
+from export.export import ImageEmbedding, export
+from foundation.context import (
+    BUILT_IN,
+    RESERVED,
+    RESERVED_PREFIXES,
+    ContextFeature,
+    context_features,
+    features_from_json,
+    features_to_json,
+)
+from foundation.errors import UserError
+from models.context import ContextSum, zero_context
+from serving.bundle.bundle import BUNDLE_FILE, EXAMPLE, GOLDEN, Bundle
+from serving.bundle.refresh import refresh
+from serving.http.interface import openapi
+from serving.http.requests import RequestError, RequestReader, inputs
+from serving.http.schema import PLAY, REQUEST
+from serving.scoring.explain import Explainer, reasons, total
+from serving.scoring.score import score
+from tests.test_prepare import arrays
+from train.config import FitConfig
+from train.embed import EMBEDDING_RECORD, embed, load_encoder
+from train.fit import fit
+from train.optimiser import OptimiserConfig
+from train.run import Run, sizes_of
+
+RECIPE = """
+prepare:
+  context:
+    - {name: language, kind: category, terms: [appeal, presentation, engagement]}
+    - {name: login_minutes, kind: number, column: Minutes since login}
+"""
+LANGUAGES = np.array(["de", "en", "ta", None], object)
+
+
+@pytest.fixture(scope="module")
+def dataset(service: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The service with a language and minutes since login, in three files; one has no minutes, in one all are null."""
+    out = tmp_path_factory.mktemp("context") / "service"
+    shutil.copytree(service, out, ignore=shutil.ignore_patterns("impressions"))
+    table = pq.read_table([str(path) for path in IMPRESSIONS.files(service)])
+    rng = np.random.default_rng(5)
+    language_N = LANGUAGES[rng.integers(0, len(LANGUAGES), table.num_rows)]
+    minutes_N = rng.gamma(2.0, 30.0, table.num_rows)
+    minutes_N[rng.random(table.num_rows) < 0.1] = np.nan
+    clicked_N = np.asarray(table["clicked"].combine_chunks().cast(pa.int8())).astype(bool)
+    clicked_N |= (language_N == "ta") & (rng.random(table.num_rows) < 0.5)
+    clicked_N |= (minutes_N > 90) & (rng.random(table.num_rows) < 0.5)
+    table = table.set_column(table.column_names.index("clicked"), "clicked", pa.array(clicked_N))
+    table = table.append_column("language", pa.array(language_N.tolist(), pa.string()))
+    with_minutes = table.append_column("Minutes since login", pa.array(minutes_N, pa.float64()))
+    rows = table.num_rows
+    (out / "impressions").mkdir()
+    pq.write_table(with_minutes[: rows - 500], out / "impressions" / "a.parquet")
+    pq.write_table(table[rows - 500 : rows - 200], out / "impressions" / "b.parquet")
+    nulls = table.append_column("Minutes since login", pa.nulls(rows))
+    pq.write_table(nulls[rows - 200 :], out / "impressions" / "c.parquet")
+    return out
+
+
+@pytest.fixture(scope="module")
+def own_shards(dataset: Path, shards: Path) -> Path:
+    """Prepared by the recipe from the front door, the images embedded as those of `shards`."""
+    out, recipe = dataset.parent / "shards", dataset.parent / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    assert keyart.main(["prepare", str(dataset), str(out), "--config", str(recipe)]) == 0
+    from tests.conftest import TINY_EMBEDDING
+
+    embed(dataset, out, TINY_EMBEDDING)
+    return out
+
+
+@pytest.fixture(scope="module")
+def own_run(own_shards: Path) -> Path:
+    out = own_shards.parent / "run"
+    fit(
+        own_shards,
+        out,
+        FitConfig(epochs=8, validations_per_epoch=1, batch=256, optimiser=OptimiserConfig(learning_rate=4e-3)),
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def own_bundle(own_run: Path) -> Path:
+    out, opened = own_run.parent / "bundle", Run.open(own_run)
+    images = ImageEmbedding(*load_encoder(own_run), json.loads((own_run / EMBEDDING_RECORD).read_text())["images"])
+    metadata = {"fingerprint": opened.config["fingerprint"], "test_from": opened.config["test_from"]}
+    export(opened.model, opened.vocabularies, out, metadata=metadata, images=images, console=Console(quiet=True))
+    return out
+
+
+def test_shards_hold_what_was_logged(dataset: Path, own_shards: Path) -> None:
+    opened = Shards.open(own_shards)
+    assert [f.name for f in opened.context] == [*(f.name for f in BUILT_IN), "language", "login_minutes"]
+    assert opened.vocabularies["language"].values == ["de", "en", "ta"]
+    table = pa.concat_tables(
+        [pq.read_table(path) for path in IMPRESSIONS.files(dataset)], promote_options="permissive"
+    ).to_pydict()
+    values = ["", *opened.vocabularies["language"].values]
+    training = []
+    found = arrays(opened)
+    for i, language, minutes in zip(
+        table["impression_id"], table["language"], table["Minutes since login"], strict=True
+    ):
+        stored = found[i]
+        assert values[int(stored["language"])] == (language or "")  # pyright: ignore[reportArgumentType]
+        if minutes is None or np.isnan(minutes):
+            assert np.isnan(float(stored["login_minutes"]))  # pyright: ignore[reportArgumentType]
+        else:
+            assert stored["login_minutes"] == np.float32(minutes)
+            if stored["split"] == TRAIN:
+                training.append(minutes)
+    number = opened.context[-1]
+    assert number.mean == pytest.approx(np.mean(training), rel=1e-6)
+    assert number.std == pytest.approx(np.std(training), rel=1e-6)
+    assert opened.manifest["unknown"]["language"] == sum(language is None for language in table["language"])
+
+
+def test_the_ranker_learns_them(own_run: Path) -> None:
+    """The simulator's clicks do not know them: the test's own dataset adds clicks in Tamil and after long sessions."""
+    presentation = Run.open(own_run).model.presentation.context
+    by_name = {feature.name: presentation.weights(feature).weight[:, 0].tolist() for feature in presentation.features}
+    _, de, en, ta = by_name["language"]
+    assert ta > max(de, en) + 0.2
+    _, *knots = by_name["login_minutes"]
+    assert knots[-1] > knots[1] + 0.2
+
+
+def test_a_number_bends_at_its_knots_and_is_unknown_where_it_is_none(own_run: Path) -> None:
+    import torch
+
+    features = Run.open(own_run).model.sizes.context
+    number = replace(features[-1], mean=10.0, std=2.0)
+    sizes = Run.open(own_run).model.sizes._replace(context=(number,))
+    term = ContextSum(sizes, "presentation", 1, 0.0)
+    term.weights(number).weight.data = torch.tensor([7.0, 0.0, 1.0, 4.0, 9.0, 16.0])[:, None]
+    value = torch.tensor([torch.nan, -1e9, 6.0, 8.0, 9.0, 10.0, 13.0, 14.0, 1e9])
+    added = term(zero_context((), len(value)) | {number.name: value}).squeeze(-1)
+    torch.testing.assert_close(added, torch.tensor([7.0, 0.0, 0.0, 1.0, 2.5, 4.0, 12.5, 16.0, 16.0]))
+
+
+def test_the_bundle_states_and_reads_them(own_bundle: Path) -> None:
+    opened = Bundle.open(own_bundle)
+    graphs = json.loads((own_bundle / BUNDLE_FILE).read_text())["graphs"]
+    for graph in ("rank.onnx", "choose.onnx"):
+        stated = {part["name"]: part["dtype"] for part in graphs[graph]["inputs"]}
+        assert (stated["language"], stated["login_minutes"]) == ("string", "float32")
+    cases = [json.loads(line)["request"] for line in (own_bundle / GOLDEN).read_text().splitlines()]
+    assert {case["language"] for case in cases} == {"de", "en", "ta", "known to nobody"}
+    assert None in {case["login_minutes"] for case in cases}
+    done = subprocess.run([sys.executable, "-I", str(own_bundle / EXAMPLE)], capture_output=True, text=True, check=True)
+    assert float(done.stdout.split("=")[1]) < 1e-5
+    reader = RequestReader(opened)
+    request = {"title": opened.vocabularies["titles"].values[0], "artworks": opened.vocabularies["artworks"].values[:3]}
+    asked = [request, request | {"language": "ta"}, request | {"language": "xx"}, request | {"login_minutes": 200}]
+    read, _ = reader.read(json.dumps(asked).encode(), 0.0)
+    plain, tamil, unseen, late = opened.rank(inputs(read)[0])["click_probability"][:, 0]
+    assert plain == unseen, "an unseen value is the unknown row, as a field that is left out"
+    assert len({plain, tamil, late}) == 3
+    for bad, message in (({"login_minutes": "3"}, "login_minutes"), ({"login_minutes": True}, "give a number")):
+        with pytest.raises(RequestError, match=message):
+            reader.read(json.dumps(request | bad).encode(), 0.0)
+    properties = openapi(opened, "0")["components"]["schemas"]["Request"]["properties"]
+    assert properties["language"]["type"] == ["string", "integer", "boolean", "null"]
+    assert properties["login_minutes"]["type"] == ["number", "null"]
+
+
+def test_explanations_share_out_their_part(own_bundle: Path) -> None:
+    from export.export import random_requests
+
+    opened = Bundle.open(own_bundle)
+    request = random_requests(opened.vocabularies, opened.context, opened.history_length, 40, 20, 5, seed=3)
+    terms = Explainer(opened).explain(request)
+    assert np.abs(total(terms) - opened.rank(request)["appeal"]).max() < 1e-5
+    (explanation, *_) = reasons(opened, request, np.ones((40, 5), bool), np.zeros(40, np.int64))
+    parts = explanation["context_features"]
+    assert list(parts) == ["country", "device", "hour", "language", "login_minutes"]
+    assert sum(parts.values()) == pytest.approx(explanation["context"], abs=1e-6)
+
+
+def test_scores_and_their_evaluation_tell_them_apart(own_bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    opened = Bundle.open(own_bundle)
+    since = datetime.fromisoformat(opened.metadata["test_from"])
+    assert score(opened, dataset, tmp_path / "scores", since=since, console=Console(quiet=True))
+    assert keyart.main(["evaluate", str(own_bundle), str(dataset), str(tmp_path / "report")]) == 0
+    report = (tmp_path / "report" / "report.json").read_text()
+    slices = set(re.findall(r'"(?:name|slice)": "([a-z_ ]+)"', report))
+    assert {"language", "login_minutes", "device"} <= slices
+
+
+def test_a_refresh_keeps_them(own_bundle: Path, dataset: Path, grown: Path) -> None:
+    before, console = Bundle.open(own_bundle), Console(quiet=True)
+    refreshed = refresh(own_bundle, grown, console)
+    assert refreshed.titles > 0
+    assert refreshed.artworks > 0
+    after = Bundle.open(own_bundle)
+    assert after.context == before.context
+    assert any("language" in json.loads(line)["request"] for line in (own_bundle / GOLDEN).read_text().splitlines())
+
+
+def test_a_new_day_is_standardised_as_before(dataset: Path, own_shards: Path, tmp_path: Path) -> None:
+    manifest = prepare(dataset, tmp_path / "day", like=own_shards)
+    assert manifest["like"] == Shards.open(own_shards).fingerprint
+    assert Shards.open(tmp_path / "day").context == Shards.open(own_shards).context
+    with pytest.raises(UserError, match="Leave --context out"):
+        config = PrepareConfig(context=[ContextFeature(name="weather", kind="category")])
+        prepare(dataset, tmp_path / "other", config, like=own_shards)
+
+
+BAD_COLUMNS = {
+    "another type in one file": (
+        "language",
+        lambda table: pa.array(range(table.num_rows), pa.int64()),
+        r"b\.parquet: column language has type int64, in a\.parquet it has type string",
+    ),
+    "a type of no category": (
+        "language",
+        lambda table: pa.array([["de"]] * table.num_rows),
+        r"b\.parquet: column language has type list of string.*Write language as string, an integer or bool",
+    ),
+    "an infinite number": (
+        "Minutes since login",
+        lambda table: pa.array([np.inf] + [1.0] * (table.num_rows - 1)),
+        r"1 row whose Minutes since login is infinite",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD_COLUMNS)
+def test_bad_columns_are_named(dataset: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    column, values, message = BAD_COLUMNS[what]
+    broken = tmp_path / "service"
+    broken.mkdir()
+    for path in dataset.iterdir():
+        if path.name != "impressions":
+            (broken / path.name).symlink_to(path)
+    (broken / "impressions").mkdir()
+    for path in IMPRESSIONS.files(dataset):
+        table = pq.read_table(path)
+        if path.name == "b.parquet":
+            table = table.drop_columns([column]) if column in table.column_names else table
+            table = table.append_column(column, values(table))
+        pq.write_table(table, broken / "impressions" / path.name)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    assert keyart.main(["prepare", str(broken), str(tmp_path / "out"), "--config", str(recipe)]) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_column_no_file_has_is_named(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--context", "[{name: lang, kind: category, column: langage}]"]
+    assert keyart.main(["prepare", str(dataset), str(tmp_path / "out"), *words]) == 1
+    assert "no file has the context feature's column langage. Did you mean language?" in capsys.readouterr().err
+
+
+def test_all_null_is_all_unknown(dataset: Path, tmp_path: Path) -> None:
+    """A category without values and a number without any: one row each, and nothing to divide by."""
+    service = tmp_path / "service"
+    service.mkdir()
+    for path in dataset.iterdir():
+        if path.name != "impressions":
+            (service / path.name).symlink_to(path)
+    (service / "impressions").mkdir()
+    table = pq.read_table(IMPRESSIONS.files(dataset)[0])
+    table = table.append_column("empty", pa.nulls(table.num_rows)).append_column("none", pa.nulls(table.num_rows))
+    pq.write_table(table, service / "impressions" / "a.parquet")
+    features = [ContextFeature(name="empty", kind="category"), ContextFeature(name="none", kind="number")]
+    prepare(service, tmp_path / "shards", PrepareConfig(context=features))
+    opened = Shards.open(tmp_path / "shards")
+    assert sizes_of(opened.vocabularies, opened.context).categories["empty"] == 1
+    assert (opened.context[-1].mean, opened.context[-1].std) == (0.0, 1.0)
+    assert all(np.isnan(shard.context["none"]).all() for shard in opened.shards)
+
+
+def test_ten_million_values_are_refused_before_they_are_held(dataset: Path, tmp_path: Path) -> None:
+    """As many values as rows, more than 16 bits tell apart."""
+    service = tmp_path / "service"
+    service.mkdir()
+    for path in dataset.iterdir():
+        if path.name != "impressions":
+            (service / path.name).symlink_to(path)
+    (service / "impressions").mkdir()
+    table = pq.read_table(IMPRESSIONS.files(dataset)[0])
+    for copy in range(8):
+        ids = [f"{copy}-{i}" for i in table["impression_id"].to_pylist()]
+        copied = table.set_column(0, "impression_id", pa.array(ids)).append_column("session", pa.array(ids))
+        pq.write_table(copied, service / "impressions" / f"{copy}.parquet")
+    config = PrepareConfig(context=[ContextFeature(name="session", kind="category")])
+    with pytest.raises(UserError, match=r"different values of session, and at most 32,767 can be told apart"):
+        prepare(service, tmp_path / "shards", config)
+
+
+def test_declarations_that_cannot_be(tmp_path: Path) -> None:
+    for name in ("title", "shown_at", "history_language", "Language", "9lives", "a" * 65, "clicked", "titles"):
+        with pytest.raises(UserError, match=re.escape(repr(name))):
+            ContextFeature(name=name, kind="category")
+    for change, message in (
+        ({"kind": "text"}, "kind='text' is unknown"),
+        ({"terms": ("affinity",)}, "unknown. Give appeal"),
+        ({"kind": "number", "std": 0.0}, "std=0.0"),
+        ({"mean": 1.0}, "mean and std are for kind=number"),
+        ({"crossed_with": "device"}, "crossed_with is for kind=position"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            ContextFeature(**({"name": "mood", "kind": "category"} | change))  # pyright: ignore[reportArgumentType]
+    for declared, message in (
+        ([ContextFeature(name="device", kind="number")], r"'device' \(built in\): is declared more than once"),
+        ([ContextFeature(name="shelf", kind="position", crossed_with="hour")], "'hour' is no category"),
+    ):
+        with pytest.raises(UserError, match=message):
+            context_features(declared)
+    with pytest.raises(UserError, match="column policy is the contract's own"):
+        tables_with(context_features([ContextFeature(name="logger", kind="category", column="policy")]))
+
+
+def test_no_feature_can_have_a_name_that_is_taken() -> None:
+    """Columns, fields and graph inputs are one name space: whoever adds one there reserves it."""
+    built_in = {feature.name for feature in BUILT_IN}
+    columns = {
+        column.name for table in tables_with(BUILT_IN) for column in table.columns if table.name == "impressions"
+    }
+    taken = {*columns, *REQUEST, *PLAY, *DESCRIPTIONS} - built_in
+    free = {n for n in taken if n not in RESERVED and not n.startswith(RESERVED_PREFIXES)}
+    assert free <= {"artwork", "watched"}, "fields of a play, which no context feature is beside"
+
+
+def test_features_are_written_and_read() -> None:
+    features = context_features([ContextFeature(name="age", kind="number", mean=3.0, std=2.0)])
+    assert features_from_json(json.loads(json.dumps(features_to_json(features)))) == features
