@@ -38,8 +38,6 @@ from models.types import (
     piecewise_linear_calibration,
 )
 
-ROW_TABLES = ("sequence_tower.title_id.weight", "title_bias.weight", "artwork_bias.weight", "person.weight")
-"""Parameters that grow with the catalogue, by row. Where an embedding's `sparse` is set, its gradient is."""
 PERSON_STD = 0.3
 """Spread of the people's vectors before training."""
 IMAGE_NORM = 2.5

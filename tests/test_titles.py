@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from datamodules.feed.datamodule import Cursor
 from datamodules.feed.play_feed import PlaysFeed
 from datamodules.shards.shard import Shards
 from foundation.errors import UserError
@@ -24,9 +25,18 @@ from serving.scoring.recommend import recommend
 from train.config import FitConfig
 from train.embed import load_embedding
 from train.fit import fit
-from train.next_title import TitlesConfig, fit_titles, proposal_distribution, target_mask, title_loss
+from train.next_title import (
+    NextTitleLoss,
+    TitlesConfig,
+    fit_titles,
+    proposal_distribution,
+    target_mask,
+    title_loss,
+)
 from train.optimiser import OptimiserConfig
+from train.prior import PriorConfig
 from train.run import Run, content_of, sizes_of
+from train.task import RankerTask
 
 SMALL = TwoTowerConfig(width=16, dropout=0.0, id_dropout=0.0, next_item=NextItemConfig(rank=400))
 
@@ -195,6 +205,18 @@ def test_titles_alone_are_learned(shards: Path) -> None:
     assert model.next_item.source_IR[1:].any()
     with pytest.raises(UserError, match="no play to learn from"):
         fit_titles(model_of(shards), PlaysFeed(Shards.open(shards).shards, before=0), config, optimiser)
+
+
+@pytest.mark.parametrize("weight", [None, 0.05])
+def test_without_title_ranking_its_weights_are_zero_in_the_average_too(shards: Path, weight: float | None) -> None:
+    model, titles = model_of(shards), None
+    if weight is not None:
+        feed = PlaysFeed(Shards.open(shards).shards)
+        titles = NextTitleLoss.prepare(model, feed, TitlesConfig(weight=weight, negatives=3), 0)
+    progress = {"impressions": 100, "total_steps": 9, "seed": 0, "cursor": Cursor()}
+    task = RankerTask(model, OptimiserConfig(), PriorConfig(), titles=titles, **progress)
+    averaged = task.ema.module.get_parameter("sequence_tower.member_next.weight")
+    assert bool(averaged.any()) == (weight is not None)
 
 
 @pytest.fixture(scope="module")
