@@ -97,6 +97,9 @@ RENAMED = {
 
 REMOVED = {
     "optimiser.rows": "AdamW updates every table as a whole",
+    "history.heads": "attention has one head",
+    "history.time": "what a play weighs depends on its distance in plays",
+    "history.gated": "the layers of attention are always gated",
 }
 """Fields that are gone, by the end of their dotted path, and what holds in their place."""
 

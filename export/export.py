@@ -30,7 +30,6 @@ from export.variants import ship_variants
 from foundation.atomic import atomic_folder
 from foundation.errors import UserError
 from models.content_towers import ArtworkVectors
-from models.history import SESSION_GAP_HOURS
 from models.image_encoder import ImageEncoder, Projection
 from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
 from models.serving import CHOOSE_OUTPUTS, Member
@@ -64,7 +63,7 @@ from serving.scoring.thompson import Thompson
 
 PARITY_BOUND = 1e-4
 """Largest difference of a probability between torch and ONNX Runtime that a bundle may have."""
-BUNDLE_VERSION = 6
+BUNDLE_VERSION = 7
 """Raised when the bundle's files change their meaning."""
 
 
@@ -199,10 +198,8 @@ def explanation_tables(ranking: Ranking) -> dict[str, Tensor]:
         "query_bias": model.artwork_query.bias,
     }
     mean = model.recent
-    tables |= {"hours_apart": torch.tensor([float(SESSION_GAP_HOURS)]), "means": torch.tensor([MEANS])}
-    tables |= {"recent_bias": mean.band.bias_HS[0], "recent_prior": mean.log_prior.reshape(1)}
-    if mean.band.slope_H is not None:
-        tables["recent_slope"] = mean.band.slope_H
+    tables |= {"means": torch.tensor([MEANS])}
+    tables |= {"recent_bias": mean.band.bias_1S[0], "recent_prior": mean.log_prior.reshape(1)}
     if model.artwork_query_state is not None:  # what the learned state adds cannot be shared out by play
         tables["query_state"] = model.artwork_query_state.weight
     return {name: value.detach().cpu().contiguous().clone() for name, value in tables.items()}
@@ -233,7 +230,6 @@ def random_requests(
         "history_title": rows("titles", n, plays),
         "history_artwork": rows("artworks", n, plays) * (rng.random((n, plays)) < 0.5),
         "history_watched": np.where(rng.random((n, plays)) < 0.2, np.nan, rng.random((n, plays))).astype(np.float32),
-        "history_time": np.sort(rng.integers(1_600_000_000, 1_700_000_000, (n, plays)), axis=1),
         "history_length": np.full(n, plays) if full else rng.integers(0, plays + 1, n),
         "country": rows("countries", n),
         "device": rows("devices", n),

@@ -44,7 +44,7 @@ def compare(model: TwoTower, shards: Path, scores: Path) -> float:
         if not (ids[index] == expected_ids).all():
             raise UserError(f"{scores}: lacks impressions of the test period. Score the dataset again.")
         context = Context(batch.country, batch.device, batch.hour, batch.row, batch.column, batch.play_count)
-        plays = (batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
+        plays = (batch.play_title, batch.play_artwork, batch.play_watched)
         terms = model(*plays, batch.member, batch.position, context, batch.title, batch.artworks)
         ours = model.probabilities(terms)[0].numpy()
         column = np.arange(ours.shape[1])

@@ -168,7 +168,7 @@ def test_the_loss_is_that_of_the_softmax_over_all_titles(shards: Path) -> None:
     with torch.no_grad():
         model.sequence_tower.next_bias.weight.normal_()
     batch = next(iter(PlaysFeed(Shards.open(shards).shards, plays=9, batch=6)))
-    states = model.states(batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
+    states = model.states(batch.play_title, batch.play_artwork, batch.play_watched)
     told = target_mask(batch)
     proposal = proposal_distribution(PlaysFeed(Shards.open(shards).shards).played()[1], model.sizes.titles)
     assert proposal[0] == 0
@@ -225,7 +225,7 @@ def both(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from export.export import export
 
     folder = tmp_path_factory.mktemp("titles")
-    model = replace(SMALL, history=HistoryConfig(encoder="attention", gated=True, layers=2, span=6))
+    model = replace(SMALL, history=HistoryConfig(encoder="attention", layers=2, span=6))
     titles = TitlesConfig(weight=0.05, negatives=10)
     fit(shards, folder / "run", FitConfig(epochs=1, validations_per_epoch=1, batch=512, model=model, titles=titles))
     run = Run.open(folder / "run")
@@ -265,8 +265,7 @@ def test_lists_are_the_best_titles_not_played(both: Bundle, service: Path, tmp_p
             watched = (
                 last["watched"].to_numpy(np.float32) if "watched" in last else np.full(len(last), np.nan, np.float32)
             )
-            seconds = last["played_at"].astype("datetime64[us, UTC]").astype(np.int64).to_numpy() // 1_000_000
-            request = (told[-reach:], torch.tensor(clicked), torch.tensor(watched), torch.tensor(seconds))
+            request = (told[-reach:], torch.tensor(clicked), torch.tensor(watched))
             request = tuple(part[None] for part in request)
             state = model.states(*request).learned[:, -1]
             score = (model.member_vectors(state, request[0], torch.tensor([len(last)])) @ vectors.T)[0]

@@ -57,7 +57,7 @@ PARAMETER_GROUPS = {
         *("engagement.member.weight", "engagement.title.weight", "engagement.title_bias.weight"),
         *("engagement.artwork_bias.weight", "engagement.on_device.weight"),
     ),
-    "distance": ("recent.band.bias_HS",),
+    "distance": ("recent.band.bias_1S",),
     "presentation": tuple(
         f"presentation.{name}.weight" for name in ("at_row", "at_column", "at_hour", "on_device", "in_country")
     ),

@@ -38,7 +38,7 @@ def rank_batch(model: TwoTower, batch: Batch, *, everything: bool = True, states
     `states`: of the batch's plays, where they are known already.
     """
     context = Context(batch.country, batch.device, batch.hour, batch.row, batch.column, batch.play_count)
-    plays = (batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
+    plays = (batch.play_title, batch.play_artwork, batch.play_watched)
     engagement_known = None if everything else batch.engagement_known
     return model(*plays, batch.member, batch.position, context, batch.title, batch.artworks, engagement_known, states)
 
@@ -140,7 +140,7 @@ class RankerTask(pl.LightningModule):
             self.model.batch_images = self.tower.batch_images(batch)
         states = None
         if self.titles is not None:
-            states = self.model.states(batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
+            states = self.model.states(batch.play_title, batch.play_artwork, batch.play_watched)
         click, engaged, _ = losses(self.model, batch, states)
         self.model.batch_images = None
         count = len(batch.clicked)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from datamodules.shards.shard import Shard
 
-MICROSECONDS, MICROSECONDS_AN_HOUR = 1_000_000, 3_600_000_000
+MICROSECONDS_AN_HOUR = 3_600_000_000
 SHARDS_MIXED = 8
 """Shards whose batches are mixed: few enough that what is read lies in memory."""
 
@@ -33,8 +33,6 @@ class Batch:
     """int64 (M, T): artwork rows, 0 where not logged."""
     play_watched: Tensor
     """float32 (M, T): fraction watched, NaN where not logged."""
-    play_time: Tensor
-    """int64 (M, T): seconds since 1970, UTC."""
     first: Tensor
     """bool (M,): the window begins with the member's first play."""
     member: Tensor
@@ -268,9 +266,8 @@ class Feed:
             title_MT = np.where(inside_MT, shard.play_title[play_MT], 0)
             artwork_MT = np.where(inside_MT, shard.play_artwork[play_MT], 0)
             watched_MT = np.where(inside_MT, shard.play_watched[play_MT], np.nan)
-            time_MT = np.where(inside_MT, shard.play_time[play_MT] // MICROSECONDS, 0)
         else:
-            title_MT = artwork_MT = time_MT = np.zeros(play_MT.shape, np.int64)
+            title_MT = artwork_MT = np.zeros(play_MT.shape, np.int64)
             watched_MT = np.full(play_MT.shape, np.nan)
 
         member, rows = self.rows(s, windows)
@@ -293,7 +290,6 @@ class Feed:
             play_title=to_int64(title_MT),
             play_artwork=to_int64(artwork_MT),
             play_watched=torch.from_numpy(watched_MT.astype(np.float32)),
-            play_time=to_int64(time_MT),
             first=torch.from_numpy(first),
             member=to_int64(member),
             position=to_int64(shard.history_end[rows] - windows.play[member]),

@@ -98,7 +98,7 @@ class Shard:
     def padded_runs(self, start: np.ndarray, length: np.ndarray) -> dict[str, np.ndarray]:
         """Runs of plays, from rows `start` (M,) on, of some `length` (M,), padded on the right: (M, T), T at least 1.
 
-        `play_title`, `play_artwork` and `play_time` (seconds) int64, padded with 0, `play_watched` float32, with NaN.
+        `play_title` and `play_artwork` int64, padded with 0, `play_watched` float32, with NaN.
         """
         within = np.arange(max(1, int(length.max(initial=0))))
         inside = within < length[:, None]
@@ -111,7 +111,6 @@ class Shard:
             "play_title": padded(self.play_title, 0, np.int64),
             "play_artwork": padded(self.play_artwork, 0, np.int64),
             "play_watched": padded(self.play_watched, np.nan, np.float32),
-            "play_time": padded(self.play_time, 0, np.int64) // MICROSECONDS,
         }
 
     def save(self, folder: Path) -> None:

@@ -8,7 +8,7 @@ import { join } from 'node:path'
 const ort = createRequire(join(process.cwd(), 'example.mjs'))('onnxruntime-node')
 const folder = import.meta.dirname
 const IDS = new Set(['history_title', 'history_artwork', 'country', 'device', 'title', 'artworks'])
-const PADDING = { history_title: '', history_artwork: '', history_watched: null, history_time: 0 }
+const PADDING = { history_title: '', history_artwork: '', history_watched: null }
 
 // A batch of one. An empty history is a play of padding and length 0.
 function tensorOf(name, value) {

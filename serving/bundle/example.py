@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 IDS = {"history_title", "history_artwork", "country", "device", "title", "artworks"}
-PADDING = {"history_title": "", "history_artwork": "", "history_watched": np.nan, "history_time": 0}
+PADDING = {"history_title": "", "history_artwork": "", "history_watched": np.nan}
 
 
 def to_array(name: str, value) -> np.ndarray:

@@ -69,12 +69,10 @@ def _request(
         return values[case % len(values)]
 
     watched = [None if share < 0.2 else round(float(share), 4) for share in rng.random(plays)]
-    times = np.sort(rng.integers(1_600_000_000, 1_700_000_000, plays)).tolist()
     return {
         "history_title": ids("titles", plays),
         "history_artwork": ids("artworks", plays, 0.4),
         "history_watched": watched,
-        "history_time": times,
         "history_length": plays,
         "country": in_turn("countries"),
         "device": in_turn("devices"),
@@ -89,7 +87,7 @@ def _request(
 
 def as_arrays(request: dict[str, Any]) -> dict[str, np.ndarray]:
     """One request as the graph's inputs, of batch 1; an empty history is one play of padding and length 0."""
-    empty = {"history_title": "", "history_artwork": "", "history_watched": None, "history_time": 0}
+    empty = {"history_title": "", "history_artwork": "", "history_watched": None}
     arrays = {}
     for name, value in request.items():
         listed = value or [empty[name]] if name in empty else value

@@ -27,8 +27,8 @@ MAX_DRAWN = MAX_CANDIDATES * DEFAULT_DRAWS
 """Candidates x draws of Thompson sampling: what is held at once stays below about 200 MB."""
 MAX_CLOCK_SKEW = 300
 """Seconds that another machine's clock may be ahead of this one's."""
-DAY, EARLIEST, LATEST = 86_400, -2_208_988_800, 4_102_444_800
-"""Seconds: of a day; 1900 and 2100 since 1970."""
+EARLIEST, LATEST = -2_208_988_800, 4_102_444_800
+"""1900 and 2100, in seconds since 1970."""
 REWARD_KINDS = ("clicked", "engaged")
 MAX_POSITION, MAX_PLAY_COUNT, MAX_SEED = 32_767, 2**31 - 1, 2**53
 
@@ -39,7 +39,10 @@ PLAY: dict[str, Schema] = {
     "artwork": {"type": ["string", "null"], "description": "id of the artwork it was clicked through, where known"},
     "watched": {"type": ["number", "null"], "minimum": 0, "maximum": 1, "description": "fraction watched, where known"},
     "time": TIME
-    | {"description": "when, ISO 8601 (UTC where it names no zone) or seconds since 1970; else a day apart"},
+    | {
+        "description": "when, ISO 8601 (UTC where it names no zone) or seconds since 1970. Checked, and not read by the "
+        "model: what counts is the order of the plays"
+    },
 }
 REQUEST: dict[str, Schema] = {
     "title": {"type": "string", "description": "id of the title whose artwork is chosen"},
@@ -116,8 +119,8 @@ class Request:
     """Of the artworks, as they were given."""
     history_titles: list[str]
     """Titles of the history, as they were given: the last plays, oldest first."""
-    history: tuple[list[int], list[int], list[float], list[int]]
-    """Of each of those plays: title, artwork, watched (NaN: not known), time in seconds."""
+    history: tuple[list[int], list[int], list[float]]
+    """Of each of those plays: title, artwork, watched (NaN: not known)."""
     scalars: tuple[int, ...]
     """By `SCALARS`."""
     policy: ServingPolicy
@@ -235,12 +238,11 @@ class RequestReader:
 
     def _history(
         self, plays: list[Any], prefix: str, end: float
-    ) -> tuple[list[str], tuple[list[int], list[int], list[float], list[int]]]:
+    ) -> tuple[list[str], tuple[list[int], list[int], list[float]]]:
         """The last plays: titles as given, and their columns. None may be after `end` or before the one it follows."""
         history_titles: list[str] = []
         artworks: list[int] = []
         watched: list[float] = []
-        times: list[int | None] = []
         first, last = max(0, len(plays) - self.history_length), float(EARLIEST)
         for index, play in enumerate(plays[first:], first):
             where = f"{prefix}history[{index}]"
@@ -252,7 +254,6 @@ class RequestReader:
             watched.append(_fraction(play.get("watched"), f"{where}.watched"))
             time = play.get("time")
             if time is None:
-                times.append(None)
                 continue
             timestamp = _timestamp(time, f"{where}.time")
             if timestamp > end:
@@ -264,13 +265,7 @@ class RequestReader:
                     422, f"{where}.time={_quoted(time)}: is before the play it follows. Give the oldest first."
                 )
             last = timestamp
-            times.append(math.floor(timestamp))
-        return history_titles, (
-            [self.titles.get(title, 0) for title in history_titles],
-            artworks,
-            watched,
-            _fill_times(times),
-        )
+        return history_titles, ([self.titles.get(title, 0) for title in history_titles], artworks, watched)
 
 
 def inputs(requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -280,8 +275,8 @@ def inputs(requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], np.ndarr
     width_N = np.array([len(request.artworks) for request in requests], np.int64)
     t, k = max(1, int(length_N.max())), int(width_N.max())
     past_NT, mask_NK = np.arange(t) < length_N[:, None], np.arange(k) < width_N[:, None]
-    fills = ((0, np.int64), (0, np.int64), (np.nan, np.float32), (0, np.int64))
-    names = ("history_title", "history_artwork", "history_watched", "history_time")
+    fills = ((0, np.int64), (0, np.int64), (np.nan, np.float32))
+    names = ("history_title", "history_artwork", "history_watched")
     features: dict[str, np.ndarray] = {}
     for column, (name, (fill, kind)) in enumerate(zip(names, fills, strict=True)):
         features[name] = np.full((n, t), fill, kind)
@@ -292,18 +287,6 @@ def inputs(requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], np.ndarr
     features["artworks"] = np.zeros((n, k), np.int64)
     features["artworks"][mask_NK] = [row for request in requests for row in request.artworks]
     return features, mask_NK
-
-
-def _fill_times(times: list[int | None]) -> list[int]:
-    """A time for every play: where there is none, a day before the next one, but not before the one it follows."""
-    if None not in times:
-        return [time for time in times if time is not None]
-    filled: list[int] = []
-    next_time = DAY * (len(times) + 1)
-    for time in reversed(times):
-        next_time = next_time - DAY if time is None else time
-        filled.append(next_time)
-    return np.maximum.accumulate(filled[::-1]).tolist()
 
 
 def _policy(fields_given: dict[str, Any], prefix: str, candidates: int) -> ServingPolicy:

@@ -22,8 +22,8 @@ from datamodules.simulator.opposite_histories import draw_opposite_histories
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
 
-EVENING, DAY = 20, 86_400
-"""The hour these requests are of, and the seconds from one play to the next."""
+EVENING = 20
+"""The hour of the day, UTC, of these requests."""
 TITLES_SHOWN = 3
 MIN_PLAYS = 12
 
@@ -55,7 +55,6 @@ def rank_histories(
         "history_title": history_NT,
         "history_artwork": np.zeros_like(history_NT),
         "history_watched": np.full(history_NT.shape, np.nan, np.float32),
-        "history_time": np.arange(plays) * DAY + np.zeros_like(history_NT),
         "history_length": np.array([len(history) for history in recent], np.int64),
         "country": same * vocabularies["countries"].row(country),
         "device": same * vocabularies["devices"].row(device),

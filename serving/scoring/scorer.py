@@ -138,7 +138,6 @@ def shard_requests(
             "history_title": past(shard.play_title, 0).astype(np.int64),
             "history_artwork": past(shard.play_artwork, 0).astype(np.int64),
             "history_watched": past(shard.play_watched, np.nan).astype(np.float32),
-            "history_time": past(shard.play_time, 0).astype(np.int64) // MICROSECONDS,
             "history_length": length.astype(np.int64),
             "country": shard.country[rows].astype(np.int64),
             "device": shard.device[rows].astype(np.int64),
