@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from datamodules.feed.impression_feed import Batch
-from datamodules.shards.shard import MICROSECONDS, TRAIN, Shards
+from datamodules.shards.shard import TRAIN, Shards
 from foundation.context import ContextFeature
 
 
@@ -49,7 +49,6 @@ class ImpressionRows:
                 "play_title": history_column(shard.play_title, 0).astype(np.int64),
                 "play_artwork": history_column(shard.play_artwork, 0).astype(np.int64),
                 "play_watched": history_column(shard.play_watched, np.nan).astype(np.float32),
-                "play_time": history_column(shard.play_time, 0).astype(np.int64) // MICROSECONDS,
                 "first": start == shard.history_start[rows],
                 "length": (end - start).astype(np.int64),
                 "title": shard.title[rows].astype(np.int64),
@@ -77,7 +76,6 @@ class ImpressionRows:
                 play_title=arrays["play_title"],
                 play_artwork=arrays["play_artwork"],
                 play_watched=arrays["play_watched"],
-                play_time=arrays["play_time"],
                 first=arrays["first"],
                 member=torch.arange(size),
                 position=arrays["length"],

@@ -52,7 +52,7 @@ def floor(shards: Shards, feed: Feed) -> tuple[int, float]:
     start = time.perf_counter()
     for s, play, rows in index_plan:
         shard = shards.shards[s]
-        for name in ("play_title", "play_artwork", "play_watched", "play_time"):
+        for name in ("play_title", "play_artwork", "play_watched"):
             getattr(shard, name)[play]
         for name in (*STREAMED, "history_end"):
             getattr(shard, name)[rows]

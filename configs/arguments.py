@@ -95,6 +95,21 @@ RENAMED = {
 }
 """Fields by their names before version 0.2, in options and in recipes: read with a warning until version 0.3."""
 
+REMOVED = {
+    "optimiser.rows": "AdamW updates every table as a whole",
+    "history.heads": "attention has one head",
+    "history.time": "what a play weighs depends on its distance in plays",
+    "history.gated": "the layers of attention are always gated",
+}
+"""Fields that are gone, by the end of their dotted path, and what holds in their place."""
+
+
+def refuse_removed(path: str, where: str = "") -> None:
+    """Raise a UserError where a dotted field path is one of `REMOVED`; `where` begins its message."""
+    for name, reason in REMOVED.items():
+        if path == name or path.endswith(f".{name}"):
+            raise UserError(f"{where}{path} was removed: {reason}. Leave it out.")
+
 
 def renamed(path: str, known: Callable[[str], bool]) -> str:
     """A dotted field path under today's names; a warning on standard error where it has an old one.
@@ -126,6 +141,8 @@ def _normalised(words: list[str], parser: ArgumentParser) -> list[str]:
         name = name if name in known else "--" + name[2:].replace("-", "_")
         name = ALIASES.get(name, name)
         name = "--" + renamed(name[2:], lambda path: f"--{path}" in known)
+        if name not in known:
+            refuse_removed(name[2:])
         type_ = getattr(known.get(name), "_typehint", None)
         if type_ is bool and not equals:
             flag_value = left.pop(0) if left and left[0] in ("true", "false") else "true"
@@ -180,6 +197,7 @@ def _require_known_fields(values: dict[str, Any], class_: type, path: Path, wher
     names = [field.name for field in fields(class_)]
     for name, value in values.items():
         if name not in names:
+            refuse_removed(f"{where}{name}", f"{path}: ")
             matches = get_close_matches(str(name), names, 1)
             hint = f"Did you mean {matches[0]}?" if matches else f"There are: {', '.join(names)}."
             raise UserError(f"{path}: unknown field {where}{name}. {hint}")

@@ -31,7 +31,6 @@ from foundation.atomic import atomic_folder
 from foundation.context import HOURS, MAX_POSITION, ContextFeature, save_context
 from foundation.errors import UserError
 from models.content_towers import ArtworkVectors
-from models.history import SESSION_GAP_HOURS
 from models.image_encoder import ImageEncoder, Projection
 from models.ranking import HISTORY, OUTPUTS, Ranking
 from models.serving import CHOOSE_OUTPUTS, Member
@@ -207,10 +206,8 @@ def explanation_tables(ranking: Ranking) -> dict[str, Tensor]:
         "query_bias": model.artwork_query.bias,
     }
     mean = model.recent
-    tables |= {"hours_apart": torch.tensor([float(SESSION_GAP_HOURS)]), "means": torch.tensor([MEANS])}
-    tables |= {"recent_bias": mean.band.bias_HS[0], "recent_prior": mean.log_prior.reshape(1)}
-    if mean.band.slope_H is not None:
-        tables["recent_slope"] = mean.band.slope_H
+    tables |= {"means": torch.tensor([MEANS])}
+    tables |= {"recent_bias": mean.band.bias_1S[0], "recent_prior": mean.log_prior.reshape(1)}
     if model.artwork_query_state is not None:  # what the learned state adds cannot be shared out by play
         tables["query_state"] = model.artwork_query_state.weight
     return {name: value.detach().cpu().contiguous().clone() for name, value in tables.items()}
@@ -259,7 +256,6 @@ def random_requests(
         "play_title": rows("titles", total),
         "play_artwork": rows("artworks", total) * (rng.random(total) < 0.5),
         "play_watched": np.where(rng.random(total) < 0.2, np.nan, rng.random(total)).astype(np.float32),
-        "play_time": np.sort(rng.integers(1_600_000_000, 1_700_000_000, total)),
     }
     return ranking_inputs(
         flat_plays,

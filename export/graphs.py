@@ -44,7 +44,7 @@ from serving.bundle.ids import ARTWORK_TABLE_PREFIXES, TITLE_TABLE_PREFIXES, add
 OPSET = 20
 IR_VERSION = 10
 """ONNX Runtime 1.18 and newer read it."""
-BY_PLAY = ("history_title", "history_artwork", "history_watched", "history_time")
+BY_PLAY = ("history_title", "history_artwork", "history_watched")
 BY_CANDIDATE = ("artworks", *VECTORS)
 BY_WORD = ("depicts_people", "depicts_genres", "genres", "cast")
 

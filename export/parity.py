@@ -44,7 +44,7 @@ def compare(model: TwoTower, shards: Path, scores: Path) -> float:
         index = np.searchsorted(ids, expected_ids).clip(max=len(ids) - 1)
         if not (ids[index] == expected_ids).all():
             raise UserError(f"{scores}: lacks impressions of the test period. Score the dataset again.")
-        plays = (batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
+        plays = (batch.play_title, batch.play_artwork, batch.play_watched)
         terms = model(*plays, batch.member, batch.position, batch.context, batch.title, batch.artworks)
         ours = model.probabilities(terms)[0].numpy()
         column = np.arange(ours.shape[1])

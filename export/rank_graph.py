@@ -35,7 +35,7 @@ MIN_NORM = np.float32(1e-6)
 
 def can_assemble(model: TwoTower) -> bool:
     """Whether a model is of the kind put together here, the default's; others are traced."""
-    return model.artwork_query_state is None and model.coplay is not None and model.recent.band.slope_H is None
+    return model.artwork_query_state is None and model.coplay is not None
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def choose_graph(ranking: Ranking, opset: int, ir_version: int, *, vectors: bool
 
 def _weights(g: GraphBuilder, model: TwoTower) -> tuple[str, str]:
     """The weight of every play in the mean, see `RecentMean.last`, and 1 for those that count, else 0; both (N, 1, T)."""
-    bias_S, span = model.recent.band.bias_HS[0].double(), model.config.history.span
+    bias_S, span = model.recent.band.bias_1S[0].double(), model.config.history.span
     plays_S = torch.arange(1, span + 1).double()
     # softmax and what shrinks it, as logarithms: of the sum over a number of plays, by that number
     level_S = torch.logcumsumexp(bias_S, 0) - torch.log(plays_S / (plays_S + model.recent.log_prior.double().exp()))
@@ -90,7 +90,7 @@ def _weights(g: GraphBuilder, model: TwoTower) -> tuple[str, str]:
     logit, counts = np.full(span + 2, EXCLUDED_LOGIT), np.zeros(span + 2, np.float32)
     logit[1:-1], counts[1:-1] = bias_S.float().numpy(), 1
     length_N11 = g.unsqueeze("history_length", 1, 2)
-    plays = g("Squeeze", g("Shape", "history_time", start=1, end=2), np.array([0]))
+    plays = g("Squeeze", g("Shape", "history_title", start=1, end=2), np.array([0]))
     index_T = g("Range", np.array(0), plays, np.array(1))
     nth_N1T = g("Clip", g("Sub", length_N11, index_T), np.array(0), np.array(span + 1))
     logit_N1T = g("Gather", g.constant(logit, "recent_logit"), nth_N1T)
@@ -286,5 +286,5 @@ def _value(name: str, ranking: Ranking) -> ValueInfoProto:
     more |= {key: ["candidates"] for key in VECTORS[2:]}
     kinds |= dict.fromkeys(VECTORS, TensorProto.FLOAT)
     kinds |= {f.name: TensorProto.FLOAT for f in ranking.model.sizes.context if f.kind == "number"}
-    more |= {key: ["plays"] for key in ("history_title", "history_artwork", "history_time")}
+    more |= {key: ["plays"] for key in ("history_title", "history_artwork")}
     return helper.make_tensor_value_info(name, kinds.get(name, TensorProto.INT64), ["requests", *more.get(name, [])])

@@ -47,15 +47,15 @@ def gather_rows(parts: States | TitleEncoding | ArtworkEncoding, index: Tensor) 
 
 def mean_of_known(vectors: nn.Embedding, rows_xL: Tensor) -> Tensor:
     """Mean of the vectors of a list's rows, padding left out; zero for an empty list. (x, L) -> (x, D)."""
-    return mean_of_rows(vectors.weight, rows_xL, vectors.sparse)
+    return mean_of_rows(vectors.weight, rows_xL)
 
 
-def mean_of_rows(table_RD: Tensor, rows_xL: Tensor, sparse: bool = False) -> Tensor:
-    """The same, of a table's rows; `sparse`: whether its gradient is."""
+def mean_of_rows(table_RD: Tensor, rows_xL: Tensor) -> Tensor:
+    """The same, of a table's rows."""
     if torch.compiler.is_exporting():  # a bag's graph would be a loop over its lists
         mask_xL1 = (rows_xL > 0).to(table_RD.dtype).unsqueeze(-1)
         return (table_RD[rows_xL] * mask_xL1).sum(-2) / mask_xL1.sum(-2).clamp(min=1)
-    flat = F.embedding_bag(rows_xL.flatten(0, -2), table_RD, mode="mean", padding_idx=0, sparse=sparse)
+    flat = F.embedding_bag(rows_xL.flatten(0, -2), table_RD, mode="mean", padding_idx=0)
     return flat.view(*rows_xL.shape[:-1], table_RD.shape[1])
 
 

@@ -20,7 +20,7 @@ from models.two_tower import ArtworkEncoding, PlayEncoding, States, TitleEncodin
 _Parts = TypeVar("_Parts", PlayEncoding, TitleEncoding, ArtworkEncoding)
 
 OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity", "artwork_query", "content_query")
-HISTORY = ("history_title", "history_artwork", "history_watched", "history_time", "history_length")
+HISTORY = ("history_title", "history_artwork", "history_watched", "history_length")
 """What a member's vectors are made of."""
 
 
@@ -64,10 +64,10 @@ class Ranking(nn.Module):
         """Rank the candidates of N requests, given by `inputs`.
 
         `history_*`: (N, T), the last plays, oldest first, padded on the right; `history_length`: (N,), 0 for a member
-        without history; `history_time`: seconds, of which only differences count; `artworks`: (N, K) rows, padded with 0.
-        All int64 but `history_watched` and numbers of the context, float32, NaN where not known.
-        Returns click and engaged probabilities (N, K),
-        appeal (N, K) and affinity (N,) as logits, and the two vectors that meet artworks, (N, D) and (N, 2 D + G).
+        without history; `artworks`: (N, K) rows, padded with 0.
+        All int64 but `history_watched` and numbers of the context, float32, NaN where not known. Returns click and engaged
+        probabilities (N, K), appeal (N, K) and affinity (N,) as logits, and the two vectors that meet artworks, (N, D) and
+        (N, 2 D + G).
         """
         given = dict(zip(self.inputs, inputs, strict=True))
         state = self.state(*(given[name] for name in HISTORY), learned=self.model.artwork_query_state is not None)
@@ -100,7 +100,6 @@ class Ranking(nn.Module):
         title_NT: Tensor,
         artwork_NT: Tensor,
         watched_NT: Tensor,
-        time_NT: Tensor,
         length_N: Tensor,
         *,
         learned: bool,
@@ -110,13 +109,13 @@ class Ranking(nn.Module):
         image_NTD = self.artwork_image[artwork_NT]
         image_NTD = torch.where((artwork_NT > 0).unsqueeze(-1), image_NTD, self.play_mean_image[title_NT])
         content_NTC = torch.cat([image_NTD, self.play_content[title_NT]], dim=-1)
-        recent_NC = torch.bmm(model.recent.last(length_N, time_NT).unsqueeze(1), content_NTC).squeeze(1)
+        recent_NC = torch.bmm(model.recent.last(length_N, title_NT.shape[1]).unsqueeze(1), content_NTC).squeeze(1)
         ago_NT = length_N[:, None] - 1 - torch.arange(title_NT.shape[1], device=title_NT.device)
         counts_NT = ((ago_NT >= 0) & (ago_NT < model.config.history.span)).to(recent_NC.dtype)
         coplay_NR = torch.bmm(counts_NT.unsqueeze(1), self.play_coplay[title_NT]).squeeze(1)
         learned_ND = recent_NC.new_zeros(title_NT.shape[0], 0)
         if learned:
-            learned_ND = model.sequence_tower.last(self.play_token[title_NT], image_NTD, watched_NT, length_N, time_NT)
+            learned_ND = model.sequence_tower.last(self.play_token[title_NT], image_NTD, watched_NT, length_N)
         return States(learned_ND, recent_NC, coplay_NR)
 
 

@@ -47,17 +47,15 @@ class SequenceTower(nn.Module):
         parts = [self._hidden(ids, people, genres, year), genres, people, self.title_id(ids)]
         return self.token_content(self.dropout(torch.cat(parts, dim=-1)))
 
-    def forward(self, token_MTD: Tensor, image_MTD: Tensor, watched_MT: Tensor, log_gap_MTT: Tensor | None) -> Tensor:
+    def forward(self, token_MTD: Tensor, image_MTD: Tensor, watched_MT: Tensor) -> Tensor:
         """The state after every number of plays, (M, T + 1, D)."""
         input_MTD = token_MTD + self.token_image(self.dropout(image_MTD)) + self._watched(watched_MT)
-        return self.history(input_MTD, log_gap_MTT)
+        return self.history(input_MTD)
 
-    def last(
-        self, token_NTD: Tensor, image_NTD: Tensor, watched_NT: Tensor, length_N: Tensor, time_NT: Tensor
-    ) -> Tensor:
+    def last(self, token_NTD: Tensor, image_NTD: Tensor, watched_NT: Tensor, length_N: Tensor) -> Tensor:
         """The state (N, D) after the first `length_N` plays alone."""
         input_NTD = token_NTD + self.token_image(image_NTD) + self._watched(watched_NT)
-        return self.history.last(input_NTD, length_N, time_NT)
+        return self.history.last(input_NTD, length_N)
 
     def next_titles(self, rows: Tensor, people: Tensor, genres_xL: Tensor, year: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (x, D) and biases (x, 1) by which titles are told that are played next; arguments as of `tokens`."""

@@ -31,11 +31,10 @@ class Member(nn.Module):
         history_title: Tensor,
         history_artwork: Tensor,
         history_watched: Tensor,
-        history_time: Tensor,
         history_length: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """(N, S) and (N, W); arguments as of `Ranking`."""
-        history = (history_title, history_artwork, history_watched, history_time, history_length)
+        history = (history_title, history_artwork, history_watched, history_length)
         state, model = self.ranking.state(*history, learned=True), self.ranking.model
         parts = [state.recent, state.coplay, *([] if model.artwork_query_state is None else [state.learned])]
         return torch.cat(parts, dim=-1), model.member_vectors(state.learned, history_title, history_length)

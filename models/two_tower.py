@@ -12,19 +12,18 @@ Legend: M members, T plays, N impressions, K candidates, D width, I titles, A ar
 L list length, R rank of what is played together, C = 2 D + G: an image, people and genres.
 """
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.context import Context, ContextSum
 from models.engagement import Engagement
-from models.history import HistoryConfig, RecentMean, log_time_gap
+from models.history import RecentMean
 from models.layers import dots, gather_rows, mean_of_known, mean_of_rows, repeated, scaled_linear, sums_of_last, table
-from models.linear_title_models import LowRankEase, LowRankEaseConfig, NextItemConfig, NextItemRegression
+from models.linear_title_models import LowRankEase, NextItemRegression
 from models.presentation import PlayCount, Presentation
 from models.sequence_tower import SequenceTower
+from models.two_tower_config import TwoTowerConfig
 from models.types import (
     ArtworkEncoding,
     Content,
@@ -38,8 +37,6 @@ from models.types import (
     piecewise_linear_calibration,
 )
 
-ROW_TABLES = ("sequence_tower.title_id.weight", "title_bias.weight", "artwork_bias.weight", "person.weight")
-"""Parameters that grow with the catalogue, by row. Where an embedding's `sparse` is set, its gradient is."""
 PERSON_STD = 0.3
 """Spread of the people's vectors before training."""
 IMAGE_NORM = 2.5
@@ -48,32 +45,6 @@ MEANS = 5.0
 """Means over histories lie about a fifth as far apart as what they are means of."""
 LINEAR_STD = 0.05
 """Spread of the weights before training that link a member's means to what meets artworks and titles."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TwoTowerConfig:
-    """The ranker's shape."""
-
-    width: int = 64
-    """Of the member vector, and of everything that meets it in a dot product."""
-    history: HistoryConfig = field(default_factory=HistoryConfig)
-    """The history encoder."""
-    dropout: float = 0.4
-    """Of the tokens that the learned state reads, while training."""
-    id_dropout: float = 0.7
-    """Share of title ids sent to the unknown row there while training, so that content alone learns to stand for a title."""
-    coplay: LowRankEaseConfig = field(default_factory=LowRankEaseConfig)
-    """What is played together, which tells clicks."""
-    next_item: NextItemConfig = field(default_factory=NextItemConfig)
-    """What is played next, which ranks titles."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if not 2 <= self.width <= 4096:
-            raise ValueError(f"width={self.width}: must lie in 2 .. 4096.")
-        for name, share in (("dropout", self.dropout), ("id_dropout", self.id_dropout)):
-            if not 0 <= share < 1:
-                raise ValueError(f"{name}={share}: must lie in [0, 1).")
 
 
 class TwoTower(nn.Module):
@@ -108,29 +79,23 @@ class TwoTower(nn.Module):
 
         self.person = table(sizes.people, width, PERSON_STD)
         self.image = scaled_linear(image_width, width, PERSON_STD / 2 / IMAGE_NORM, bias=False)
-        self.recent = RecentMean(config.history.span, config.history.time)
+        self.recent = RecentMean(config.history.span)
         self.similarity_gain = nn.Parameter(torch.tensor([0.3, 1.0, 1.0]))
 
         member_features = 2 * width + sizes.genres + config.coplay.rank
-        self.artwork_query, self.title_query = (
-            scaled_linear(member_features, width, LINEAR_STD),
-            scaled_linear(member_features, width, LINEAR_STD),
-        )
+        self.artwork_query = scaled_linear(member_features, width, LINEAR_STD)
+        self.title_query = scaled_linear(member_features, width, LINEAR_STD)
         attention = config.history.encoder == "attention"
         self.artwork_query_state = scaled_linear(width, width, 0.01, bias=False) if attention else None
         self.title_query_state = scaled_linear(width, width, 0.01, bias=False) if attention else None
         self.artwork_query_context = ContextSum(sizes, "appeal", width, 0.02)
         artwork_features = image_width + width + sizes.genres
         self.artwork_vector = scaled_linear(artwork_features, width, image_width**-0.5)
-        self.artwork_content_bias, self.artwork_bias = (
-            scaled_linear(artwork_features, 1, 0.0),
-            table(sizes.artworks, 1, 0.0),
-        )
+        self.artwork_content_bias = scaled_linear(artwork_features, 1, 0.0)
+        self.artwork_bias = table(sizes.artworks, 1, 0.0)
         title_features = sizes.genres + width + 1
-        self.title_vector, self.title_content_bias = (
-            scaled_linear(title_features, width, LINEAR_STD),
-            scaled_linear(title_features, 1, 0.0),
-        )
+        self.title_vector = scaled_linear(title_features, width, LINEAR_STD)
+        self.title_content_bias = scaled_linear(title_features, 1, 0.0)
         self.title_bias = table(sizes.titles, 1, 0.0)
         self.coplay = LowRankEase(sizes.titles, config.coplay) if config.coplay.rank else None
         self.next_item = NextItemRegression(sizes.titles, config.next_item) if config.next_item.rank else None
@@ -209,11 +174,8 @@ class TwoTower(nn.Module):
 
     def encode_titles(self, title_features: TitleFeatures) -> TitleEncoding:
         """The same from what titles are."""
-        ids, genres, people = (
-            self._title_rows(title_features.rows),
-            self._genre_shares(title_features.genres_xL),
-            title_features.people,
-        )
+        ids, people = self._title_rows(title_features.rows), title_features.people
+        genres = self._genre_shares(title_features.genres_xL)
         known = torch.cat([genres, people, title_features.year.unsqueeze(-1)], dim=-1)
         bias = (self.title_content_bias(known) + self.title_bias(ids)).squeeze(-1)
         coplay = torch.zeros(*ids.shape, 0, device=ids.device) if self.coplay is None else self.coplay.target_IR[ids]
@@ -250,9 +212,7 @@ class TwoTower(nn.Module):
             coplay = self.coplay.source_IR[self._title_rows(rows)]
         return PlayEncoding(token, content, mean_image, coplay)
 
-    def states(
-        self, play_title_MT: Tensor, play_artwork_MT: Tensor, play_watched_MT: Tensor, play_time_MT: Tensor
-    ) -> States:
+    def states(self, play_title_MT: Tensor, play_artwork_MT: Tensor, play_watched_MT: Tensor) -> States:
         """States after every number of plays, (M, T + 1, ...).
 
         A play says its title's id and content, how much of it was watched, and the image of the artwork it was clicked
@@ -263,18 +223,15 @@ class TwoTower(nn.Module):
         artworks, artwork_of = torch.unique(play_artwork_MT, return_inverse=True)
         plays = PlayEncoding(*(F.embedding(title_of, table) for table in self.plays(titles)))
         clicked_image_MTD = F.embedding(artwork_of, self.images(artworks))
-        return self.read(plays, clicked_image_MTD, play_artwork_MT, play_watched_MT, play_time_MT)
+        return self.read(plays, clicked_image_MTD, play_artwork_MT, play_watched_MT)
 
-    def read(
-        self, plays: PlayEncoding, clicked_image_MTD: Tensor, artwork_MT: Tensor, watched_MT: Tensor, time_MT: Tensor
-    ) -> States:
-        """States (M, T + 1, ...) from what the plays (M, T) say, the images they were clicked through, watched and time."""
+    def read(self, plays: PlayEncoding, clicked_image_MTD: Tensor, artwork_MT: Tensor, watched_MT: Tensor) -> States:
+        """States (M, T + 1, ...) from what the plays (M, T) say, the images they were clicked through, and watched."""
         image_MTD = torch.where((artwork_MT > 0).unsqueeze(-1), clicked_image_MTD, plays.mean_image)
         content_MTC = torch.cat([image_MTD, plays.content], dim=-1)
-        log_gap_MTT = log_time_gap(time_MT) if self.config.history.time else None
-        recent = self.recent(content_MTC, log_gap_MTT)
+        recent = self.recent(content_MTC)
         if self.uses_learned_state:
-            learned = self.sequence_tower(plays.token, image_MTD, watched_MT, log_gap_MTT)
+            learned = self.sequence_tower(plays.token, image_MTD, watched_MT)
         else:
             learned = torch.zeros(*recent.shape[:2], self.config.width, device=recent.device)
         return States(learned, recent, sums_of_last(plays.coplay, self.config.history.span))
@@ -399,7 +356,6 @@ class TwoTower(nn.Module):
         play_title_MT: Tensor,
         play_artwork_MT: Tensor,
         play_watched_MT: Tensor,
-        play_time_MT: Tensor,
         member_N: Tensor,
         position_N: Tensor,
         context: Context,
@@ -413,7 +369,7 @@ class TwoTower(nn.Module):
         `states`: what `states` gave for these plays, where it is known already.
         """
         if states is None:
-            states = self.states(play_title_MT, play_artwork_MT, play_watched_MT, play_time_MT)
+            states = self.states(play_title_MT, play_artwork_MT, play_watched_MT)
         rewatch_N = self.is_rewatch(F.embedding(member_N, play_title_MT), position_N, title_N)
         return self.rank(
             self.state_at(states, member_N, position_N), context, title_N, artworks_NK, rewatch_N, engagement_rows_n

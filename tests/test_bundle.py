@@ -40,7 +40,7 @@ def test_comparing_finds_a_difference(run: Path, shards: Path, scores: Path) -> 
 def test_an_empty_history_is_the_learned_state(bundle: Path, run: Path) -> None:
     opened, model = Bundle.open(bundle), Run.open(run).model
     request = {name: np.zeros(1, np.int64) for name in Ranking(Run.open(run).model).inputs}
-    request |= {name: np.zeros((1, 3), np.int64) for name in ("history_title", "history_artwork", "history_time")}
+    request |= {name: np.zeros((1, 3), np.int64) for name in ("history_title", "history_artwork")}
     request |= {"history_watched": np.full((1, 3), np.nan, np.float32), "artworks": np.arange(1, 5)[None]}
     empty = opened.rank(request)
     # with length 0 nothing in the history counts, whatever stands there
@@ -60,6 +60,16 @@ def test_an_empty_history_is_the_learned_state(bundle: Path, run: Path) -> None:
         terms = model.rank(state, nowhere, zero, torch.arange(1, 5)[None], again)
         expected = model.probabilities(terms)[0].numpy()
     np.testing.assert_allclose(empty["click_probability"], expected, atol=1e-6)
+
+
+def test_a_bundle_whose_graphs_ask_for_times_is_refused(bundle: Path, tmp_path: Path) -> None:
+    """As those made before the history encoder lost its weights by time do."""
+    old = shutil.copytree(bundle, tmp_path / "old")
+    record = json.loads((old / "bundle.json").read_text())
+    record["graphs"]["rank.onnx"]["inputs"].append({"name": "history_time", "dtype": "int64"})
+    (old / "bundle.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"bundle\.json: its graphs ask for history_time.* Export the run again\."):
+        Bundle.open(old)
 
 
 def test_unknown_ids_meet_the_unknown_row(bundle: Path) -> None:

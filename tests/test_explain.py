@@ -26,7 +26,6 @@ def request_of(bundle: Bundle, n: int = 40, plays: int = 20, candidates: int = 6
         "history_title": chance.integers(0, len(words["titles"]), (n, plays)),
         "history_artwork": chance.integers(0, len(words["artworks"]), (n, plays)) * (chance.random((n, plays)) < 0.5),
         "history_watched": chance.random((n, plays)).astype(np.float32),
-        "history_time": np.sort(chance.integers(1_600_000_000, 1_700_000_000, (n, plays)), axis=1),
         "history_length": chance.integers(0, plays + 1, n),
         "country": chance.integers(0, len(words["country"]), n),
         "device": chance.integers(0, len(words["device"]), n),
@@ -55,24 +54,24 @@ def test_the_terms_are_the_appeal(bundle: Path) -> None:
         assert np.abs(terms[name]).max() > 0
 
 
-@pytest.mark.parametrize(
-    "history",
-    [pytest.param(HistoryConfig(time=True), marks=pytest.mark.slow), HistoryConfig(encoder="attention", span=8)],
-)
-def test_other_encoders(shards: Path, tmp_path: Path, history: HistoryConfig) -> None:
-    """Time between plays is counted; what attention reads is told as one term. Export holds both to the graph's appeal."""
+def test_what_attention_reads_is_one_term(shards: Path, tmp_path: Path) -> None:
+    """Export holds the sum of the terms to the graph's appeal."""
     torch.manual_seed(0)
     opened = Shards.open(shards)
     content = content_of(opened, load_embedding(shards)[0])
-    model = TwoTower(TwoTowerConfig(width=16, history=history), sizes_of(opened.vocabularies, opened.context), content)
+    model = TwoTower(
+        TwoTowerConfig(width=16, history=HistoryConfig(encoder="attention", span=8)),
+        sizes_of(opened.vocabularies, opened.context),
+        content,
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "slope" in name or "bias" in name or "prior" in name:
+            if "bias" in name or "prior" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     bundle = export(model, opened.vocabularies, tmp_path / "bundle", metadata={})
     assert bundle.metadata["explanations"]["largest_difference"] < 1e-5
     terms = Explainer(bundle).explain(request_of(bundle))
-    assert (np.abs(terms["of_state"]).max() > 0) == (history.encoder == "attention")
+    assert np.abs(terms["of_state"]).max() > 0
 
 
 def test_reasons_add_up_and_stand_beside_the_scores(scores: Path, service: Path, bundle: Path, tmp_path: Path) -> None:

@@ -44,11 +44,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
 
 
 HISTORIES = {
-    "attention": HistoryConfig(encoder="attention", span=REACH, heads=2),
-    "two layers": HistoryConfig(encoder="attention", span=REACH // 2, layers=2, heads=2),
-    "time": HistoryConfig(encoder="attention", span=REACH, heads=2, time=True),
+    "attention": HistoryConfig(encoder="attention", span=REACH),
+    "two layers": HistoryConfig(encoder="attention", span=REACH // 2, layers=2),
     "mean": HistoryConfig(encoder="mean", span=REACH),
-    "mean and time": HistoryConfig(encoder="mean", span=REACH, time=True),
 }
 
 
@@ -125,8 +123,7 @@ def test_states_are_those_of_a_straight_line_reading(shards: Shards, model: TwoT
         start, end = max(shard.history_start[row], shard.history_end[row] - REACH), shard.history_end[row]
         titles = torch.from_numpy(shard.play_title[start:end].astype(np.int64))[None]
         none = torch.zeros_like(titles)
-        times = torch.from_numpy(shard.play_time[start:end] // 1_000_000)[None]
-        states = model.states(titles, none, torch.full(titles.shape, torch.nan), times)
+        states = model.states(titles, none, torch.full(titles.shape, torch.nan))
         batch = next(b for b in feed(shards) if b.shard == s and row in b.index)
         at = int((batch.index == row).nonzero()[0])
         alone = {f: getattr(batch, f)[at : at + 1] for f in ("title", "artworks")}
@@ -143,7 +140,7 @@ def test_states_are_those_of_a_straight_line_reading(shards: Shards, model: TwoT
 
 @pytest.mark.parametrize("kind", ["attention", "mean"])
 def test_no_history_is_the_learned_state(kind: Literal["attention", "mean"]) -> None:
-    encoder = HistoryEncoder(8, HistoryConfig(encoder=kind, span=3, heads=2)).eval()
+    encoder = HistoryEncoder(8, HistoryConfig(encoder=kind, span=3)).eval()
     with torch.no_grad():
         encoder.no_history_D.normal_()
     states = encoder(torch.randn(2, 5, 8))
@@ -153,35 +150,18 @@ def test_no_history_is_the_learned_state(kind: Literal["attention", "mean"]) -> 
 def test_attention_sees_the_band_and_nothing_else() -> None:
     """Against a loop over positions, with softmax written out."""
     torch.manual_seed(1)
-    config = HistoryConfig(span=3, heads=2)
-    layer = BandedAttention(8, config).eval()
+    layer = BandedAttention(4, span=3).eval()
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_(std=0.5)
-    x = torch.randn(1, 7, 8)
+    x = torch.randn(1, 7, 4)
     q, k, v = layer.query(x)[0], layer.key(x)[0], layer.value(x)[0]
     rows = []
     for i in range(7):
-        heads = []
-        for h in range(2):
-            cut = slice(4 * h, 4 * h + 4)
-            seen = range(max(0, i - 2), i + 1)
-            logits = torch.stack([q[i, cut] @ k[j, cut] / 2 + layer.band.bias_HS[h, i - j] for j in seen])
-            heads.append(sum(w * v[j, cut] for w, j in zip(logits.softmax(0), seen, strict=True)))
-        rows.append(torch.cat(heads))
+        seen = range(max(0, i - 2), i + 1)
+        logits = torch.stack([q[i] @ k[j] / 2 + layer.band.bias_1S[0, i - j] for j in seen])
+        rows.append(torch.stack([w * v[j] for w, j in zip(logits.softmax(0), seen, strict=True)]).sum(0))
     torch.testing.assert_close(layer(x)[0], layer.out(torch.stack(rows)), atol=1e-5, rtol=1e-5)
-
-
-def test_time_between_plays_matters_and_when_they_were_does_not(shards: Shards, model: TwoTower) -> None:
-    batch = next(b for b in feed(shards) if len(b.member) and int(b.position.max()) >= REACH)
-    logit = rank_batch(model, batch).click_NK()
-    later = Batch(**{**vars(batch), "play_time": batch.play_time + 86_400 * 365})
-    torch.testing.assert_close(rank_batch(model, later).click_NK(), logit)
-    slower = Batch(
-        **{**vars(batch), "play_time": batch.play_time[:, :1] + 50 * (batch.play_time - batch.play_time[:, :1])}
-    )
-    changed = not torch.allclose(rank_batch(model, slower).click_NK(), logit, atol=1e-4)
-    assert changed == model.config.history.time
 
 
 def test_engagement_of_some_is_that_of_all(shards: Shards, model: TwoTower) -> None:
@@ -223,7 +203,6 @@ def test_terms_add_up(shards: Shards, model: TwoTower) -> None:
         (lambda: HistoryConfig(encoder="lstm"), "encoder=lstm"),  # pyright: ignore[reportArgumentType]
         (lambda: HistoryConfig(encoder="mean", layers=2), "layers=2"),
         (lambda: TwoTowerConfig(width=1), "width=1"),
-        (lambda: BandedAttention(8, HistoryConfig(heads=3)), "heads=3"),
     ],
 )
 def test_a_bad_shape_is_named(make, named: str) -> None:

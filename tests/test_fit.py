@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from datamodules.shards.shard import Shards
 from foundation.errors import UserError
@@ -84,6 +84,35 @@ def test_runs_that_do_not_fit_are_refused(shards: Path, short: FitConfig, undist
     (copied / "weights.safetensors").write_bytes(b"cut short")
     with pytest.raises(UserError, match="cannot be read"):
         Run.open(copied)
+
+
+def test_a_run_of_before_the_history_encoder_lost_its_options(undisturbed: Path, tmp_path: Path) -> None:
+    """The default's opens and is the same; one whose encoder is gone is refused by the names of what it has."""
+    old = shutil.copytree(undisturbed, tmp_path / "old")
+    config = yaml.safe_load((old / "config.yaml").read_text())
+    history = config["fit"]["model"]["history"]
+
+    def written_with(**fields: object) -> None:
+        config["fit"]["model"]["history"] = history | fields
+        (old / "config.yaml").write_text(yaml.safe_dump(config))
+
+    written_with(heads=4, time=False, gated=False)
+    config["fit"]["optimiser"]["rows"] = 100_000
+    weights = load_file(old / "weights.safetensors")
+    renamed = {name.replace(".band.bias_1S", ".band.bias_HS"): value for name, value in weights.items()}
+    assert renamed.keys() != weights.keys()
+    save_file(renamed, old / "weights.safetensors")
+    expected = Run.open(undisturbed).model.state_dict()
+    for name, value in Run.open(old).model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    for fields, named in (
+        ({"time": True}, r"time=True"),
+        ({"encoder": "attention", "heads": 4, "gated": False}, r"heads=4, gated=False"),
+        ({"encoder": "attention", "heads": 1, "time": True, "gated": True}, r"time=True"),
+    ):
+        written_with(**fields)
+        with pytest.raises(UserError, match=rf"config\.yaml: its history encoder has {named}, which .* Train again"):
+            Run.open(old)
 
 
 def test_a_loss_that_is_no_number_is_named(shards: Path, short: FitConfig, tmp_path: Path) -> None:

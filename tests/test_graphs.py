@@ -158,17 +158,6 @@ def test_any_number_of_each(bundle: Path, requests: int, plays: int, candidates:
     np.testing.assert_allclose(found["appeal"][:, :1], some["appeal"], atol=1e-5)
 
 
-def test_times_in_the_future_and_before_all_time(bundle: Path) -> None:
-    """Only how far apart plays are counts, if anything of it, and that may be centuries."""
-    opened = Bundle.open(bundle)
-    request = in_ids(opened, request_of(opened, n=30))
-    expected = run(bundle, "rank.onnx", request)
-    for begin in (2**52, -(2**52)):
-        found = run(bundle, "rank.onnx", request | {"history_time": request["history_time"] + begin})
-        for name, values in found.items():
-            np.testing.assert_allclose(values, expected[name], atol=1e-6, err_msg=name)
-
-
 def test_titles_are_those_of_recommend(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     values = np.array(["", *opened.vocabularies["titles"].values], object)

@@ -33,7 +33,7 @@ def features_of(model: TwoTower, shards: Shards) -> tuple[np.ndarray, np.ndarray
     found: list[list[np.ndarray]] = [[], [], [], []]
     with torch.no_grad():
         for b in Feed(shards.shards, TRAIN, reach=model.config.history.reach, impressions=700, shuffle=True):
-            states = model.states(b.play_title, b.play_artwork, b.play_watched, b.play_time)
+            states = model.states(b.play_title, b.play_artwork, b.play_watched)
             state = model.state_at(states, b.member, b.position)
             artwork = model.artworks(b.artworks)
             meet = model.appeal_queries(state, b.context)

@@ -60,9 +60,7 @@ def test_bfloat16_with_the_optimiser_of_gpus(
 def test_compiled_towers_train(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     """`eager` traces as `inductor` does, and writes no C++."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    small = TwoTowerConfig(
-        width=8, dropout=0, id_dropout=0, history=HistoryConfig(encoder="attention", heads=2, dropout=0)
-    )
+    small = TwoTowerConfig(width=8, dropout=0, id_dropout=0, history=HistoryConfig(encoder="attention", dropout=0))
     config = replace(SHORT, model=small)
     eager = fit(shards, tmp_path / "eager", config)
     found = fit(shards, tmp_path / "compiled", replace(config, compile=True))

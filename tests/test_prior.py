@@ -1,5 +1,6 @@
 """Every weight that a prior is meant for has it: a name in a list that no parameter bears would leave it out in silence."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
@@ -35,3 +36,22 @@ def test_a_name_that_no_parameter_bears_is_refused(shards: Path, monkeypatch: py
     monkeypatch.setitem(PARAMETER_GROUPS, "engaged", ("engagement.no_such.weight",))
     with pytest.raises(AssertionError, match=r"engagement\.no_such\.weight"):
         Prior(model, PriorConfig())
+
+
+def test_no_prior_at_all_is_none(shards: Path) -> None:
+    opened = Shards.open(shards)
+    model = TwoTower(
+        TwoTowerConfig(), sizes_of(opened.vocabularies, opened.context), content_of(opened, load_embedding(shards)[0])
+    )
+    none = Prior(model, PriorConfig(**{field.name: 0.0 for field in fields(PriorConfig)}))
+    assert float(none.loss().detach()) == 0
+    assert not none.parameters()
+    some = Prior(
+        model, PriorConfig(appeal=2.0, context=0, artwork=0, affinity=0, engaged=0, distance=0, presentation=0)
+    )
+    expected = sum(
+        float(model.get_parameter(name).square().sum())
+        for name in ("artwork_query.weight", "artwork_query_device.weight")
+    )
+    expected += float(model.artwork_vector.weight.square().sum())
+    assert float(some.loss().detach()) == pytest.approx(expected, rel=1e-5)

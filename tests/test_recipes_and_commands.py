@@ -78,6 +78,23 @@ def test_options_and_fields_work_under_their_old_names_and_say_so(
         parse("embed", keyart.embed, "embed", ["dataset", "shards", "--passes", "7"], None)
 
 
+def test_a_field_that_was_removed_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    recipe = tmp_path / "old.yaml"
+    recipe.write_text("fit:\n  optimiser:\n    rows: 1000\n")
+    with pytest.raises(UserError, match=r"old\.yaml: fit\.optimiser\.rows was removed: .*\. Leave it out\.$"):
+        parse("fit", keyart.fit, "fit", ["shards", "run", "--config", str(recipe)], None)
+    with pytest.raises(UserError, match=r"^optimiser\.rows was removed: .*\. Leave it out\.$"):
+        parse("fit", keyart.fit, "fit", ["shards", "run", "--optimiser.rows=1000"], None)
+    with pytest.raises(UserError, match=r"^fit\.optimiser\.rows was removed"):
+        parse("pipeline", keyart.pipeline, "recipe", ["data", "out", "--fit.optimiser.rows", "1000"], None)
+    for name in ("heads", "time", "gated"):
+        recipe.write_text(f"fit:\n  model:\n    history:\n      encoder: attention\n      {name}: 1\n")
+        with pytest.raises(UserError, match=rf"old\.yaml: fit\.model\.history\.{name} was removed: .*Leave it out"):
+            parse("fit", keyart.fit, "fit", ["shards", "run", "--config", str(recipe)], None)
+        with pytest.raises(UserError, match=rf"^model\.history\.{name} was removed: .*Leave it out"):
+            parse("fit", keyart.fit, "fit", ["shards", "run", f"--model.history.{name}", "1"], None)
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [

@@ -212,7 +212,6 @@ def test_a_new_artwork_is_ranked_at_once_by_its_vectors(bundle: Path, refreshed:
         "history_title": np.array([words["titles"].values[:4]], object),
         "history_artwork": np.array([words["artworks"].values[:4]], object),
         "history_watched": np.full((1, 4), 0.5, np.float32),
-        "history_time": np.arange(4)[None] * 3600,
         "history_length": np.array([4]),
     }
     context = {name: np.array([0]) for name in ("hour", "row", "column", "play_count")}

@@ -139,7 +139,7 @@ def test_a_time_is_a_time_however_it_is_written(at: Served, bundle: Path) -> Non
     plays = [play | {"time": "2020-09-13T12:26:40Z"} for play in given["history"]]
     same = [play | {"time": 1_600_000_000} for play in plays]
     assert ranked(at, given | {"history": plays}) == ranked(at, given | {"history": same})
-    # a play of which no time is known is a day before the next
+    # a play need not have a time: what counts is their order
     unknown = [*same[:-2], same[-2] | {"time": None}, same[-1] | {"time": 1_600_200_000}]
     known = [*same[:-2], same[-2] | {"time": 1_600_113_600}, unknown[-1]]
     assert ranked(at, given | {"history": unknown}) == ranked(at, given | {"history": known})

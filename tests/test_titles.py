@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from datamodules.feed.datamodule import Cursor
 from datamodules.feed.play_feed import PlaysFeed
 from datamodules.shards.shard import Shards
 from foundation.errors import UserError
@@ -24,9 +25,18 @@ from serving.scoring.recommend import recommend
 from train.config import FitConfig
 from train.embed import load_embedding
 from train.fit import fit
-from train.next_title import TitlesConfig, fit_titles, proposal_distribution, target_mask, title_loss
+from train.next_title import (
+    NextTitleLoss,
+    TitlesConfig,
+    fit_titles,
+    proposal_distribution,
+    target_mask,
+    title_loss,
+)
 from train.optimiser import OptimiserConfig
+from train.prior import PriorConfig
 from train.run import Run, content_of, sizes_of
+from train.task import RankerTask
 
 SMALL = TwoTowerConfig(width=16, dropout=0.0, id_dropout=0.0, next_item=NextItemConfig(rank=400))
 
@@ -160,7 +170,7 @@ def test_the_loss_is_that_of_the_softmax_over_all_titles(shards: Path) -> None:
     with torch.no_grad():
         model.sequence_tower.next_bias.weight.normal_()
     batch = next(iter(PlaysFeed(Shards.open(shards).shards, plays=9, batch=6)))
-    states = model.states(batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
+    states = model.states(batch.play_title, batch.play_artwork, batch.play_watched)
     told = target_mask(batch)
     proposal = proposal_distribution(PlaysFeed(Shards.open(shards).shards).played()[1], model.sizes.titles)
     assert proposal[0] == 0
@@ -199,13 +209,25 @@ def test_titles_alone_are_learned(shards: Path) -> None:
         fit_titles(model_of(shards), PlaysFeed(Shards.open(shards).shards, before=0), config, optimiser)
 
 
+@pytest.mark.parametrize("weight", [None, 0.05])
+def test_without_title_ranking_its_weights_are_zero_in_the_average_too(shards: Path, weight: float | None) -> None:
+    model, titles = model_of(shards), None
+    if weight is not None:
+        feed = PlaysFeed(Shards.open(shards).shards)
+        titles = NextTitleLoss.prepare(model, feed, TitlesConfig(weight=weight, negatives=3), 0)
+    progress = {"impressions": 100, "total_steps": 9, "seed": 0, "cursor": Cursor()}
+    task = RankerTask(model, OptimiserConfig(), PriorConfig(), titles=titles, **progress)
+    averaged = task.ema.module.get_parameter("sequence_tower.member_next.weight")
+    assert bool(averaged.any()) == (weight is not None)
+
+
 @pytest.fixture(scope="module")
 def both(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The bundle of a ranker that learned clicks and titles."""
     from export.export import export
 
     folder = tmp_path_factory.mktemp("titles")
-    model = replace(SMALL, history=HistoryConfig(encoder="attention", gated=True, layers=2, span=6))
+    model = replace(SMALL, history=HistoryConfig(encoder="attention", layers=2, span=6))
     titles = TitlesConfig(weight=0.05, negatives=10)
     fit(shards, folder / "run", FitConfig(epochs=1, validations_per_epoch=1, batch=512, model=model, titles=titles))
     run = Run.open(folder / "run")
@@ -245,8 +267,7 @@ def test_lists_are_the_best_titles_not_played(both: Bundle, service: Path, tmp_p
             watched = (
                 last["watched"].to_numpy(np.float32) if "watched" in last else np.full(len(last), np.nan, np.float32)
             )
-            seconds = last["played_at"].astype("datetime64[us, UTC]").astype(np.int64).to_numpy() // 1_000_000
-            request = (told[-reach:], torch.tensor(clicked), torch.tensor(watched), torch.tensor(seconds))
+            request = (told[-reach:], torch.tensor(clicked), torch.tensor(watched))
             request = tuple(part[None] for part in request)
             state = model.states(*request).learned[:, -1]
             score = (model.member_vectors(state, request[0], torch.tensor([len(last)])) @ vectors.T)[0]

@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 
 from datamodules.feed.datamodule import Cursor
 from foundation.atomic import atomic_file
-from foundation.errors import UserError
 from train.checkpoint import save_checkpoint
 from train.distributed import World
 from train.embed import ENCODER
@@ -61,14 +60,7 @@ class CheckpointCallback(pl.Callback):
     saved_step: int = 0
 
     def resume(self, state: dict[str, Any], task: RankerTask) -> None:
-        """Go on from what `load_checkpoint` gave; a UserError where the tables were updated in another way."""
-        groups = (state["optimiser"] or {"param_groups": []})["param_groups"]
-        if groups and sum(len(group["params"]) for group in groups if group.get("rows")) != len(task.tables):
-            raise UserError(
-                f"{self.run}: its large tables were updated {'as a whole' if task.tables else 'by rows'}, as by "
-                f"{'several devices' if task.tables else 'one device'}. Go on with devices={'2 or more' if task.tables else '1'}, "
-                "or begin a new run."
-            )
+        """Go on from what `load_checkpoint` gave."""
         self.cursor.validations, self.cursor.batch, self.cursor.step = state["cursor"]
         self.saved_step = self.cursor.step
         self.best, self.best_slice, self.seconds = state["best"], state["best_slice"], state["seconds"]

@@ -1,8 +1,6 @@
 """The running average of a model's weights: what is validated, kept and exported."""
 
-from collections.abc import Collection
 from copy import deepcopy
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +17,8 @@ class ExponentialMovingAverage(nn.Module):
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module, exclude: Collection[nn.Parameter] = ()) -> None:
-        """Take in the weights as they stand, but those of `exclude`."""
-        left_out = {id(parameter) for parameter in exclude}
-        pairs = [
-            (mean, present)
-            for mean, present in zip(self.module.parameters(), model.parameters(), strict=True)
-            if id(present) not in left_out
-        ]
-        mean, present = cast(tuple[list[Tensor], list[Tensor]], tuple(map(list, zip(*pairs, strict=True))))
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights as they stand."""
+        mean: list[Tensor] = list(self.module.parameters())
+        present: list[Tensor] = list(model.parameters())
         torch._foreach_lerp_(mean, present, 1 - self.decay)  # pyright: ignore[reportPrivateImportUsage]

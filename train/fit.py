@@ -138,7 +138,6 @@ class _Fit:
             total_steps=len(data.train_feed) * self.config.epochs,
             seed=self.config.seed,
             cursor=self.cursor,
-            single_process=self.world.size == 1,
             tower=tower,
             titles=titles,
         )

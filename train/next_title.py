@@ -179,7 +179,7 @@ def fit_titles(
         feed.epoch, sums = epoch, torch.zeros(2)
         model.train()
         for batch in feed:
-            states = model.states(batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
+            states = model.states(batch.play_title, batch.play_artwork, batch.play_watched)
             loss, count = title_loss(
                 model, states, batch.play_title, target_mask(batch), config, next_title_loss.proposal
             )

@@ -19,9 +19,6 @@ class OptimiserConfig:
     """Largest norm of a step's gradient."""
     average: float = 0.99
     """Decay of the running average of the weights, per step; 0 keeps the last weights."""
-    rows: int = 100_000
-    """Tables of at least so many titles, artworks or people are updated at the rows alone that a batch holds, which is
-    as good and much quicker; with several devices all of a table is."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -33,7 +30,5 @@ class OptimiserConfig:
         ):
             if not low <= value <= high:
                 raise UserError(f"optimiser.{name}={value}: must lie in {low} .. {high}.")
-        if self.rows < 1:
-            raise UserError(f"optimiser.rows={self.rows}: must be at least 1.")
         if self.clip <= 0:
             raise UserError(f"optimiser.clip={self.clip}: must be above 0.")

@@ -34,7 +34,7 @@ def fit_posterior(model: TwoTower, shards: Shards, reach: int, batch: int, devic
     residual_A, information_A = (torch.zeros(model.sizes.artworks, dtype=torch.float64) for _ in range(2))
     for item in Feed(shards.shards, TRAIN, reach=reach, impressions=2 * batch, shuffle=False):
         b = item.to(device)
-        states = model.states(b.play_title, b.play_artwork, b.play_watched, b.play_time)
+        states = model.states(b.play_title, b.play_artwork, b.play_watched)
         state = model.state_at(states, b.member, b.position)
         artwork = model.artworks(b.artworks)
         features_NF = model.appeal_features(*model.appeal_queries(state, b.context), artwork).squeeze(1)

@@ -4,8 +4,6 @@ A prior of strength s says that a weight is normal around 0 with variance 1 / s:
 click were as good as a coin's, whatever the log's length, so that a longer log overrules it. Added to the loss it holds the
 product of two linear towers to low rank (Srebro, Rennie and Jaakkola, Maximum-Margin Matrix Factorization, 2004). Decoupled
 weight decay, dropout and early stopping, tried in its place, learned less from the same clicks (docs/experiments.md).
-
-Tables that are updated by rows (`optimiser.rows`) have weight decay instead: a prior would touch every row at every step.
 """
 
 from collections.abc import Iterable
@@ -59,7 +57,7 @@ PARAMETER_GROUPS = {
         *("engagement.member.weight", "engagement.title.weight", "engagement.title_bias.weight"),
         "engagement.artwork_bias.weight",
     ),
-    "distance": ("recent.band.bias_HS",),
+    "distance": ("recent.band.bias_1S",),
 }
 """Parameters of the ranker by kind, those of context features left out: see `parameter_groups`."""
 OPTIONAL_PARAMETERS = frozenset({"artwork_query_state.weight", "title_query_state.weight"})
@@ -84,14 +82,13 @@ def parameter_groups(features: Iterable[ContextFeature]) -> dict[str, list[str]]
 class Prior:
     """The priors of one model's weights."""
 
-    def __init__(self, model: TwoTower, config: PriorConfig, exclude: frozenset[str] = frozenset()) -> None:
-        """`exclude`: names of parameters that have weight decay instead."""
+    def __init__(self, model: TwoTower, config: PriorConfig) -> None:
         self.model, by_name = model, dict(model.named_parameters())
         groups = parameter_groups(model.sizes.context)
         missing = {name for names in groups.values() for name in names} - by_name.keys() - OPTIONAL_PARAMETERS
         assert not missing, f"no parameters of the ranker, so no prior reaches them: {sorted(missing)}"
         self.parts = [
-            (getattr(config, kind), [by_name[name] for name in names if name in by_name and name not in exclude])
+            (getattr(config, kind), [by_name[name] for name in names if name in by_name])
             for kind, names in groups.items()
             if getattr(config, kind)
         ]

@@ -28,6 +28,10 @@ from models.linear_title_models import LowRankEaseConfig, NextItemConfig
 from models.two_tower import Content, Sizes, TwoTower, TwoTowerConfig
 
 CONFIG, WEIGHTS, METRICS = "config.yaml", "weights.safetensors", "metrics.json"
+REMOVED_HISTORY_FIELDS = {"heads": 1, "time": False, "gated": True}
+"""Fields that the history encoder had, and their values that mean what it does now."""
+RENAMED_WEIGHT = (".band.bias_HS", ".band.bias_1S")
+"""The end of a weight's name in runs that have such fields, and today's."""
 
 
 def sizes_of(vocabularies: Vocabularies, features: tuple[ContextFeature, ...]) -> Sizes:
@@ -91,6 +95,20 @@ def read_config(run: Path) -> dict[str, Any]:
     return record
 
 
+def _without_removed_fields(written: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The history encoder's fields that there still are; a UserError where the others describe an encoder that is gone."""
+    matters = ("heads", "time", "gated") if written.get("encoder") == "attention" else ("time",)
+    gone = [
+        f"{name}={written[name]}" for name in matters if written.get(name, now := REMOVED_HISTORY_FIELDS[name]) != now
+    ]
+    if gone:
+        raise UserError(
+            f"{folder / CONFIG}: its history encoder has {', '.join(gone)}, which this keyart no longer has. "
+            "Train again with keyart fit, without these fields."
+        )
+    return {name: value for name, value in written.items() if name not in REMOVED_HISTORY_FIELDS}
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run: the model in evaluation mode and what it was trained with."""
@@ -114,7 +132,9 @@ class Run:
             state = load_file(folder / WEIGHTS)
         except Exception as error:  # safetensors raises its own class for a damaged file
             raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}). Train again with keyart fit.") from None
+        state = {name.replace(*RENAMED_WEIGHT): value for name, value in state.items()}
         written = dict(record["fit"]["model"])
+        written["history"] = _without_removed_fields(written.get("history", {}), folder)
         parts = {"history": HistoryConfig, "coplay": LowRankEaseConfig, "next_item": NextItemConfig}
         shape = TwoTowerConfig(**{name: part(**written.pop(name, {})) for name, part in parts.items()}, **written)
         content = Content(**{name: state[name] for name in Content._fields})

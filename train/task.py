@@ -16,14 +16,13 @@ from torch.nn import functional as F
 
 from datamodules.feed.datamodule import Cursor
 from datamodules.feed.impression_feed import Batch
-from models.two_tower import ROW_TABLES, Content, LogitTerms, States, TwoTower
+from models.two_tower import Content, LogitTerms, States, TwoTower
 from train.ema import ExponentialMovingAverage
 from train.finetune import ImageTower
 from train.next_title import NextTitleLoss
 from train.optimiser import OptimiserConfig
 from train.prior import Prior, PriorConfig
 from train.schedule import warmup_cosine
-from train.sparse_adamw import SparseRowAdamW, rows_in_batch
 
 RANK_STRIDE, BATCH_STRIDE = 1_000_003**2, 15_485_863
 """Between seeds: each rank draws dropout of its own, and so does a slice gone on with by another number of ranks."""
@@ -38,7 +37,7 @@ def rank_batch(model: TwoTower, batch: Batch, *, everything: bool = True, states
 
     `states`: of the batch's plays, where they are known already.
     """
-    plays = (batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
+    plays = (batch.play_title, batch.play_artwork, batch.play_watched)
     engagement_known = None if everything else batch.engagement_known
     return model(
         *plays, batch.member, batch.position, batch.context, batch.title, batch.artworks, engagement_known, states
@@ -59,14 +58,8 @@ def losses(model: TwoTower, batch: Batch, states: States | None = None) -> tuple
 
 
 def clip_gradients(model: torch.nn.Module, max_norm: float) -> None:
-    """Scale all gradients, sparse ones too, so that their norm together is at most `max_norm`."""
-    gradients = []
-    for parameter in model.parameters():
-        if parameter.grad is not None and parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.coalesce()
-            gradients.append(parameter.grad.values())
-        elif parameter.grad is not None:
-            gradients.append(parameter.grad)
+    """Scale all gradients so that their norm together is at most `max_norm`."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     scale = max_norm / (torch.nn.utils.get_total_norm(gradients) + 1e-6)
     torch._foreach_mul_(gradients, scale.clamp(max=1.0))  # pyright: ignore[reportPrivateImportUsage]
 
@@ -97,13 +90,11 @@ class RankerTask(pl.LightningModule):
         total_steps: int,
         seed: int,
         cursor: Cursor,
-        single_process: bool = True,
         tower: ImageTower | None = None,
         titles: NextTitleLoss | None = None,
     ) -> None:
         """`impressions`: of a pass, over which the prior is spread; `cursor`: how far the training has come, moved by the
-        keeper; `single_process`: whether there is one process; `tower`: the image encoder, where it is trained too; `titles`: how
-        titles are learned, where they are."""
+        keeper; `tower`: the image encoder, where it is trained too; `titles`: how titles are learned, where they are."""
         super().__init__()
         self.model, self.optimiser_config = model, optimiser
         self.total_steps, self.seed, self.cursor = max(1, total_steps), seed, cursor
@@ -111,20 +102,7 @@ class RankerTask(pl.LightningModule):
             model.disable_title_ranking()
         self.ema = ExponentialMovingAverage(model, optimiser.average)
         self.tower, self.titles = tower, titles
-        tables = {name: model.get_parameter(name) for name in ROW_TABLES}
-        large = [
-            name
-            for name, table in tables.items()
-            if table.requires_grad and single_process and len(table) >= optimiser.rows
-        ]
-        if titles is not None:
-            # titles that stand for all others, and the people in them, are in no batch, and must be looked up as they are
-            large = [name for name in large if name == "artwork_bias.weight"]
-        for name in large:
-            cast(torch.nn.Embedding, model.get_submodule(name.removesuffix(".weight"))).sparse = True
-        self.tables = {name: model.get_parameter(name) for name in large}
-        """Those updated by rows."""
-        self.prior, self.impressions = Prior(model, prior, frozenset(large)), impressions
+        self.prior, self.impressions = Prior(model, prior), impressions
         self.generators: dict[str, Tensor] | None = None
         """Generator states to go on with in the middle of a slice."""
         self.sums = torch.zeros(2, dtype=torch.float64)
@@ -157,27 +135,13 @@ class RankerTask(pl.LightningModule):
         self.sums = self.sums.to(self.device)
         self._first_nonfinite = torch.full((4,), math.nan, device=self.device)
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Bring the rows that are about to be looked up to where they would be, had all steps been dense."""
-        if self.tables:
-            self.catch_up(rows_in_batch(self.model, batch.play_title, batch.title, batch.artworks), before_step=True)
-
-    def catch_up(self, rows: dict[str, Tensor] | None, *, before_step: bool) -> None:
-        """See `RowsAdamW.catch_up`; None: all rows of all tables updated by rows."""
-        optimiser = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimiser, SparseRowAdamW)
-        for name, table in self.tables.items():
-            average = self.ema.module.get_parameter(name)
-            some = None if rows is None else rows[name]
-            optimiser.catch_up(table, some, average, self.optimiser_config.average, before_step=before_step)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Log loss of clicks, plus that of engagement, per impression of the whole batch."""
         if self.tower is not None:
             self.model.batch_images = self.tower.batch_images(batch)
         states = None
         if self.titles is not None:
-            states = self.model.states(batch.play_title, batch.play_artwork, batch.play_watched, batch.play_time)
+            states = self.model.states(batch.play_title, batch.play_artwork, batch.play_watched)
         click, engaged, _ = losses(self.model, batch, states)
         self.model.batch_images = None
         count = len(batch.clicked)
@@ -208,7 +172,7 @@ class RankerTask(pl.LightningModule):
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         """Before each step: move the average to the weights of the step before, so that it trails by one."""
-        self.ema.update(self.model, self.tables.values())
+        self.ema.update(self.model)
         if self.tower is not None:
             self.tower.ema.update(self.tower.encoder)
 
@@ -223,8 +187,6 @@ class RankerTask(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums."""
-        if self.tables and self.cursor.step:
-            self.catch_up(None, before_step=False)
         if self.tower is not None and self.cursor.step:
             table = self.tower.table()
             for model in (self.model, cast(TwoTower, self.ema.module)):
@@ -257,23 +219,21 @@ class RankerTask(pl.LightningModule):
         """AdamW under warm-up and cosine."""
         config = self.optimiser_config
         fused = self.device.type in FUSED
-        row_table_ids = {id(table) for table in self.tables.values()}
-        dense = [p for p in self.model.parameters() if id(p) not in row_table_ids]
+        parameters = list(self.model.parameters())
         with_prior = self.prior.parameters()
         # Decay pulls vectors to zero, where an id nobody trained lies; biases and norms have no such home, and what has a
         # prior has one already
         groups = [
             {
-                "params": [p for p in dense if p.ndim > 1 and id(p) not in with_prior],
+                "params": [p for p in parameters if p.ndim > 1 and id(p) not in with_prior],
                 "weight_decay": config.weight_decay,
             },
-            {"params": [p for p in dense if p.ndim <= 1 or id(p) in with_prior], "weight_decay": 0.0},
-            {"params": list(self.tables.values()), "weight_decay": config.weight_decay, "rows": True},
+            {"params": [p for p in parameters if p.ndim <= 1 or id(p) in with_prior], "weight_decay": 0.0},
         ]
         if self.tower is not None:
             images, weights = self.tower.config, list(self.tower.encoder.parameters())
             groups.append({"params": weights, "weight_decay": images.weight_decay, "lr": images.learning_rate})
-        optimiser = SparseRowAdamW(groups, config.learning_rate, (0.9, 0.99), fused=fused)
+        optimiser = torch.optim.AdamW(groups, config.learning_rate, (0.9, 0.99), fused=fused)
         lr_lambda = partial(warmup_cosine, total=self.total_steps, warmup=config.warmup)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lr_lambda)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -33,8 +33,6 @@ class Batch:
     """int64 (M, T): artwork rows, 0 where not logged."""
     play_watched: Tensor
     """float32 (M, T): fraction watched, NaN where not logged."""
-    play_time: Tensor
-    """int64 (M, T): seconds since 1970, UTC."""
     first: Tensor
     """bool (M,): the window begins with the member's first play."""
     member: Tensor

@@ -11,7 +11,6 @@ PLAY_FILLS: dict[str, tuple[float, type]] = {
     "play_title": (0, np.int64),
     "play_artwork": (0, np.int64),
     "play_watched": (np.nan, np.float32),
-    "play_time": (0, np.int64),
 }
 """Columns of plays: what they are padded with, and their type."""
 

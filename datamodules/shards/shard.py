@@ -97,10 +97,9 @@ class Shard:
     def padded_runs(self, start: np.ndarray, length: np.ndarray) -> dict[str, np.ndarray]:
         """Runs of plays, from rows `start` (M,) on, of some `length` (M,), padded on the right: (M, T), T at least 1.
 
-        `play_title`, `play_artwork` and `play_time` (seconds) int64, padded with 0, `play_watched` float32, with NaN.
+        `play_title` and `play_artwork` int64, padded with 0, `play_watched` float32, with NaN.
         """
-        plays = padded_plays({name: getattr(self, name) for name in PLAY_FILLS}, start, length)
-        return plays | {"play_time": plays["play_time"] // MICROSECONDS}
+        return padded_plays({name: getattr(self, name) for name in PLAY_FILLS}, start, length)
 
     def context_at(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Context of some impressions by feature, in the order and types of a graph's inputs, each (N,)."""

@@ -63,6 +63,11 @@ class Bundle:
                 f"{path}: contract version {metadata.get('contract_version')}, and this keyart reads version "
                 f"{CONTRACT_VERSION}. Export the run again."
             )
+        if any(part["name"] == "history_time" for graph in metadata["graphs"].values() for part in graph["inputs"]):
+            raise UserError(
+                f"{path}: its graphs ask for history_time, which requests no longer hold: an older bundle. "
+                "Export the run again."
+            )
         digest_by_inode: dict[Inode, str] = {}
         for name, digest in metadata["sha256"].items():
             if not (folder / name).is_file() or sha256(folder / name, digest_by_inode) != digest:

@@ -84,8 +84,6 @@ TENSOR_DESCRIPTIONS = {
         "means": ("1", "what the means are multiplied by before query_weight"),
         "recent_bias": ("S", "logit of a play's weight in the means by how many plays ago it was, from 0"),
         "recent_prior": ("1", "logarithm of p: n plays count n / (n + p)"),
-        "recent_slope": ("1", "taken off the logit times log(1 + hours since the play / hours_apart)"),
-        "hours_apart": ("1", "hours at which that logarithm bends"),
     },
     POSTERIOR: {
         "spread": ("F F", "a root of the covariance of the features' weights"),

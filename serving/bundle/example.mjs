@@ -10,7 +10,7 @@ const folder = import.meta.dirname
 const bundle = JSON.parse(readFileSync(join(folder, 'bundle.json'), 'utf8'))
 const graphInputs = bundle.graphs['rank.onnx'].inputs.map(({ name, dtype }) => [name, dtype])
 const DTYPES = { history_watched: 'float32', ...Object.fromEntries(graphInputs) }
-const PADDING = { history_title: '', history_artwork: '', history_watched: null, history_time: 0 }
+const PADDING = { history_title: '', history_artwork: '', history_watched: null }
 
 // A batch of one. An empty history is a play of padding and length 0.
 function tensorOf(name, value) {

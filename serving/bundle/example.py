@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-PADDING = {"history_title": "", "history_artwork": "", "history_watched": None, "history_time": 0}
+PADDING = {"history_title": "", "history_artwork": "", "history_watched": None}
 
 
 def to_arrays(request: dict, dtypes: dict) -> dict:

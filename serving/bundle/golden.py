@@ -86,12 +86,10 @@ def _request(
         return None if case % 8 == 7 else float(np.float32(value))
 
     watched = [None if share < 0.2 else round(float(share), 4) for share in rng.random(plays)]
-    times = np.sort(rng.integers(1_600_000_000, 1_700_000_000, plays)).tolist()
     return {
         "history_title": ids("titles", plays),
         "history_artwork": ids("artworks", plays, 0.4),
         "history_watched": watched,
-        "history_time": times,
         "history_length": plays,
         **{feature.name: context_value(feature) for feature in features},
         "play_count": plays + int(rng.integers(0, 500)) * (case % 3),

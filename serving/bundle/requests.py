@@ -18,7 +18,6 @@ GRAPH_NAMES = {
     "play_title": "history_title",
     "play_artwork": "history_artwork",
     "play_watched": "history_watched",
-    "play_time": "history_time",
 }
 """Inputs of a graph by the columns of plays they are made of."""
 
@@ -50,7 +49,7 @@ def ranking_inputs(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The graph's inputs by name, in their order, and which entries of `artworks` are candidates, bool (N, K).
 
-    `plays`: columns of `datamodules.shards.padding.PLAY_FILLS`, times in seconds, of which `history` are runs, oldest play
+    `plays`: columns of `datamodules.shards.padding.PLAY_FILLS`, of which `history` are runs, oldest play
     first; `context`: by feature, (N,); `candidates`: artwork rows, of which `candidate_runs` are runs.
     """
     past = {GRAPH_NAMES[name]: values for name, values in padded_plays(plays, history.start, history.length).items()}

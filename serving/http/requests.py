@@ -23,7 +23,6 @@ from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
 from serving.bundle.requests import Runs, ranking_inputs
 from serving.http.schema import (
-    DAY,
     EARLIEST,
     LATEST,
     MAX_CANDIDATES,
@@ -58,8 +57,8 @@ class Request:
     """Of the artworks, as they were given."""
     history_titles: list[str]
     """Titles of the history, as they were given: the last plays, oldest first."""
-    history: tuple[list[int], list[int], list[float], list[int]]
-    """Of each of those plays: title, artwork, watched (NaN: not known), time in seconds."""
+    history: tuple[list[int], list[int], list[float]]
+    """Of each of those plays: title, artwork, watched (NaN: not known)."""
     context: dict[str, int | float]
     """By feature: row of a category, number (float), hour or position."""
     title: int
@@ -196,12 +195,11 @@ class RequestReader:
 
     def _history(
         self, plays: list[Any], prefix: str, end: float
-    ) -> tuple[list[str], tuple[list[int], list[int], list[float], list[int]]]:
+    ) -> tuple[list[str], tuple[list[int], list[int], list[float]]]:
         """The last plays: titles as given, and their columns. None may be after `end` or before the one it follows."""
         history_titles: list[str] = []
         artworks: list[int] = []
         watched: list[float] = []
-        times: list[int | None] = []
         first, last = max(0, len(plays) - self.history_length), float(EARLIEST)
         for index, play in enumerate(plays[first:], first):
             where = f"{prefix}history[{index}]"
@@ -213,7 +211,6 @@ class RequestReader:
             watched.append(_fraction(play.get("watched"), f"{where}.watched"))
             time = play.get("time")
             if time is None:
-                times.append(None)
                 continue
             timestamp = _timestamp(time, f"{where}.time")
             if timestamp > end:
@@ -225,18 +222,12 @@ class RequestReader:
                     422, f"{where}.time={_quoted(time)}: is before the play it follows. Give the oldest first."
                 )
             last = timestamp
-            times.append(math.floor(timestamp))
-        return history_titles, (
-            [self.titles.get(title, 0) for title in history_titles],
-            artworks,
-            watched,
-            _fill_times(times),
-        )
+        return history_titles, ([self.titles.get(title, 0) for title in history_titles], artworks, watched)
 
 
 def inputs(requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The graph's inputs for some requests, padded to the longest, and which candidates are there: bool (N, K)."""
-    columns: list[list[Any]] = [[value for request in requests for value in request.history[c]] for c in range(4)]
+    columns: list[list[Any]] = [[value for request in requests for value in request.history[c]] for c in range(3)]
     plays = {
         name: np.array(column, dtype) for (name, (_, dtype)), column in zip(PLAY_FILLS.items(), columns, strict=True)
     }
@@ -254,18 +245,6 @@ def inputs(requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], np.ndarr
         np.array([row for request in requests for row in request.artworks]),
         Runs.of([len(request.artworks) for request in requests]),
     )
-
-
-def _fill_times(times: list[int | None]) -> list[int]:
-    """A time for every play: where there is none, a day before the next one, but not before the one it follows."""
-    if None not in times:
-        return [time for time in times if time is not None]
-    filled: list[int] = []
-    next_time = DAY * (len(times) + 1)
-    for time in reversed(times):
-        next_time = next_time - DAY if time is None else time
-        filled.append(next_time)
-    return np.maximum.accumulate(filled[::-1]).tolist()
 
 
 def _policy(fields_given: dict[str, Any], prefix: str, candidates: int) -> ServingPolicy:

@@ -12,8 +12,8 @@ MAX_DRAWN = MAX_CANDIDATES * DEFAULT_DRAWS
 """Candidates x draws of Thompson sampling: what is held at once stays below about 200 MB."""
 MAX_CLOCK_SKEW = 300
 """Seconds that another machine's clock may be ahead of this one's."""
-DAY, EARLIEST, LATEST = 86_400, -2_208_988_800, 4_102_444_800
-"""Seconds: of a day; 1900 and 2100 since 1970."""
+EARLIEST, LATEST = -2_208_988_800, 4_102_444_800
+"""1900 and 2100, in seconds since 1970."""
 REWARD_KINDS = ("clicked", "engaged")
 MAX_POSITION, MAX_PLAY_COUNT, MAX_SEED = 32_767, 2**31 - 1, 2**53
 
@@ -24,7 +24,10 @@ PLAY: dict[str, Schema] = {
     "artwork": {"type": ["string", "null"], "description": "id of the artwork it was clicked through, where known"},
     "watched": {"type": ["number", "null"], "minimum": 0, "maximum": 1, "description": "fraction watched, where known"},
     "time": TIME
-    | {"description": "when, ISO 8601 (UTC where it names no zone) or seconds since 1970; else a day apart"},
+    | {
+        "description": "when, ISO 8601 (UTC where it names no zone) or seconds since 1970. Checked, and not read by the "
+        "model: what counts is the order of the plays"
+    },
 }
 REQUEST: dict[str, Schema] = {
     "title": {"type": "string", "description": "id of the title whose artwork is chosen"},

@@ -24,8 +24,6 @@ from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
 from serving.bundle.requests import Runs, ranking_inputs, reference_context
 
-DAY = 86_400
-"""Seconds from one play of these requests to the next."""
 TITLES_SHOWN = 3
 MIN_PLAYS = 12
 
@@ -56,7 +54,6 @@ def rank_histories(
         "play_title": played,
         "play_artwork": np.zeros_like(played),
         "play_watched": np.full(len(played), np.nan),
-        "play_time": (np.arange(len(played)) - np.repeat(plays.start, plays.length)) * DAY,
     }
     row_of = {
         name: {v: row for row, v in enumerate(vocabularies[name].values, 1)} for name in categories_of(bundle.context)

@@ -129,7 +129,7 @@ def sum_by_part(products_xC: np.ndarray, width: int) -> np.ndarray:
 
 def _recent(table: dict[str, np.ndarray], request: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Which plays count, bool (N, T), and how many plays ago they were, less one."""
-    index = np.arange(request["history_time"].shape[1])
+    index = np.arange(request["history_title"].shape[1])
     ago_NT = request["history_length"][:, None] - 1 - index
     return (ago_NT >= 0) & (ago_NT < len(table["recent_bias"])), ago_NT
 
@@ -137,13 +137,9 @@ def _recent(table: dict[str, np.ndarray], request: dict[str, np.ndarray]) -> tup
 def _weights(table: dict[str, np.ndarray], request: dict[str, np.ndarray]) -> np.ndarray:
     """How much each play counts in a mean of recent plays, (N, T): learned by distance, shrunk where plays are few."""
     bias_S = table["recent_bias"]
-    length_N1, time_NT = request["history_length"][:, None], request["history_time"]
+    length_N1 = request["history_length"][:, None]
     inside, ago_NT = _recent(table, request)
     logit = bias_S[np.clip(ago_NT, 0, len(bias_S) - 1)].astype(np.float64)
-    if "recent_slope" in table:
-        last = np.take_along_axis(time_NT, np.maximum(length_N1 - 1, 0), axis=1)
-        log_gap_NT = np.log1p(np.maximum(last - time_NT, 0) / (3600.0 * float(table["hours_apart"][0])))
-        logit = logit - table["recent_slope"][0] * log_gap_NT
     logit = np.where(inside, logit, -np.inf)
     raised = np.where(inside, np.exp(logit - np.max(logit, axis=1, keepdims=True, initial=-1e30)), 0.0)
     plays = np.minimum(length_N1, len(bias_S))

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datamodules.shards.padding import PLAY_FILLS
-from datamodules.shards.shard import MICROSECONDS, REQUESTS, Shard
+from datamodules.shards.shard import REQUESTS, Shard
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
 from serving.bundle.requests import Runs, ranking_inputs
@@ -123,7 +123,7 @@ def shard_requests(
         end = shard.history_end[rows]
         start = np.maximum(shard.history_start[rows], end - history_length)
         first = shard.candidate_start[rows]
-        inputs, mask_NK = ranking_inputs(
+        yield ranking_inputs(
             plays,
             Runs(start=start, length=end - start),
             shard.context_at(rows),
@@ -132,7 +132,6 @@ def shard_requests(
             shard.candidate,
             Runs(start=first, length=shard.candidate_start[rows + 1] - first),
         )
-        yield inputs | {"history_time": inputs["history_time"] // MICROSECONDS}, mask_NK
 
 
 def _write(source: Path, target: Path, lists: dict[str, list[np.ndarray]]) -> None:
