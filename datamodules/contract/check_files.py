@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.contract.tables import IMPRESSIONS, Column, Kind, Table
+from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, Column, Kind, Table
 
 Problem = tuple[str, str, str]
 """Rule, what and remedy of a violation, before it is known how many files share it."""
@@ -176,6 +176,9 @@ def _schema_problems(table: Table, schema: pa.Schema) -> Iterator[Problem]:
     if table is IMPRESSIONS and not {"propensities", "propensity"} & set(schema.names):
         what = "has neither propensities nor propensity"
         yield "no-propensity-column", what, "Log the probabilities; without them no policy can be valued"
+    if table is ARTWORKS and not {"image", "embedding"} & set(schema.names):
+        what = "has neither image nor embedding"
+        yield "no-image-column", what, "Add image, the path of each artwork's file, or embedding, a vector of your own"
 
 
 def _retype(column: Column) -> str:

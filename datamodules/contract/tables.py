@@ -71,7 +71,9 @@ ARTWORKS = Table(
     columns=(
         Column(name="artwork_id", kind="string"),
         Column(name="title_id", kind="string"),
-        Column(name="image", kind="string"),
+        # one of the two must be there: `check` says so where neither is
+        Column(name="image", kind="string", required=False, nullable=True),
+        Column(name="embedding", kind="floats", required=False, nullable=True),
         Column(name="depicts", kind="strings", required=False, nullable=True),
     ),
 )
