@@ -29,9 +29,8 @@ from export.parity import TOWER_BOUND, largest_tower_difference
 from export.variants import ship_variants
 from foundation.atomic import atomic_folder
 from foundation.errors import UserError
-from models.content_towers import ArtworkVectors
+from models.content_towers import ArtworkEmbedding, artwork_vectors
 from models.history import SESSION_GAP_HOURS
-from models.image_encoder import ImageEncoder, Projection
 from models.ranking import HISTORY, INPUTS, OUTPUTS, Ranking
 from models.serving import CHOOSE_OUTPUTS, Member
 from models.two_tower import MEANS, TwoTower
@@ -47,6 +46,7 @@ from serving.bundle.bundle import (
     POSTERIOR,
     TITLE_GRAPH,
     TITLE_VECTORS,
+    VECTOR_HASHES,
     VOCABULARIES,
     Bundle,
     bundle_checksums,
@@ -69,13 +69,14 @@ BUNDLE_VERSION = 6
 
 
 @dataclass(frozen=True)
-class ImageEmbedding:
-    """How a bundle's artworks were embedded, so that it can embed others."""
+class EmbeddedArtworks:
+    """How a bundle's artworks were embedded, so that it can embed others, and from what."""
 
-    encoder: ImageEncoder
-    projection: Projection
-    hashes: Sequence[str]
+    embedding: ArtworkEmbedding
+    image_hashes: Sequence[str] = ()
     """Of every artwork's image file, by row from 1: see `datamodules.shards.artwork_images.content_hashes`."""
+    vector_hashes: Sequence[str] = ()
+    """Of every artwork's vector, where such were given: see `datamodules.shards.artwork_vectors.vector_hashes`."""
 
 
 def export(
@@ -84,15 +85,15 @@ def export(
     out: Path,
     *,
     metadata: dict[str, Any],
-    images: ImageEmbedding | None = None,
+    images: EmbeddedArtworks | None = None,
     validation: Shards | None = None,
     console: Console | None = None,
 ) -> Bundle:
     """Write the bundle of a model in evaluation mode; UserError where its graphs do not match torch.
 
-    `about` is what is known of the run, and goes into `bundle.json` as it is. Without `images` the bundle has neither
-    artwork.onnx nor title.onnx, and cannot be refreshed. `validation`: the shards the run was trained
-    on, by whose validation impressions graphs of fewer bytes are judged: see `serving.bundle.variants`.
+    `metadata` is what is known of the run, and goes into `bundle.json` as it is. Without `images`, which says how artworks were
+    embedded, the bundle has neither artwork.onnx nor title.onnx, and cannot be refreshed. `validation`: the shards the run was
+    trained on, by whose validation impressions graphs of fewer bytes are judged: see `serving.bundle.variants`.
     """
     console = console or Console(stderr=True)
     model = model.eval().cpu()
@@ -107,15 +108,17 @@ def export(
         write_graphs(graphs, folder)
         artwork = None
         if images is None:
-            console.print(f"export: {out}: without {ARTWORK_GRAPH} and {TITLE_GRAPH}: no image encoder was given")
+            console.print(
+                f"export: {out}: without {ARTWORK_GRAPH} and {TITLE_GRAPH}: it was not said how artworks are embedded"
+            )
         else:
-            artwork = ArtworkVectors(
-                model, images.encoder, images.projection, (HEIGHT, WIDTH), (MAX_PEOPLE, MAX_GENRES)
-            ).eval()
+            artwork = artwork_vectors(model, images.embedding, (HEIGHT, WIDTH), (MAX_PEOPLE, MAX_GENRES))
             towers = build_tower_graphs(artwork, vocabularies)
             write_graphs(towers, folder, TOWER_WEIGHTS)
             graphs |= towers
-            (folder / IMAGE_HASHES).write_text(json.dumps(list(images.hashes)))
+            for name, hashes in ((IMAGE_HASHES, images.image_hashes), (VECTOR_HASHES, images.vector_hashes)):
+                if hashes:
+                    (folder / name).write_text(json.dumps(list(hashes)))
         cases = write_golden(golden_cases(partial(_torch_answer, ranking), vocabularies, reach), folder / GOLDEN)
         write_triton(folder)
         for name in (EXAMPLE, EXAMPLE_IN_NODE):

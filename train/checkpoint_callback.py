@@ -23,7 +23,7 @@ from foundation.atomic import atomic_file
 from foundation.errors import UserError
 from train.checkpoint import save_checkpoint
 from train.distributed import World
-from train.embed import ENCODER
+from train.embed_config import ENCODER
 from train.memory import release_memory
 from train.signals import Interrupted, Signals
 from train.task import RankerTask, generator_states

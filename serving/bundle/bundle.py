@@ -29,7 +29,9 @@ RANK_ROWS, MEMBER_ROWS = "rank_rows.onnx", "member_rows.onnx"
 TITLE_VECTORS, POSTERIOR = "titles.safetensors", "posterior.safetensors"
 EXPLAIN_TABLES = "explain.safetensors"
 IMAGE_HASHES = "images.json"
-"""The hashes of the artworks' images, by row from 1."""
+"""The hashes of the artworks' images, by row from 1; not there where images are not read."""
+VECTOR_HASHES = "vectors.json"
+"""The same of the vectors that a user gave for the artworks; not there where none were given."""
 
 
 def bundle_checksums(folder: Path) -> dict[str, str]:
