@@ -74,9 +74,10 @@ class EmbeddedArtworks:
 
     embedding: ArtworkEmbedding
     image_hashes: Sequence[str] = ()
-    """Of every artwork's image file, by row from 1: see `datamodules.shards.artwork_images.content_hashes`."""
+    """A hash of every artwork's image file, by row from 1, where images were read: see
+    `datamodules.shards.artwork_images.content_hashes`."""
     vector_hashes: Sequence[str] = ()
-    """Of every artwork's vector, where such were given: see `datamodules.shards.artwork_vectors.vector_hashes`."""
+    """A hash of every artwork's vector, where such were given: see `datamodules.shards.artwork_vectors.vector_hashes`."""
 
 
 def export(

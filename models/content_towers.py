@@ -31,9 +31,9 @@ class ArtworkEmbedding:
     encoder: ImageEncoder | None
     """None where images were not read."""
     projection: Projection | None
-    """Of what the encoder gives."""
+    """It reduces what the encoder gives; None with it."""
     vectors: Projection | None = None
-    """Of vectors of the user's own; None where none were given."""
+    """It reduces vectors of the user's own; None where none were given."""
 
 
 class ArtworkVectors(nn.Module):

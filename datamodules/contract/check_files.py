@@ -21,6 +21,7 @@ ACCEPTED_TYPES: dict[Kind, str] = {
     "strings": "list of string",
     "float": "float or double",
     "floats": "list of float or double",
+    "vector": "list of float or double",
     "integer": "an integer of any width",
     "timestamp": "timestamp with a time zone",
     "boolean": "bool",
@@ -202,7 +203,7 @@ def _disagreements(table: Table, first_path: Path, first: pa.Schema, other: pa.S
 
 def _holds(type_: pa.DataType, kind: Kind) -> bool:
     types = pa.types
-    if kind in ("strings", "floats"):
+    if kind in ("strings", "floats", "vector"):
         item = _item(type_)
         return item is not None and _holds(item, "string" if kind == "strings" else "float")
     if kind == "string":

@@ -12,14 +12,16 @@ from foundation.fingerprint import files_fingerprint
 
 CONTRACT_VERSION = 1
 
-Kind = Literal["string", "strings", "float", "floats", "integer", "timestamp", "boolean"]
-"""What a column holds: `strings` and `floats` are lists; integers and floats may be of any width."""
+Kind = Literal["string", "strings", "float", "floats", "vector", "integer", "timestamp", "boolean"]
+"""What a column holds: `strings`, `floats` and `vector` are lists; integers and floats may be of any width. A `vector` is cast to
+32 bits by who reads it, after a number that has no place there was named."""
 
 ENGINE_TYPES: dict[Kind, str] = {
     "string": "string",
     "strings": "array<string>",
     "float": "float32",
     "floats": "array<float32>",
+    "vector": "array<float64>",
     "integer": "int64",
     "timestamp": "timestamp('UTC', 6)",
     "boolean": "boolean",
@@ -73,7 +75,7 @@ ARTWORKS = Table(
         Column(name="title_id", kind="string"),
         # one of the two must be there: `check` says so where neither is
         Column(name="image", kind="string", required=False, nullable=True),
-        Column(name="embedding", kind="floats", required=False, nullable=True),
+        Column(name="embedding", kind="vector", required=False, nullable=True),
         Column(name="depicts", kind="strings", required=False, nullable=True),
     ),
 )

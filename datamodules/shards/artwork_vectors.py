@@ -53,28 +53,28 @@ def read_vectors(dataset: Path, artworks: Sequence[str]) -> tuple[np.ndarray, st
             f"{files[0]}: lacks {rows.null_count} artworks of the shards (first: {first}). "
             "Give the dataset the shards were prepared from, or prepare it."
         )
-    column = table[COLUMN].take(rows).cast(pa.list_(pa.float32())).combine_chunks()
-    return require_vectors(column, artworks, files[0]), str(table.schema.field(COLUMN).type)
+    return require_vectors(table[COLUMN].take(rows), artworks, files[0]), str(table.schema.field(COLUMN).type)
 
 
-def require_vectors(column: pa.Array, artworks: Sequence[str], path: Path) -> np.ndarray:
-    """Lists of float32 as one array (A, V); a UserError that names the first of the artworks that break a rule.
+def require_vectors(column: pa.ChunkedArray, artworks: Sequence[str], path: Path) -> np.ndarray:
+    """Lists of numbers as one array, float32 (A, V); a UserError that names the first of the artworks that break a rule.
 
     All have one length, and are finite and not zero throughout, as `keyart check` asks too.
     """
     if not len(column):
         return np.zeros((0, 0), np.float32)
-    length_A = np.asarray(pc.list_value_length(column).fill_null(0))
+    lists = column.cast(pa.list_(pa.float32())).combine_chunks()
+    length_A = np.asarray(pc.list_value_length(lists).fill_null(0))
     usual = int(np.bincount(length_A[length_A > 0], minlength=1).argmax())
     _require("missing-embedding", length_A == 0, artworks, path, [""] * len(length_A))
     _require("embedding-length", length_A != usual, artworks, path, [f", length {length}" for length in length_A])
-    vectors_AV = column.flatten().to_numpy(zero_copy_only=False).reshape(len(artworks), usual)
+    vectors_AV = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(artworks), usual)
     unusable_AV = ~np.isfinite(vectors_AV)
     index_A = unusable_AV.argmax(1)
     values = [f", value {vectors_AV[a, index]}" for a, index in enumerate(index_A)]
     _require("embedding-values", unusable_AV.any(1), artworks, path, values)
     _require("embedding-zero", ~vectors_AV.any(1), artworks, path, [""] * len(length_A))
-    return vectors_AV.astype(np.float32)
+    return vectors_AV
 
 
 def vector_hashes(vectors_AV: np.ndarray) -> list[str]:

@@ -63,7 +63,7 @@ class ArtworkTower:
         if not len(ids):
             return np.zeros((0, length), np.float32)
         origin = f"{self.bundle.folder} was made from vectors of {length} numbers (see {BUNDLE_FILE})"
-        column = artworks[COLUMN].combine_chunks()
+        column = artworks[COLUMN]
         if column.null_count == len(column):
             raise UserError(
                 f"{path}: {len(ids)} new artworks have no {COLUMN} (first: {ids[0]}), and {origin}. "
@@ -140,9 +140,7 @@ def warn_changed(tower: ArtworkTower, dataset: Path, artworks: pa.Table, console
         else:
             present = artworks.filter(pa.array(np.logical_and(known, artworks[COLUMN].is_valid())))
             ids = present["artwork_id"].to_pylist()
-            digests = vector_hashes(
-                require_vectors(present[COLUMN].combine_chunks(), ids, dataset / "artworks.parquet")
-            )
+            digests = vector_hashes(require_vectors(present[COLUMN], ids, dataset / "artworks.parquet"))
         pairs = zip(present["artwork_id"].to_pylist(), digests, strict=True)
         changed = [artwork for artwork, digest in pairs if old[row_of[artwork]] != digest]
         if source == COLUMN and len(changed) > len(present) / 2:
