@@ -74,7 +74,7 @@ def require_vectors(column: pa.ChunkedArray, artworks: Sequence[str], path: Path
     values = [f", value {vectors_AV[a, index]}" for a, index in enumerate(index_A)]
     _require("embedding-values", unusable_AV.any(1), artworks, path, values)
     _require("embedding-zero", ~vectors_AV.any(1), artworks, path, [""] * len(length_A))
-    return vectors_AV
+    return vectors_AV.copy()  # of Arrow's memory, which torch may not write to
 
 
 def vector_hashes(vectors_AV: np.ndarray) -> list[str]:
