@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from datamodules.prepare.prepare import PrepareConfig
     from datamodules.simulator.simulate import SimulateConfig
     from train.config import FitConfig
-    from train.embed import EmbedConfig
+    from train.embed_config import EmbedConfig
     from train.recipe import Recipe
 
 COMMANDS = {
@@ -38,7 +38,7 @@ COMMANDS = {
     "simulate": ("a service with known truth: images, plays, impressions, true click probabilities", "simulate"),
     "check": ("the contract, with every violation counted and shown", None),
     "prepare": ("raw tables -> shards", "prepare"),
-    "embed": ("image embeddings into the shards, cached by content", "embed"),
+    "embed": ("embeddings of images, or vectors of your own, into the shards, cached by content", "embed"),
     "fit": ("shards -> a run folder; called again it resumes", "fit"),
     "value": ("a log and anybody's scores -> what the policy is worth, by every estimator", None),
     "evaluate": ("a run or a bundle on a dataset -> metrics, off-policy values, report.html", None),
@@ -164,7 +164,7 @@ def prepare(
 
 
 def embed(dataset: Path, shards: Path, *, settings: EmbedConfig) -> None:
-    """Embed every artwork's image and keep the embeddings in the shards.
+    """Embed every artwork and keep the embeddings in the shards: its image, the vector in column `embedding`, or both.
 
     Args:
         dataset: The dataset the shards were prepared from.
@@ -241,7 +241,8 @@ def refresh(bundle: Path, dataset: Path) -> None:
 
     Args:
         bundle: What `keyart export` wrote; replaced when all is done.
-        dataset: A dataset by the contract, of which titles, artworks and their images are read; no log need be there.
+        dataset: A dataset by the contract, of which titles, artworks and their images are read, or the column `embedding`
+            where the bundle was made from such vectors; no log need be there.
     """
     from serving.bundle.refresh import refresh as refresh_bundle
 

@@ -20,13 +20,14 @@ from datamodules.prepare.prepare import shards_fingerprint
 from datamodules.shards.shard import Shards
 from evaluation.evaluate import REPORT_VERSION
 from evaluation.evaluate import evaluate as evaluate_scores
-from export.export import BUNDLE_VERSION, ImageEmbedding
+from export.export import BUNDLE_VERSION, EmbeddedArtworks
 from export.export import export as export_bundle
 from export.parity import compare
 from foundation.atomic import atomic_file, restore_replaced
 from foundation.context import context_features, features_to_json
 from foundation.errors import UserError
 from foundation.fingerprint import files_fingerprint, fingerprint
+from models.content_towers import ArtworkEmbedding
 from serving.bundle.bundle import BUNDLE_FILE, Bundle
 from serving.bundle.record import record_verdict
 from serving.scoring.compare_members import opposite_members, share_flipped
@@ -34,8 +35,9 @@ from serving.scoring.policies import ServingPolicy
 from serving.scoring.score import SCORES_FILE, scores_fingerprint
 from serving.scoring.score import score as score_dataset
 from train.config import run_fingerprint
-from train.embed import EMBEDDING_RECORD, load_encoder
+from train.embed import describe_sources, embedding_record, load_encoder, load_vector_projection
 from train.embed import embed as embed_artworks
+from train.embed_config import EMBEDDING_RECORD
 from train.fit import fit as fit_ranker
 from train.recipe import Recipe
 from train.run import Run
@@ -111,11 +113,21 @@ def export_run(run: Path, out: Path, console: Console, fingerprint: str | None =
     copied_keys = ("fingerprint", "test_from", "log_fingerprint", "shards_fingerprint", "image_encoder", "provenance")
     metadata = {name: opened.config[name] for name in copied_keys} | {"metrics": opened.metrics}
     metadata |= {"fingerprint": fingerprint or metadata["fingerprint"]}
-    images = ImageEmbedding(*load_encoder(run), read_json(run / EMBEDDING_RECORD)["images"])
+    images, metadata["embedding"] = embedded_artworks(run)
     validation = shards_of(opened, console) if reduced else None
     return export_bundle(
         opened.model, opened.vocabularies, out, metadata=metadata, images=images, validation=validation, console=console
     )
+
+
+def embedded_artworks(run: Path) -> tuple[EmbeddedArtworks, dict[str, Any]]:
+    """How the artworks of a run were embedded, and what its bundle's record says of it; UserError where that is lost."""
+    record = embedding_record(run)
+    if record is None:
+        raise UserError(f"{run / EMBEDDING_RECORD}: is not there: made by an older keyart. Train again.")
+    encoder, projection = load_encoder(run) if record["images"] else (None, None)
+    embedding = ArtworkEmbedding(encoder, projection, load_vector_projection(run))
+    return EmbeddedArtworks(embedding, record["images"], record["vectors"]), describe_sources(record)
 
 
 def shards_of(run: Run, console: Console) -> Shards | None:

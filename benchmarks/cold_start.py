@@ -42,14 +42,15 @@ from evaluation.logs.scored_log import ScoredLog, read_scored_log
 from evaluation.off_policy.intervals import Members
 from evaluation.off_policy.valuation import PolicyProbabilities, importance_weights
 from evaluation.value import period_bounds, to_bandit_log
-from export.export import ImageEmbedding, export
+from export.export import EmbeddedArtworks, export
 from foundation.errors import UserError
+from models.content_towers import ArtworkEmbedding
 from models.two_tower import Content, TwoTower
 from serving.bundle.bundle import Bundle
 from serving.bundle.refresh import refresh
 from serving.scoring.score import score
-from train.embed import EMBEDDING_RECORD as EMBEDDED
 from train.embed import embed, load_encoder
+from train.embed_config import EMBEDDING_RECORD as EMBEDDED
 from train.fit import fit
 from train.recipe import Recipe
 from train.run import Run
@@ -234,7 +235,7 @@ def refresh_bundle(run: Path, dataset: Path, work: Path) -> Bundle:
         name: Vocabulary(known.values[: known.trained], known.trained) for name, known in opened.vocabularies.items()
     }
     hashes = json.loads((run / EMBEDDED).read_text())["images"][: old.sizes.artworks - 1]
-    images = ImageEmbedding(*load_encoder(run), hashes)
+    images = EmbeddedArtworks(ArtworkEmbedding(*load_encoder(run)), hashes)
     metadata = {name: opened.config[name] for name in ("fingerprint", "test_from")}
     export(model.eval(), vocabularies, work / "bundle", metadata=metadata, images=images, console=quiet)
     refresh(work / "bundle", dataset, quiet)

@@ -31,7 +31,7 @@ def section_class(section: str) -> type:
     elif section == "simulate":
         from datamodules.simulator.simulate import SimulateConfig as Section
     elif section == "embed":
-        from train.embed import EmbedConfig as Section
+        from train.embed_config import EmbedConfig as Section
     elif section == "fit":
         from train.config import FitConfig as Section
     elif section in NO_RECIPES:

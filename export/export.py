@@ -30,8 +30,7 @@ from export.variants import ship_variants
 from foundation.atomic import atomic_folder
 from foundation.context import HOURS, MAX_POSITION, ContextFeature, save_context
 from foundation.errors import UserError
-from models.content_towers import ArtworkVectors
-from models.image_encoder import ImageEncoder, Projection
+from models.content_towers import ArtworkEmbedding, artwork_vectors
 from models.ranking import HISTORY, OUTPUTS, Ranking
 from models.serving import CHOOSE_OUTPUTS, Member
 from models.two_tower import MEANS, TwoTower
@@ -48,6 +47,7 @@ from serving.bundle.bundle import (
     POSTERIOR,
     TITLE_GRAPH,
     TITLE_VECTORS,
+    VECTOR_HASHES,
     VOCABULARIES,
     Bundle,
     bundle_checksums,
@@ -71,13 +71,15 @@ BUNDLE_VERSION = 7
 
 
 @dataclass(frozen=True)
-class ImageEmbedding:
-    """How a bundle's artworks were embedded, so that it can embed others."""
+class EmbeddedArtworks:
+    """How a bundle's artworks were embedded, so that it can embed others, and from what."""
 
-    encoder: ImageEncoder
-    projection: Projection
-    hashes: Sequence[str]
-    """Of every artwork's image file, by row from 1: see `datamodules.shards.artwork_images.content_hashes`."""
+    embedding: ArtworkEmbedding
+    image_hashes: Sequence[str] = ()
+    """A hash of every artwork's image file, by row from 1, where images were read: see
+    `datamodules.shards.artwork_images.content_hashes`."""
+    vector_hashes: Sequence[str] = ()
+    """A hash of every artwork's vector, where such were given: see `datamodules.shards.artwork_vectors.vector_hashes`."""
 
 
 def export(
@@ -86,15 +88,15 @@ def export(
     out: Path,
     *,
     metadata: dict[str, Any],
-    images: ImageEmbedding | None = None,
+    images: EmbeddedArtworks | None = None,
     validation: Shards | None = None,
     console: Console | None = None,
 ) -> Bundle:
     """Write the bundle of a model in evaluation mode; UserError where its graphs do not match torch.
 
-    `about` is what is known of the run, and goes into `bundle.json` as it is. Without `images` the bundle has neither
-    artwork.onnx nor title.onnx, and cannot be refreshed. `validation`: the shards the run was trained
-    on, by whose validation impressions graphs of fewer bytes are judged: see `serving.bundle.variants`.
+    `metadata` is what is known of the run, and goes into `bundle.json` as it is. Without `images`, which says how artworks were
+    embedded, the bundle has neither artwork.onnx nor title.onnx, and cannot be refreshed. `validation`: the shards the run was
+    trained on, by whose validation impressions graphs of fewer bytes are judged: see `serving.bundle.variants`.
     """
     console = console or Console(stderr=True)
     model = model.eval().cpu()
@@ -111,15 +113,17 @@ def export(
         write_graphs(graphs, folder)
         artwork = None
         if images is None:
-            console.print(f"export: {out}: without {ARTWORK_GRAPH} and {TITLE_GRAPH}: no image encoder was given")
+            console.print(
+                f"export: {out}: without {ARTWORK_GRAPH} and {TITLE_GRAPH}: it was not said how artworks are embedded"
+            )
         else:
-            artwork = ArtworkVectors(
-                model, images.encoder, images.projection, (HEIGHT, WIDTH), (MAX_PEOPLE, MAX_GENRES)
-            ).eval()
+            artwork = artwork_vectors(model, images.embedding, (HEIGHT, WIDTH), (MAX_PEOPLE, MAX_GENRES))
             towers = build_tower_graphs(artwork, vocabularies)
             write_graphs(towers, folder, TOWER_WEIGHTS)
             graphs |= towers
-            (folder / IMAGE_HASHES).write_text(json.dumps(list(images.hashes)))
+            for name, hashes in ((IMAGE_HASHES, images.image_hashes), (VECTOR_HASHES, images.vector_hashes)):
+                if hashes:
+                    (folder / name).write_text(json.dumps(list(hashes)))
         answer = partial(_torch_answer, ranking)
         cases = write_golden(golden_cases(answer, vocabularies, features, reach), folder / GOLDEN)
         write_triton(folder)

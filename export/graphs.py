@@ -4,7 +4,7 @@
     member.onnx   history -> the member's vectors, to be kept until the member plays again
     choose.onnx   a member's vector, context, title, candidates -> as rank.onnx
     choose_vectors.onnx   the same of candidates that are given as vectors
-    artwork.onnx  an image of any size and what it depicts -> an artwork's vectors
+    artwork.onnx  an image of any size, a vector of the user's own, or both, and what it depicts -> an artwork's vectors
     title.onnx    genres, cast and year -> a title's vectors
     titles.onnx   a member's vector for titles -> the best titles
     explore.onnx  candidates and what rank.onnx told of them -> Thompson sampling's choice: see `export.explore_graph`
@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from datamodules.shards.vocabulary import Vocabularies
 from export.rank_graph import can_assemble, choose_graph, rank_graph
+from foundation.errors import UserError
 from models.content_towers import (
-    ARTWORK_INPUTS,
     ARTWORK_OUTPUTS,
     TITLE_INPUTS,
     TITLE_OUTPUTS,
@@ -81,11 +81,26 @@ def build_tower_graphs(artwork: ArtworkVectors, vocabularies: Vocabularies) -> d
     """artwork.onnx and title.onnx, which give what the catalogue gains its vectors."""
     example = {
         "image": torch.randint(0, 256, (2, 50, 40, 3), dtype=torch.uint8),
+        "embedding": torch.randn(2, artwork.vector_length),
         "release_year": torch.tensor([1999.0, torch.nan]),
         # each its own: of one tensor given twice a tracer makes one input
         **{name: torch.ones(2, 3, dtype=torch.int64) for name in BY_WORD},
     }
-    of_artwork = _any_channels(_traced(artwork, ARTWORK_INPUTS, ARTWORK_OUTPUTS, example))
+    backbone = "" if artwork.encoder is None else f"backbone={artwork.encoder.config.backbone}: "
+    try:
+        of_artwork = _traced(artwork, artwork.inputs, ARTWORK_OUTPUTS, example)
+    except torch.onnx.OnnxExporterError as error:  # a backbone may be anybody's
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UserError(
+            f"{backbone}{ARTWORK_GRAPH} cannot be exported ({reason}). Change its forward, then export."
+        ) from None
+    if any(part.type.tensor_type.shape.dim[0].dim_value for part in of_artwork.graph.input):
+        raise UserError(
+            f"{backbone}{ARTWORK_GRAPH} would take {len(example['image'])} artworks at a time alone. In its forward, take the "
+            "number of images from images.shape[0], not from len(images), then export."
+        )
+    if "image" in artwork.inputs:
+        of_artwork = _any_channels(of_artwork)
     of_title = _traced(TitleVectors(artwork.model, artwork.limit), TITLE_INPUTS, TITLE_OUTPUTS, example)
     return {
         ARTWORK_GRAPH: add_id_encoders(of_artwork, vocabularies),

@@ -84,11 +84,17 @@ def largest_tower_difference(
     worst = 0.0
     for height, width, channels in IMAGE_SIZES:
         image = random_image(rng, height, width, channels)[None]
+        given: dict[str, np.ndarray] = {"image": image, "embedding": _random_vector(rng, artwork)}
+        given = {name: values for name, values in given.items() if name in artwork.inputs}
         ids = [_random_ids(rng, vocabularies, name) for name in ("people", "genres")]
         depicts = np.concatenate(ids, axis=1)
-        theirs = artwork_session.run(list(ARTWORK_OUTPUTS), {"image": image, "depicts": depicts})
-        rgb = torch.from_numpy(np.broadcast_to(image[..., :3], (*image.shape[:3], 3)).copy())
-        ours = artwork(rgb, *(_rows(depicts, vocabularies, name) for name in ("people", "genres")))
+        theirs = artwork_session.run(list(ARTWORK_OUTPUTS), given | {"depicts": depicts})
+        if "image" in given:
+            given["image"] = np.broadcast_to(image[..., :3], (*image.shape[:3], 3)).copy()
+        ours = artwork(
+            *map(torch.from_numpy, given.values()),
+            *(_rows(depicts, vocabularies, name) for name in ("people", "genres")),
+        )
         sides = [
             _shown(ranking, ArtworkEncoding(*(torch.as_tensor(part) for part in side[:4]))) for side in (theirs, ours)
         ]
@@ -102,6 +108,16 @@ def largest_tower_difference(
         apart = np.abs(expected.numpy() - actual) / np.maximum(1, np.abs(expected.numpy()))
         worst = max(worst, float(apart.max()))
     return worst
+
+
+def _random_vector(rng: np.random.Generator, artwork: ArtworkVectors) -> np.ndarray:
+    """A vector about as far from the mean as a catalogue's are, float32 (1, V), by what standardises these."""
+    if artwork.vectors is None:
+        return np.zeros((1, 0), np.float32)
+    centre, turn = (artwork.vectors.get_buffer(f"{name}_0").numpy() for name in ("centre", "turn"))
+    weight = np.linalg.norm(turn, axis=1)
+    spread = 1 / np.maximum(weight, weight.mean())
+    return (centre + spread * rng.standard_normal(centre.shape)).astype(np.float32)[None]
 
 
 def _random_ids(rng: np.random.Generator, vocabularies: Vocabularies, name: str) -> np.ndarray:

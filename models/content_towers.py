@@ -1,8 +1,11 @@
-"""The towers by themselves, for what the catalogue gains after training: an artwork's image and words, a title's words ->
+"""The towers by themselves, for what the catalogue gains after training: an artwork's image or vector and words, a title's words ->
 the vectors that the ranker keeps of them. A new one has no id of its own: content alone tells it.
 
-Legend: N artworks or titles, H height, W width, L list length, D width of the ranker, C = 2 D + G, E image embedding.
+Legend: N artworks or titles, H height, W width, V numbers of a user's vector, L list length, D width of the ranker,
+C = 2 D + G, E embedding.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +16,6 @@ from models.serving import VECTORS
 from models.two_tower import TwoTower
 from models.types import TitleFeatures
 
-ARTWORK_INPUTS = ("image", "depicts_people", "depicts_genres")
 ARTWORK_OUTPUTS = (*VECTORS, "image_embedding")
 TITLE_INPUTS = ("genres", "cast", "release_year")
 TITLE_OUTPUTS = (
@@ -22,32 +24,92 @@ TITLE_OUTPUTS = (
 )
 
 
+@dataclass(frozen=True)
+class ArtworkEmbedding:
+    """How a catalogue's artworks were embedded, so that others can be."""
+
+    encoder: ImageEncoder | None
+    """None where images were not read."""
+    projection: Projection | None
+    """It reduces what the encoder gives; None with it."""
+    vectors: Projection | None = None
+    """It reduces vectors of the user's own; None where none were given."""
+
+
 class ArtworkVectors(nn.Module):
-    """The artwork tower from pixels on."""
+    """The artwork tower from the image on, from a vector of the user's own, or from both: see `artwork_vectors`."""
+
+    inputs: tuple[str, ...]
+    """What `forward` is given, by name: `image`: uint8 (N, H, W, 3), RGB; `embedding`: float32 (N, V), the user's vectors;
+    `depicts_*`: the rows of the same words as people and as genres, (N, L), 0 where they are none. It returns the parts of
+    `Artworks`, and the embedding (N, E)."""
 
     def __init__(
-        self,
-        model: TwoTower,
-        encoder: ImageEncoder,
-        projection: Projection,
-        image_size: tuple[int, int],
-        limit: tuple[int, int],
+        self, model: TwoTower, embedding: ArtworkEmbedding, image_size: tuple[int, int], limit: tuple[int, int]
     ) -> None:
         """`image_size`: height and width that images were kept in, in training; `limit`: people and genres counted of a list."""
         super().__init__()
-        self.model, self.encoder, self.projection = model, encoder.eval(), projection.eval()
-        self.image_size, self.limit = image_size, limit
+        self.model, self.image_size, self.limit = model, image_size, limit
+        self.encoder, self.projection, self.vectors = embedding.encoder, embedding.projection, embedding.vectors
 
-    def forward(self, image: Tensor, depicts_people: Tensor, depicts_genres: Tensor) -> tuple[Tensor, ...]:
-        """`image`: uint8 (N, H, W, 3), RGB; `depicts_*`: the rows of the same words as people and as genres, (N, L), 0 where
-        they are none. Returns the parts of `Artworks`, and the embedding (N, E)."""
-        embedding = self.projection(self.encoder.blocks(resize_like_pillow(image, *self.image_size) / 255))
+    @property
+    def vector_length(self) -> int:
+        """V; 0 where no vectors are read."""
+        return 0 if self.vectors is None else len(self.vectors.get_buffer("centre_0"))
+
+    def of_image(self, image: Tensor) -> Tensor:
+        """The part of the embedding that images give."""
+        assert self.encoder is not None
+        assert self.projection is not None
+        return self.projection(self.encoder.blocks(resize_like_pillow(image, *self.image_size) / 255))
+
+    def of_vector(self, embedding: Tensor) -> Tensor:
+        """The part of the embedding that the user's vectors give."""
+        assert self.vectors is not None
+        return self.vectors([embedding])
+
+    def encode(self, embedding: Tensor, depicts_people: Tensor, depicts_genres: Tensor) -> tuple[Tensor, ...]:
+        """The tower from the embedding (N, E) on."""
         picture = (embedding - self.model.image_mean_E) * self.model.image_scale
         people, genres = (
             _first_known(rows, limit) for rows, limit in zip((depicts_people, depicts_genres), self.limit, strict=True)
         )
         new = torch.zeros_like(people[:, 0])
         return *self.model.encode_artworks(new, picture, people, genres), embedding
+
+
+class _OfImage(ArtworkVectors):
+    inputs = ("image", "depicts_people", "depicts_genres")
+
+    def forward(self, image: Tensor, depicts_people: Tensor, depicts_genres: Tensor) -> tuple[Tensor, ...]:
+        return self.encode(self.of_image(image), depicts_people, depicts_genres)
+
+
+class _OfVector(ArtworkVectors):
+    inputs = ("embedding", "depicts_people", "depicts_genres")
+
+    def forward(self, embedding: Tensor, depicts_people: Tensor, depicts_genres: Tensor) -> tuple[Tensor, ...]:
+        return self.encode(self.of_vector(embedding), depicts_people, depicts_genres)
+
+
+class _OfBoth(ArtworkVectors):
+    inputs = ("image", "embedding", "depicts_people", "depicts_genres")
+
+    def forward(
+        self, image: Tensor, embedding: Tensor, depicts_people: Tensor, depicts_genres: Tensor
+    ) -> tuple[Tensor, ...]:
+        parts = torch.cat([self.of_image(image), self.of_vector(embedding)], dim=1)
+        return self.encode(parts, depicts_people, depicts_genres)
+
+
+def artwork_vectors(
+    model: TwoTower, embedding: ArtworkEmbedding, image_size: tuple[int, int], limit: tuple[int, int]
+) -> ArtworkVectors:
+    """The artwork tower over what artworks are embedded from. A tracer wants one signature a graph, so each has its class."""
+    if embedding.vectors is None:
+        return _OfImage(model, embedding, image_size, limit).eval()
+    kind = _OfVector if embedding.encoder is None else _OfBoth
+    return kind(model, embedding, image_size, limit).eval()
 
 
 class TitleVectors(nn.Module):

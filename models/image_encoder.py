@@ -1,45 +1,97 @@
 """The image encoder: an artwork's pixels -> features of every level, from cells of colour to a backbone's last stage.
 
-In: images as uint8 (n, 3, height, width). Out: blocks of features, one per stage: colour and edge statistics of a grid and of
-the whole image, then the pooled activations of a torchvision ResNet's four stages. What makes people click sits at every
-level, so no stage is left out. `Projection` turns the blocks into one embedding of fixed width, each block standardised and
-reduced by its principal components.
+In: images as uint8 (n, 3, height, width). Out: blocks of features: colour and edge statistics of a grid and of the whole image,
+then what a backbone gives, level by level, pooled. What makes people click sits at every level, so none is left out.
+`Projection` turns the blocks into one embedding of fixed width, each block standardised and reduced by its principal components.
+The backbone is whatever keeps the protocol `ImageBackbone`: a ResNet of torchvision, or a class of the user's.
 
 Legend: n images, C channels, F features of a block, E embedding.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from functools import partial
+from importlib import import_module
+from typing import Protocol, cast, runtime_checkable
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import ResNet
+
+from models.resnet import LAYERS, ResNetStages
 
 GRID = (4, 3)
 """Rows and columns of cells for the pixel statistics."""
 HUES, DIRECTIONS = 8, 6
 """Of the statistics of the whole image."""
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet, which torchvision's weights were trained under."""
+
+
+@runtime_checkable
+class ImageBackbone(Protocol):
+    """What an image encoder needs of a network; an `nn.Module` made by `Backbone(height, width)` that has these three.
+
+    It scales pixels to what its weights were trained under by itself. It is traced to ONNX, so it must be exportable, and its
+    state dict is what `keyart embed --weights FILE` loads.
+    """
+
+    input_size: tuple[int, int]
+    """Height and width of the images it is given, pixels: those it was made with, or its own where it has one size."""
+    features: int
+    """Channels of the last level, by which the network learns where it is trained on the catalogue."""
+
+    def forward(self, images_nCHW: Tensor, /) -> Sequence[Tensor]:
+        """float (n, 3, *input_size) in 0 .. 1 -> levels from shallow to deep: maps (n, C, h, w), or vectors (n, C)."""
+        ...
+
+
+BACKBONES: dict[str, Callable[[int, int], nn.Module]] = {name: partial(ResNetStages, name) for name in LAYERS}
+"""By name: what makes a backbone for images of a height and a width. A class path stands for others."""
+
+
+def make_backbone(name: str, height: int, width: int) -> nn.Module:
+    """A backbone of random weights; ValueError where there is none of this name, or it does not keep `ImageBackbone`.
+
+    `name`: a key of `BACKBONES`, or the path of a class, `package.module.Class`.
+    """
+    make = BACKBONES.get(name)
+    if make is None:
+        module, _, attribute = name.rpartition(".")
+        if not module:
+            raise ValueError(
+                f"backbone={name}: unknown. Give {', '.join(BACKBONES)}, or the path of a class, package.module.Class."
+            )
+        try:
+            make = getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"backbone={name}: cannot be imported ({error}). Install it, or set PYTHONPATH.") from None
+    backbone = cast(Callable[[int, int], nn.Module], make)(height, width)
+    if not isinstance(backbone, nn.Module) or not isinstance(backbone, ImageBackbone):
+        raise ValueError(
+            f"backbone={name}: is no torch module with input_size and features, as models.image_encoder.ImageBackbone asks."
+        )
+    return backbone
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEncoderConfig:
     """Which backbone reads the images, and how wide their embedding is."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
-    """A torchvision ResNet."""
+    backbone: str = "resnet18"
+    """resnet18, resnet34 or resnet50 of torchvision; or the path of a class of your own, package.module.Class, that keeps
+    models.image_encoder.ImageBackbone: a ViT, say."""
     height: int = 96
-    """Images are resized to this height before the backbone reads them, pixels."""
+    """Images are resized to this height before the backbone reads them, pixels; one of a single size has its own."""
     width: int = 64
     """And to this width, pixels."""
     stage_width: int = 24
-    """Principal components kept of each backbone stage."""
+    """Principal components kept of each level of the backbone."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        if self.backbone not in BACKBONES and "." not in self.backbone:
+            raise ValueError(
+                f"backbone={self.backbone}: unknown. Give {', '.join(BACKBONES)}, or a class path, package.module.Class."
+            )
         for name, size in (("height", self.height), ("width", self.width)):
             if not 32 <= size <= 1024:
                 raise ValueError(f"{name}={size}: must lie in 32 .. 1024 pixels.")
@@ -156,48 +208,45 @@ def _weighted_histogram(share_nHW: Tensor, kinds: int, weight_nHW: Tensor) -> li
 
 
 class ImageEncoder(nn.Module):
-    """Pixel statistics and the pooled stages of a backbone; weights are random until somebody loads or trains them."""
-
-    mean: Tensor
-    std: Tensor
+    """Pixel statistics and the pooled levels of a backbone; weights are random until somebody loads or trains them."""
 
     def __init__(self, config: ImageEncoderConfig) -> None:
+        """A ValueError where the config names no backbone that can be made."""
         super().__init__()
         self.config = config
         self.statistics = PixelStatistics()
         self.whole = WholeStatistics()
-        backbone = cast(ResNet, torchvision.models.get_model(config.backbone, weights=None))
-        self.features = backbone.fc.in_features
-        """Channels of the last stage."""
-        backbone.fc = nn.Identity()  # type: ignore[assignment]
-        self.backbone = backbone
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        self.backbone = make_backbone(config.backbone, config.height, config.width)
 
-    def stages(self, images_nCHW: Tensor) -> list[Tensor]:
-        """Feature maps of the backbone's four stages from float images in 0 .. 1."""
-        net, size = self.backbone, (self.config.height, self.config.width)
+    @property
+    def features(self) -> int:
+        """Channels of the backbone's last level."""
+        return cast(ImageBackbone, self.backbone).features
+
+    def levels(self, images_nCHW: Tensor) -> Sequence[Tensor]:
+        """What the backbone gives of float images in 0 .. 1, of any size: maps (n, C, h, w) or vectors (n, C)."""
+        size = cast(ImageBackbone, self.backbone).input_size
         if torch.compiler.is_exporting():  # ONNX Runtime's own antialiasing is off by some levels at edges
-            x = resize(images_nCHW, *size)
-        else:
-            x = F.interpolate(images_nCHW, size, mode="bilinear", antialias=True)
-        x = net.maxpool(net.relu(net.bn1(net.conv1((x - self.mean) / self.std))))
-        maps = []
-        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
-            x = stage(x)
-            maps.append(x)
-        return maps
+            return self.backbone(resize(images_nCHW, *size))
+        return self.backbone(F.interpolate(images_nCHW, size, mode="bilinear", antialias=True))
+
+    def deepest(self, images_nCHW: Tensor) -> Tensor:
+        """The last level of float images in 0 .. 1, a map by its mean; (n, features)."""
+        level = self.levels(images_nCHW)[-1]
+        return level.mean((2, 3)) if level.ndim == 4 else level
 
     def forward(self, images_nCHW: Tensor) -> list[Tensor]:
-        """uint8 (n, 3, H, W) -> blocks [(n, 72), (n, 30), (n, F1), ... (n, F4)]: statistics of cells and of the whole, then
-        each stage's mean and spread."""
+        """uint8 (n, 3, H, W) -> blocks [(n, 72), (n, 30), (n, F1), ...]: statistics of cells and of the whole, then each level
+        of the backbone: of a map the mean and spread, a vector as it is."""
         return self.blocks(images_nCHW.float() / 255)
 
     def blocks(self, pixels: Tensor) -> list[Tensor]:
         """The same from float images in 0 .. 1."""
         blocks = [self.statistics(pixels), self.whole(pixels)]
-        for stage in self.stages(pixels):
-            blocks.append(torch.cat([stage.mean((2, 3)), stage.std((2, 3), correction=0)], dim=1))
+        for level in self.levels(pixels):
+            if level.ndim == 4:
+                level = torch.cat([level.mean((2, 3)), level.std((2, 3), correction=0)], dim=1)
+            blocks.append(level)
         return blocks
 
 

@@ -1,6 +1,5 @@
 """What several tests share: one tiny simulated service and what is made from it, each made once per session."""
 
-import json
 import os
 import shutil
 
@@ -19,15 +18,16 @@ from benchmarks.serve_load import Served, serving
 from datamodules.prepare.prepare import prepare
 from datamodules.shards.shard import Shards
 from datamodules.simulator.simulate import SimulateConfig, simulate
-from export.export import ImageEmbedding, export
+from export.export import export
 from models.image_encoder import ImageEncoderConfig
+from pipeline import embedded_artworks
 from serving.bundle.bundle import Bundle
 from serving.bundle.refresh import RefreshResult, refresh
 from serving.scoring.score import score
 from tests.grown_catalogue import NEW_ARTWORKS, NEW_TITLES, grow
 from tests.served import IMPATIENT, WITHOUT_TORCH
 from train.config import FitConfig
-from train.embed import EMBEDDING_RECORD, EmbedConfig, embed, load_encoder
+from train.embed import EmbedConfig, embed
 from train.fit import fit
 from train.optimiser import OptimiserConfig
 from train.run import Run
@@ -82,7 +82,7 @@ def bundle(run: Path, shards: Path) -> Path:
     """The run's bundle, with the precisions that its gates let ship."""
     out, opened = run.parent / "bundle", Run.open(run)
     metadata = {"fingerprint": opened.config["fingerprint"], "test_from": opened.config["test_from"]}
-    images = ImageEmbedding(*load_encoder(run), json.loads((run / EMBEDDING_RECORD).read_text())["images"])
+    images, _ = embedded_artworks(run)
     validation = Shards.open(shards)
     export(opened.model, opened.vocabularies, out, metadata=metadata, images=images, validation=validation)
     return out

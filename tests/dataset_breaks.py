@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+EMBEDDING = pa.list_(pa.float32())
 PART_0, PART_1 = "impressions/part-0.parquet", "impressions/part-1.parquet"
 
 
@@ -81,6 +82,12 @@ def shown(**values: Any) -> Callable[[Path], None]:
     return lambda d: put(d / PART_1, 2, **values)
 
 
+def with_embeddings(*rows: list[float | None] | None, type_: pa.DataType = EMBEDDING) -> Callable[[Path], None]:
+    """The five artworks with sound embeddings, but for the last ones, which are given."""
+    sound: list[list[float | None] | None] = [[1.0 + i, 0.0, -0.5] for i in range(5 - len(rows))]
+    return lambda d: add(d / "artworks.parquet", "embedding", pa.array([*sound, *rows], type_))
+
+
 FUTURE = datetime.now(UTC).replace(microsecond=0) + timedelta(days=400)
 SCHEMA_BREAKS = (
     Break(rule="missing-table", where="titles.parquet", by=lambda d: (d / "titles.parquet").unlink()),
@@ -147,6 +154,18 @@ SCHEMA_BREAKS = (
     ),
     Break(rule="schema-mismatch", where=PART_1, by=lambda d: drop(d / PART_1, "engaged"), says="has no column engaged"),
     Break(
+        rule="wrong-type",
+        where="artworks.parquet",
+        by=lambda d: add(d / "artworks.parquet", "embedding", pa.array([[1, 2]] * 5)),
+        says="has type list of int64. Write embedding as list of float or double, or leave the column out.",
+    ),
+    Break(
+        rule="no-image-column",
+        where="artworks.parquet",
+        by=lambda d: drop(d / "artworks.parquet", "image"),
+        says="has neither image nor embedding. Add image",
+    ),
+    Break(
         rule="no-propensity-column",
         where=f"{PART_0} and 1 more file",
         count=2,
@@ -154,6 +173,48 @@ SCHEMA_BREAKS = (
     ),
 )
 ROW_BREAKS = (
+    Break(
+        rule="null-image",
+        where="artworks.parquet",
+        first=("a1",),
+        by=lambda d: put(d / "artworks.parquet", 1, image=None),
+        says="1 row with neither image nor embedding (first: a1). Name the image's file",
+    ),
+    Break(
+        rule="null-image",
+        where="artworks.parquet",
+        count=5,
+        first=("a0", "a1", "a2"),
+        by=lambda d: (drop(d / "artworks.parquet", "image"), with_embeddings(*[None] * 3, [], None)(d)),
+    ),
+    Break(
+        rule="missing-embedding",
+        where="artworks.parquet",
+        count=2,
+        first=("a3", "a4"),
+        by=with_embeddings([], None),
+        says="2 rows without an embedding, which other rows have",
+    ),
+    Break(
+        rule="embedding-length",
+        where="artworks.parquet",
+        first=("a4, length 2",),
+        by=with_embeddings([1.0, 2.0]),
+    ),
+    Break(
+        rule="embedding-values",
+        where="artworks.parquet",
+        count=3,
+        first=("a2, value nan", "a3, value inf", "a4, value null"),
+        by=with_embeddings([1.0, float("nan"), 2.0], [float("inf"), 1.0, 2.0], [1.0, None, 2.0]),
+    ),
+    Break(
+        rule="embedding-values",
+        where="artworks.parquet",
+        first=("a4, value 1e+39",),
+        by=with_embeddings([1.0, 2.0, 1e39], type_=pa.list_(pa.float64())),
+    ),
+    Break(rule="embedding-zero", where="artworks.parquet", first=("a4",), by=with_embeddings([0.0, -0.0, 0.0])),
     Break(rule="null-impression-id", where=PART_1, first=("null",), by=shown(impression_id=None)),
     Break(rule="null-member-id", where=PART_1, first=("i6",), by=shown(member_id=None)),
     Break(rule="null-clicked", where=PART_1, first=("i6",), by=shown(clicked=None)),

@@ -25,6 +25,7 @@ from tests.dataset_breaks import (
     drop,
     put,
     scribble,
+    with_embeddings,
 )
 
 POSTERWORLD = Path(__file__).parents[2] / "shared/data/posterworld"
@@ -111,6 +112,20 @@ def test_other_spellings_of_the_types_are_accepted(dataset: Path) -> None:
     # and columns the contract does not know may come and go
     add(dataset / PART_0, "weather", pa.array(["rain", "sun"]))
     assert [violation.line() for violation in check(dataset).violations] == []
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [pa.list_(pa.float32()), pa.list_(pa.float64()), pa.list_(pa.float32(), 3), pa.large_list(pa.float64())],
+    ids=str,
+)
+def test_embeddings_stand_beside_images_or_in_their_place(dataset: Path, type_: pa.DataType) -> None:
+    with_embeddings(type_=type_)(dataset)
+    assert require_valid(dataset).images == 5
+    put(dataset / "artworks.parquet", 1, image=None)
+    assert require_valid(dataset).images == 4
+    drop(dataset / "artworks.parquet", "image")
+    assert require_valid(dataset).images == 0
 
 
 def test_all_violations_are_reported(dataset: Path) -> None:

@@ -20,7 +20,7 @@ from datamodules.contract.tables import IMPRESSIONS, tables_with
 from datamodules.prepare.prepare import PrepareConfig, prepare
 from datamodules.shards.shard import TRAIN, Shards
 from export.descriptions import DESCRIPTIONS
-from export.export import ImageEmbedding, export
+from export.export import export
 from foundation.context import (
     BUILT_IN,
     RESERVED,
@@ -32,6 +32,7 @@ from foundation.context import (
 )
 from foundation.errors import UserError
 from models.context import ContextSum, zero_context
+from pipeline import embedded_artworks
 from serving.bundle.bundle import BUNDLE_FILE, EXAMPLE, GOLDEN, Bundle
 from serving.bundle.refresh import refresh
 from serving.http.interface import openapi
@@ -41,7 +42,7 @@ from serving.scoring.explain import Explainer, reasons, total
 from serving.scoring.score import score
 from tests.test_prepare import arrays
 from train.config import FitConfig
-from train.embed import EMBEDDING_RECORD, embed, load_encoder
+from train.embed import embed
 from train.fit import fit
 from train.optimiser import OptimiserConfig
 from train.run import Run, sizes_of
@@ -106,7 +107,7 @@ def own_run(own_shards: Path) -> Path:
 @pytest.fixture(scope="module")
 def own_bundle(own_run: Path) -> Path:
     out, opened = own_run.parent / "bundle", Run.open(own_run)
-    images = ImageEmbedding(*load_encoder(own_run), json.loads((own_run / EMBEDDING_RECORD).read_text())["images"])
+    images, _ = embedded_artworks(own_run)
     metadata = {"fingerprint": opened.config["fingerprint"], "test_from": opened.config["test_from"]}
     export(opened.model, opened.vocabularies, out, metadata=metadata, images=images, console=Console(quiet=True))
     return out

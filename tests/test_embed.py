@@ -12,11 +12,27 @@ from conftest import TINY_EMBEDDING
 from PIL import Image
 
 from datamodules.prepare.prepare import PrepareConfig, prepare
-from datamodules.shards.artwork_images import load_images
-from datamodules.shards.shard import Shards
+from datamodules.shards.artwork_images import HEIGHT, WIDTH, load_images
+from datamodules.shards.shard import EMBEDDING, Shards
+from export.graphs import build_tower_graphs
+from export.parity import TOWER_BOUND, largest_tower_difference
 from foundation.errors import UserError
-from models.image_encoder import DIRECTIONS, HUES, ImageEncoderConfig, PixelStatistics, Projection, WholeStatistics
-from train.embed import EmbedConfig, embed, load_embedding
+from models.content_towers import ArtworkEmbedding, artwork_vectors
+from models.image_encoder import (
+    DIRECTIONS,
+    HUES,
+    ImageEncoder,
+    ImageEncoderConfig,
+    PixelStatistics,
+    Projection,
+    WholeStatistics,
+)
+from models.ranking import Ranking
+from models.two_tower import TwoTower, TwoTowerConfig
+from serving.bundle.ids import TOWER_WEIGHTS, write_graphs
+from tests.tiny_vit import TinyViT
+from train.embed import EmbedConfig, embed, load_embedding, load_encoder
+from train.run import content_of, sizes_of
 
 SMALL = EmbedConfig(views=64, encoder=ImageEncoderConfig(height=32, width=32, stage_width=4))
 
@@ -76,6 +92,113 @@ def test_weights_come_from_a_file(own: tuple[Path, Path], tmp_path: Path) -> Non
     with pytest.raises(UserError, match="no readable state dict"):
         embed(service, shards, replace(SMALL, weights=str(tmp_path / "text.pth")))
     assert load_embedding(shards)[1] == record, "a refused call loses nothing"
+
+
+VIT = "tests.tiny_vit.TinyViT"
+
+
+def test_a_vit_is_one_new_class(own: tuple[Path, Path], tmp_path: Path) -> None:
+    """By the path of the class alone: its weights come from a file, or are trained here."""
+    service, shards = own
+    torch.manual_seed(1)
+    vit = TinyViT(1, 1)
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    config = replace(SMALL, weights=str(tmp_path / "vit.pth"), encoder=replace(SMALL.encoder, backbone=VIT))
+    record = embed(service, shards, config)
+    assert record["weights"] == f"{VIT}, weights of vit.pth"
+    encoder, projection = load_encoder(shards / EMBEDDING)
+    names = Shards.open(shards).vocabularies["artworks"].values
+    pixels = torch.from_numpy(load_images([service / "images" / f"{name}.jpg" for name in names[:5]]))
+    with torch.no_grad():
+        small = torch.nn.functional.interpolate(pixels / 255, (32, 32), mode="bilinear", antialias=True)
+        maps, token = vit.eval()(small)
+        blocks = encoder(pixels)
+        torch.testing.assert_close(blocks[2], torch.cat([maps.mean((2, 3)), maps.std((2, 3), correction=0)], dim=1))
+        torch.testing.assert_close(blocks[3], token)
+        torch.testing.assert_close(load_embedding(shards)[0][1:6], projection(blocks))
+    assert record["width"] == 72 + 30 + 2 * 4
+    trained = embed(service, shards, replace(config, weights="train"))
+    assert "trained here on" in trained["weights"]
+    after = load_encoder(shards / EMBEDDING)[0].backbone.state_dict()
+    assert not torch.equal(after["patches.weight"], vit.state_dict()["patches.weight"])
+
+
+def test_a_vit_goes_into_the_graph_of_artworks(own: tuple[Path, Path], tmp_path: Path) -> None:
+    """Beside vectors, too: artwork.onnx answers as torch does."""
+    service, shards = own
+    config = replace(SMALL, encoder=replace(SMALL.encoder, backbone=VIT))
+    embed(service, shards, config)
+    opened = Shards.open(shards)
+    encoder, projection = load_encoder(shards / EMBEDDING)
+    torch.manual_seed(2)
+    vectors = Projection.fit([torch.randn(40, 6)], [4])
+    table = torch.cat([load_embedding(shards)[0], torch.randn(len(opened.vocabularies["artworks"]), 4)], dim=1)
+    model = TwoTower(TwoTowerConfig(), sizes_of(opened.vocabularies, opened.context), content_of(opened, table)).eval()
+    tower = artwork_vectors(model, ArtworkEmbedding(encoder, projection, vectors), (HEIGHT, WIDTH), (8, 6))
+    write_graphs(build_tower_graphs(tower, opened.vocabularies), tmp_path, TOWER_WEIGHTS)
+    assert largest_tower_difference(tower, Ranking(model).eval(), tmp_path, opened.vocabularies) < TOWER_BOUND
+
+
+class OneBatchSize(TinyViT):
+    """A backbone that fixes the number of images when it is traced."""
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [level[: len(images)].reshape(len(images), -1)[:, : self.features] for level in super().forward(images)]
+
+
+class Unexportable(TinyViT):
+    """A backbone whose result hangs on the pixels in a way that no graph has."""
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return super().forward(images if images.sum().item() > 0 else -images)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        (OneBatchSize, r"OneBatchSize: artwork\.onnx would take 2 artworks at a time alone\. .* images\.shape\[0\]"),
+        (Unexportable, r"Unexportable: artwork\.onnx cannot be exported \("),
+    ],
+)
+def test_a_backbone_that_no_graph_can_hold_is_named(shards: Path, backbone: type, message: str) -> None:
+    opened = Shards.open(shards)
+    encoder = ImageEncoder(replace(SMALL.encoder, backbone=f"tests.test_embed.{backbone.__name__}"))
+    with torch.no_grad():
+        blocks = encoder.eval()(torch.zeros(3, 3, 40, 30, dtype=torch.uint8))
+    projection = Projection.fit(blocks, [4] * len(blocks))
+    table = torch.randn(len(opened.vocabularies["artworks"]), projection(blocks).shape[1])
+    model = TwoTower(TwoTowerConfig(), sizes_of(opened.vocabularies, opened.context), content_of(opened, table)).eval()
+    tower = artwork_vectors(model, ArtworkEmbedding(encoder, projection), (HEIGHT, WIDTH), (8, 6))
+    with pytest.raises(UserError, match=message):
+        build_tower_graphs(tower, opened.vocabularies)
+
+
+class NoBackbone(torch.nn.Module):
+    """A module that lacks what the protocol asks for."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"backbone": "no.such.Module"}, "backbone=no.such.Module: cannot be imported"),
+        ({"backbone": "tests.tiny_vit.Other"}, "backbone=tests.tiny_vit.Other: cannot be imported"),
+        ({"backbone": "tests.test_embed.NoBackbone"}, "is no torch module with input_size and features"),
+        ({"backbone": VIT, "weights": "hub"}, f"weights=hub: torchvision has none of {VIT}"),
+    ],
+)
+def test_a_backbone_that_cannot_be_had_is_named(own: tuple[Path, Path], config: dict[str, str], message: str) -> None:
+    service, shards = own
+    encoder = replace(SMALL.encoder, backbone=config["backbone"])
+    with pytest.raises(UserError, match=message):
+        embed(service, shards, replace(SMALL, encoder=encoder, weights=config.get("weights", "train")))
+
+
+def test_an_unknown_backbone_is_refused_before_any_work() -> None:
+    with pytest.raises(ValueError, match=r"backbone=resnet99: unknown\. Give resnet18, resnet34, resnet50, or a class"):
+        ImageEncoderConfig(backbone="resnet99")
 
 
 def test_training_here_is_said(shards: Path) -> None:

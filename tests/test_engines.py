@@ -19,6 +19,7 @@ import keyart
 from benchmarks.subprocess_usage import measure
 from datamodules.contract.check import check
 from datamodules.contract.engines import Engine, EngineConfig, RecentEngine, open_engine
+from datamodules.contract.row_rules import EMBEDDING_RULES
 from datamodules.prepare.prepare import PrepareConfig, prepare
 from datamodules.shards.shard import Shards
 from foundation.errors import UserError
@@ -26,7 +27,7 @@ from serving.bundle.bundle import Bundle
 from serving.scoring.score import score
 from serving.scoring.score_spark import ScoringTask, task_result
 from tests import small_dataset
-from tests.dataset_breaks import PART_0, PART_1, cast_column, put, shown
+from tests.dataset_breaks import PART_0, PART_1, ROW_BREAKS, Break, cast_column, put, shown, with_embeddings
 
 POSTERWORLD = Path(__file__).parents[2] / "shared/data/posterworld"
 
@@ -45,6 +46,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+EMBEDDING_NAMES = {rule.name for rule in EMBEDDING_RULES}
 spark_alone = [pytest.mark.spark, pytest.mark.skipif(bool(missing()), reason=missing() or "never")]
 
 
@@ -85,6 +87,25 @@ class TestSpark:
         assert check(service, images=False, engine=RecentEngine.of(spark, since)).ok
         for name, engine in (("duckdb", None), ("pyspark", spark)):
             prepare(service, tmp_path / name, like=shards, since=since, engine=engine)
+        assert_same(tmp_path / "duckdb", tmp_path / "pyspark")
+
+    @pytest.mark.parametrize(
+        "case", [case for case in ROW_BREAKS if case.rule in EMBEDDING_NAMES], ids=lambda c: c.rule
+    )
+    def test_the_same_embeddings_are_judged(self, case: Break, spark: Engine, tmp_path: Path) -> None:
+        dataset = small_dataset.write(tmp_path)
+        case.by(dataset)
+        (found,) = check(dataset, images=False, engine=spark).violations
+        assert (found.rule, found.where, found.count) == (case.rule, case.where, case.count)
+        # engines spell NaN and infinity in their own ways
+        assert [one.split(",")[0] for one in found.first] == [one.split(",")[0] for one in case.first]
+
+    def test_the_same_artworks_are_dropped(self, spark: Engine, tmp_path: Path) -> None:
+        dataset = small_dataset.write(tmp_path)
+        with_embeddings([1.0, 2.0])(dataset)
+        for name, engine in (("duckdb", None), ("pyspark", spark)):
+            prepare(dataset, tmp_path / name, PrepareConfig(drop_invalid=True), engine=engine)
+            assert "a4" not in Shards.open(tmp_path / name).vocabularies["artworks"].values
         assert_same(tmp_path / "duckdb", tmp_path / "pyspark")
 
     def test_the_same_rows_are_dropped(self, spark: Engine, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from datamodules.feed.datamodule import Cursor
 from foundation.atomic import atomic_file
 from train.checkpoint import save_checkpoint
 from train.distributed import World
-from train.embed import ENCODER
+from train.embed_config import ENCODER
 from train.memory import release_memory
 from train.signals import Interrupted, Signals
 from train.task import RankerTask, generator_states

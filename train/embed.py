@@ -1,38 +1,35 @@
-"""`keyart embed`: artwork images -> an embedding per artwork, kept in the shards.
+"""`keyart embed`: artworks -> an embedding each, kept in the shards.
 
-The encoder's weights come from a local file, from torchvision's hub, or are trained here on the catalogue: to tell a
-title's genres and whom and what an artwork depicts. Which of the three happened is printed and written down; random
-weights are never used. Embeddings are cached by the images' bytes: a second call encodes new images only, with the
-encoder it has.
+An embedding is made of the artwork's image, by the encoder here, of a vector of the user's own, the column `embedding` of
+artworks.parquet, or of both: each is standardised by itself, and they are put side by side. The encoder's weights come from where
+`train.encoder_weights` says; random weights are never used. What images give is cached by the images' bytes: a second call
+encodes new images only, with the encoder it has. What the embedding was made of is printed and written down.
+
+Legend: A artworks and the unknown row 0, E embedding, V numbers of a user's vector.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import torch
-import torchvision
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from datamodules.shards.artwork_images import (
-    FROM_FILE,
-    FROM_HUB,
     FROM_RUN,
+    GIVEN,
     HEIGHT,
-    TRAINED_HERE,
     WIDTH,
     content_hashes,
     image_paths,
     load_images,
 )
+from datamodules.shards.artwork_vectors import COLUMN, IMAGE, filled_columns, read_vectors, vector_hashes
 from datamodules.shards.catalogue import Catalogue
 from datamodules.shards.shard import EMBEDDING, Shards
 from foundation.atomic import atomic_folder
@@ -40,43 +37,13 @@ from foundation.errors import UserError
 from foundation.fingerprint import fingerprint
 from foundation.progress import progress_bar
 from models.image_encoder import ImageEncoder, ImageEncoderConfig, PixelStatistics, Projection, WholeStatistics
+from train.embed_config import EMBEDDING_RECORD, ENCODER, PIXEL_ROW, PIXELS, EmbedConfig
+from train.encoder_weights import make_encoder, weighted_encoder, weights_fingerprint
 from train.run import CONFIG, read_config
-from train.schedule import warmup_cosine
 
-EMBEDDING_RECORD, ENCODER, PIXELS, PIXEL_ROW = "embedding.json", "encoder.safetensors", "pixels.npy", "pixel_row.npy"
 CHUNK_SIZE = 256
 EMBEDDING_VERSION = 2
 """Raised when the embedding of the same images by the same weights changes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedConfig:
-    """How artworks are embedded."""
-
-    encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
-    """The backbone and the embedding's width."""
-    weights: str = "train"
-    """`train`: train the backbone here on the catalogue; `hub`: torchvision's pretrained weights, downloaded or from its
-    cache; else a file of a torchvision state dict (.pth or .safetensors), or a run that trained an encoder of its own."""
-    pixels: bool = False
-    """Keep the images' pixels beside the embedding, 41 KB each: `keyart fit --finetune.learning_rate` needs them."""
-    views: int = 16_000
-    """Images the training here looks at, all passes together."""
-    batch: int = 64
-    """Images per training step."""
-    learning_rate: float = 1e-3
-    """Peak rate of AdamW in the training here."""
-    seed: int = 0
-    """Of the training here."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.views < self.batch or self.batch < 2:
-            raise UserError(
-                f"views={self.views}, batch={self.batch}: a batch is at least 2, and views at least a batch."
-            )
-        if not 0 < self.learning_rate < 1:
-            raise UserError(f"learning_rate={self.learning_rate}: must lie in (0, 1).")
 
 
 def embed(
@@ -89,69 +56,190 @@ def embed(
     `pixel_row.npy`, int32 (A,), the row of an artwork's image in it, -1 for row 0.
     """
     config, console = config or EmbedConfig(), console or Console(stderr=True)
-    opened = Shards.open(shards)
-    paths = image_paths(dataset, opened.vocabularies["artworks"])
-    hashes = content_hashes(paths)
-    encoder_key = fingerprint(replace(config, pixels=False), _weights_fingerprint(config), EMBEDDING_VERSION)
-    target = shards / EMBEDDING
-    old = _finished(target, encoder_key)
-    order = fingerprint(opened.vocabularies["artworks"].values)
+    opened, target = Shards.open(shards), shards / EMBEDDING
+    artworks = opened.vocabularies["artworks"]
+    sources = _sources(dataset, config, console)
+    paths = image_paths(dataset, artworks) if IMAGE in sources else []
+    vectors = _vectors(dataset, artworks.values, console) if COLUMN in sources else None
+    made_of = {
+        "artworks": fingerprint(artworks.values),
+        "encoder": _encoder_key(config) if paths else None,
+        "images": content_hashes(paths),
+        "vectors": [] if vectors is None else vector_hashes(vectors),
+        "vector_width": 0 if vectors is None else config.vector_width,
+    }
+    old = embedding_record(target)
     has_pixels = (target / PIXELS).is_file() or not config.pixels
-    if old is not None and old["images"] == hashes and old["artworks"] == order and has_pixels:
-        console.print(f"embed: {len(paths)} artworks are up to date in {target}")
+    if old is not None and has_pixels and {name: old[name] for name in made_of} == made_of:
+        console.print(f"embed: {len(artworks.values)} artworks are up to date in {target}")
         return old
-    row_of_hash = {digest: row for row, digest in enumerate(old["images"], start=1)} if old is not None else {}
+    images, projection = None, None
+    tables: list[np.ndarray] = []
+    state: dict[str, Tensor] = {}
+    if paths:
+        before = (target, old) if old is not None and old["encoder"] == made_of["encoder"] else None
+        images = _embed_images(config, paths, made_of["images"], opened.catalogue, before, console)
+        tables.append(images.table)
+        state |= {f"encoder.{k}": v for k, v in images.encoder.state_dict().items()}
+        state |= {f"projection.{k}": v for k, v in images.projection.state_dict().items()}
+    if vectors is not None:
+        continues = old is not None and old["vector_width"] == config.vector_width
+        if old is not None and continues and set(old["vectors"]) <= set(made_of["vectors"]):
+            projection = load_vector_projection(target)
+        projection = projection or Projection.fit([torch.from_numpy(vectors)], [config.vector_width])
+        tables.append(projection([torch.from_numpy(vectors)]).numpy())
+        state |= {f"vectors.{k}": v for k, v in projection.state_dict().items()}
+    table = np.concatenate(tables, axis=1)
+    record = _new_record(config, made_of, images, vectors, projection) | {"width": table.shape[1]}
+    with atomic_folder(target, marker=EMBEDDING_RECORD) as folder:
+        np.save(folder / "embedding.npy", np.concatenate([np.zeros_like(table[:1]), table]))
+        if config.pixels:
+            _write_pixels(folder, paths, made_of["images"], console)
+        save_file({k: v.contiguous() for k, v in state.items()}, folder / ENCODER)
+        (folder / EMBEDDING_RECORD).write_text(json.dumps(record))
+    encoded = "" if images is None else f"{images.encoded} images encoded, {len(paths) - images.encoded} reused; "
+    console.print(f"embed: {encoded}{table.shape[1]} features each. Encoder: {describe_origin(record)}")
+    return record
+
+
+def _sources(dataset: Path, config: EmbedConfig, console: Console) -> tuple[str, ...]:
+    """Which columns of artworks.parquet are embedded; a UserError where one that is asked for is not there."""
+    filled = filled_columns(dataset)
+    if config.sources == "auto":
+        chosen = (COLUMN,) if COLUMN in filled else (IMAGE,)
+        if filled == {IMAGE, COLUMN}:
+            console.print(
+                "embed: artworks.parquet has image and embedding, and embedding is used: --sources image and "
+                "--sources both choose otherwise"
+            )
+    else:
+        chosen = (IMAGE, COLUMN) if config.sources == "both" else (config.sources,)
+    for name in chosen:
+        if name not in filled:
+            others = f", or --sources {min(filled)}" if filled else ""
+            raise UserError(
+                f"{dataset}/artworks.parquet: has no {name}, of which sources={config.sources} makes embeddings. "
+                f"Add the column{others}."
+            )
+    if config.pixels and IMAGE not in chosen:
+        raise UserError(
+            "pixels=true: no images are read where vectors are used. Add --sources both or --sources image."
+        )
+    return chosen
+
+
+def _vectors(dataset: Path, artworks: list[str], console: Console) -> np.ndarray:
+    """The users' vectors, float32 (A - 1, V); what is cast is said."""
+    vectors, column_type = read_vectors(dataset, artworks)
+    if "double" in column_type:
+        console.print(f"embed: the embeddings of artworks.parquet are {column_type}, and are read as float of 32 bits")
+    return vectors
+
+
+@dataclass(frozen=True)
+class _EmbeddedImages:
+    """What images give, and by what."""
+
+    table: np.ndarray
+    """float32 (A - 1, E of images), by artwork row from 1."""
+    encoder: ImageEncoder
+    projection: Projection
+    origin: str
+    """Where the encoder's weights came from."""
+    encoded: int
+    """How many images were not known before."""
+
+
+def _embed_images(
+    config: EmbedConfig,
+    paths: list[Path],
+    hashes: list[str],
+    catalogue: Catalogue,
+    before: tuple[Path, dict[str, Any]] | None,
+    console: Console,
+) -> _EmbeddedImages:
+    """Embed the images that an earlier embedding by the same encoder, its folder and record in `before`, does not have."""
+    row_of_hash, old_table = {}, np.zeros((0, 0), np.float32)
+    if before is not None:
+        folder, old = before
+        row_of_hash = {digest: row for row, digest in enumerate(old["images"], start=1)}
+        old_table = np.load(folder / "embedding.npy")[:, : old["image_width"]]
     first_of = {digest: index for index, digest in reversed(list(enumerate(hashes)))}
     to_encode = [index for digest, index in first_of.items() if digest not in row_of_hash]
-
-    if old is not None:
-        encoder, projection, origin = *load_encoder(target, config.encoder), str(old["weights"])
+    projection = None
+    if before is not None:
+        encoder, projection = load_encoder(before[0], config.encoder)
+        origin = str(before[1]["weights"])
     elif (Path(config.weights) / ENCODER).is_file():
         encoder, projection = load_encoder(Path(config.weights), config.encoder)
         origin = f"{config.encoder.backbone} {FROM_RUN} {config.weights} ({_origin_of(Path(config.weights))})"
     else:
-        encoder, origin = _weighted_encoder(config, paths, opened.catalogue, console)
-        projection = None
+        encoder, origin = weighted_encoder(config, paths, catalogue, console)
     blocks = _encode(encoder, [paths[index] for index in to_encode], console)
     if projection is None:
         statistics = [PixelStatistics.features, WholeStatistics.features]
         components = statistics + [config.encoder.stage_width] * (len(blocks) - len(statistics))
         projection = Projection.fit(blocks, components)
-    vectors = projection(blocks) if to_encode else None
-    old_embedding = np.load(target / "embedding.npy") if old is not None else None
+    vectors = projection(blocks).numpy() if to_encode else old_table[:0]
     index_of = {hashes[index]: i for i, index in enumerate(to_encode)}
-    table = np.zeros((len(paths) + 1, vectors.shape[1] if vectors is not None else old_embedding.shape[1]), np.float32)  # type: ignore[union-attr]
-    for row, digest in enumerate(hashes, start=1):
-        table[row] = vectors[index_of[digest]] if digest in index_of else old_embedding[row_of_hash[digest]]  # type: ignore[index]
-
-    record = {
-        "fingerprint": fingerprint(encoder_key, hashes),
-        "encoder": encoder_key,
-        "weights": origin,
-        "config": asdict(config),
-        "width": table.shape[1],
-        "encoded": len(to_encode),
-        "artworks": order,
-        "images": hashes,
-    }
-    with atomic_folder(target, marker=EMBEDDING_RECORD) as folder:
-        np.save(folder / "embedding.npy", table)
-        if config.pixels:
-            _write_pixels(folder, paths, hashes, console)
-        state = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
-        state |= {f"projection.{k}": v for k, v in projection.state_dict().items()}
-        save_file({k: v.contiguous() for k, v in state.items()}, folder / ENCODER)
-        (folder / EMBEDDING_RECORD).write_text(json.dumps(record))
-    reused = len(hashes) - len(to_encode)
-    console.print(
-        f"embed: {len(to_encode)} images encoded, {reused} reused; {table.shape[1]} features each. Encoder: {origin}"
+    table = np.stack(
+        [vectors[index_of[digest]] if digest in index_of else old_table[row_of_hash[digest]] for digest in hashes]
     )
-    return record
+    return _EmbeddedImages(table, encoder, projection, origin, len(to_encode))
+
+
+def _new_record(
+    config: EmbedConfig,
+    made_of: dict[str, Any],
+    images: _EmbeddedImages | None,
+    vectors: np.ndarray | None,
+    projection: Projection | None,
+) -> dict[str, Any]:
+    """What is written down of an embedding; its fingerprint changes with any number of it."""
+    parts = [] if images is None else [made_of["encoder"], made_of["images"]]
+    if vectors is not None and projection is not None:
+        parts += [
+            made_of["vectors"],
+            made_of["vector_width"],
+            vector_hashes(projection.state_dict()["centre_0"][None].numpy()),
+        ]
+    return made_of | {
+        "fingerprint": fingerprint(*parts),
+        "weights": None if images is None else images.origin,
+        "config": asdict(config),
+        "image_width": 0 if images is None else images.table.shape[1],
+        "vector_length": 0 if vectors is None else vectors.shape[1],
+        "encoded": 0 if images is None else images.encoded,
+    }
+
+
+def _encoder_key(config: EmbedConfig) -> str:
+    """Identifies the image encoder that a config asks for."""
+    others = ("sources", "vector_width")
+    asked = {name: value for name, value in asdict(replace(config, pixels=False)).items() if name not in others}
+    return fingerprint(asked, weights_fingerprint(config), EMBEDDING_VERSION)
+
+
+def describe_origin(record: dict[str, Any]) -> str:
+    """What the embedding of a record was made by, in words: an image encoder, a user's vectors, or both."""
+    given = f"vectors of {record['vector_length']} numbers {GIVEN}"
+    if not record["vector_length"]:
+        return str(record["weights"])
+    return f"none, {given}" if record["weights"] is None else f"{record['weights']}; beside {given}"
+
+
+def describe_sources(record: dict[str, Any]) -> dict[str, Any]:
+    """What a run and a bundle keep of a record: sources, widths, and a checksum of the vectors that a user gave."""
+    sources = [name for name, width in ((IMAGE, "image_width"), (COLUMN, "vector_length")) if record[width]]
+    about: dict[str, Any] = {"sources": sources, "width": record["width"]}
+    if COLUMN in sources:
+        about |= {"vector_length": record["vector_length"], "vectors": fingerprint(record["vectors"])}
+    return about
 
 
 def load_embedding(shards: Path) -> tuple[Tensor, dict[str, Any]]:
     """The embedding, float32 (A, E), and its record; a UserError where the shards have none."""
-    record = _finished(shards / EMBEDDING, None)
+    record = embedding_record(shards / EMBEDDING)
     if record is None:
         raise UserError(f"{shards}: artworks are not embedded yet. Run keyart embed DATASET {shards}.")
     if record["artworks"] != fingerprint(Shards.open(shards).vocabularies["artworks"].values):
@@ -167,12 +255,12 @@ def encoder_fingerprint(shards: Path) -> str:
     return content_hashes([path])[0]
 
 
-def _finished(target: Path, encoder_key: str | None) -> dict[str, Any] | None:
-    """The record of an embedding that is there and of the wanted encoder."""
-    if not (target / EMBEDDING_RECORD).is_file():
+def embedding_record(folder: Path) -> dict[str, Any] | None:
+    """The record of an embedding that a folder or a run has; one of before vectors could be given is of images alone."""
+    if not (folder / EMBEDDING_RECORD).is_file():
         return None
-    record = json.loads((target / EMBEDDING_RECORD).read_text())
-    return record if encoder_key in (None, record["encoder"]) else None
+    record = json.loads((folder / EMBEDDING_RECORD).read_text())
+    return {"vectors": [], "vector_width": 0, "vector_length": 0, "image_width": record["width"]} | record
 
 
 def _write_pixels(folder: Path, paths: list[Path], hashes: list[str], console: Console) -> None:
@@ -193,7 +281,7 @@ def _write_pixels(folder: Path, paths: list[Path], hashes: list[str], console: C
 
 
 def load_encoder(folder: Path, config: ImageEncoderConfig | None = None) -> tuple[ImageEncoder, Projection]:
-    """The encoder and the projection of a folder: of an embedding, or of a run that trained one.
+    """The image encoder and the projection of a folder: of an embedding, or of a run that trained one.
 
     `config`: its shape; default: what the embedding's own record says. A UserError where there is none, or the weights do
     not fit it.
@@ -207,152 +295,41 @@ def load_encoder(folder: Path, config: ImageEncoderConfig | None = None) -> tupl
     state = load_file(folder / ENCODER)
     if config is None:
         config = ImageEncoderConfig(**json.loads((folder / EMBEDDING_RECORD).read_text())["config"]["encoder"])
-    encoder = ImageEncoder(config)
+    projection = _projection(state, "projection.")
+    if projection is None:
+        raise UserError(f"{folder / ENCODER}: holds no image encoder: artworks were embedded by vectors {GIVEN}.")
+    encoder = make_encoder(config)
     weights = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:160]
         raise UserError(f"{folder / ENCODER}: does not fit {config.backbone} ({detail}). Name its backbone.") from None
-    parts = {k.removeprefix("projection."): v for k, v in state.items() if k.startswith("projection.")}
+    return encoder.eval(), projection
+
+
+def load_vector_projection(folder: Path) -> Projection | None:
+    """What standardises the vectors that a user gave, of an embedding's folder or a run; None where it is of images alone."""
+    return _projection(load_file(folder / ENCODER), "vectors.")
+
+
+def _projection(state: dict[str, Tensor], prefix: str) -> Projection | None:
+    """The projection whose parts have a prefix; None where there are none."""
+    parts = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     turns = [parts[f"turn_{i}"] for i in range(len(parts) // 2)]
+    if not turns:
+        return None
     projection = Projection([t.shape[0] for t in turns], [t.shape[1] for t in turns])
     projection.load_state_dict(parts)
-    return encoder.eval(), projection
+    return projection
 
 
 def _origin_of(folder: Path) -> str:
     """Where the encoder of an embedding's or a run's folder came from, in words."""
     if (folder / CONFIG).is_file():  # a run, which may have trained it further
-        return read_config(folder)["image_encoder"]
-    return (
-        json.loads((folder / EMBEDDING_RECORD).read_text())["weights"]
-        if (folder / EMBEDDING_RECORD).is_file()
-        else "origin not recorded"
-    )
-
-
-def _weights_fingerprint(config: EmbedConfig) -> str:
-    """Of the weights file, where the weights are a file."""
-    if config.weights in ("train", "hub"):
-        return config.weights
-    path = Path(config.weights)
-    if path.is_dir():
-        path = path / ENCODER
-    if not path.is_file():
-        raise UserError(
-            f"weights={config.weights}: no such file. Give a torchvision state dict, a run that has an {ENCODER}, `hub` or "
-            "`train`."
-        )
-    return content_hashes([path])[0]
-
-
-def _weighted_encoder(
-    config: EmbedConfig, paths: list[Path], catalogue: Catalogue, console: Console
-) -> tuple[ImageEncoder, str]:
-    """An encoder with real weights, and where they came from, in words."""
-    torch.manual_seed(config.seed)
-    encoder = ImageEncoder(config.encoder)
-    name = config.encoder.backbone
-    if config.weights == "train":
-        return encoder, _train(encoder, config, paths, catalogue, console)
-    if config.weights == "hub":
-        try:
-            state = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)  # type: ignore[attr-defined]
-        except (URLError, OSError, RuntimeError) as error:
-            raise UserError(
-                f"weights=hub: torchvision's weights of {name} cannot be had ({error}). Give a file, or weights=train."
-            ) from None
-        origin = f"{name}, {FROM_HUB}"
-    else:
-        path = Path(config.weights)
-        try:
-            state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-        except Exception as error:  # every reader has its own exceptions; the file is a user's
-            raise UserError(f"{path}: is no readable state dict ({error}). Give a .pth or .safetensors file.") from None
-        origin = f"{name}, {FROM_FILE} {path.name}"
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    try:
-        encoder.backbone.load_state_dict(state)
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"weights={config.weights}: do not fit {name} ({detail}). Name the backbone they are of."
-        ) from None
-    return encoder.eval(), origin
-
-
-def _labels(catalogue: Catalogue) -> Tensor:
-    """What the training here learns to tell, float32 (A - 1, labels): the title's genres, depicted moods and people."""
-
-    def hot(rows_AL: np.ndarray) -> np.ndarray:
-        table = np.zeros((len(rows_AL), int(rows_AL.max(initial=0)) + 1), np.float32)
-        np.put_along_axis(table, rows_AL.astype(np.int64), 1.0, axis=1)
-        return table[:, 1:]
-
-    owner = catalogue.artwork_title
-    label_groups = [hot(catalogue.title_genres[owner]), hot(catalogue.artwork_genres), hot(catalogue.artwork_people)]
-    labels = np.concatenate(label_groups, axis=1)[1:]
-    share = labels.mean(0)
-    return torch.from_numpy(labels[:, (share > 0.002) & (share < 0.998)])
-
-
-def _train(
-    encoder: ImageEncoder, config: EmbedConfig, paths: list[Path], catalogue: Catalogue, console: Console
-) -> str:
-    """Train the backbone on the catalogue's own words; returns what happened, with the loss against a constant's."""
-    labels = _labels(catalogue)
-    if labels.shape[1] == 0:
-        raise UserError(
-            "weights=train: the catalogue has neither genres nor depicts to learn from. Give a weights file, or `hub`."
-        )
-    rng = torch.Generator().manual_seed(config.seed)
-    chosen = torch.randperm(len(paths), generator=rng)[: config.views]
-    pixels, labels = torch.from_numpy(load_images([paths[i] for i in chosen.tolist()])), labels[chosen]
-    head = nn.Linear(encoder.features, labels.shape[1])
-    prior = labels.mean(0).clamp(1e-3, 1 - 1e-3)
-    with torch.no_grad():
-        head.bias.copy_(torch.logit(prior))
-        head.weight.zero_()
-    steps = config.views // config.batch
-    parameters = [*encoder.backbone.parameters(), *head.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(warmup_cosine, total=steps, warmup=0.1))
-    encoder.train()
-    losses: list[float] = []
-    order = torch.randperm(len(pixels), generator=rng)
-    with progress_bar(console) as progress:
-        task = progress.add_task("train the image encoder", total=steps)
-        for step in range(steps):
-            indices = torch.arange(step * config.batch, (step + 1) * config.batch) % len(pixels)
-            batch = order[indices]
-            maps = encoder.stages(_augmented(pixels[batch].float() / 255, rng))
-            loss = F.binary_cross_entropy_with_logits(head(maps[-1].mean((2, 3))), labels[batch])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            losses.append(loss.item())
-            progress.update(task, advance=1, description=f"train the image encoder, loss {np.mean(losses[-20:]):.4f}")
-    encoder.eval()
-    constant = F.binary_cross_entropy(prior.expand_as(labels), labels).item()
-    last = float(np.mean(losses[-max(1, steps // 10) :]))
-    return (
-        f"{config.encoder.backbone}, {TRAINED_HERE} {len(pixels)} images and {labels.shape[1]} words of the catalogue, "
-        f"{steps * config.batch} views (loss {last:.4f}, a constant's {constant:.4f})"
-    )
-
-
-def _augmented(images_nCHW: Tensor, rng: torch.Generator) -> Tensor:
-    """Mirrored, shifted and scaled, lighter and darker versions, so that few images teach more."""
-    n = len(images_nCHW)
-    scale, mirror = 1 - 0.25 * torch.rand(n, generator=rng), 1 - 2.0 * (torch.rand(n, generator=rng) < 0.5)
-    shift = (torch.rand(n, 2, generator=rng) * 2 - 1) * (1 - scale)[:, None]
-    turn = torch.zeros(n, 2, 3)
-    turn[:, 0, 0], turn[:, 1, 1], turn[:, :, 2] = scale * mirror, scale, shift
-    grid = F.affine_grid(turn, list(images_nCHW.shape), align_corners=False)
-    light = 0.8 + 0.4 * torch.rand(n, 1, 1, 1, generator=rng)
-    return (F.grid_sample(images_nCHW, grid, padding_mode="border", align_corners=False) * light).clamp(0, 1)
+        return read_config(folder)["image_encoder"].partition("; beside ")[0]
+    record = embedding_record(folder)
+    return "origin not recorded" if record is None else str(record["weights"])
 
 
 @torch.no_grad()

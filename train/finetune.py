@@ -21,7 +21,8 @@ from datamodules.shards.shard import EMBEDDING
 from foundation.errors import UserError
 from foundation.progress import progress_bar
 from train.ema import ExponentialMovingAverage
-from train.embed import PIXEL_ROW, PIXELS, load_encoder
+from train.embed import load_embedding, load_encoder
+from train.embed_config import PIXEL_ROW, PIXELS
 
 CHUNK_SIZE = 128
 """Images encoded at once where no gradient is needed."""
@@ -51,9 +52,15 @@ class ImageTower(nn.Module):
     """The shards' encoder and projection over their pixels, and the running average of its weights."""
 
     def __init__(self, shards: Path, config: FineTuneConfig, decay: float) -> None:
-        """A UserError where the shards keep no pixels."""
+        """A UserError where the shards keep no pixels, or their embedding is not of images alone."""
         super().__init__()
         folder = shards / EMBEDDING
+        if load_embedding(shards)[1]["vector_length"]:
+            raise UserError(
+                f"{shards}: its embedding holds vectors given in artworks.parquet, which "
+                f"finetune.learning_rate={config.learning_rate} cannot train. Run keyart embed DATASET {shards} "
+                "--sources image --pixels, or leave the rate out."
+            )
         if not (folder / PIXELS).is_file():
             raise UserError(
                 f"{shards}: keeps no pixels, from which finetune.learning_rate={config.learning_rate} would train the "

@@ -35,7 +35,8 @@ from train.checkpoint_callback import BEST_WEIGHTS, CheckpointCallback, truncate
 from train.compilation import compiled, require_compiler
 from train.config import FitConfig, run_fingerprint
 from train.distributed import World, require_devices, run_on_ranks
-from train.embed import EMBEDDING_RECORD, ENCODER, encoder_fingerprint, load_embedding
+from train.embed import describe_origin, describe_sources, encoder_fingerprint, load_embedding
+from train.embed_config import EMBEDDING_RECORD, ENCODER
 from train.finetune import ImageTower
 from train.next_title import NextTitleLoss
 from train.posterior import fit_posterior
@@ -254,7 +255,8 @@ class _Fit:
             "shards_fingerprint": opened.fingerprint,
             "log_fingerprint": opened.manifest["log_fingerprint"],
             "test_from": opened.manifest["test_from"],
-            "image_encoder": embedding_record["weights"],
+            "embedding": describe_sources(embedding_record),
+            "image_encoder": describe_origin(embedding_record),
             "image_encoder_fingerprint": encoder_fingerprint(self.shards),
             "provenance": provenance(),
             "fit": asdict(self.config),

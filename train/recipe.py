@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from datamodules.prepare.prepare import PrepareConfig
 from train.config import FitConfig
-from train.embed import EmbedConfig
+from train.embed_config import EmbedConfig
 
 
 @dataclass(frozen=True, kw_only=True)

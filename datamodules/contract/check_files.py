@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.contract.tables import IMPRESSIONS, Column, Kind, Table
+from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, Column, Kind, Table
 
 Problem = tuple[str, str, str]
 """Rule, what and remedy of a violation, before it is known how many files share it."""
@@ -22,6 +22,7 @@ ACCEPTED_TYPES: dict[Kind, str] = {
     "strings": "list of string",
     "float": "float or double",
     "floats": "list of float or double",
+    "vector": "list of float or double",
     "integer": "an integer of any width",
     "timestamp": "timestamp with a time zone",
     "boolean": "bool",
@@ -200,6 +201,9 @@ def _schema_problems(table: Table, schema: pa.Schema) -> Iterator[Problem]:
     if table.name == IMPRESSIONS.name and not {"propensities", "propensity"} & set(schema.names):
         what = "has neither propensities nor propensity"
         yield "no-propensity-column", what, "Log the probabilities; without them no policy can be valued"
+    if table is ARTWORKS and not {"image", "embedding"} & set(schema.names):
+        what = "has neither image nor embedding"
+        yield "no-image-column", what, "Add image, the path of each artwork's file, or embedding, a vector of your own"
 
 
 def _retype(column: Column) -> str:
@@ -237,7 +241,7 @@ def _has_values(schema: pa.Schema, name: str) -> bool:
 
 def _holds(type_: pa.DataType, kind: Kind) -> bool:
     types = pa.types
-    if kind in ("strings", "floats"):
+    if kind in ("strings", "floats", "vector"):
         item = _item(type_)
         return item is not None and _holds(item, "string" if kind == "strings" else "float")
     if kind == "category":

@@ -24,6 +24,8 @@ CLOCK_TOLERANCE = timedelta(days=1)
 """How far past this machine's clock a time may lie: clocks and time zones are off by hours, never by days."""
 INT16_MAX = 2**15 - 1
 """Places on a page and among candidates are kept in 16 bits."""
+FLOAT32_MAX = 3.4028234663852886e38
+"""The largest number of the type that embeddings are read as."""
 FOREIGN_CANDIDATE = "keyart_stranger"
 """Column that `with_foreign_candidate` adds: the first candidate that is no artwork of the row's title, null where all are."""
 
@@ -249,10 +251,80 @@ def _small_number(column: str) -> tuple[RowRule]:
     )
 
 
+def _has_embedding(rows: Relation) -> Any:
+    """Whether a row has numbers in `embedding`: an empty list counts as none."""
+    return (_column(rows, "embedding").length() > 0).fill_null(False)
+
+
+def _number_of_embeddings(tables: Relations) -> Any:
+    """How many artworks have an embedding."""
+    artworks = tables[ARTWORKS.name]
+    return artworks.filter(_has_embedding(artworks)).count().as_scalar()
+
+
+def _usual_length(tables: Relations) -> Any:
+    """The commonest length of an embedding, the smallest of several that are as common."""
+    artworks = tables[ARTWORKS.name]
+    lengths = artworks.filter(_has_embedding(artworks)).select(length=_column(artworks, "embedding").length())
+    counted = lengths.group_by("length").agg(copies=lengths.count())
+    return counted.order_by(ibis.desc("copies"), "length").limit(1).select("length").as_scalar()
+
+
+def _unusable_numbers(rows: Relation) -> Any:
+    """The numbers of an embedding that are null, NaN, or no finite number of 32 bits."""
+    return _column(rows, "embedding").filter(lambda x: x.isnull() | x.isnan() | (x.abs() > FLOAT32_MAX))
+
+
+EMBEDDING_RULES = (
+    RowRule(
+        name="null-image",
+        table=ARTWORKS,
+        broken=lambda rows, tables: rows["image"].isnull() & (_number_of_embeddings(tables) == 0),
+        what="with neither image nor embedding",
+        remedy="Name the image's file, or give every artwork an embedding",
+    ),
+    RowRule(
+        name="missing-embedding",
+        table=ARTWORKS,
+        broken=lambda rows, tables: ~_has_embedding(rows) & (_number_of_embeddings(tables) > 0),
+        what="without an embedding, which other rows have",
+        remedy="Give every artwork an embedding by the same model, leave these artworks out, or leave the column out",
+    ),
+    RowRule(
+        name="embedding-length",
+        table=ARTWORKS,
+        broken=lambda rows, tables: (
+            _has_embedding(rows) & (_column(rows, "embedding").length() != _usual_length(tables))
+        ),
+        what="whose embedding has another length than most",
+        remedy="Write all embeddings by one model, of one length",
+        offending_value=lambda rows: _labelled("length", _column(rows, "embedding").length()),
+    ),
+    RowRule(
+        name="embedding-values",
+        table=ARTWORKS,
+        broken=lambda rows, _: _unusable_numbers(rows).length() > 0,
+        what="whose embedding holds a null, NaN, an infinity or a number beyond 32 bits",
+        remedy="Embed these images again, or leave the artworks out",
+        offending_value=lambda rows: _labelled("value", _unusable_numbers(rows)[0].cast("string").fill_null("null")),
+    ),
+    RowRule(
+        name="embedding-zero",
+        table=ARTWORKS,
+        broken=lambda rows, _: (
+            _has_embedding(rows) & (_column(rows, "embedding").filter(lambda x: x.isnull() | (x != 0)).length() == 0)
+        ),
+        what="whose embedding is zero throughout",
+        remedy="Embed these images again, or leave the artworks out: such a vector is what a failed export leaves",
+    ),
+)
+"""Rules of the column `embedding`, and of `image`, which may be left out beside it."""
+
 RULES: tuple[RowRule, ...] = (
     _unique(TITLES),
     _unique(ARTWORKS),
     _known_title(ARTWORKS),
+    *EMBEDDING_RULES,
     _known_title(PLAYS),
     *_plausible_time(PLAYS, "played_at"),
     RowRule(

@@ -15,15 +15,19 @@ from foundation.fingerprint import files_fingerprint
 
 CONTRACT_VERSION = 1
 
-Kind = Literal["string", "strings", "float", "floats", "integer", "timestamp", "boolean", "category", "number"]
-"""What a column holds: `strings` and `floats` are lists; integers and floats may be of any width; a category is a text, a
-whole number or a truth value, a number any of these but text, decimals included."""
+Kind = Literal[
+    "string", "strings", "float", "floats", "vector", "integer", "timestamp", "boolean", "category", "number"
+]
+"""What a column holds: `strings`, `floats` and `vector` are lists; integers and floats may be of any width; a category is a
+text, a whole number or a truth value, a number any of these but text, decimals included. A `vector` is cast to 32 bits by who
+reads it, after a number too large for them was named."""
 
 ENGINE_TYPES: dict[Kind, str] = {
     "string": "string",
     "strings": "array<string>",
     "float": "float32",
     "floats": "array<float32>",
+    "vector": "array<float64>",
     "integer": "int64",
     "timestamp": "timestamp('UTC', 6)",
     "boolean": "boolean",
@@ -84,7 +88,9 @@ ARTWORKS = Table(
     columns=(
         Column(name="artwork_id", kind="string"),
         Column(name="title_id", kind="string"),
-        Column(name="image", kind="string"),
+        # one of the two must be there: `check` says so where neither is
+        Column(name="image", kind="string", required=False, nullable=True),
+        Column(name="embedding", kind="vector", required=False, nullable=True),
         Column(name="depicts", kind="strings", required=False, nullable=True),
     ),
 )

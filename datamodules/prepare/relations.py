@@ -71,6 +71,8 @@ class DatasetTables:
             tables[table.name] = typed(engine, files, table)
             if drop_invalid:
                 tables[table.name], dropped[table.name] = _valid(engine, table, tables)
+        # judged above where rows are dropped; large, and read by `keyart embed` alone
+        tables[ARTWORKS.name] = tables[ARTWORKS.name].drop("embedding")
         return cls(**tables, rows=rows, dropped=dropped)
 
 

@@ -18,7 +18,8 @@ HEIGHT, WIDTH = 144, 96
 """Every image is brought to this size once, in pixels: posters are taller than wide."""
 TRAINED_HERE, FROM_HUB = "trained here on", "torchvision's pretrained weights"
 FROM_FILE, FROM_RUN = "weights of", "and projection of the run"
-"""How a record tells where an image encoder's weights come from: licences are told by these words."""
+GIVEN = "given in artworks.parquet"
+"""How a record tells where an image encoder's weights, or the vectors in its place, come from: licences are told by these words."""
 
 
 def image_paths(dataset: Path, artworks: Vocabulary) -> list[Path]:
@@ -30,6 +31,12 @@ def image_paths(dataset: Path, artworks: Vocabulary) -> list[Path]:
         raise UserError(
             f"{dataset}/artworks.parquet: lacks {len(missing)} artworks of the shards (first: {missing[0]}). "
             "Give the dataset the shards were prepared from, or prepare it."
+        )
+    without = [value for value in artworks.values if by_id[value] is None]
+    if without:
+        raise UserError(
+            f"{dataset}/artworks.parquet: {len(without)} artworks have no image (first: {without[0]}). "
+            "Name their files, or embed the vectors alone: --sources embedding."
         )
     return [dataset / by_id[value] for value in artworks.values]
 

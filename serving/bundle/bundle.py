@@ -32,7 +32,9 @@ EXPLAIN_TABLES = "explain.safetensors"
 CONTEXT_PREFIX = "context_"
 """How the names of tables of context features in `EXPLAIN_TABLES` begin."""
 IMAGE_HASHES = "images.json"
-"""The hashes of the artworks' images, by row from 1."""
+"""The hashes of the artworks' images, by row from 1; not there where images are not read."""
+VECTOR_HASHES = "vectors.json"
+"""The same of the vectors that a user gave for the artworks; not there where none were given."""
 
 
 def bundle_checksums(folder: Path) -> dict[str, str]:

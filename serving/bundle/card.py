@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from datamodules.shards.artwork_images import FROM_FILE, FROM_HUB, FROM_RUN, TRAINED_HERE
+from datamodules.shards.artwork_images import FROM_FILE, FROM_HUB, FROM_RUN, GIVEN, TRAINED_HERE
 from datamodules.shards.vocabulary import Vocabularies
 from serving.bundle import contents, triton
 from serving.bundle import verdict as judged
@@ -61,9 +61,24 @@ def _made_of(metadata: dict[str, Any], vocabularies: Vocabularies) -> list[str]:
         "data from which on was kept for the test": metadata.get("test_from"),
         "catalogue": sizes,
         "image encoder": metadata.get("image_encoder"),
+        "artworks are embedded from": _embedded_from(metadata.get("embedding")),
         "commit": provenance.get("commit"),
     }
     return _table({name: value for name, value in rows.items() if value is not None})
+
+
+def _embedded_from(embedding: dict[str, Any] | None) -> str | None:
+    """The sources of the embedding; None where they are not recorded, by an older keyart."""
+    if embedding is None:
+        return None
+    words = {"image": "their images", "embedding": "vectors from outside, the column `embedding` of artworks.parquet"}
+    sources = " and ".join(words[name] for name in embedding["sources"])
+    if "embedding" not in embedding["sources"]:
+        return sources
+    return (
+        f"{sources} ({embedding['vector_length']} numbers, checksum {embedding['vectors']}). "
+        "New artworks need vectors of the same model"
+    )
 
 
 def _measured(metadata: dict[str, Any]) -> list[str]:
@@ -77,7 +92,7 @@ def _measured(metadata: dict[str, Any]) -> list[str]:
     for name, words in (
         ("parity", "largest difference from torch, 256 random requests over rows"),
         ("golden", "largest difference from torch, golden cases over ids, in one go and in two"),
-        ("vectors", "largest difference of a probability, images and words through artwork.onnx and title.onnx"),
+        ("vectors", "largest difference of a probability, new artworks and titles through artwork.onnx and title.onnx"),
         ("explanations", "largest difference between appeal and the terms it is explained by"),
     ):
         if name in metadata:
@@ -121,6 +136,7 @@ TERMS = {
     "follow from it, which torchvision does not grant: see https://github.com/pytorch/vision#pre-trained-model-license",
     FROM_FILE: "as the owner of the file of weights says that was given",
     FROM_RUN: "as the run says that the encoder was taken from",
+    GIVEN: "the vectors under the terms of the model that made them outside of keyart, which does not know it",
 }
 
 
@@ -140,7 +156,9 @@ def licence_terms(metadata: dict[str, Any]) -> dict[str, str]:
 
 
 def _terms(encoder: str) -> str:
-    """By where an encoder's weights came from in the end: of a chain of runs, the last that is named."""
-    found = [words for words in TERMS if words in encoder]
-    assert found, f"{encoder}: tells no origin, as `train.embed` does"
-    return TERMS[max(found, key=encoder.index)]
+    """By where an encoder's weights came from in the end: of a chain of runs, the last that is named; and vectors beside it."""
+    found = [words for words in TERMS if words in encoder and words != GIVEN]
+    origins = [max(found, key=encoder.index)] if found else []
+    origins += [GIVEN] if GIVEN in encoder else []
+    assert origins, f"{encoder}: tells no origin, as `train.embed` does"
+    return "; ".join(TERMS[words] for words in origins)

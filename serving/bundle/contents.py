@@ -22,6 +22,7 @@ from serving.bundle.bundle import (
     RANK_ROWS,
     TITLE_GRAPH,
     TITLE_VECTORS,
+    VECTOR_HASHES,
     VOCABULARIES,
 )
 from serving.bundle.ids import TOWER_WEIGHTS, WEIGHTS
@@ -36,10 +37,11 @@ FILE_DESCRIPTIONS = {
     RANK_ROWS: "rank.onnx over rows of the vocabularies",
     MEMBER_ROWS: "member.onnx over rows of the vocabularies",
     "choose_vectors.onnx": "as choose.onnx, of candidates given as vectors that artwork.onnx made",
-    ARTWORK_GRAPH: "an image of any size and what it depicts -> an artwork's vectors",
+    ARTWORK_GRAPH: "an image of any size, a vector of your own, or both, and what it depicts -> an artwork's vectors",
     TITLE_GRAPH: "genres, cast and year -> a title's vectors",
     TOWER_WEIGHTS: "the large weights of those two; it stays beside them",
     IMAGE_HASHES: "a hash of each artwork's image, by row from 1: keyart refresh tells by it which changed",
+    VECTOR_HASHES: "the same of each artwork's `embedding`, a vector that came from outside",
     "fp16": "rank.onnx, member.onnx and choose.onnx in half the bytes, and their weights",
     "int8": "the same in a third of the bytes",
     WEIGHTS: "the graphs' large weights, each once; it stays beside them",

@@ -1,49 +1,41 @@
 """`keyart refresh`: what the catalogue gained since the training, put into a bundle without training, and without torch.
 
-In: a bundle and a dataset, of which titles, artworks and images are read. artwork.onnx and title.onnx give what is new its
-vectors, by content alone, as the towers told artworks and titles in training that they had never seen. Rows are added behind
-those of before: no vector that was there changes, not a bit of it, and so no answer to a request that names nothing new. The
-means of a title's artworks are such vectors: a title that gains an artwork keeps its own; one that had no artwork, and so no mean,
-is given that of its first ones.
+In: a bundle and a dataset, of which titles, artworks and their images or vectors are read. artwork.onnx and title.onnx give
+what is new its vectors, by content alone, as the towers told artworks and titles in training that they had never seen. Rows are
+added behind those of before: no vector that was there changes, not a bit of it, and so no answer to a request that names nothing
+new. The means of a title's artworks are such vectors: a title that gains an artwork keeps its own; one that had no artwork, and so
+no mean, is given that of its first ones.
 
 Legend: A new artworks, I new titles, L list length.
 """
 
 import json
-import os
 import shutil
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pyarrow as pa
 from onnx import ModelProto, numpy_helper
-from PIL import Image
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
-from datamodules.contract.check import image_fault, require_valid, strict_image_decoding
+from datamodules.contract.check import require_valid
 from datamodules.contract.engines import open_engine, to_arrow
 from datamodules.contract.tables import ARTWORKS, TITLES, Table
 from datamodules.prepare.relations import typed
-from datamodules.shards.artwork_images import content_hashes
-from datamodules.shards.catalogue import MAX_PEOPLE
+from datamodules.shards.artwork_vectors import IMAGE
 from datamodules.shards.vocabulary import Vocabularies, Vocabulary, save_vocabularies
 from foundation.atomic import atomic_folder
 from foundation.errors import UserError
-from foundation.progress import progress_bar
 from serving.bundle.bundle import (
     ARTWORK_GRAPH,
     BUNDLE_FILE,
     CARD,
     EXPLAIN_TABLES,
     GOLDEN,
-    IMAGE_HASHES,
     POSTERIOR,
     TITLE_GRAPH,
     TITLE_VECTORS,
@@ -62,6 +54,16 @@ from serving.bundle.ids import (
     update_id_encoders,
     write_graphs,
 )
+from serving.bundle.new_artworks import (
+    HASHES,
+    ArtworkTower,
+    TableRows,
+    open_session,
+    padded_lists,
+    require_images,
+    run_session,
+    warn_changed,
+)
 from serving.bundle.record import open_for_replacement
 from serving.bundle.triton import write_triton
 from serving.bundle.variants import rebuild_variants
@@ -71,9 +73,6 @@ TITLE_COLUMNS = "title_vectors"
 CASES = 24
 """Golden cases of what is new."""
 TITLE_BATCH = 1024
-
-TableRows = dict[str, np.ndarray]
-"""By table, what is put behind it."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +99,12 @@ class CatalogueAdditions:
 def refresh(folder: Path, dataset: Path, console: Console) -> RefreshResult:
     """Add a dataset's new titles and artworks to a bundle, which is replaced when all is done; UserError where that cannot be.
 
-    What the bundle has already is left as it is; where an old artwork's image is another than it was embedded from, that is
-    told, and its vectors stay.
+    What the bundle has already is left as it is; where an old artwork's image or vector is another than it was embedded from,
+    that is printed, and its row stays.
     """
     with open_for_replacement(folder) as bundle:
-        for name in (ARTWORK_GRAPH, TITLE_GRAPH, IMAGE_HASHES):
+        tower = ArtworkTower(bundle)
+        for name in tower.required_files():
             if not (folder / name).is_file():
                 raise UserError(
                     f"{folder / name}: is not there, and gives what is new its vectors. Export the run again."
@@ -112,15 +112,18 @@ def refresh(folder: Path, dataset: Path, console: Console) -> RefreshResult:
         require_valid(dataset, images=False, console=console, tables=(TITLES, ARTWORKS))
         titles, artworks = _read(dataset)
         vocabularies = bundle.vocabularies
-        _warn_changed_images(bundle, dataset, artworks, console)
+        warn_changed(tower, dataset, artworks, console)
         titles, artworks = _new(titles, vocabularies["titles"]), _new(artworks, vocabularies["artworks"])
         if not titles.num_rows and not artworks.num_rows:
             console.print(f"refresh: {folder} has every title and artwork of {dataset}")
             return RefreshResult(0, 0)
-        _require_images(dataset, artworks)
-        paths = [dataset / image for image in artworks["image"].to_pylist()]
-        hashes = json.loads((folder / IMAGE_HASHES).read_text()) + content_hashes(paths)
-        of_artworks = _artwork_rows(bundle, artworks, paths, console)
+        if IMAGE in tower.sources:
+            require_images(dataset, artworks)
+        hashes = {
+            HASHES[source]: json.loads((folder / HASHES[source]).read_text()) + digests
+            for source, digests in tower.hashes(dataset, artworks).items()
+        }
+        of_artworks = tower.rows(dataset, artworks, console)
         rows = of_artworks | _title_rows(bundle, titles, artworks, of_artworks)
         firsts = _first_artwork_means(bundle, artworks, of_artworks)
         more = dict(vocabularies)
@@ -150,105 +153,17 @@ def _new(table: pa.Table, known: Vocabulary) -> pa.Table:
     return table.filter(pa.array((known.rows(ids) == 0) & np.array([bool(value) for value in ids.to_pylist()], bool)))
 
 
-def _warn_changed_images(bundle: Bundle, dataset: Path, artworks: pa.Table, console: Console) -> None:
-    """Tell of artworks whose images changed under their ids."""
-    old = json.loads((bundle.folder / IMAGE_HASHES).read_text())
-    row_of = {value: row for row, value in enumerate(bundle.vocabularies["artworks"].values)}
-    pairs = zip(artworks["artwork_id"].to_pylist(), artworks["image"].to_pylist(), strict=True)
-    present = [
-        (artwork_id, row_of[artwork_id], dataset / image)
-        for artwork_id, image in pairs
-        if artwork_id in row_of and (dataset / image).is_file()
-    ]
-    hashes = content_hashes([path for _, _, path in present])
-    changed = [artwork_id for (artwork_id, row, _), digest in zip(present, hashes, strict=True) if old[row] != digest]
-    if changed:
-        console.print(
-            f"refresh: {len(changed):,} artworks have another image than they were embedded from (first: {changed[0]}). Their "
-            "vectors stay as they are: give a new image a new artwork_id."
-        )
-
-
-def _require_images(dataset: Path, artworks: pa.Table) -> None:
-    """Every new image decodes, before anything is written."""
-    images = artworks["image"].to_pylist()
-    with strict_image_decoding(), ThreadPoolExecutor() as pool:
-        faults = list(pool.map(lambda image: image_fault(dataset, image), images))
-    broken = [
-        (artwork_id, fault)
-        for artwork_id, fault in zip(artworks["artwork_id"].to_pylist(), faults, strict=True)
-        if fault
-    ]
-    if broken:
-        artwork_id, (rule, what) = broken[0]
-        raise UserError(
-            f"{dataset}: {len(broken)} new artworks have images that cannot be used (first: {artwork_id}: {rule}, {what}). "
-            "Mend them, or leave these artworks out."
-        )
-
-
-def _session(path: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def _run(session: ort.InferenceSession, feeds: TableRows) -> TableRows:
-    names = [part.name for part in session.get_outputs()]
-    return dict(zip(names, (np.asarray(value) for value in session.run(names, feeds)), strict=True))
-
-
-def _lists(column: Iterable[Sequence[str | None] | None]) -> np.ndarray:
-    """Lists of words, padded with "", (N, L)."""
-    lists = [[word or "" for word in labels or []] for labels in column]
-    wide = max(1, *(len(labels) for labels in lists)) if lists else 1
-    return np.array([labels + [""] * (wide - len(labels)) for labels in lists], object).reshape(len(lists), wide)
-
-
-def _artwork_rows(bundle: Bundle, artworks: pa.Table, paths: list[Path], console: Console) -> TableRows:
-    """Rows of the tables by artwork."""
-    session = _session(bundle.folder / ARTWORK_GRAPH)
-
-    def vectors(path: Path, depicts: list[str] | None) -> TableRows:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        return _run(session, {"image": pixels[None], "depicts": _lists([depicts])})
-
-    names = [part.name for part in session.get_outputs()]
-    tables, people = bundle.tables, bundle.vocabularies["people"]
-    wide = tables["artwork_people"].shape[1]
-    parts: list[TableRows] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar(console) as progress:
-        task = progress.add_task("refresh: artworks", total=len(paths))
-        for outputs in pool.map(vectors, paths, artworks["depicts"].to_pylist()):
-            parts.append(outputs)
-            progress.advance(task)
-    rows = {name: np.concatenate([part[name] for part in parts]) for name in names} if parts else {}
-    shown = [people.rows(pa.array(labels or [], pa.string())) for labels in artworks["depicts"].to_pylist()]
-    people_AL = np.zeros(
-        (len(paths), max([wide, *(min(MAX_PEOPLE, np.count_nonzero(row)) for row in shown)])),
-        tables["artwork_people"].dtype,
-    )
-    for index, outputs in enumerate(shown):
-        known = outputs[outputs > 0][:MAX_PEOPLE]
-        people_AL[index, : len(known)] = known
-    if parts:
-        rows["artwork_people"] = people_AL
-        rows["artwork_image"] = rows["artwork_content"][:, : rows["artwork_vector"].shape[1]]
-    return rows
-
-
 def _title_rows(bundle: Bundle, titles: pa.Table, artworks: pa.Table, of_artworks: TableRows) -> TableRows:
     """Rows of the tables by title; means are over the title's artworks, all of which are new."""
     if not titles.num_rows:
         return {}
-    session = _session(bundle.folder / TITLE_GRAPH)
+    session = open_session(bundle.folder / TITLE_GRAPH)
     year = titles["release_year"].cast(pa.float32()).to_numpy(zero_copy_only=False).astype(np.float32)
-    genres, cast = (_lists(titles[name].to_pylist()) for name in ("genres", "cast"))
+    genres, cast = (padded_lists(titles[name].to_pylist()) for name in ("genres", "cast"))
     parts = []
     for begin in range(0, titles.num_rows, TITLE_BATCH):
         some = slice(begin, begin + TITLE_BATCH)
-        parts.append(_run(session, {"genres": genres[some], "cast": cast[some], "release_year": year[some]}))
+        parts.append(run_session(session, {"genres": genres[some], "cast": cast[some], "release_year": year[some]}))
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     owner = {title: index for index, title in enumerate(titles["title_id"].to_pylist())}
     owned = [(owner[title], row) for row, title in enumerate(artworks["title_id"].to_pylist()) if title in owner]
@@ -281,7 +196,11 @@ def _means(bundle: Bundle, of_artworks: TableRows, owned: list[tuple[int, int]],
 
 
 def _write(
-    bundle: Bundle, vocabularies: Vocabularies, additions: CatalogueAdditions, hashes: list[str], console: Console
+    bundle: Bundle,
+    vocabularies: Vocabularies,
+    additions: CatalogueAdditions,
+    hashes: dict[str, list[str]],
+    console: Console,
 ) -> None:
     """The bundle with rows behind its tables, in place of the old one."""
     old, metadata = bundle.folder, json.loads(json.dumps(bundle.metadata))
@@ -294,7 +213,8 @@ def _write(
         write_graphs(graphs, folder)
         write_triton(folder)
         save_vocabularies(vocabularies, folder / VOCABULARIES)
-        (folder / IMAGE_HASHES).write_text(json.dumps(hashes))
+        for name, digests in hashes.items():
+            (folder / name).write_text(json.dumps(digests))
         for name in (EXPLAIN_TABLES, POSTERIOR):
             tables = load_file(old / name)
             save_file(

@@ -1,0 +1,198 @@
+"""What a bundle's artwork tower makes of artworks that training never saw, without torch: rows of the tables by artwork.
+
+In: a bundle and artworks of a dataset, with their images, vectors of the user's own, or both: whatever artwork.onnx reads.
+Out: the rows, or a UserError that names the first artwork that cannot be used.
+
+Legend: N artworks, L list length, V numbers of a user's vector.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pyarrow as pa
+from PIL import Image
+from rich.console import Console
+
+from datamodules.contract.check import image_fault, strict_image_decoding
+from datamodules.shards.artwork_images import content_hashes
+from datamodules.shards.artwork_vectors import COLUMN, IMAGE, require_vectors, vector_hashes
+from datamodules.shards.catalogue import MAX_PEOPLE
+from foundation.errors import UserError
+from foundation.progress import progress_bar
+from serving.bundle.bundle import ARTWORK_GRAPH, BUNDLE_FILE, IMAGE_HASHES, TITLE_GRAPH, VECTOR_HASHES, Bundle
+
+TableRows = dict[str, np.ndarray]
+"""By table, what is put behind it."""
+HASHES = {IMAGE: IMAGE_HASHES, COLUMN: VECTOR_HASHES}
+"""By what artworks are embedded from: the file of its hashes."""
+
+
+@dataclass(frozen=True)
+class ArtworkTower:
+    """A bundle's artwork.onnx."""
+
+    bundle: Bundle
+
+    @cached_property
+    def session(self) -> ort.InferenceSession:
+        """The graph of one thread."""
+        return open_session(self.bundle.folder / ARTWORK_GRAPH)
+
+    @property
+    def sources(self) -> list[str]:
+        """What it reads of an artwork: its image, a vector of the user's own, or both."""
+        return [part.name for part in self.session.get_inputs() if part.name in HASHES]
+
+    def required_files(self) -> Iterator[str]:
+        """What a bundle must hold so that it can be refreshed."""
+        yield from (ARTWORK_GRAPH, TITLE_GRAPH)
+        for source in self.sources:
+            yield HASHES[source]
+
+    def vectors(self, dataset: Path, artworks: pa.Table) -> np.ndarray:
+        """The vectors of new artworks, float32 (N, V); a UserError where one is missing, or they are of another model."""
+        path, ids = dataset / "artworks.parquet", artworks["artwork_id"].to_pylist()
+        (length,) = (part.shape[1] for part in self.session.get_inputs() if part.name == COLUMN)
+        if not len(ids):
+            return np.zeros((0, length), np.float32)
+        origin = f"{self.bundle.folder} was made from vectors of {length} numbers (see {BUNDLE_FILE})"
+        column = artworks[COLUMN]
+        if column.null_count == len(column):
+            raise UserError(
+                f"{path}: {len(ids)} new artworks have no {COLUMN} (first: {ids[0]}), and {origin}. "
+                "Add the column, by the model that made those."
+            )
+        vectors = require_vectors(column, ids, path)
+        if vectors.shape[1] != length:
+            raise UserError(
+                f"{path}: the {COLUMN} of {len(ids)} new artworks has {vectors.shape[1]} numbers (first: {ids[0]}), and "
+                f"{origin}. Embed them by the model that made those."
+            )
+        return vectors
+
+    def hashes(self, dataset: Path, artworks: pa.Table) -> dict[str, list[str]]:
+        """By source: a hash of what each artwork is embedded from."""
+        hashes = {}
+        if IMAGE in self.sources:
+            hashes[IMAGE] = content_hashes([dataset / image for image in artworks[IMAGE].to_pylist()])
+        if COLUMN in self.sources:
+            hashes[COLUMN] = vector_hashes(self.vectors(dataset, artworks))
+        return hashes
+
+    def rows(self, dataset: Path, artworks: pa.Table, console: Console) -> TableRows:
+        """Rows of the tables by artwork."""
+        paths = [dataset / image for image in artworks[IMAGE].to_pylist()] if IMAGE in self.sources else None
+        vectors = self.vectors(dataset, artworks) if COLUMN in self.sources else None
+        lists = artworks["depicts"].to_pylist()
+
+        def answer(index: int) -> TableRows:
+            feeds: TableRows = {"depicts": padded_lists([lists[index]])}
+            if paths is not None:
+                with Image.open(paths[index]) as image:
+                    feeds[IMAGE] = np.asarray(image.convert("RGB"))[None]
+            if vectors is not None:
+                feeds[COLUMN] = vectors[index : index + 1]
+            return run_session(self.session, feeds)
+
+        names = [part.name for part in self.session.get_outputs()]
+        parts: list[TableRows] = []
+        with ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar(console) as progress:
+            task = progress.add_task("refresh: artworks", total=len(lists))
+            for outputs in pool.map(answer, range(len(lists))):
+                parts.append(outputs)
+                progress.advance(task)
+        if not parts:
+            return {}
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        rows["artwork_people"] = self._people(lists)
+        rows["artwork_image"] = rows["artwork_content"][:, : rows["artwork_vector"].shape[1]]
+        return rows
+
+    def _people(self, lists: list[list[str] | None]) -> np.ndarray:
+        """The rows of those people shown that count, (N, L), padded with 0."""
+        table, people = self.bundle.tables["artwork_people"], self.bundle.vocabularies["people"]
+        shown = [people.rows(pa.array(labels or [], pa.string())) for labels in lists]
+        known = [rows[rows > 0][:MAX_PEOPLE] for rows in shown]
+        people_NL = np.zeros((len(lists), max([table.shape[1], *map(len, known)])), table.dtype)
+        for index, rows in enumerate(known):
+            people_NL[index, : len(rows)] = rows
+        return people_NL
+
+
+def warn_changed(tower: ArtworkTower, dataset: Path, artworks: pa.Table, console: Console) -> None:
+    """Tell of artworks whose images or vectors changed under their ids; a UserError where most vectors did, for then the new
+    ones are another model's too."""
+    row_of = {value: row for row, value in enumerate(tower.bundle.vocabularies["artworks"].values)}
+    for source in tower.sources:
+        old = json.loads((tower.bundle.folder / HASHES[source]).read_text())
+        known = [artwork in row_of for artwork in artworks["artwork_id"].to_pylist()]
+        if source == IMAGE:
+            files = [image is not None and (dataset / image).is_file() for image in artworks[IMAGE].to_pylist()]
+            present = artworks.filter(pa.array(np.logical_and(known, files)))
+            digests = content_hashes([dataset / image for image in present[IMAGE].to_pylist()])
+        else:
+            present = artworks.filter(pa.array(np.logical_and(known, artworks[COLUMN].is_valid())))
+            ids = present["artwork_id"].to_pylist()
+            digests = vector_hashes(require_vectors(present[COLUMN], ids, dataset / "artworks.parquet"))
+        pairs = zip(present["artwork_id"].to_pylist(), digests, strict=True)
+        changed = [artwork for artwork, digest in pairs if old[row_of[artwork]] != digest]
+        if source == COLUMN and len(changed) > len(present) / 2:
+            raise UserError(
+                f"{dataset}/artworks.parquet: {len(changed):,} of {len(present):,} artworks have another {COLUMN} than "
+                f"{tower.bundle.folder} was made from (first: {changed[0]}), as if by another model. Give the vectors of the "
+                "model that made those, or train again."
+            )
+        if changed:
+            console.print(
+                f"refresh: {len(changed):,} artworks have another {source} than they were embedded from (first: "
+                f"{changed[0]}). Their vectors stay as they are: give a new {source} a new artwork_id."
+            )
+
+
+def require_images(dataset: Path, artworks: pa.Table) -> None:
+    """Raise a UserError where an image is missing or does not decode."""
+    images = artworks[IMAGE].to_pylist()
+
+    def fault_of(image: str | None) -> tuple[str, str] | None:
+        return ("null-image", "null") if image is None else image_fault(dataset, image)
+
+    with strict_image_decoding(), ThreadPoolExecutor() as pool:
+        faults = list(pool.map(fault_of, images))
+    broken = [
+        (artwork_id, fault)
+        for artwork_id, fault in zip(artworks["artwork_id"].to_pylist(), faults, strict=True)
+        if fault
+    ]
+    if broken:
+        artwork_id, (rule, what) = broken[0]
+        raise UserError(
+            f"{dataset}: {len(broken)} new artworks have images that cannot be used (first: {artwork_id}: {rule}, {what}). "
+            "Mend them, or leave these artworks out."
+        )
+
+
+def open_session(path: Path) -> ort.InferenceSession:
+    """A graph of one thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run_session(session: ort.InferenceSession, feeds: TableRows) -> TableRows:
+    """All outputs of a graph by name."""
+    names = [part.name for part in session.get_outputs()]
+    return dict(zip(names, (np.asarray(value) for value in session.run(names, feeds)), strict=True))
+
+
+def padded_lists(column: Iterable[Sequence[str | None] | None]) -> np.ndarray:
+    """Lists of words, padded with "", (N, L)."""
+    lists = [[word or "" for word in labels or []] for labels in column]
+    wide = max(1, *(len(labels) for labels in lists)) if lists else 1
+    return np.array([labels + [""] * (wide - len(labels)) for labels in lists], object).reshape(len(lists), wide)

@@ -1,0 +1,49 @@
+"""What `keyart embed` is asked for, and the files that it writes."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from foundation.errors import UserError
+from models.image_encoder import ImageEncoderConfig
+
+EMBEDDING_RECORD, ENCODER, PIXELS, PIXEL_ROW = "embedding.json", "encoder.safetensors", "pixels.npy", "pixel_row.npy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """How artworks are embedded."""
+
+    sources: Literal["auto", "image", "embedding", "both"] = "auto"
+    """What of artworks.parquet is embedded: `image`, by the encoder here; `embedding`, vectors of your own; or `both`, each
+    standardised by itself and put side by side. `auto`: embedding where the column is there, else image."""
+    vector_width: int = 128
+    """Principal components kept of vectors of your own; those of no more numbers are standardised alone."""
+    encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    """The backbone that reads images, and the embedding's width."""
+    weights: str = "train"
+    """`train`: train the backbone here on the catalogue; `hub`: torchvision's pretrained weights, downloaded or from its
+    cache; else a file of the backbone's state dict, such as torchvision's (.pth or .safetensors), or a run that trained an
+    encoder of its own."""
+    pixels: bool = False
+    """Keep the images' pixels beside the embedding, 41 KB each: `keyart fit --finetune.learning_rate` needs them."""
+    views: int = 16_000
+    """Images the training here looks at, all passes together."""
+    batch: int = 64
+    """Images per training step."""
+    learning_rate: float = 1e-3
+    """Peak rate of AdamW in the training here."""
+    seed: int = 0
+    """Of the training here."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.views < self.batch or self.batch < 2:
+            raise UserError(
+                f"views={self.views}, batch={self.batch}: a batch is at least 2, and views at least a batch."
+            )
+        if not 1 <= self.vector_width <= 4096:
+            raise UserError(f"vector_width={self.vector_width}: must lie in 1 .. 4096.")
+        if self.pixels and self.sources == "embedding":
+            raise UserError("pixels=true: sources=embedding reads no images. Leave pixels out, or give sources=image.")
+        if not 0 < self.learning_rate < 1:
+            raise UserError(f"learning_rate={self.learning_rate}: must lie in (0, 1).")

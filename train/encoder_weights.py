@@ -1,0 +1,161 @@
+"""The image encoder's weights: from a file, from torchvision's hub, or trained here on the catalogue, and never random.
+
+In: what an `EmbedConfig` asks for, and for the training the artworks' images and the catalogue: it learns a title's genres, and
+whom and what an artwork depicts. Out: an encoder, and in words where its weights came from.
+"""
+
+from functools import partial
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import torch
+import torchvision
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datamodules.shards.artwork_images import FROM_FILE, FROM_HUB, TRAINED_HERE, content_hashes, load_images
+from datamodules.shards.catalogue import Catalogue
+from foundation.errors import UserError
+from foundation.progress import progress_bar
+from models.image_encoder import BACKBONES, ImageEncoder, ImageEncoderConfig
+from train.embed_config import ENCODER, EmbedConfig
+from train.schedule import warmup_cosine
+
+
+def weights_fingerprint(config: EmbedConfig) -> str:
+    """Identifies the weights that a config asks for: a file by its bytes. UserError where there is no such file."""
+    if config.weights in ("train", "hub"):
+        return config.weights
+    path = Path(config.weights)
+    if path.is_dir():
+        path = path / ENCODER
+    if not path.is_file():
+        raise UserError(
+            f"weights={config.weights}: no such file. Give a torchvision state dict, a run that has an {ENCODER}, `hub` or "
+            "`train`."
+        )
+    return content_hashes([path])[0]
+
+
+def make_encoder(config: ImageEncoderConfig) -> ImageEncoder:
+    """An encoder of random weights; a UserError where its backbone cannot be made."""
+    try:
+        return ImageEncoder(config)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def weighted_encoder(
+    config: EmbedConfig, paths: list[Path], catalogue: Catalogue, console: Console
+) -> tuple[ImageEncoder, str]:
+    """An encoder with real weights, and where they came from, in words; UserError where they cannot be had or do not fit."""
+    torch.manual_seed(config.seed)
+    encoder = make_encoder(config.encoder)
+    name = config.encoder.backbone
+    if config.weights == "train":
+        return encoder, _train(encoder, config, paths, catalogue, console)
+    if config.weights == "hub":
+        if name not in BACKBONES:
+            raise UserError(
+                f"weights=hub: torchvision has none of {name}. Give a file of its state dict, or weights=train."
+            )
+        try:
+            state = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)  # type: ignore[attr-defined]
+        except (URLError, OSError, RuntimeError) as error:
+            raise UserError(
+                f"weights=hub: torchvision's weights of {name} cannot be had ({error}). Give a file, or weights=train."
+            ) from None
+        origin = f"{name}, {FROM_HUB}"
+    else:
+        path = Path(config.weights)
+        try:
+            state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        except Exception as error:  # every reader has its own exceptions; the file is a user's
+            raise UserError(f"{path}: is no readable state dict ({error}). Give a .pth or .safetensors file.") from None
+        origin = f"{name}, {FROM_FILE} {path.name}"
+    own = encoder.backbone.state_dict()  # without a classifier, which torchvision's files hold under this name
+    state = {key: value for key, value in state.items() if key in own or not key.startswith("fc.")}
+    try:
+        encoder.backbone.load_state_dict(state)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"weights={config.weights}: do not fit {name} ({detail}). Name the backbone they are of."
+        ) from None
+    return encoder.eval(), origin
+
+
+def _labels(catalogue: Catalogue) -> Tensor:
+    """What the training here learns to tell, float32 (A - 1, labels): the title's genres, depicted moods and people."""
+
+    def hot(rows_AL: np.ndarray) -> np.ndarray:
+        table = np.zeros((len(rows_AL), int(rows_AL.max(initial=0)) + 1), np.float32)
+        np.put_along_axis(table, rows_AL.astype(np.int64), 1.0, axis=1)
+        return table[:, 1:]
+
+    owner = catalogue.artwork_title
+    label_groups = [hot(catalogue.title_genres[owner]), hot(catalogue.artwork_genres), hot(catalogue.artwork_people)]
+    labels = np.concatenate(label_groups, axis=1)[1:]
+    share = labels.mean(0)
+    return torch.from_numpy(labels[:, (share > 0.002) & (share < 0.998)])
+
+
+def _train(
+    encoder: ImageEncoder, config: EmbedConfig, paths: list[Path], catalogue: Catalogue, console: Console
+) -> str:
+    """Train the backbone on the catalogue's own words; returns what happened, with the loss against a constant's."""
+    labels = _labels(catalogue)
+    if labels.shape[1] == 0:
+        raise UserError(
+            "weights=train: the catalogue has neither genres nor depicts to learn from. Give a weights file, or `hub`."
+        )
+    rng = torch.Generator().manual_seed(config.seed)
+    chosen = torch.randperm(len(paths), generator=rng)[: config.views]
+    pixels, labels = torch.from_numpy(load_images([paths[i] for i in chosen.tolist()])), labels[chosen]
+    head = nn.Linear(encoder.features, labels.shape[1])
+    prior = labels.mean(0).clamp(1e-3, 1 - 1e-3)
+    with torch.no_grad():
+        head.bias.copy_(torch.logit(prior))
+        head.weight.zero_()
+    steps = config.views // config.batch
+    parameters = [*encoder.backbone.parameters(), *head.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(warmup_cosine, total=steps, warmup=0.1))
+    encoder.train()
+    losses: list[float] = []
+    order = torch.randperm(len(pixels), generator=rng)
+    with progress_bar(console) as progress:
+        task = progress.add_task("train the image encoder", total=steps)
+        for step in range(steps):
+            indices = torch.arange(step * config.batch, (step + 1) * config.batch) % len(pixels)
+            batch = order[indices]
+            features = encoder.deepest(_augmented(pixels[batch].float() / 255, rng))
+            loss = F.binary_cross_entropy_with_logits(head(features), labels[batch])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.item())
+            progress.update(task, advance=1, description=f"train the image encoder, loss {np.mean(losses[-20:]):.4f}")
+    encoder.eval()
+    constant = F.binary_cross_entropy(prior.expand_as(labels), labels).item()
+    last = float(np.mean(losses[-max(1, steps // 10) :]))
+    return (
+        f"{config.encoder.backbone}, {TRAINED_HERE} {len(pixels)} images and {labels.shape[1]} words of the catalogue, "
+        f"{steps * config.batch} views (loss {last:.4f}, a constant's {constant:.4f})"
+    )
+
+
+def _augmented(images_nCHW: Tensor, rng: torch.Generator) -> Tensor:
+    """Mirrored, shifted and scaled, lighter and darker versions, so that few images teach more."""
+    n = len(images_nCHW)
+    scale, mirror = 1 - 0.25 * torch.rand(n, generator=rng), 1 - 2.0 * (torch.rand(n, generator=rng) < 0.5)
+    shift = (torch.rand(n, 2, generator=rng) * 2 - 1) * (1 - scale)[:, None]
+    turn = torch.zeros(n, 2, 3)
+    turn[:, 0, 0], turn[:, 1, 1], turn[:, :, 2] = scale * mirror, scale, shift
+    grid = F.affine_grid(turn, list(images_nCHW.shape), align_corners=False)
+    light = 0.8 + 0.4 * torch.rand(n, 1, 1, 1, generator=rng)
+    return (F.grid_sample(images_nCHW, grid, padding_mode="border", align_corners=False) * light).clamp(0, 1)
