@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from rich.text import Text
 
 from foundation.errors import UserError
+from train.plugins import ClassSpec
 
 RECIPES = Path(__file__).parent
 NO_RECIPES = ("engine",)
@@ -64,7 +65,8 @@ def parse(
             fields_set = _flat(read_section(chosen, of_recipe, class_))
             # a word as it is: in quotes it is not one of a field's few
             normalised = {
-                k: value if isinstance(value, str) and value else json.dumps(value) for k, value in fields_set.items()
+                k: value if isinstance(value, str) and value else json.dumps(value, default=str)
+                for k, value in fields_set.items()
             }
             words = [*(f"--{key}={value}" for key, value in normalised.items()), *words]
     try:
@@ -123,6 +125,8 @@ def renamed(path: str, known: Callable[[str], bool]) -> str:
     return current
 
 
+SPECS = (bool | list[ClassSpec], list[ClassSpec])
+"""Types of options that name classes."""
 LISTS = (list[str], list[str] | None, list[int], list[float])
 
 
@@ -131,6 +135,9 @@ def _normalised(words: list[str], parser: ArgumentParser) -> list[str]:
     known = parser._option_string_actions
     normalised: list[str] = []
     lists: dict[str, list[str]] = {}
+    of_specs = [name for name, action in known.items() if getattr(action, "_typehint", None) in SPECS]
+    spec_options = [name for name in of_specs if not name.endswith((".help", "+"))]
+    specs: dict[str, _Specs] = {}
     left = list(words)
     while left:
         word = left.pop(0)
@@ -144,7 +151,13 @@ def _normalised(words: list[str], parser: ArgumentParser) -> list[str]:
         if name not in known:
             refuse_removed(name[2:])
         type_ = getattr(known.get(name), "_typehint", None)
-        if type_ is bool and not equals:
+        name = name.removesuffix("+") if name[:-1] in spec_options else name  # as jsonargparse adds to a list
+        spec_option = next((option for option in spec_options if f"{name}.".startswith(f"{option}.")), None)
+        if spec_option is not None and name != f"{spec_option}.help":
+            value = value if equals or not left else left.pop(0)
+            given = specs.setdefault(spec_option, _Specs(spec_option))
+            given.add(name.removeprefix(spec_option).removeprefix("."), value)
+        elif type_ is bool and not equals:
             flag_value = left.pop(0) if left and left[0] in ("true", "false") else "true"
             normalised.append(f"{name}={flag_value}")
         elif type_ in LISTS:
@@ -155,7 +168,48 @@ def _normalised(words: list[str], parser: ArgumentParser) -> list[str]:
                 normalised.append(f"{name}={value}" if value.startswith("[") else f"{name}=[{value}]")
         else:
             normalised.append(f"{name}{equals}{value}")
-    return [*normalised, *(f"{name}={json.dumps(values)}" for name, values in lists.items())]
+    gathered = lists | {name: given.value for name, given in specs.items()}
+    return [*normalised, *(f"{name}={json.dumps(values)}" for name, values in gathered.items())]
+
+
+class _Specs:
+    """The words of one option that names classes: `--logger CLASS --logger.init_args.save_dir logs --logger CLASS`."""
+
+    def __init__(self, option: str) -> None:
+        self.option, self.by_word = option, False
+        self.value: bool | list[dict[str, Any]] = []
+
+    def add(self, field: str, word: str) -> None:
+        """Take one word: a class path adds a class to those named by words before, and replaces all others, as a recipe's."""
+        try:
+            value = json.loads(word)
+        except ValueError:
+            value = word
+        if field in ("", "class_path"):
+            one_more = isinstance(value, str)
+            given = value if isinstance(value, bool | list) else [value]
+            if isinstance(given, list):
+                before = self.value if one_more and self.by_word and isinstance(self.value, list) else []
+                given = [*before, *(self._spec(each, word) for each in given)]
+            self.value, self.by_word = given, one_more
+            return
+        if not self.value or isinstance(self.value, bool):
+            raise UserError(f"{self.option}.{field}={word}: name a class with {self.option} first.")
+        arguments = value if field == "init_args" else {field.removeprefix("init_args."): value}
+        if not isinstance(arguments, dict):
+            raise UserError(f"{self.option}.init_args={word}: is no mapping of arguments to values.")
+        last = self.value[-1]
+        self.value[-1] = self._spec({**last, "init_args": last.get("init_args", {}) | arguments}, word)
+
+    def _spec(self, value: Any, word: str) -> dict[str, Any]:
+        spec = {"class_path": value} if isinstance(value, str) else value
+        known = isinstance(spec, dict) and spec.keys() <= {"class_path", "init_args"}
+        if not (known and spec.get("class_path") and isinstance(spec.get("init_args", {}), dict)):
+            raise UserError(
+                f"{self.option}={word}: give the path of a class, such as pytorch_lightning.loggers.CSVLogger, or a mapping of "
+                "class_path and init_args, or a list of these."
+            )
+        return spec
 
 
 def read_section(path: Path, section: str, class_: type) -> dict[str, Any]:
@@ -221,7 +275,7 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested fields as dotted keys."""
     flat: dict[str, Any] = {}
     for name, value in nested.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and "class_path" not in value:
             flat |= _flat(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value

@@ -126,8 +126,9 @@ class CheckpointCallback(pl.Callback):
                     save_file({k: v.cpu().contiguous() for k, v in kept.items()}, partial)
         if self.world.rank == 0:
             self._log(train_loss, loss)
-            if trainer.logger is not None:
-                trainer.logger.log_metrics({"validation_log_loss": loss}, self.cursor.step)
+            for logger in trainer.loggers:
+                logger.log_metrics({"validation_log_loss": loss}, self.cursor.step)
+                logger.save()
         self._save(trainer, pl_module)
         release_memory()
         if self.out_of_patience() or (self.stop_after is not None and self.cursor.validations >= self.stop_after):

@@ -12,9 +12,10 @@ from train.embed import load_embedding
 from train.finetune import FineTuneConfig
 from train.next_title import TitlesConfig
 from train.optimiser import OptimiserConfig
+from train.plugins import ClassSpec, import_class
 from train.prior import PriorConfig
 
-FINGERPRINT_EXCLUDED = ("checkpoint_minutes", "devices")
+FINGERPRINT_EXCLUDED = ("checkpoint_minutes", "devices", "logger")
 """Fields that a training may be gone on with in another way: the fingerprint leaves them out."""
 
 
@@ -53,6 +54,11 @@ class FitConfig:
     """Have torch.compile fuse what the towers compute for a batch: minutes at the start, needs a C++ compiler."""
     devices: int = 1
     """GPUs of this machine to train on, or processes where it has none; torchrun's own number where it started them."""
+    logger: bool | list[ClassSpec] = True
+    """Where metrics and this config go beside the run's own log.csv. true: TensorBoard's files in RUN/tensorboard; false:
+    nowhere; or Lightning loggers by class path, each with init_args, in their place. The option may be given again."""
+    callbacks: list[ClassSpec] = field(default_factory=list)
+    """Lightning callbacks by class path, each with init_args. The option may be given again."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -61,6 +67,10 @@ class FitConfig:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
         if not self.checkpoint_minutes > 0:
             raise UserError(f"checkpoint_minutes={self.checkpoint_minutes}: must be above 0.")
+        for spec in self.logger if isinstance(self.logger, list) else []:
+            import_class("logger", spec)
+        for spec in self.callbacks:
+            import_class("callbacks", spec)
 
 
 def run_fingerprint(shards: Path, config: FitConfig, base_run: str | None = None) -> str:

@@ -19,6 +19,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from pytorch_lightning.strategies import DDPStrategy
 
 from foundation.errors import UserError
 from train.signals import Signals
@@ -83,6 +85,14 @@ class World:
         if payload[1]:
             sys.exit(1)
         return cast(Result, payload[0])
+
+    def strategy(self) -> DDPStrategy | str:
+        """How the trainer brings the gradients of all ranks together; `auto` where there is one process."""
+        if self.size == 1:
+            return "auto"
+        return DDPStrategy(
+            cluster_environment=TorchElasticEnvironment(), broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
 
 def cores() -> int:

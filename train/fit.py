@@ -14,8 +14,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -39,6 +39,7 @@ from train.embed import describe_origin, describe_sources, encoder_fingerprint, 
 from train.embed_config import EMBEDDING_RECORD, ENCODER
 from train.finetune import ImageTower
 from train.next_title import NextTitleLoss
+from train.plugins import construct, faults_named
 from train.posterior import fit_posterior
 from train.progress_callback import ProgressCallback, TensorBoardEvents, silence_lightning
 from train.run import CONFIG, METRICS, WEIGHTS, Run, content_of, provenance, read_config, sizes_of, write_config
@@ -115,6 +116,8 @@ class _Fit:
         self.gpu = torch.cuda.is_available()
         self.device = torch.device("cuda", world.local_rank) if self.gpu else torch.device("cpu")
         self.cursor = Cursor()
+        self.loggers: list[Logger] = []
+        self.callbacks: list[pl.Callback] = []
 
     def execute(self, restart: bool, stop_after: int | None) -> dict[str, Any]:
         """From the folder as it is to the finished run."""
@@ -125,6 +128,8 @@ class _Fit:
         finished = self.world.broadcast(lambda: self._finished(fingerprint, restart))
         if finished is not None:
             return finished
+        self.world.broadcast(self._construct_loggers)
+        self.callbacks = construct("callbacks", self.config.callbacks, pl.Callback)
         model = self._model(opened, embedding)
         tower = self._tower()
         titles = self._titles(model, opened)
@@ -151,7 +156,8 @@ class _Fit:
             world=self.world,
             stop_after=stop_after,
         )
-        self._train(task, data, checkpoints)
+        with faults_named([*self.loggers, *self.callbacks]):
+            self._train(task, data, checkpoints)
         if stop_after is not None and self.cursor.validations >= stop_after:
             return {}
         return self._finish(model, opened, data, checkpoints) if self.world.rank == 0 else {}
@@ -175,6 +181,11 @@ class _Fit:
                 f"{run}: holds files, but no {CONFIG}, so keyart did not write it. Name a new or empty folder."
             )
         return None
+
+    def _construct_loggers(self) -> None:
+        """Those that the config names: in process 0 alone, and before anything that takes long."""
+        if isinstance(self.config.logger, list):
+            self.loggers = construct("logger", self.config.logger, Logger)
 
     def _model(self, opened: Shards, embedding: torch.Tensor) -> TwoTower:
         splits = opened.manifest["splits"]
@@ -274,7 +285,12 @@ class _Fit:
             self._print_position(task, resumed=state is not None)
         with silence_lightning(), compiled(task.model, self.config.compile), progress_bar(self.console) as progress:
             remaining = self.config.epochs * self.config.validations_per_epoch - self.cursor.validations
-            trainer = self._trainer(remaining, [checkpoints, ProgressCallback(progress, self.cursor, task.total_steps)])
+            # what a callback changes after a batch is in the checkpoint of that batch
+            callbacks = [*self.callbacks, checkpoints, ProgressCallback(progress, self.cursor, task.total_steps)]
+            trainer = self._trainer(remaining, callbacks)
+            if self.world.rank == 0:
+                for logger in trainer.loggers:
+                    logger.log_hyperparams(read_config(self.run))
             self.signals.deferred = True
             try:
                 # the weights a warm start begins with, and a slice that was stopped while it was validated
@@ -313,21 +329,21 @@ class _Fit:
         bf16 = self.config.precision == "bf16" or (
             self.config.precision == "auto" and self.gpu and torch.cuda.is_bf16_supported()
         )
-        strategy: Any = "auto"
-        if self.world.size > 1:
-            strategy = DDPStrategy(
-                cluster_environment=TorchElasticEnvironment(), broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+        loggers: list[Logger] = self.loggers
+        if self.world.rank:  # process 0 logs; callbacks that need a logger have one everywhere
+            loggers = [DummyLogger()] if self.config.logger else []
+        elif self.config.logger is True:
+            loggers = [TensorBoardEvents(self.run, self.cursor)]
         trainer = pl.Trainer(
             accelerator="gpu" if self.gpu else "cpu",
             devices=self.world.local_size,
             num_nodes=self.world.nodes,
-            strategy=strategy,
+            strategy=self.world.strategy(),
             precision="bf16-mixed" if bf16 else "32-true",
             max_epochs=epochs,
             reload_dataloaders_every_n_epochs=1,
             num_sanity_val_steps=0,
-            logger=TensorBoardEvents(self.run, self.cursor) if self.world.rank == 0 else False,
+            logger=loggers,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

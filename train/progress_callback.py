@@ -1,11 +1,14 @@
-"""What is told of a training while it runs: a progress bar on the console and TensorBoard's event files."""
+"""What a training reports while it runs: a progress bar, the metrics for every logger, and TensorBoard's event files."""
 
 import logging
 import time
 import warnings
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
+import yaml
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.progress import Progress
 
@@ -18,13 +21,21 @@ LOG_EVERY = 10
 
 
 class TensorBoardEvents(TensorBoardLogger):
-    """RUN/tensorboard. Points past the training's place, which will be made again, are hidden."""
+    """The default logger: RUN/tensorboard. Points past the training's cursor, which will be made again, are hidden."""
 
     def __init__(self, run: Path, cursor: Cursor) -> None:
         super().__init__(run, name="tensorboard", version="", default_hp_metric=False, purge_step=cursor.step + 1)
+        self.cursor = cursor
+
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, metrics: dict[str, Any] | None = None, step: int | None = None
+    ) -> None:
+        """Show config.yaml among TensorBoard's texts."""
+        text = yaml.safe_dump(params, sort_keys=False)
+        self.experiment.add_text("config", f"```yaml\n{text}```", self.cursor.step)
 
     def save(self) -> None:
-        """Bring the points to the disk; config.yaml alone holds what a run was made of."""
+        """Bring the points to the disk, without the YAML file that Lightning would write: config.yaml is that of the run."""
         self.experiment.flush()
 
 
@@ -61,8 +72,8 @@ class ProgressCallback(pl.Callback):
             "impressions_per_second": self.impressions / max(1e-9, now - self.last_time),
         }
         self.impressions, self.last_time, self.sums = 0, now, (loss, count)
-        if trainer.logger is not None:
-            trainer.logger.log_metrics(metrics, self.cursor.step)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, self.cursor.step)
         description = f"fit: loss {metrics['train_loss']:.4f}"
         if pl_module.validation_log_loss == pl_module.validation_log_loss:
             description += f", validation {pl_module.validation_log_loss:.5f}"

@@ -206,6 +206,7 @@ class RankerTask(pl.LightningModule):
             torch.distributed.all_reduce(self._validated)
         click, count, engaged, clicks = self._validated.tolist()
         self.validation_log_loss, self.validation_engaged_log_loss = click / count, engaged / max(1.0, clicks)
+        self.log("validation_log_loss", self.validation_log_loss, logger=False)  # for callbacks that monitor it
 
     def train_loss(self) -> float:
         """Mean loss per impression of this slice so far, of all ranks: every rank must ask."""

@@ -1,0 +1,101 @@
+"""Lightning loggers and callbacks by class path: what a recipe names, and the objects that a training is given.
+
+A class that cannot be imported, constructed or used is a UserError that names it.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from importlib import import_module
+from traceback import walk_tb
+from typing import Any, NotRequired, TypedDict, TypeVar
+
+from foundation.errors import UserError
+
+Plugin = TypeVar("Plugin")
+
+
+class ClassSpec(TypedDict):
+    """A class and the arguments to construct it with."""
+
+    class_path: str
+    """Dotted path, such as `pytorch_lightning.loggers.CSVLogger`."""
+    init_args: NotRequired[dict[str, Any]]
+    """Keyword arguments of its constructor: plain values, lists and mappings."""
+
+
+def import_class(option: str, spec: ClassSpec) -> Any:
+    """Return what the class path names; `option` is the one that gave it, for the UserError where there is no such class."""
+    module, _, name = spec["class_path"].rpartition(".")
+    named = f"{option}={spec['class_path']}"
+    if not module:
+        raise UserError(f"{named}: give the whole path of a class, such as pytorch_lightning.loggers.CSVLogger.")
+    try:
+        imported = import_module(module)
+    except Exception as error:  # whatever a module may do when it is imported
+        missing = getattr(error, "name", None) or module
+        raise UserError(
+            f"{named}: cannot be imported ({_one_line(error)}). {_install_hint(missing.partition('.')[0])}, "
+            "or put the folder of a module of your own on PYTHONPATH."
+        ) from None
+    if not hasattr(imported, name):
+        lower = {each.lower(): each for each in dir(imported)}
+        similar = get_close_matches(name.lower(), list(lower), 1)
+        remedy = f"Did you mean {lower[similar[0]]}?" if similar else "Name a class of it."
+        raise UserError(f"{named}: {module} has no {name}. {remedy}")
+    return getattr(imported, name)
+
+
+def construct(option: str, specs: Sequence[ClassSpec], base: type[Plugin]) -> list[Plugin]:
+    """Construct every class, each of which must be a subclass of `base`, else a UserError."""
+    return [_construct(option, spec, base) for spec in specs]
+
+
+def _construct(option: str, spec: ClassSpec, base: type[Plugin]) -> Plugin:
+    class_ = import_class(option, spec)
+    named = f"{option}={spec['class_path']}"
+    if not (isinstance(class_, type) and issubclass(class_, base)):
+        raise UserError(f"{named}: is no subclass of {base.__module__}.{base.__name__}.")
+    arguments = spec.get("init_args", {})
+    try:
+        return class_(**arguments)
+    except ImportError as error:
+        required = re.search(r"Requirement '([\w.-]+)", str(error))  # as Lightning says it
+        package = required[1] if required else (error.name or "PACKAGE").partition(".")[0]
+        raise UserError(f"{named}: needs a package ({_one_line(error)}). {_install_hint(package)}.") from None
+    except Exception as error:  # whatever its constructor raises, for what the user gave
+        raise UserError(f"{named}: cannot be constructed with {arguments} ({_one_line(error)}).") from None
+
+
+@contextmanager
+def faults_named(plugins: Sequence[object]) -> Iterator[None]:
+    """Raise as a UserError what a method of one of the plugins raises, naming its class, and what Lightning refuses in them."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        from lightning_fabric.utilities.exceptions import MisconfigurationException  # not when a config is read
+
+        if plugins and isinstance(error, MisconfigurationException):
+            raise UserError(f"callbacks: refused by Lightning ({_one_line(error)}).") from None
+        owners = {id(plugin): type(plugin) for plugin in plugins}
+        for frame, _ in walk_tb(error.__traceback__):
+            class_ = owners.get(id(frame.f_locals.get("self")))
+            if class_ is not None and not os.environ.get("KEYART_TRACEBACK"):
+                raise UserError(
+                    f"{class_.__module__}.{class_.__qualname__}: failed ({_one_line(error)}). KEYART_TRACEBACK=1 before the "
+                    "command shows where. The same command resumes, and so does one with another --logger."
+                ) from None
+        raise
+
+
+def _install_hint(package: str) -> str:
+    return f"Install it, as uv run --with {package} keyart fit SHARDS RUN does"
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 300 else text[:297] + "..."
