@@ -39,6 +39,7 @@ RESERVED = frozenset(
             "choice",
             "image",
             "image_embedding",
+            "embedding",
             "depicts",
             "cast",
             "release_year",

@@ -51,7 +51,7 @@ def test_no_prior_at_all_is_none(shards: Path) -> None:
     )
     expected = sum(
         float(model.get_parameter(name).square().sum())
-        for name in ("artwork_query.weight", "artwork_query_device.weight")
+        for name in ("artwork_query.weight", "artwork_query_context.tables.device_rows.weight")
     )
     expected += float(model.artwork_vector.weight.square().sum())
     assert float(some.loss().detach()) == pytest.approx(expected, rel=1e-5)
