@@ -42,7 +42,6 @@ from benchmarks.title_log import (
 from configs.arguments import RECIPES, parse
 from datamodules.feed.play_feed import PlaysFeed
 from datamodules.simulator.simulate import SimulateConfig, simulate
-from foundation.context import BUILT_IN
 from foundation.errors import UserError
 from foundation.progress import progress_bar
 from models.two_tower import Content, TwoTower
@@ -189,7 +188,7 @@ def trained(recipe: FitConfig, known: TitleLog, history: TitleLog, seed: int, co
         artwork_image_AE=torch.zeros(len(catalogue.artwork_title), 1),
     )
     torch.manual_seed(seed)
-    model = TwoTower(recipe.model, sizes_of(vocabularies, BUILT_IN), content)
+    model = TwoTower(recipe.model, sizes_of(vocabularies, ()), content)
     feed = PlaysFeed([shard], plays=recipe.titles.plays, batch=recipe.titles.batch, seed=seed)
     with progress_bar(console) as progress:
         task = progress.add_task(f"bench titles: keyart, seed {seed}", total=recipe.titles.epochs)

@@ -63,7 +63,7 @@ class ContextSum(nn.Module):
 
     def forward(self, context: Context) -> Tensor:
         """(N, D)"""
-        total_ND = context["play_count"].new_zeros((), dtype=torch.float32)
+        total_ND = torch.zeros_like(context["play_count"], dtype=torch.float32).unsqueeze(-1)  # also of no feature
         for feature in self.features:
             rows, above, share = lookup(feature, context, self.categories)
             added_ND = self.weights(feature)(rows)

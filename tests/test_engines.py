@@ -21,7 +21,7 @@ from datamodules.contract.check import check
 from datamodules.contract.engines import Engine, EngineConfig, RecentEngine, open_engine
 from datamodules.contract.row_rules import EMBEDDING_RULES
 from datamodules.prepare.prepare import PrepareConfig, prepare
-from datamodules.shards.shard import Shards
+from datamodules.shards.shard import Shard, Shards
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
 from serving.scoring.score import score
@@ -63,11 +63,16 @@ def assert_same(one: Path, other: Path) -> None:
     a, b = Shards.open(one), Shards.open(other)
     assert a.manifest == b.manifest
     assert a.vocabularies == b.vocabularies
+    assert a.context == b.context
     for mine, theirs in zip([*a.shards, a.catalogue], [*b.shards, b.catalogue], strict=True):
-        for field in fields(mine):
-            left, right = getattr(mine, field.name), getattr(theirs, field.name)
-            assert left.dtype == right.dtype, field.name
-            np.testing.assert_array_equal(left, right, field.name)
+        columns, others = (
+            part.columns() if isinstance(part, Shard) else {f.name: getattr(part, f.name) for f in fields(part)}
+            for part in (mine, theirs)
+        )
+        assert columns.keys() == others.keys()
+        for name, left in columns.items():
+            assert left.dtype == others[name].dtype, name
+            np.testing.assert_array_equal(left, others[name], name)
 
 
 class TestSpark:
