@@ -217,7 +217,8 @@ def documents() -> list[Path]:
 
 def documented_commands(path: Path) -> list[list[str]]:
     """The `uv run` lines of a document's code blocks, without comments."""
-    blocks = re.findall(r"```(?:sh)?\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
+    found = re.findall(r"```(\w*)\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
+    blocks = [block for language, block in found if language in ("", "sh")]
     lines = [line.split("#")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line)[2:] for line in lines if line.startswith("uv run ")]
 
