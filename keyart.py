@@ -138,27 +138,14 @@ def prepare(
         memory: What the command may hold, such as 2GB; the rest is spilled beside OUT. Default: half of the machine's.
         spark: A setting of the Spark session, KEY=VALUE; may be given again.
     """
-    from datamodules.contract.check import require_valid
-    from datamodules.contract.engines import EngineConfig, RecentEngine, open_engine, spill_folder
-    from datamodules.contract.tables import tables_with
+    from datamodules.contract.engines import EngineConfig
     from datamodules.prepare.counts import print_counts
-    from datamodules.prepare.prepare import prepare as prepare_shards
-    from datamodules.prepare.prepare import require_writable_target
-    from datamodules.shards.shard import Shards
-    from foundation.context import context_features
+    from datamodules.prepare.prepare import check_and_prepare
     from foundation.times import parse_time
 
     moment = None if since is None else parse_time("since", since)
-    console = stderr_console()
-    require_writable_target(dataset, out)
-    with open_engine(EngineConfig(engine=engine, memory=memory, spark=spark or []), spill_folder(out)) as opened:
-        # beside shards that were made of the log before, what is new is judged; else the whole log
-        tables = tables_with(Shards.open(like).context if like else context_features(settings.context))
-        working = RecentEngine.of(opened, moment, tables) if like else opened
-        require_valid(
-            dataset, images=False, drop_invalid=settings.drop_invalid, console=console, engine=working, tables=tables
-        )
-        manifest = prepare_shards(dataset, out, settings, like=like, since=moment, engine=working, console=console)
+    config = EngineConfig(engine=engine, memory=memory, spark=spark or [])
+    manifest = check_and_prepare(dataset, out, settings, config, like=like, since=moment, console=stderr_console())
     print_counts(manifest, stdout_console())
     print_next_command(f"{out} written", f"keyart embed {dataset} {out}")
 

@@ -36,6 +36,10 @@ TINY = SimulateConfig(seed=3, members=300, titles=30, people=10, mean_plays=20, 
 """About 8,000 impressions."""
 TINY_EMBEDDING = EmbedConfig(views=640, encoder=ImageEncoderConfig(height=48, width=32, stage_width=8))
 """How the fixture `shards` embeds it."""
+TINY_FIT = FitConfig(
+    epochs=8, validations_per_epoch=1, batch=256, patience=20, optimiser=OptimiserConfig(learning_rate=4e-3)
+)
+"""How the fixture `run` trains on it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,13 +71,7 @@ def shards(service: Path) -> Path:
 def run(shards: Path) -> Path:
     """A finished run."""
     out = shards.parent / "run"
-    fit(
-        shards,
-        out,
-        FitConfig(
-            epochs=8, validations_per_epoch=1, batch=256, patience=20, optimiser=OptimiserConfig(learning_rate=4e-3)
-        ),
-    )
+    fit(shards, out, TINY_FIT)
     return out
 
 

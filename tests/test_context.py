@@ -40,11 +40,10 @@ from serving.http.requests import RequestError, RequestReader, inputs
 from serving.http.schema import PLAY, REQUEST
 from serving.scoring.explain import Explainer, reasons, total
 from serving.scoring.score import score
+from tests.conftest import TINY_EMBEDDING, TINY_FIT
 from tests.test_prepare import arrays
-from train.config import FitConfig
 from train.embed import embed
 from train.fit import fit
-from train.optimiser import OptimiserConfig
 from train.run import Run, sizes_of
 
 RECIPE = """
@@ -87,8 +86,6 @@ def own_shards(dataset: Path, shards: Path) -> Path:
     out, recipe = dataset.parent / "shards", dataset.parent / "recipe.yaml"
     recipe.write_text(RECIPE)
     assert keyart.main(["prepare", str(dataset), str(out), "--config", str(recipe)]) == 0
-    from tests.conftest import TINY_EMBEDDING
-
     embed(dataset, out, TINY_EMBEDDING)
     return out
 
@@ -96,11 +93,7 @@ def own_shards(dataset: Path, shards: Path) -> Path:
 @pytest.fixture(scope="module")
 def own_run(own_shards: Path) -> Path:
     out = own_shards.parent / "run"
-    fit(
-        own_shards,
-        out,
-        FitConfig(epochs=8, validations_per_epoch=1, batch=256, optimiser=OptimiserConfig(learning_rate=4e-3)),
-    )
+    fit(own_shards, out, TINY_FIT)
     return out
 
 
@@ -231,6 +224,16 @@ def test_a_new_day_is_standardised_as_before(dataset: Path, own_shards: Path, tm
         prepare(dataset, tmp_path / "other", config, like=own_shards)
 
 
+def without_impressions(dataset: Path, out: Path) -> Path:
+    """A dataset's other tables and its images, and an empty folder for impressions."""
+    out.mkdir()
+    for path in dataset.iterdir():
+        if path.name != "impressions":
+            (out / path.name).symlink_to(path)
+    (out / "impressions").mkdir()
+    return out
+
+
 BAD_COLUMNS = {
     "another type in one file": (
         "language",
@@ -253,12 +256,7 @@ BAD_COLUMNS = {
 @pytest.mark.parametrize("what", BAD_COLUMNS)
 def test_bad_columns_are_named(dataset: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None:
     column, values, message = BAD_COLUMNS[what]
-    broken = tmp_path / "service"
-    broken.mkdir()
-    for path in dataset.iterdir():
-        if path.name != "impressions":
-            (broken / path.name).symlink_to(path)
-    (broken / "impressions").mkdir()
+    broken = without_impressions(dataset, tmp_path / "service")
     for path in IMPRESSIONS.files(dataset):
         table = pq.read_table(path)
         if path.name == "b.parquet":
@@ -279,12 +277,7 @@ def test_a_column_no_file_has_is_named(dataset: Path, tmp_path: Path, capsys: py
 
 def test_all_null_is_all_unknown(dataset: Path, tmp_path: Path) -> None:
     """A category without values and a number without any: one row each, and nothing to divide by."""
-    service = tmp_path / "service"
-    service.mkdir()
-    for path in dataset.iterdir():
-        if path.name != "impressions":
-            (service / path.name).symlink_to(path)
-    (service / "impressions").mkdir()
+    service = without_impressions(dataset, tmp_path / "service")
     table = pq.read_table(IMPRESSIONS.files(dataset)[0])
     table = table.append_column("empty", pa.nulls(table.num_rows)).append_column("none", pa.nulls(table.num_rows))
     pq.write_table(table, service / "impressions" / "a.parquet")
@@ -298,12 +291,7 @@ def test_all_null_is_all_unknown(dataset: Path, tmp_path: Path) -> None:
 
 def test_ten_million_values_are_refused_before_they_are_held(dataset: Path, tmp_path: Path) -> None:
     """As many values as rows, more than 16 bits tell apart."""
-    service = tmp_path / "service"
-    service.mkdir()
-    for path in dataset.iterdir():
-        if path.name != "impressions":
-            (service / path.name).symlink_to(path)
-    (service / "impressions").mkdir()
+    service = without_impressions(dataset, tmp_path / "service")
     table = pq.read_table(IMPRESSIONS.files(dataset)[0])
     for copy in range(8):
         ids = [f"{copy}-{i}" for i in table["impression_id"].to_pylist()]

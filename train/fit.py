@@ -1,7 +1,7 @@
 """`keyart fit`: shards in, a run folder out.
 
 Called again with the same arguments it goes on where it stopped: every few minutes all that a training consists of is
-written aside and renamed (`keeper`, `checkpoint`), so that a training that was cut short ends with the weights of an
+written aside and renamed (`checkpoint_callback`, `checkpoint`), so that a training that was cut short ends with the weights of an
 undisturbed one.
 """
 
@@ -42,7 +42,17 @@ from train.next_title import NextTitleLoss
 from train.plugins import construct, faults_named
 from train.posterior import fit_posterior
 from train.progress_callback import ProgressCallback, TensorBoardEvents, silence_lightning
-from train.run import CONFIG, METRICS, WEIGHTS, Run, content_of, provenance, read_config, sizes_of, write_config
+from train.run import (
+    METRICS,
+    WEIGHTS,
+    Run,
+    content_of,
+    finished_metrics,
+    provenance,
+    read_config,
+    sizes_of,
+    write_config,
+)
 from train.signals import Interrupted, Signals
 from train.task import RankerTask
 from train.warm_start import copy_weights, inherited_model_config, require_compatible
@@ -125,7 +135,7 @@ class _Fit:
         embedding, embedding_record = load_embedding(self.shards)
         base_run = None if self.base_run is None else self.base_run.config["fingerprint"]
         fingerprint = run_fingerprint(self.shards, self.config, base_run)
-        finished = self.world.broadcast(lambda: self._finished(fingerprint, restart))
+        finished = self.world.broadcast(lambda: finished_metrics(self.run, fingerprint, restart, self.console))
         if finished is not None:
             return finished
         self.world.broadcast(self._construct_loggers)
@@ -161,26 +171,6 @@ class _Fit:
         if stop_after is not None and self.cursor.validations >= stop_after:
             return {}
         return self._finish(model, opened, data, checkpoints) if self.world.rank == 0 else {}
-
-    def _finished(self, fingerprint: str, restart: bool) -> dict[str, Any] | None:
-        """The metrics of a finished run; None where there is something to do. A folder of something else is refused."""
-        run = self.run
-        if (run / CONFIG).is_file():
-            if restart and _fingerprint_of(run) != fingerprint:
-                shutil.rmtree(run)
-            elif read_config(run)["fingerprint"] != fingerprint:
-                raise UserError(
-                    f"{run}: holds a run of other shards or another config, or of another run than it began from. "
-                    "Name a new folder, or remove it."
-                )
-            elif (run / METRICS).is_file():
-                self.console.print(f"fit: {run} is up to date")
-                return json.loads((run / METRICS).read_text())
-        elif run.is_dir() and any(path.suffix != ".partial" for path in run.iterdir()):
-            raise UserError(
-                f"{run}: holds files, but no {CONFIG}, so keyart did not write it. Name a new or empty folder."
-            )
-        return None
 
     def _construct_loggers(self) -> None:
         """Those that the config names: in process 0 alone, and before anything that takes long."""
@@ -393,11 +383,3 @@ class _Fit:
             f"of {self.cursor.validations}"
         )
         return metrics
-
-
-def _fingerprint_of(run: Path) -> str | None:
-    """The fingerprint a run carries; None where this keyart cannot read it."""
-    try:
-        return read_config(run)["fingerprint"]
-    except (UserError, KeyError):
-        return None

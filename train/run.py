@@ -6,6 +6,7 @@ safetensors, checkpoints hold tensors and numbers only.
 """
 
 import json
+import shutil
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import load_file
 
 from datamodules.contract.tables import CONTRACT_VERSION
@@ -107,6 +109,35 @@ def _without_removed_fields(written: dict[str, Any], folder: Path) -> dict[str, 
             "Train again with keyart fit, without these fields."
         )
     return {name: value for name, value in written.items() if name not in REMOVED_HISTORY_FIELDS}
+
+
+def finished_metrics(run: Path, fingerprint: str, restart: bool, console: Console) -> dict[str, Any] | None:
+    """The metrics of a finished run; None where there is something to do. A folder of something else is refused.
+
+    `fingerprint`: what the run is asked to be made of; with `restart`, a run of anything else is removed.
+    """
+    if (run / CONFIG).is_file():
+        if restart and _fingerprint_of(run) != fingerprint:
+            shutil.rmtree(run)
+        elif read_config(run)["fingerprint"] != fingerprint:
+            raise UserError(
+                f"{run}: holds a run of other shards or another config, or of another run than it began from. "
+                "Name a new folder, or remove it."
+            )
+        elif (run / METRICS).is_file():
+            console.print(f"fit: {run} is up to date")
+            return json.loads((run / METRICS).read_text())
+    elif run.is_dir() and any(path.suffix != ".partial" for path in run.iterdir()):
+        raise UserError(f"{run}: holds files, but no {CONFIG}, so keyart did not write it. Name a new or empty folder.")
+    return None
+
+
+def _fingerprint_of(run: Path) -> str | None:
+    """The fingerprint a run carries; None where this keyart cannot read it."""
+    try:
+        return read_config(run)["fingerprint"]
+    except (UserError, KeyError):
+        return None
 
 
 @dataclass(frozen=True)

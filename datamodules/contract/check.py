@@ -24,7 +24,8 @@ from rich.text import Text
 
 from datamodules.contract.check_files import TableFiles, Violation, location_of, printable
 from datamodules.contract.engines import FILE, Engine, EngineConfig, open_engine, to_arrow
-from datamodules.contract.row_rules import Relations, RowRule, row_rules, with_foreign_candidate
+from datamodules.contract.row_rule import Relations, RowRule
+from datamodules.contract.row_rules import row_rules, with_foreign_candidate
 from datamodules.contract.tables import ARTWORKS, CONTRACT_VERSION, ENGINE_TYPES, IMPRESSIONS, TABLES, Table
 from foundation.errors import UserError
 from foundation.progress import progress_bar

@@ -5,8 +5,7 @@ that tell a user so. `check` counts these expressions; whoever wants to drop suc
 here is particular to one engine.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,6 +13,8 @@ import ibis
 from ibis.expr.types import BooleanValue, Value
 from ibis.expr.types import Table as Relation
 
+from datamodules.contract.embedding_rules import EMBEDDING_RULES
+from datamodules.contract.row_rule import Relations, RowRule, labelled, typed_column
 from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, MEMBERS, PLAYS, TABLES, TITLES, Column, Table
 
 SUM_TOLERANCE = 1e-3
@@ -24,39 +25,8 @@ CLOCK_TOLERANCE = timedelta(days=1)
 """How far past this machine's clock a time may lie: clocks and time zones are off by hours, never by days."""
 INT16_MAX = 2**15 - 1
 """Places on a page and among candidates are kept in 16 bits."""
-FLOAT32_MAX = 3.4028234663852886e38
-"""The largest number of the type that embeddings are read as."""
 FOREIGN_CANDIDATE = "keyart_stranger"
 """Column that `with_foreign_candidate` adds: the first candidate that is no artwork of the row's title, null where all are."""
-
-Relations = Mapping[str, Relation]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowRule:
-    """One thing that must hold in every row of a table."""
-
-    name: str
-    """Short and stable: what tests and scripts go by."""
-    table: Table
-    broken: Callable[[Relation, Relations], Value]
-    """From the table and all tables: true where the row breaks the rule. Null counts as not broken."""
-    what: str
-    """Completes "14 rows ..."."""
-    remedy: str
-    """One sentence."""
-    depends_on: tuple[Table, ...] = ()
-    """Other tables the rule looks into; where one of them cannot be judged, neither can the rule."""
-    offending_value: Callable[[Relation], Value] | None = None
-    """What to print of an offender beside its id."""
-    suspects: Callable[[Relation], Relation] | None = None
-    """From the table: rows, of whatever shape, that are none where no row breaks the rule; for a rule of which that is
-    much cheaper to know than which rows do."""
-
-    def flags(self, rows: Relation, tables: Relations) -> BooleanValue:
-        """True where a row breaks the rule, else false, never null."""
-        broken: Any = self.broken(rows, tables)
-        return broken.fill_null(False)
 
 
 def with_foreign_candidate(impressions: Relation, artworks: Relation) -> Relation:
@@ -67,7 +37,7 @@ def with_foreign_candidate(impressions: Relation, artworks: Relation) -> Relatio
     """
     own = artworks.group_by("title_id").agg(keyart_own=artworks.artwork_id.collect())
     joined = impressions.left_join(own, "title_id")
-    candidates, own_artworks = _column(joined, "candidates"), _column(joined, "keyart_own")
+    candidates, own_artworks = typed_column(joined, "candidates"), typed_column(joined, "keyart_own")
     # a title without artworks has no list, and every candidate is a stranger to it
     foreign_candidates = candidates.filter(lambda candidate: ~own_artworks.contains(candidate).fill_null(False))
     return joined.select(*impressions.columns, foreign_candidates[0].name(FOREIGN_CANDIDATE))
@@ -90,21 +60,11 @@ def _context_column(table: Table, column: Column) -> RowRule:
     return RowRule(
         name=f"{column.name}-finite",
         table=table,
-        broken=lambda rows, _: _column(rows, column.name).cast("float64").isinf(),
+        broken=lambda rows, _: typed_column(rows, column.name).cast("float64").isinf(),
         what=f"whose {column.name} is infinite",
         remedy="Write null where it is not known",
-        offending_value=lambda rows: _labelled(column.name, rows[column.name]),
+        offending_value=lambda rows: labelled(column.name, rows[column.name]),
     )
-
-
-def _column(rows: Relation, name: str) -> Any:
-    """A column in its own type, which no type checker can know: Ibis finds it in the schema."""
-    return rows[name]
-
-
-def _labelled(word: str, value: Any) -> Value:
-    prefix: Any = ibis.literal(f"{word} ")
-    return prefix + value.cast("string")
 
 
 def _not_null(table: Table, column: str) -> RowRule:
@@ -121,7 +81,7 @@ def _no_null_items(table: Table, column: str) -> RowRule:
     return RowRule(
         name=f"null-in-{column}",
         table=table,
-        broken=lambda rows, _: _has_null(_column(rows, column)),
+        broken=lambda rows, _: _has_null(typed_column(rows, column)),
         what=f"with a null inside {column}",
         remedy="Write the list without its nulls",
     )
@@ -134,7 +94,7 @@ def _is_listed(rows: Relation, column: str, value: Any) -> Any:
     and where one might be, Spark compares every row with every row.
     """
     listed = rows.filter(rows[column].notnull())
-    return ibis.ifelse(value.isnull(), None, value.coalesce("").isin(_column(listed, column).coalesce("")))
+    return ibis.ifelse(value.isnull(), None, value.coalesce("").isin(typed_column(listed, column).coalesce("")))
 
 
 def _has_null(array: Any) -> BooleanValue:
@@ -146,7 +106,7 @@ def _unique(table: Table) -> RowRule:
 
     def several(rows: Relation) -> Relation:
         counted = rows.group_by(key).agg(copies=rows.count())
-        return counted.filter((_column(counted, "copies") > 1) & counted[key].notnull())
+        return counted.filter((typed_column(counted, "copies") > 1) & counted[key].notnull())
 
     def broken(rows: Relation, tables: Relations) -> Value:
         return _is_listed(several(tables[table.name]), key, rows[key])
@@ -169,16 +129,16 @@ def _known_title(table: Table) -> RowRule:
         what="of a title that titles.parquet does not list",
         remedy="Add the title to titles.parquet, or leave these rows out of the export",
         depends_on=(TITLES,),
-        offending_value=lambda rows: _labelled("title", rows["title_id"]),
+        offending_value=lambda rows: labelled("title", rows["title_id"]),
     )
 
 
 def _plausible_time(table: Table, column: str) -> tuple[RowRule, RowRule]:
     def too_late(rows: Relation, _: Relations) -> Value:
-        return _column(rows, column) > ibis.timestamp(datetime.now(UTC) + CLOCK_TOLERANCE)
+        return typed_column(rows, column) > ibis.timestamp(datetime.now(UTC) + CLOCK_TOLERANCE)
 
     def too_early(rows: Relation, _: Relations) -> Value:
-        return _column(rows, column) < ibis.timestamp(EARLIEST)
+        return typed_column(rows, column) < ibis.timestamp(EARLIEST)
 
     return (
         RowRule(
@@ -187,7 +147,7 @@ def _plausible_time(table: Table, column: str) -> tuple[RowRule, RowRule]:
             broken=too_late,
             what=f"whose {column} lies more than a day in the future",
             remedy="Check the unit and the zone the export writes",
-            offending_value=lambda rows: _column(rows, column).cast("string"),
+            offending_value=lambda rows: typed_column(rows, column).cast("string"),
         ),
         RowRule(
             name="ancient-time",
@@ -195,13 +155,13 @@ def _plausible_time(table: Table, column: str) -> tuple[RowRule, RowRule]:
             broken=too_early,
             what=f"whose {column} lies before {EARLIEST.year}",
             remedy="Check the unit the export writes: seconds read as milliseconds fall into January 1970",
-            offending_value=lambda rows: _column(rows, column).cast("string"),
+            offending_value=lambda rows: typed_column(rows, column).cast("string"),
         ),
     )
 
 
 def _has_duplicates(rows: Relation, _: Relations) -> Value:
-    candidates = _column(rows, "candidates")
+    candidates = typed_column(rows, "candidates")
     # a candidate whose first place is not its own; cheaper than the list's distinct values
     return ~_has_null(candidates) & (candidates.filter(lambda x, i: candidates.index(x) != i).length() > 0)
 
@@ -210,29 +170,29 @@ def _not_probabilities(rows: Relation) -> BooleanValue:
     def strange(p: Any) -> BooleanValue:
         return p.isnull() | p.isnan() | (p < 0) | (p > 1 + SUM_TOLERANCE)
 
-    return _column(rows, "propensities").filter(strange).length() > 0
+    return typed_column(rows, "propensities").filter(strange).length() > 0
 
 
 def _sum_is_not_one(rows: Relation, _: Relations) -> Value:
-    total = _column(rows, "propensities").sums()
+    total = typed_column(rows, "propensities").sums()
     # NaN is named by its own rule, and an empty list by its length
     return ~_not_probabilities(rows) & ((total - 1).abs() > SUM_TOLERANCE)
 
 
 def _shown_has_zero_propensity(rows: Relation, _: Relations) -> Value:
-    candidates = _column(rows, "candidates")
-    shown = _column(rows, "propensities")[candidates.index(rows["artwork_id"]).cast("int32")]
+    candidates = typed_column(rows, "candidates")
+    shown = typed_column(rows, "propensities")[candidates.index(rows["artwork_id"]).cast("int32")]
     return candidates.contains(rows["artwork_id"]) & (shown == 0)
 
 
 def _lengths(rows: Relation) -> Value:
-    counts = [_column(rows, name).length().cast("string") for name in ("propensities", "candidates")]
+    counts = [typed_column(rows, name).length().cast("string") for name in ("propensities", "candidates")]
     return counts[0] + " for " + counts[1] + " candidates"
 
 
 def _outside_unit(column: str, *, zero: bool) -> Callable[[Relation, Relations], Value]:
     def broken(rows: Relation, _: Relations) -> Value:
-        value = _column(rows, column)
+        value = typed_column(rows, column)
         return value.isnan() | (value > 1) | (value < 0 if zero else value <= 0)
 
     return broken
@@ -243,82 +203,13 @@ def _small_number(column: str) -> tuple[RowRule]:
         RowRule(
             name=f"{column}-range",
             table=IMPRESSIONS,
-            broken=lambda rows, _: (_column(rows, column) < 0) | (_column(rows, column) > INT16_MAX),
+            broken=lambda rows, _: (typed_column(rows, column) < 0) | (typed_column(rows, column) > INT16_MAX),
             what=f"whose {column} is not 0 to {INT16_MAX:,}",
             remedy=f"Count {column}s from 0, and write null where it is not known",
-            offending_value=lambda rows: _labelled(column, rows[column]),
+            offending_value=lambda rows: labelled(column, rows[column]),
         ),
     )
 
-
-def _has_embedding(rows: Relation) -> Any:
-    """Whether a row has numbers in `embedding`: an empty list counts as none."""
-    return (_column(rows, "embedding").length() > 0).fill_null(False)
-
-
-def _number_of_embeddings(tables: Relations) -> Any:
-    """How many artworks have an embedding."""
-    artworks = tables[ARTWORKS.name]
-    return artworks.filter(_has_embedding(artworks)).count().as_scalar()
-
-
-def _usual_length(tables: Relations) -> Any:
-    """The commonest length of an embedding, the smallest of several that are as common."""
-    artworks = tables[ARTWORKS.name]
-    lengths = artworks.filter(_has_embedding(artworks)).select(length=_column(artworks, "embedding").length())
-    counted = lengths.group_by("length").agg(copies=lengths.count())
-    return counted.order_by(ibis.desc("copies"), "length").limit(1).select("length").as_scalar()
-
-
-def _unusable_numbers(rows: Relation) -> Any:
-    """The numbers of an embedding that are null, NaN, or no finite number of 32 bits."""
-    return _column(rows, "embedding").filter(lambda x: x.isnull() | x.isnan() | (x.abs() > FLOAT32_MAX))
-
-
-EMBEDDING_RULES = (
-    RowRule(
-        name="null-image",
-        table=ARTWORKS,
-        broken=lambda rows, tables: rows["image"].isnull() & (_number_of_embeddings(tables) == 0),
-        what="with neither image nor embedding",
-        remedy="Name the image's file, or give every artwork an embedding",
-    ),
-    RowRule(
-        name="missing-embedding",
-        table=ARTWORKS,
-        broken=lambda rows, tables: ~_has_embedding(rows) & (_number_of_embeddings(tables) > 0),
-        what="without an embedding, which other rows have",
-        remedy="Give every artwork an embedding by the same model, leave these artworks out, or leave the column out",
-    ),
-    RowRule(
-        name="embedding-length",
-        table=ARTWORKS,
-        broken=lambda rows, tables: (
-            _has_embedding(rows) & (_column(rows, "embedding").length() != _usual_length(tables))
-        ),
-        what="whose embedding has another length than most",
-        remedy="Write all embeddings by one model, of one length",
-        offending_value=lambda rows: _labelled("length", _column(rows, "embedding").length()),
-    ),
-    RowRule(
-        name="embedding-values",
-        table=ARTWORKS,
-        broken=lambda rows, _: _unusable_numbers(rows).length() > 0,
-        what="whose embedding holds a null, NaN, an infinity or a number beyond 32 bits",
-        remedy="Embed these images again, or leave the artworks out",
-        offending_value=lambda rows: _labelled("value", _unusable_numbers(rows)[0].cast("string").fill_null("null")),
-    ),
-    RowRule(
-        name="embedding-zero",
-        table=ARTWORKS,
-        broken=lambda rows, _: (
-            _has_embedding(rows) & (_column(rows, "embedding").filter(lambda x: x.isnull() | (x != 0)).length() == 0)
-        ),
-        what="whose embedding is zero throughout",
-        remedy="Embed these images again, or leave the artworks out: such a vector is what a failed export leaves",
-    ),
-)
-"""Rules of the column `embedding`, and of `image`, which may be left out beside it."""
 
 RULES: tuple[RowRule, ...] = (
     _unique(TITLES),
@@ -333,7 +224,7 @@ RULES: tuple[RowRule, ...] = (
         broken=_outside_unit("watched", zero=True),
         what="whose watched is not a fraction between 0 and 1",
         remedy="Divide by the title's running time and clip, or write null where it is not known",
-        offending_value=lambda rows: _labelled("watched", rows["watched"]),
+        offending_value=lambda rows: labelled("watched", rows["watched"]),
     ),
     _unique(IMPRESSIONS),
     _known_title(IMPRESSIONS),
@@ -344,13 +235,13 @@ RULES: tuple[RowRule, ...] = (
         what="whose shown artwork artworks.parquet does not list",
         remedy="Add the artwork to artworks.parquet, or leave these rows out of the export",
         depends_on=(ARTWORKS,),
-        offending_value=lambda rows: _labelled("artwork", rows["artwork_id"]),
+        offending_value=lambda rows: labelled("artwork", rows["artwork_id"]),
     ),
     *_plausible_time(IMPRESSIONS, "shown_at"),
     RowRule(
         name="no-candidates",
         table=IMPRESSIONS,
-        broken=lambda rows, _: _column(rows, "candidates").length() == 0,
+        broken=lambda rows, _: typed_column(rows, "candidates").length() == 0,
         what="with an empty list of candidates",
         remedy="Log every artwork that could have been shown, the shown one among them",
     ),
@@ -360,7 +251,7 @@ RULES: tuple[RowRule, ...] = (
         broken=_has_duplicates,
         what="that list a candidate twice",
         remedy="List every candidate once, with the sum of its propensities",
-        offending_value=lambda rows: _labelled("candidates", _column(rows, "candidates").join(", ")),
+        offending_value=lambda rows: labelled("candidates", typed_column(rows, "candidates").join(", ")),
     ),
     RowRule(
         name="unknown-candidate",
@@ -369,7 +260,7 @@ RULES: tuple[RowRule, ...] = (
         what="with a candidate that artworks.parquet does not list",
         remedy="Add the artwork to artworks.parquet, or leave these rows out of the export",
         depends_on=(ARTWORKS,),
-        offending_value=lambda rows: _labelled("candidate", rows[FOREIGN_CANDIDATE]),
+        offending_value=lambda rows: labelled("candidate", rows[FOREIGN_CANDIDATE]),
     ),
     RowRule(
         name="foreign-candidate",
@@ -381,22 +272,23 @@ RULES: tuple[RowRule, ...] = (
         what="with a candidate that belongs to another title",
         remedy="Correct the row's title_id or candidates, or the artwork's title_id in artworks.parquet",
         depends_on=(ARTWORKS, TITLES),
-        offending_value=lambda rows: _labelled("candidate", rows[FOREIGN_CANDIDATE]),
+        offending_value=lambda rows: labelled("candidate", rows[FOREIGN_CANDIDATE]),
     ),
     RowRule(
         name="shown-not-candidate",
         table=IMPRESSIONS,
         broken=lambda rows, _: (
-            (_column(rows, "candidates").length() > 0) & ~_column(rows, "candidates").contains(rows["artwork_id"])
+            (typed_column(rows, "candidates").length() > 0)
+            & ~typed_column(rows, "candidates").contains(rows["artwork_id"])
         ),
         what="whose shown artwork is not among the candidates",
         remedy="Log the candidates the policy chose from",
-        offending_value=lambda rows: _labelled("artwork", rows["artwork_id"]),
+        offending_value=lambda rows: labelled("artwork", rows["artwork_id"]),
     ),
     RowRule(
         name="too-many-candidates",
         table=IMPRESSIONS,
-        broken=lambda rows, _: _column(rows, "candidates").length() > INT16_MAX,
+        broken=lambda rows, _: typed_column(rows, "candidates").length() > INT16_MAX,
         what=f"with more than {INT16_MAX:,} candidates",
         remedy="Log those alone that could have been shown",
     ),
@@ -412,7 +304,7 @@ RULES: tuple[RowRule, ...] = (
     RowRule(
         name="propensities-length",
         table=IMPRESSIONS,
-        broken=lambda rows, _: _column(rows, "propensities").length() != _column(rows, "candidates").length(),
+        broken=lambda rows, _: typed_column(rows, "propensities").length() != typed_column(rows, "candidates").length(),
         what="whose propensities are not one per candidate",
         remedy="Write propensities aligned with candidates",
         offending_value=_lengths,
@@ -423,7 +315,7 @@ RULES: tuple[RowRule, ...] = (
         broken=lambda rows, _: _not_probabilities(rows),
         what="with a propensity that is null, NaN or outside 0 .. 1",
         remedy="Fix the export",
-        offending_value=lambda rows: _column(rows, "propensities").cast("string"),
+        offending_value=lambda rows: typed_column(rows, "propensities").cast("string"),
     ),
     RowRule(
         name="propensities-sum",
@@ -431,7 +323,7 @@ RULES: tuple[RowRule, ...] = (
         broken=_sum_is_not_one,
         what="whose propensities do not sum to 1",
         remedy="Fix the export: every candidate's probability belongs in the list",
-        offending_value=lambda rows: _labelled("sum", _column(rows, "propensities").sums().round(4)),
+        offending_value=lambda rows: labelled("sum", typed_column(rows, "propensities").sums().round(4)),
     ),
     RowRule(
         name="shown-propensity-zero",
@@ -439,7 +331,7 @@ RULES: tuple[RowRule, ...] = (
         broken=_shown_has_zero_propensity,
         what="whose shown artwork has propensity 0",
         remedy="Log the probabilities that were drawn from: what was shown cannot have had none",
-        offending_value=lambda rows: _labelled("artwork", rows["artwork_id"]),
+        offending_value=lambda rows: labelled("artwork", rows["artwork_id"]),
     ),
     RowRule(
         name="propensity-range",
@@ -447,12 +339,12 @@ RULES: tuple[RowRule, ...] = (
         broken=_outside_unit("propensity", zero=False),
         what="whose propensity is not above 0 and at most 1",
         remedy="Log the probability the artwork was shown with",
-        offending_value=lambda rows: _labelled("propensity", rows["propensity"]),
+        offending_value=lambda rows: labelled("propensity", rows["propensity"]),
     ),
     RowRule(
         name="engaged-without-click",
         table=IMPRESSIONS,
-        broken=lambda rows, _: _column(rows, "engaged") & ~_column(rows, "clicked"),
+        broken=lambda rows, _: typed_column(rows, "engaged") & ~typed_column(rows, "clicked"),
         what="engaged without a click",
         remedy="Write engaged as false or null where clicked is false",
     ),

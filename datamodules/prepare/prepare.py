@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from datamodules.contract.engines import Engine, RecentEngine, open_engine, spill_folder, to_arrow
+from datamodules.contract.check import require_valid
+from datamodules.contract.engines import Engine, EngineConfig, RecentEngine, open_engine, spill_folder, to_arrow
 from datamodules.contract.tables import CONTRACT_VERSION, dataset_fingerprint, tables_with
 from datamodules.prepare.assemble import assemble
 from datamodules.prepare.counts import ShardCounts
@@ -214,6 +215,28 @@ def prepare(
                 if previous is not None and (previous / EMBEDDING).is_dir() and not (folder / EMBEDDING).exists():
                     shutil.copytree(previous / EMBEDDING, folder / EMBEDDING)
     return manifest
+
+
+def check_and_prepare(
+    dataset: Path,
+    out: Path,
+    config: PrepareConfig,
+    engine_config: EngineConfig,
+    *,
+    like: Path | None,
+    since: datetime | None,
+    console: Console,
+) -> dict[str, Any]:
+    """`prepare` a dataset that is first held against the contract, by one engine. UserError where it breaks a rule."""
+    require_writable_target(dataset, out)
+    with open_engine(engine_config, spill_folder(out)) as opened:
+        tables = tables_with(Shards.open(like).context if like else context_features(config.context))
+        # beside shards that were made of the log before, what is new is judged; else the whole log
+        engine = RecentEngine.of(opened, since, tables) if like else opened
+        require_valid(
+            dataset, images=False, drop_invalid=config.drop_invalid, console=console, engine=engine, tables=tables
+        )
+        return prepare(dataset, out, config, like=like, since=since, engine=engine, console=console)
 
 
 def _require_same_context(model: Shards, config: PrepareConfig) -> None:
