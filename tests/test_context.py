@@ -23,6 +23,7 @@ from export.descriptions import DESCRIPTIONS
 from export.export import export
 from foundation.context import (
     BUILT_IN,
+    CONTEXT_FILE,
     RESERVED,
     RESERVED_PREFIXES,
     ContextFeature,
@@ -51,13 +52,19 @@ prepare:
   context:
     - {name: language, kind: category, terms: [appeal, presentation, engagement]}
     - {name: login_minutes, kind: number, column: Minutes since login}
+    - {name: kids, kind: category, terms: [presentation]}
+    - {name: plan, kind: category, terms: [presentation]}
+    - {name: price, kind: number, terms: [presentation]}
+    - {name: local_hour, kind: hour}
+    - {name: shelf, kind: position, crossed_with: device, terms: [appeal, presentation]}
 """
+DECLARED = ["language", "login_minutes", "kids", "plan", "price", "local_hour", "shelf"]
 LANGUAGES = np.array(["de", "en", "ta", None], object)
 
 
 @pytest.fixture(scope="module")
 def dataset(service: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The service with a language and minutes since login, in three files; one has no minutes, in one all are null."""
+    """The service with more columns in three files: the first has no minutes since login, in the second all are null."""
     out = tmp_path_factory.mktemp("context") / "service"
     shutil.copytree(service, out, ignore=shutil.ignore_patterns("impressions"))
     table = pq.read_table([str(path) for path in IMPRESSIONS.files(service)])
@@ -70,13 +77,23 @@ def dataset(service: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     clicked_N |= (minutes_N > 90) & (rng.random(table.num_rows) < 0.5)
     table = table.set_column(table.column_names.index("clicked"), "clicked", pa.array(clicked_N))
     table = table.append_column("language", pa.array(language_N.tolist(), pa.string()))
-    with_minutes = table.append_column("Minutes since login", pa.array(minutes_N, pa.float64()))
     rows = table.num_rows
+    price = pa.array((rng.integers(0, 2000, rows) / 100).tolist(), pa.float64()).cast(pa.decimal128(8, 2))
+    more = {
+        "kids": pa.array(rng.random(rows) < 0.3),
+        "plan": pa.array(rng.integers(1, 4, rows), mask=rng.random(rows) < 0.1),
+        "price": price,
+        "local_hour": pa.array(rng.integers(0, 24, rows), pa.int8(), mask=rng.random(rows) < 0.1),
+        "shelf": pa.array(rng.integers(0, 50, rows), pa.int32(), mask=rng.random(rows) < 0.1),
+    }
+    for name, values in more.items():
+        table = table.append_column(name, values)
+    with_minutes = table.append_column("Minutes since login", pa.array(minutes_N, pa.float64()))
     (out / "impressions").mkdir()
-    pq.write_table(with_minutes[: rows - 500], out / "impressions" / "a.parquet")
-    pq.write_table(table[rows - 500 : rows - 200], out / "impressions" / "b.parquet")
     nulls = table.append_column("Minutes since login", pa.nulls(rows))
-    pq.write_table(nulls[rows - 200 :], out / "impressions" / "c.parquet")
+    pq.write_table(table[:300], out / "impressions" / "a.parquet")
+    pq.write_table(nulls[300:500], out / "impressions" / "b.parquet")
+    pq.write_table(with_minutes[500:], out / "impressions" / "c.parquet")
     return out
 
 
@@ -108,14 +125,25 @@ def own_bundle(own_run: Path) -> Path:
 
 def test_shards_hold_what_was_logged(dataset: Path, own_shards: Path) -> None:
     opened = Shards.open(own_shards)
-    assert [f.name for f in opened.context] == [*(f.name for f in BUILT_IN), "language", "login_minutes"]
+    assert [f.name for f in opened.context] == [*(f.name for f in BUILT_IN), *DECLARED]
     assert opened.vocabularies["language"].values == ["de", "en", "ta"]
+    assert opened.vocabularies["kids"].values == ["false", "true"]
+    assert opened.vocabularies["plan"].values == ["1", "2", "3"]
     table = pa.concat_tables(
         [pq.read_table(path) for path in IMPRESSIONS.files(dataset)], promote_options="permissive"
     ).to_pydict()
     values = ["", *opened.vocabularies["language"].values]
     training = []
     found = arrays(opened)
+    for i, kids, plan, price, hour, shelf in zip(
+        table["impression_id"], *(table[name] for name in DECLARED[2:]), strict=True
+    ):
+        stored = found[i]
+        assert stored["kids"] == 1 + kids
+        assert stored["plan"] == (plan or 0)
+        assert stored["price"] == np.float32(price)
+        assert stored["local_hour"] == (-1 if hour is None else hour)
+        assert stored["shelf"] == (-1 if shelf is None else shelf)
     for i, language, minutes in zip(
         table["impression_id"], table["language"], table["Minutes since login"], strict=True
     ):
@@ -127,7 +155,7 @@ def test_shards_hold_what_was_logged(dataset: Path, own_shards: Path) -> None:
             assert stored["login_minutes"] == np.float32(minutes)
             if stored["split"] == TRAIN:
                 training.append(minutes)
-    number = opened.context[-1]
+    number = opened.context[len(BUILT_IN) + 1]
     assert number.mean == pytest.approx(np.mean(training), rel=1e-6)
     assert number.std == pytest.approx(np.std(training), rel=1e-6)
     assert opened.manifest["unknown"]["language"] == sum(language is None for language in table["language"])
@@ -147,7 +175,7 @@ def test_a_number_bends_at_its_knots_and_is_unknown_where_it_is_none(own_run: Pa
     import torch
 
     features = Run.open(own_run).model.sizes.context
-    number = replace(features[-1], mean=10.0, std=2.0)
+    number = replace(next(f for f in features if f.name == "login_minutes"), mean=10.0, std=2.0)
     sizes = Run.open(own_run).model.sizes._replace(context=(number,))
     term = ContextSum(sizes, "presentation", 1, 0.0)
     term.weights(number).weight.data = torch.tensor([7.0, 0.0, 1.0, 4.0, 9.0, 16.0])[:, None]
@@ -170,11 +198,17 @@ def test_the_bundle_states_and_reads_them(own_bundle: Path) -> None:
     reader = RequestReader(opened)
     request = {"title": opened.vocabularies["titles"].values[0], "artworks": opened.vocabularies["artworks"].values[:3]}
     asked = [request, request | {"language": "ta"}, request | {"language": "xx"}, request | {"login_minutes": 200}]
+    asked += [request | {"kids": True, "plan": 2}, request | {"kids": "true", "plan": "2"}]
     read, _ = reader.read(json.dumps(asked).encode(), 0.0)
-    plain, tamil, unseen, late = opened.rank(inputs(read)[0])["click_probability"][:, 0]
+    plain, tamil, unseen, late, kid, as_text = opened.rank(inputs(read)[0])["click_probability"][:, 0]
     assert plain == unseen, "an unseen value is the unknown row, as a field that is left out"
-    assert len({plain, tamil, late}) == 3
-    for bad, message in (({"login_minutes": "3"}, "login_minutes"), ({"login_minutes": True}, "give a number")):
+    assert len({plain, tamil, late, kid}) == 4
+    assert kid == as_text, "as JSON has it, or as the log's engine writes it"
+    for bad, message in (
+        ({"login_minutes": "3"}, "login_minutes"),
+        ({"login_minutes": True}, "give a number"),
+        ({"login_minutes": 10**400}, "32 bits"),
+    ):
         with pytest.raises(RequestError, match=message):
             reader.read(json.dumps(request | bad).encode(), 0.0)
     properties = openapi(opened, "0")["components"]["schemas"]["Request"]["properties"]
@@ -191,7 +225,7 @@ def test_explanations_share_out_their_part(own_bundle: Path) -> None:
     assert np.abs(total(terms) - opened.rank(request)["appeal"]).max() < 1e-5
     (explanation, *_) = reasons(opened, request, np.ones((40, 5), bool), np.zeros(40, np.int64))
     parts = explanation["context_features"]
-    assert list(parts) == ["country", "device", "hour", "language", "login_minutes"]
+    assert list(parts) == ["country", "device", "hour", "language", "login_minutes", "local_hour", "shelf"]
     assert sum(parts.values()) == pytest.approx(explanation["context"], abs=1e-6)
 
 
@@ -202,7 +236,7 @@ def test_scores_and_their_evaluation_tell_them_apart(own_bundle: Path, dataset: 
     assert keyart.main(["evaluate", str(own_bundle), str(dataset), str(tmp_path / "report")]) == 0
     report = (tmp_path / "report" / "report.json").read_text()
     slices = set(re.findall(r'"(?:name|slice)": "([a-z_ ]+)"', report))
-    assert {"language", "login_minutes", "device"} <= slices
+    assert {*DECLARED, "device"} <= slices
 
 
 def test_a_refresh_keeps_them(own_bundle: Path, dataset: Path, grown: Path) -> None:
@@ -248,7 +282,7 @@ BAD_COLUMNS = {
     "an infinite number": (
         "Minutes since login",
         lambda table: pa.array([np.inf] + [1.0] * (table.num_rows - 1)),
-        r"1 row whose Minutes since login is infinite",
+        r"1 row whose Minutes since login is infinite or beyond 32 bits",
     ),
 }
 
@@ -272,7 +306,10 @@ def test_bad_columns_are_named(dataset: Path, tmp_path: Path, what: str, capsys:
 def test_a_column_no_file_has_is_named(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--context", "[{name: lang, kind: category, column: langage}]"]
     assert keyart.main(["prepare", str(dataset), str(tmp_path / "out"), *words]) == 1
-    assert "no file has the context feature's column langage. Did you mean language?" in capsys.readouterr().err
+    assert (
+        "no file has the context feature's column langage. Write it, or leave the feature out; name language if"
+        in capsys.readouterr().err
+    )
 
 
 def test_all_null_is_all_unknown(dataset: Path, tmp_path: Path) -> None:
@@ -292,7 +329,7 @@ def test_all_null_is_all_unknown(dataset: Path, tmp_path: Path) -> None:
 def test_ten_million_values_are_refused_before_they_are_held(dataset: Path, tmp_path: Path) -> None:
     """As many values as rows, more than 16 bits tell apart."""
     service = without_impressions(dataset, tmp_path / "service")
-    table = pq.read_table(IMPRESSIONS.files(dataset)[0])
+    table = pq.read_table(IMPRESSIONS.files(dataset)[-1])
     for copy in range(8):
         ids = [f"{copy}-{i}" for i in table["impression_id"].to_pylist()]
         copied = table.set_column(0, "impression_id", pa.array(ids)).append_column("session", pa.array(ids))
@@ -323,6 +360,19 @@ def test_declarations_that_cannot_be(tmp_path: Path) -> None:
             context_features(declared)
     with pytest.raises(UserError, match="column policy is the contract's own"):
         tables_with(context_features([ContextFeature(name="logger", kind="category", column="policy")]))
+    with pytest.raises(UserError, match="column Device is the contract's own"):
+        tables_with(context_features([ContextFeature(name="box", kind="category", column="Device")]))
+
+
+def test_what_was_made_before_features_were_declared_is_named(own_shards: Path, own_run: Path, tmp_path: Path) -> None:
+    for folder, read, remedy in (
+        (own_shards, lambda path: Shards.open(path).context, "Run keyart prepare again."),
+        (own_run, Run.open, "Train again with keyart fit."),
+    ):
+        old = shutil.copytree(folder, tmp_path / folder.name)
+        (old / CONTEXT_FILE).unlink()
+        with pytest.raises(UserError, match=f"context.json: is missing: .*{re.escape(remedy)}"):
+            read(old)
 
 
 def test_no_feature_can_have_a_name_that_is_taken() -> None:

@@ -162,11 +162,8 @@ def printable(value: object, width: int = 80) -> str:
 
 def _nearest_column(name: str, names: set[str]) -> str:
     close = get_close_matches(name, sorted(names), 1)
-    return (
-        f"Did you mean {close[0]}?"
-        if close
-        else f"Write it, or leave the feature out; columns: {', '.join(sorted(names))}"
-    )
+    hint = f"name {close[0]} if that is meant" if close else f"columns: {', '.join(sorted(names))}"
+    return f"Write it, or leave the feature out; {hint}"
 
 
 def _unreadable(error: Exception) -> Problem:
@@ -186,7 +183,7 @@ def _schema_problems(table: Table, schema: pa.Schema) -> Iterator[Problem]:
                 remedy = f"Rename {like[0]} to {column.name}" if like else f"Add it as {ACCEPTED_TYPES[column.kind]}"
                 yield "missing-column", f"column {column.name} is missing", remedy
             continue
-        if folded.count(column.name) > 1:
+        if folded.count(column.name.lower()) > 1:
             what = f"column {column.name} is there more than once, but for upper and lower case"
             yield "ambiguous-column", what, "Rename or drop the others"
             continue

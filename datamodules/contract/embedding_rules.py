@@ -5,11 +5,8 @@ from typing import Any
 import ibis
 from ibis.expr.types import Table as Relation
 
-from datamodules.contract.row_rule import Relations, RowRule, labelled, typed_column
+from datamodules.contract.row_rule import FLOAT32_MAX, Relations, RowRule, labelled, typed_column
 from datamodules.contract.tables import ARTWORKS
-
-FLOAT32_MAX = 3.4028234663852886e38
-"""The largest number of the type that embeddings are read as."""
 
 
 def _has_embedding(rows: Relation) -> Any:

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -131,9 +131,10 @@ def open_engine(config: EngineConfig | None = None, spill: Path | None = None) -
     the engine is not installed or does not start.
     """
     config = config or EngineConfig()
-    folder = spill or Path(tempfile.mkdtemp(prefix="keyart-")) / "spill"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(folder):
+    with ExitStack() as stack:
+        folder = spill or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="keyart-"))) / "spill"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(exclusive_lock(folder))
         yield from _opened(config, folder)
 
 

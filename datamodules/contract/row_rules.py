@@ -14,7 +14,7 @@ from ibis.expr.types import BooleanValue, Value
 from ibis.expr.types import Table as Relation
 
 from datamodules.contract.embedding_rules import EMBEDDING_RULES
-from datamodules.contract.row_rule import Relations, RowRule, labelled, typed_column
+from datamodules.contract.row_rule import FLOAT32_MAX, Relations, RowRule, labelled, typed_column
 from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, MEMBERS, PLAYS, TABLES, TITLES, Column, Table
 
 SUM_TOLERANCE = 1e-3
@@ -57,11 +57,16 @@ def _context_column(table: Table, column: Column) -> RowRule:
     """The rule of a declared context feature's column that holds numbers; NaN counts as unknown."""
     if column.kind == "integer":  # a position or an hour: which of the two, the encoder of impressions knows
         return _small_number(column.name)[0]
+
+    def broken(rows: Relation, _: Relations) -> BooleanValue:
+        number = typed_column(rows, column.name).cast("float64")
+        return (number.abs() > FLOAT32_MAX) & ~number.isnan()  # engines order NaN above every number
+
     return RowRule(
         name=f"{column.name}-finite",
         table=table,
-        broken=lambda rows, _: typed_column(rows, column.name).cast("float64").isinf(),
-        what=f"whose {column.name} is infinite",
+        broken=broken,
+        what=f"whose {column.name} is infinite or beyond 32 bits",
         remedy="Write null where it is not known",
         offending_value=lambda rows: labelled(column.name, rows[column.name]),
     )

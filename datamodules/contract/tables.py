@@ -147,7 +147,7 @@ def impressions_table(features: Iterable[ContextFeature]) -> Table:
     more = [feature for feature in features if feature not in BUILT_IN and not feature.from_time]
     names = {column.name for column in IMPRESSIONS.columns}
     for feature in more:
-        if feature.source in names:
+        if feature.source.lower() in names:  # engines look columns up without regard to case
             raise UserError(
                 f"context feature {feature.name!r}: column {feature.source} is the contract's own. Name another column."
             )

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datamodules.contract.tables import Column, Kind
@@ -29,13 +30,18 @@ ARROW_TYPES: dict[Kind, pa.DataType] = {
     "floats": pa.list_(pa.float64()),
     "boolean": pa.bool_(),
 }
-"""What each kind is read as; a timestamp keeps its own type: to cast nanoseconds on reading would refuse what does not divide."""
+"""What each kind is read as. Categories, numbers and timestamps, which come in many types, keep their own.
+
+A cast of nanoseconds on reading would refuse what does not divide.
+"""
 KIND_NAMES: dict[Kind, str] = {
     "string": "text",
     "strings": "a list of texts",
     "float": "a number",
     "floats": "a list of numbers",
     "boolean": "true or false",
+    "category": "text, whole numbers or true and false",
+    "number": "a number",
     "timestamp": "a timestamp with a time zone",
 }
 
@@ -60,7 +66,7 @@ def read_columns(
     if not files or not all(path.is_file() for path in files):
         raise UserError(f"{source}: no Parquet file. {remedy}")
     try:
-        schema = pads.dataset(list(files)).schema
+        schema = _with_columns_of_some_files(pads.dataset(list(files)).schema, files, columns)
         keep = _period(schema, since, before, source, remedy)
         present = [c for c in columns if _holds(schema, c, source, remedy)]
         read = pa.schema([(c.name, ARROW_TYPES.get(c.kind) or schema.field(c.name).type) for c in present])
@@ -76,6 +82,21 @@ def read_columns(
                 f"(first: {first_id(table['impression_id'], null)}). {remedy}"
             )
     return table
+
+
+def _with_columns_of_some_files(schema: pa.Schema, files: Sequence[Path], columns: Sequence[Column]) -> pa.Schema:
+    """The first file's schema, and columns that some files may lack in the type of the first file that has values of them."""
+    for column in columns:
+        if column.in_some_files:
+            schemas = (pq.read_schema(path) for path in files)
+            types = (s.field(column.name).type for s in schemas if column.name in s.names)
+            type_ = next((t for t in types if not pa.types.is_null(t)), None)
+            index = schema.get_field_index(column.name)
+            if type_ is not None and index < 0:
+                schema = schema.append(pa.field(column.name, type_))
+            elif index >= 0:  # all null: of no type that tells anything
+                schema = schema.set(index, pa.field(column.name, type_ or pa.string()))
+    return schema
 
 
 def _period(
@@ -118,6 +139,10 @@ def _is(type_: pa.DataType, kind: Kind) -> bool:
         return _is(type_.value_type, kind)
     if kind == "string":
         return types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_)
+    if kind == "category":
+        return _is(type_, "string") or types.is_integer(type_) or types.is_boolean(type_)
+    if kind == "number":
+        return _is(type_, "float") or types.is_decimal(type_) or types.is_boolean(type_)
     if kind == "float":
         return types.is_floating(type_) or types.is_integer(type_)
     return types.is_boolean(type_) if kind == "boolean" else types.is_timestamp(type_) and type_.tz is not None

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from datamodules.contract.tables import IMPRESSIONS, MEMBERS, PLAYS, TITLES, Column, Kind
+from datamodules.contract.tables import IMPRESSIONS, MEMBERS, PLAYS, TITLES, Column
 from evaluation.logs.columns import integer_codes, read_columns, to_array
 from evaluation.logs.logged_impressions import Outcomes
 from evaluation.logs.scored_log import ScoredLog
@@ -68,10 +68,15 @@ def read_impression_attributes(
     """Ids and the context of the log's impressions; `since` .. `before` is the log's period."""
     by_name = {c.name: c for c in IMPRESSIONS.columns}
     columns = [by_name["impression_id"], by_name["member_id"], by_name["title_id"]]
-    kinds: dict[str, Kind] = {"category": "string", "number": "float", "hour": "float", "position": "float"}
     stored = {feature.name: feature for feature in features if not feature.from_time}
     columns += [
-        Column(name=feature.source, kind=kinds[feature.kind], required=False, nullable=True)
+        Column(
+            name=feature.source,
+            kind="category" if feature.kind == "category" else "number",
+            required=False,
+            nullable=True,
+            in_some_files=feature not in BUILT_IN,
+        )
         for feature in stored.values()
     ]
     table = read_columns(
@@ -131,7 +136,8 @@ def _context_slices(feature: ContextFeature, column: pa.Array) -> Iterator[LogSl
     """A category by its values, a position by bands, an hour by quarters of the day, a number by quarters of the log."""
     if feature.kind == "category":
         return _categories(feature.name, column)
-    value_N = pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False)
+    numbers = column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column
+    value_N = pc.fill_null(numbers.cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False)
     if feature.kind == "position":
         return _banded(feature.name, value_N, ROWS if feature.name == "row" else POSITIONS)
     if feature.kind == "hour":

@@ -28,6 +28,7 @@ from serving.http.schema import (
     MAX_CANDIDATES,
     MAX_CLOCK_SKEW,
     MAX_DRAWN,
+    MAX_NUMBER,
     MAX_PLAY_COUNT,
     MAX_POSITION,
     MAX_REQUESTS,
@@ -180,9 +181,9 @@ class RequestReader:
         if feature.kind == "number":
             if value is None:
                 return math.nan
-            if type(value) not in (int, float) or not abs(value) < math.inf:
+            if type(value) not in (int, float) or not abs(value) <= MAX_NUMBER:
                 raise RequestError(
-                    422, f"{prefix}{name}={_quoted(value)}: give a number, or null where it is not known."
+                    422, f"{prefix}{name}={_quoted(value)}: give a number of 32 bits, or null where it is not known."
                 )
             return float(value)
         if feature.kind == "position":

@@ -16,6 +16,8 @@ EARLIEST, LATEST = -2_208_988_800, 4_102_444_800
 """1900 and 2100, in seconds since 1970."""
 REWARD_KINDS = ("clicked", "engaged")
 MAX_POSITION, MAX_PLAY_COUNT, MAX_SEED = 32_767, 2**31 - 1, 2**53
+MAX_NUMBER = 3.4028234663852886e38
+"""The largest float32, which graphs take numbers as."""
 
 Schema = dict[str, Any]
 TIME: Schema = {"type": ["string", "number", "null"]}

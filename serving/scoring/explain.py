@@ -68,9 +68,7 @@ class Explainer:
         coplay_NTR = coplay_NTR / np.maximum(length_N11, MIN_NORM)
         member_NTW = np.concatenate([content_NTC * table["means"], coplay_NTR], axis=-1)
         terms["by_play"] = np.einsum("ntw,nkw->ntk", member_NTW, vector_NKD @ table["query_weight"])
-        vectors = (
-            _context_vector(f, table[f"{CONTEXT_PREFIX}{f.name}"], request[f.name]) for f in self.context_features()
-        )
+        vectors = (_context_vector(f, table[f"{CONTEXT_PREFIX}{f.name}"], request) for f in self.context_features())
         terms["by_context"] = np.stack(
             [np.einsum("nd,nkd->nk", vector_ND, vector_NKD) for vector_ND in vectors], axis=-1
         )
@@ -95,14 +93,18 @@ class Explainer:
         return likeness_NKL * shown_NKL / np.maximum(shown_NKL.sum(-1, keepdims=True), 1)
 
 
-def _context_vector(feature: ContextFeature, table_RD: np.ndarray, value_N: np.ndarray) -> np.ndarray:
+def _context_vector(feature: ContextFeature, table_RD: np.ndarray, request: dict[str, np.ndarray]) -> np.ndarray:
     """What a context feature adds to the artwork query, (N, D): see `models.context.lookup`."""
+    value_N = request[feature.name]
     if feature.kind == "category":
         return table_RD[value_N]
     if feature.kind == "hour":
         return table_RD[value_N + 1]
     if feature.kind == "position":
-        return table_RD[np.clip(value_N, -1, MAX_POSITION) + 1]
+        row_N = np.clip(value_N, -1, MAX_POSITION) + 1
+        if feature.crossed_with:
+            row_N = row_N * (len(table_RD) // (MAX_POSITION + 2)) + request[feature.crossed_with]
+        return table_RD[row_N]
     z_N = (value_N - (feature.mean or 0.0)) / (feature.std or 1.0)
     at_N = np.clip(np.nan_to_num(z_N), KNOTS[0], KNOTS[-1]) - KNOTS[0]
     below_N = np.minimum(at_N.astype(np.int64), len(KNOTS) - 2)
