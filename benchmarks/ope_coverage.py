@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from evaluation.off_policy.intervals import DRAWS
-from evaluation.off_policy.randomised_estimates import snips
+from evaluation.off_policy.estimators import snips
+from evaluation.off_policy.intervals import DRAWS, Members, normal_interval
 from evaluation.off_policy.valuation import LOGGED, BanditLog, PolicyProbabilities, value_policies
 
 TITLES, WIDTH, STYLES = 12, 4, 3
@@ -199,7 +199,8 @@ def _naive(
         if policy is not None:
             policy_NK = policy(slice(0, len(log)))
             weight_N = np.ones(len(log)) if name == LOGGED else policy_NK[rows, log.shown_N] / log.propensity_N
-            alone = snips(log.reward["clicked"], weight_N, rows)
+            sums = Members.of(rows).sums(snips(log.reward["clicked"], weight_N))
+            alone = normal_interval(sums.value, sums.influence_M)
             tallies[name, "snips"].covered["naive"].append(alone.low <= truth[name] <= alone.high)
 
 

@@ -34,16 +34,21 @@ from evaluation.logs.logging_policies import mixture_propensities
 from evaluation.logs.policies import best_fixed_choice
 from evaluation.logs.scored_log import ScoredLog, read_scored_log
 from evaluation.off_policy.intervals import DRAWS
-from evaluation.off_policy.valuation import LOGGED, BanditLog, PolicyProbabilities, estimate, importance_weights
-from evaluation.report.value_page import value_page
+from evaluation.off_policy.valuation import (
+    HEADLINE_ESTIMATOR,
+    LOGGED,
+    BanditLog,
+    PolicyProbabilities,
+    estimate,
+    importance_weights,
+)
+from evaluation.report.value_page import main_estimate, value_page
 from foundation.atomic import atomic_folder, require_replaceable
 from foundation.errors import UserError
 from foundation.progress import progress_bar
 
 VALUE_FILE, VALUE_PAGE = "value.json", "value.html"
 PROGRESS_STEPS = 6
-HEADLINE_ESTIMATOR = "dr"
-"""The estimate a reader should look at first: unbiased as `ips` is, with less noise."""
 Period = Literal["test", "validation", "all"]
 
 BALANCED_WEIGHTS = (
@@ -315,19 +320,17 @@ def value_table(record: dict[str, Any]) -> Table:
     )
     for heading in ("policy", "reward", "value", "above uniform"):
         table.add_column(heading, justify="left" if heading in ("policy", "reward") else "right")
-    by_key = {(e["policy"], e["reward"], e["estimator"]): e for e in record["estimates"]}
     above = {(d["policy"], d["reward"], d["estimator"]): d for d in record["differences"] if d["base"] == "uniform"}
-    for policy, reward in dict.fromkeys((policy, reward) for policy, reward, _ in by_key):
-        main, lift = (
-            rows.get((policy, reward, HEADLINE_ESTIMATOR)) or rows.get((policy, reward, "snips"))
-            for rows in (by_key, above)
-        )
-        cells = [policy, reward, _value_cell(main), _lift_cell(lift)]
+    for policy, reward in dict.fromkeys((e["policy"], e["reward"]) for e in record["estimates"]):
+        main = main_estimate(record, policy, reward)
+        lift = None if main is None else above.get((policy, reward, main["estimator"]))
+        cells = [policy, reward, value_cell(main), _lift_cell(lift)]
         table.add_row(*map(Text, cells), style="bold" if policy == "scored" else None)
     return table
 
 
-def _value_cell(row: dict[str, Any] | None) -> str:
+def value_cell(row: dict[str, Any] | None) -> str:
+    """An estimate per 1,000 impressions with its interval, for a terminal."""
     if row is None:
         return "left out"
     if row["value"] is None:

@@ -15,7 +15,10 @@ import pytest
 from evaluation.audits.metrics import auc, expected_calibration_error, log_loss, reliability
 from evaluation.evaluate import evaluate, policy_table
 from evaluation.logs.scored_log import read_scored_log
-from evaluation.off_policy.randomised_estimates import ips, on_policy, snips, snips_lift
+from evaluation.off_policy.estimators import Terms, ips, snips
+from evaluation.off_policy.intervals import Interval, Members, normal_interval
+from evaluation.off_policy.verdict import kish_sample_size
+from evaluation.report.value_page import main_estimate
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
 from serving.scoring.compare_members import share_flipped
@@ -58,40 +61,43 @@ def many_logs(replications: int = 400, members: int = 60, each: int = 12) -> tup
     return reward, (target / logging)[shown], np.repeat(np.arange(members), each), np.array(draw.mean(0) @ target)
 
 
+def estimate(terms: Terms, member_N: np.ndarray) -> tuple[float, Interval]:
+    """A value, and the interval that reports give it."""
+    sums = Members.of(member_N).sums(terms)
+    return sums.value, normal_interval(sums.value, sums.influence_M)
+
+
 @pytest.mark.parametrize("estimator", [ips, snips])
 def test_estimators_find_the_truth_and_their_intervals_hold(estimator) -> None:
     reward_RN, weight_RN, member_N, truth = many_logs()
-    estimates = [estimator(r, w, member_N) for r, w in zip(reward_RN, weight_RN, strict=True)]
-    values = np.array([e.value for e in estimates])
+    estimates = [estimate(estimator(r, w), member_N) for r, w in zip(reward_RN, weight_RN, strict=True)]
+    values = np.array([value for value, _ in estimates])
     assert abs(values.mean() - truth) < 4 * values.std() / np.sqrt(len(values))
-    covered = np.mean([e.low <= truth <= e.high for e in estimates])
+    covered = np.mean([ends.low <= truth <= ends.high for _, ends in estimates])
     assert 0.92 <= covered <= 0.98
 
 
 def test_intervals_by_impression_would_be_too_narrow() -> None:
     reward_RN, _, member_N, _ = many_logs()
     level_RN = np.clip(reward_RN * 0 + reward_RN.reshape(*reward_RN.shape[:1], -1, 12).mean(2).repeat(12, axis=1), 0, 1)
-    ours = [on_policy(r, member_N) for r in level_RN]  # all of a member's rewards alike: 60 observations, not 720
-    naive = [on_policy(r, np.arange(len(r))) for r in level_RN]
-    spread = np.std([e.value for e in ours])
-    assert np.mean([(e.high - e.low) / (2 * 1.96) for e in ours]) == pytest.approx(spread, rel=0.15)
-    assert np.mean([(e.high - e.low) / (2 * 1.96) for e in naive]) < 0.5 * spread
+    one_N = np.ones(level_RN.shape[1])
+    # all of a member's rewards alike: 60 observations, not 720
+    ours = [estimate(ips(r, one_N), member_N) for r in level_RN]
+    naive = [estimate(ips(r, one_N), np.arange(len(r))) for r in level_RN]
+    spread = np.std([value for value, _ in ours])
+    assert np.mean([(ends.high - ends.low) / (2 * 1.96) for _, ends in ours]) == pytest.approx(spread, rel=0.15)
+    assert np.mean([(ends.high - ends.low) / (2 * 1.96) for _, ends in naive]) < 0.5 * spread
 
 
 def test_estimates_by_hand() -> None:
     reward, weight, member = np.array([1.0, 0.0, 1.0]), np.array([2.0, 1.0, 0.0]), np.array([5, 5, 9])
-    assert ips(reward, weight, member).value == pytest.approx(2 / 3)
-    assert snips(reward, weight, member).value == pytest.approx(2 / 3)
-    assert snips(np.full(3, 0.25), weight, member).value == pytest.approx(0.25)
-    assert ips(reward, weight, member).effective_sample_size == pytest.approx(9 / 5)
-    assert np.isnan(snips(reward, np.zeros(3), member).value)
-    assert np.isnan(ips(reward, weight, np.zeros(3)).low), "one member alone gives no interval"
-    assert np.isnan(snips_lift(reward, weight, weight, member).low), "without member 5 no weight is left"
-    some = np.array([2.0, 1.0, 0.5])
-    same = snips_lift(reward, some, some, member)
-    assert (same.value, same.low, same.high) == pytest.approx((0, 0, 0))
-    with pytest.raises(ValueError, match="finite"):
-        ips(reward, weight * np.nan, member)
+    assert estimate(ips(reward, weight), member)[0] == pytest.approx(2 / 3)
+    assert estimate(snips(reward, weight), member)[0] == pytest.approx(2 / 3)
+    assert estimate(snips(np.full(3, 0.25), weight), member)[0] == pytest.approx(0.25)
+    assert kish_sample_size(weight) == pytest.approx(9 / 5)
+    assert np.isnan(estimate(snips(reward, np.zeros(3)), member)[0])
+    assert np.isnan(estimate(ips(reward, weight), np.zeros(3, int))[1].low), "one member alone gives no interval"
+    assert np.isnan(estimate(snips(reward, weight), member)[1].low), "without member 5 no weight is left"
 
 
 def since_of(bundle: Path) -> datetime:
@@ -127,9 +133,10 @@ def test_the_evaluation_knows_the_truth(service: Path, scores: Path, bundle: Pat
     assert best["captured_lift"] == pytest.approx(1, abs=1e-6)
     flat = evaluate(service, rewritten(scores, tmp_path / "even", even), tmp_path / "even-report", since=since)
     assert flat["captured_lift"] == pytest.approx(0, abs=1e-6)
-    flat_scored = next(row for row in flat["policies"] if row["policy"] == "scored")
-    flat_uniform = next(row for row in flat["policies"] if row["policy"] == "uniform")
-    assert flat_scored["estimates"][1]["value"] == pytest.approx(flat_uniform["estimates"][1]["value"])
+    flat_scored, flat_uniform = (main_estimate(flat["value"], name, "clicked") for name in ("scored", "uniform"))
+    assert flat_scored is not None
+    assert flat_uniform is not None
+    assert flat_scored["value"] == pytest.approx(flat_uniform["value"])
     by_hand = np.mean(
         [np.mean(list(truth[i].values())) for i in read_scored_log(service, scores, since).impression_id.to_pylist()]
     )

@@ -30,6 +30,9 @@ SELECTION_RULE = "least estimated squared error, bias at its 95 % bound"
 GRID = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, float("inf"))
 """Weights at which to clip (clipped_ips) or to switch (switch_dr); squared, strengths of shrinkage (dr_os)."""
 
+HEADLINE_ESTIMATOR, FALLBACK_ESTIMATOR = "dr", "snips"
+"""The estimate a reader should look at first: unbiased as `ips` is, with less noise; and the one to take where it needs
+propensities that were not logged."""
 LOGGED = "logged"
 """The policy that made the log: its weights are 1, whatever was logged."""
 NEEDS_ALL_PROPENSITIES = "needs the propensities of all candidates, and the log has the shown artwork's alone"

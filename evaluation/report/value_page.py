@@ -11,6 +11,7 @@ from typing import Any
 
 from evaluation.audits.attribution import CONTRASTS
 from evaluation.audits.examples import read_artwork_labels
+from evaluation.off_policy.valuation import FALLBACK_ESTIMATOR, HEADLINE_ESTIMATOR
 from evaluation.report import charts
 from evaluation.report.artwork_sections import (
     clickbait_section,
@@ -58,32 +59,44 @@ def _since(record: dict[str, Any]) -> str:
     return "" if record["since"] is None else f", since {record['since'][:16].replace('T', ' ')} UTC"
 
 
-def headline(record: dict[str, Any]) -> str:
-    """The finding in words: what the log says of the scored policy against uniform."""
+def main_estimate(record: dict[str, Any], policy: str, reward: str) -> dict[str, Any] | None:
+    """The estimate to look at first: doubly robust, else SNIPS; None where neither was made."""
+    rows = {e["estimator"]: e for e in record["estimates"] if (e["policy"], e["reward"]) == (policy, reward)}
+    return rows.get(HEADLINE_ESTIMATOR) or rows.get(FALLBACK_ESTIMATOR)
+
+
+def headline(record: dict[str, Any], name: str = "the scored policy") -> str:
+    """The finding in words: what the log says of the scored policy, called `name`, against uniform."""
     if record["verdict"]["verdict"] == "unanswerable":
-        return "This log cannot tell what the scored policy would earn."
+        return f"This log cannot tell what {name} would earn."
     base = "base" if any(row["policy"] == "base" for row in record["estimates"]) else "uniform"
     row = next(
         d
         for d in record["differences"]
-        if (d["policy"], d["base"], d["reward"], d["estimator"]) == ("scored", base, "clicked", "dr")
+        if (d["policy"], d["base"], d["reward"], d["estimator"]) == ("scored", base, "clicked", HEADLINE_ESTIMATOR)
     )
     against = "the other scores" if base == "base" else "showing any artwork alike"
     if row["relative"] is None or row["relative_low"] is None:
-        return f"This log cannot tell the scored policy apart from {against}."
+        return f"This log cannot tell {name} apart from {against}."
     value, low, high = (100 * row[key] for key in ("relative", "relative_low", "relative_high"))
     interval = f"95 % interval: {low:+.1f} to {high:+.1f} %"
+    subject = name[0].upper() + name[1:] if name.startswith("the ") else name
     if low > 0:
-        return f"The scored policy would earn {value:.1f} % more clicks than {against} ({interval})."
+        return f"{subject} would earn {value:.1f} % more clicks than {against} ({interval})."
     if high < 0:
-        return f"The scored policy would earn {-value:.1f} % fewer clicks than {against} ({interval})."
-    return f"This log cannot tell the scored policy apart from {against}: {value:+.1f} % clicks ({interval})."
+        return f"{subject} would earn {-value:.1f} % fewer clicks than {against} ({interval})."
+    return f"This log cannot tell {name} apart from {against}: {value:+.1f} % clicks ({interval})."
 
 
-def sections(record: dict[str, Any], dataset: Path, truth: dict[str, float] | None = None) -> Iterator[str]:
-    """Everything between the verdict and the notes; `truth` are true clicks per impression by policy, where known."""
+def sections(record: dict[str, Any], dataset: Path, policies: Sequence[dict[str, Any]] = ()) -> Iterator[str]:
+    """Everything between the verdict and the notes; `policies`: by policy and reward a label and the true value, if known."""
     yield "<h2>What each policy would earn</h2>"
-    yield _values(record)
+    yield _values(record, policies)
+    truth = {
+        row["policy"]: row["true_value"]
+        for row in policies
+        if row["reward"] == "clicked" and row["true_value"] is not None
+    }
     drawn = [charts.forest(record["estimates"], "clicked", truth), charts.forest(record["estimates"], "engaged")]
     yield f'<div class="charts">{"".join(drawn)}</div>'
     yield "<h2>How much of it is the artwork’s</h2>"
@@ -115,22 +128,28 @@ def sections(record: dict[str, Any], dataset: Path, truth: dict[str, float] | No
     yield from _chosen(record)
 
 
-def _values(record: dict[str, Any]) -> str:
-    by_key = {(e["policy"], e["reward"], e["estimator"]): e for e in record["estimates"]}
+def _values(record: dict[str, Any], policies: Sequence[dict[str, Any]]) -> str:
     above = {(d["policy"], d["base"], d["reward"], d["estimator"]): d for d in record["differences"]}
     rewards = list(dict.fromkeys(e["reward"] for e in record["estimates"]))
+    names = charts.POLICY_NAMES | {row["policy"]: row["label"] for row in policies}
+    true = {(row["policy"], row["reward"]): row["true_value"] for row in policies if row["true_value"] is not None}
+    valued = {e["policy"] for e in record["estimates"]} | {policy for policy, _ in true}
     rows = []
-    for policy in (p for p in charts.POLICY_COLOURS if any(e["policy"] == p for e in record["estimates"])):
-        cells = [escape(charts.POLICY_NAMES[policy])]
+    for policy in (name for name in names if name in valued):
+        cells = [escape(names[policy])]
         for reward in rewards:
-            by = "dr" if (policy, reward, "dr") in by_key else "snips"
-            row = by_key[policy, reward, by]
+            row = main_estimate(record, policy, reward)
+            if true:
+                cells.append(per_mille(true.get((policy, reward))))
+            if row is None:
+                cells += ["", ""]
+                continue
             cells.append(with_interval(row) + ("" if row["verdict"] == "reliable" else f" ({row['verdict']})"))
-            cells.append("" if policy == "uniform" else _against_uniform(above, policy, reward, by))
+            cells.append("" if policy == "uniform" else _against_uniform(above, policy, reward, row["estimator"]))
         rows.append(table_row(cells, policy))
     heads = ["per 1,000 impressions"]
     for reward in rewards:
-        heads += [reward, "above uniform"]
+        heads += [*([f"{reward}, true"] if true else []), reward, "above uniform"]
     return table(heads, rows)
 
 
