@@ -316,6 +316,7 @@ def value(
     *,
     base: Path | None = None,
     period: Literal["test", "validation", "all"] = "test",
+    like: Path | None = None,
     log_policy: str = "all",
     allow_missing: bool = False,
 ) -> None:
@@ -326,15 +327,27 @@ def value(
         scores: A scores table by the contract, anybody's.
         out: Folder for value.json and value.html.
         base: Another scores table of the same impressions, to hold the first against.
-        period: The newest 15 % of the impressions, the 15 % before them, or all.
+        period: test, validation or all. Test and validation begin when they began for the scored model: by --like; else by
+            the scores.json that keyart score writes with the scores; else test is the newest 15 % of the impressions and
+            validation the 15 % before them. One line says which.
+        like: Shards whose split times to use: those the scored model was trained on.
         log_policy: Only impressions logged by the policy of this name; all: every one.
         allow_missing: Leave out impressions without scores, and count them; otherwise they stop the work.
     """
     from evaluation.value import value as value_scores
     from evaluation.value import value_table
 
-    options: Any = {"base": base, "period": period, "log_policy": log_policy, "allow_missing": allow_missing}
-    record = value_scores(dataset, scores, out, **options, console=stderr_console())
+    record = value_scores(
+        dataset,
+        scores,
+        out,
+        base=base,
+        period=period,
+        like=like,
+        log_policy=log_policy,
+        allow_missing=allow_missing,
+        console=stderr_console(),
+    )
     stdout_console().print(value_table(record))
     other = "SCORES --policy epsilon:0.1" if base else f"OTHER; keyart value {dataset} OTHER OUT --base {scores}"
     print_next_command(f"{out / 'value.html'} and value.json written", f"keyart score BUNDLE {dataset} {other}")

@@ -108,6 +108,8 @@ def export_run(run: Path, out: Path, console: Console, fingerprint: str | None =
     opened = Run.open(run)
     copied_keys = ("fingerprint", "test_from", "log_fingerprint", "shards_fingerprint", "image_encoder", "provenance")
     metadata = {name: opened.config[name] for name in copied_keys} | {"metrics": opened.metrics}
+    # which runs of before it was kept do not say
+    metadata |= {name: opened.config[name] for name in ("validation_from",) if name in opened.config}
     metadata |= {"fingerprint": fingerprint or metadata["fingerprint"]}
     images = ImageEmbedding(*load_encoder(run), read_json(run / EMBEDDING_RECORD)["images"])
     validation = shards_of(opened, console) if reduced else None

@@ -15,19 +15,16 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from datamodules.contract.tables import IMPRESSIONS
 from evaluation.audits.audit import AuditInputs, audit
-from evaluation.logs.columns import read_columns, to_array
 from evaluation.logs.log_checks import calibration, drift, period_row
 from evaluation.logs.logged_impressions import Outcomes
 from evaluation.logs.logging_policies import mixture_propensities
@@ -42,6 +39,7 @@ from evaluation.off_policy.valuation import (
     estimate,
     importance_weights,
 )
+from evaluation.period import Period, SplitTimes, split_times
 from evaluation.report.value_page import main_estimate, value_page
 from foundation.atomic import atomic_folder, require_replaceable
 from foundation.errors import UserError
@@ -49,7 +47,6 @@ from foundation.progress import progress_bar
 
 VALUE_FILE, VALUE_PAGE = "value.json", "value.html"
 PROGRESS_STEPS = 6
-Period = Literal["test", "validation", "all"]
 
 BALANCED_WEIGHTS = (
     "balanced: no logging policy is personalised, so an impression's weight divides by the mixture of them, taking it that "
@@ -70,6 +67,7 @@ def value(
     *,
     base: Path | None = None,
     period: Period = "test",
+    like: Path | None = None,
     log_policy: str = "all",
     allow_missing: bool = False,
     console: Console | None = None,
@@ -77,12 +75,13 @@ def value(
     """Value the scored policy, the uniform, the logging one and the best artwork per title; writes `value.json`, `value.html`.
 
     `base` is another scores table of the same impressions, whose policy is valued beside and held against. The period is
-    the newest 15 % of the impressions, the 15 % before them, or all (`borders`). UserError as `read_scored_log`, and where no
+    test, validation or all, by the split times of `split_times`. UserError as that and as `read_scored_log`, and where no
     impression offered two artworks.
     """
     require_replaceable(out, VALUE_FILE)
-    since, before = period_bounds(dataset, period)
     console = console or Console(quiet=True)
+    split = None if period == "all" else split_times(dataset, scores, like)
+    since, before = (None, None) if split is None else split.bounds(period)
     if_missing = "Score the whole period, or leave those out by --allow-missing."
 
     def read(table: Path) -> ScoredLog:
@@ -124,12 +123,15 @@ def value(
         del everything, other  # so that a large log is held once
         step("read what came of every artwork")
         audit_inputs = AuditInputs.read(dataset, scores, since, before)
+        if split is not None:
+            console.print(f"value: {_period_line(period, since, before, split)}", soft_wrap=True)
         for note in _exclusion_notes(single_candidate, missing, unknown, uncompared, scores, base):
             console.print(f"value: {note}")
         record = value_sections(log, audit_inputs, step)
         record = {
             "verdict": record.pop("verdict"),
             "period": period,
+            "split": None if split is None else split.source,
             "since": None if since is None else since.isoformat(),
             "before": None if before is None else before.isoformat(),
             "log_policy": log_policy,
@@ -149,6 +151,12 @@ def value(
     return record
 
 
+def _period_line(period: Period, since: datetime | None, before: datetime | None, split: SplitTimes) -> str:
+    """Which impressions are valued, and who says that they are the period's."""
+    ends = [f"{word} {at:%Y-%m-%d %H:%M:%S}" for word, at in (("from", since), ("until", before)) if at is not None]
+    return f"the {period} period, {' '.join(ends)} UTC, by {split.source}"
+
+
 def _exclusion_notes(
     single_candidate: int, missing: int, unknown: int, uncompared: int, scores: Path, base: Path | None
 ) -> list[str]:
@@ -163,28 +171,6 @@ def _exclusion_notes(
     if single_candidate:
         notes.append(f"{single_candidate:,} impressions offered a single artwork, nothing to choose")
     return notes
-
-
-def period_bounds(dataset: Path, period: Period) -> tuple[datetime | None, datetime | None]:
-    """First instant of a period, and of what follows it; None where there is none.
-
-    By the shares that `keyart prepare` deals by default: the newest impressions are test, those before them validation.
-    """
-    from datamodules.prepare.prepare import PrepareConfig
-
-    if period == "all":
-        return None, None
-    columns = [column for column in IMPRESSIONS.columns if column.name in ("impression_id", "shown_at")]
-    table = read_columns(
-        dataset / IMPRESSIONS.name, IMPRESSIONS.files(dataset), columns, remedy=f"Run keyart check {dataset}."
-    )
-    times = np.asarray(to_array(table["shown_at"].cast(pa.timestamp("us", "UTC"), safe=False)).cast(pa.int64()))
-    if not len(times):
-        raise UserError(f"{dataset}/impressions: is empty. Name a dataset with logged impressions.")
-    shares = PrepareConfig()
-    ranks = [int(len(times) * (1 - shares.validation - shares.test)), int(len(times) * (1 - shares.test))]
-    first = [datetime.fromtimestamp(int(at) / 1e6, UTC) for at in np.partition(times, ranks)[ranks]]
-    return (first[1], None) if period == "test" else (first[0], first[1])
 
 
 def value_sections(

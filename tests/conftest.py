@@ -81,7 +81,7 @@ def run(shards: Path) -> Path:
 def bundle(run: Path, shards: Path) -> Path:
     """The run's bundle, with the precisions that its gates let ship."""
     out, opened = run.parent / "bundle", Run.open(run)
-    metadata = {"fingerprint": opened.config["fingerprint"], "test_from": opened.config["test_from"]}
+    metadata = {name: opened.config[name] for name in ("fingerprint", "validation_from", "test_from")}
     images = ImageEmbedding(*load_encoder(run), json.loads((run / EMBEDDING_RECORD).read_text())["images"])
     validation = Shards.open(shards)
     export(opened.model, opened.vocabularies, out, metadata=metadata, images=images, validation=validation)

@@ -20,8 +20,8 @@ from evaluation.audits.stability import DAY, changes
 from evaluation.logs.log_slices import ImpressionAttributes, build_slices, plays_before, read_impression_attributes
 from evaluation.logs.logged_impressions import read_outcomes
 from evaluation.logs.scored_log import ScoredLog, read_scored_log
+from evaluation.period import newest_shares
 from evaluation.report.markup import thumbnail
-from evaluation.value import period_bounds
 from tests.made_service import best, scores, service
 
 SIZES = SimulateConfig(seed=11, members=900, titles=24, people=12, mean_plays=15, mean_impressions=70)
@@ -154,7 +154,7 @@ def test_steps_add_up(known: Path, oracle: Path, tmp_path: Path) -> None:
     before = next(row for row in record["drift"] if (row["part"], row["reward"]) == ("before", "clicked"))
     outcomes = read_outcomes(known)
     assert outcomes is not None
-    since, _ = period_bounds(known, "test")
+    since = newest_shares(known).test_from
     assert since is not None
     past = (outcomes.shown_at < int(since.timestamp() * 1e6)) & (outcomes.width > 1)
     weight = 1 / (outcomes.width * outcomes.propensity)[past]
@@ -349,7 +349,7 @@ def test_a_base_that_lacks_impressions(
     known: Path, oracle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     table = pq.read_table(oracle)
-    since, _ = period_bounds(known, "test")
+    since = newest_shares(known).test_from
     assert since is not None
     pq.write_table(table.slice(0, len(table) - 500), tmp_path / "less.parquet")
     words = ["value", str(known), str(oracle), str(tmp_path / "out"), "--base", str(tmp_path / "less.parquet")]

@@ -12,8 +12,11 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
+from datamodules.contract.check import check
+from datamodules.prepare.prepare import prepare
 from evaluation.audits.metrics import auc, expected_calibration_error, log_loss, reliability
 from evaluation.evaluate import evaluate, policy_table
+from evaluation.logs.logging_policies import mixture_propensities
 from evaluation.logs.scored_log import read_scored_log
 from evaluation.off_policy.estimators import Terms, ips, snips
 from evaluation.off_policy.intervals import Interval, Members, normal_interval
@@ -209,6 +212,35 @@ def test_a_log_of_single_propensities(service: Path, scores: Path, bundle: Path,
     np.testing.assert_array_equal(one.randomised, two.randomised)
     assert 0.2 < one.randomised.mean() < 0.4
     np.testing.assert_allclose(one.propensity, two.propensity)
+
+
+@pytest.mark.parametrize(("rounding", "same"), [(4e-4, True), (5e-3, False)])
+def test_rounded_propensities_are_judged_alike_everywhere(
+    service: Path, scores: Path, bundle: Path, tmp_path: Path, rounding: float, same: bool
+) -> None:
+    """The contract, the counts of the shards, the randomised part and the mixture of policies go by one rounding."""
+    rounded = tmp_path / "rounded"
+    shutil.copytree(service, rounded)
+
+    def moved(p: list[float]) -> list[float]:
+        return p if len(set(p)) > 1 or len(p) == 1 else [p[0] * (1 - rounding), *p[1:-1], p[-1] * (1 + rounding)]
+
+    for part in (rounded / "impressions").glob("*.parquet"):
+        table = pq.read_table(part)
+        lists = pa.array([moved(p) for p in table["propensities"].to_pylist()], table["propensities"].type)
+        pq.write_table(table.set_column(table.column_names.index("propensities"), "propensities", lists), part)
+    assert check(rounded, images=False).ok
+    randomised = {}
+    for folder in (service, rounded):
+        manifest = prepare(folder, tmp_path / f"shards-{folder.name}")
+        log = read_scored_log(folder, scores, since_of(bundle))
+        randomised[folder] = manifest["splits"]["test"]["randomised"], int(log.randomised.sum())
+        assert randomised[folder][0] == randomised[folder][1]
+    assert (randomised[service] == randomised[rounded]) == same
+    assert randomised[service][0] > 100
+    propensity_NK = np.array([moved([0.25] * 4), [0.25] * 4, [0.4, 0.3, 0.2, 0.1]])
+    mixed = mixture_propensities(propensity_NK, np.arange(4)[None].repeat(3, axis=0), np.array([0, 0, 1]))
+    assert (mixed is not None) == same, "within rounding, a policy is not personalised"
 
 
 def test_the_report_is_one_file(service: Path, scores: Path, bundle: Path, tmp_path: Path) -> None:

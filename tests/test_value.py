@@ -1,7 +1,8 @@
 """`keyart value` on a service made by hand and on logs of known truth: what it writes, what it refuses, what it will not say."""
 
 import json
-from datetime import timedelta
+import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 
 import keyart
 from benchmarks.ope_coverage import SETTINGS, Setting, draw, replicate, truth_of
+from datamodules.prepare.prepare import PrepareConfig, prepare
 from evaluation.off_policy.valuation import LOGGED, BanditLog, PolicyProbabilities, value_policies
-from evaluation.value import BALANCED_WEIGHTS, PER_POLICY_WEIGHTS, period_bounds
+from evaluation.period import newest_shares, split_times
+from evaluation.value import BALANCED_WEIGHTS, PER_POLICY_WEIGHTS
 from tests import obd_men
 from tests.made_service import ALL, LATE, ROWS, START, Change, best, changed, even, last, scores, service
 
@@ -102,14 +105,57 @@ def test_values_are_near_the_truth(record: dict[str, Any]) -> None:
 
 
 def test_periods_are_those_of_prepare(dataset: Path, record: dict[str, Any], tmp_path: Path) -> None:
-    assert period_bounds(dataset, "all") == (None, None)
+    times = newest_shares(dataset)
+    assert times.bounds("all") == (None, None)
     validation, test = START + timedelta(hours=4200), START + timedelta(hours=5100)
-    assert period_bounds(dataset, "validation") == (validation, test)
-    assert period_bounds(dataset, "test") == (test, None)
+    assert times.bounds("validation") == (validation, test)
+    assert times.bounds("test") == (test, None)
     table = scores(tmp_path / "scores.parquet", best)
     told = record_of(dataset, table, tmp_path / "validation", "--period", "validation")
     assert told["impressions"] + told["without_choice"] == 900
     assert told["before"] == record["since"]
+
+
+def test_the_period_is_that_of_the_shards_or_of_the_scores_own_record(
+    service: Path, shards: Path, scores: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Shards split by dates of their own; the shares of this log are other impressions."""
+    newest = newest_shares(service)
+    assert newest.validation_from is not None
+    later = newest.test_from + timedelta(days=3)
+    dates = PrepareConfig(validation_from=newest.test_from.isoformat(), test_from=later.isoformat())
+    prepare(service, tmp_path / "dated", dates)
+    own = tmp_path / "scores"
+    shutil.copytree(scores, own)
+
+    def since_of(out: str, *words: str | Path) -> str:
+        assert told(capfd, service, own, tmp_path / out, *words)[0] == 0
+        return json.loads((tmp_path / out / "value.json").read_text())["since"]
+
+    manifest = json.loads((shards / "manifest.json").read_text())
+    assert since_of("recorded") == manifest["test_from"]
+    assert since_of("like", "--like", tmp_path / "dated") == later.isoformat()
+    record = json.loads((own / "scores.json").read_text())
+    (own / "scores.json").write_text(json.dumps(record | {"test_from": later.isoformat(), "validation_from": None}))
+    assert since_of("own") == later.isoformat()
+    assert since_of("over", "--like", shards) == manifest["test_from"], "what the user names comes first"
+    for words, named in (
+        ((), f"from {later:%Y-%m-%d %H:%M:%S} UTC, by {own / 'scores.json'}"),
+        (("--like", shards), f"by the shards {shards}"),
+    ):
+        assert named in told(capfd, service, own, tmp_path / "named", *words)[1]
+    code, error = told(capfd, service, own, tmp_path / "no", "--period", "validation")
+    assert (code, "does not say when validation began" in error, "--like SHARDS" in error) == (1, True, True), error
+    (own / "scores.json").unlink()
+    code, error = told(capfd, service, own, tmp_path / "shares")
+    assert (code, "by shares of this log, of which the newest 15% are test" in error) == (0, True), error
+    for broken in ("{", json.dumps({"test_from": "soon"}), json.dumps([1]), json.dumps({"test_from": "2026-01-01"})):
+        (own / "scores.json").write_text(broken)
+        code, error = told(capfd, service, own, tmp_path / "broken")
+        assert (code, str(own / "scores.json") in error, error.count("\n")) == (1, True, 1), error
+    code, error = told(capfd, service, own, tmp_path / "broken", "--like", service)
+    assert (code, "so these are no shards" in error) == (1, True), error
+    assert split_times(service, scores).validation_from == datetime.fromisoformat(manifest["validation_from"])
 
 
 def test_candidates_in_another_order_are_aligned(dataset: Path, record: dict[str, Any], tmp_path: Path) -> None:

@@ -251,6 +251,7 @@ class _Fit:
             "shards": str(self.shards.resolve()),
             "shards_fingerprint": opened.fingerprint,
             "log_fingerprint": opened.manifest["log_fingerprint"],
+            "validation_from": opened.manifest["validation_from"],
             "test_from": opened.manifest["test_from"],
             "image_encoder": embedding_record["weights"],
             "image_encoder_fingerprint": encoder_fingerprint(self.shards),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from evaluation.off_policy.estimators import ips
 from evaluation.off_policy.intervals import Interval, Members, normal_interval, standard_error
+from foundation.choice import PROBABILITY_ROUNDING
 
 Verdict = Literal["reliable", "weak", "unanswerable"]
 
@@ -26,8 +27,6 @@ MEMBERS_NONE, MEMBERS_WEAK = 3.0, 30.0
 """Effective number of members, (sum_m w_m)^2 / sum_m w_m^2 of their summed weights."""
 WEIGHT_ERRORS, WEIGHT_NONE = 3.0, 0.1
 """Standard errors by which the mean weight may differ from 1; beyond them by more than that share, nothing is answered."""
-WEIGHT_ROUNDING = 1e-3
-"""Propensities of few digits may move the mean weight by so much."""
 BIAS = 0.5
 """Bound of a bias, in standard errors: at half of one, a 95 % interval holds the truth in 92 %."""
 MODEL_SHARE = 0.01
@@ -123,7 +122,7 @@ def assess(
     """
     members = len(influence_M)
     off = abs(overlap.mean_weight - 1)
-    apart = off > WEIGHT_ERRORS * overlap.mean_weight_error + WEIGHT_ROUNDING
+    apart = off > WEIGHT_ERRORS * overlap.mean_weight_error + PROBABILITY_ROUNDING
     unsupported_share = overlap.unsupported if np.isfinite(overlap.unsupported) else 0.0
     none = []
     if members < 2:

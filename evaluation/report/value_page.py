@@ -40,14 +40,12 @@ NOTES = {
 def value_page(record: dict[str, Any], dataset: Path) -> str:
     """The page of `keyart value`."""
     verdict = record["verdict"]
-    period = {"test": "the newest 15 %", "validation": "the 15 % before the newest 15 %", "all": "all"}[
-        record["period"]
-    ]
+    period = "the whole log" if record["split"] is None else f"the {record['period']} period by {record['split']}"
     body = [
         f'<p><span class="verdict {verdict["verdict"]}">{verdict["verdict"]}</span></p>',
         f"<h1>{escape(headline(record))}</h1>",
         f"<p>{escape(verdict['reason'].capitalize())}.</p>",
-        f'<p class="soft">{record["impressions"]:,} impressions of {record["members"]:,} members, {period} of the log'
+        f'<p class="soft">{record["impressions"]:,} impressions of {record["members"]:,} members, {escape(period)}'
         f"{_since(record)}; {record['randomised']:,} of them randomised. {escape(record['weights'].capitalize())}.</p>",
         *sections(record, dataset),
         *notes(NOTES, record["notes"]),
