@@ -327,9 +327,8 @@ def value(
         scores: A scores table by the contract, anybody's.
         out: Folder for value.json and value.html.
         base: Another scores table of the same impressions, to hold the first against.
-        period: test, validation or all. Test and validation begin when they began for the scored model: by --like; else by
-            the scores.json that keyart score writes with the scores; else test is the newest 15 % of the impressions and
-            validation the 15 % before them. One line says which.
+        period: test, validation or all. The first two begin as they did for the scored model: by --like; else by scores.json
+            beside the scores; else test is the newest 15 % of the impressions, validation the 15 % before. A line says which.
         like: Shards whose split times to use: those the scored model was trained on.
         log_policy: Only impressions logged by the policy of this name; all: every one.
         allow_missing: Leave out impressions without scores, and count them; otherwise they stop the work.

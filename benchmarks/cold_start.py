@@ -215,8 +215,7 @@ def trained(log: Path, work: Path, recipe: Recipe, seed: int) -> Bundle:
     embed(log, work / "shards", recipe.embed, quiet)
     fit(work / "shards", work / "run", replace(recipe.fit, seed=seed), console=quiet)
     run = Run.open(work / "run")
-    metadata = {name: run.config[name] for name in ("fingerprint", "validation_from", "test_from")}
-    export(run.model, run.vocabularies, work / "bundle", metadata=metadata, console=quiet)
+    export(run.model, run.vocabularies, work / "bundle", origin={}, console=quiet)
     return Bundle.open(work / "bundle")
 
 
@@ -235,8 +234,7 @@ def refresh_bundle(run: Path, dataset: Path, work: Path) -> Bundle:
     }
     hashes = json.loads((run / EMBEDDED).read_text())["images"][: old.sizes.artworks - 1]
     images = ImageEmbedding(*load_encoder(run), hashes)
-    metadata = {name: opened.config[name] for name in ("fingerprint", "validation_from", "test_from")}
-    export(model.eval(), vocabularies, work / "bundle", metadata=metadata, images=images, console=quiet)
+    export(model.eval(), vocabularies, work / "bundle", origin={}, images=images, console=quiet)
     refresh(work / "bundle", dataset, quiet)
     return Bundle.open(work / "bundle")
 

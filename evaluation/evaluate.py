@@ -5,10 +5,8 @@ truth is known, the best possible. Their values are those that `keyart value` gi
 impression, over impressions that offered at least two artworks: where there is one, every policy earns the same.
 """
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +18,21 @@ from evaluation.logs.policies import best_fixed, greedy, uniform
 from evaluation.logs.scored_log import ScoredLog, read_scored_log
 from evaluation.off_policy.estimators import snips
 from evaluation.off_policy.intervals import Members, normal_interval
+from evaluation.record.records import (
+    REPORT_FILE,
+    REPORT_VERSION,
+    NotRandomisedRow,
+    PolicyRow,
+    Report,
+    ReportExtras,
+    write_report,
+)
+from evaluation.record.rows import finite_or_none
 from evaluation.report.evaluation_page import render
 from evaluation.report.value_page import main_estimate
 from evaluation.value import value_cell, value_sections
 from foundation.atomic import atomic_folder
 from foundation.errors import UserError
-
-REPORT_FILE = "report.json"
-REPORT_VERSION = 6
-"""Raised when the report says other things, or in another way: older ones are then made again."""
 
 LABELS = {
     "uniform": "uniform: any artwork alike",
@@ -51,8 +55,8 @@ def evaluate(
     since: datetime,
     scored_name: str = "keyart greedy",
     notes: dict[str, str] | None = None,
-    extra: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    extra: ReportExtras | None = None,
+) -> Report:
     """Judge scores on the impressions shown at or after `since`; writes `report.json` and `report.html`, returns the former.
 
     `value` in the record is what `keyart value` says of the same impressions: every policy by every estimator. Beside it
@@ -81,7 +85,7 @@ def evaluate(
     rewards = {"clicked": (log.clicked, log.true_click_NK)}
     if log.engaged is not None:
         rewards["engaged"] = (log.engaged, log.true_engaged_NK)
-    rows = []
+    rows: list[PolicyRow] = []
     for reward, (_, truth_NK) in rewards.items():
         policy_arrays: dict[str, NDArray | None] = dict(policies)
         # its true value is known where its whole propensities are
@@ -91,7 +95,8 @@ def evaluate(
         for policy in (name for name in labels if name in policy_arrays):
             true_value = _mean_under(policy_arrays[policy], truth_NK)
             rows.append({"policy": policy, "label": labels[policy], "reward": reward, "true_value": true_value})
-    report: dict[str, Any] = {
+    report: Report = {
+        "schema_version": REPORT_VERSION,
         "scored": scored_name,
         "since": since.astimezone(UTC).isoformat(),
         "until": datetime.fromtimestamp(int(everything.shown_at.max()) / 1e6, UTC).isoformat(),
@@ -105,23 +110,26 @@ def evaluate(
         "value": value_sections(log, audit_inputs),
         **fit_metrics(everything),
         "notes": notes,
-        **(extra or {}),
+        **(extra or ReportExtras()),
     }
     with atomic_folder(out, marker=REPORT_FILE) as folder:
         (folder / "report.html").write_text(render(report, dataset), encoding="utf-8")
-        (folder / REPORT_FILE).write_text(json.dumps(report, indent=1), encoding="utf-8")
+        write_report(folder, report)
     return report
 
 
-def _not_randomised(log: ScoredLog, reward: str, reward_N: NDArray) -> dict[str, Any]:
+def _not_randomised(log: ScoredLog, reward: str, reward_N: NDArray) -> NotRandomisedRow:
     """What the logging policy earned where it aimed: the mean, with its interval by member."""
     rows = np.flatnonzero(~log.randomised)
     rows = rows[np.argsort(log.member[rows], kind="stable")]
     sums = Members.of(log.member[rows]).sums(snips(reward_N[rows], np.ones(len(rows))))
     interval = normal_interval(sums.value, sums.influence_M)
-    numbers = {"value": sums.value, "low": interval.low, "high": interval.high}
-    return {"reward": reward, "impressions": len(rows)} | {
-        name: float(number) if np.isfinite(number) else None for name, number in numbers.items()
+    return {
+        "reward": reward,
+        "impressions": len(rows),
+        "value": finite_or_none(sums.value),
+        "low": finite_or_none(interval.low),
+        "high": finite_or_none(interval.high),
     }
 
 
@@ -129,15 +137,16 @@ def _mean_under(policy_NK: NDArray | None, truth_NK: NDArray | None) -> float | 
     return None if policy_NK is None or truth_NK is None else float((policy_NK * truth_NK).sum(1).mean())
 
 
-def _captured_lift(rows: list[dict[str, Any]]) -> float | None:
+def _captured_lift(rows: list[PolicyRow]) -> float | None:
     """(scored - uniform) / (best possible - uniform), of true values of clicks; None where the truth is not known."""
     true = {row["policy"]: row["true_value"] for row in rows if row["reward"] == "clicked"}
-    if true.get("best_possible") is None or true["best_possible"] == true["uniform"]:
+    best, own, even = true.get("best_possible"), true["scored"], true["uniform"]
+    if best is None or own is None or even is None or best == even:
         return None
-    return (true["scored"] - true["uniform"]) / (true["best_possible"] - true["uniform"])
+    return (own - even) / (best - even)
 
 
-def policy_table(report: dict[str, Any]) -> Table:
+def policy_table(report: Report) -> Table:
     """The policies side by side in clicks per 1,000 impressions, for reading in a terminal."""
     table = Table(
         title=f"Clicks per 1,000 impressions since {report['since'][:10]} ({report['impressions']:,} impressions)"

@@ -11,11 +11,10 @@ Legend: N impressions, K candidates (padded).
 # pyright: reportAttributeAccessIssue=false
 # pyarrow makes its compute functions when it is imported, where no type checker sees them.
 
-import json
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -40,12 +39,14 @@ from evaluation.off_policy.valuation import (
     importance_weights,
 )
 from evaluation.period import Period, SplitTimes, split_times
+from evaluation.record.records import VALUE_FILE, VALUE_VERSION, ValueRecord, ValueSections, write_value
+from evaluation.record.rows import DifferenceRow, DriftRow, EstimateRow, Estimates, PeriodRow, VerdictRow
 from evaluation.report.value_page import main_estimate, value_page
 from foundation.atomic import atomic_folder, require_replaceable
 from foundation.errors import UserError
 from foundation.progress import progress_bar
 
-VALUE_FILE, VALUE_PAGE = "value.json", "value.html"
+VALUE_PAGE = "value.html"
 PROGRESS_STEPS = 6
 
 BALANCED_WEIGHTS = (
@@ -71,7 +72,7 @@ def value(
     log_policy: str = "all",
     allow_missing: bool = False,
     console: Console | None = None,
-) -> dict[str, Any]:
+) -> ValueRecord:
     """Value the scored policy, the uniform, the logging one and the best artwork per title; writes `value.json`, `value.html`.
 
     `base` is another scores table of the same impressions, whose policy is valued beside and held against. The period is
@@ -86,8 +87,15 @@ def value(
 
     def read(table: Path) -> ScoredLog:
         logged_by = None if log_policy == "all" else log_policy
-        words: dict[str, Any] = {"logged_by": logged_by, "allow_missing": allow_missing, "if_missing": if_missing}
-        return read_scored_log(dataset, table, since, before=before, **words)
+        return read_scored_log(
+            dataset,
+            table,
+            since,
+            before=before,
+            logged_by=logged_by,
+            allow_missing=allow_missing,
+            if_missing=if_missing,
+        )
 
     with progress_bar(console) as progress:
         task = progress.add_task("value: read the log", total=PROGRESS_STEPS)
@@ -127,9 +135,10 @@ def value(
             console.print(f"value: {_period_line(period, since, before, split)}", soft_wrap=True)
         for note in _exclusion_notes(single_candidate, missing, unknown, uncompared, scores, base):
             console.print(f"value: {note}")
-        record = value_sections(log, audit_inputs, step)
-        record = {
-            "verdict": record.pop("verdict"),
+        sections = value_sections(log, audit_inputs, step)
+        record: ValueRecord = {
+            "verdict": sections["verdict"],  # first in the file
+            "schema_version": VALUE_VERSION,
             "period": period,
             "split": None if split is None else split.source,
             "since": None if since is None else since.isoformat(),
@@ -141,12 +150,12 @@ def value(
             "without_scores": missing,
             "without_base": uncompared,
             "scores_of_other_impressions": unknown,
-            **record,
+            **sections,
         }
         step("draw the page")
         with atomic_folder(out, marker=VALUE_FILE) as folder:
             (folder / VALUE_PAGE).write_text(value_page(record, dataset), encoding="utf-8")
-            (folder / VALUE_FILE).write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
+            write_value(folder, record)
         step("done")
     return record
 
@@ -175,10 +184,10 @@ def _exclusion_notes(
 
 def value_sections(
     scored: ScoredLog, audit_inputs: AuditInputs, step: Callable[[str], None] = lambda words: None
-) -> dict[str, Any]:
+) -> ValueSections:
     """The policies on a log, with what is known of the log: what `value.json` and `report.json` hold of them.
 
-    `known` is what was logged besides; `step` hears what is done next.
+    `audit_inputs` is what was logged besides; `step` hears what is done next.
     """
     if (np.diff(scored.member) < 0).any():
         scored = scored.take(np.argsort(scored.member, kind="stable"))
@@ -226,11 +235,11 @@ def value_sections(
         ],
         "randomised": int(scored.randomised.sum()),
         **estimates,
-        "calibration": None if calibrated is None else calibrated.record(),
+        "calibration": None if calibrated is None else calibrated.rows(),
         "drift": [
-            {"reward": reward} | _with_date(row)
+            DriftRow(reward=reward, part=part, **row)
             for reward, (parts, _) in drifts.items()
-            for row in [*_rows_before_period(audit_inputs.past, reward), *parts]
+            for part, row in [*_before_period(audit_inputs.past, reward), *parts]
         ],
         **audit_sections,
         "notes": [*notes, *audit_sections["notes"]],
@@ -256,7 +265,7 @@ def to_bandit_log(scored: ScoredLog) -> tuple[BanditLog, str]:
     return log, PER_POLICY_WEIGHTS if mixed_NK is None else BALANCED_WEIGHTS
 
 
-def _rows_before_period(past: Outcomes | None, reward: str) -> list[dict[str, Any]]:
+def _before_period(past: Outcomes | None, reward: str) -> list[tuple[Literal["before"], PeriodRow]]:
     """What the uniform policy earned before the period, to hold the period against."""
     reward_N = None if past is None else past.clicked if reward == "clicked" else past.engaged
     if past is None or reward_N is None:
@@ -266,7 +275,7 @@ def _rows_before_period(past: Outcomes | None, reward: str) -> list[dict[str, An
     if not len(order):
         return []
     weight_N = 1 / (past.width * past.propensity)
-    return [{"part": "before"} | period_row(*(v[order] for v in (reward_N, weight_N, past.shown_at, past.member)))]
+    return [("before", period_row(*(v[order] for v in (reward_N, weight_N, past.shown_at, past.member))))]
 
 
 def _fixed_policy(chosen_N: NDArray[np.integer], width: int) -> PolicyProbabilities:
@@ -278,25 +287,13 @@ def _array_policy(policy_NK: NDArray) -> PolicyProbabilities:
     return lambda rows: policy_NK[rows]
 
 
-def _with_date(row: dict[str, Any]) -> dict[str, Any]:
-    since = datetime.fromtimestamp(row["from"] / 1e6, UTC).isoformat()
-    numbers = {name: None if isinstance(v, float) and not np.isfinite(v) else v for name, v in row.items()}
-    return numbers | {"from": since}
-
-
-def _headline(estimates: dict[str, Any]) -> dict[str, str]:
+def _headline(estimates: Estimates) -> VerdictRow:
     """What the log has to say of the scored policy's clicks, by the estimate to look at first."""
-    row = _row(estimates["verdicts"], "scored", "clicked", HEADLINE_ESTIMATOR)
-    return {"policy": "scored", "reward": "clicked", "estimator": HEADLINE_ESTIMATOR} | {
-        n: row[n] for n in ("verdict", "reason")
-    }
+    key = ("scored", "clicked", HEADLINE_ESTIMATOR)
+    return next(r for r in estimates["verdicts"] if (r["policy"], r["reward"], r["estimator"]) == key)
 
 
-def _row(rows: list[dict[str, Any]], policy: str, reward: str, estimator: str) -> dict[str, Any]:
-    return next(r for r in rows if (r["policy"], r["reward"], r["estimator"]) == (policy, reward, estimator))
-
-
-def value_table(record: dict[str, Any]) -> Table:
+def value_table(record: ValueRecord) -> Table:
     """The policies by their main estimates, per 1,000 impressions, for reading in a terminal."""
     verdict = record["verdict"]
     table = Table(
@@ -315,19 +312,21 @@ def value_table(record: dict[str, Any]) -> Table:
     return table
 
 
-def value_cell(row: dict[str, Any] | None) -> str:
+def value_cell(row: EstimateRow | None) -> str:
     """An estimate per 1,000 impressions with its interval, for a terminal."""
     if row is None:
         return "left out"
     if row["value"] is None:
         return "cannot be told"
     mark = "" if row["verdict"] == "reliable" else " (weak)"
-    if row["low"] is None:
+    if row["low"] is None or row["high"] is None:
         return f"{1000 * row['value']:.1f}{mark}"
     return f"{1000 * row['value']:.1f} [{1000 * row['low']:.1f}, {1000 * row['high']:.1f}]{mark}"
 
 
-def _lift_cell(row: dict[str, Any] | None) -> str:
-    if row is None or row["relative"] is None or row["relative_low"] is None:
-        return "" if row is None else "cannot be told"
+def _lift_cell(row: DifferenceRow | None) -> str:
+    if row is None:
+        return ""
+    if row["relative"] is None or row["relative_low"] is None or row["relative_high"] is None:
+        return "cannot be told"
     return f"{row['relative']:+.1%} [{row['relative_low']:+.1%}, {row['relative_high']:+.1%}]"

@@ -1,8 +1,9 @@
 """What every input and output of the graphs is: type, shape and meaning, as `bundle.json` and the card say it."""
 
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from models.serving import VECTORS
+from serving.bundle.metadata import GraphDescription, TensorPort
 
 DESCRIPTIONS = {
     "history_title": ("int64", "(N, T)", "title rows of the last plays, oldest first, on the right padded with 0"),
@@ -73,17 +74,18 @@ DESCRIPTIONS = {
 """By name: over rows; the same over ids is told from it."""
 
 
-def describe_graph(graph: ModelProto) -> dict[str, list[dict[str, str]]]:
+def describe_graph(graph: ModelProto) -> GraphDescription:
     """Every input and output of a graph: name, type, shape and meaning."""
-    sides = {}
-    for side, parts in (("inputs", graph.graph.input), ("outputs", graph.graph.output)):
-        rows = []
-        for part in parts:
-            dtype, shape, meaning = DESCRIPTIONS[part.name]
-            if part.name in VECTORS and side == "inputs":  # of each candidate
-                shape = shape.replace("(N,)", "(N, K)") if shape == "(N,)" else shape.replace("(N,", "(N, K,")
-            if part.type.tensor_type.elem_type == TensorProto.STRING:
-                dtype, meaning = "string", meaning.replace("row", "id").replace("padded with 0", 'padded with ""')
-            rows.append({"name": part.name, "dtype": dtype, "shape": shape, "meaning": meaning})
-        sides[side] = rows
-    return sides
+    return {
+        "inputs": [_port(part, of_candidates=part.name in VECTORS) for part in graph.graph.input],
+        "outputs": [_port(part) for part in graph.graph.output],
+    }
+
+
+def _port(part: ValueInfoProto, *, of_candidates: bool = False) -> TensorPort:
+    dtype, shape, meaning = DESCRIPTIONS[part.name]
+    if of_candidates:
+        shape = shape.replace("(N,)", "(N, K)") if shape == "(N,)" else shape.replace("(N,", "(N, K,")
+    if part.type.tensor_type.elem_type == TensorProto.STRING:
+        dtype, meaning = "string", meaning.replace("row", "id").replace("padded with 0", 'padded with ""')
+    return {"name": part.name, "dtype": dtype, "shape": shape, "meaning": meaning}

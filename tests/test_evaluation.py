@@ -120,7 +120,7 @@ def rewritten(scores: Path, out: Path, change) -> Path:
 def test_the_evaluation_knows_the_truth(service: Path, scores: Path, bundle: Path, tmp_path: Path) -> None:
     since = since_of(bundle)
     report = evaluate(service, scores, tmp_path / "report", since=since)
-    true = {row["policy"]: row["true_value"] for row in report["policies"] if row["reward"] == "clicked"}
+    true = {row["policy"]: row["true_value"] or 0.0 for row in report["policies"] if row["reward"] == "clicked"}
     assert true["best_possible"] > max(v for k, v in true.items() if k != "best_possible")
     truth = pads.dataset(sorted((service / "truth").glob("*.parquet"))).to_table().to_pylist()
     truth = {row["impression_id"]: dict(zip(row["candidates"], row["p_click"], strict=True)) for row in truth}
@@ -149,6 +149,7 @@ def test_the_evaluation_knows_the_truth(service: Path, scores: Path, bundle: Pat
 def test_a_trained_ranker_captures_lift(service: Path, scores: Path, bundle: Path, tmp_path: Path) -> None:
     """On a service of 8,000 impressions; how much a whole one allows is the demo's figure."""
     report = evaluate(service, scores, tmp_path / "report", since=since_of(bundle))
+    assert report["captured_lift"] is not None
     assert report["captured_lift"] > 0.3
     assert report["metrics"]["log_loss"] < report["metrics"]["log_loss_of_a_constant"]
 

@@ -1,8 +1,7 @@
 """`keyart value` on a service made by hand and on logs of known truth: what it writes, what it refuses, what it will not say."""
 
 import json
-import shutil
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ import pytest
 
 import keyart
 from benchmarks.ope_coverage import SETTINGS, Setting, draw, replicate, truth_of
-from datamodules.prepare.prepare import PrepareConfig, prepare
 from evaluation.off_policy.valuation import LOGGED, BanditLog, PolicyProbabilities, value_policies
-from evaluation.period import newest_shares, split_times
+from evaluation.period import newest_shares
+from evaluation.record.records import VALUE_VERSION
 from evaluation.value import BALANCED_WEIGHTS, PER_POLICY_WEIGHTS
 from tests import obd_men
 from tests.made_service import ALL, LATE, ROWS, START, Change, best, changed, even, last, scores, service
@@ -70,6 +69,7 @@ def record(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 def test_the_record_is_as_promised(record: dict[str, Any]) -> None:
     assert next(iter(record)) == "verdict", "first in the record"
+    assert record["schema_version"] == VALUE_VERSION
     assert all(set(row) == ROW_KEYS for row in record["estimates"])
     assert all(set(row) >= ROW_KEYS | {"base"} for row in record["differences"])
     found = {(row["policy"], row["reward"], row["estimator"]) for row in record["estimates"]}
@@ -114,48 +114,6 @@ def test_periods_are_those_of_prepare(dataset: Path, record: dict[str, Any], tmp
     told = record_of(dataset, table, tmp_path / "validation", "--period", "validation")
     assert told["impressions"] + told["without_choice"] == 900
     assert told["before"] == record["since"]
-
-
-def test_the_period_is_that_of_the_shards_or_of_the_scores_own_record(
-    service: Path, shards: Path, scores: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Shards split by dates of their own; the shares of this log are other impressions."""
-    newest = newest_shares(service)
-    assert newest.validation_from is not None
-    later = newest.test_from + timedelta(days=3)
-    dates = PrepareConfig(validation_from=newest.test_from.isoformat(), test_from=later.isoformat())
-    prepare(service, tmp_path / "dated", dates)
-    own = tmp_path / "scores"
-    shutil.copytree(scores, own)
-
-    def since_of(out: str, *words: str | Path) -> str:
-        assert told(capfd, service, own, tmp_path / out, *words)[0] == 0
-        return json.loads((tmp_path / out / "value.json").read_text())["since"]
-
-    manifest = json.loads((shards / "manifest.json").read_text())
-    assert since_of("recorded") == manifest["test_from"]
-    assert since_of("like", "--like", tmp_path / "dated") == later.isoformat()
-    record = json.loads((own / "scores.json").read_text())
-    (own / "scores.json").write_text(json.dumps(record | {"test_from": later.isoformat(), "validation_from": None}))
-    assert since_of("own") == later.isoformat()
-    assert since_of("over", "--like", shards) == manifest["test_from"], "what the user names comes first"
-    for words, named in (
-        ((), f"from {later:%Y-%m-%d %H:%M:%S} UTC, by {own / 'scores.json'}"),
-        (("--like", shards), f"by the shards {shards}"),
-    ):
-        assert named in told(capfd, service, own, tmp_path / "named", *words)[1]
-    code, error = told(capfd, service, own, tmp_path / "no", "--period", "validation")
-    assert (code, "does not say when validation began" in error, "--like SHARDS" in error) == (1, True, True), error
-    (own / "scores.json").unlink()
-    code, error = told(capfd, service, own, tmp_path / "shares")
-    assert (code, "by shares of this log, of which the newest 15% are test" in error) == (0, True), error
-    for broken in ("{", json.dumps({"test_from": "soon"}), json.dumps([1]), json.dumps({"test_from": "2026-01-01"})):
-        (own / "scores.json").write_text(broken)
-        code, error = told(capfd, service, own, tmp_path / "broken")
-        assert (code, str(own / "scores.json") in error, error.count("\n")) == (1, True, 1), error
-    code, error = told(capfd, service, own, tmp_path / "broken", "--like", service)
-    assert (code, "so these are no shards" in error) == (1, True), error
-    assert split_times(service, scores).validation_from == datetime.fromisoformat(manifest["validation_from"])
 
 
 def test_candidates_in_another_order_are_aligned(dataset: Path, record: dict[str, Any], tmp_path: Path) -> None:
@@ -359,7 +317,7 @@ needs_obd = pytest.mark.skipif(not obd_men.FOLDER.is_dir(), reason="shared/data/
 @needs_obd
 def test_thompson_on_the_uniform_log(thompson: np.ndarray) -> None:
     log = obd_men.log_of(obd_men.read("random"), whole=True)
-    told = value_policies(log, {"bts": lambda rows: thompson[log.title_N[rows]]})
+    told = dict(value_policies(log, {"bts": lambda rows: thompson[log.title_N[rows]]}))
     ips, snips = (row_of(told, "bts", name) for name in ("ips", "snips"))
     assert ips["value"] == pytest.approx(0.00453, abs=1e-4)
     assert snips["value"] == pytest.approx(0.00460, abs=1e-4)
@@ -376,8 +334,9 @@ def test_thompson_on_the_uniform_log(thompson: np.ndarray) -> None:
 def test_uniform_on_the_thompson_log() -> None:
     """Only the shown item's propensity was logged there."""
     log = obd_men.log_of(obd_men.read("bts"), whole=False)
-    told = value_policies(
-        log, {"uniform": lambda rows: np.full((rows.stop - rows.start, obd_men.ITEMS), 1 / obd_men.ITEMS)}
+    even = np.full((1, obd_men.ITEMS), 1 / obd_men.ITEMS)
+    told: dict[str, Any] = dict(
+        value_policies(log, {"uniform": lambda rows: even.repeat(rows.stop - rows.start, axis=0)})
     )
     snips = row_of(told, "uniform", "snips")
     (overlap,) = told["overlap"]
@@ -395,7 +354,7 @@ def test_averaged_propensities_of_shown_items_are_a_trap_that_is_seen() -> None:
     count, total = (np.bincount(place, v, obd_men.POSITIONS * obd_men.ITEMS) for v in (None, bts["propensity_score"]))
     mean = (total / np.maximum(count, 1)).reshape(obd_men.POSITIONS, obd_men.ITEMS)
     log = obd_men.log_of(obd_men.read("random"), whole=True)
-    told = value_policies(log, {"bts": lambda rows: mean[log.title_N[rows]]}, draws=20)
+    told = dict(value_policies(log, {"bts": lambda rows: mean[log.title_N[rows]]}, draws=20))
     row = row_of(told, "bts", "ips")
     assert row["mean_weight"] == pytest.approx(1.95, abs=0.01)
     assert (row["verdict"], row["value"]) == ("unanswerable", None)

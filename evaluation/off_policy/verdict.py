@@ -6,16 +6,14 @@ of replications. `unanswerable` means that the log holds no answer, and then no 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.off_policy.estimators import ips
 from evaluation.off_policy.intervals import Interval, Members, normal_interval, standard_error
+from evaluation.record.rows import Verdict
 from foundation.choice import PROBABILITY_ROUNDING
-
-Verdict = Literal["reliable", "weak", "unanswerable"]
 
 UNSUPPORTED_NONE, UNSUPPORTED_WEAK = 0.1, 0.01
 """Share of the policy's probability on artworks the log never shows."""

@@ -6,21 +6,19 @@ true values where they are known.
 
 from html import escape
 from pathlib import Path
-from typing import Any
 
+from evaluation.record.records import NotRandomisedRow, Report
 from evaluation.report.markup import html_document, notes, with_interval
 from evaluation.report.value_page import NOTES as VALUE_NOTES
 from evaluation.report.value_page import headline, sections
 
-OVERALL_SECTIONS = ("metrics", "reliability", "engaged_metrics", "engaged_reliability")
-"""What the report says of all impressions, and the value of those alone that offered a choice."""
 NOTES = {
     "True": "Known for simulated services alone, whose law of clicks is written beside them.",
 }
 """What a reader of this page needs besides the notes of `keyart value`'s."""
 
 
-def render(report: dict[str, Any], dataset: Path) -> str:
+def render(report: Report, dataset: Path) -> str:
     """The page; `dataset` is where the pictures are."""
     value = report["value"]
     verdict = value["verdict"]
@@ -30,8 +28,8 @@ def render(report: dict[str, Any], dataset: Path) -> str:
         f'<p class="soft">{_population(report)}</p>',
         *(_not_randomised(row) for row in report["not_randomised"]),
     ]
-    overall = {name: report[name] for name in OVERALL_SECTIONS if name in report}
-    parts += sections(value | overall, dataset, report["policies"])
+    # of all impressions, not of those alone that offered a choice
+    parts += sections(value, dataset, report["policies"], fit=report)
     if "onnx_torch_largest_difference" in report:
         parts.append(
             "<p>Largest difference between ONNX Runtime and torch over these impressions: "
@@ -41,7 +39,7 @@ def render(report: dict[str, Any], dataset: Path) -> str:
     return html_document("keyart report", "\n".join(parts))
 
 
-def _population(report: dict[str, Any]) -> str:
+def _population(report: Report) -> str:
     """Whose impressions the values speak of."""
     text = (
         f"{report['impressions']:,} impressions of {report['members']:,} members since "
@@ -53,7 +51,7 @@ def _population(report: dict[str, Any]) -> str:
     return text
 
 
-def _not_randomised(row: dict[str, Any]) -> str:
+def _not_randomised(row: NotRandomisedRow) -> str:
     """What the logging policy earned where it aimed, which exploring dilutes in its value."""
     if row["value"] is None:
         return ""
@@ -63,7 +61,7 @@ def _not_randomised(row: dict[str, Any]) -> str:
     )
 
 
-def _headline(report: dict[str, Any]) -> str:
+def _headline(report: Report) -> str:
     """The finding in words, and what is known of it by the true law."""
     text = headline(report["value"], report["scored"])
     if report["captured_lift"] is None:

@@ -4,14 +4,25 @@ In: the record that `value_of` makes, and the dataset, for pictures. Out: HTML. 
 `sections` are what every report has, `shell` what stands around.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from evaluation.audits.attribution import CONTRASTS
 from evaluation.audits.examples import read_artwork_labels
 from evaluation.off_policy.valuation import FALLBACK_ESTIMATOR, HEADLINE_ESTIMATOR
+from evaluation.record.records import PolicyRow, ValueRecord, ValueSections
+from evaluation.record.rows import (
+    CalibrationSliceRow,
+    ContributionRow,
+    DifferenceRow,
+    DriftRow,
+    EstimateRow,
+    Estimates,
+    FitMetrics,
+    Metrics,
+    SliceRow,
+)
 from evaluation.report import charts
 from evaluation.report.artwork_sections import (
     clickbait_section,
@@ -37,7 +48,7 @@ NOTES = {
 """What a reader needs who has never seen such a page."""
 
 
-def value_page(record: dict[str, Any], dataset: Path) -> str:
+def value_page(record: ValueRecord, dataset: Path) -> str:
     """The page of `keyart value`."""
     verdict = record["verdict"]
     period = "the whole log" if record["split"] is None else f"the {record['period']} period by {record['split']}"
@@ -53,17 +64,17 @@ def value_page(record: dict[str, Any], dataset: Path) -> str:
     return html_document("keyart value", "\n".join(body))
 
 
-def _since(record: dict[str, Any]) -> str:
+def _since(record: ValueRecord) -> str:
     return "" if record["since"] is None else f", since {record['since'][:16].replace('T', ' ')} UTC"
 
 
-def main_estimate(record: dict[str, Any], policy: str, reward: str) -> dict[str, Any] | None:
+def main_estimate(record: Estimates, policy: str, reward: str) -> EstimateRow | None:
     """The estimate to look at first: doubly robust, else SNIPS; None where neither was made."""
     rows = {e["estimator"]: e for e in record["estimates"] if (e["policy"], e["reward"]) == (policy, reward)}
     return rows.get(HEADLINE_ESTIMATOR) or rows.get(FALLBACK_ESTIMATOR)
 
 
-def headline(record: dict[str, Any], name: str = "the scored policy") -> str:
+def headline(record: ValueSections, name: str = "the scored policy") -> str:
     """The finding in words: what the log says of the scored policy, called `name`, against uniform."""
     if record["verdict"]["verdict"] == "unanswerable":
         return f"This log cannot tell what {name} would earn."
@@ -74,9 +85,10 @@ def headline(record: dict[str, Any], name: str = "the scored policy") -> str:
         if (d["policy"], d["base"], d["reward"], d["estimator"]) == ("scored", base, "clicked", HEADLINE_ESTIMATOR)
     )
     against = "the other scores" if base == "base" else "showing any artwork alike"
-    if row["relative"] is None or row["relative_low"] is None:
+    relative, ends = row["relative"], (row["relative_low"], row["relative_high"])
+    if relative is None or ends[0] is None or ends[1] is None:
         return f"This log cannot tell {name} apart from {against}."
-    value, low, high = (100 * row[key] for key in ("relative", "relative_low", "relative_high"))
+    value, low, high = 100 * relative, 100 * ends[0], 100 * ends[1]
     interval = f"95 % interval: {low:+.1f} to {high:+.1f} %"
     subject = name[0].upper() + name[1:] if name.startswith("the ") else name
     if low > 0:
@@ -86,8 +98,13 @@ def headline(record: dict[str, Any], name: str = "the scored policy") -> str:
     return f"This log cannot tell {name} apart from {against}: {value:+.1f} % clicks ({interval})."
 
 
-def sections(record: dict[str, Any], dataset: Path, policies: Sequence[dict[str, Any]] = ()) -> Iterator[str]:
-    """Everything between the verdict and the notes; `policies`: by policy and reward a label and the true value, if known."""
+def sections(
+    record: ValueSections, dataset: Path, policies: Sequence[PolicyRow] = (), fit: FitMetrics | None = None
+) -> Iterator[str]:
+    """Everything between the verdict and the notes.
+
+    `policies`: by policy and reward, a label and the true value, if known. `fit`: metrics to show in place of the record's own.
+    """
     yield "<h2>What each policy would earn</h2>"
     yield _values(record, policies)
     truth = {
@@ -108,11 +125,12 @@ def sections(record: dict[str, Any], dataset: Path, policies: Sequence[dict[str,
     yield "<h2>What exploring costs</h2>"
     yield f'<div class="charts">{charts.exploration(record["exploration"])}</div>'
     yield "<h2>Are the probabilities right?</h2>"
-    yield _fit("Clicks of what was shown", record["metrics"])
-    drawn = [charts.reliability(record["reliability"])]
-    if "engaged_metrics" in record:
-        yield _fit("Viewings after a click", record["engaged_metrics"])
-        drawn.append(charts.reliability(record["engaged_reliability"], "watched after a click"))
+    fit = fit or record
+    yield _fit("Clicks of what was shown", fit["metrics"])
+    drawn = [charts.reliability(fit["reliability"])]
+    if "engaged_metrics" in fit and "engaged_reliability" in fit:
+        yield _fit("Viewings after a click", fit["engaged_metrics"])
+        drawn.append(charts.reliability(fit["engaged_reliability"], "watched after a click"))
     yield f'<div class="charts">{"".join(drawn)}</div>'
     yield _calibrated(record["calibration_by_slice"])
     yield "<h2>For whom, and where</h2>"
@@ -126,7 +144,7 @@ def sections(record: dict[str, Any], dataset: Path, policies: Sequence[dict[str,
     yield from _chosen(record)
 
 
-def _values(record: dict[str, Any], policies: Sequence[dict[str, Any]]) -> str:
+def _values(record: ValueSections, policies: Sequence[PolicyRow]) -> str:
     above = {(d["policy"], d["base"], d["reward"], d["estimator"]): d for d in record["differences"]}
     rewards = list(dict.fromkeys(e["reward"] for e in record["estimates"]))
     names = charts.POLICY_NAMES | {row["policy"]: row["label"] for row in policies}
@@ -151,7 +169,7 @@ def _values(record: dict[str, Any], policies: Sequence[dict[str, Any]]) -> str:
     return table(heads, rows)
 
 
-def _against_uniform(above: dict[tuple, dict[str, Any]], policy: str, reward: str, by: str) -> str:
+def _against_uniform(above: Mapping[tuple[str, ...], DifferenceRow], policy: str, reward: str, by: str) -> str:
     row = above.get((policy, "uniform", reward, by))
     if row is not None:
         return relative(row)
@@ -159,13 +177,14 @@ def _against_uniform(above: dict[tuple, dict[str, Any]], policy: str, reward: st
     if row is None or row["relative"] is None:
         return "–"
     # what uniform lacks, turned round: 1 / (1 + x) - 1, whose ends change places
-    names = ("relative", "relative_low", "relative_high")
-    turned = {name: None if row[name] is None else 1 / (1 + row[name]) - 1 for name in names}
-    turned["relative_low"], turned["relative_high"] = turned["relative_high"], turned["relative_low"]
-    return relative(turned)
+    value, high, low = (
+        None if number is None else 1 / (1 + number) - 1
+        for number in (row["relative"], row["relative_low"], row["relative_high"])
+    )
+    return relative({"relative": value, "relative_low": low, "relative_high": high})
 
 
-def _alone(rows: Sequence[dict[str, Any]]) -> str:
+def _alone(rows: Sequence[ContributionRow]) -> str:
     rewards = list(dict.fromkeys(row["reward"] for row in rows))
     by_key = {(r["policy"], r["base"], r["reward"], r["estimator"]): r for r in rows}
     lines = []
@@ -180,16 +199,16 @@ def _alone(rows: Sequence[dict[str, Any]]) -> str:
     return intro + table(["due to", *rewards], lines)
 
 
-def _drift(rows: Sequence[dict[str, Any]]) -> str:
+def _drift(rows: Sequence[DriftRow]) -> str:
     clicked = [row for row in rows if row["reward"] == "clicked"]
-    quarters = ", ".join(f"from {row['from'][:10]} {with_interval(row)}" for row in clicked if row["part"] != "before")
+    quarters = ", ".join(f"from {row['since'][:10]} {with_interval(row)}" for row in clicked if row["part"] != "before")
     text = f"Clicks of the uniform policy per 1,000, in quarters of the period: {quarters}."
     for row in (row for row in clicked if row["part"] == "before"):
-        text += f" Before the period, from {row['from'][:10]}: {with_interval(row)}."
+        text += f" Before the period, from {row['since'][:10]}: {with_interval(row)}."
     return f'<p class="soft">{text}</p>'
 
 
-def _fit(what: str, metrics: dict[str, Any]) -> str:
+def _fit(what: str, metrics: Metrics) -> str:
     auc = "–" if metrics["auc"] is None else f"{metrics['auc']:.4f}"
     low, high = metrics["by_chance"]
     error = metrics["expected_calibration_error"]
@@ -201,7 +220,7 @@ def _fit(what: str, metrics: dict[str, Any]) -> str:
     )
 
 
-def _calibrated(rows: Sequence[dict[str, Any]]) -> str:
+def _calibrated(rows: Sequence[CalibrationSliceRow]) -> str:
     """Slice by slice; those beyond chance are named."""
     if not rows:
         return ""
@@ -219,7 +238,7 @@ def _calibrated(rows: Sequence[dict[str, Any]]) -> str:
     return f"<details><summary>{text}</summary>{table(heads, lines)}</details>"
 
 
-def _slices(rows: Sequence[dict[str, Any]]) -> str:
+def _slices(rows: Sequence[SliceRow]) -> str:
     against_uniform = [row for row in rows if row["reward"] == "clicked" and row["base"] == "uniform"]
     fixed = {(r["slice"], r["level"]): r for r in rows if r["reward"] == "clicked" and r["base"] == "best_fixed"}
     engaged = {(r["slice"], r["level"]): r for r in rows if r["reward"] == "engaged" and r["base"] == "uniform"}
@@ -247,7 +266,7 @@ def _slices(rows: Sequence[dict[str, Any]]) -> str:
     return table(heads, lines)
 
 
-def _chosen(record: dict[str, Any]) -> Iterator[str]:
+def _chosen(record: Estimates) -> Iterator[str]:
     """What was chosen on the data, and what could not be estimated: for whoever signs."""
     yield "<h2>For whoever signs</h2>"
     lines = [
