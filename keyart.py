@@ -268,8 +268,12 @@ def score(
     from serving.bundle.bundle import Bundle
     from serving.scoring.score import check_and_score
 
-    options: Any = {"policy": policy, "reward": reward, "since": None if since is None else parse_time("since", since)}
-    check_and_score(Bundle.open(bundle), dataset, out, settings, **options, console=stderr_console())
+    opened, moment, console = (
+        Bundle.open(bundle),
+        None if since is None else parse_time("since", since),
+        stderr_console(),
+    )
+    check_and_score(opened, dataset, out, settings, policy=policy, reward=reward, since=moment, console=console)
     print_next_command("", f"keyart evaluate {bundle} {dataset} REPORT")
 
 

@@ -61,8 +61,15 @@ def score(
     scorer = Scorer(bundle, policy, reward, threads=os.cpu_count() or 1)
     with atomic_folder(out, marker=SCORES_FILE) as folder:
         work = folder / "work"
-        options: dict[str, Any] = {"vocabularies": bundle.vocabularies, "since": since, "keep_requests": True}
-        manifest = prepare(dataset, work, **options, engine=engine, console=console)
+        manifest = prepare(
+            dataset,
+            work,
+            vocabularies=bundle.vocabularies,
+            since=since,
+            keep_requests=True,
+            engine=engine,
+            console=console,
+        )
         total, shards = manifest["impressions"], manifest["shards"]
         max_explained = -(-MAX_EXPLAINED // shards)
         explained: list[dict[str, Any]] = []
