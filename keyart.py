@@ -268,11 +268,8 @@ def score(
     from serving.bundle.bundle import Bundle
     from serving.scoring.score import check_and_score
 
-    opened, moment, console = (
-        Bundle.open(bundle),
-        None if since is None else parse_time("since", since),
-        stderr_console(),
-    )
+    moment, console = None if since is None else parse_time("since", since), stderr_console()
+    opened = Bundle.open(bundle)
     check_and_score(opened, dataset, out, settings, policy=policy, reward=reward, since=moment, console=console)
     print_next_command("", f"keyart evaluate {bundle} {dataset} REPORT")
 

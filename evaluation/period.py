@@ -1,6 +1,6 @@
 """The period of a log that values speak of, by the split times that the scored model was trained under.
 
-In: a dataset, its scores, and shards where the user names them. Out: `SplitTimes`, whose source is told. Times of their own
+In: a dataset, its scores, and shards where the user names them. Out: `SplitTimes`, whose source is named. Times of their own
 choosing would let a model be judged on impressions that it was trained on.
 """
 
