@@ -262,8 +262,9 @@ def score(
     from serving.bundle.bundle import Bundle
     from serving.scoring.score import check_and_score
 
-    options: Any = {"policy": policy, "reward": reward, "since": None if since is None else parse_time("since", since)}
-    check_and_score(Bundle.open(bundle), dataset, out, settings, **options, console=stderr_console())
+    moment, console = None if since is None else parse_time("since", since), stderr_console()
+    opened = Bundle.open(bundle)
+    check_and_score(opened, dataset, out, settings, policy=policy, reward=reward, since=moment, console=console)
     print_next_command("", f"keyart evaluate {bundle} {dataset} REPORT")
 
 
@@ -310,6 +311,7 @@ def value(
     *,
     base: Path | None = None,
     period: Literal["test", "validation", "all"] = "test",
+    like: Path | None = None,
     log_policy: str = "all",
     allow_missing: bool = False,
 ) -> None:
@@ -320,15 +322,26 @@ def value(
         scores: A scores table by the contract, anybody's.
         out: Folder for value.json and value.html.
         base: Another scores table of the same impressions, to hold the first against.
-        period: The newest 15 % of the impressions, the 15 % before them, or all.
+        period: test, validation or all. The first two begin as they did for the scored model: by --like; else by scores.json
+            beside the scores; else test is the newest 15 % of the impressions, validation the 15 % before. A line says which.
+        like: Shards whose split times to use: those the scored model was trained on.
         log_policy: Only impressions logged by the policy of this name; all: every one.
         allow_missing: Leave out impressions without scores, and count them; otherwise they stop the work.
     """
     from evaluation.value import value as value_scores
     from evaluation.value import value_table
 
-    options: Any = {"base": base, "period": period, "log_policy": log_policy, "allow_missing": allow_missing}
-    record = value_scores(dataset, scores, out, **options, console=stderr_console())
+    record = value_scores(
+        dataset,
+        scores,
+        out,
+        base=base,
+        period=period,
+        like=like,
+        log_policy=log_policy,
+        allow_missing=allow_missing,
+        console=stderr_console(),
+    )
     stdout_console().print(value_table(record))
     other = "SCORES --policy epsilon:0.1" if base else f"OTHER; keyart value {dataset} OTHER OUT --base {scores}"
     print_next_command(f"{out / 'value.html'} and value.json written", f"keyart score BUNDLE {dataset} {other}")

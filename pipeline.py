@@ -5,7 +5,6 @@ goes on, or starts again without a trace of its first try.
 """
 
 import json
-from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,10 +16,13 @@ from datamodules.contract.tables import dataset_fingerprint, tables_with
 from datamodules.prepare.counts import summary
 from datamodules.prepare.prepare import prepare as prepare_shards
 from datamodules.prepare.prepare import shards_fingerprint
+from datamodules.shards.embedding_origin import EmbeddingOrigin
 from datamodules.shards.shard import Shards
-from evaluation.evaluate import REPORT_VERSION
 from evaluation.evaluate import evaluate as evaluate_scores
-from export.export import BUNDLE_VERSION, EmbeddedArtworks
+from evaluation.record.records import REPORT_FILE, REPORT_VERSION, Report, ReportExtras, ValueSections, read_report
+from evaluation.record.rows import DifferenceRow, IntervalColumns
+from evaluation.report.value_page import main_estimate
+from export.export import EmbeddedArtworks
 from export.export import export as export_bundle
 from export.parity import compare
 from foundation.atomic import atomic_file, restore_replaced
@@ -28,7 +30,8 @@ from foundation.context import context_features, features_to_json
 from foundation.errors import UserError
 from foundation.fingerprint import files_fingerprint, fingerprint
 from models.content_towers import ArtworkEmbedding
-from serving.bundle.bundle import BUNDLE_FILE, Bundle
+from serving.bundle.bundle import Bundle
+from serving.bundle.metadata import BUNDLE_FILE, BUNDLE_VERSION, Estimate, EvaluatedPolicy, Evaluation, RunOrigin
 from serving.bundle.record import record_verdict
 from serving.scoring.compare_members import opposite_members, share_flipped
 from serving.scoring.policies import ServingPolicy
@@ -43,7 +46,7 @@ from train.recipe import Recipe
 from train.run import Run
 
 
-def run_pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
+def run_pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> Report:
     """Every stage in order, each skipped where its own fingerprint says that nothing changed; returns the report."""
     ServingPolicy.parse(recipe.policy)
     if recipe.prepare.drop_invalid:
@@ -81,20 +84,21 @@ def run_pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> 
     else:
         export_run(run, bundle_folder, console, expected)
     bundle = Bundle.open(bundle_folder)
-    since = datetime.fromisoformat(bundle.metadata["test_from"])
+    since = bundle.test_from
     if stored_fingerprint(scores / SCORES_FILE) == scores_fingerprint(bundle, dataset, recipe.policy, since):
         console.print(f"score: {scores} is up to date")
     else:
         score_dataset(bundle, dataset, scores, policy=recipe.policy, since=since, console=console)
     expected = fingerprint(stored_fingerprint(scores / SCORES_FILE), expected, REPORT_VERSION)
-    record = report_folder / "report.json"
-    if record.is_file() and (report := read_json(record)).get("made_from") == expected:
+    record = report_folder / REPORT_FILE
+    if record.is_file() and read_json(record).get("made_from") == expected:
         console.print(f"evaluate: {report_folder} is up to date")
-        record_verdict(bundle_folder, report, bundle)  # which a run that was cut short may have left out
+        report = read_report(report_folder)
+        record_verdict(bundle_folder, evaluation_of(report), bundle)  # which a run that was cut short may have left out
         return report
     difference = compare(Run.open(run).model, shards, scores)
     console.print(f"evaluate: largest difference between ONNX and torch over the test period {difference:.1e}")
-    extra = {
+    extra: ReportExtras = {
         "made_from": expected,
         "dataset": dataset_fingerprint(dataset),
         "onnx_torch_largest_difference": difference,
@@ -103,24 +107,36 @@ def run_pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> 
     report = evaluate_scores(
         dataset, scores, report_folder, since=since, scored_name=f"keyart {recipe.policy}", extra=extra
     )
-    record_verdict(bundle_folder, report, bundle)
+    record_verdict(bundle_folder, evaluation_of(report), bundle)
     return report
 
 
-def export_run(run: Path, out: Path, console: Console, fingerprint: str | None = None, *, reduced: bool = True) -> Any:
+def export_run(
+    run: Path, out: Path, console: Console, fingerprint: str | None = None, *, reduced: bool = True
+) -> Bundle:
     """A run's bundle; `reduced`: with graphs of fewer bytes too, judged by the run's own shards, where these are still there."""
     opened = Run.open(run)
-    copied_keys = ("fingerprint", "test_from", "log_fingerprint", "shards_fingerprint", "image_encoder", "provenance")
-    metadata = {name: opened.config[name] for name in copied_keys} | {"metrics": opened.metrics}
-    metadata |= {"fingerprint": fingerprint or metadata["fingerprint"]}
-    images, metadata["embedding"] = embedded_artworks(run)
+    config = opened.config
+    images, embedding = embedded_artworks(run)
+    origin = RunOrigin(
+        fingerprint=fingerprint or config["fingerprint"],
+        test_from=config["test_from"],
+        log_fingerprint=config["log_fingerprint"],
+        shards_fingerprint=config["shards_fingerprint"],
+        image_encoder=config["image_encoder"],
+        provenance=config["provenance"],
+        metrics=opened.metrics,
+        embedding=embedding,
+    )
+    if "validation_from" in config:  # which runs of before it was kept do not say
+        origin["validation_from"] = config["validation_from"]
     validation = shards_of(opened, console) if reduced else None
     return export_bundle(
-        opened.model, opened.vocabularies, out, metadata=metadata, images=images, validation=validation, console=console
+        opened.model, opened.vocabularies, out, origin=origin, images=images, validation=validation, console=console
     )
 
 
-def embedded_artworks(run: Path) -> tuple[EmbeddedArtworks, dict[str, Any]]:
+def embedded_artworks(run: Path) -> tuple[EmbeddedArtworks, EmbeddingOrigin]:
     """How the artworks of a run were embedded, and what its bundle's record says of it; UserError where that is lost."""
     record = embedding_record(run)
     if record is None:
@@ -144,7 +160,7 @@ def shards_of(run: Run, console: Console) -> Shards | None:
     return shards
 
 
-def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: bool = False) -> dict[str, Any]:
+def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: bool = False) -> Report:
     """Score the test period by a bundle, or a run's, exported aside, and judge the scores; returns the report.
 
     `record`: whether the bundle keeps the verdict; a UserError for a run.
@@ -158,16 +174,83 @@ def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: b
     with TemporaryDirectory() as folder:
         work = Path(folder)
         bundle = Bundle.open(source) if is_bundle else export_run(source, work / "bundle", console, reduced=False)
-        since = datetime.fromisoformat(bundle.metadata["test_from"])
+        since = bundle.test_from
         score_dataset(bundle, dataset, work / "scores", since=since, console=console)
-        extra = {"dataset": dataset_fingerprint(dataset)}
+        extra = ReportExtras(dataset=dataset_fingerprint(dataset))
         report = evaluate_scores(dataset, work / "scores", out, since=since, extra=extra)
     if record:
-        record_verdict(source, report, bundle)
+        record_verdict(source, evaluation_of(report), bundle)
     return report
 
 
-def print_simulated_truth(report: dict[str, Any], out: Path, dataset: Path, output: Console) -> None:
+def evaluation_of(report: Report) -> Evaluation:
+    """What a bundle keeps of a report: period, verdict, policies and how well its probabilities fit."""
+    value, verdict = report["value"], report["value"]["verdict"]
+    evaluation: Evaluation = {
+        "policy": report["scored"],
+        "verdict": {**verdict},
+        "per_1000": [
+            EvaluatedPolicy(
+                policy=row["policy"],
+                label=row["label"],
+                reward=row["reward"],
+                true=None if row["true_value"] is None else 1000 * row["true_value"],
+                estimated=_estimated(value, row["policy"], row["reward"]),
+                above_uniform=_above_uniform(value, row["policy"], row["reward"]),
+            )
+            for row in report["policies"]
+            if row["policy"] != "best_possible"
+        ],
+        "since": report["since"],
+        "until": report["until"],
+        "impressions": report["impressions"],
+        "without_choice": report["without_choice"],
+        "members": report["members"],
+        "randomised": report["randomised"],
+        "captured_lift": report["captured_lift"],
+        "metrics": {**report["metrics"]},
+        "notes": report["notes"],
+    }
+    if "dataset" in report:
+        evaluation["dataset"] = report["dataset"]
+    if "engaged_metrics" in report:
+        evaluation["engaged_metrics"] = {**report["engaged_metrics"]}
+    if "onnx_torch_largest_difference" in report:
+        evaluation["onnx_torch_largest_difference"] = report["onnx_torch_largest_difference"]
+    return evaluation
+
+
+def _estimated(value: ValueSections, policy: str, reward: str) -> Estimate | None:
+    row = main_estimate(value, policy, reward)
+    return None if row is None else _per_thousand(row["estimator"], row["verdict"], row)
+
+
+def _above_uniform(value: ValueSections, policy: str, reward: str) -> Estimate | None:
+    """By the estimator of the value; a difference stands in the report in one direction, whichever."""
+    main = main_estimate(value, policy, reward)
+    if main is None or policy == "uniform":
+        return None
+    rows: dict[tuple[str, str], DifferenceRow] = {
+        (row["policy"], row["base"]): row
+        for row in value["differences"]
+        if (row["reward"], row["estimator"]) == (reward, main["estimator"])
+    }
+    if (policy, "uniform") in rows:
+        row = rows[policy, "uniform"]
+        return _per_thousand(row["estimator"], row["verdict"], row)
+    row = rows.get(("uniform", policy))
+    if row is None:
+        return None
+    low, middle, high = (None if n is None else -n for n in (row["high"], row["value"], row["low"]))
+    return _per_thousand(row["estimator"], row["verdict"], {"value": middle, "low": low, "high": high})
+
+
+def _per_thousand(estimator: str, verdict: str, interval: IntervalColumns) -> Estimate:
+    value, low, high = (None if n is None else 1000 * n for n in (interval["value"], interval["low"], interval["high"]))
+    return Estimate(estimator=estimator, verdict=verdict, value=value, low=low, high=high)
+
+
+def print_simulated_truth(report: Report, out: Path, dataset: Path, output: Console) -> None:
     """Of a simulated service, what the bundle in `out` is worth by its law, and who is shown what."""
     output.print(
         f"Captured lift, (greedy - uniform) / (best possible - uniform), by the true law: {report['captured_lift']:.2f}"

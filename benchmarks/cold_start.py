@@ -41,7 +41,8 @@ from evaluation.logs.policies import best_fixed_choice
 from evaluation.logs.scored_log import ScoredLog, read_scored_log
 from evaluation.off_policy.intervals import Members
 from evaluation.off_policy.valuation import PolicyProbabilities, importance_weights
-from evaluation.value import period_bounds, to_bandit_log
+from evaluation.period import newest_shares
+from evaluation.value import to_bandit_log
 from export.export import EmbeddedArtworks, export
 from foundation.errors import UserError
 from models.content_towers import ArtworkEmbedding
@@ -135,8 +136,7 @@ def run_seed(
     dataset: Path, work: Path, recipe: Recipe, share: float, seed: int
 ) -> Iterator[tuple[str, str, float, int]]:
     """(group, subject, figure, impressions) of both rankers and of the best artwork per title."""
-    since, _ = period_bounds(dataset, "test")
-    assert since is not None
+    since = newest_shares(dataset, recipe.prepare).test_from
     titles, artworks = sample_held_out(dataset, share, seed)
     hold_out(dataset, work / "without", since, titles, artworks)
     drop_plays(dataset, work / "bare")
@@ -216,8 +216,7 @@ def trained(log: Path, work: Path, recipe: Recipe, seed: int) -> Bundle:
     embed(log, work / "shards", recipe.embed, quiet)
     fit(work / "shards", work / "run", replace(recipe.fit, seed=seed), console=quiet)
     run = Run.open(work / "run")
-    metadata = {name: run.config[name] for name in ("fingerprint", "test_from")}
-    export(run.model, run.vocabularies, work / "bundle", metadata=metadata, console=quiet)
+    export(run.model, run.vocabularies, work / "bundle", origin={}, console=quiet)
     return Bundle.open(work / "bundle")
 
 
@@ -236,8 +235,7 @@ def refresh_bundle(run: Path, dataset: Path, work: Path) -> Bundle:
     }
     hashes = json.loads((run / EMBEDDED).read_text())["images"][: old.sizes.artworks - 1]
     images = EmbeddedArtworks(ArtworkEmbedding(*load_encoder(run)), hashes)
-    metadata = {name: opened.config[name] for name in ("fingerprint", "test_from")}
-    export(model.eval(), vocabularies, work / "bundle", metadata=metadata, images=images, console=quiet)
+    export(model.eval(), vocabularies, work / "bundle", origin={}, images=images, console=quiet)
     refresh(work / "bundle", dataset, quiet)
     return Bundle.open(work / "bundle")
 

@@ -12,16 +12,16 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from evaluation.off_policy.intervals import DRAWS
-from evaluation.off_policy.randomised_estimates import snips
+from evaluation.off_policy.estimators import snips
+from evaluation.off_policy.intervals import DRAWS, Members, normal_interval
 from evaluation.off_policy.valuation import LOGGED, BanditLog, PolicyProbabilities, value_policies
+from evaluation.record.rows import EstimateKey, EstimateRow
 
 TITLES, WIDTH, STYLES = 12, 4, 3
 
@@ -158,10 +158,14 @@ def replicate(
         for row in record["estimates"]:
             tally = tallies[row["policy"], row["estimator"]]
             _count(tally, row, truth[row["policy"]])
-            if row["value"] is not None:
-                ends = of[_key(row)]
-                for kind in ("normal", "bootstrap"):
-                    tally.covered[kind].append(ends[f"{kind}_low"] <= truth[row["policy"]] <= ends[f"{kind}_high"])
+            ends = of.get(_key(row))
+            if ends is not None:  # of a log that holds an answer
+                for kind, low, high in (
+                    ("normal", ends["normal_low"], ends["normal_high"]),
+                    ("bootstrap", ends["bootstrap_low"], ends["bootstrap_high"]),
+                ):
+                    if low is not None and high is not None:
+                        tally.covered[kind].append(low <= truth[row["policy"]] <= high)
         for row in record["differences"]:
             if row["base"] == "uniform":
                 _count(
@@ -173,13 +177,13 @@ def replicate(
     return tallies
 
 
-def _key(row: dict[str, Any]) -> tuple[str, ...]:
+def _key(row: EstimateKey) -> tuple[str, ...]:
     return row["policy"], row["reward"], row["estimator"]
 
 
-def _count(tally: Tally, row: dict[str, Any], truth: float) -> None:
+def _count(tally: Tally, row: EstimateRow, truth: float) -> None:
     tally.verdicts.append(row["verdict"])
-    if row["value"] is None:
+    if row["value"] is None or row["low"] is None or row["high"] is None:
         return
     tally.values.append(row["value"])
     covered = row["low"] <= truth <= row["high"]
@@ -199,7 +203,8 @@ def _naive(
         if policy is not None:
             policy_NK = policy(slice(0, len(log)))
             weight_N = np.ones(len(log)) if name == LOGGED else policy_NK[rows, log.shown_N] / log.propensity_N
-            alone = snips(log.reward["clicked"], weight_N, rows)
+            sums = Members.of(rows).sums(snips(log.reward["clicked"], weight_N))
+            alone = normal_interval(sums.value, sums.influence_M)
             tallies[name, "snips"].covered["naive"].append(alone.low <= truth[name] <= alone.high)
 
 

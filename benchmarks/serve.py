@@ -87,7 +87,7 @@ def bench(config: Config, console: Console) -> list[Row]:
         with tempfile.TemporaryDirectory(prefix="keyart-bench-") as folder:
             work = Path(folder)
             run = Run.open(Path(config.run) if config.run else trained(work, console))
-            bundle = export(run.model, run.vocabularies, work / "bundle", metadata={}, console=Console(quiet=True))
+            bundle = export(run.model, run.vocabularies, work / "bundle", origin={}, console=Console(quiet=True))
             for kind in PRECISIONS:
                 write_variant(bundle.folder, kind)
             ranking = Ranking(run.model.eval()).eval()

@@ -100,7 +100,7 @@ def _demo_bundle(work: Path, console: Console) -> Path:
     from train.run import Run
 
     run = Run.open(trained(work, console))
-    return export(run.model, run.vocabularies, work / "bundle", metadata={}, console=Console(quiet=True)).folder
+    return export(run.model, run.vocabularies, work / "bundle", origin={}, console=Console(quiet=True)).folder
 
 
 def _row(figure: str, unit: str, value: float) -> Row:

@@ -11,40 +11,43 @@ Legend: N impressions, K candidates (padded).
 # pyright: reportAttributeAccessIssue=false
 # pyarrow makes its compute functions when it is imported, where no type checker sees them.
 
-import json
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from datamodules.contract.tables import IMPRESSIONS
 from evaluation.audits.audit import AuditInputs, audit
-from evaluation.logs.columns import read_columns, to_array
 from evaluation.logs.log_checks import calibration, drift, period_row
 from evaluation.logs.logged_impressions import Outcomes
 from evaluation.logs.logging_policies import mixture_propensities
 from evaluation.logs.policies import best_fixed_choice
 from evaluation.logs.scored_log import ScoredLog, read_scored_log
 from evaluation.off_policy.intervals import DRAWS
-from evaluation.off_policy.valuation import LOGGED, BanditLog, PolicyProbabilities, estimate, importance_weights
-from evaluation.report.value_page import value_page
+from evaluation.off_policy.valuation import (
+    HEADLINE_ESTIMATOR,
+    LOGGED,
+    BanditLog,
+    PolicyProbabilities,
+    estimate,
+    importance_weights,
+)
+from evaluation.period import Period, SplitTimes, split_times
+from evaluation.record.records import VALUE_FILE, VALUE_VERSION, ValueRecord, ValueSections, write_value
+from evaluation.record.rows import DifferenceRow, DriftRow, EstimateRow, Estimates, PeriodRow, VerdictRow
+from evaluation.report.value_page import main_estimate, value_page
 from foundation.atomic import atomic_folder, require_replaceable
 from foundation.errors import UserError
 from foundation.progress import progress_bar
 
-VALUE_FILE, VALUE_PAGE = "value.json", "value.html"
+VALUE_PAGE = "value.html"
 PROGRESS_STEPS = 6
-HEADLINE_ESTIMATOR = "dr"
-"""The estimate a reader should look at first: unbiased as `ips` is, with less noise."""
-Period = Literal["test", "validation", "all"]
 
 BALANCED_WEIGHTS = (
     "balanced: no logging policy is personalised, so an impression's weight divides by the mixture of them, taking it that "
@@ -65,25 +68,34 @@ def value(
     *,
     base: Path | None = None,
     period: Period = "test",
+    like: Path | None = None,
     log_policy: str = "all",
     allow_missing: bool = False,
     console: Console | None = None,
-) -> dict[str, Any]:
+) -> ValueRecord:
     """Value the scored policy, the uniform, the logging one and the best artwork per title; writes `value.json`, `value.html`.
 
     `base` is another scores table of the same impressions, whose policy is valued beside and held against. The period is
-    the newest 15 % of the impressions, the 15 % before them, or all (`borders`). UserError as `read_scored_log`, and where no
+    test, validation or all, by the split times of `split_times`. UserError as that and as `read_scored_log`, and where no
     impression offered two artworks.
     """
     require_replaceable(out, VALUE_FILE)
-    since, before = period_bounds(dataset, period)
     console = console or Console(quiet=True)
+    split = None if period == "all" else split_times(dataset, scores, like)
+    since, before = (None, None) if split is None else split.bounds(period)
     if_missing = "Score the whole period, or leave those out by --allow-missing."
 
     def read(table: Path) -> ScoredLog:
         logged_by = None if log_policy == "all" else log_policy
-        words: dict[str, Any] = {"logged_by": logged_by, "allow_missing": allow_missing, "if_missing": if_missing}
-        return read_scored_log(dataset, table, since, before=before, **words)
+        return read_scored_log(
+            dataset,
+            table,
+            since,
+            before=before,
+            logged_by=logged_by,
+            allow_missing=allow_missing,
+            if_missing=if_missing,
+        )
 
     with progress_bar(console) as progress:
         task = progress.add_task("value: read the log", total=PROGRESS_STEPS)
@@ -119,12 +131,16 @@ def value(
         del everything, other  # so that a large log is held once
         step("read what came of every artwork")
         audit_inputs = AuditInputs.read(dataset, scores, since, before)
+        if split is not None:
+            console.print(f"value: {_period_line(period, since, before, split)}", soft_wrap=True)
         for note in _exclusion_notes(single_candidate, missing, unknown, uncompared, scores, base):
             console.print(f"value: {note}")
-        record = value_sections(log, audit_inputs, step)
-        record = {
-            "verdict": record.pop("verdict"),
+        sections = value_sections(log, audit_inputs, step)
+        record: ValueRecord = {
+            "verdict": sections["verdict"],  # first in the file
+            "schema_version": VALUE_VERSION,
             "period": period,
+            "split": None if split is None else split.source,
             "since": None if since is None else since.isoformat(),
             "before": None if before is None else before.isoformat(),
             "log_policy": log_policy,
@@ -134,14 +150,20 @@ def value(
             "without_scores": missing,
             "without_base": uncompared,
             "scores_of_other_impressions": unknown,
-            **record,
+            **sections,
         }
         step("draw the page")
         with atomic_folder(out, marker=VALUE_FILE) as folder:
             (folder / VALUE_PAGE).write_text(value_page(record, dataset), encoding="utf-8")
-            (folder / VALUE_FILE).write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
+            write_value(folder, record)
         step("done")
     return record
+
+
+def _period_line(period: Period, since: datetime | None, before: datetime | None, split: SplitTimes) -> str:
+    """Which impressions are valued, and who says that they are the period's."""
+    ends = [f"{word} {at:%Y-%m-%d %H:%M:%S}" for word, at in (("from", since), ("until", before)) if at is not None]
+    return f"the {period} period, {' '.join(ends)} UTC, by {split.source}"
 
 
 def _exclusion_notes(
@@ -160,34 +182,12 @@ def _exclusion_notes(
     return notes
 
 
-def period_bounds(dataset: Path, period: Period) -> tuple[datetime | None, datetime | None]:
-    """First instant of a period, and of what follows it; None where there is none.
-
-    By the shares that `keyart prepare` deals by default: the newest impressions are test, those before them validation.
-    """
-    from datamodules.prepare.prepare import PrepareConfig
-
-    if period == "all":
-        return None, None
-    columns = [column for column in IMPRESSIONS.columns if column.name in ("impression_id", "shown_at")]
-    table = read_columns(
-        dataset / IMPRESSIONS.name, IMPRESSIONS.files(dataset), columns, remedy=f"Run keyart check {dataset}."
-    )
-    times = np.asarray(to_array(table["shown_at"].cast(pa.timestamp("us", "UTC"), safe=False)).cast(pa.int64()))
-    if not len(times):
-        raise UserError(f"{dataset}/impressions: is empty. Name a dataset with logged impressions.")
-    shares = PrepareConfig()
-    ranks = [int(len(times) * (1 - shares.validation - shares.test)), int(len(times) * (1 - shares.test))]
-    first = [datetime.fromtimestamp(int(at) / 1e6, UTC) for at in np.partition(times, ranks)[ranks]]
-    return (first[1], None) if period == "test" else (first[0], first[1])
-
-
 def value_sections(
     scored: ScoredLog, audit_inputs: AuditInputs, step: Callable[[str], None] = lambda words: None
-) -> dict[str, Any]:
+) -> ValueSections:
     """The policies on a log, with what is known of the log: what `value.json` and `report.json` hold of them.
 
-    `known` is what was logged besides; `step` hears what is done next.
+    `audit_inputs` is what was logged besides; `step` hears what is done next.
     """
     if (np.diff(scored.member) < 0).any():
         scored = scored.take(np.argsort(scored.member, kind="stable"))
@@ -235,11 +235,11 @@ def value_sections(
         ],
         "randomised": int(scored.randomised.sum()),
         **estimates,
-        "calibration": None if calibrated is None else calibrated.record(),
+        "calibration": None if calibrated is None else calibrated.rows(),
         "drift": [
-            {"reward": reward} | _with_date(row)
+            DriftRow(reward=reward, part=part, **row)
             for reward, (parts, _) in drifts.items()
-            for row in [*_rows_before_period(audit_inputs.past, reward), *parts]
+            for part, row in [*_before_period(audit_inputs.past, reward), *parts]
         ],
         **audit_sections,
         "notes": [*notes, *audit_sections["notes"]],
@@ -265,7 +265,7 @@ def to_bandit_log(scored: ScoredLog) -> tuple[BanditLog, str]:
     return log, PER_POLICY_WEIGHTS if mixed_NK is None else BALANCED_WEIGHTS
 
 
-def _rows_before_period(past: Outcomes | None, reward: str) -> list[dict[str, Any]]:
+def _before_period(past: Outcomes | None, reward: str) -> list[tuple[Literal["before"], PeriodRow]]:
     """What the uniform policy earned before the period, to hold the period against."""
     reward_N = None if past is None else past.clicked if reward == "clicked" else past.engaged
     if past is None or reward_N is None:
@@ -275,7 +275,7 @@ def _rows_before_period(past: Outcomes | None, reward: str) -> list[dict[str, An
     if not len(order):
         return []
     weight_N = 1 / (past.width * past.propensity)
-    return [{"part": "before"} | period_row(*(v[order] for v in (reward_N, weight_N, past.shown_at, past.member)))]
+    return [("before", period_row(*(v[order] for v in (reward_N, weight_N, past.shown_at, past.member))))]
 
 
 def _fixed_policy(chosen_N: NDArray[np.integer], width: int) -> PolicyProbabilities:
@@ -287,25 +287,13 @@ def _array_policy(policy_NK: NDArray) -> PolicyProbabilities:
     return lambda rows: policy_NK[rows]
 
 
-def _with_date(row: dict[str, Any]) -> dict[str, Any]:
-    since = datetime.fromtimestamp(row["from"] / 1e6, UTC).isoformat()
-    numbers = {name: None if isinstance(v, float) and not np.isfinite(v) else v for name, v in row.items()}
-    return numbers | {"from": since}
-
-
-def _headline(estimates: dict[str, Any]) -> dict[str, str]:
+def _headline(estimates: Estimates) -> VerdictRow:
     """What the log has to say of the scored policy's clicks, by the estimate to look at first."""
-    row = _row(estimates["verdicts"], "scored", "clicked", HEADLINE_ESTIMATOR)
-    return {"policy": "scored", "reward": "clicked", "estimator": HEADLINE_ESTIMATOR} | {
-        n: row[n] for n in ("verdict", "reason")
-    }
+    key = ("scored", "clicked", HEADLINE_ESTIMATOR)
+    return next(r for r in estimates["verdicts"] if (r["policy"], r["reward"], r["estimator"]) == key)
 
 
-def _row(rows: list[dict[str, Any]], policy: str, reward: str, estimator: str) -> dict[str, Any]:
-    return next(r for r in rows if (r["policy"], r["reward"], r["estimator"]) == (policy, reward, estimator))
-
-
-def value_table(record: dict[str, Any]) -> Table:
+def value_table(record: ValueRecord) -> Table:
     """The policies by their main estimates, per 1,000 impressions, for reading in a terminal."""
     verdict = record["verdict"]
     table = Table(
@@ -315,30 +303,30 @@ def value_table(record: dict[str, Any]) -> Table:
     )
     for heading in ("policy", "reward", "value", "above uniform"):
         table.add_column(heading, justify="left" if heading in ("policy", "reward") else "right")
-    by_key = {(e["policy"], e["reward"], e["estimator"]): e for e in record["estimates"]}
     above = {(d["policy"], d["reward"], d["estimator"]): d for d in record["differences"] if d["base"] == "uniform"}
-    for policy, reward in dict.fromkeys((policy, reward) for policy, reward, _ in by_key):
-        main, lift = (
-            rows.get((policy, reward, HEADLINE_ESTIMATOR)) or rows.get((policy, reward, "snips"))
-            for rows in (by_key, above)
-        )
-        cells = [policy, reward, _value_cell(main), _lift_cell(lift)]
+    for policy, reward in dict.fromkeys((e["policy"], e["reward"]) for e in record["estimates"]):
+        main = main_estimate(record, policy, reward)
+        lift = None if main is None else above.get((policy, reward, main["estimator"]))
+        cells = [policy, reward, value_cell(main), _lift_cell(lift)]
         table.add_row(*map(Text, cells), style="bold" if policy == "scored" else None)
     return table
 
 
-def _value_cell(row: dict[str, Any] | None) -> str:
+def value_cell(row: EstimateRow | None) -> str:
+    """An estimate per 1,000 impressions with its interval, for a terminal."""
     if row is None:
         return "left out"
     if row["value"] is None:
         return "cannot be told"
     mark = "" if row["verdict"] == "reliable" else " (weak)"
-    if row["low"] is None:
+    if row["low"] is None or row["high"] is None:
         return f"{1000 * row['value']:.1f}{mark}"
     return f"{1000 * row['value']:.1f} [{1000 * row['low']:.1f}, {1000 * row['high']:.1f}]{mark}"
 
 
-def _lift_cell(row: dict[str, Any] | None) -> str:
-    if row is None or row["relative"] is None or row["relative_low"] is None:
-        return "" if row is None else "cannot be told"
+def _lift_cell(row: DifferenceRow | None) -> str:
+    if row is None:
+        return ""
+    if row["relative"] is None or row["relative_low"] is None or row["relative_high"] is None:
+        return "cannot be told"
     return f"{row['relative']:+.1%} [{row['relative_low']:+.1%}, {row['relative_high']:+.1%}]"

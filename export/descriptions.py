@@ -1,11 +1,12 @@
 """What every input and output of the graphs is: type, shape and meaning, as `bundle.json` and the card say it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from foundation.context import ContextFeature
 from models.serving import VECTORS
+from serving.bundle.metadata import GraphDescription, TensorPort
 
 DESCRIPTIONS = {
     "history_title": ("int64", "(N, T)", "title rows of the last plays, oldest first, on the right padded with 0"),
@@ -82,19 +83,22 @@ def describe_feature(feature: ContextFeature) -> tuple[str, str, str]:
     return feature.dtype, "(N,)", f"{feature.description or f'{feature.source} of impressions'}; {unknown}"
 
 
-def describe_graph(graph: ModelProto, features: Sequence[ContextFeature]) -> dict[str, list[dict[str, str]]]:
+def describe_graph(graph: ModelProto, features: Sequence[ContextFeature]) -> GraphDescription:
     """Every input and output of a graph: name, type, shape and meaning."""
     descriptions = DESCRIPTIONS | {feature.name: describe_feature(feature) for feature in features}
-    sides = {}
-    for side, parts in (("inputs", graph.graph.input), ("outputs", graph.graph.output)):
-        rows = []
-        for part in parts:
-            dtype, shape, meaning = descriptions[part.name]
-            if part.name in VECTORS and side == "inputs":  # of each candidate
-                shape = shape.replace("(N,)", "(N, K)") if shape == "(N,)" else shape.replace("(N,", "(N, K,")
-            if part.type.tensor_type.elem_type == TensorProto.STRING:
-                dtype, meaning = "string", meaning.replace("row of its vocabulary, 0 where", 'id, "" where')
-                meaning = meaning.replace("row", "id").replace("padded with 0", 'padded with ""')
-            rows.append({"name": part.name, "dtype": dtype, "shape": shape, "meaning": meaning})
-        sides[side] = rows
-    return sides
+    return {
+        "inputs": [_port(part, descriptions, of_candidates=part.name in VECTORS) for part in graph.graph.input],
+        "outputs": [_port(part, descriptions) for part in graph.graph.output],
+    }
+
+
+def _port(
+    part: ValueInfoProto, descriptions: Mapping[str, tuple[str, str, str]], *, of_candidates: bool = False
+) -> TensorPort:
+    dtype, shape, meaning = descriptions[part.name]
+    if of_candidates:
+        shape = shape.replace("(N,)", "(N, K)") if shape == "(N,)" else shape.replace("(N,", "(N, K,")
+    if part.type.tensor_type.elem_type == TensorProto.STRING:
+        dtype, meaning = "string", meaning.replace("row of its vocabulary, 0 where", 'id, "" where')
+        meaning = meaning.replace("row", "id").replace("padded with 0", 'padded with ""')
+    return {"name": part.name, "dtype": dtype, "shape": shape, "meaning": meaning}

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +36,6 @@ from models.two_tower import MEANS, TwoTower
 from serving.bundle import example as example_of_bundle
 from serving.bundle.bundle import (
     ARTWORK_GRAPH,
-    BUNDLE_FILE,
     CARD,
     CONTEXT_PREFIX,
     EXAMPLE,
@@ -57,6 +55,7 @@ from serving.bundle.contents import describe_files
 from serving.bundle.golden import golden_cases, write_golden
 from serving.bundle.hard_links import disk_size, sha256
 from serving.bundle.ids import TOWER_WEIGHTS, add_id_encoders, write_graphs
+from serving.bundle.metadata import BUNDLE_FILE, BUNDLE_VERSION, BundleRecord, RunOrigin, write_record
 from serving.bundle.requests import Runs, ranking_inputs
 from serving.bundle.triton import write_triton
 from serving.scoring.explain import EXPLAIN_TABLES, Explainer, total
@@ -66,8 +65,6 @@ from serving.scoring.thompson import Thompson
 
 PARITY_BOUND = 1e-4
 """Largest difference of a probability between torch and ONNX Runtime that a bundle may have."""
-BUNDLE_VERSION = 7
-"""Raised when the bundle's files change their meaning."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +84,14 @@ def export(
     vocabularies: Vocabularies,
     out: Path,
     *,
-    metadata: dict[str, Any],
+    origin: RunOrigin,
     images: EmbeddedArtworks | None = None,
     validation: Shards | None = None,
     console: Console | None = None,
 ) -> Bundle:
     """Write the bundle of a model in evaluation mode; UserError where its graphs do not match torch.
 
-    `metadata` is what is known of the run, and goes into `bundle.json` as it is. Without `images`, which says how artworks were
+    `origin` is what is known of the run, and goes into `bundle.json` as it is. Without `images`, which says how artworks were
     embedded, the bundle has neither artwork.onnx nor title.onnx, and cannot be refreshed. `validation`: the shards the run was
     trained on, by whose validation impressions graphs of fewer bytes are judged: see `serving.bundle.variants`.
     """
@@ -103,12 +100,30 @@ def export(
     ranking = Ranking(model).eval()
     reach = model.config.history.reach
     with atomic_folder(out, marker=BUNDLE_FILE) as folder:
+        record: BundleRecord = {
+            "schema_version": BUNDLE_VERSION,
+            "contract_version": CONTRACT_VERSION,
+            "opset": OPSET,
+            "history_length": reach,
+            "history_span": model.config.history.span,
+            "graphs": {},
+            "rows": "an id's row is its place in vocabularies.json plus 1; 0 is the unknown row",
+            "files": {},
+            "licences": licence_terms(origin),
+            "sha256": {},
+            "precisions": [],
+            # until they are measured
+            "golden": {"largest_difference": float("inf"), "bound": PARITY_BOUND, "cases": 0},
+            "explanations": {"largest_difference": float("inf"), "bound": PARITY_BOUND},
+            "parity": {"largest_difference": float("inf"), "bound": PARITY_BOUND, "requests": 0},
+            **origin,
+        }
         save_file(explanation_tables(ranking), folder / EXPLAIN_TABLES)
         save_file(posterior_tensors(model), folder / POSTERIOR)
         features = model.sizes.context
         example = random_requests(vocabularies, features, reach, 3, 7, 5, seed=0, full=True)
         graphs = build_graphs(ranking, vocabularies, example)
-        thompson = Thompson(Bundle(folder, {}), DEFAULT_DRAWS, POSTERIOR_WIDTH)
+        thompson = Thompson(Bundle(folder, record), DEFAULT_DRAWS, POSTERIOR_WIDTH)
         graphs["explore.onnx"] = add_id_encoders(explore_graph(thompson, OPSET, IR_VERSION), vocabularies)
         write_graphs(graphs, folder)
         artwork = None
@@ -135,20 +150,10 @@ def export(
             save_file(
                 {"title_vector": model.title_vectors(torch.arange(len(model.title_year_I)))}, folder / TITLE_VECTORS
             )
-        bundle_metadata = {
-            "contract_version": CONTRACT_VERSION,
-            "layout": BUNDLE_VERSION,
-            "opset": OPSET,
-            "history_length": reach,
-            "history_span": model.config.history.span,
-            "graphs": {name: describe_graph(graph, features) for name, graph in graphs.items()},
-            "rows": "an id's row is its place in vocabularies.json plus 1; 0 is the unknown row",
-            "files": describe_files(folder),
-            "licences": licence_terms(metadata),
-            "sha256": bundle_checksums(folder),
-            **metadata,
-        }
-        (folder / BUNDLE_FILE).write_text(json.dumps(bundle_metadata, indent=1))
+        record["graphs"] = {name: describe_graph(graph, features) for name, graph in graphs.items()}
+        record["files"] = describe_files(folder)
+        record["sha256"] = bundle_checksums(folder)
+        write_record(folder, record)
         difference = _parity(ranking, Bundle.open(folder), vocabularies)
         if not difference <= PARITY_BOUND:
             raise UserError(
@@ -172,16 +177,16 @@ def export(
                     f"{out}: probabilities by {ARTWORK_GRAPH} and {TITLE_GRAPH} and by torch differ by "
                     f"{tower_difference:.2g}, more than {TOWER_BOUND}. Not exported."
                 )
-            bundle_metadata["vectors"] = {"largest_difference": tower_difference, "bound": TOWER_BOUND}
-        bundle_metadata["golden"] = {"largest_difference": golden, "bound": PARITY_BOUND, "cases": cases}
-        bundle_metadata["explanations"] = {"largest_difference": unexplained, "bound": PARITY_BOUND}
-        bundle_metadata["parity"] = {"largest_difference": difference, "bound": PARITY_BOUND, "requests": 256}
-        bundle_metadata["precisions"] = ship_variants(folder, vocabularies, reach, golden, validation, console)
-        bundle_metadata["files"] = describe_files(folder)
-        bundle_metadata["sha256"] = bundle_checksums(folder)
-        (folder / CARD).write_text(model_card(bundle_metadata, vocabularies), encoding="utf-8")
-        bundle_metadata["sha256"][CARD] = sha256(folder / CARD)
-        (folder / BUNDLE_FILE).write_text(json.dumps(bundle_metadata, indent=1))
+            record["vectors"] = {"largest_difference": tower_difference, "bound": TOWER_BOUND}
+        record["golden"] = {"largest_difference": golden, "bound": PARITY_BOUND, "cases": cases}
+        record["explanations"] = {"largest_difference": unexplained, "bound": PARITY_BOUND}
+        record["parity"] = {"largest_difference": difference, "bound": PARITY_BOUND, "requests": 256}
+        record["precisions"] = ship_variants(folder, vocabularies, reach, golden, validation, console)
+        record["files"] = describe_files(folder)
+        record["sha256"] = bundle_checksums(folder)
+        (folder / CARD).write_text(model_card(record, vocabularies), encoding="utf-8")
+        record["sha256"][CARD] = sha256(folder / CARD)
+        write_record(folder, record)
     size = disk_size(out) / 1e6
     console.print(f"export: {out}, {size:.1f} MB; largest difference from torch on 256 requests {difference:.1e}")
     return Bundle.open(out)

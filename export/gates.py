@@ -6,13 +6,13 @@ every candidate, the history strictly before. Out: what was measured, and which 
 Legend: N impressions, K candidates (padded).
 """
 
-from typing import Any
-
 import numpy as np
 import onnxruntime as ort
 
 from datamodules.shards.shard import VALIDATION, Shards
+from serving.bundle.metadata import Figures
 from serving.bundle.precision_bounds import FULL_PRECISION
+from serving.bundle.variants import finite_or_none
 from serving.scoring.scorer import shard_requests
 
 MAX_IMPRESSIONS = 100_000
@@ -36,7 +36,7 @@ def newest_validation(shards: Shards, most: int = MAX_IMPRESSIONS) -> list[np.nd
 
 def measure(
     graphs: dict[str, ort.InferenceSession], shards: Shards, history_length: int, most: int = MAX_IMPRESSIONS
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Figures]:
     """The figures of every precision, FULL among them, on the newest validation impressions; none where there are none.
 
     `largest_difference`, `log_loss`, `log_loss_change`, `same_choice` and `captured_lift` are those of `Bounds`. For what
@@ -77,9 +77,7 @@ def _probabilities(session: ort.InferenceSession, request: dict[str, np.ndarray]
     return np.stack([np.asarray(values) for values in session.run(PROBABILITY_OUTPUTS, read)])
 
 
-def _figures(
-    candidate: dict[str, np.ndarray], full: dict[str, np.ndarray], log: dict[str, np.ndarray]
-) -> dict[str, float | int | None]:
+def _figures(candidate: dict[str, np.ndarray], full: dict[str, np.ndarray], log: dict[str, np.ndarray]) -> Figures:
     has_choice, clicked = log["several"], log["clicked"].astype(np.float64)
     loss, full_loss = (_log_loss(parts["shown"], clicked) for parts in (candidate, full))
     lift, full_lift = (parts["of_full"].mean(dtype=np.float64) - log["any"].mean() for parts in (candidate, full))
@@ -87,13 +85,11 @@ def _figures(
     known = np.isfinite(weight) & (log["propensity"] > 0)
     snips_value = (weight * clicked)[known].sum() / weight[known].sum() if weight[known].any() else None
     return {
-        "largest_difference": float(candidate["apart"].max()),
-        "log_loss": loss,
-        "log_loss_change": loss - full_loss,
-        "same_choice": float((candidate["choice"] == full["choice"])[has_choice].mean())
-        if has_choice.any()
-        else float("nan"),
-        "captured_lift": float(lift / full_lift) if full_lift > 0 else float("nan"),
+        "largest_difference": finite_or_none(float(candidate["apart"].max())),
+        "log_loss": finite_or_none(loss),
+        "log_loss_change": finite_or_none(loss - full_loss),
+        "same_choice": float((candidate["choice"] == full["choice"])[has_choice].mean()) if has_choice.any() else None,
+        "captured_lift": finite_or_none(float(lift / full_lift)) if full_lift > 0 else None,
         "snips_lift": None if snips_value is None else 1000 * float(snips_value - clicked[known].mean()),
         "impressions": len(clicked),
     }

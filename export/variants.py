@@ -3,7 +3,6 @@
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import onnxruntime as ort
 from rich.console import Console
@@ -14,9 +13,10 @@ from export.gates import measure
 from foundation.errors import UserError
 from serving.bundle.bundle import RANK_ROWS
 from serving.bundle.example import largest_golden_difference
+from serving.bundle.metadata import PrecisionRow
 from serving.bundle.precision import PRECISIONS, Precision
 from serving.bundle.precision_bounds import BOUNDS, FULL_PRECISION
-from serving.bundle.variants import json_number, served_bytes, write_variant
+from serving.bundle.variants import finite_or_none, served_bytes, write_variant
 
 
 def ship_variants(
@@ -26,14 +26,21 @@ def ship_variants(
     golden: float,
     validation: Shards | None,
     console: Console,
-) -> list[dict[str, Any]]:
+) -> list[PrecisionRow]:
     """Write the reduced graphs of a bundle that keep their bounds; a row of figures for float32 and for each of them.
 
     `golden`: what float32 differs from torch by on the golden cases. Where there is no validation impression, nothing is
     measured and nothing ships. UserError where the shards are of other ids than the bundle.
     """
-    full = {"precision": FULL_PRECISION, "ships": True, "reasons": [], "golden_difference": golden, "size_share": 1.0}
-    full["bytes"] = size = served_bytes(folder)
+    size = served_bytes(folder)
+    full: PrecisionRow = {
+        "precision": FULL_PRECISION,
+        "ships": True,
+        "reasons": [],
+        "golden_difference": golden,
+        "size_share": 1.0,
+        "bytes": size,
+    }
     if validation is None:
         return [full, *_unmeasured("not measured: no validation impressions were given")]
     for name, vocabulary in vocabularies.items():
@@ -43,33 +50,37 @@ def ship_variants(
     graphs = {FULL_PRECISION: _session(folder / RANK_ROWS)}
     graphs |= {str(precision): _session(graphs_folder / RANK_ROWS) for precision, graphs_folder in written.items()}
     figures = measure(graphs, validation, history_length)
-    rows = [full | figures.get(FULL_PRECISION, {})]
+    rows: list[PrecisionRow] = [{**full, **figures[FULL_PRECISION]} if figures else full]
     for precision, graphs_folder in written.items():
         (graphs_folder / RANK_ROWS).unlink()  # its weights are all rank.onnx's
         if not figures:
             shutil.rmtree(graphs_folder)
             continue
-        row = figures[precision] | {
-            "golden_difference": largest_golden_difference(folder, precision),
+        row: PrecisionRow = {
+            "precision": precision,
+            "ships": False,
+            "reasons": [],
+            **figures[precision],
+            "golden_difference": finite_or_none(largest_golden_difference(folder, precision)),
             "bytes": served_bytes(graphs_folder),
+            "size_share": served_bytes(graphs_folder) / size,
+            "bounds": asdict(BOUNDS[precision]),
         }
-        row["size_share"] = row["bytes"] / size
-        reasons = BOUNDS[precision].violations(row)
-        rows.append(
-            {"precision": precision, "ships": not reasons, "reasons": reasons}
-            | row
-            | {"bounds": asdict(BOUNDS[precision])}
-        )
-        if reasons:
+        row["reasons"] = BOUNDS[precision].violations(row)
+        row["ships"] = not row["reasons"]
+        rows.append(row)
+        if row["ships"]:
+            ending = f"ships, same choice {figures[precision]['same_choice']:.2%}"
+        else:
             shutil.rmtree(graphs_folder)
-        ending = f"does not ship: {'; '.join(reasons)}" if reasons else f"ships, same choice {row['same_choice']:.2%}"
+            ending = f"does not ship: {'; '.join(row['reasons'])}"
         console.print(f"export: {precision}, {row['size_share']:.0%} of the bytes: {ending}")
     if not figures:
         rows += _unmeasured(f"not measured: {validation.folder} has no validation impression")
-    return [{name: json_number(value) for name, value in row.items()} for row in rows]
+    return rows
 
 
-def _unmeasured(reason: str) -> list[dict[str, Any]]:
+def _unmeasured(reason: str) -> list[PrecisionRow]:
     return [
         {"precision": precision, "ships": False, "reasons": [reason], "bounds": asdict(BOUNDS[precision])}
         for precision in PRECISIONS

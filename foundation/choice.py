@@ -1,10 +1,22 @@
-"""Scores of candidates -> how often each is chosen.
+"""Scores of candidates -> how often each is chosen, and when two such probabilities are equal.
 
 Legend: N impressions, K candidates (padded).
 """
 
 import numpy as np
 from numpy.typing import NDArray
+
+PROBABILITY_ROUNDING = 1e-3
+"""How far rounding may move a logged or scored probability, as a share of it: logs hold float32, some rounded to four places.
+
+Everybody reads probabilities by it: that they sum to 1, that an impression was randomised, that a policy is not
+personalised, that weights are 1 on average.
+"""
+
+
+def equal_within_rounding(one: NDArray, other: NDArray | float) -> NDArray[np.bool_]:
+    """Whether probabilities are equal but for `PROBABILITY_ROUNDING` of the other; False for NaN."""
+    return np.abs(one - other) <= PROBABILITY_ROUNDING * np.abs(other)
 
 
 def greedy_NK(score_NK: NDArray, mask_NK: NDArray) -> NDArray[np.float64]:

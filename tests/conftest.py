@@ -8,7 +8,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each wou
 
 import sys
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from export.export import export
 from models.image_encoder import ImageEncoderConfig
 from pipeline import embedded_artworks
 from serving.bundle.bundle import Bundle
+from serving.bundle.metadata import RunOrigin
 from serving.bundle.refresh import RefreshResult, refresh
 from serving.scoring.score import score
 from tests.grown_catalogue import NEW_ARTWORKS, NEW_TITLES, grow
@@ -79,10 +79,14 @@ def run(shards: Path) -> Path:
 def bundle(run: Path, shards: Path) -> Path:
     """The run's bundle, with the precisions that its gates let ship."""
     out, opened = run.parent / "bundle", Run.open(run)
-    metadata = {"fingerprint": opened.config["fingerprint"], "test_from": opened.config["test_from"]}
+    origin = RunOrigin(
+        fingerprint=opened.config["fingerprint"],
+        validation_from=opened.config["validation_from"],
+        test_from=opened.config["test_from"],
+    )
     images, _ = embedded_artworks(run)
     validation = Shards.open(shards)
-    export(opened.model, opened.vocabularies, out, metadata=metadata, images=images, validation=validation)
+    export(opened.model, opened.vocabularies, out, origin=origin, images=images, validation=validation)
     return out
 
 
@@ -90,7 +94,7 @@ def bundle(run: Path, shards: Path) -> Path:
 def scores(service: Path, bundle: Path) -> Path:
     """The test period scored greedily."""
     out, opened = bundle.parent / "scores", Bundle.open(bundle)
-    score(opened, service, out, since=datetime.fromisoformat(opened.metadata["test_from"]))
+    score(opened, service, out, since=opened.test_from)
     return out
 
 

@@ -77,12 +77,22 @@ def test_there_is_no_import_circle() -> None:
         ("datamodules.prepare", {"foundation", "datamodules.contract", "datamodules.shards"}),
         ("datamodules.feed", {"foundation", "datamodules.contract", "datamodules.shards"}),
         ("datamodules.simulator", {"foundation", "datamodules.contract"}),
-        ("evaluation.off_policy", {"foundation"}),
-        ("evaluation.logs", {"foundation", "datamodules.contract", "evaluation.off_policy"}),
-        ("evaluation.audits", {"foundation", "datamodules.contract", "evaluation.off_policy", "evaluation.logs"}),
+        ("evaluation.record", {"foundation"}),
+        ("evaluation.off_policy", {"foundation", "evaluation.record"}),
+        ("evaluation.logs", {"foundation", "datamodules.contract", "evaluation.record", "evaluation.off_policy"}),
+        (
+            "evaluation.audits",
+            {
+                *("foundation", "datamodules.contract", "evaluation.record"),
+                *("evaluation.off_policy", "evaluation.logs"),
+            },
+        ),
         (
             "evaluation.report",
-            {"foundation", "datamodules.contract", "evaluation.off_policy", "evaluation.logs", "evaluation.audits"},
+            {
+                *("foundation", "datamodules.contract", "evaluation.record"),
+                *("evaluation.off_policy", "evaluation.logs", "evaluation.audits"),
+            },
         ),
         ("serving.bundle", {"foundation", "datamodules.contract", "datamodules.shards", "datamodules.prepare"}),
         (

@@ -20,8 +20,8 @@ from evaluation.audits.stability import DAY, changes
 from evaluation.logs.log_slices import ImpressionAttributes, build_slices, plays_before, read_impression_attributes
 from evaluation.logs.logged_impressions import read_outcomes
 from evaluation.logs.scored_log import ScoredLog, read_scored_log
+from evaluation.period import newest_shares
 from evaluation.report.markup import thumbnail
-from evaluation.value import period_bounds
 from tests.made_service import best, scores, service
 
 SIZES = SimulateConfig(seed=11, members=900, titles=24, people=12, mean_plays=15, mean_impressions=70)
@@ -154,7 +154,7 @@ def test_steps_add_up(known: Path, oracle: Path, tmp_path: Path) -> None:
     before = next(row for row in record["drift"] if (row["part"], row["reward"]) == ("before", "clicked"))
     outcomes = read_outcomes(known)
     assert outcomes is not None
-    since, _ = period_bounds(known, "test")
+    since = newest_shares(known).test_from
     assert since is not None
     past = (outcomes.shown_at < int(since.timestamp() * 1e6)) & (outcomes.width > 1)
     weight = 1 / (outcomes.width * outcomes.propensity)[past]
@@ -201,8 +201,9 @@ def test_clickbait_is_found_and_little_else(known: Path) -> None:
     """Artworks that misrepresent their title, by the law, and no others."""
     outcomes = read_outcomes(known)
     assert outcomes is not None
-    told = clickbait(outcomes)
+    told = clickbait(outcomes, str.upper)
     assert told is not None
+    assert all(row["name"] == row["artwork"].upper() for row in told["artworks"])
     misleads = np.load(known / "hidden" / "artworks.npz")["misleads_A"] > 0
     flagged = [row for row in told["artworks"] if row["flag"]]
     assert len(flagged) == told["clickbait"] + told["misleading"]
@@ -218,11 +219,11 @@ def test_of_chance_alone_next_to_nothing_is_flagged(known: Path) -> None:
     found = []
     for seed in range(5):
         engaged = np.where(outcomes.clicked > 0, np.random.default_rng(seed).random(len(outcomes.clicked)) < 0.7, 0.0)
-        told = clickbait(type(outcomes)(**{**vars(outcomes), "engaged": engaged}))
+        told = clickbait(type(outcomes)(**{**vars(outcomes), "engaged": engaged}), str)
         assert told is not None
         found.append(told["clickbait"] + told["misleading"])
     assert np.mean(found) <= 1.0
-    assert clickbait(type(outcomes)(**{**vars(outcomes), "engaged": None})) is None
+    assert clickbait(type(outcomes)(**{**vars(outcomes), "engaged": None}), str) is None
 
 
 def test_exposure_by_hand(
@@ -278,7 +279,9 @@ def test_changes_by_hand(log: ScoredLog) -> None:
         assert found["scored", words]["value"] == pytest.approx(scored)
         assert found["logged", words]["value"] == pytest.approx(logged)
         assert found["scored", words]["pairs"] == len(values)
-        assert found["uniform", words]["value"] > 0.5
+        uniform = found["uniform", words]["value"]
+        assert uniform is not None
+        assert uniform > 0.5
 
 
 def test_the_page_is_one_small_file_with_pictures(record: dict[str, Any]) -> None:
@@ -349,7 +352,7 @@ def test_a_base_that_lacks_impressions(
     known: Path, oracle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     table = pq.read_table(oracle)
-    since, _ = period_bounds(known, "test")
+    since = newest_shares(known).test_from
     assert since is not None
     pq.write_table(table.slice(0, len(table) - 500), tmp_path / "less.parquet")
     words = ["value", str(known), str(oracle), str(tmp_path / "out"), "--base", str(tmp_path / "less.parquet")]

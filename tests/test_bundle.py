@@ -62,16 +62,6 @@ def test_an_empty_history_is_the_learned_state(bundle: Path, run: Path) -> None:
     np.testing.assert_allclose(empty["click_probability"], expected, atol=1e-6)
 
 
-def test_a_bundle_whose_graphs_ask_for_times_is_refused(bundle: Path, tmp_path: Path) -> None:
-    """As those made before the history encoder lost its weights by time do."""
-    old = shutil.copytree(bundle, tmp_path / "old")
-    record = json.loads((old / "bundle.json").read_text())
-    record["graphs"]["rank.onnx"]["inputs"].append({"name": "history_time", "dtype": "int64"})
-    (old / "bundle.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"bundle\.json: its graphs ask for history_time.* Export the run again\."):
-        Bundle.open(old)
-
-
 def test_unknown_ids_meet_the_unknown_row(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     known = opened.vocabularies["artworks"].values[0]

@@ -223,9 +223,10 @@ def test_the_card_tells_of_every_precision(bundle: Path) -> None:
     """Thirty titles save too little: neither ships, and the card and the record give that as the reason."""
     card, rows = (bundle / "CARD.md").read_text("utf-8"), Bundle.open(bundle).metadata["precisions"]
     assert "## Precisions" in card
-    for row in rows[1:]:
-        bound = f"more than {BOUNDS[row['precision']].size_share:g}"
-        assert row["reasons"] == [f"size_share {row['size_share']:.4g}, {bound}"]
+    for precision, row in zip(PRECISIONS, rows[1:], strict=True):
+        assert row["precision"] == precision
+        bound = f"more than {BOUNDS[precision].size_share:g}"
+        assert row["reasons"] == [f"size_share {row.get('size_share'):.4g}, {bound}"]
         assert f"- {row['precision']} does not ship: {row['reasons'][0]}" in card
         assert not (bundle / row["precision"]).exists()
     assert "| fp32 | yes | 0.0e+00 | " in card

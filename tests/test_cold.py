@@ -11,7 +11,7 @@ from rich.console import Console
 from benchmarks.cold_start import BEST_PER_TITLE, REFRESHED, SEEN, Config, bench, hold_out, sample_held_out
 from benchmarks.table import OURS
 from datamodules.contract.check import check
-from evaluation.value import period_bounds
+from evaluation.period import newest_shares
 
 
 def read(dataset: Path, name: str) -> pa.Table:
@@ -19,8 +19,7 @@ def read(dataset: Path, name: str) -> pa.Table:
 
 
 def test_nothing_of_it_is_left_before_the_test_period(service: Path, tmp_path: Path) -> None:
-    since, _ = period_bounds(service, "test")
-    assert since is not None
+    since = newest_shares(service).test_from
     titles, artworks = sample_held_out(service, 0.2, 0)
     assert len(titles) == 6
     hold_out(service, tmp_path / "without", since, titles, artworks)

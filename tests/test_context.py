@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +34,7 @@ from foundation.errors import UserError
 from models.context import ContextSum, zero_context
 from pipeline import embedded_artworks
 from serving.bundle.bundle import BUNDLE_FILE, EXAMPLE, GOLDEN, Bundle
+from serving.bundle.metadata import RunOrigin
 from serving.bundle.refresh import refresh
 from serving.http.interface import openapi
 from serving.http.requests import RequestError, RequestReader, inputs
@@ -118,8 +118,8 @@ def own_run(own_shards: Path) -> Path:
 def own_bundle(own_run: Path) -> Path:
     out, opened = own_run.parent / "bundle", Run.open(own_run)
     images, _ = embedded_artworks(own_run)
-    metadata = {"fingerprint": opened.config["fingerprint"], "test_from": opened.config["test_from"]}
-    export(opened.model, opened.vocabularies, out, metadata=metadata, images=images, console=Console(quiet=True))
+    origin = RunOrigin(fingerprint=opened.config["fingerprint"], test_from=opened.config["test_from"])
+    export(opened.model, opened.vocabularies, out, origin=origin, images=images, console=Console(quiet=True))
     return out
 
 
@@ -231,8 +231,7 @@ def test_explanations_share_out_their_part(own_bundle: Path) -> None:
 
 def test_scores_and_their_evaluation_tell_them_apart(own_bundle: Path, dataset: Path, tmp_path: Path) -> None:
     opened = Bundle.open(own_bundle)
-    since = datetime.fromisoformat(opened.metadata["test_from"])
-    assert score(opened, dataset, tmp_path / "scores", since=since, console=Console(quiet=True))
+    assert score(opened, dataset, tmp_path / "scores", since=opened.test_from, console=Console(quiet=True))
     assert keyart.main(["evaluate", str(own_bundle), str(dataset), str(tmp_path / "report")]) == 0
     report = (tmp_path / "report" / "report.json").read_text()
     slices = set(re.findall(r'"(?:name|slice)": "([a-z_ ]+)"', report))

@@ -162,7 +162,7 @@ class TestSpark:
         """Byte for byte: the same requests stand in the same batches."""
         monkeypatch.setattr("datamodules.prepare.prepare.SHARD_BYTES", 30_000 if new else 150_000)
         opened = Bundle.open(bundle)
-        since = datetime.fromisoformat(opened.metadata["test_from"]) if new else None
+        since = opened.test_from if new else None
         for name, engine in (("duckdb", None), ("pyspark", spark)):
             score(opened, service, tmp_path / name, **options, since=since, engine=engine)
         one, other = (files_of(tmp_path / name) for name in ("duckdb", "pyspark"))
@@ -199,7 +199,7 @@ class TestSpark:
         executable.chmod(0o755)
         monkeypatch.setattr(spark.session.sparkContext, "pythonExec", str(executable))
         opened = Bundle.open(bundle)
-        late = datetime.fromisoformat(opened.metadata["test_from"])
+        late = opened.test_from
         score(opened, service, tmp_path / "scores", since=late)
         kept = files_of(tmp_path / "scores")
         with pytest.raises(UserError, match=told) as raised:

@@ -264,6 +264,10 @@ def test_rewards_that_drift_are_told() -> None:
     weight = np.ones(8000)
     rows, doubt = drift(steady, weight, time, member)
     assert doubt == ""
-    assert [row["impressions"] for row in rows] == [2000] * 4
-    assert all(row["low"] < row["value"] < row["high"] for row in rows)
+    assert [(part, row["impressions"]) for part, row in rows] == [(part, 2000) for part in (1, 2, 3, 4)]
+    for _, row in rows:
+        assert row["low"] is not None
+        assert row["value"] is not None
+        assert row["high"] is not None
+        assert row["low"] < row["value"] < row["high"]
     assert "drift" in drift(rising, weight, time, member)[1]

@@ -3,17 +3,24 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from evaluation.evaluate import evaluate, policy_table
+from evaluation.evaluate import evaluate as evaluate_scores
+from evaluation.evaluate import policy_table
 from evaluation.logs.scored_log import read_scored_log
+from evaluation.record.records import Report, read_report
 from foundation.errors import UserError
 from tests.made_service import ALL, LATE, ROWS, SINCE, Change, best, changed, even, last, scores, service
+
+
+def evaluate(dataset: Path, table: Path, out: Path, **words: Any) -> dict[str, Any]:
+    """The report as it is returned, which is what is written: `test_what_is_written`."""
+    return dict(evaluate_scores(dataset, table, out, **words))
 
 
 def row_of(report: dict[str, Any], policy: str, reward: str = "clicked") -> dict[str, Any]:
@@ -21,7 +28,15 @@ def row_of(report: dict[str, Any], policy: str, reward: str = "clicked") -> dict
 
 
 def estimate_of(report: dict[str, Any], policy: str, name: str, reward: str = "clicked") -> dict[str, Any]:
-    return next(e for e in row_of(report, policy, reward)["estimates"] if e["estimator"] == name)
+    rows = report["value"]["estimates"]
+    return next(e for e in rows if (e["policy"], e["estimator"], e["reward"]) == (policy, name, reward))
+
+
+def lift_of(report: dict[str, Any], policy: str, name: str) -> dict[str, Any]:
+    """Clicks of a policy against uniform's."""
+    rows = report["value"]["differences"]
+    key = (policy, "uniform", "clicked", name)
+    return next(d for d in rows if (d["policy"], d["base"], d["reward"], d["estimator"]) == key)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +72,9 @@ def test_captured_lift_of_the_oracle_of_chance_and_of_the_worst(
     assert report["captured_lift"] == pytest.approx(1)
     flat = evaluate(dataset, scores(tmp_path / "even.parquet", even), tmp_path / "even", since=SINCE)
     assert flat["captured_lift"] == pytest.approx(0, abs=1e-6)
-    lift = estimate_of(flat, "scored", "snips_lift")
-    assert (lift["value"], lift["low"], lift["high"]) == pytest.approx((0, 0, 0), abs=1e-6)
+    lift = lift_of(flat, "scored", "dr")
+    for names in (("value", "low", "high"), ("relative", "relative_low", "relative_high")):
+        assert [lift[name] for name in names] == pytest.approx((0, 0, 0), abs=1e-6)
     worst = evaluate(
         dataset, scores(tmp_path / "worst.parquet", lambda p: best([-x for x in p])), tmp_path / "worst", since=SINCE
     )
@@ -70,25 +86,28 @@ def test_captured_lift_of_the_oracle_of_chance_and_of_the_worst(
 def test_estimates_hold_the_truth(report: dict[str, Any]) -> None:
     for policy in ("uniform", "best_fixed", "scored"):
         for reward in ("clicked", "engaged"):
-            row = row_of(report, policy, reward)
-            for estimate in row["estimates"][:2]:
+            true_value = row_of(report, policy, reward)["true_value"]
+            for name in ("ips", "snips", "dr"):
+                estimate = estimate_of(report, policy, name, reward)
                 half = (estimate["high"] - estimate["low"]) / 2
-                assert abs(estimate["value"] - row["true_value"]) < 1.7 * half, (policy, reward, estimate)
+                assert abs(estimate["value"] - true_value) < 1.7 * half, (policy, reward, estimate)
                 assert estimate["mean_weight"] == pytest.approx(1, abs=0.15)
     lift = row_of(report, "scored")["true_value"] / row_of(report, "uniform")["true_value"] - 1
-    estimate = estimate_of(report, "scored", "snips_lift")
-    assert estimate["low"] < lift < estimate["high"]
+    estimate = lift_of(report, "scored", "dr")
+    half = (estimate["relative_high"] - estimate["relative_low"]) / 2
+    assert abs(estimate["relative"] - lift) < 1.7 * half
 
 
 def test_the_logging_policy_earned_what_it_earned(report: dict[str, Any]) -> None:
     wide = [n for n in range(LATE.start, ROWS) if len(ALL["candidates"][n]) > 1]
     aimed = [n for n in wide if max(ALL["propensities"][n]) > 0.8]
     assert report["randomised"] == len(wide) - len(aimed)
-    whole = estimate_of(report, "logged", "on_policy")
-    assert whole["value"] == pytest.approx(np.mean([ALL["clicked"][n] for n in wide]))
-    rest = estimate_of(report, "logged", "on_policy_not_randomised")
+    for name in ("ips", "snips"):
+        assert estimate_of(report, "logged", name)["value"] == pytest.approx(np.mean([ALL["clicked"][n] for n in wide]))
+    rest = report["not_randomised"][0]
     assert rest["value"] == pytest.approx(np.mean([ALL["clicked"][n] for n in aimed]))
-    assert rest["impressions"] == len(aimed)
+    assert rest["low"] < rest["value"] < rest["high"]
+    assert (rest["reward"], rest["impressions"]) == ("clicked", len(aimed))
 
 
 def test_only_the_shown_propensity_was_logged(report: dict[str, Any], tmp_path: Path) -> None:
@@ -97,7 +116,9 @@ def test_only_the_shown_propensity_was_logged(report: dict[str, Any], tmp_path: 
     alone = service(tmp_path / "alone", lambda t: t.drop_columns("propensities").append_column("propensity", shown))
     told = evaluate(alone, scores(tmp_path / "scores.parquet", best), tmp_path / "out", since=SINCE)
     assert told["randomised"] == report["randomised"]
-    assert estimate_of(told, "scored", "snips") == estimate_of(report, "scored", "snips")
+    assert estimate_of(told, "scored", "snips")["value"] == pytest.approx(
+        estimate_of(report, "scored", "snips")["value"]
+    )
     assert row_of(told, "logged")["true_value"] is None, "its whole propensities are not known"
 
 
@@ -237,17 +258,31 @@ def test_engaged_is_valued_only_where_every_click_says_so(tmp_path: Path) -> Non
     assert log.engaged is None
 
 
-def test_a_log_without_randomised_part_gives_no_number(tmp_path: Path) -> None:
+def test_a_log_without_randomised_part_is_valued_by_its_propensities(tmp_path: Path) -> None:
     def aimed(values: list[list[float]]) -> list[list[float]]:
         return [
-            [p * (1.1 if i == 0 else (1 - 1.1 * v[0]) / (1 - v[0])) for i, p in enumerate(v)] if len(v) > 1 else v
+            [p * (1.01 if i == 0 else (1 - 1.01 * v[0]) / (1 - v[0])) for i, p in enumerate(v)] if len(v) > 1 else v
             for v in values
         ]
 
     log = service(tmp_path / "service", changed("propensities", aimed))
     told = evaluate(log, scores(tmp_path / "scores.parquet", best), tmp_path / "out", since=SINCE)
     assert told["randomised"] == 0
-    assert {e["value"] for e in row_of(told, "scored")["estimates"]} == {None}
+    left_out = {row["policy"]: row["reason"] for row in told["value"]["left_out"] if row["estimator"] == "replay"}
+    assert "same chance" in left_out["scored"]
+    assert estimate_of(told, "scored", "dr")["value"] is not None, "what weighs by propensity needs no randomised part"
+
+
+def test_a_log_that_never_shows_what_the_policy_would_gives_no_number(tmp_path: Path) -> None:
+    def certain(table: pa.Table) -> pa.Table:
+        first = changed("artwork_id", lambda v: [c[0] for c in ALL["candidates"]])(table)
+        return changed("propensities", lambda v: [[float(k == 0) for k in range(len(p))] for p in v])(first)
+
+    log = service(tmp_path / "service", certain)
+    of_last = scores(tmp_path / "scores.parquet", lambda p: [float(k == len(p) - 1) for k in range(len(p))])
+    told = evaluate(log, of_last, tmp_path / "out", since=SINCE)
+    assert {e["value"] for e in told["value"]["estimates"] if e["policy"] == "scored"} == {None}
+    assert told["value"]["verdict"]["verdict"] == "unanswerable"
     assert "cannot tell" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "cannot be told" in shown_as_text(told)
 
@@ -262,7 +297,7 @@ def test_nothing_before_the_period_to_learn_from(dataset: Path, tmp_path: Path) 
 def shown_as_text(report: dict[str, Any]) -> str:
     console = Console(width=120)
     with console.capture() as captured:
-        console.print(policy_table(report))
+        console.print(policy_table(cast("Report", report)))
     return captured.get()
 
 
@@ -272,7 +307,8 @@ def test_the_table_names_every_policy(report: dict[str, Any]) -> None:
         if row["reward"] == "clicked":
             line = next(line for line in lines if row["label"] in line)
             assert f"{1000 * row['true_value']:.1f}" in line
-            assert re.search(r"\d\.\d \[\d+\.\d, \d+\.\d\]", line)
+            # what is best by the true law needs no estimate
+            assert (row["policy"] == "best_possible") != bool(re.search(r"\d\.\d \[\d+\.\d, \d+\.\d\]", line))
 
 
 def test_what_is_written(dataset: Path, tmp_path: Path) -> None:
@@ -298,7 +334,7 @@ def test_what_is_written(dataset: Path, tmp_path: Path) -> None:
         raise AssertionError(f"{name} is no JSON")
 
     record = (tmp_path / "out" / "report.json").read_text(encoding="utf-8")
-    assert json.loads(record, parse_constant=refuse) == told
+    assert json.loads(record, parse_constant=refuse) == told == read_report(tmp_path / "out")
     assert told["made_from"] == "abc"
     assert sum(told["reliability"]["count"]) == ROWS - LATE.start
     assert told["metrics"]["log_loss"] < told["metrics"]["log_loss_of_a_constant"]

@@ -12,10 +12,16 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
+from datamodules.contract.check import check
+from datamodules.prepare.prepare import prepare
 from evaluation.audits.metrics import auc, expected_calibration_error, log_loss, reliability
 from evaluation.evaluate import evaluate, policy_table
+from evaluation.logs.logging_policies import mixture_propensities
 from evaluation.logs.scored_log import read_scored_log
-from evaluation.off_policy.randomised_estimates import ips, on_policy, snips, snips_lift
+from evaluation.off_policy.estimators import Terms, ips, snips
+from evaluation.off_policy.intervals import Interval, Members, normal_interval
+from evaluation.off_policy.verdict import kish_sample_size
+from evaluation.report.value_page import main_estimate
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
 from serving.scoring.compare_members import share_flipped
@@ -58,40 +64,43 @@ def many_logs(replications: int = 400, members: int = 60, each: int = 12) -> tup
     return reward, (target / logging)[shown], np.repeat(np.arange(members), each), np.array(draw.mean(0) @ target)
 
 
+def estimate(terms: Terms, member_N: np.ndarray) -> tuple[float, Interval]:
+    """A value, and the interval that reports give it."""
+    sums = Members.of(member_N).sums(terms)
+    return sums.value, normal_interval(sums.value, sums.influence_M)
+
+
 @pytest.mark.parametrize("estimator", [ips, snips])
 def test_estimators_find_the_truth_and_their_intervals_hold(estimator) -> None:
     reward_RN, weight_RN, member_N, truth = many_logs()
-    estimates = [estimator(r, w, member_N) for r, w in zip(reward_RN, weight_RN, strict=True)]
-    values = np.array([e.value for e in estimates])
+    estimates = [estimate(estimator(r, w), member_N) for r, w in zip(reward_RN, weight_RN, strict=True)]
+    values = np.array([value for value, _ in estimates])
     assert abs(values.mean() - truth) < 4 * values.std() / np.sqrt(len(values))
-    covered = np.mean([e.low <= truth <= e.high for e in estimates])
+    covered = np.mean([ends.low <= truth <= ends.high for _, ends in estimates])
     assert 0.92 <= covered <= 0.98
 
 
 def test_intervals_by_impression_would_be_too_narrow() -> None:
     reward_RN, _, member_N, _ = many_logs()
     level_RN = np.clip(reward_RN * 0 + reward_RN.reshape(*reward_RN.shape[:1], -1, 12).mean(2).repeat(12, axis=1), 0, 1)
-    ours = [on_policy(r, member_N) for r in level_RN]  # all of a member's rewards alike: 60 observations, not 720
-    naive = [on_policy(r, np.arange(len(r))) for r in level_RN]
-    spread = np.std([e.value for e in ours])
-    assert np.mean([(e.high - e.low) / (2 * 1.96) for e in ours]) == pytest.approx(spread, rel=0.15)
-    assert np.mean([(e.high - e.low) / (2 * 1.96) for e in naive]) < 0.5 * spread
+    one_N = np.ones(level_RN.shape[1])
+    # all of a member's rewards alike: 60 observations, not 720
+    ours = [estimate(ips(r, one_N), member_N) for r in level_RN]
+    naive = [estimate(ips(r, one_N), np.arange(len(r))) for r in level_RN]
+    spread = np.std([value for value, _ in ours])
+    assert np.mean([(ends.high - ends.low) / (2 * 1.96) for _, ends in ours]) == pytest.approx(spread, rel=0.15)
+    assert np.mean([(ends.high - ends.low) / (2 * 1.96) for _, ends in naive]) < 0.5 * spread
 
 
 def test_estimates_by_hand() -> None:
     reward, weight, member = np.array([1.0, 0.0, 1.0]), np.array([2.0, 1.0, 0.0]), np.array([5, 5, 9])
-    assert ips(reward, weight, member).value == pytest.approx(2 / 3)
-    assert snips(reward, weight, member).value == pytest.approx(2 / 3)
-    assert snips(np.full(3, 0.25), weight, member).value == pytest.approx(0.25)
-    assert ips(reward, weight, member).effective_sample_size == pytest.approx(9 / 5)
-    assert np.isnan(snips(reward, np.zeros(3), member).value)
-    assert np.isnan(ips(reward, weight, np.zeros(3)).low), "one member alone gives no interval"
-    assert np.isnan(snips_lift(reward, weight, weight, member).low), "without member 5 no weight is left"
-    some = np.array([2.0, 1.0, 0.5])
-    same = snips_lift(reward, some, some, member)
-    assert (same.value, same.low, same.high) == pytest.approx((0, 0, 0))
-    with pytest.raises(ValueError, match="finite"):
-        ips(reward, weight * np.nan, member)
+    assert estimate(ips(reward, weight), member)[0] == pytest.approx(2 / 3)
+    assert estimate(snips(reward, weight), member)[0] == pytest.approx(2 / 3)
+    assert estimate(snips(np.full(3, 0.25), weight), member)[0] == pytest.approx(0.25)
+    assert kish_sample_size(weight) == pytest.approx(9 / 5)
+    assert np.isnan(estimate(snips(reward, np.zeros(3)), member)[0])
+    assert np.isnan(estimate(ips(reward, weight), np.zeros(3, int))[1].low), "one member alone gives no interval"
+    assert np.isnan(estimate(snips(reward, weight), member)[1].low), "without member 5 no weight is left"
 
 
 def since_of(bundle: Path) -> datetime:
@@ -111,7 +120,7 @@ def rewritten(scores: Path, out: Path, change) -> Path:
 def test_the_evaluation_knows_the_truth(service: Path, scores: Path, bundle: Path, tmp_path: Path) -> None:
     since = since_of(bundle)
     report = evaluate(service, scores, tmp_path / "report", since=since)
-    true = {row["policy"]: row["true_value"] for row in report["policies"] if row["reward"] == "clicked"}
+    true = {row["policy"]: row["true_value"] or 0.0 for row in report["policies"] if row["reward"] == "clicked"}
     assert true["best_possible"] > max(v for k, v in true.items() if k != "best_possible")
     truth = pads.dataset(sorted((service / "truth").glob("*.parquet"))).to_table().to_pylist()
     truth = {row["impression_id"]: dict(zip(row["candidates"], row["p_click"], strict=True)) for row in truth}
@@ -127,9 +136,10 @@ def test_the_evaluation_knows_the_truth(service: Path, scores: Path, bundle: Pat
     assert best["captured_lift"] == pytest.approx(1, abs=1e-6)
     flat = evaluate(service, rewritten(scores, tmp_path / "even", even), tmp_path / "even-report", since=since)
     assert flat["captured_lift"] == pytest.approx(0, abs=1e-6)
-    flat_scored = next(row for row in flat["policies"] if row["policy"] == "scored")
-    flat_uniform = next(row for row in flat["policies"] if row["policy"] == "uniform")
-    assert flat_scored["estimates"][1]["value"] == pytest.approx(flat_uniform["estimates"][1]["value"])
+    flat_scored, flat_uniform = (main_estimate(flat["value"], name, "clicked") for name in ("scored", "uniform"))
+    assert flat_scored is not None
+    assert flat_uniform is not None
+    assert flat_scored["value"] == pytest.approx(flat_uniform["value"])
     by_hand = np.mean(
         [np.mean(list(truth[i].values())) for i in read_scored_log(service, scores, since).impression_id.to_pylist()]
     )
@@ -139,6 +149,7 @@ def test_the_evaluation_knows_the_truth(service: Path, scores: Path, bundle: Pat
 def test_a_trained_ranker_captures_lift(service: Path, scores: Path, bundle: Path, tmp_path: Path) -> None:
     """On a service of 8,000 impressions; how much a whole one allows is the demo's figure."""
     report = evaluate(service, scores, tmp_path / "report", since=since_of(bundle))
+    assert report["captured_lift"] is not None
     assert report["captured_lift"] > 0.3
     assert report["metrics"]["log_loss"] < report["metrics"]["log_loss_of_a_constant"]
 
@@ -202,6 +213,35 @@ def test_a_log_of_single_propensities(service: Path, scores: Path, bundle: Path,
     np.testing.assert_array_equal(one.randomised, two.randomised)
     assert 0.2 < one.randomised.mean() < 0.4
     np.testing.assert_allclose(one.propensity, two.propensity)
+
+
+@pytest.mark.parametrize(("rounding", "same"), [(4e-4, True), (5e-3, False)])
+def test_rounded_propensities_are_judged_alike_everywhere(
+    service: Path, scores: Path, bundle: Path, tmp_path: Path, rounding: float, same: bool
+) -> None:
+    """The contract, the counts of the shards, the randomised part and the mixture of policies go by one rounding."""
+    rounded = tmp_path / "rounded"
+    shutil.copytree(service, rounded)
+
+    def moved(p: list[float]) -> list[float]:
+        return p if len(set(p)) > 1 or len(p) == 1 else [p[0] * (1 - rounding), *p[1:-1], p[-1] * (1 + rounding)]
+
+    for part in (rounded / "impressions").glob("*.parquet"):
+        table = pq.read_table(part)
+        lists = pa.array([moved(p) for p in table["propensities"].to_pylist()], table["propensities"].type)
+        pq.write_table(table.set_column(table.column_names.index("propensities"), "propensities", lists), part)
+    assert check(rounded, images=False).ok
+    randomised = {}
+    for folder in (service, rounded):
+        manifest = prepare(folder, tmp_path / f"shards-{folder.name}")
+        log = read_scored_log(folder, scores, since_of(bundle))
+        randomised[folder] = manifest["splits"]["test"]["randomised"], int(log.randomised.sum())
+        assert randomised[folder][0] == randomised[folder][1]
+    assert (randomised[service] == randomised[rounded]) == same
+    assert randomised[service][0] > 100
+    propensity_NK = np.array([moved([0.25] * 4), [0.25] * 4, [0.4, 0.3, 0.2, 0.1]])
+    mixed = mixture_propensities(propensity_NK, np.arange(4)[None].repeat(3, axis=0), np.array([0, 0, 1]))
+    assert (mixed is not None) == same, "within rounding, a policy is not personalised"
 
 
 def test_the_report_is_one_file(service: Path, scores: Path, bundle: Path, tmp_path: Path) -> None:

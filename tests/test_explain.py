@@ -68,7 +68,7 @@ def test_what_attention_reads_is_one_term(shards: Path, tmp_path: Path) -> None:
         for name, parameter in model.named_parameters():
             if "bias" in name or "prior" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    bundle = export(model, opened.vocabularies, tmp_path / "bundle", metadata={})
+    bundle = export(model, opened.vocabularies, tmp_path / "bundle", origin={})
     assert bundle.metadata["explanations"]["largest_difference"] < 1e-5
     terms = Explainer(bundle).explain(request_of(bundle))
     assert np.abs(terms["of_state"]).max() > 0
@@ -103,6 +103,6 @@ def test_reasons_are_those_of_the_choice(bundle: Path) -> None:
 
 
 def test_a_bundle_without_tables_says_so(bundle: Path, tmp_path: Path) -> None:
-    bare = Bundle(tmp_path, {})
+    bare = Bundle(tmp_path, Bundle.open(bundle).metadata)
     with pytest.raises(UserError, match=f"{EXPLAIN_TABLES}: is not there"):
         _ = Explainer(bare).tables

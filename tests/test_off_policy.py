@@ -4,6 +4,7 @@ Legend: R replications, N impressions, M members, K artworks.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,10 @@ import pytest
 from evaluation.logs.logged_impressions import Outcomes
 from evaluation.logs.policies import best_fixed, greedy, uniform
 from evaluation.logs.scored_log import ScoredLog
-from evaluation.off_policy.randomised_estimates import Estimate, ips, on_policy, snips, snips_lift
+from evaluation.off_policy import estimators as by
+from evaluation.off_policy.estimators import Terms
+from evaluation.off_policy.intervals import Members, bootstrap, normal_interval, percentile_interval
+from evaluation.off_policy.verdict import Overlap
 
 MEMBERS, EACH, REPLICATIONS = 50, 8, 400
 APPEAL_K = np.array([0.0, 0.05, 0.1, 0.25])
@@ -22,7 +26,7 @@ RARELY, MOSTLY = 0.05, 0.6
 """Click rates of the two kinds of member, before appeal."""
 
 
-def value_sections(policy_K: np.ndarray) -> float:
+def true_value(policy_K: np.ndarray) -> float:
     """True value: half the members are of each kind."""
     return float((RARELY + MOSTLY) / 2 + policy_K @ APPEAL_K)
 
@@ -37,48 +41,73 @@ def logs(logging_K: np.ndarray, replications: int = REPLICATIONS) -> tuple[np.nd
     return reward_RN.astype(float), shown_RN, member_N
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A value with the interval that reports give it."""
+
+    value: float
+    low: float
+    high: float
+
+
+def estimate(terms: Terms, member_N: np.ndarray) -> Estimate:
+    sums = Members.of(member_N).sums(terms)
+    interval = normal_interval(sums.value, sums.influence_M)
+    return Estimate(sums.value, interval.low, interval.high)
+
+
 def coverage(estimates: list[Estimate], truth: float) -> float:
     return float(np.mean([e.low <= truth <= e.high for e in estimates]))
 
 
-@pytest.mark.parametrize("estimator", [ips, snips])
+@pytest.mark.parametrize("estimator", [by.ips, by.snips])
 @pytest.mark.parametrize("logging_K", [UNIFORM_K, np.array([0.4, 0.3, 0.2, 0.1])], ids=["uniform", "skewed"])
 def test_values_are_right_on_average_and_intervals_hold(estimator: Callable, logging_K: np.ndarray) -> None:
     reward_RN, shown_RN, member_N = logs(logging_K)
     weight_RN = (TARGET_K / logging_K)[shown_RN]
-    estimates = [estimator(r, w, member_N) for r, w in zip(reward_RN, weight_RN, strict=True)]
+    estimates = [estimate(estimator(r, w), member_N) for r, w in zip(reward_RN, weight_RN, strict=True)]
     values = np.array([e.value for e in estimates])
-    assert abs(values.mean() - value_sections(TARGET_K)) < 3.5 * values.std() / np.sqrt(len(values))
-    assert 0.92 <= coverage(estimates, value_sections(TARGET_K)) <= 0.98
-    assert {(e.impressions, e.members) for e in estimates} == {(MEMBERS * EACH, MEMBERS)}
+    assert abs(values.mean() - true_value(TARGET_K)) < 3.5 * values.std() / np.sqrt(len(values))
+    assert 0.92 <= coverage(estimates, true_value(TARGET_K)) <= 0.98
+    assert (Members.of(member_N).rows, len(Members.of(member_N))) == (MEMBERS * EACH, MEMBERS)
 
 
-@pytest.mark.parametrize("estimator", [ips, snips])
+@pytest.mark.parametrize("estimator", [by.ips, by.snips])
 def test_intervals_by_impression_miss_the_truth_too_often(estimator: Callable) -> None:
     """What counting every impression as independent would claim: 95 %; what it covers: less than 80 %."""
     reward_RN, shown_RN, member_N = logs(UNIFORM_K)
     weight_RN = np.ones(shown_RN.shape)
-    alone = [estimator(r, w, np.arange(len(member_N))) for r, w in zip(reward_RN, weight_RN, strict=True)]
-    ours = [estimator(r, w, member_N) for r, w in zip(reward_RN, weight_RN, strict=True)]
-    assert coverage(alone, value_sections(UNIFORM_K)) < 0.8
-    assert 0.92 <= coverage(ours, value_sections(UNIFORM_K)) <= 0.98
+    alone = [estimate(estimator(r, w), np.arange(len(member_N))) for r, w in zip(reward_RN, weight_RN, strict=True)]
+    ours = [estimate(estimator(r, w), member_N) for r, w in zip(reward_RN, weight_RN, strict=True)]
+    assert coverage(alone, true_value(UNIFORM_K)) < 0.8
+    assert 0.92 <= coverage(ours, true_value(UNIFORM_K)) <= 0.98
 
 
 def test_the_lift_is_right_and_surer_than_two_values_apart() -> None:
     reward_RN, shown_RN, member_N = logs(UNIFORM_K)
-    truth = value_sections(TARGET_K) / value_sections(UNIFORM_K) - 1
-    base_N = np.ones(len(member_N))
-    lifts, apart = [], []
+    truth = true_value(TARGET_K) / true_value(UNIFORM_K) - 1
+    difference = true_value(TARGET_K) - true_value(UNIFORM_K)
+    members = Members.of(member_N)
+    lifts, differences, apart = [], [], []
     for reward_N, shown_N in zip(reward_RN, shown_RN, strict=True):
-        weight_N = (TARGET_K / UNIFORM_K)[shown_N]
-        lifts.append(snips_lift(reward_N, weight_N, base_N, member_N))
-        value, base = snips(reward_N, weight_N, member_N), snips(reward_N, base_N, member_N)
-        apart.append(np.hypot(value.high - value.value, base.high - base.value) / base.value)
+        policy, base = (
+            members.sums(by.snips(reward_N, w)) for w in ((TARGET_K / UNIFORM_K)[shown_N], np.ones(len(member_N)))
+        )
+        drawn_DE = bootstrap([policy, base], 0)
+        ends = percentile_interval(drawn_DE[:, 0] / drawn_DE[:, 1] - 1)
+        lifts.append(Estimate(policy.value / base.value - 1, ends.low, ends.high))
+        ends = normal_interval(policy.value - base.value, policy.influence_M - base.influence_M)
+        differences.append(Estimate(policy.value - base.value, ends.low, ends.high))
+        alone = [normal_interval(side.value, side.influence_M) for side in (policy, base)]
+        apart.append(np.linalg.norm([(ends.high - ends.low) / 2 for ends in alone]))
     values = np.array([lift.value for lift in lifts])
     # a ratio of two estimates is biased by about its variance
     assert abs(values.mean() - truth) < 3.5 * values.std() / np.sqrt(len(values)) + values.var()
     assert 0.92 <= coverage(lifts, truth) <= 0.98
-    assert np.mean([lift.high - lift.value for lift in lifts]) < 0.8 * np.mean(apart)
+    assert 0.92 <= coverage(differences, difference) <= 0.98
+    assert np.mean([(d.high - d.low) / 2 for d in differences]) < 0.8 * np.mean(apart)
+    base_value = true_value(UNIFORM_K)
+    assert np.mean([(lift.high - lift.low) / 2 for lift in lifts]) < 0.8 * np.mean(apart) / base_value
 
 
 def test_estimates_against_straight_lines() -> None:
@@ -87,7 +116,7 @@ def test_estimates_against_straight_lines() -> None:
     weight = (TARGET_K / [0.4, 0.3, 0.2, 0.1])[shown_RN[0]].tolist()
     rows = list(zip(member, weight, reward, strict=True))
     n, total = len(reward), sum(weight)
-    for estimator, over in ((ips, lambda some: len(some)), (snips, lambda some: sum(w for _, w, _ in some))):
+    for estimator, over in ((by.ips, lambda some: len(some)), (by.snips, lambda some: sum(w for _, w, _ in some))):
 
         def value_of_rows(some: list, over: Callable = over) -> float:
             return sum(w * r for _, w, r in some) / over(some)
@@ -96,52 +125,40 @@ def test_estimates_against_straight_lines() -> None:
         without = [value_of_rows([row for row in rows if row[0] != m]) for m in range(MEMBERS)]
         mean = sum(without) / MEMBERS
         error = (sum((v - mean) ** 2 for v in without) * (MEMBERS - 1) / MEMBERS) ** 0.5
-        estimate = estimator(np.array(reward), np.array(weight), member_N)
-        assert estimate.value == pytest.approx(value)
+        found = estimate(estimator(np.array(reward), np.array(weight)), member_N)
+        assert found.value == pytest.approx(value)
         # 2.009575: the 97.5 % point of Student's distribution with 49 degrees of freedom
-        assert (estimate.low, estimate.high) == pytest.approx((value - 2.009575 * error, value + 2.009575 * error))
-        assert estimate.effective_sample_size == pytest.approx(total**2 / sum(w * w for w in weight))
-        assert estimate.mean_weight == pytest.approx(total / n)
-        assert estimate.largest_weight == max(weight)
+        assert (found.low, found.high) == pytest.approx((value - 2.009575 * error, value + 2.009575 * error))
+    overlap = Overlap.of(np.array(weight), Members.of(member_N), 0.0)
+    assert overlap.effective_sample_size == pytest.approx(total**2 / sum(w * w for w in weight))
+    assert overlap.mean_weight == pytest.approx(total / n)
+    assert overlap.largest_weight == max(weight)
 
 
 def test_constant_rewards_are_their_own_value() -> None:
     chance = np.random.default_rng(4)
-    weight_N, member_N = chance.exponential(size=60), chance.integers(0, 9, 60)
-    constant = snips(np.full(60, 0.3), weight_N, member_N)
+    weight_N, member_N = chance.exponential(size=60), np.sort(chance.integers(0, 9, 60))
+    constant = estimate(by.snips(np.full(60, 0.3), weight_N), member_N)
     assert (constant.value, constant.low, constant.high) == pytest.approx((0.3, 0.3, 0.3))
     reward_N = chance.random(60)
-    shifted = snips(reward_N + 5, weight_N, member_N)
-    assert shifted.value == pytest.approx(snips(reward_N, weight_N, member_N).value + 5)
+    shifted = estimate(by.snips(reward_N + 5, weight_N), member_N)
+    assert shifted.value == pytest.approx(estimate(by.snips(reward_N, weight_N), member_N).value + 5)
 
 
 def test_member_ids_are_names_only() -> None:
-    reward_N, weight_N = np.array([1.0, 0.0, 1.0, 0.0]), np.array([1.0, 2.0, 0.5, 1.0])
-    assert ips(reward_N, weight_N, np.array([7, 7, 900, -3])) == ips(reward_N, weight_N, np.array([0, 0, 1, 2]))
+    terms = by.ips(np.array([1.0, 0.0, 1.0, 0.0]), np.array([1.0, 2.0, 0.5, 1.0]))
+    assert estimate(terms, np.array([7, 7, 900, -3])) == estimate(terms, np.array([0, 0, 1, 2]))
 
 
 def test_nothing_to_go_by_is_not_a_number() -> None:
     none = np.zeros(0)
-    assert np.isnan([ips(none, none, none).value, snips(none, none, none).value, on_policy(none, none).value]).all()
-    assert ips(none, none, none).record()["value"] is None
-    lift = snips_lift(np.zeros(3), np.ones(3), np.ones(3), np.arange(3))
-    assert np.isnan(lift.value), "no click under the base policy: a lift over nothing"
-
-
-@pytest.mark.parametrize(
-    ("reward", "weight", "base", "named"),
-    [
-        ([1.0, 0.0], [1.0], [1.0, 1.0], "must be"),
-        ([1.0, 0.0], [1.0, -1.0], [1.0, 1.0], "not negative"),
-        ([1.0, np.nan], [1.0, 1.0], [1.0, 1.0], "finite"),
-        ([1.0, 0.0], [1.0, np.inf], [1.0, 1.0], "finite"),
-        ([1.0, 0.0], [1.0, 1.0], [1.0, np.nan], "finite"),
-        ([1.0, 0.0], [1.0, 1.0], [1.0], "must be"),
-    ],
-)
-def test_bad_arrays_are_named(reward: list, weight: list, base: list, named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        snips_lift(np.array(reward), np.array(weight), np.array(base), np.arange(2))
+    values = [estimate(terms, none.astype(int)).value for terms in (by.ips(none, none), by.snips(none, none))]
+    assert np.isnan(values).all()
+    base = Members.of(np.arange(3)).sums(by.snips(np.zeros(3), np.ones(3)))
+    with np.errstate(invalid="ignore"):
+        drawn_DE = bootstrap([base, base], 0)
+        lift = percentile_interval(drawn_DE[:, 0] / drawn_DE[:, 1] - 1)
+    assert np.isnan([lift.low, lift.high]).all(), "no click under the base policy: a lift over nothing"
 
 
 def one_impression(*artworks: str) -> ScoredLog:

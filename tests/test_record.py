@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,14 @@ from safetensors.numpy import load_file
 import keyart
 import serving.bundle.record
 from evaluation.evaluate import evaluate
+from evaluation.record.records import Report
 from foundation.errors import UserError
-from pipeline import run_pipeline
+from pipeline import evaluation_of, run_pipeline
 from serving.bundle.bundle import BUNDLE_FILE, CARD, Bundle
 from serving.bundle.card import licence_terms
 from serving.bundle.contents import TENSOR_DESCRIPTIONS
 from serving.bundle.hard_links import file_checksums
+from serving.bundle.metadata import BUNDLE_VERSION
 from serving.bundle.record import record_verdict
 from serving.bundle.verdict import NOT_EVALUATED
 from serving.bundle.verify import verify
@@ -34,8 +35,8 @@ from train.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
-def report(service: Path, bundle: Path, scores: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    since = datetime.fromisoformat(Bundle.open(bundle).metadata["test_from"])
+def report(service: Path, bundle: Path, scores: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    since = Bundle.open(bundle).test_from
     return evaluate(service, scores, tmp_path_factory.mktemp("judged") / "report", since=since)
 
 
@@ -45,16 +46,21 @@ def own(bundle: Path, tmp_path: Path) -> Path:
     return shutil.copytree(bundle, tmp_path / "bundle")
 
 
+def record_of(folder: Path) -> dict[str, Any]:
+    """As it lies there."""
+    return json.loads((folder / BUNDLE_FILE).read_text())
+
+
 def test_the_verdict_is_kept_and_nothing_else_changes(
-    own: Path, report: dict[str, Any], service: Path, capfd: pytest.CaptureFixture[str]
+    own: Path, report: Report, service: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before, sealed = Bundle.open(own), file_checksums(own)
+    before, sealed, old = Bundle.open(own), file_checksums(own), record_of(own)
     assert NOT_EVALUATED in (own / CARD).read_text("utf-8")
-    assert record_verdict(own, report, Bundle.open(own))
+    assert record_verdict(own, evaluation_of(report), Bundle.open(own))
     after, now = Bundle.open(own), file_checksums(own)
     assert {name for name in now if now[name] != sealed[name]} == {BUNDLE_FILE, CARD}
     assert now.keys() == sealed.keys()
-    new, old = dict(after.metadata), dict(before.metadata)
+    new = record_of(own)
     kept = new.pop("evaluation")
     assert new.pop("sha256") | {CARD: ""} == old.pop("sha256") | {CARD: ""}
     assert new == old
@@ -70,15 +76,18 @@ def test_the_verdict_is_kept_and_nothing_else_changes(
     assert f"captures {kept['captured_lift']:.2f} of the possible lift" in card
     assert keyart.main(["verify", str(own)]) == 0
     assert f"{len(after.metadata['sha256'])} files unchanged" in capfd.readouterr().out
-    policy, since = "greedy", datetime.fromisoformat(after.metadata["test_from"])
+    policy, since = "greedy", after.test_from
     same = [scores_fingerprint(bundle, service, policy, since) for bundle in (before, after)]
     assert same[0] == same[1], "what is told of a bundle makes no scores stale"
 
 
-def test_lifts_are_those_of_the_report(own: Path, report: dict[str, Any]) -> None:
-    record_verdict(own, report, Bundle.open(own))
-    rows = {(r["policy"], r["reward"]): r for r in Bundle.open(own).metadata["evaluation"]["per_1000"]}
-    told = {(d["policy"], d["base"], d["reward"], d["estimator"]): d for d in report["value"]["differences"]}
+def test_lifts_are_those_of_the_report(own: Path, report: Report) -> None:
+    record_verdict(own, evaluation_of(report), Bundle.open(own))
+    rows = {(r["policy"], r["reward"]): r for r in record_of(own)["evaluation"]["per_1000"]}
+    told = {
+        (d["policy"], d["base"], d["reward"], d["estimator"]): d
+        for d in json.loads(json.dumps(report["value"]["differences"]))
+    }
     estimator = report["value"]["verdict"]["estimator"]
     scored, lift = rows["scored", "clicked"], told["scored", "uniform", "clicked", estimator]
     assert [scored["above_uniform"][n] for n in ("value", "low", "high")] == pytest.approx(
@@ -91,21 +100,21 @@ def test_lifts_are_those_of_the_report(own: Path, report: dict[str, Any]) -> Non
     )
     assert fixed["above_uniform"]["low"] < fixed["above_uniform"]["value"] < fixed["above_uniform"]["high"]
     assert rows["uniform", "clicked"]["above_uniform"] is None
-    true = {r["policy"]: r["true_value"] for r in report["policies"] if r["reward"] == "clicked"}
+    true = {r["policy"]: r["true_value"] or 0.0 for r in report["policies"] if r["reward"] == "clicked"}
     assert scored["true"] == pytest.approx(1000 * true["scored"])
 
 
-def test_what_is_kept_already_is_left_alone(own: Path, report: dict[str, Any]) -> None:
-    assert record_verdict(own, report, Bundle.open(own))
+def test_what_is_kept_already_is_left_alone(own: Path, report: Report) -> None:
+    assert record_verdict(own, evaluation_of(report), Bundle.open(own))
     before = {path: path.stat().st_ino for path in own.rglob("*")}
-    assert not record_verdict(own, json.loads(json.dumps(report)), Bundle.open(own))
+    assert not record_verdict(own, json.loads(json.dumps(evaluation_of(report))), Bundle.open(own))
     assert {path: path.stat().st_ino for path in own.rglob("*")} == before
-    assert record_verdict(own, report | {"scored": "keyart epsilon:0.1"}, Bundle.open(own))
-    assert Bundle.open(own).metadata["evaluation"]["policy"] == "keyart epsilon:0.1"
+    assert record_verdict(own, {**evaluation_of(report), "policy": "keyart epsilon:0.1"}, Bundle.open(own))
+    assert record_of(own)["evaluation"]["policy"] == "keyart epsilon:0.1"
     assert not list(own.parent.glob(".*")), "nothing beside it is left over"
 
 
-def test_a_kill_leaves_the_old_bundle_whole(own: Path, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_leaves_the_old_bundle_whole(own: Path, report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     sealed = file_checksums(own)
 
     def killed(*words: object) -> None:
@@ -114,7 +123,7 @@ def test_a_kill_leaves_the_old_bundle_whole(own: Path, report: dict[str, Any], m
     with monkeypatch.context() as patched:  # the card is written, the record is not
         patched.setattr(serving.bundle.record, "sha256", killed)
         with pytest.raises(KeyboardInterrupt):
-            record_verdict(own, report, Bundle.open(own))
+            record_verdict(own, evaluation_of(report), Bundle.open(own))
     assert file_checksums(own) == sealed
     rename = os.rename
 
@@ -126,42 +135,58 @@ def test_a_kill_leaves_the_old_bundle_whole(own: Path, report: dict[str, Any], m
     with monkeypatch.context() as patched:
         patched.setattr(os, "rename", between)
         with pytest.raises(KeyboardInterrupt):
-            record_verdict(own, report, Bundle.open(own))
+            record_verdict(own, evaluation_of(report), Bundle.open(own))
     assert file_checksums(own) == sealed
     assert [path.name for path in own.parent.iterdir()] == [own.name]
     verify(own)
 
 
-def test_a_kill_between_two_renames_is_put_back(own: Path, report: dict[str, Any]) -> None:
+def test_a_kill_between_two_renames_is_put_back(own: Path, report: Report) -> None:
     """What kill -9 leaves: the old bundle aside, none in its place."""
     opened = Bundle.open(own)
     own.rename(own.with_name(f".{own.name}.replaced"))
-    assert record_verdict(own, report, opened)
+    assert record_verdict(own, evaluation_of(report), opened)
     verify(own)
 
 
-def test_a_verdict_is_kept_by_what_was_scored_alone(own: Path, report: dict[str, Any]) -> None:
+def test_a_verdict_is_kept_by_what_was_scored_alone(own: Path, report: Report) -> None:
     scored = Bundle.open(own)
     other = replace(scored, metadata=scored.metadata | {"sha256": scored.metadata["sha256"] | {"rank.onnx": "another"}})
     sealed = file_checksums(own)
     with pytest.raises(UserError, match="changed since it was scored"):
-        record_verdict(own, report, other)
+        record_verdict(own, evaluation_of(report), other)
     assert file_checksums(own) == sealed
 
 
-def test_a_link_to_a_bundle_stays_one(own: Path, report: dict[str, Any]) -> None:
+def test_a_link_to_a_bundle_stays_one(own: Path, report: Report) -> None:
     current = own.with_name("current")
     current.symlink_to(own.name)
-    assert record_verdict(current, report, Bundle.open(current))
+    assert record_verdict(current, evaluation_of(report), Bundle.open(current))
     assert current.is_symlink()
-    assert Bundle.open(own).metadata["evaluation"]
+    assert record_of(own)["evaluation"]
 
 
-def test_a_bundle_of_before_the_precisions_keeps_a_verdict(own: Path, report: dict[str, Any]) -> None:
-    record = json.loads((own / BUNDLE_FILE).read_text())
-    del record["precisions"], record["files"]
-    (own / BUNDLE_FILE).write_text(json.dumps(record))
-    assert record_verdict(own, report, Bundle.open(own))
+@pytest.mark.parametrize(
+    ("record", "named"),
+    [
+        ({"schema_version": BUNDLE_VERSION - 1}, f"schema version {BUNDLE_VERSION - 1}, and this keyart reads"),
+        ({"contract_version": 7}, "contract version 7, and this keyart reads"),
+        (None, "cannot be read"),
+        ([], "schema version None"),
+    ],
+)
+def test_a_bundle_of_another_version_is_refused_by_name(
+    own: Path, capfd: pytest.CaptureFixture[str], record: dict | list | None, named: str
+) -> None:
+    path = own / BUNDLE_FILE
+    changed = "{" if record is None else json.dumps(json.loads(path.read_text()) | record if record else record)
+    path.write_text(changed)
+    assert keyart.main(["verify", str(own)]) == 1
+    error = capfd.readouterr().err
+    assert error.startswith(f"keyart verify: {path}: ")
+    assert named in error
+    assert error.endswith("Export the run again.\n")
+    assert error.count("\n") == 1
 
 
 def test_evaluate_records_where_it_is_asked_to(
@@ -176,7 +201,7 @@ def test_evaluate_records_where_it_is_asked_to(
     assert keyart.main(["evaluate", str(own), *words]) == 0
     assert file_checksums(own) == sealed
     assert keyart.main(["evaluate", str(own), *words, "--record"]) == 0
-    kept = Bundle.open(own).metadata["evaluation"]
+    kept = record_of(own)["evaluation"]
     told = json.loads((tmp_path / "report" / "report.json").read_text())
     assert (kept["since"], kept["until"], kept["dataset"]) == (told["since"], told["until"], told["dataset"])
 
@@ -189,20 +214,21 @@ def test_the_whole_way_records_and_then_rests(service: Path, tmp_path: Path) -> 
     out, console = tmp_path / "out", Console(quiet=True)
     run_pipeline(service, out, recipe, console)
     opened = Bundle.open(out / "bundle")
-    kept = opened.metadata["evaluation"]
+    kept = record_of(out / "bundle")["evaluation"]
     assert kept["policy"] == "keyart greedy"
     assert kept["onnx_torch_largest_difference"] < 1e-4
-    assert kept["dataset"] == opened.metadata["log_fingerprint"]
-    assert opened.metadata["log_fingerprint"] in opened.metadata["licences"]["image_encoder"]
+    assert kept["dataset"] == record_of(out / "bundle")["log_fingerprint"]
+    assert record_of(out / "bundle")["log_fingerprint"] in opened.metadata["licences"]["image_encoder"]
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()}
     run_pipeline(service, out, recipe, console)
     after = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()}
     assert after == before, "no file is written again"
     # cut short after the report and before its verdict was kept
-    metadata = opened.metadata | {"evaluation": None}
+    metadata = record_of(out / "bundle")
+    del metadata["evaluation"]
     (out / "bundle" / BUNDLE_FILE).write_text(json.dumps(metadata, indent=1))
     run_pipeline(service, out, recipe, console)
-    assert Bundle.open(out / "bundle").metadata["evaluation"] == kept
+    assert record_of(out / "bundle")["evaluation"] == kept
 
 
 def test_licences_follow_where_the_encoder_came_from(service: Path, shards: Path, tmp_path: Path) -> None:
@@ -228,7 +254,7 @@ def test_licences_follow_where_the_encoder_came_from(service: Path, shards: Path
 
 
 def test_every_file_is_described_and_every_tensor_as_it_is(bundle: Path) -> None:
-    metadata, card = Bundle.open(bundle).metadata, (bundle / CARD).read_text("utf-8")
+    metadata, card = record_of(bundle), (bundle / CARD).read_text("utf-8")
     assert set(metadata["files"]) == {path.name for path in bundle.iterdir()} - {BUNDLE_FILE, CARD}
     assert all(told["what"] for told in metadata["files"].values())
     axes: dict[str, int] = {}

@@ -232,7 +232,7 @@ def both(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     fit(shards, folder / "run", FitConfig(epochs=1, validations_per_epoch=1, batch=512, model=model, titles=titles))
     run = Run.open(folder / "run")
     assert run.model.sequence_tower.next_bias.weight.any()
-    return export(run.model, run.vocabularies, folder / "bundle", metadata={"run": str(folder / "run")})
+    return export(run.model, run.vocabularies, folder / "bundle", origin={})
 
 
 def lists_of(folder: Path) -> dict[str, tuple[list[str], list[float]]]:
@@ -246,7 +246,7 @@ def test_lists_are_the_best_titles_not_played(both: Bundle, service: Path, tmp_p
     count = recommend(both, service, tmp_path / "lists", top=5, before=moment)
     lists = lists_of(tmp_path / "lists")
     assert count == len(lists) == json.loads((tmp_path / "lists" / "titles.json").read_text())["members"]
-    model, vocabulary = Run.open(Path(both.metadata["run"])).model, both.vocabularies["titles"]
+    model, vocabulary = Run.open(both.folder.parent / "run").model, both.vocabularies["titles"]
     plays = pq.read_table(service / "plays").to_pandas().sort_values(["member_id", "played_at"])
     plays = plays[plays["played_at"] < moment]
     rows, reach = torch.arange(len(vocabulary)), both.history_length

@@ -12,7 +12,9 @@ import pytest
 import keyart
 from benchmarks.ope_coverage import SETTINGS, Setting, draw, replicate, truth_of
 from evaluation.off_policy.valuation import LOGGED, BanditLog, PolicyProbabilities, value_policies
-from evaluation.value import BALANCED_WEIGHTS, PER_POLICY_WEIGHTS, period_bounds
+from evaluation.period import newest_shares
+from evaluation.record.records import VALUE_VERSION
+from evaluation.value import BALANCED_WEIGHTS, PER_POLICY_WEIGHTS
 from tests import obd_men
 from tests.made_service import ALL, LATE, ROWS, START, Change, best, changed, even, last, scores, service
 
@@ -67,6 +69,7 @@ def record(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 def test_the_record_is_as_promised(record: dict[str, Any]) -> None:
     assert next(iter(record)) == "verdict", "first in the record"
+    assert record["schema_version"] == VALUE_VERSION
     assert all(set(row) == ROW_KEYS for row in record["estimates"])
     assert all(set(row) >= ROW_KEYS | {"base"} for row in record["differences"])
     found = {(row["policy"], row["reward"], row["estimator"]) for row in record["estimates"]}
@@ -102,10 +105,11 @@ def test_values_are_near_the_truth(record: dict[str, Any]) -> None:
 
 
 def test_periods_are_those_of_prepare(dataset: Path, record: dict[str, Any], tmp_path: Path) -> None:
-    assert period_bounds(dataset, "all") == (None, None)
+    times = newest_shares(dataset)
+    assert times.bounds("all") == (None, None)
     validation, test = START + timedelta(hours=4200), START + timedelta(hours=5100)
-    assert period_bounds(dataset, "validation") == (validation, test)
-    assert period_bounds(dataset, "test") == (test, None)
+    assert times.bounds("validation") == (validation, test)
+    assert times.bounds("test") == (test, None)
     table = scores(tmp_path / "scores.parquet", best)
     told = record_of(dataset, table, tmp_path / "validation", "--period", "validation")
     assert told["impressions"] + told["without_choice"] == 900
@@ -313,7 +317,7 @@ needs_obd = pytest.mark.skipif(not obd_men.FOLDER.is_dir(), reason="shared/data/
 @needs_obd
 def test_thompson_on_the_uniform_log(thompson: np.ndarray) -> None:
     log = obd_men.log_of(obd_men.read("random"), whole=True)
-    told = value_policies(log, {"bts": lambda rows: thompson[log.title_N[rows]]})
+    told = dict(value_policies(log, {"bts": lambda rows: thompson[log.title_N[rows]]}))
     ips, snips = (row_of(told, "bts", name) for name in ("ips", "snips"))
     assert ips["value"] == pytest.approx(0.00453, abs=1e-4)
     assert snips["value"] == pytest.approx(0.00460, abs=1e-4)
@@ -330,8 +334,9 @@ def test_thompson_on_the_uniform_log(thompson: np.ndarray) -> None:
 def test_uniform_on_the_thompson_log() -> None:
     """Only the shown item's propensity was logged there."""
     log = obd_men.log_of(obd_men.read("bts"), whole=False)
-    told = value_policies(
-        log, {"uniform": lambda rows: np.full((rows.stop - rows.start, obd_men.ITEMS), 1 / obd_men.ITEMS)}
+    even = np.full((1, obd_men.ITEMS), 1 / obd_men.ITEMS)
+    told: dict[str, Any] = dict(
+        value_policies(log, {"uniform": lambda rows: even.repeat(rows.stop - rows.start, axis=0)})
     )
     snips = row_of(told, "uniform", "snips")
     (overlap,) = told["overlap"]
@@ -349,7 +354,7 @@ def test_averaged_propensities_of_shown_items_are_a_trap_that_is_seen() -> None:
     count, total = (np.bincount(place, v, obd_men.POSITIONS * obd_men.ITEMS) for v in (None, bts["propensity_score"]))
     mean = (total / np.maximum(count, 1)).reshape(obd_men.POSITIONS, obd_men.ITEMS)
     log = obd_men.log_of(obd_men.read("random"), whole=True)
-    told = value_policies(log, {"bts": lambda rows: mean[log.title_N[rows]]}, draws=20)
+    told = dict(value_policies(log, {"bts": lambda rows: mean[log.title_N[rows]]}, draws=20))
     row = row_of(told, "bts", "ips")
     assert row["mean_weight"] == pytest.approx(1.95, abs=0.01)
     assert (row["verdict"], row["value"]) == ("unanswerable", None)

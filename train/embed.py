@@ -21,16 +21,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from datamodules.shards.artwork_images import (
-    FROM_RUN,
-    GIVEN,
     HEIGHT,
     WIDTH,
     content_hashes,
     image_paths,
     load_images,
 )
-from datamodules.shards.artwork_vectors import COLUMN, IMAGE, filled_columns, read_vectors, vector_hashes
+from datamodules.shards.artwork_vectors import (
+    COLUMN,
+    IMAGE,
+    filled_columns,
+    read_vectors,
+    vector_hashes,
+)
 from datamodules.shards.catalogue import Catalogue
+from datamodules.shards.embedding_origin import FROM_RUN, GIVEN, EmbeddingOrigin
 from datamodules.shards.shard import EMBEDDING, Shards
 from foundation.atomic import atomic_folder
 from foundation.errors import UserError
@@ -228,13 +233,14 @@ def describe_origin(record: dict[str, Any]) -> str:
     return f"none, {given}" if record["weights"] is None else f"{record['weights']}; beside {given}"
 
 
-def describe_sources(record: dict[str, Any]) -> dict[str, Any]:
+def describe_sources(record: dict[str, Any]) -> EmbeddingOrigin:
     """What a run and a bundle keep of a record: sources, widths, and a checksum of the vectors that a user gave."""
     sources = [name for name, width in ((IMAGE, "image_width"), (COLUMN, "vector_length")) if record[width]]
-    about: dict[str, Any] = {"sources": sources, "width": record["width"]}
+    origin: EmbeddingOrigin = {"sources": sources, "width": record["width"]}
     if COLUMN in sources:
-        about |= {"vector_length": record["vector_length"], "vectors": fingerprint(record["vectors"])}
-    return about
+        origin["vector_length"] = record["vector_length"]
+        origin["vectors"] = fingerprint(record["vectors"])
+    return origin
 
 
 def load_embedding(shards: Path) -> tuple[Tensor, dict[str, Any]]:

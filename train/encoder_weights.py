@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datamodules.shards.artwork_images import FROM_FILE, FROM_HUB, TRAINED_HERE, content_hashes, load_images
+from datamodules.shards.artwork_images import content_hashes, load_images
 from datamodules.shards.catalogue import Catalogue
+from datamodules.shards.embedding_origin import FROM_FILE, FROM_HUB, TRAINED_HERE
 from foundation.errors import UserError
 from foundation.progress import progress_bar
 from models.image_encoder import BACKBONES, ImageEncoder, ImageEncoderConfig

@@ -255,6 +255,7 @@ class _Fit:
             "shards": str(self.shards.resolve()),
             "shards_fingerprint": opened.fingerprint,
             "log_fingerprint": opened.manifest["log_fingerprint"],
+            "validation_from": opened.manifest["validation_from"],
             "test_from": opened.manifest["test_from"],
             "embedding": describe_sources(embedding_record),
             "image_encoder": describe_origin(embedding_record),

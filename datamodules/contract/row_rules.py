@@ -16,9 +16,8 @@ from ibis.expr.types import Table as Relation
 from datamodules.contract.embedding_rules import EMBEDDING_RULES
 from datamodules.contract.row_rule import FLOAT32_MAX, Relations, RowRule, labelled, typed_column
 from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, MEMBERS, PLAYS, TABLES, TITLES, Column, Table
+from foundation.choice import PROBABILITY_ROUNDING
 
-SUM_TOLERANCE = 1e-3
-"""Logs hold propensities as float32, some rounded to four places for the wire."""
 EARLIEST = datetime(1971, 1, 1, tzinfo=UTC)
 """A time of today written in one unit and read in the next (seconds as milliseconds) falls into January 1970."""
 CLOCK_TOLERANCE = timedelta(days=1)
@@ -173,7 +172,7 @@ def _has_duplicates(rows: Relation, _: Relations) -> Value:
 
 def _not_probabilities(rows: Relation) -> BooleanValue:
     def strange(p: Any) -> BooleanValue:
-        return p.isnull() | p.isnan() | (p < 0) | (p > 1 + SUM_TOLERANCE)
+        return p.isnull() | p.isnan() | (p < 0) | (p > 1 + PROBABILITY_ROUNDING)
 
     return typed_column(rows, "propensities").filter(strange).length() > 0
 
@@ -181,7 +180,7 @@ def _not_probabilities(rows: Relation) -> BooleanValue:
 def _sum_is_not_one(rows: Relation, _: Relations) -> Value:
     total = typed_column(rows, "propensities").sums()
     # NaN is named by its own rule, and an empty list by its length
-    return ~_not_probabilities(rows) & ((total - 1).abs() > SUM_TOLERANCE)
+    return ~_not_probabilities(rows) & ((total - 1).abs() > PROBABILITY_ROUNDING)
 
 
 def _shown_has_zero_propensity(rows: Relation, _: Relations) -> Value:

@@ -11,6 +11,7 @@ from rich.table import Table as TextTable
 
 from datamodules.shards.shard import SPLITS, Shard
 from datamodules.shards.vocabulary import Vocabularies
+from foundation.choice import equal_within_rounding
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.99, 1.0)
 UNKNOWNS = {
@@ -87,12 +88,12 @@ class ShardCounts:
 def randomised(shard: Shard) -> np.ndarray:
     """bool (N,): impressions whose candidates were all equally likely, the part of a log made for judging others."""
     width = np.diff(shard.candidate_start)
-    even = (width > 1) & (np.abs(shard.propensity * width - 1) < 1e-3)
+    even = (width > 1) & equal_within_rounding(shard.propensity * width, 1.0)
     if not len(even):
         return even
     # and no candidate's propensity differs from the shown one's; where only that one was logged, none can
-    apart = np.abs(shard.candidate_propensity - np.repeat(shard.propensity, width))
-    differs = apart > 1e-3 * np.repeat(shard.propensity, width)
+    alike = equal_within_rounding(shard.candidate_propensity, np.repeat(shard.propensity, width))
+    differs = ~alike & ~np.isnan(shard.candidate_propensity)
     return even & (np.add.reduceat(differs, shard.candidate_start[:-1], dtype=np.int32) == 0)
 
 

@@ -16,10 +16,6 @@ from foundation.errors import UserError
 
 HEIGHT, WIDTH = 144, 96
 """Every image is brought to this size once, in pixels: posters are taller than wide."""
-TRAINED_HERE, FROM_HUB = "trained here on", "torchvision's pretrained weights"
-FROM_FILE, FROM_RUN = "weights of", "and projection of the run"
-GIVEN = "given in artworks.parquet"
-"""How a record tells where an image encoder's weights, or the vectors in its place, come from: licences are told by these words."""
 
 
 def image_paths(dataset: Path, artworks: Vocabulary) -> list[Path]:

@@ -7,7 +7,6 @@ Legend: N impressions, M members.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,19 @@ from evaluation.off_policy.estimators import Terms
 from evaluation.off_policy.intervals import NONE, Members, Sums, normal_interval
 from evaluation.off_policy.valuation import WeightedLog
 from evaluation.off_policy.verdict import Overlap, assess, kish_sample_size
+from evaluation.record.rows import ContributionRow, EstimateRow, Estimates, LiftColumns, SliceRow, finite_or_none
 
 ESTIMATOR = "dr"
+NO_LIFT = LiftColumns(
+    value=None,
+    base_value=None,
+    lift=None,
+    low=None,
+    high=None,
+    relative=None,
+    relative_low=None,
+    relative_high=None,
+)
 CONTRASTS = (
     ("uniform", None, "the title and its place, whatever the artwork"),
     ("best_fixed", "uniform", "the best artwork of each title, the same for everybody"),
@@ -34,11 +44,11 @@ def attribute_value(
     *,
     bases: Sequence[str] = ("uniform", "best_fixed"),
     doubts: tuple[str, ...] = (),
-) -> list[dict[str, Any]]:
+) -> list[SliceRow]:
     """The scored policy above each base in each slice, by reward: its value, the base's, the lift, relative and not."""
     log, weight_N = weighted_log.log, weighted_log.policy_weights["scored"].weight_N
     unsupported = weighted_log.policy_weights["scored"].overlap.unsupported
-    rows: list[dict[str, Any]] = []
+    rows: list[SliceRow] = []
     for reward, reward_N in log.reward.items():
         own_N = weighted_log.dr_scores_N("scored", reward)
         of_base = {
@@ -60,7 +70,7 @@ def attribute_value(
             for base, base_N in of_base.items():
                 lift = lift_row(value, members.sums(_mean(base_N[log_slice.rows])))
                 if verdict == "unanswerable":
-                    lift = dict.fromkeys(lift)
+                    lift = NO_LIFT
                 rows.append(
                     {
                         "slice": log_slice.name,
@@ -68,9 +78,10 @@ def attribute_value(
                         "policy": "scored",
                         "base": base,
                         "reward": reward,
-                    }
-                    | {"estimator": ESTIMATOR, **lift, "impressions": len(log_slice.rows), "members": len(members)}
-                    | {
+                        "estimator": ESTIMATOR,
+                        **lift,
+                        "impressions": len(log_slice.rows),
+                        "members": len(members),
                         "effective_sample_size": overlap.effective_sample_size,
                         "share_of_impressions": len(log_slice.rows) / len(log),
                         "verdict": verdict,
@@ -84,7 +95,7 @@ def _mean(values_N: NDArray) -> Terms:
     return ((values_N, np.ones(len(values_N))),)
 
 
-def lift_row(value: Sums, base: Sums) -> dict[str, float | None]:
+def lift_row(value: Sums, base: Sums) -> LiftColumns:
     """`lift` and `relative`, with intervals by member, and both values; the relative one by the jackknife of the ratio."""
     above = value.value - base.value
     interval = normal_interval(above, value.influence_M - base.influence_M)
@@ -95,41 +106,50 @@ def lift_row(value: Sums, base: Sums) -> dict[str, float | None]:
     if not normal_interval(base.value, base.influence_M).low > 0:
         # a base that may be 0: nothing can be said relative to it (Fieller, 1954)
         relative, change = NONE, float("nan")
-    numbers = {
-        "value": value.value,
-        "base_value": base.value,
-        "lift": above,
-        "low": interval.low,
-        "high": interval.high,
-        "relative": change,
-        "relative_low": relative.low,
-        "relative_high": relative.high,
+    return {
+        "value": finite_or_none(value.value),
+        "base_value": finite_or_none(base.value),
+        "lift": finite_or_none(above),
+        "low": finite_or_none(interval.low),
+        "high": finite_or_none(interval.high),
+        "relative": finite_or_none(change),
+        "relative_low": finite_or_none(relative.low),
+        "relative_high": finite_or_none(relative.high),
     }
-    return {name: float(number) if np.isfinite(number) else None for name, number in numbers.items()}
 
 
-def artwork_contribution(estimates: dict[str, Any]) -> list[dict[str, Any]]:
-    """How much of the value the artwork makes, the title held fixed: `STEPS`, by `title_snips` and by `dr`.
+def artwork_contribution(estimates: Estimates) -> list[ContributionRow]:
+    """How much of the value the artwork makes, the title held fixed: `CONTRASTS`, by `title_snips` and by `dr`.
 
     `title_snips` compares within each title and averages the titles by their impressions, so that what titles differ in
-    cannot enter; `dr` compares on the same impressions. `told` is what `valued` returns.
+    cannot enter; `dr` compares on the same impressions.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[ContributionRow] = []
     values = {(row["policy"], row["reward"], row["estimator"]): row for row in estimates["estimates"]}
     above = {(row["policy"], row["base"], row["reward"], row["estimator"]): row for row in estimates["differences"]}
     for reward in dict.fromkeys(row["reward"] for row in estimates["estimates"]):
         for estimator in ("title_snips", ESTIMATOR):
             for policy, base, due_to in CONTRASTS:
-                key: dict[str, Any] = {"policy": policy, "base": base, "reward": reward, "estimator": estimator}
-                row, sign = values.get((policy, reward, estimator)), 1
+                row: EstimateRow | None = values.get((policy, reward, estimator))
+                sign = 1
                 if base is not None:
                     row = above.get((policy, base, reward, estimator))
                     if row is None and (row := above.get((base, policy, reward, estimator))) is not None:
                         sign = -1
                 if row is None:
                     continue
-                ends = [None if row[end] is None else sign * row[end] for end in ("low", "high")][::sign]
-                value = None if row["value"] is None else sign * row["value"]
-                difference = {"due_to": due_to, "value": value, "low": ends[0], "high": ends[1]}
-                rows.append(key | difference | {"verdict": row["verdict"]})
+                ends = [None if end is None else sign * end for end in (row["low"], row["high"])][::sign]
+                rows.append(
+                    {
+                        "policy": policy,
+                        "base": base,
+                        "reward": reward,
+                        "estimator": estimator,
+                        "due_to": due_to,
+                        "value": None if row["value"] is None else sign * row["value"],
+                        "low": ends[0],
+                        "high": ends[1],
+                        "verdict": row["verdict"],
+                    }
+                )
     return rows

@@ -8,10 +8,9 @@ Legend: N impressions.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,17 @@ from evaluation.logs.log_slices import LogSlice, build_slices, read_impression_a
 from evaluation.logs.logged_impressions import Outcomes, read_outcomes
 from evaluation.logs.scored_log import ScoredLog
 from evaluation.off_policy.valuation import LOGGED, WeightedLog
+from evaluation.record.records import AuditSections
+from evaluation.record.rows import (
+    CalibrationSliceRow,
+    Estimates,
+    FitMetrics,
+    Metrics,
+    Reason,
+    ReliabilityPoints,
+    WeightRow,
+    finite_or_none,
+)
 from foundation.context import BUILT_IN, CONTEXT_FILE, ContextFeature, load_context
 
 NO_ENGAGEMENT = "The log does not say of every click whether it led to a viewing: clickbait cannot be told."
@@ -47,7 +57,7 @@ class AuditInputs:
     """Everything shown until the end of the period."""
     past: Outcomes | None
     """Of that, what was shown before it."""
-    reasons: dict[str, dict[str, Any]]
+    reasons: dict[str, Reason]
     """Why the scores' policy chose what it did, by impression; empty where the scores do not say."""
     features: tuple[ContextFeature, ...]
     """The context features of the bundle that scored; of scores from elsewhere the built-in ones."""
@@ -69,12 +79,12 @@ class AuditInputs:
 def audit(
     scored: ScoredLog,
     weighted_log: WeightedLog,
-    estimates: dict[str, Any],
+    estimates: Estimates,
     audit_inputs: AuditInputs,
     fixed_N: NDArray[np.integer] | None,
     doubts: tuple[str, ...],
-) -> dict[str, Any]:
-    """The sections; `scored` and `weighing` are of the same rows, `told` is what `valued` says of them.
+) -> AuditSections:
+    """The sections; `scored` and `weighted_log` are of the same rows, `estimates` is what is estimated from them.
 
     `fixed_N` is the place of the best artwork for everybody, learned from the past.
     """
@@ -82,12 +92,10 @@ def audit(
     attributes = read_impression_attributes(audit_inputs.dataset, scored, *period, audit_inputs.features)
     slices, notes = build_slices(audit_inputs.dataset, scored, attributes, audit_inputs.past)
     catalogue = read_artwork_labels(audit_inputs.dataset)
-    bait = clickbait(audit_inputs.outcomes) if audit_inputs.outcomes is not None else None
+    outcomes = audit_inputs.outcomes
+    bait = None if outcomes is None else clickbait(outcomes, catalogue.name_of_artwork)
     if bait is None:
         notes.append(NO_ENGAGEMENT)
-    else:
-        for row in bait["artworks"]:
-            row["name"] = catalogue.name_of_artwork(row["artwork"])
     shown, left_out = exposure(
         audit_inputs.dataset, scored, attributes.member, weighted_log.policy_weights["scored"].weight_N
     )
@@ -112,9 +120,9 @@ def audit(
     }
 
 
-def weight_histogram(weighted_log: WeightedLog) -> list[dict[str, Any]]:
+def weight_histogram(weighted_log: WeightedLog) -> list[WeightRow]:
     """By policy: how many impressions have weights in low .. high, and what share of all weight they carry."""
-    rows = []
+    rows: list[WeightRow] = []
     for policy, arrays in weighted_log.policy_weights.items():
         if policy == LOGGED:
             continue
@@ -124,18 +132,25 @@ def weight_histogram(weighted_log: WeightedLog) -> list[dict[str, Any]]:
         total = max(float(weight_N.sum()), 1e-300)
         for low, high, count, weight in zip(WEIGHT_EDGES[:-1], WEIGHT_EDGES[1:], count_B, sum_B, strict=True):
             if count:
-                ends = {"low": low, "high": high if np.isfinite(high) else None}
-                rows.append({"policy": policy, **ends, "impressions": int(count), "share_of_weight": weight / total})
+                rows.append(
+                    {
+                        "policy": policy,
+                        "low": low,
+                        "high": finite_or_none(high),
+                        "impressions": int(count),
+                        "share_of_weight": weight / total,
+                    }
+                )
     return rows
 
 
-def fit_metrics(log: ScoredLog) -> dict[str, Any]:
+def fit_metrics(log: ScoredLog) -> FitMetrics:
     """How well the probabilities of what was shown fit what happened: of a click, and of a viewing after a click."""
     p_N = log.click_probability_NK[np.arange(len(log)), log.shown]
-    fit: dict[str, Any] = {"metrics": _metrics(p_N, log.clicked), "reliability": _points(p_N, log.clicked)}
+    fit: FitMetrics = {"metrics": _metrics(p_N, log.clicked), "reliability": _points(p_N, log.clicked)}
     engagement_fit = engaged_after_click(log, p_N)
     if engagement_fit is not None:
-        fit |= {"engaged_metrics": _metrics(*engagement_fit), "engaged_reliability": _points(*engagement_fit)}
+        fit["engaged_metrics"], fit["engaged_reliability"] = _metrics(*engagement_fit), _points(*engagement_fit)
     return fit
 
 
@@ -147,33 +162,37 @@ def engaged_after_click(log: ScoredLog, p_N: NDArray) -> tuple[NDArray, NDArray]
     return np.clip(log.engaged_probability[at] / np.maximum(p_N[at], 1e-9), 0, 1), log.engaged[at]
 
 
-def calibration_by_slice(log: ScoredLog, slices: Sequence[LogSlice]) -> list[dict[str, Any]]:
+def calibration_by_slice(log: ScoredLog, slices: Sequence[LogSlice]) -> list[CalibrationSliceRow]:
     """By slice, predicted and actual rates of what was shown, and the calibration error beside what chance makes of it."""
     p_N = log.click_probability_NK[np.arange(len(log)), log.shown]
     heads = [("clicked", p_N, log.clicked, np.arange(len(log)))]
     engagement_fit = engaged_after_click(log, p_N)
     if engagement_fit is not None:
         heads.append(("engaged", *engagement_fit, np.flatnonzero(log.clicked > 0)))
-    rows = []
+    rows: list[CalibrationSliceRow] = []
     for log_slice in slices:
         for reward, q_n, y_n, indices in heads:
             at = np.isin(indices, log_slice.rows, assume_unique=True)
             if at.sum() >= MIN_ROWS:
                 metrics = _metrics(q_n[at], y_n[at])
-                calibration = {name: metrics[name] for name in ("expected_calibration_error", "by_chance")}
-                rates = {"predicted": float(q_n[at].mean()), "observed": float(y_n[at].mean())}
                 rows.append(
-                    {"slice": log_slice.name, "level": log_slice.level, "reward": reward, "rows": int(at.sum())}
-                    | rates
-                    | calibration
+                    {
+                        "slice": log_slice.name,
+                        "level": log_slice.level,
+                        "reward": reward,
+                        "rows": int(at.sum()),
+                        "predicted": float(q_n[at].mean()),
+                        "observed": float(y_n[at].mean()),
+                        "expected_calibration_error": metrics["expected_calibration_error"],
+                        "by_chance": metrics["by_chance"],
+                    }
                 )
     return rows
 
 
-def _metrics(p_N: NDArray, y_N: NDArray) -> dict[str, Any]:
-    rank = auc(p_N, y_N)
+def _metrics(p_N: NDArray, y_N: NDArray) -> Metrics:
     return {
-        "auc": rank if np.isfinite(rank) else None,
+        "auc": finite_or_none(auc(p_N, y_N)),
         "log_loss": log_loss(p_N, y_N),
         "log_loss_of_a_constant": log_loss(np.full(len(y_N), y_N.mean()), y_N),
         "expected_calibration_error": expected_calibration_error(p_N, y_N),
@@ -181,5 +200,10 @@ def _metrics(p_N: NDArray, y_N: NDArray) -> dict[str, Any]:
     }
 
 
-def _points(p_N: NDArray, y_N: NDArray) -> dict[str, list[float]]:
-    return {name: values.tolist() for name, values in asdict(reliability(p_N, y_N)).items()}
+def _points(p_N: NDArray, y_N: NDArray) -> ReliabilityPoints:
+    bins = reliability(p_N, y_N)
+    return {
+        "predicted": bins.predicted.tolist(),
+        "observed": bins.observed.tolist(),
+        "count": bins.count.tolist(),
+    }

@@ -8,14 +8,15 @@ expected to be flagged by chance.
 Legend: N impressions, A artworks, T titles.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import erfc, sqrt
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.logs.logged_impressions import Outcomes
+from evaluation.record.rows import Clickbait, ClickbaitRow
 
 FALSE_DISCOVERIES = 0.1
 MIN_CLICKS = 10
@@ -112,12 +113,12 @@ def benjamini_hochberg(p_value: NDArray[np.float64], share: float = FALSE_DISCOV
     return rejected
 
 
-def clickbait(outcomes: Outcomes) -> dict[str, Any] | None:
+def clickbait(outcomes: Outcomes, name_of: Callable[[str], str]) -> Clickbait | None:
     """The artworks that are most clicked for least viewing, and how many there are; None where engagement is not known.
 
     An artwork is `clickbait` where clicks are above and engagement is below what the title's other artworks get, both
     beyond chance (the larger of the two one-sided probabilities is tested, as Berger, 1982); `misleading` where engagement
-    alone is. Returns `artworks` (rows, worst first), counts and the rule's numbers.
+    alone is. `name_of` gives an artwork's name.
     """
     if outcomes.engaged is None:
         return None
@@ -147,9 +148,10 @@ def clickbait(outcomes: Outcomes) -> dict[str, Any] | None:
     worse_A = np.nan_to_num(np.maximum(above_A, 0) * np.maximum(-below_A, 0))
     order = np.lexsort((np.nan_to_num(below_A), -worse_A, ~misleading_A, ~bait_A))
     listed = [a for a in order.tolist() if tested_A[a] and below_A[a] < 0][:MAX_LISTED]
-    rows = [
+    rows: list[ClickbaitRow] = [
         {
             "artwork": outcomes.artworks[a].as_py(),
+            "name": name_of(outcomes.artworks[a].as_py()),
             "flag": "clickbait" if bait_A[a] else "misleading" if misleading_A[a] else "",
             "impressions": int(shown_A[a]),
             "clicks": int(clicked_A[a]),

@@ -24,6 +24,7 @@ from datamodules.contract.tables import ARTWORKS, PLAYS, TITLES
 from evaluation.logs.columns import to_array
 from evaluation.logs.log_slices import ImpressionAttributes
 from evaluation.logs.scored_log import ScoredLog
+from evaluation.record.rows import ExampleCandidate, ExampleImpression, ExampleMember, ExamplePlay, Reason, ReasonPlay
 
 EXAMPLE_MEMBERS, TITLES_SHOWN, PLAYS_SHOWN = 10, 2, 6
 MIN_PLAYS = 3
@@ -79,8 +80,8 @@ def examples(
     attributes: ImpressionAttributes,
     catalogue: ArtworkLabels,
     fixed_N: NDArray | None,
-    reasons: dict[str, dict[str, Any]] | None = None,
-) -> list[dict[str, Any]]:
+    reasons: dict[str, Reason] | None = None,
+) -> list[ExampleMember]:
     """Members with their newest plays and the policy's order of some titles' artworks; `fixed_N` is the best for everybody.
 
     Rows of member, plays (title, name, artwork), shown (title, name, genres, candidates with artwork, click_probability,
@@ -99,18 +100,17 @@ def examples(
     last = int(log.shown_at.max(initial=0))
     plays = _plays(dataset, candidates)
     enough = [m for m in candidates if len(plays.get(m, [])) >= MIN_PLAYS] or candidates
-    sampled = []
+    sampled: list[ExampleMember] = []
     for member in enough[:EXAMPLE_MEMBERS]:
         rows = np.flatnonzero(np.asarray(pc.equal(attributes.member, member)) & choice_N)
         rows = rows[np.lexsort((-log.shown_at[rows], ~explained_N[rows]))]
         _, first = np.unique(log.title[rows], return_index=True)
-        shown: list[dict[str, Any]] = [
-            _shown(log, attributes, int(row), catalogue, fixed_N)
-            | {"why": _named(reasons.get(log.impression_id[int(row)].as_py()), catalogue)}
+        shown = [
+            _shown(log, attributes, int(row), catalogue, fixed_N, reasons.get(log.impression_id[int(row)].as_py()))
             for row in rows[np.sort(first)][:TITLES_SHOWN]
         ]
         before = [play for play in plays.get(member, []) if play[0] < max((s["shown_at"] for s in shown), default=last)]
-        history = [
+        history: list[ExamplePlay] = [
             {
                 "title": title,
                 "name": catalogue.names.get(title, title),
@@ -123,11 +123,16 @@ def examples(
 
 
 def _shown(
-    log: ScoredLog, attributes: ImpressionAttributes, row: int, catalogue: ArtworkLabels, fixed_N: NDArray | None
-) -> dict[str, Any]:
-    title = attributes.title[row].as_py()
+    log: ScoredLog,
+    attributes: ImpressionAttributes,
+    row: int,
+    catalogue: ArtworkLabels,
+    fixed_N: NDArray | None,
+    reason: Reason | None,
+) -> ExampleImpression:
+    title = str(attributes.title[row].as_py())
     artworks = [log.artworks[int(a)].as_py() for a in log.artwork_NK[row][log.mask_NK[row]]]
-    rows = [
+    rows: list[ExampleCandidate] = [
         {
             "artwork": artwork,
             "click_probability": float(log.click_probability_NK[row, k]),
@@ -145,15 +150,18 @@ def _shown(
         "shown_at": int(log.shown_at[row]),
         "clicked": bool(log.clicked[row]),
         "candidates": rows,
+        "why": _named(reason, catalogue),
     }
 
 
-def _named(reason: dict[str, Any] | None, catalogue: ArtworkLabels) -> dict[str, Any] | None:
+def _named(reason: Reason | None, catalogue: ArtworkLabels) -> Reason | None:
     """A reason whose plays have their titles' names."""
     if reason is None:
         return None
-    plays = [play | {"name": catalogue.names.get(play["title"], play["title"])} for play in reason["plays"]]
-    return reason | {"plays": plays}
+    plays: list[ReasonPlay] = [
+        {**play, "name": catalogue.names.get(play["title"], play["title"])} for play in reason["plays"]
+    ]
+    return {**reason, "plays": plays}
 
 
 def _plays(dataset: Path, members: list[str]) -> dict[str, list[tuple[int, str, str | None]]]:

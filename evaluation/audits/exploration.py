@@ -7,7 +7,6 @@ Legend: N impressions, K candidates (padded), M members.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from evaluation.audits.attribution import lift_row
 from evaluation.off_policy.intervals import Sums
 from evaluation.off_policy.valuation import WeightedLog, row_blocks
+from evaluation.record.rows import ExplorationRow
 from foundation.choice import greedy_NK, softmax_NK
 
 EPSILONS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -25,7 +25,7 @@ ChoiceRule = Callable[[NDArray, NDArray], NDArray]
 """Scores (n, K) and which candidates are there -> probabilities (n, K)."""
 
 
-def lift_by_exploration(weighted_log: WeightedLog, reward: str = "clicked") -> list[dict[str, Any]]:
+def lift_by_exploration(weighted_log: WeightedLog, reward: str = "clicked") -> list[ExplorationRow]:
     """Rows of family, strength, explored (mean probability of any but the best), lift over uniform, by `dr`."""
     log, members = weighted_log.log, weighted_log.members
     choices: dict[tuple[str, float], ChoiceRule] = {("epsilon", e): _epsilon(e) for e in EPSILONS}
@@ -49,8 +49,13 @@ def lift_by_exploration(weighted_log: WeightedLog, reward: str = "clicked") -> l
     of = {key: Sums(sum_M[None], count_M[None]) for key, sum_M in total.items()}
     uniform = of["epsilon", 1.0]
     return [
-        {"family": family, "strength": strength, "explored": explored[family, strength] / len(log), "reward": reward}
-        | lift_row(of[family, strength], uniform)
+        {
+            "family": family,
+            "strength": strength,
+            "explored": explored[family, strength] / len(log),
+            "reward": reward,
+            **lift_row(of[family, strength], uniform),
+        }
         for family, strength in choices
     ]
 

@@ -14,7 +14,6 @@ from collections import Counter
 from dataclasses import dataclass
 from math import erfc, sqrt
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +27,7 @@ from evaluation.logs.log_slices import read_segments, top_levels
 from evaluation.logs.scored_log import ScoredLog
 from evaluation.off_policy.intervals import Members, Sums, normal_interval, standard_error
 from evaluation.off_policy.valuation import row_blocks
+from evaluation.record.rows import EngagementRow, ExposureRow, finite_or_none
 
 MAX_TAGS = 30
 """People and tags that are told of: those the uniform policy would show most."""
@@ -67,7 +67,7 @@ def read_depicts(dataset: Path) -> tuple[pa.Array, list[list[str]]] | None:
 
 def exposure(
     dataset: Path, log: ScoredLog, member: pa.Array, weight_N: NDArray[np.floating]
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> tuple[list[ExposureRow], list[str]]:
     """Rows of segment, level, what is depicted and how often it is shown to them; and what is left out, in words.
 
     `member` are the log's member ids, `weight_N` the policy's weights; `log` must be ordered by member.
@@ -85,9 +85,8 @@ def exposure(
     whole = np.stack([members.total(weight_N * log.clicked), np.zeros(len(members))])
     if log.engaged is not None:
         whole[1] = members.total(weight_N * log.engaged)
-    rows: list[dict[str, Any]] = [
-        {"segment": name, "level": level, "depicts": tag.name}
-        | _row(tag, at_M, count_M, whole, log.engaged is not None)
+    rows = [
+        _row(name, level, tag, at_M, count_M, whole, log.engaged is not None)
         for name, level, at_M in groups
         for tag in tags
     ]
@@ -148,8 +147,14 @@ def _depicted(
 
 
 def _row(
-    tag: TagExposure, at_M: NDArray[np.bool_], count_M: NDArray, whole_2M: NDArray, engagement: bool
-) -> dict[str, Any]:
+    segment: str,
+    level: str,
+    tag: TagExposure,
+    at_M: NDArray[np.bool_],
+    count_M: NDArray,
+    whole_2M: NDArray,
+    engagement: bool,
+) -> ExposureRow:
     """How often a segment is shown it, and how its clicks hold, beside the segment's other clicks."""
 
     def ratio(numerator_M: NDArray, denominator_M: NDArray) -> Sums:
@@ -159,35 +164,45 @@ def _row(
     interval = normal_interval(scored.value, scored.influence_M)
     above = scored.value - uniform.value
     apart = normal_interval(above, scored.influence_M - uniform.influence_M)
-    measures: dict[str, Any] = {
-        "scored": scored.value,
-        "low": interval.low,
-        "high": interval.high,
-        "uniform": uniform.value,
-        "logged": logged.value,
-        "catalogue": tag.catalogue,
-        "above_uniform": above,
-        "above_low": apart.low,
-        "above_high": apart.high,
-    }
-    after = dict.fromkeys(("engaged_after_click", "of_others", "engaged_gap", "engaged_low", "engaged_high", "chance"))
-    enough = engagement and tag.clicks >= MIN_CLICKS and (tag.clicked_M[at_M] > 0).sum() > 1
-    if enough:
+    row = ExposureRow(
+        segment=segment,
+        level=level,
+        depicts=tag.name,
+        scored=scored.value,
+        low=finite_or_none(interval.low),
+        high=finite_or_none(interval.high),
+        uniform=uniform.value,
+        logged=logged.value,
+        catalogue=tag.catalogue,
+        above_uniform=above,
+        above_low=finite_or_none(apart.low),
+        above_high=finite_or_none(apart.high),
+        engaged_after_click=None,
+        of_others=None,
+        engaged_gap=None,
+        engaged_low=None,
+        engaged_high=None,
+        chance=None,
+        members=int(at_M.sum()),
+        flag="",
+    )
+    if engagement and tag.clicks >= MIN_CLICKS and (tag.clicked_M[at_M] > 0).sum() > 1:
         own = ratio(tag.engaged_M, tag.clicked_M)
         others = ratio(whole_2M[1] - tag.engaged_M, whole_2M[0] - tag.clicked_M)
         influence_M = own.influence_M - others.influence_M
         gap, error = own.value - others.value, standard_error(influence_M)
         ends = normal_interval(gap, influence_M)
-        p_value = 0.5 * erfc(-gap / error / sqrt(2)) if error > 0 else None
-        after = {"engaged_after_click": own.value, "of_others": others.value, "engaged_gap": gap}
-        after |= {"engaged_low": ends.low, "engaged_high": ends.high, "chance": p_value}
-    numbers = {name: float(v) if v is not None and np.isfinite(v) else None for name, v in (measures | after).items()}
-    return numbers | {"members": int(at_M.sum())}
+        row["engaged_after_click"] = finite_or_none(own.value)
+        row["of_others"] = finite_or_none(others.value)
+        row["engaged_gap"] = finite_or_none(gap)
+        row["engaged_low"], row["engaged_high"] = finite_or_none(ends.low), finite_or_none(ends.high)
+        row["chance"] = finite_or_none(0.5 * erfc(-gap / error / sqrt(2))) if error > 0 else None
+    return row
 
 
 def engagement_by_segment(
     dataset: Path, log: ScoredLog, member: pa.Array, weights: dict[str, NDArray[np.floating]]
-) -> list[dict[str, Any]]:
+) -> list[EngagementRow]:
     """Of the clicks each policy would get in a segment, the share that leads to a viewing, against the uniform policy's.
 
     `weights` are the policies', `uniform` among them; rows of segment, level, policy, value, uniform, gap with its interval.
@@ -200,7 +215,7 @@ def engagement_by_segment(
         name: (members.total(weight_N * log.engaged), members.total(weight_N * log.clicked))
         for name, weight_N in weights.items()
     }
-    rows: list[dict[str, Any]] = []
+    rows: list[EngagementRow] = []
     for segment, level, at_M in _groups(segments, len(members)):
         sums = {name: Sums(e_M[at_M][None], c_M[at_M][None]) for name, (e_M, c_M) in totals.items()}
         for name, own in sums.items():
@@ -208,15 +223,19 @@ def engagement_by_segment(
                 continue
             gap = own.value - sums["uniform"].value
             ends = normal_interval(gap, own.influence_M - sums["uniform"].influence_M)
-            measures = {
-                "value": own.value,
-                "uniform": sums["uniform"].value,
-                "gap": gap,
-                "low": ends.low,
-                "high": ends.high,
-            }
-            numbers = {key: float(v) if np.isfinite(v) else None for key, v in measures.items()}
-            rows.append({"segment": segment, "level": level, "policy": name} | numbers | {"members": int(at_M.sum())})
+            rows.append(
+                {
+                    "segment": segment,
+                    "level": level,
+                    "policy": name,
+                    "value": finite_or_none(own.value),
+                    "uniform": finite_or_none(sums["uniform"].value),
+                    "gap": finite_or_none(gap),
+                    "low": finite_or_none(ends.low),
+                    "high": finite_or_none(ends.high),
+                    "members": int(at_M.sum()),
+                }
+            )
     return rows
 
 

@@ -3,8 +3,6 @@
 Legend: N impressions, K candidates (padded).
 """
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,12 +10,13 @@ from evaluation.logs.scored_log import ScoredLog
 from evaluation.off_policy.estimators import Terms
 from evaluation.off_policy.intervals import Members, normal_interval
 from evaluation.off_policy.valuation import row_blocks
+from evaluation.record.rows import StabilityRow, finite_or_none
 
 DAY = 86_400_000_000
 DAY_BANDS = ((1, "the next day"), (2, "2 to 7 days later"), (8, "more than 7 days later"))
 
 
-def changes(log: ScoredLog) -> list[dict[str, Any]]:
+def changes(log: ScoredLog) -> list[StabilityRow]:
     """Chance that two impressions of one title to one member, on different days, show different artworks; by days between.
 
     For each impression and the last one before it on an earlier day: 1 - sum_a policy(a) earlier_policy(a), each day's
@@ -46,18 +45,24 @@ def changes(log: ScoredLog) -> list[dict[str, Any]]:
     member = log.member[later_N]
     band = np.searchsorted([begin for begin, _ in DAY_BANDS], between, side="right") - 1
     return [
-        {"policy": policy, "days": words, **_change_row(values[band == band_index], member[band == band_index])}
+        _change_row(policy, words, values[band == band_index], member[band == band_index])
         for policy, values in changed.items()
         for band_index, (_, words) in enumerate(DAY_BANDS)
         if (band == band_index).any()
     ]
 
 
-def _change_row(values: NDArray, member: NDArray) -> dict[str, Any]:
+def _change_row(policy: str, days: str, values: NDArray, member: NDArray) -> StabilityRow:
     members = Members.of(member)
     terms: Terms = ((values, np.ones(len(values))),)
     sums = members.sums(terms)
     interval = normal_interval(sums.value, sums.influence_M)
-    ends = {"low": interval.low, "high": interval.high}
-    numbers = {name: float(end) if np.isfinite(end) else None for name, end in ends.items()}
-    return {"value": sums.value, **numbers, "pairs": len(values), "members": len(members)}
+    return {
+        "policy": policy,
+        "days": days,
+        "value": sums.value,
+        "low": finite_or_none(interval.low),
+        "high": finite_or_none(interval.high),
+        "pairs": len(values),
+        "members": len(members),
+    }

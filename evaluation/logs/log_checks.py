@@ -5,13 +5,14 @@ Legend: N impressions, K candidates (padded), B bins, P parts of the period.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.off_policy.estimators import snips
 from evaluation.off_policy.intervals import Members, Sums, normal_interval, standard_error
+from evaluation.record.rows import PeriodRow, PropensityRow, finite_or_none
 
 ERRORS, SHARE = 4.0, 0.05
 """A bin of propensities is off where shown and expected differ by so many standard errors and by that share."""
@@ -47,8 +48,8 @@ class Calibration:
             f"{self.shown_B[worst]:.3f}"
         )
 
-    def record(self) -> list[dict[str, float | int]]:
-        """As JSON."""
+    def rows(self) -> list[PropensityRow]:
+        """The bins, as a record has them."""
         arrays = (self.propensity_B, self.shown_B, self.count_B.tolist(), self.error_B)
         return [
             {"propensity": float(p), "shown": float(s), "candidates": int(n), "standard_error": float(e)}
@@ -84,7 +85,7 @@ def calibration(propensity_NK: NDArray, mask_NK: NDArray, shown_N: NDArray) -> C
 
 def drift(
     reward_N: NDArray, weight_N: NDArray, shown_at_N: NDArray, member_N: NDArray, parts: int = 4
-) -> tuple[list[dict[str, Any]], str]:
+) -> tuple[list[tuple[int, PeriodRow]], str]:
     """The uniform policy's value (SNIPS) in parts of the period that hold as many impressions each; and the doubt, in words.
 
     The uniform policy's, for it does not change: what moves is members' behaviour or the catalogue, not who chose. The
@@ -93,12 +94,12 @@ def drift(
     order = np.argsort(shown_at_N, kind="stable")
     part_N = np.empty(len(order), np.int64)
     part_N[order] = np.arange(len(order)) * parts // max(len(order), 1)
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[int, PeriodRow]] = []
     for part in range(parts):
         at = part_N == part
         if not at.any():
             continue
-        rows.append({"part": part + 1} | period_row(reward_N[at], weight_N[at], shown_at_N[at], member_N[at]))
+        rows.append((part + 1, period_row(reward_N[at], weight_N[at], shown_at_N[at], member_N[at])))
     halves = [part_N < parts / 2, part_N >= parts / 2]
     if not all(half.any() for half in halves):
         return rows, ""
@@ -106,12 +107,17 @@ def drift(
     return rows, _doubt(sides)
 
 
-def period_row(reward_N: NDArray, weight_N: NDArray, shown_at_N: NDArray, member_N: NDArray) -> dict[str, Any]:
+def period_row(reward_N: NDArray, weight_N: NDArray, shown_at_N: NDArray, member_N: NDArray) -> PeriodRow:
     """The value by SNIPS of one part of a log, whose members must be ordered."""
     sums = _value_of(reward_N, weight_N, member_N)
     interval = normal_interval(sums.value, sums.influence_M)
-    estimate = {"value": sums.value, "low": interval.low, "high": interval.high}
-    return {"from": int(shown_at_N.min()), "impressions": len(reward_N)} | estimate
+    return {
+        "since": datetime.fromtimestamp(int(shown_at_N.min()) / 1e6, UTC).isoformat(),
+        "impressions": len(reward_N),
+        "value": finite_or_none(sums.value),
+        "low": finite_or_none(interval.low),
+        "high": finite_or_none(interval.high),
+    }
 
 
 def _value_of(reward_N: NDArray, weight_N: NDArray, member_N: NDArray) -> Sums:

@@ -27,6 +27,7 @@ from evaluation.logs.columns import (
     read_columns,
     to_array,
 )
+from foundation.choice import equal_within_rounding
 from foundation.errors import UserError
 
 REQUIRED_COLUMNS = ("impression_id", "member_id", "title_id", "artwork_id", "candidates", "shown_at", "clicked")
@@ -154,7 +155,7 @@ def propensities_of(log: pa.Table, shown: NDArray, mask_NK: NDArray, dataset: Pa
         propensity_NK[mask_NK & logged[:, None]] = flatten_lists(lists).to_numpy(zero_copy_only=False)
         total = propensity_NK.sum(1)
         # a list of nulls or NaN sums to NaN; a negative one is no probability, whatever it sums to
-        wrong = logged & (~(np.abs(total - 1) <= 1e-3) | (propensity_NK < 0).any(1))
+        wrong = logged & (~equal_within_rounding(total, 1.0) | (propensity_NK < 0).any(1))
         if wrong.any():
             raise UserError(
                 f"{dataset}/impressions: {wrong.sum()} rows whose propensities are no probabilities that sum to 1 (first: "

@@ -14,8 +14,7 @@ Legend: N impressions, K candidates (padded), G lists of candidates x policies.
 import numpy as np
 from numpy.typing import NDArray
 
-PROPENSITY_TOLERANCE = 1e-4
-"""Propensities that differ by less, relatively, are equal."""
+from foundation.choice import equal_within_rounding
 
 
 def mixture_propensities(
@@ -34,7 +33,7 @@ def mixture_propensities(
     starts = np.flatnonzero(np.diff(index_N[order], prepend=-1))
     ordered_NK = propensity_NK[order]
     min_GK, max_GK = (f.reduceat(ordered_NK, starts, axis=0) for f in (np.minimum, np.maximum))
-    if (max_GK - min_GK > PROPENSITY_TOLERANCE * np.maximum(max_GK, 1e-12)).any():
+    if not equal_within_rounding(min_GK, max_GK).all():
         return None
     count_G = np.diff(np.append(starts, len(order)))
     lists = int(list_N.max()) + 1

@@ -37,6 +37,7 @@ from evaluation.logs.logged_impressions import (
     shown_at_of,
     to_float,
 )
+from foundation.choice import equal_within_rounding
 from foundation.errors import UserError
 
 _KEY = (Column(name="impression_id", kind="string"), Column(name="candidates", kind="strings"))
@@ -51,9 +52,6 @@ TRUTH = (*_KEY, Column(name="p_click", kind="floats"), Column(name="p_engaged", 
 """What a simulated dataset has in `truth/`."""
 
 TRUTH_REMEDY = "Simulate the dataset again."
-
-PROPENSITY_TOLERANCE = 1e-4
-"""Propensities that differ by less, relatively, are equal: float32 keeps 1e-7, a log of five digits 1e-5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +172,7 @@ def read_scored_log(
     if "engaged_probability" in scored.column_names:
         engaged_N = _aligned(scored, "engaged_probability", order_NK, mask_NK, scores)[np.arange(len(ids)), shown]
     del scored, order_NK
-    off = np.asarray(np.abs(policy_NK.sum(1) - 1) > 1e-3)
+    off = ~equal_within_rounding(policy_NK.sum(1), 1.0)
     if off.any():
         total = policy_NK.sum(1)[off][0]
         raise UserError(
@@ -186,9 +184,9 @@ def read_scored_log(
     propensity, propensity_NK = propensities_of(log, shown, mask_NK, dataset)
     log = log.drop_columns([name for name in ("candidates", "propensities") if name in log.column_names])
     width = mask_NK.sum(1)
-    with np.errstate(invalid="ignore"):
-        apart_NK = np.abs(propensity_NK - propensity[:, None]) > PROPENSITY_TOLERANCE * propensity[:, None]
-    uniform = np.abs(propensity * width - 1) <= PROPENSITY_TOLERANCE
+    # where only the shown artwork's was logged, the others are NaN and cannot differ
+    alike_NK = equal_within_rounding(propensity_NK, propensity[:, None]) | np.isnan(propensity_NK) | ~mask_NK
+    uniform = equal_within_rounding(propensity * width, 1.0)
     return ScoredLog(
         impression_id=to_array(ids),
         member=integer_codes(log["member_id"], None),
@@ -204,7 +202,7 @@ def read_scored_log(
         logging_policies=tuple(pc.unique(to_array(policy_of(log))).to_pylist()),
         missing=logged - len(ids),
         unknown=unknown,
-        randomised=uniform & (width > 1) & ~(apart_NK & mask_NK).any(1),
+        randomised=uniform & (width > 1) & alike_NK.all(1),
         clicked=to_float(log["clicked"]),
         engaged=engaged_of(log),
         click_probability_NK=click_NK,

@@ -6,13 +6,23 @@ Legend: D bootstrap draws, E estimates, M members.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.off_policy.intervals import Sums, normal_interval, percentile_interval, standard_error
-from evaluation.off_policy.verdict import Overlap, UnbiasedReference, Verdict, assess, doubts_of_bias, weaker_verdict
+from evaluation.off_policy.verdict import Overlap, UnbiasedReference, assess, doubts_of_bias, weaker_verdict
+from evaluation.record.rows import (
+    DifferenceRow,
+    EstimateKey,
+    Estimates,
+    IntervalColumns,
+    OverlapRow,
+    Parameter,
+    Verdict,
+    WeightColumns,
+    finite_or_none,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +46,13 @@ class PointEstimate:
     """It leans on the reward model."""
     bias: float = 0.0
     """Of one that has no such reference: about its bias."""
-    parameter: dict[str, Any] | None = None
-    """What was chosen on the data, as a row."""
+    parameter: Parameter | None = None
+    """What was chosen on the data."""
 
 
-def estimate_rows(estimates: Sequence[PointEstimate], bootstrap_DE: NDArray, doubts: tuple[str, ...]) -> dict[str, Any]:
-    """Estimates and differences as rows, with what stands behind them."""
-    rows: dict[str, Any] = {"estimates": [], "differences": [], "intervals": [], "verdicts": [], "parameters": []}
+def estimate_rows(estimates: Sequence[PointEstimate], bootstrap_DE: NDArray, doubts: tuple[str, ...]) -> Estimates:
+    """Estimates and differences as rows, with what stands behind them; `overlap` and `left_out` are left to the caller."""
+    rows = Estimates(estimates=[], differences=[], intervals=[], verdicts=[], parameters=[], overlap=[], left_out=[])
     judged: list[Verdict] = []
     for index, estimate in enumerate(estimates):
         influence_M = estimate.sums.influence_M
@@ -55,22 +65,32 @@ def estimate_rows(estimates: Sequence[PointEstimate], bootstrap_DE: NDArray, dou
             doubts=[*doubts, *_bias_doubts(estimate)],
         )
         judged.append(verdict)
-        key = {"policy": estimate.policy, "reward": estimate.reward, "estimator": estimate.estimator}
+        key = EstimateKey(policy=estimate.policy, reward=estimate.reward, estimator=estimate.estimator)
         normal = normal_interval(estimate.sums.value, influence_M)
         drawn = percentile_interval(bootstrap_DE[:, index])
         rows["estimates"].append(
-            key
-            | _interval_columns(estimate.sums.value, normal.low, normal.high, verdict)
-            | _weight_diagnostics(estimate.overlap)
-            | {"impressions": estimate.impressions, "members": estimate.members, "verdict": verdict}
+            {
+                **key,
+                **_interval_columns(estimate.sums.value, normal.low, normal.high, verdict),
+                **_weight_columns(estimate.overlap),
+                "impressions": estimate.impressions,
+                "members": estimate.members,
+                "verdict": verdict,
+            }
         )
-        rows["verdicts"].append(key | {"verdict": verdict, "reason": reason})
+        rows["verdicts"].append({**key, "verdict": verdict, "reason": reason})
         if verdict != "unanswerable":
-            ends = {"normal_low": normal.low, "normal_high": normal.high}
-            ends |= {"bootstrap_low": drawn.low, "bootstrap_high": drawn.high}
-            rows["intervals"].append(key | {name: end if np.isfinite(end) else None for name, end in ends.items()})
+            rows["intervals"].append(
+                {
+                    **key,
+                    "normal_low": finite_or_none(normal.low),
+                    "normal_high": finite_or_none(normal.high),
+                    "bootstrap_low": finite_or_none(drawn.low),
+                    "bootstrap_high": finite_or_none(drawn.high),
+                }
+            )
         if estimate.parameter:
-            rows["parameters"].append(key | estimate.parameter)
+            rows["parameters"].append({**key, **estimate.parameter})
     for (a, estimate), (b, other) in combinations(enumerate(estimates), 2):
         if (estimate.reward, estimate.estimator) == (other.reward, other.estimator):
             verdict = weaker_verdict(judged[a], judged[b])
@@ -101,51 +121,52 @@ def _bias_doubts(estimate: PointEstimate, base: PointEstimate | None = None) -> 
 
 def _difference(
     estimate: PointEstimate, base: PointEstimate, estimate_D: NDArray, base_D: NDArray, verdict: Verdict
-) -> dict[str, Any]:
-    """What `one` earns above `base`, on the same members; the relative one by bootstrap, as a ratio is not normal."""
+) -> DifferenceRow:
+    """What a policy earns above `base`, on the same members; the relative one by bootstrap, as a ratio is not normal."""
     value, below = estimate.sums.value, base.sums.value
     influence_M = estimate.sums.influence_M - base.sums.influence_M
     interval = normal_interval(value - below, influence_M)
     weaker = min(estimate, base, key=lambda side: side.overlap.effective_sample_size)
-    row: dict[str, Any] = {
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lift = percentile_interval(estimate_D / base_D - 1)
+    relative = _interval_columns(value / below - 1 if below > 0 else float("nan"), lift.low, lift.high, verdict)
+    return {
         "policy": estimate.policy,
         "base": base.policy,
         "reward": estimate.reward,
         "estimator": estimate.estimator,
-    }
-    row |= _interval_columns(value - below, interval.low, interval.high, verdict)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        lift = percentile_interval(estimate_D / base_D - 1)
-    relative = value / below - 1 if below > 0 else float("nan")
-    relative_interval = _interval_columns(relative, lift.low, lift.high, verdict)
-    row |= {f"relative_{name}" if name != "value" else "relative": number for name, number in relative_interval.items()}
-    return row | _weight_diagnostics(weaker.overlap) | {
+        **_interval_columns(value - below, interval.low, interval.high, verdict),
+        "relative": relative["value"],
+        "relative_low": relative["low"],
+        "relative_high": relative["high"],
+        **_weight_columns(weaker.overlap),
         "impressions": estimate.impressions,
         "members": estimate.members,
         "verdict": verdict,
-    }  # fmt: skip
+    }
 
 
-def _interval_columns(value: float, low: float, high: float, verdict: Verdict) -> dict[str, float | None]:
-    """As JSON; no number at all where the log holds no answer."""
-    numbers = {"value": value, "low": low, "high": high}
-    return {name: None if verdict == "unanswerable" or not np.isfinite(v) else float(v) for name, v in numbers.items()}
+def _interval_columns(value: float, low: float, high: float, verdict: Verdict) -> IntervalColumns:
+    """No number at all where the log holds no answer."""
+    if verdict == "unanswerable":
+        return {"value": None, "low": None, "high": None}
+    return {"value": finite_or_none(value), "low": finite_or_none(low), "high": finite_or_none(high)}
 
 
-def _weight_diagnostics(overlap: Overlap) -> dict[str, float | None]:
-    mean = overlap.mean_weight
+def _weight_columns(overlap: Overlap) -> WeightColumns:
     return {
         "effective_sample_size": overlap.effective_sample_size,
-        "mean_weight": mean if np.isfinite(mean) else None,
+        "mean_weight": finite_or_none(overlap.mean_weight),
         "largest_weight": overlap.largest_weight,
     }
 
 
-def overlap_row(policy: str, overlap: Overlap) -> dict[str, Any]:
-    interval = overlap.mean_weight_interval
-    columns = {"mean_weight_low": interval.low, "mean_weight_high": interval.high, "unsupported": overlap.unsupported}
-    return (
-        {"policy": policy}
-        | _weight_diagnostics(overlap)
-        | {k: v if np.isfinite(v) else None for k, v in columns.items()}
-    )
+def overlap_row(policy: str, overlap: Overlap) -> OverlapRow:
+    """What a policy's weights say of the log."""
+    return {
+        "policy": policy,
+        **_weight_columns(overlap),
+        "mean_weight_low": finite_or_none(overlap.mean_weight_interval.low),
+        "mean_weight_high": finite_or_none(overlap.mean_weight_interval.high),
+        "unsupported": finite_or_none(overlap.unsupported),
+    }

@@ -1,8 +1,8 @@
 """Policies valued on one log by every estimator, with intervals, differences and a verdict: the core of `keyart value`.
 
-In: a log as arrays, ordered by member, and policies as functions of its rows. Out: a `Valuation`, which is JSON but for
-its name. What has a column per candidate is held for some hundred thousand impressions at a time; the rest is a handful of
-arrays (N,) per policy, and sums by member.
+In: a log as arrays, ordered by member, and policies as functions of its rows. Out: `Estimates`, lists of rows.
+What has a column per candidate is held for some hundred thousand impressions at a time; the rest is a handful of arrays (N,)
+per policy, and sums by member.
 
 Legend: N impressions, K candidates (padded), M members, D bootstrap draws, E estimates.
 """
@@ -25,11 +25,15 @@ from evaluation.off_policy.reward_model import (
     fit_reward_model,
 )
 from evaluation.off_policy.verdict import Overlap, UnbiasedReference, kish_sample_size
+from evaluation.record.rows import Estimates, LeftOutRow, Parameter
 
 SELECTION_RULE = "least estimated squared error, bias at its 95 % bound"
 GRID = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, float("inf"))
 """Weights at which to clip (clipped_ips) or to switch (switch_dr); squared, strengths of shrinkage (dr_os)."""
 
+HEADLINE_ESTIMATOR, FALLBACK_ESTIMATOR = "dr", "snips"
+"""The estimate a reader should look at first: unbiased as `ips` is, with less noise; and the one to take where it needs
+propensities that were not logged."""
 LOGGED = "logged"
 """The policy that made the log: its weights are 1, whatever was logged."""
 NEEDS_ALL_PROPENSITIES = "needs the propensities of all candidates, and the log has the shown artwork's alone"
@@ -112,8 +116,8 @@ def value_policies(
     doubts: tuple[str, ...] = (),
     seed: int = 0,
     draws: int = DRAWS,
-) -> dict[str, Any]:
-    """`weigh` and `valued` in one."""
+) -> Estimates:
+    """`importance_weights` and `estimate` in one."""
     return estimate(importance_weights(log, policies, seed=seed), doubts=doubts, draws=draws)
 
 
@@ -140,7 +144,7 @@ def importance_weights(
     )
 
 
-def estimate(weighted_log: WeightedLog, *, doubts: tuple[str, ...] = (), draws: int = DRAWS) -> dict[str, Any]:
+def estimate(weighted_log: WeightedLog, *, doubts: tuple[str, ...] = (), draws: int = DRAWS) -> Estimates:
     """Every policy's value by every reward and estimator.
 
     `doubts` are what is wrong with the log, in words: they keep a verdict from being reliable. Returns `estimates`,
@@ -149,7 +153,7 @@ def estimate(weighted_log: WeightedLog, *, doubts: tuple[str, ...] = (), draws: 
     """
     log, members = weighted_log.log, weighted_log.members
     estimates: list[PointEstimate] = []
-    left_out: list[dict[str, str]] = []
+    left_out: list[LeftOutRow] = []
     for policy, arrays in weighted_log.policy_weights.items():
         for reward in log.reward:
             for estimator, estimate_or_reason in _estimates(
@@ -162,10 +166,10 @@ def estimate(weighted_log: WeightedLog, *, doubts: tuple[str, ...] = (), draws: 
                 else:
                     estimates.append(estimate_or_reason)
     bootstrap_DE = bootstrap([point.sums for point in estimates], weighted_log.seed, draws)
-    return estimate_rows(estimates, bootstrap_DE, doubts) | {
-        "overlap": [overlap_row(policy, arrays.overlap) for policy, arrays in weighted_log.policy_weights.items()],
-        "left_out": left_out,
-    }
+    rows = estimate_rows(estimates, bootstrap_DE, doubts)
+    rows["overlap"] = [overlap_row(policy, arrays.overlap) for policy, arrays in weighted_log.policy_weights.items()]
+    rows["left_out"] = left_out
+    return rows
 
 
 def _policy_weights(
@@ -373,7 +377,7 @@ def _tuned(
     index = argmin_squared_error(biases, [standard_error(influence_M) for influence_M in influences])
     # as JSON has no infinity: null is no bound at all
     json_grid = [None if np.isinf(number) else number for number in grid]
-    parameter = {"parameter": name, "chosen": json_grid[index], "rule": SELECTION_RULE, "of": json_grid}
+    parameter = Parameter(parameter=name, chosen=json_grid[index], rule=SELECTION_RULE, of=json_grid)
     return {
         "sums": sums_by_parameter[index],
         "unbiased": unbiased,

@@ -6,15 +6,14 @@ of replications. `unanswerable` means that the log holds no answer, and then no 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.off_policy.estimators import ips
 from evaluation.off_policy.intervals import Interval, Members, normal_interval, standard_error
-
-Verdict = Literal["reliable", "weak", "unanswerable"]
+from evaluation.record.rows import Verdict
+from foundation.choice import PROBABILITY_ROUNDING
 
 UNSUPPORTED_NONE, UNSUPPORTED_WEAK = 0.1, 0.01
 """Share of the policy's probability on artworks the log never shows."""
@@ -26,8 +25,6 @@ MEMBERS_NONE, MEMBERS_WEAK = 3.0, 30.0
 """Effective number of members, (sum_m w_m)^2 / sum_m w_m^2 of their summed weights."""
 WEIGHT_ERRORS, WEIGHT_NONE = 3.0, 0.1
 """Standard errors by which the mean weight may differ from 1; beyond them by more than that share, nothing is answered."""
-WEIGHT_ROUNDING = 1e-3
-"""Propensities of few digits may move the mean weight by so much."""
 BIAS = 0.5
 """Bound of a bias, in standard errors: at half of one, a 95 % interval holds the truth in 92 %."""
 MODEL_SHARE = 0.01
@@ -123,7 +120,7 @@ def assess(
     """
     members = len(influence_M)
     off = abs(overlap.mean_weight - 1)
-    apart = off > WEIGHT_ERRORS * overlap.mean_weight_error + WEIGHT_ROUNDING
+    apart = off > WEIGHT_ERRORS * overlap.mean_weight_error + PROBABILITY_ROUNDING
     unsupported_share = overlap.unsupported if np.isfinite(overlap.unsupported) else 0.0
     none = []
     if members < 2:

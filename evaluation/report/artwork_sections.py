@@ -2,17 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from html import escape
-from typing import Any
 
 from evaluation.audits.examples import ArtworkLabels
 from evaluation.audits.exposure import FLAG_RULE
+from evaluation.record.rows import Clickbait, EngagementRow, ExampleMember, ExposureRow, Reason, StabilityRow
 from evaluation.report import charts
 from evaluation.report.markup import picture, table, table_row
 
 MAX_CARDS, MAX_FLAGGED = 12, 12
 
 
-def clickbait_section(summary: dict[str, Any] | None, catalogue: ArtworkLabels) -> Iterator[str]:
+def clickbait_section(summary: Clickbait | None, catalogue: ArtworkLabels) -> Iterator[str]:
     """Artworks that are clicked more and watched less than they should be, with their pictures."""
     if summary is None:
         return
@@ -37,7 +37,7 @@ def clickbait_section(summary: dict[str, Any] | None, catalogue: ArtworkLabels) 
         yield f'<div class="cards">{"".join(cards)}</div>'
 
 
-def engagement_section(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+def engagement_section(rows: Sequence[EngagementRow]) -> Iterator[str]:
     """How well clicks hold, by segment."""
     if not rows:
         return
@@ -51,7 +51,7 @@ def engagement_section(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         cells = [escape(f"{segment}: {level}" if level else segment), "–" if uniform is None else f"{uniform:.1%}"]
         for policy in policies:
             row = by_key[policy]
-            if row["gap"] is None or row["low"] is None:
+            if row["value"] is None or row["gap"] is None or row["low"] is None or row["high"] is None:
                 cells.append("cannot be told")
                 continue
             ends = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
@@ -60,13 +60,13 @@ def engagement_section(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield table(["members", "uniform", *(charts.POLICY_NAMES[policy] for policy in policies)], lines)
 
 
-def exposure_section(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+def exposure_section(rows: Sequence[ExposureRow]) -> Iterator[str]:
     """What the policy shows to whom, and what does not hold after a click."""
     if not rows:
         return
     yield "<h2>Who is shown whom</h2>"
     yield f'<div class="charts">{charts.exposure(rows)}</div>'
-    flagged = sorted((r for r in rows if r["flag"]), key=lambda r: (r["flag"] == "watched less", r["engaged_gap"]))
+    flagged = sorted((r for r in rows if r["flag"]), key=lambda r: (r["flag"] == "watched less", r["engaged_gap"] or 0))
     if not flagged:
         yield "<p>What no segment watches less than its other clicks, after a click: none was found.</p>"
         return
@@ -88,12 +88,14 @@ def exposure_section(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield table(["depicts · segment", "shown", "uniform", "watched", "other clicks", "gap, points", ""], lines)
 
 
-def _points(row: dict[str, Any]) -> str:
-    ends = f"[{100 * row['engaged_low']:+.0f}, {100 * row['engaged_high']:+.0f}]"
-    return f'{100 * row["engaged_gap"]:+.0f} <span class="of">{ends}</span>'
+def _points(row: ExposureRow) -> str:
+    gap, low, high = row["engaged_gap"], row["engaged_low"], row["engaged_high"]
+    if gap is None or low is None or high is None:
+        return "–"
+    return f'{100 * gap:+.0f} <span class="of">[{100 * low:+.0f}, {100 * high:+.0f}]</span>'
 
 
-def stability_section(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+def stability_section(rows: Sequence[StabilityRow]) -> Iterator[str]:
     """How often a member would meet another artwork."""
     if not rows:
         return
@@ -113,13 +115,13 @@ def stability_section(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield table(["", *days], lines)
 
 
-def _why(why: dict[str, Any]) -> str:
+def _why(why: Reason) -> str:
     """What speaks for the framed artwork against the mean of the others, in its click logit: exact, and adds up."""
     clauses = []
     for play in why["plays"]:
         parts = {part: play[part] for part in ("learned", "image", "people", "genres")}
         largest = max(parts, key=lambda part: abs(parts[part]))
-        clauses.append(f"{play['name'] or 'an unknown title'} {sum(parts.values()):+.2f} (mostly {WORDS[largest]})")
+        clauses.append(f"{play.get('name') or 'an unknown title'} {sum(parts.values()):+.2f} (mostly {WORDS[largest]})")
     rest = why["appeal"] - why["itself"] - why["context"] - why["state"]
     rest -= sum(play[part] for play in why["plays"] for part in ("learned", "image", "people", "genres"))
     clauses.append(f"all other plays {rest:+.2f}")
@@ -138,7 +140,7 @@ WORDS = {"learned": "what its viewers like", "image": "its picture", "people": "
 """What the parts of a play's share are."""
 
 
-def examples(rows: Sequence[dict[str, Any]], catalogue: ArtworkLabels) -> Iterator[str]:
+def examples(rows: Sequence[ExampleMember], catalogue: ArtworkLabels) -> Iterator[str]:
     """Members with what they watched and what they would be shown."""
     if not rows:
         return
@@ -170,7 +172,7 @@ def examples(rows: Sequence[dict[str, Any]], catalogue: ArtworkLabels) -> Iterat
                     f"<div{kind}>{picture(candidate['artwork'], catalogue, candidate['artwork'])}{', '.join(labels)}</div>"
                 )
             yield f'<p>{escape(shown["name"] + genres)}</p><div class="strip">{"".join(cells)}</div>'
-            if shown.get("why"):
+            if shown["why"] is not None:
                 yield _why(shown["why"])
         yield "</div>"
     yield "</div>"

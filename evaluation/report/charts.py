@@ -15,6 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from evaluation.record.rows import EstimateRow, ExplorationRow, ExposureRow, PropensityRow, ReliabilityPoints, WeightRow
+
 INK, SOFT, LINE, PAPER = "#010101", "#020202", "#030303", "#040404"
 POLICY_COLOURS = {"scored": "#050505", "base": "#060606", "best_fixed": "#070707", "logged": "#080808", "uniform": SOFT}
 VARIABLES = {
@@ -70,34 +72,27 @@ def chart(height: int, caption: str, draw: Callable[[Axes], None]) -> str:
     return f"<figure>{drawn}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def forest(estimates: Sequence[dict[str, Any]], reward: str, truth: dict[str, float] | None = None) -> str:
+def forest(estimates: Sequence[EstimateRow], reward: str, truth: dict[str, float] | None = None) -> str:
     """Policies by every estimator; hollow where the verdict is weak, absent where the log holds no answer."""
-    rows = [row for row in estimates if row["reward"] == reward and row["value"] is not None]
+    rows = [(row, row["value"]) for row in estimates if row["reward"] == reward and row["value"] is not None]
     if not rows:
         return ""
-    estimators = list(dict.fromkeys(row["estimator"] for row in rows))
-    policies = [policy for policy in POLICY_COLOURS if any(row["policy"] == policy for row in rows)]
+    estimators = list(dict.fromkeys(row["estimator"] for row, _ in rows))
+    policies = [policy for policy in POLICY_COLOURS if any(row["policy"] == policy for row, _ in rows)]
 
     def draw(axes: Axes) -> None:
         step = 0.8 / len(policies)
         for index, policy in enumerate(policies):
-            own = [row for row in rows if row["policy"] == policy]
+            own = [(row, value) for row, value in rows if row["policy"] == policy]
             shift, colour = (index - (len(policies) - 1) / 2) * step, POLICY_COLOURS[policy]
-            with_interval = [row for row in own if row["low"] is not None]
-            low, high = ([1000 * row[end] for row in with_interval] for end in ("low", "high"))
-            axes.hlines(
-                [estimators.index(row["estimator"]) + shift for row in with_interval],
-                low,
-                high,
-                color=colour,
-                linewidth=1.6,
-            )
+            for row, _ in own:
+                if row["low"] is not None and row["high"] is not None:
+                    y = estimators.index(row["estimator"]) + shift
+                    axes.hlines(y, 1000 * row["low"], 1000 * row["high"], color=colour, linewidth=1.6)
             for reliable in (True, False):
-                selected = [row for row in own if (row["verdict"] == "reliable") == reliable]
-                x, y = (
-                    [1000 * r["value"] for r in selected],
-                    [estimators.index(r["estimator"]) + shift for r in selected],
-                )
+                selected = [(row, value) for row, value in own if (row["verdict"] == "reliable") == reliable]
+                x = [1000 * value for _, value in selected]
+                y = [estimators.index(row["estimator"]) + shift for row, _ in selected]
                 fill = colour if reliable else PAPER
                 axes.plot(x, y, "o", markersize=4.5, color=colour, markerfacecolor=fill, zorder=3)
         for policy, true in (truth or {}).items():
@@ -118,7 +113,7 @@ def forest(estimates: Sequence[dict[str, Any]], reward: str, truth: dict[str, fl
     return chart(90 + 34 * len(estimators), caption, draw)
 
 
-def reliability(points: dict[str, list[float]], what: str = "clicked") -> str:
+def reliability(points: ReliabilityPoints, what: str = "clicked") -> str:
     """Observed against predicted in bins of equal count, with the spread that chance gives each bin, and the counts."""
     predicted, observed = np.array(points["predicted"]), np.array(points["observed"])
     count = np.array(points["count"])
@@ -143,11 +138,12 @@ def reliability(points: dict[str, list[float]], what: str = "clicked") -> str:
     return chart(330, caption, draw)
 
 
-def propensities(rows: Sequence[dict[str, Any]]) -> str:
+def propensities(rows: Sequence[PropensityRow]) -> str:
     """How often candidates were shown against how often they should have been."""
 
     def draw(axes: Axes) -> None:
-        expected, shown = (100 * np.array([row[name] for row in rows]) for name in ("propensity", "shown"))
+        expected = 100 * np.array([row["propensity"] for row in rows])
+        shown = 100 * np.array([row["shown"] for row in rows])
         bar = 196 * np.array([row["standard_error"] for row in rows])
         axes.plot([0, 100], [0, 100], color=LINE)
         axes.errorbar(expected, shown, bar, fmt="o", color=POLICY_COLOURS["logged"], markersize=4, linewidth=1)
@@ -163,25 +159,29 @@ def propensities(rows: Sequence[dict[str, Any]]) -> str:
     return chart(300, caption, draw)
 
 
-def exploration(rows: Sequence[dict[str, Any]]) -> str:
+def exploration(rows: Sequence[ExplorationRow]) -> str:
     """Lift against how often another artwork than the best is shown; nothing where no lift can be told."""
-    if not any(row["relative"] is not None for row in rows):
+    lifts = [(row["relative"], row) for row in rows if row["relative"] is not None]
+    if not lifts:
         return ""
 
     def draw(axes: Axes) -> None:
         for family, colour in (("epsilon", POLICY_COLOURS["best_fixed"]), ("softmax", POLICY_COLOURS["scored"])):
             selected = sorted(
-                (r for r in rows if r["family"] == family and r["relative"] is not None), key=lambda r: r["explored"]
+                ((lift, row) for lift, row in lifts if row["family"] == family), key=lambda pair: pair[1]["explored"]
             )
             if not selected:
                 continue
-            x = [100 * row["explored"] for row in selected]
-            axes.plot(x, [100 * row["relative"] for row in selected], "o-", color=colour, markersize=4, label=family)
-            ends = [
-                [100 * (row["relative"] if row[end] is None else row[end]) for row in selected]
-                for end in ("relative_low", "relative_high")
-            ]
-            axes.fill_between(x, ends[0], ends[1], color=colour, alpha=0.15, linewidth=0)
+            x = [100 * row["explored"] for _, row in selected]
+            axes.plot(x, [100 * lift for lift, _ in selected], "o-", color=colour, markersize=4, label=family)
+            low, high = (
+                [100 * (lift if end is None else end) for (lift, _), end in zip(selected, ends, strict=True)]
+                for ends in (
+                    [row["relative_low"] for _, row in selected],
+                    [row["relative_high"] for _, row in selected],
+                )
+            )
+            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.axhline(0, color=LINE)
         axes.set_xlabel("impressions that show another than the best scored, %")
         axes.set_ylabel("lift over uniform, %")
@@ -194,11 +194,11 @@ def exploration(rows: Sequence[dict[str, Any]]) -> str:
     return chart(300, caption, draw)
 
 
-def weights(rows: Sequence[dict[str, Any]], policy: str = "scored") -> str:
+def weights(rows: Sequence[WeightRow], policy: str = "scored") -> str:
     """Impressions, and the weight they carry, by weight."""
     selected = [row for row in rows if row["policy"] == policy]
 
-    def words(row: dict[str, Any]) -> str:
+    def words(row: WeightRow) -> str:
         if row["high"] is not None and row["high"] < 1e-6:
             return "0"
         return (
@@ -242,9 +242,15 @@ def weights(rows: Sequence[dict[str, Any]], policy: str = "scored") -> str:
     return chart(80 + 32 * len(selected), caption, draw)
 
 
-def exposure(rows: Sequence[dict[str, Any]], limit: int = 16) -> str:
+def exposure(rows: Sequence[ExposureRow], limit: int = 16) -> str:
     """Pairs of segment and tag that the policy moves most, its share beside the uniform policy's and the catalogue's."""
-    apart = [row for row in rows if row["above_low"] is not None and (row["above_low"] > 0 or row["above_high"] < 0)]
+    apart = [
+        row
+        for row in rows
+        if row["above_low"] is not None
+        and row["above_high"] is not None
+        and (row["above_low"] > 0 or row["above_high"] < 0)
+    ]
     selected = sorted(apart, key=lambda row: -abs(row["above_uniform"]))[:limit]
     if not selected:
         return ""
@@ -252,7 +258,8 @@ def exposure(rows: Sequence[dict[str, Any]], limit: int = 16) -> str:
     def draw(axes: Axes) -> None:
         for y, row in enumerate(selected):
             axes.plot([100 * row["uniform"], 100 * row["scored"]], [y, y], color=LINE, linewidth=2)
-            axes.plot([100 * row["low"], 100 * row["high"]], [y, y], color=POLICY_COLOURS["scored"], linewidth=1.2)
+            if row["low"] is not None and row["high"] is not None:
+                axes.plot([100 * row["low"], 100 * row["high"]], [y, y], color=POLICY_COLOURS["scored"], linewidth=1.2)
         positions = range(len(selected))
         axes.plot([100 * r["catalogue"] for r in selected], positions, "|", color=INK, markersize=10, label="catalogue")
         axes.plot([100 * r["uniform"] for r in selected], positions, "o", color=SOFT, markersize=5, label="uniform")

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from evaluation.audits.examples import ArtworkLabels
+from evaluation.record.rows import IntervalColumns, RelativeColumns
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1e; --soft: #6b6b70; --line: #d9d9de; --paper: #fff; --mark: #0b63ce;
@@ -74,22 +74,22 @@ def per_mille(value: float | None) -> str:
     return "–" if value is None else f"{1000 * value:.1f}"
 
 
-def with_interval(row: dict[str, Any] | None, name: str = "value", low: str = "low", high: str = "high") -> str:
+def with_interval(row: IntervalColumns | None) -> str:
     """A value per 1,000 with its interval."""
-    if row is None or row[name] is None:
+    if row is None or row["value"] is None:
         return "cannot be told"
-    if row[low] is None:
-        return per_mille(row[name])
-    ends = f"[{1000 * row[low]:.1f}, {1000 * row[high]:.1f}]"
-    return f'{per_mille(row[name])} <span class="of">{ends}</span>'
+    if row["low"] is None or row["high"] is None:
+        return per_mille(row["value"])
+    ends = f"[{1000 * row['low']:.1f}, {1000 * row['high']:.1f}]"
+    return f'{per_mille(row["value"])} <span class="of">{ends}</span>'
 
 
-def relative(row: dict[str, Any] | None) -> str:
+def relative(row: RelativeColumns | None) -> str:
     """A relative difference with its interval."""
     if row is None or row["relative"] is None:
         return "–"
     text = f"{row['relative']:+.1%}"
-    if row["relative_low"] is None:
+    if row["relative_low"] is None or row["relative_high"] is None:
         return text
     return f'{text} <span class="of">[{row["relative_low"]:+.1%}, {row["relative_high"]:+.1%}]</span>'
 

@@ -4,13 +4,25 @@ In: the record that `value_of` makes, and the dataset, for pictures. Out: HTML. 
 `sections` are what every report has, `shell` what stands around.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from evaluation.audits.attribution import CONTRASTS
 from evaluation.audits.examples import read_artwork_labels
+from evaluation.off_policy.valuation import FALLBACK_ESTIMATOR, HEADLINE_ESTIMATOR
+from evaluation.record.records import PolicyRow, ValueRecord, ValueSections
+from evaluation.record.rows import (
+    CalibrationSliceRow,
+    ContributionRow,
+    DifferenceRow,
+    DriftRow,
+    EstimateRow,
+    Estimates,
+    FitMetrics,
+    Metrics,
+    SliceRow,
+)
 from evaluation.report import charts
 from evaluation.report.artwork_sections import (
     clickbait_section,
@@ -36,17 +48,15 @@ NOTES = {
 """What a reader needs who has never seen such a page."""
 
 
-def value_page(record: dict[str, Any], dataset: Path) -> str:
+def value_page(record: ValueRecord, dataset: Path) -> str:
     """The page of `keyart value`."""
     verdict = record["verdict"]
-    period = {"test": "the newest 15 %", "validation": "the 15 % before the newest 15 %", "all": "all"}[
-        record["period"]
-    ]
+    period = "the whole log" if record["split"] is None else f"the {record['period']} period by {record['split']}"
     body = [
         f'<p><span class="verdict {verdict["verdict"]}">{verdict["verdict"]}</span></p>',
         f"<h1>{escape(headline(record))}</h1>",
         f"<p>{escape(verdict['reason'].capitalize())}.</p>",
-        f'<p class="soft">{record["impressions"]:,} impressions of {record["members"]:,} members, {period} of the log'
+        f'<p class="soft">{record["impressions"]:,} impressions of {record["members"]:,} members, {escape(period)}'
         f"{_since(record)}; {record['randomised']:,} of them randomised. {escape(record['weights'].capitalize())}.</p>",
         *sections(record, dataset),
         *notes(NOTES, record["notes"]),
@@ -54,36 +64,54 @@ def value_page(record: dict[str, Any], dataset: Path) -> str:
     return html_document("keyart value", "\n".join(body))
 
 
-def _since(record: dict[str, Any]) -> str:
+def _since(record: ValueRecord) -> str:
     return "" if record["since"] is None else f", since {record['since'][:16].replace('T', ' ')} UTC"
 
 
-def headline(record: dict[str, Any]) -> str:
-    """The finding in words: what the log says of the scored policy against uniform."""
+def main_estimate(record: Estimates, policy: str, reward: str) -> EstimateRow | None:
+    """The estimate to look at first: doubly robust, else SNIPS; None where neither was made."""
+    rows = {e["estimator"]: e for e in record["estimates"] if (e["policy"], e["reward"]) == (policy, reward)}
+    return rows.get(HEADLINE_ESTIMATOR) or rows.get(FALLBACK_ESTIMATOR)
+
+
+def headline(record: ValueSections, name: str = "the scored policy") -> str:
+    """The finding in words: what the log says of the scored policy, called `name`, against uniform."""
     if record["verdict"]["verdict"] == "unanswerable":
-        return "This log cannot tell what the scored policy would earn."
+        return f"This log cannot tell what {name} would earn."
     base = "base" if any(row["policy"] == "base" for row in record["estimates"]) else "uniform"
     row = next(
         d
         for d in record["differences"]
-        if (d["policy"], d["base"], d["reward"], d["estimator"]) == ("scored", base, "clicked", "dr")
+        if (d["policy"], d["base"], d["reward"], d["estimator"]) == ("scored", base, "clicked", HEADLINE_ESTIMATOR)
     )
     against = "the other scores" if base == "base" else "showing any artwork alike"
-    if row["relative"] is None or row["relative_low"] is None:
-        return f"This log cannot tell the scored policy apart from {against}."
-    value, low, high = (100 * row[key] for key in ("relative", "relative_low", "relative_high"))
+    relative, ends = row["relative"], (row["relative_low"], row["relative_high"])
+    if relative is None or ends[0] is None or ends[1] is None:
+        return f"This log cannot tell {name} apart from {against}."
+    value, low, high = 100 * relative, 100 * ends[0], 100 * ends[1]
     interval = f"95 % interval: {low:+.1f} to {high:+.1f} %"
+    subject = name[0].upper() + name[1:] if name.startswith("the ") else name
     if low > 0:
-        return f"The scored policy would earn {value:.1f} % more clicks than {against} ({interval})."
+        return f"{subject} would earn {value:.1f} % more clicks than {against} ({interval})."
     if high < 0:
-        return f"The scored policy would earn {-value:.1f} % fewer clicks than {against} ({interval})."
-    return f"This log cannot tell the scored policy apart from {against}: {value:+.1f} % clicks ({interval})."
+        return f"{subject} would earn {-value:.1f} % fewer clicks than {against} ({interval})."
+    return f"This log cannot tell {name} apart from {against}: {value:+.1f} % clicks ({interval})."
 
 
-def sections(record: dict[str, Any], dataset: Path, truth: dict[str, float] | None = None) -> Iterator[str]:
-    """Everything between the verdict and the notes; `truth` are true clicks per impression by policy, where known."""
+def sections(
+    record: ValueSections, dataset: Path, policies: Sequence[PolicyRow] = (), fit: FitMetrics | None = None
+) -> Iterator[str]:
+    """Everything between the verdict and the notes.
+
+    `policies`: by policy and reward, a label and the true value, if known. `fit`: metrics to show in place of the record's own.
+    """
     yield "<h2>What each policy would earn</h2>"
-    yield _values(record)
+    yield _values(record, policies)
+    truth = {
+        row["policy"]: row["true_value"]
+        for row in policies
+        if row["reward"] == "clicked" and row["true_value"] is not None
+    }
     drawn = [charts.forest(record["estimates"], "clicked", truth), charts.forest(record["estimates"], "engaged")]
     yield f'<div class="charts">{"".join(drawn)}</div>'
     yield "<h2>How much of it is the artwork’s</h2>"
@@ -97,11 +125,12 @@ def sections(record: dict[str, Any], dataset: Path, truth: dict[str, float] | No
     yield "<h2>What exploring costs</h2>"
     yield f'<div class="charts">{charts.exploration(record["exploration"])}</div>'
     yield "<h2>Are the probabilities right?</h2>"
-    yield _fit("Clicks of what was shown", record["metrics"])
-    drawn = [charts.reliability(record["reliability"])]
-    if "engaged_metrics" in record:
-        yield _fit("Viewings after a click", record["engaged_metrics"])
-        drawn.append(charts.reliability(record["engaged_reliability"], "watched after a click"))
+    fit = fit or record
+    yield _fit("Clicks of what was shown", fit["metrics"])
+    drawn = [charts.reliability(fit["reliability"])]
+    if "engaged_metrics" in fit and "engaged_reliability" in fit:
+        yield _fit("Viewings after a click", fit["engaged_metrics"])
+        drawn.append(charts.reliability(fit["engaged_reliability"], "watched after a click"))
     yield f'<div class="charts">{"".join(drawn)}</div>'
     yield _calibrated(record["calibration_by_slice"])
     yield "<h2>For whom, and where</h2>"
@@ -115,26 +144,32 @@ def sections(record: dict[str, Any], dataset: Path, truth: dict[str, float] | No
     yield from _chosen(record)
 
 
-def _values(record: dict[str, Any]) -> str:
-    by_key = {(e["policy"], e["reward"], e["estimator"]): e for e in record["estimates"]}
+def _values(record: ValueSections, policies: Sequence[PolicyRow]) -> str:
     above = {(d["policy"], d["base"], d["reward"], d["estimator"]): d for d in record["differences"]}
     rewards = list(dict.fromkeys(e["reward"] for e in record["estimates"]))
+    names = charts.POLICY_NAMES | {row["policy"]: row["label"] for row in policies}
+    true = {(row["policy"], row["reward"]): row["true_value"] for row in policies if row["true_value"] is not None}
+    valued = {e["policy"] for e in record["estimates"]} | {policy for policy, _ in true}
     rows = []
-    for policy in (p for p in charts.POLICY_COLOURS if any(e["policy"] == p for e in record["estimates"])):
-        cells = [escape(charts.POLICY_NAMES[policy])]
+    for policy in (name for name in names if name in valued):
+        cells = [escape(names[policy])]
         for reward in rewards:
-            by = "dr" if (policy, reward, "dr") in by_key else "snips"
-            row = by_key[policy, reward, by]
+            row = main_estimate(record, policy, reward)
+            if true:
+                cells.append(per_mille(true.get((policy, reward))))
+            if row is None:
+                cells += ["", ""]
+                continue
             cells.append(with_interval(row) + ("" if row["verdict"] == "reliable" else f" ({row['verdict']})"))
-            cells.append("" if policy == "uniform" else _against_uniform(above, policy, reward, by))
+            cells.append("" if policy == "uniform" else _against_uniform(above, policy, reward, row["estimator"]))
         rows.append(table_row(cells, policy))
     heads = ["per 1,000 impressions"]
     for reward in rewards:
-        heads += [reward, "above uniform"]
+        heads += [*([f"{reward}, true"] if true else []), reward, "above uniform"]
     return table(heads, rows)
 
 
-def _against_uniform(above: dict[tuple, dict[str, Any]], policy: str, reward: str, by: str) -> str:
+def _against_uniform(above: Mapping[tuple[str, ...], DifferenceRow], policy: str, reward: str, by: str) -> str:
     row = above.get((policy, "uniform", reward, by))
     if row is not None:
         return relative(row)
@@ -142,13 +177,14 @@ def _against_uniform(above: dict[tuple, dict[str, Any]], policy: str, reward: st
     if row is None or row["relative"] is None:
         return "–"
     # what uniform lacks, turned round: 1 / (1 + x) - 1, whose ends change places
-    names = ("relative", "relative_low", "relative_high")
-    turned = {name: None if row[name] is None else 1 / (1 + row[name]) - 1 for name in names}
-    turned["relative_low"], turned["relative_high"] = turned["relative_high"], turned["relative_low"]
-    return relative(turned)
+    value, high, low = (
+        None if number is None else 1 / (1 + number) - 1
+        for number in (row["relative"], row["relative_low"], row["relative_high"])
+    )
+    return relative({"relative": value, "relative_low": low, "relative_high": high})
 
 
-def _alone(rows: Sequence[dict[str, Any]]) -> str:
+def _alone(rows: Sequence[ContributionRow]) -> str:
     rewards = list(dict.fromkeys(row["reward"] for row in rows))
     by_key = {(r["policy"], r["base"], r["reward"], r["estimator"]): r for r in rows}
     lines = []
@@ -163,16 +199,16 @@ def _alone(rows: Sequence[dict[str, Any]]) -> str:
     return intro + table(["due to", *rewards], lines)
 
 
-def _drift(rows: Sequence[dict[str, Any]]) -> str:
+def _drift(rows: Sequence[DriftRow]) -> str:
     clicked = [row for row in rows if row["reward"] == "clicked"]
-    quarters = ", ".join(f"from {row['from'][:10]} {with_interval(row)}" for row in clicked if row["part"] != "before")
+    quarters = ", ".join(f"from {row['since'][:10]} {with_interval(row)}" for row in clicked if row["part"] != "before")
     text = f"Clicks of the uniform policy per 1,000, in quarters of the period: {quarters}."
     for row in (row for row in clicked if row["part"] == "before"):
-        text += f" Before the period, from {row['from'][:10]}: {with_interval(row)}."
+        text += f" Before the period, from {row['since'][:10]}: {with_interval(row)}."
     return f'<p class="soft">{text}</p>'
 
 
-def _fit(what: str, metrics: dict[str, Any]) -> str:
+def _fit(what: str, metrics: Metrics) -> str:
     auc = "–" if metrics["auc"] is None else f"{metrics['auc']:.4f}"
     low, high = metrics["by_chance"]
     error = metrics["expected_calibration_error"]
@@ -184,7 +220,7 @@ def _fit(what: str, metrics: dict[str, Any]) -> str:
     )
 
 
-def _calibrated(rows: Sequence[dict[str, Any]]) -> str:
+def _calibrated(rows: Sequence[CalibrationSliceRow]) -> str:
     """Slice by slice; those beyond chance are named."""
     if not rows:
         return ""
@@ -202,7 +238,7 @@ def _calibrated(rows: Sequence[dict[str, Any]]) -> str:
     return f"<details><summary>{text}</summary>{table(heads, lines)}</details>"
 
 
-def _slices(rows: Sequence[dict[str, Any]]) -> str:
+def _slices(rows: Sequence[SliceRow]) -> str:
     against_uniform = [row for row in rows if row["reward"] == "clicked" and row["base"] == "uniform"]
     fixed = {(r["slice"], r["level"]): r for r in rows if r["reward"] == "clicked" and r["base"] == "best_fixed"}
     engaged = {(r["slice"], r["level"]): r for r in rows if r["reward"] == "engaged" and r["base"] == "uniform"}
@@ -230,7 +266,7 @@ def _slices(rows: Sequence[dict[str, Any]]) -> str:
     return table(heads, lines)
 
 
-def _chosen(record: dict[str, Any]) -> Iterator[str]:
+def _chosen(record: Estimates) -> Iterator[str]:
     """What was chosen on the data, and what could not be estimated: for whoever signs."""
     yield "<h2>For whoever signs</h2>"
     lines = [

@@ -6,12 +6,11 @@ some in fewer bytes (`serving.bundle.variants`), `vocabularies.json` (ids -> row
 made of, what was measured, and each file's SHA-256 by its path from the folder).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -22,8 +21,9 @@ from datamodules.shards.vocabulary import Vocabularies, load_vocabularies
 from foundation.context import ContextFeature, load_context
 from foundation.errors import UserError
 from serving.bundle.hard_links import Inode, file_checksums, sha256
+from serving.bundle.metadata import BUNDLE_FILE, BundleRecord, read_record
 
-BUNDLE_FILE, VOCABULARIES, CARD = "bundle.json", "vocabularies.json", "CARD.md"
+VOCABULARIES, CARD = "vocabularies.json", "CARD.md"
 GOLDEN, EXAMPLE, EXAMPLE_IN_NODE = "golden.jsonl", "example.py", "example.mjs"
 ARTWORK_GRAPH, TITLE_GRAPH = "artwork.onnx", "title.onnx"
 RANK_ROWS, MEMBER_ROWS = "rank_rows.onnx", "member_rows.onnx"
@@ -47,28 +47,18 @@ class Bundle:
     """An opened bundle."""
 
     folder: Path
-    metadata: dict[str, Any]
+    metadata: BundleRecord
     threads: int = 0
     """Of ONNX Runtime; 0: every core."""
 
     @classmethod
     def open(cls, folder: Path, threads: int = 0) -> "Bundle":
         """Read and check a bundle; one that is no bundle, of another version, or changed since, is a UserError."""
-        path = folder / BUNDLE_FILE
-        if not path.is_file():
+        metadata = read_record(folder)
+        if metadata["contract_version"] != CONTRACT_VERSION:
             raise UserError(
-                f"{folder}: no {BUNDLE_FILE}, so this is no bundle. Make one with keyart export RUN {folder}."
-            )
-        metadata = json.loads(path.read_text())
-        if metadata.get("contract_version") != CONTRACT_VERSION:
-            raise UserError(
-                f"{path}: contract version {metadata.get('contract_version')}, and this keyart reads version "
+                f"{folder / BUNDLE_FILE}: contract version {metadata['contract_version']}, and this keyart reads version "
                 f"{CONTRACT_VERSION}. Export the run again."
-            )
-        if any(part["name"] == "history_time" for graph in metadata["graphs"].values() for part in graph["inputs"]):
-            raise UserError(
-                f"{path}: its graphs ask for history_time, which requests no longer hold: an older bundle. "
-                "Export the run again."
             )
         digest_by_inode: dict[Inode, str] = {}
         for name, digest in metadata["sha256"].items():
@@ -82,6 +72,15 @@ class Bundle:
     def content_checksums(self) -> dict[str, str]:
         """SHA-256 of every file that can change an answer: all but the card, which tells what came of them."""
         return {name: digest for name, digest in self.metadata["sha256"].items() if name != CARD}
+
+    @property
+    def test_from(self) -> datetime:
+        """When the test period of its run began; UserError where it was exported without a run's dates."""
+        if "test_from" not in self.metadata:
+            raise UserError(
+                f"{self.folder / BUNDLE_FILE}: does not say when the test period began. Export a run by keyart export."
+            )
+        return datetime.fromisoformat(self.metadata["test_from"])
 
     @cached_property
     def vocabularies(self) -> Vocabularies:

@@ -1,11 +1,12 @@
 """The model card: what a bundle is, what was measured and what it must not be trusted with, written from its record."""
 
-from typing import Any
+from collections.abc import Mapping
 
-from datamodules.shards.artwork_images import FROM_FILE, FROM_HUB, FROM_RUN, GIVEN, TRAINED_HERE
+from datamodules.shards.embedding_origin import FROM_FILE, FROM_HUB, FROM_RUN, GIVEN, TRAINED_HERE, EmbeddingOrigin
 from datamodules.shards.vocabulary import Vocabularies
 from serving.bundle import contents, triton
 from serving.bundle import verdict as judged
+from serving.bundle.metadata import BundleRecord, Licences, RunOrigin
 from serving.bundle.variants import precision_table
 
 PURPOSE = """\
@@ -28,7 +29,7 @@ LIMITS = """\
 """
 
 
-def model_card(metadata: dict[str, Any], vocabularies: Vocabularies) -> str:
+def model_card(metadata: BundleRecord, vocabularies: Vocabularies) -> str:
     """The card in Markdown, from what `bundle.json` holds. What was not measured is said to be not measured."""
     lines = ["# Model card", "", PURPOSE]
     lines += ["## Made of", "", *_made_of(metadata, vocabularies), ""]
@@ -52,9 +53,9 @@ def model_card(metadata: dict[str, Any], vocabularies: Vocabularies) -> str:
     return "\n".join(lines)
 
 
-def _made_of(metadata: dict[str, Any], vocabularies: Vocabularies) -> list[str]:
+def _made_of(metadata: BundleRecord, vocabularies: Vocabularies) -> list[str]:
     sizes = ", ".join(f"{len(v.values):,} {name}" for name, v in vocabularies.items() if name != "policies")
-    provenance = metadata.get("provenance") or {}
+    provenance = metadata.get("provenance", {})
     rows = {
         "training": metadata.get("fingerprint"),
         "log": metadata.get("log_fingerprint"),
@@ -67,13 +68,13 @@ def _made_of(metadata: dict[str, Any], vocabularies: Vocabularies) -> list[str]:
     return _table({name: value for name, value in rows.items() if value is not None})
 
 
-def _embedded_from(embedding: dict[str, Any] | None) -> str | None:
+def _embedded_from(embedding: EmbeddingOrigin | None) -> str | None:
     """The sources of the embedding; None where they are not recorded, by an older keyart."""
     if embedding is None:
         return None
     words = {"image": "their images", "embedding": "vectors from outside, the column `embedding` of artworks.parquet"}
     sources = " and ".join(words[name] for name in embedding["sources"])
-    if "embedding" not in embedding["sources"]:
+    if "vector_length" not in embedding or "vectors" not in embedding:
         return sources
     return (
         f"{sources} ({embedding['vector_length']} numbers, checksum {embedding['vectors']}). "
@@ -81,22 +82,24 @@ def _embedded_from(embedding: dict[str, Any] | None) -> str | None:
     )
 
 
-def _measured(metadata: dict[str, Any]) -> list[str]:
-    metrics = metadata.get("metrics") or {}
-    validation = metrics.get("validation") or {}
-    rows: dict[str, Any] = {}
+def _measured(metadata: BundleRecord) -> list[str]:
+    validation = metadata.get("metrics", {}).get("validation")
+    rows: dict[str, str] = {}
     for head, words in (("click", "clicks"), ("engaged", "viewings given a click")):
-        if f"{head}_log_loss_after" in validation:
+        if isinstance(validation, Mapping) and f"{head}_log_loss_after" in validation:
             kind, loss = validation.get(f"{head}_calibration"), validation[f"{head}_log_loss_after"]
             rows[f"validation log loss of {words}, calibration"] = f"{loss:.5f}, {kind}"
-    for name, words in (
-        ("parity", "largest difference from torch, 256 random requests over rows"),
-        ("golden", "largest difference from torch, golden cases over ids, in one go and in two"),
-        ("vectors", "largest difference of a probability, new artworks and titles through artwork.onnx and title.onnx"),
-        ("explanations", "largest difference between appeal and the terms it is explained by"),
+    for words, measured in (
+        ("largest difference from torch, 256 random requests over rows", metadata.get("parity")),
+        ("largest difference from torch, golden cases over ids, in one go and in two", metadata.get("golden")),
+        (
+            "largest difference of a probability, new artworks and titles through artwork.onnx and title.onnx",
+            metadata.get("vectors"),
+        ),
+        ("largest difference between appeal and the terms it is explained by", metadata.get("explanations")),
     ):
-        if name in metadata:
-            rows[words] = f"{metadata[name]['largest_difference']:.1e} (refused above {metadata[name]['bound']})"
+        if measured is not None:
+            rows[words] = f"{measured['largest_difference']:.1e} (refused above {measured['bound']})"
     if not rows:
         return ["Nothing: this bundle was exported without a run's metrics."]
     for one in metadata.get("refreshed", []):
@@ -106,19 +109,19 @@ def _measured(metadata: dict[str, Any]) -> list[str]:
     return _table(rows)
 
 
-def _licences(metadata: dict[str, Any]) -> list[str]:
-    return _table(metadata.get("licences") or {"all": "not recorded: an older keyart exported this bundle"})
+def _licences(metadata: BundleRecord) -> list[str]:
+    licences = metadata["licences"]
+    return _table({name: licences[name] for name in ("ranker", "image_encoder", "code")})
 
 
-def _graphs(metadata: dict[str, Any]) -> list[str]:
+def _graphs(metadata: BundleRecord) -> list[str]:
     lines = [
         f"ONNX opset {metadata['opset']}, ai.onnx.ml for ids, no custom operators; large weights in `weights.bin`.",
         "",
     ]
     for name, sides in metadata["graphs"].items():
         lines += [f"### {name}", "", "| | name | type | shape | meaning |", "|---|---|---|---|---|"]
-        for side, word in (("inputs", "in"), ("outputs", "out")):
-            rows = sides[side]
+        for word, rows in (("in", sides["inputs"]), ("out", sides["outputs"])):
             lines += [
                 f"| {word} | {row['name']} | {row['dtype']} | {row['shape']} | {row['meaning']} |" for row in rows
             ]
@@ -126,7 +129,7 @@ def _graphs(metadata: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _table(rows: dict[str, Any]) -> list[str]:
+def _table(rows: Mapping[str, str]) -> list[str]:
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
 
 
@@ -143,10 +146,10 @@ TERMS = {
 UNKNOWN = "not recorded: the record names no image encoder"
 
 
-def licence_terms(metadata: dict[str, Any]) -> dict[str, str]:
-    """By what it is of: a licence, or in whose hands it is; `record` as `bundle.json`."""
-    log = f"log {metadata['log_fingerprint']}" if "log_fingerprint" in metadata else "a log that is not recorded"
-    encoder = metadata.get("image_encoder")
+def licence_terms(origin: RunOrigin) -> Licences:
+    """By what it is of: a licence, or in whose hands it is."""
+    log = f"log {origin['log_fingerprint']}" if "log_fingerprint" in origin else "a log that is not recorded"
+    encoder = origin.get("image_encoder")
     terms = UNKNOWN if encoder is None else f"{encoder}: {_terms(encoder).format(log=log)}"
     return {
         "ranker": f"weights and tables trained on {log}: yours, as far as that log and what it was trained from are",

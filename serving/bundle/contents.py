@@ -4,7 +4,6 @@ In: the folder before it is sealed. Out: what `bundle.json` and the card say of 
 """
 
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 
@@ -26,6 +25,7 @@ from serving.bundle.bundle import (
     VOCABULARIES,
 )
 from serving.bundle.ids import TOWER_WEIGHTS, WEIGHTS
+from serving.bundle.metadata import BundleRecord, FileDescription, TensorDescription
 from serving.bundle.triton import REPOSITORY
 
 FILE_DESCRIPTIONS = {
@@ -99,31 +99,27 @@ AXIS_LEGEND = (
 )
 
 
-def describe_files(folder: Path) -> dict[str, Any]:
+def describe_files(folder: Path) -> dict[str, FileDescription]:
     """By file name: what it is; of a table also each tensor's type, shape, axes in letters that `letters` tells, and meaning."""
-    descriptions: dict[str, Any] = {}
+    descriptions: dict[str, FileDescription] = {}
     for name, what in FILE_DESCRIPTIONS.items():
         if not (folder / name).exists():
             continue
         descriptions[name] = {"what": what}
         if name in TENSOR_DESCRIPTIONS:
-            descriptions[name] |= {
-                "letters": AXIS_LEGEND,
-                "tensors": _tensors(folder / name, TENSOR_DESCRIPTIONS[name]),
-            }
+            descriptions[name]["letters"] = AXIS_LEGEND
+            descriptions[name]["tensors"] = _tensors(folder / name, TENSOR_DESCRIPTIONS[name])
     return descriptions
 
 
-def section(metadata: dict[str, Any]) -> list[str]:
+def section(metadata: BundleRecord) -> list[str]:
     """Of the card: what the tables hold."""
-    files = metadata.get("files")
-    if files is None:
-        return ["Not described: an older keyart exported this bundle."]
+    files = metadata["files"]
     lines = [f"Rows are those of `{VOCABULARIES}`. Axes: {AXIS_LEGEND}."]
     for name in TENSOR_DESCRIPTIONS:
         lines += ["", f"### {name}", "", files[name]["what"], ""]
         lines += ["| tensor | type | shape | axes | meaning |", "|---|---|---|---|---|"]
-        for tensor, tensor_info in files[name]["tensors"].items():
+        for tensor, tensor_info in files[name].get("tensors", {}).items():
             lines.append(
                 f"| {tensor} | {tensor_info['dtype']} | {tuple(tensor_info['shape'])} | {tensor_info['axes']} "
                 f"| {tensor_info['meaning']} |"
@@ -131,9 +127,9 @@ def section(metadata: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _tensors(path: Path, meanings: dict[str, tuple[str, str]]) -> dict[str, Any]:
+def _tensors(path: Path, meanings: dict[str, tuple[str, str]]) -> dict[str, TensorDescription]:
     """Read from the file's header alone."""
-    descriptions = {}
+    descriptions: dict[str, TensorDescription] = {}
     with safe_open(path, "numpy") as file:
         for name in file.keys():  # noqa: SIM118, it is no mapping
             part, feature = file.get_slice(name), name.removeprefix(CONTEXT_PREFIX)

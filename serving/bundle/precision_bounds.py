@@ -1,8 +1,8 @@
 """Bounds that a reduced graph must keep to ship; `export.gates` measures the figures they are of."""
 
 from dataclasses import dataclass, fields
-from typing import Any
 
+from serving.bundle.metadata import PrecisionRow
 from serving.bundle.precision import Precision
 
 FULL_PRECISION = "fp32"
@@ -25,11 +25,12 @@ class Bounds:
     size_share: float
     """Most bytes of its files, of those of the float32 ones."""
 
-    def violations(self, figures: dict[str, Any]) -> list[str]:
+    def violations(self, figures: PrecisionRow) -> list[str]:
         """Which bounds a graph breaks and by what, one sentence each; what is no number breaks its bound."""
         sentences = []
         for field in fields(self):
-            value, bound = figures[field.name], getattr(self, field.name)
+            number, bound = figures.get(field.name), getattr(self, field.name)
+            value = float("nan") if number is None else number
             least = field.name in LOWER_BOUNDED
             if not (value >= bound if least else abs(value) <= bound):
                 sentences.append(f"{field.name} {value:.4g}, {'less' if least else 'more'} than {bound:g}")

@@ -1,21 +1,19 @@
-"""Writing into a bundle that is there already: what was found of it, and nothing else."""
+"""Keeping in a bundle what `keyart evaluate` says of it, and changing nothing else."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from foundation.atomic import atomic_folder, exclusive_lock, require_replaceable
 from foundation.errors import UserError
-from serving.bundle.bundle import BUNDLE_FILE, CARD, Bundle
+from serving.bundle.bundle import CARD, Bundle
 from serving.bundle.card import model_card
 from serving.bundle.hard_links import files_of, link, sha256
-from serving.bundle.verdict import verdict_record
+from serving.bundle.metadata import BUNDLE_FILE, BundleRecord, Evaluation, write_record
 
 
-def record_verdict(folder: Path, report: dict[str, Any], scored: Bundle) -> bool:
-    """Keep in a bundle what a report of it says, in `bundle.json` and the card; returns whether anything changed.
+def record_verdict(folder: Path, evaluation: Evaluation, scored: Bundle) -> bool:
+    """Keep in a bundle what a report says of it, in `bundle.json` and the card; returns whether anything changed.
 
     Both are replaced together: a bundle of the same files, linked, takes the place of the old one. UserError as
     `Bundle.open`, and where it is no more the one that was scored.
@@ -23,7 +21,7 @@ def record_verdict(folder: Path, report: dict[str, Any], scored: Bundle) -> bool
     with open_for_replacement(folder) as bundle:
         if bundle.content_checksums != scored.content_checksums:
             raise UserError(f"{folder}: changed since it was scored: the verdict is not its. Evaluate it again.")
-        return _record(bundle, report)
+        return _record(bundle, evaluation)
 
 
 @contextmanager
@@ -36,12 +34,11 @@ def open_for_replacement(folder: Path) -> Iterator[Bundle]:
         yield Bundle.open(folder)
 
 
-def _record(bundle: Bundle, report: dict[str, Any]) -> bool:
+def _record(bundle: Bundle, evaluation: Evaluation) -> bool:
     folder = bundle.folder
-    verdict = json.loads(json.dumps(verdict_record(report)))  # as it will be read: tuples are lists
-    if bundle.metadata.get("evaluation") == verdict:
+    if bundle.metadata.get("evaluation") == evaluation:
         return False
-    metadata = bundle.metadata | {"evaluation": verdict}
+    metadata: BundleRecord = {**bundle.metadata, "evaluation": evaluation}
     card = model_card(metadata, bundle.vocabularies)
     with atomic_folder(folder, marker=BUNDLE_FILE) as partial:
         for path in files_of(folder):
@@ -49,5 +46,5 @@ def _record(bundle: Bundle, report: dict[str, Any]) -> bool:
                 link(path, partial / path.relative_to(folder))
         (partial / CARD).write_text(card, encoding="utf-8")
         metadata["sha256"] = bundle.metadata["sha256"] | {CARD: sha256(partial / CARD)}
-        (partial / BUNDLE_FILE).write_text(json.dumps(metadata, indent=1))
+        write_record(partial, metadata)
     return True

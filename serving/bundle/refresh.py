@@ -11,10 +11,10 @@ Legend: A new artworks, I new titles, L list length.
 
 import json
 import shutil
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,6 @@ from foundation.atomic import atomic_folder
 from foundation.errors import UserError
 from serving.bundle.bundle import (
     ARTWORK_GRAPH,
-    BUNDLE_FILE,
     CARD,
     EXPLAIN_TABLES,
     GOLDEN,
@@ -54,6 +53,7 @@ from serving.bundle.ids import (
     update_id_encoders,
     write_graphs,
 )
+from serving.bundle.metadata import BUNDLE_FILE, BundleRecord, Refreshed, write_record
 from serving.bundle.new_artworks import (
     HASHES,
     ArtworkTower,
@@ -203,7 +203,7 @@ def _write(
     console: Console,
 ) -> None:
     """The bundle with rows behind its tables, in place of the old one."""
-    old, metadata = bundle.folder, json.loads(json.dumps(bundle.metadata))
+    old, metadata = bundle.folder, deepcopy(bundle.metadata)
     with atomic_folder(old, marker=BUNDLE_FILE) as folder:
         graphs = {
             name: extended(read_graph(old / name), vocabularies, additions)
@@ -227,28 +227,25 @@ def _write(
             if path.is_file() and not (folder / path.name).exists() and path.name not in (BUNDLE_FILE, CARD, GOLDEN):
                 shutil.copy2(path, folder / path.name)
         _add_cases(bundle, vocabularies, additions, folder, metadata)
-        metadata.setdefault("refreshed", []).append(
-            {
-                "at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "titles": additions.titles,
-                "artworks": additions.artworks,
-            }
-        )
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        gained: Refreshed = {"at": now, "titles": additions.titles, "artworks": additions.artworks}
+        metadata["refreshed"] = [*metadata.get("refreshed", []), gained]
         if "evaluation" in metadata:
-            metadata["evaluation"].setdefault("refreshed_since", []).append(metadata["refreshed"][-1]["at"])
-        (folder / BUNDLE_FILE).write_text(json.dumps(metadata))  # the golden cases read it
+            evaluation = metadata["evaluation"]
+            evaluation["refreshed_since"] = [*evaluation.get("refreshed_since", []), now]
+        write_record(folder, metadata)  # the golden cases read it
         difference = largest_golden_difference(folder)
-        if not difference <= metadata["golden"]["bound"]:
+        golden = metadata["golden"]
+        if not difference <= golden["bound"]:
             raise UserError(
                 f"{old}: refreshed, its golden cases would differ by {difference:.2g}. It is left as it was."
             )
-        metadata["golden"]["largest_difference"] = difference
-        if "precisions" in metadata:
-            metadata["precisions"] = rebuild_variants(folder, metadata["precisions"], difference, console)
+        golden["largest_difference"] = difference
+        metadata["precisions"] = rebuild_variants(folder, metadata["precisions"], difference, console)
         metadata["files"] = describe_files(folder)
         (folder / CARD).write_text(model_card(metadata, vocabularies), encoding="utf-8")
         metadata["sha256"] = bundle_checksums(folder)
-        (folder / BUNDLE_FILE).write_text(json.dumps(metadata, indent=1))
+        write_record(folder, metadata)
 
 
 def _table_name(key: str, file: str) -> str:
@@ -256,7 +253,7 @@ def _table_name(key: str, file: str) -> str:
 
 
 def _add_cases(
-    bundle: Bundle, vocabularies: Vocabularies, additions: CatalogueAdditions, folder: Path, metadata: dict[str, Any]
+    bundle: Bundle, vocabularies: Vocabularies, additions: CatalogueAdditions, folder: Path, metadata: BundleRecord
 ) -> None:
     """Golden cases of the new ids behind those of before, which torch answered; these the bundle over rows answers itself, and
     those that name a title which has its first mean now."""

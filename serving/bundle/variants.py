@@ -6,7 +6,6 @@ validation impressions and kept every bound of `export.gates`; the record, the c
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +15,8 @@ from rich.console import Console
 from serving.bundle.bundle import RANK_ROWS
 from serving.bundle.example import largest_golden_difference
 from serving.bundle.ids import WEIGHTS, read_graph, write_graphs
-from serving.bundle.precision import Precision, reduce_graph
+from serving.bundle.metadata import PrecisionRow
+from serving.bundle.precision import PRECISIONS, Precision, reduce_graph
 from serving.bundle.precision_bounds import BOUNDS, FULL_PRECISION, LOWER_BOUNDED
 
 SERVED_GRAPHS = ("rank.onnx", "member.onnx", "choose.onnx")
@@ -33,36 +33,36 @@ def write_variant(folder: Path, precision: Precision) -> Path:
     return out
 
 
-def rebuild_variants(folder: Path, old: list[dict[str, Any]], golden: float, console: Console) -> list[dict[str, Any]]:
+def rebuild_variants(folder: Path, old: list[PrecisionRow], golden: float, console: Console) -> list[PrecisionRow]:
     """Make the reduced graphs that shipped anew from float32 graphs that gained rows; their record.
 
     A table is reduced row by row, so that old rows are the bits they were. What the log said of them stands; size and the
     golden cases are measured again, and a bound that is broken now withdraws the graphs.
     """
-    rows, size = [], served_bytes(folder)
-    for row in old:
-        if row["precision"] == FULL_PRECISION:
-            row = row | {"bytes": size, "golden_difference": golden}
-        elif row["ships"]:
-            graphs_folder = write_variant(folder, row["precision"])
+    rows: list[PrecisionRow] = [{**row} for row in old]
+    size = served_bytes(folder)
+    by_name = {row["precision"]: row for row in rows}
+    by_name[FULL_PRECISION]["bytes"] = size
+    by_name[FULL_PRECISION]["golden_difference"] = golden
+    for precision in PRECISIONS:
+        row = by_name[precision]
+        if row["ships"]:
+            graphs_folder = write_variant(folder, precision)
             (graphs_folder / RANK_ROWS).unlink()
-            row = row | {
-                "golden_difference": largest_golden_difference(folder, graphs_folder.name),
-                "bytes": served_bytes(graphs_folder),
-            }
+            row["golden_difference"] = finite_or_none(largest_golden_difference(folder, precision))
+            row["bytes"] = served_bytes(graphs_folder)
             row["size_share"] = row["bytes"] / size
-            reasons = BOUNDS[row["precision"]].violations(row)
-            row |= {"ships": not reasons, "reasons": reasons}
-            if reasons:
+            row["reasons"] = BOUNDS[precision].violations(row)
+            row["ships"] = not row["reasons"]
+            if row["reasons"]:
                 shutil.rmtree(graphs_folder)
-                console.print(f"refresh: {graphs_folder.name} ships no more: {'; '.join(reasons)}")
-        rows.append(row)
-    return [{name: json_number(value) for name, value in row.items()} for row in rows]
+                console.print(f"refresh: {graphs_folder.name} ships no more: {'; '.join(row['reasons'])}")
+    return rows
 
 
-def json_number(value: Any) -> Any:
-    """As JSON: what is no number is null."""
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+def finite_or_none(number: float) -> float | None:
+    """A number as JSON has it: None where it is infinite or NaN."""
+    return number if np.isfinite(number) else None
 
 
 def served_bytes(folder: Path) -> int:
@@ -77,7 +77,7 @@ def served_bytes(folder: Path) -> int:
     return sum((folder / name).stat().st_size for name in SERVED_GRAPHS) + sum(weights.values())
 
 
-def precision_table(rows: list[dict[str, Any]]) -> list[str]:
+def precision_table(rows: list[PrecisionRow]) -> list[str]:
     """The card's table: what each precision keeps of float32, and the bound of each figure."""
     names = (*FIGURES, "golden_difference", "size_share")
     lines = ["| precision | ships | " + " | ".join(name.replace("_", " ") for name in names) + " | MB |"]
@@ -90,7 +90,7 @@ def precision_table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _cell(name: str, row: dict[str, Any], bound: float | None) -> str:
+def _cell(name: str, row: PrecisionRow, bound: float | None) -> str:
     value = row.get(name)
     if value is None:
         return "-"

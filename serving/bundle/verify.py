@@ -5,7 +5,7 @@ from pathlib import Path
 
 from foundation.atomic import restore_replaced
 from foundation.errors import UserError
-from serving.bundle.bundle import GOLDEN, Bundle
+from serving.bundle.bundle import Bundle
 from serving.bundle.example import largest_golden_difference
 
 
@@ -30,14 +30,10 @@ def verify(folder: Path) -> VerifyResult:
     """Check a bundle; the first thing that is wrong is a UserError."""
     restore_replaced(folder.resolve())
     bundle = Bundle.open(folder)  # checks every file's SHA-256
-    golden = bundle.metadata.get("golden")
-    if golden is None or not (folder / GOLDEN).is_file():
-        raise UserError(
-            f"{folder}: has no {GOLDEN}: the bundle was made before there were golden cases. Export the run again."
-        )
+    golden = bundle.metadata["golden"]
     bounds = {"": golden["bound"]} | {
         row["precision"]: row["bounds"]["golden_difference"]
-        for row in bundle.metadata.get("precisions", [])
+        for row in bundle.metadata["precisions"]
         if row["ships"] and "bounds" in row  # float32 itself has none
     }
     differences = {}

@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # executors load this module, and need no engine
 from serving.scoring.scorer import Scorer
 
 SCORES_FILE, REASONS_FILE = "scores.json", "reasons.json"
+SCORES_VERSION = 2
+"""Raised when scores or their record say other things: older ones are then made again."""
 MAX_EXPLAINED = 40
 """Impressions whose choice is explained."""
 
@@ -35,7 +37,7 @@ def scores_fingerprint(
     bundle: Bundle, dataset: Path, policy: str, since: datetime | None, reward: str = "clicked"
 ) -> str:
     """What scores of this dataset by this bundle and policy carry as their fingerprint."""
-    return fingerprint(bundle.content_checksums, dataset_fingerprint(dataset), policy, since, reward)
+    return fingerprint(bundle.content_checksums, dataset_fingerprint(dataset), policy, since, reward, SCORES_VERSION)
 
 
 def score(
@@ -94,9 +96,13 @@ def score(
             "policy": policy,
             "reward": reward,
             "impressions": total,
+            "since": since and since.isoformat(),
+            # when validation and test began for the model, which whoever values the scores must know
+            "validation_from": bundle.metadata.get("validation_from"),
+            "test_from": bundle.metadata.get("test_from"),
         }
         save_context(bundle.context, folder)
-        (folder / SCORES_FILE).write_text(json.dumps(record | {"since": since and since.isoformat()}, indent=1))
+        (folder / SCORES_FILE).write_text(json.dumps(record, indent=1))
     console.print(f"score: {total:,} impressions in {out}")
     return total
 

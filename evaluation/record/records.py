@@ -1,0 +1,160 @@
+"""`value.json` and `report.json` as typed records: written and read here alone.
+
+A record carries the version of its schema; a file of another version is refused by name, with what to do.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+from evaluation.record.rows import (
+    CalibrationSliceRow,
+    Clickbait,
+    ContributionRow,
+    DriftRow,
+    EngagementRow,
+    Estimates,
+    ExampleMember,
+    ExplorationRow,
+    ExposureRow,
+    FitMetrics,
+    IntervalColumns,
+    LoggingPolicyRow,
+    PropensityRow,
+    SliceRow,
+    StabilityRow,
+    VerdictRow,
+    WeightRow,
+)
+from foundation.errors import UserError
+
+VALUE_FILE, VALUE_VERSION = "value.json", 1
+REPORT_FILE, REPORT_VERSION = "report.json", 6
+"""Versions are raised when a record says other things, or in another way: older reports are then made again."""
+
+
+class AuditSections(FitMetrics):
+    """What stands beside the estimates."""
+
+    attribution: list[SliceRow]
+    artwork_alone: list[ContributionRow]
+    exploration: list[ExplorationRow]
+    weight_histogram: list[WeightRow]
+    calibration_by_slice: list[CalibrationSliceRow]
+    clickbait: Clickbait | None
+    exposure: list[ExposureRow]
+    holds: list[EngagementRow]
+    stability: list[StabilityRow]
+    examples: list[ExampleMember]
+    notes: list[str]
+
+
+class ValueSections(AuditSections, Estimates):
+    """The policies on a log, with what is known of the log: what both records hold."""
+
+    verdict: VerdictRow
+    """On the scored policy's clicks, by the estimator to look at first."""
+    weights: str
+    logging_policies: list[LoggingPolicyRow]
+    randomised: int
+    calibration: list[PropensityRow] | None
+    drift: list[DriftRow]
+
+
+class ValueRecord(ValueSections):
+    """`value.json`."""
+
+    schema_version: int
+    period: str
+    split: str | None
+    """Who says when validation and test began, in words; None of the whole log."""
+    since: str | None
+    before: str | None
+    log_policy: str
+    impressions: int
+    members: int
+    without_choice: int
+    without_scores: int
+    without_base: int
+    scores_of_other_impressions: int
+
+
+class PolicyRow(TypedDict):
+    """A policy by its name in `value` and its label; its true value where it is known."""
+
+    policy: str
+    label: str
+    reward: str
+    true_value: float | None
+
+
+class NotRandomisedRow(IntervalColumns):
+    """What the logging policy earned on the impressions that were not randomised."""
+
+    reward: str
+    impressions: int
+
+
+class ReportExtras(TypedDict, total=False):
+    """What whoever asks for a report knows besides."""
+
+    made_from: str
+    """Fingerprint of what it was made from."""
+    dataset: str
+    """Fingerprint of the log."""
+    onnx_torch_largest_difference: float
+    validation: Mapping[str, Any]
+    """What the run measured on validation, as `metrics.json` has it."""
+
+
+class Report(FitMetrics, ReportExtras):
+    """`report.json`; fit is that of all impressions, `value` of those that offered a choice."""
+
+    schema_version: int
+    scored: str
+    since: str
+    until: str
+    impressions: int
+    without_choice: int
+    members: int
+    randomised: int
+    policies: list[PolicyRow]
+    not_randomised: list[NotRandomisedRow]
+    captured_lift: float | None
+    value: ValueSections
+    notes: dict[str, str]
+
+
+def write_value(folder: Path, record: ValueRecord) -> None:
+    """Write `value.json`; ValueError where a number is not finite."""
+    (folder / VALUE_FILE).write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def read_value(folder: Path) -> ValueRecord:
+    """Read `value.json` of a folder; UserError as `_read`."""
+    return cast("ValueRecord", _read(folder / VALUE_FILE, VALUE_VERSION, "Run keyart value again."))
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Write `report.json`; ValueError where a number is not finite."""
+    (folder / REPORT_FILE).write_text(json.dumps(report, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def read_report(folder: Path) -> Report:
+    """Read `report.json` of a folder; UserError as `_read`."""
+    return cast("Report", _read(folder / REPORT_FILE, REPORT_VERSION, "Run keyart evaluate again."))
+
+
+def _read(path: Path, version: int, remedy: str) -> object:
+    """A record; UserError where there is none, where it is not JSON, and where its schema has another version."""
+    if not path.is_file():
+        raise UserError(f"{path}: does not exist. {remedy}")
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read ({error}). {remedy}") from None
+    found = record.get("schema_version") if isinstance(record, dict) else None
+    if found != version:
+        raise UserError(f"{path}: schema version {found}, and this keyart reads version {version}. {remedy}")
+    return record

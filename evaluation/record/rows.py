@@ -1,0 +1,384 @@
+"""The rows of `value.json` and `report.json`: what each holds, by the name of its list there.
+
+Values are rewards per impression; `low` and `high` are the ends of a 95 % interval by member. None stands for a number that
+the log cannot give. Probabilities, rates and relative differences are shares, not percentages.
+"""
+
+import math
+from typing import Literal, NotRequired, TypedDict
+
+Verdict = Literal["reliable", "weak", "unanswerable"]
+
+
+def finite_or_none(number: float) -> float | None:
+    """A number as JSON has it: None where it is infinite or NaN."""
+    return float(number) if math.isfinite(number) else None
+
+
+class IntervalColumns(TypedDict):
+    """A value with its interval."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class RelativeColumns(TypedDict):
+    """A relative difference with its interval."""
+
+    relative: float | None
+    relative_low: float | None
+    relative_high: float | None
+
+
+class WeightColumns(TypedDict):
+    """How much a log has to say of a policy, by its importance weights."""
+
+    effective_sample_size: float
+    mean_weight: float | None
+    largest_weight: float
+
+
+class EstimateKey(TypedDict):
+    """Which estimate a row is of."""
+
+    policy: str
+    reward: str
+    estimator: str
+
+
+class EstimateRow(EstimateKey, IntervalColumns, WeightColumns):
+    """A policy's value by one estimator."""
+
+    impressions: int
+    members: int
+    verdict: Verdict
+
+
+class DifferenceRow(EstimateRow, RelativeColumns):
+    """What a policy earns above a base, on the same members."""
+
+    base: str
+
+
+class IntervalRow(EstimateKey):
+    """Both kinds of interval of an estimate."""
+
+    normal_low: float | None
+    normal_high: float | None
+    bootstrap_low: float | None
+    bootstrap_high: float | None
+
+
+class VerdictRow(EstimateKey):
+    """The verdict on an estimate, with reasons in words."""
+
+    verdict: Verdict
+    reason: str
+
+
+class Parameter(TypedDict):
+    """A parameter of an estimator that was chosen on the data; None is no bound."""
+
+    parameter: str
+    chosen: float | None
+    rule: str
+    of: list[float | None]
+
+
+class ParameterRow(EstimateKey, Parameter):
+    """The same, of one estimate."""
+
+
+class OverlapRow(WeightColumns):
+    """A policy's weights on the whole log."""
+
+    policy: str
+    mean_weight_low: float | None
+    mean_weight_high: float | None
+    unsupported: float | None
+
+
+class LeftOutRow(EstimateKey):
+    """An estimate that was not made, and why."""
+
+    reason: str
+
+
+class Estimates(TypedDict):
+    """Every policy by every estimator."""
+
+    estimates: list[EstimateRow]
+    differences: list[DifferenceRow]
+    intervals: list[IntervalRow]
+    verdicts: list[VerdictRow]
+    parameters: list[ParameterRow]
+    overlap: list[OverlapRow]
+    left_out: list[LeftOutRow]
+
+
+class LoggingPolicyRow(TypedDict):
+    """A logging policy and how many impressions are its."""
+
+    policy: str
+    impressions: int
+
+
+class PropensityRow(TypedDict):
+    """Candidates of about one logged propensity: how often they were shown."""
+
+    propensity: float
+    shown: float
+    candidates: int
+    standard_error: float
+
+
+class PeriodRow(IntervalColumns):
+    """The uniform policy's value in some of a log, from a moment in ISO 8601 on."""
+
+    since: str
+    impressions: int
+
+
+class DriftRow(PeriodRow):
+    """The same in a quarter of the period, by number, or `before` the period."""
+
+    reward: str
+    part: int | Literal["before"]
+
+
+class LiftColumns(IntervalColumns, RelativeColumns):
+    """A policy's value and a base's, and the lift with its interval in `low` and `high`."""
+
+    base_value: float | None
+    lift: float | None
+
+
+class SliceRow(LiftColumns, EstimateKey):
+    """The scored policy above a base on the impressions of a slice."""
+
+    slice: str
+    level: str
+    base: str
+    impressions: int
+    members: int
+    effective_sample_size: float
+    share_of_impressions: float
+    verdict: Verdict
+    reason: str
+
+
+class ContributionRow(IntervalColumns, EstimateKey):
+    """What a policy earns above a base with the title held fixed, and what that is due to; base None: the value itself."""
+
+    base: str | None
+    due_to: str
+    verdict: Verdict
+
+
+class ExplorationRow(LiftColumns):
+    """The lift of the scores' best artwork where a share of impressions explores."""
+
+    family: str
+    strength: float
+    explored: float
+    reward: str
+
+
+class WeightRow(TypedDict):
+    """Impressions whose weights lie in low .. high, None being no bound."""
+
+    policy: str
+    low: float
+    high: float | None
+    impressions: int
+    share_of_weight: float
+
+
+class CalibrationError(TypedDict):
+    """Expected calibration error, and the 2.5 and 97.5 % of what chance makes of right probabilities."""
+
+    expected_calibration_error: float
+    by_chance: list[float]
+
+
+class Metrics(CalibrationError):
+    """How well probabilities fit what happened; AUC is None where there is one class alone."""
+
+    auc: float | None
+    log_loss: float
+    log_loss_of_a_constant: float
+
+
+class ReliabilityPoints(TypedDict):
+    """Predicted and observed rates in bins of equal count, lowest first."""
+
+    predicted: list[float]
+    observed: list[float]
+    count: list[int]
+
+
+class FitMetrics(TypedDict):
+    """How well clicks are predicted, and viewings after a click where scores and log say so."""
+
+    metrics: Metrics
+    reliability: ReliabilityPoints
+    engaged_metrics: NotRequired[Metrics]
+    engaged_reliability: NotRequired[ReliabilityPoints]
+
+
+class CalibrationSliceRow(CalibrationError):
+    """Predicted and observed rates of a slice."""
+
+    slice: str
+    level: str
+    reward: str
+    rows: int
+    predicted: float
+    observed: float
+
+
+class ClickbaitRow(TypedDict):
+    """An artwork against the other artworks of its title."""
+
+    artwork: str
+    name: str
+    flag: str
+    impressions: int
+    clicks: int
+    click_rate: float
+    click_rate_of_others: float
+    click_gap: float
+    engaged_after_click: float
+    engaged_after_click_of_others: float
+    engaged_gap: float
+    chance: float
+    chance_of_engaged_gap: float
+
+
+class Clickbait(TypedDict):
+    """Artworks that are clicked more and watched less, worst first, with the counts and the rule's numbers."""
+
+    tested: int
+    clickbait: int
+    misleading: int
+    false_discoveries: float
+    least_clicks: int
+    impressions: int
+    artworks: list[ClickbaitRow]
+
+
+class ExposureRow(TypedDict):
+    """How often a segment is shown what artworks depict, and how its clicks on it hold."""
+
+    segment: str
+    level: str
+    depicts: str
+    scored: float
+    low: float | None
+    high: float | None
+    uniform: float
+    logged: float
+    catalogue: float
+    above_uniform: float
+    above_low: float | None
+    above_high: float | None
+    engaged_after_click: float | None
+    of_others: float | None
+    engaged_gap: float | None
+    engaged_low: float | None
+    engaged_high: float | None
+    chance: float | None
+    members: int
+    flag: str
+
+
+class EngagementRow(IntervalColumns):
+    """Of the clicks that a policy would get in a segment, the share that leads to a viewing; the interval is the gap's."""
+
+    segment: str
+    level: str
+    policy: str
+    uniform: float | None
+    gap: float | None
+    members: int
+
+
+class StabilityRow(IntervalColumns):
+    """Chance that a member meets another artwork on a title than the last time."""
+
+    policy: str
+    days: str
+    pairs: int
+    members: int
+
+
+class ReasonPlay(TypedDict):
+    """What one play adds to the logit of a click, by part."""
+
+    title: str
+    place: int
+    learned: float
+    image: float
+    people: float
+    genres: float
+    name: NotRequired[str]
+
+
+class Likeness(TypedDict):
+    """A person whom the artwork shows, and how much the member's plays speak for them."""
+
+    name: str
+    likeness: float
+
+
+class Reason(TypedDict):
+    """What speaks for a chosen artwork against the mean of the others, in the logit of a click."""
+
+    impression_id: str
+    artwork: str
+    appeal: float
+    itself: float
+    context: float
+    state: float
+    plays: list[ReasonPlay]
+    people: list[Likeness]
+
+
+class ExampleCandidate(TypedDict):
+    """A candidate of an example."""
+
+    artwork: str
+    click_probability: float
+    policy: float
+    best_fixed: bool
+    logged: bool
+
+
+class ExampleImpression(TypedDict):
+    """An impression of an example member, candidates best first; `shown_at` in microseconds since 1970, UTC."""
+
+    title: str
+    name: str
+    genres: list[str]
+    shown_at: int
+    clicked: bool
+    candidates: list[ExampleCandidate]
+    why: Reason | None
+
+
+class ExamplePlay(TypedDict):
+    """A play of an example member."""
+
+    title: str
+    name: str
+    artwork: str | None
+
+
+class ExampleMember(TypedDict):
+    """A member drawn by chance: newest plays first, and what would be shown."""
+
+    member: str
+    plays_before: int
+    plays: list[ExamplePlay]
+    shown: list[ExampleImpression]

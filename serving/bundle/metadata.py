@@ -1,0 +1,239 @@
+"""`bundle.json` as a typed record: what a bundle is, what it was made of and what was measured; written and read here alone.
+
+The record carries the version of its schema; a bundle of another version is refused by name, with what to do.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NotRequired, TypedDict, cast
+
+from datamodules.shards.embedding_origin import EmbeddingOrigin
+from foundation.errors import UserError
+
+BUNDLE_FILE = "bundle.json"
+BUNDLE_VERSION = 8
+"""Raised when the bundle's files or its record change their meaning."""
+
+
+class TensorPort(TypedDict):
+    """An input or output of a graph."""
+
+    name: str
+    dtype: str
+    shape: str
+    meaning: str
+
+
+class GraphDescription(TypedDict):
+    """Every input and output of a graph."""
+
+    inputs: list[TensorPort]
+    outputs: list[TensorPort]
+
+
+class TensorDescription(TypedDict):
+    """A tensor of a table; `axes` in the letters that the table's `letters` explain."""
+
+    dtype: str
+    shape: list[int]
+    axes: str
+    meaning: str
+
+
+class FileDescription(TypedDict):
+    """What a file is, and, of a table, its tensors by name."""
+
+    what: str
+    letters: NotRequired[str]
+    tensors: NotRequired[dict[str, TensorDescription]]
+
+
+class Difference(TypedDict):
+    """The largest difference that was measured, and the bound above which a bundle is refused."""
+
+    largest_difference: float
+    bound: float
+
+
+class GoldenDifference(Difference):
+    """The same over the golden cases."""
+
+    cases: int
+
+
+class ParityDifference(Difference):
+    """The same over random requests."""
+
+    requests: int
+
+
+class Figures(TypedDict):
+    """What was measured of graphs of one precision on validation impressions: see `export.gates.measure`."""
+
+    largest_difference: float | None
+    log_loss: float | None
+    log_loss_change: float | None
+    same_choice: float | None
+    captured_lift: float | None
+    snips_lift: float | None
+    impressions: int
+
+
+class PrecisionRow(TypedDict):
+    """Graphs of one precision: whether they ship, or why not, and the bounds they must keep; float32 has none.
+
+    What was not measured is absent.
+    """
+
+    precision: str
+    ships: bool
+    reasons: list[str]
+    bounds: NotRequired[dict[str, float]]
+    largest_difference: NotRequired[float | None]
+    log_loss: NotRequired[float | None]
+    log_loss_change: NotRequired[float | None]
+    same_choice: NotRequired[float | None]
+    captured_lift: NotRequired[float | None]
+    snips_lift: NotRequired[float | None]
+    impressions: NotRequired[int]
+    golden_difference: NotRequired[float | None]
+    size_share: NotRequired[float]
+    bytes: NotRequired[int]
+
+
+class Refreshed(TypedDict):
+    """A refresh: when, in ISO 8601, and how many titles and artworks it added."""
+
+    at: str
+    titles: int
+    artworks: int
+
+
+class Estimate(TypedDict):
+    """A value or a difference per 1,000 impressions with its 95 % interval; None where the log cannot tell."""
+
+    estimator: str
+    verdict: str
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class EvaluatedPolicy(TypedDict):
+    """A policy's true value, where it is known, and its estimates, where they were made; per 1,000 impressions."""
+
+    policy: str
+    label: str
+    reward: str
+    true: float | None
+    estimated: Estimate | None
+    above_uniform: Estimate | None
+
+
+class FitMetrics(TypedDict):
+    """How well probabilities fit what happened; `by_chance`: calibration errors that right ones have, 2.5 and 97.5 %."""
+
+    auc: float | None
+    log_loss: float
+    log_loss_of_a_constant: float
+    expected_calibration_error: float
+    by_chance: list[float]
+
+
+class LogVerdict(TypedDict):
+    """How far the log's answer can be trusted, with reasons in words."""
+
+    policy: str
+    reward: str
+    estimator: str
+    verdict: str
+    reason: str
+
+
+class Evaluation(TypedDict):
+    """What a report of the bundle says that who serves it must know."""
+
+    policy: str
+    verdict: LogVerdict
+    per_1000: list[EvaluatedPolicy]
+    since: str
+    until: str
+    impressions: int
+    without_choice: int
+    members: int
+    randomised: int
+    captured_lift: float | None
+    metrics: FitMetrics
+    engaged_metrics: NotRequired[FitMetrics]
+    notes: dict[str, str]
+    dataset: NotRequired[str]
+    onnx_torch_largest_difference: NotRequired[float]
+    refreshed_since: NotRequired[list[str]]
+
+
+class RunOrigin(TypedDict, total=False):
+    """What is known of the run that a bundle was made of."""
+
+    fingerprint: str
+    validation_from: str
+    test_from: str
+    log_fingerprint: str
+    shards_fingerprint: str
+    image_encoder: str
+    embedding: EmbeddingOrigin
+    provenance: Mapping[str, str]
+    metrics: Mapping[str, object]
+    """As the run's `metrics.json`."""
+
+
+class Licences(TypedDict):
+    """By what it is of: a licence, or in whose hands it is."""
+
+    ranker: str
+    image_encoder: str
+    code: str
+
+
+class BundleRecord(RunOrigin):
+    """`bundle.json`."""
+
+    schema_version: int
+    contract_version: int
+    opset: int
+    history_length: int
+    history_span: int
+    graphs: dict[str, GraphDescription]
+    rows: str
+    files: dict[str, FileDescription]
+    licences: Licences
+    sha256: dict[str, str]
+    precisions: list[PrecisionRow]
+    vectors: NotRequired[Difference]
+    golden: GoldenDifference
+    explanations: Difference
+    parity: ParityDifference
+    refreshed: NotRequired[list[Refreshed]]
+    evaluation: NotRequired[Evaluation]
+
+
+def write_record(folder: Path, record: BundleRecord) -> None:
+    """Write `bundle.json`."""
+    (folder / BUNDLE_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def read_record(folder: Path) -> BundleRecord:
+    """Read `bundle.json`; UserError where there is none, where it is not JSON, and where its schema has another version."""
+    path = folder / BUNDLE_FILE
+    if not path.is_file():
+        raise UserError(f"{folder}: no {BUNDLE_FILE}, so this is no bundle. Make one with keyart export RUN {folder}.")
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read ({error}). Export the run again.") from None
+    found = record.get("schema_version") if isinstance(record, dict) else None
+    if found != BUNDLE_VERSION:
+        raise UserError(
+            f"{path}: schema version {found}, and this keyart reads version {BUNDLE_VERSION}. Export the run again."
+        )
+    return cast("BundleRecord", record)

@@ -1,0 +1,77 @@
+"""What `keyart value` takes its period from, and which records are read."""
+
+import json
+import re
+import shutil
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from datamodules.prepare.prepare import PrepareConfig, prepare
+from evaluation.period import newest_shares, split_times
+from evaluation.record.records import REPORT_VERSION, VALUE_VERSION, read_report, read_value
+from foundation.errors import UserError
+from tests.test_value import told
+
+
+def test_the_period_is_that_of_the_shards_or_of_the_scores_own_record(
+    service: Path, shards: Path, scores: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Shards split by dates of their own; the shares of this log are other impressions."""
+    newest = newest_shares(service)
+    assert newest.validation_from is not None
+    later = newest.test_from + timedelta(days=3)
+    dates = PrepareConfig(validation_from=newest.test_from.isoformat(), test_from=later.isoformat())
+    prepare(service, tmp_path / "dated", dates)
+    own = tmp_path / "scores"
+    shutil.copytree(scores, own)
+
+    def since_of(out: str, *words: str | Path) -> str:
+        assert told(capfd, service, own, tmp_path / out, *words)[0] == 0
+        return json.loads((tmp_path / out / "value.json").read_text())["since"]
+
+    manifest = json.loads((shards / "manifest.json").read_text())
+    assert since_of("recorded") == manifest["test_from"]
+    assert since_of("like", "--like", tmp_path / "dated") == later.isoformat()
+    record = json.loads((own / "scores.json").read_text())
+    (own / "scores.json").write_text(json.dumps(record | {"test_from": later.isoformat(), "validation_from": None}))
+    assert since_of("own") == later.isoformat()
+    assert since_of("over", "--like", shards) == manifest["test_from"], "what the user names comes first"
+    for words, named in (
+        ((), f"from {later:%Y-%m-%d %H:%M:%S} UTC, by {own / 'scores.json'}"),
+        (("--like", shards), f"by the shards {shards}"),
+    ):
+        assert named in told(capfd, service, own, tmp_path / "named", *words)[1]
+    code, error = told(capfd, service, own, tmp_path / "no", "--period", "validation")
+    assert (code, "does not say when validation began" in error, "--like SHARDS" in error) == (1, True, True), error
+    (own / "scores.json").unlink()
+    code, error = told(capfd, service, own, tmp_path / "shares")
+    assert (code, "by shares of this log, of which the newest 15% are test" in error) == (0, True), error
+    for broken in ("{", json.dumps({"test_from": "soon"}), json.dumps([1]), json.dumps({"test_from": "2026-01-01"})):
+        (own / "scores.json").write_text(broken)
+        code, error = told(capfd, service, own, tmp_path / "broken")
+        assert (code, str(own / "scores.json") in error, error.count("\n")) == (1, True, 1), error
+    code, error = told(capfd, service, own, tmp_path / "broken", "--like", service)
+    assert (code, "so these are no shards" in error) == (1, True), error
+    assert split_times(service, scores).validation_from == datetime.fromisoformat(manifest["validation_from"])
+
+
+@pytest.mark.parametrize("record", [{"schema_version": 0}, {}, [], None])
+def test_records_of_another_version_are_refused_by_name(tmp_path: Path, record: dict | list | None) -> None:
+    for name, read, version, remedy in (
+        ("value.json", read_value, VALUE_VERSION, "Run keyart value again."),
+        ("report.json", read_report, REPORT_VERSION, "Run keyart evaluate again."),
+    ):
+        with pytest.raises(UserError, match=re.escape(f"{tmp_path / name}: does not exist. {remedy}")):
+            read(tmp_path)
+        (tmp_path / name).write_text("{" if record is None else json.dumps(record))
+        with pytest.raises(UserError) as error:
+            read(tmp_path)
+        text = str(error.value)
+        assert text.startswith(f"{tmp_path / name}: ")
+        assert text.endswith(remedy)
+        assert ("cannot be read" if record is None else f"this keyart reads version {version}") in text
+        assert "\n" not in text
+        (tmp_path / name).write_text(json.dumps({"schema_version": version, "impressions": 3}))
+        assert read(tmp_path)["impressions"] == 3
