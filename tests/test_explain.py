@@ -21,20 +21,20 @@ from train.run import content_of, sizes_of
 
 
 def request_of(bundle: Bundle, n: int = 40, plays: int = 20, candidates: int = 6) -> dict[str, np.ndarray]:
-    chance, words = np.random.default_rng(3), bundle.vocabularies
+    rng, words = np.random.default_rng(3), bundle.vocabularies
     request = {
-        "history_title": chance.integers(0, len(words["titles"]), (n, plays)),
-        "history_artwork": chance.integers(0, len(words["artworks"]), (n, plays)) * (chance.random((n, plays)) < 0.5),
-        "history_watched": chance.random((n, plays)).astype(np.float32),
-        "history_length": chance.integers(0, plays + 1, n),
-        "country": chance.integers(0, len(words["country"]), n),
-        "device": chance.integers(0, len(words["device"]), n),
-        "hour": chance.integers(0, 24, n),
-        "title": chance.integers(0, len(words["titles"]), n),
-        "artworks": chance.integers(0, len(words["artworks"]), (n, candidates)),
+        "history_title": rng.integers(0, len(words["titles"]), (n, plays)),
+        "history_artwork": rng.integers(0, len(words["artworks"]), (n, plays)) * (rng.random((n, plays)) < 0.5),
+        "history_watched": rng.random((n, plays)).astype(np.float32),
+        "history_length": rng.integers(0, plays + 1, n),
+        "country": rng.integers(0, len(words["country"]), n),
+        "device": rng.integers(0, len(words["device"]), n),
+        "hour": rng.integers(0, 24, n),
+        "title": rng.integers(0, len(words["titles"]), n),
+        "artworks": rng.integers(0, len(words["artworks"]), (n, candidates)),
     }
     request |= {name: np.zeros(n, np.int64) for name in ("row", "column")}
-    request["play_count"] = chance.integers(0, 3000, n)
+    request["play_count"] = rng.integers(0, 3000, n)
     request["history_length"][:2] = 0
     request["history_watched"][:, ::3] = np.nan
     return request

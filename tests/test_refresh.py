@@ -87,10 +87,10 @@ def test_what_is_new_is_placed_as_torch_places_it(run: Path, grown: Path, refres
     # requests of what is new: title, history and candidates among them
     request = random_requests(words, opened.context, opened.history_length, 60, 20, 5, seed=4)
     old_titles, old_artworks = len(words["titles"]) - 2, len(words["artworks"]) - 3
-    chance = np.random.default_rng(1)
-    request["title"] = old_titles + chance.integers(0, 2, 60)
-    request["history_title"][:, ::3] = old_titles + chance.integers(0, 2, request["history_title"][:, ::3].shape)
-    request["artworks"][:, :2] = old_artworks + chance.integers(0, 3, (60, 2))
+    rng = np.random.default_rng(1)
+    request["title"] = old_titles + rng.integers(0, 2, 60)
+    request["history_title"][:, ::3] = old_titles + rng.integers(0, 2, request["history_title"][:, ::3].shape)
+    request["artworks"][:, :2] = old_artworks + rng.integers(0, 3, (60, 2))
     with torch.no_grad():
         told = dict(zip(OUTPUTS, ranking(*(torch.from_numpy(request[name]) for name in ranking.inputs)), strict=True))
     answer = opened.rank(request)
