@@ -3,8 +3,8 @@
 In: the recent history, the context and the candidates of each request. Out: probabilities and terms. Every vector of a
 title or an artwork is computed once, here, so that a request costs gathers, one member encoding and dot products.
 
-Clicks alone cannot tell what all of a title's artworks share from what the title adds: the sum is the same. Here it counts as
-the title's: appeal is what an artwork has above the mean of its title's artworks, for this member, and affinity has the rest.
+Clicks cannot separate what all of a title's artworks have in common from what the title adds: only the sum matters. It counts
+as the title's: appeal is an artwork's logit minus the mean over its title's artworks, for this member; the rest is affinity.
 
 Legend: N requests, T plays, K candidates, D width, I titles, A artworks.
 """
@@ -21,7 +21,7 @@ _Parts = TypeVar("_Parts", PlayEncoding, TitleEncoding, ArtworkEncoding)
 
 OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity", "artwork_query", "content_query")
 HISTORY = ("history_title", "history_artwork", "history_watched", "history_length")
-"""What a member's vectors are made of."""
+"""Inputs that describe a member's history, in order."""
 
 
 class Ranking(nn.Module):
@@ -57,7 +57,7 @@ class Ranking(nn.Module):
             self.register_buffer(f"mean_{part}", _mean_by_title(values, model.title_artworks_IL))
 
     def _rows(self, kind: type[_Parts], name: str, rows: Tensor) -> _Parts:
-        """The parts of a table at rows."""
+        """The parts of the table `name` at rows of any shape, as a tuple of type `kind`."""
         return kind(*(getattr(self, f"{name}_{part}")[rows] for part in kind._fields))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -76,13 +76,15 @@ class Ranking(nn.Module):
         return self.ranked(state, context, given["title"], self.artworks(given["artworks"]), rewatch_N)
 
     def artworks(self, rows: Tensor) -> ArtworkEncoding:
-        """What is kept of artworks, for rows of any shape."""
+        """Encodings of artworks, for rows of any shape, read from the tables."""
         return self._rows(ArtworkEncoding, "artwork", rows)
 
     def ranked(
         self, state: States, context: Context, title_N: Tensor, artworks: ArtworkEncoding, rewatch_N: Tensor
     ) -> tuple[Tensor, ...]:
-        """The same from a member's state (N, ...), vectors of artworks (N, K, ...) and whether a recent play was of the title."""
+        """What `forward` returns, from states (N, ...), encodings of artworks (N, K, ...) and whether a recent play was of the
+        title.
+        """
         title = self._rows(TitleEncoding, "title", title_N)
         terms = self.model.rank_vectors(state, context, title, artworks, rewatch_N)
         click_NK, engaged_NK = self.model.probabilities(terms)
@@ -104,7 +106,7 @@ class Ranking(nn.Module):
         *,
         learned: bool,
     ) -> States:
-        """The states (N, ...) after the last play alone; `learned`: whether the learned one too, else of length 0."""
+        """The states (N, ...) after the last play; `learned`: whether to compute the learned state, which else has length 0."""
         model = self.model
         image_NTD = self.artwork_image[artwork_NT]
         image_NTD = torch.where((artwork_NT > 0).unsqueeze(-1), image_NTD, self.play_mean_image[title_NT])
