@@ -353,7 +353,7 @@ def test_declarations_that_cannot_be(tmp_path: Path) -> None:
             ContextFeature(**({"name": "mood", "kind": "category"} | change))  # pyright: ignore[reportArgumentType]
     for declared, message in (
         ([ContextFeature(name="device", kind="number")], r"'device' \(built in\): is declared more than once"),
-        ([ContextFeature(name="shelf", kind="position", crossed_with="hour")], "'hour' is no category"),
+        ([ContextFeature(name="shelf", kind="position", crossed_with="hour")], "'hour' is not a category"),
     ):
         with pytest.raises(UserError, match=message):
             context_features(declared)

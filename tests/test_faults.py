@@ -72,7 +72,11 @@ def test_a_fault_anywhere_changes_nothing(
 
 @pytest.mark.parametrize(
     ("damaged", "said"),
-    [({LAST}, "the one before it is taken"), ({PREVIOUS}, "goes on from"), ({LAST, PREVIOUS}, "starts over")],
+    [
+        ({LAST}, "the one before it is taken"),
+        ({PREVIOUS}, "resumes before validation"),
+        ({LAST, PREVIOUS}, "starts over"),
+    ],
 )
 def test_a_damaged_checkpoint(
     shards: Path,
@@ -153,7 +157,7 @@ def test_killed_again_and_again(shards: Path, in_a_process: Path, tmp_path: Path
         assert not (run / METRICS).is_file()
     assert real_process.run(command, said) == 0
     assert same(run, in_a_process)
-    assert said.read_text().count("goes on from") == 2
+    assert said.read_text().count("resumes before validation") == 2
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
@@ -166,7 +170,7 @@ def test_a_signal_saves(shards: Path, in_a_process: Path, tmp_path: Path, number
     os.kill(process.pid, number)
     process.join(60)
     assert process.exitcode == status, said.read_text()
-    assert "The same command again goes on" in said.read_text()
+    assert "Re-run the same command to resume" in said.read_text()
     assert not (run / METRICS).is_file()
     if number == signal.SIGTERM:
         assert real_process.run(words(shards, run, 5), said) == 0

@@ -153,7 +153,7 @@ def test_it_resumes_bit_for_bit(
 
 def test_what_cannot_be_trained_is_named(shards: Path, tmp_path: Path) -> None:
     assert not (shards / EMBEDDING / PIXELS).exists()
-    with pytest.raises(UserError, match=r"keeps no pixels.*keyart embed DATASET .* --pixels"):
+    with pytest.raises(UserError, match=r"holds no pixels.*keyart embed DATASET .* --pixels"):
         fit(shards, tmp_path / "run", CONFIG)
     for name, value in (("learning_rate", -1.0), ("weight_decay", -1.0), ("images", 0)):
         with pytest.raises(UserError, match=f"finetune.{name}={value}"):

@@ -69,7 +69,7 @@ def test_a_run_says_what_it_was_made_of(shards: Path, undisturbed: Path) -> None
 
 
 def test_runs_that_do_not_fit_are_refused(shards: Path, short: FitConfig, undisturbed: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="other shards or another config"):
+    with pytest.raises(UserError, match="other shards, another config or another --from"):
         fit(shards, undisturbed, replace(short, seed=9))
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="holds files"):
@@ -120,7 +120,7 @@ def test_a_loss_that_is_no_number_is_named(shards: Path, short: FitConfig, tmp_p
     path = tmp_path / "shards" / "embedding" / "embedding.npy"
     np.save(path, np.load(path) * np.nan)
     with pytest.raises(
-        UserError, match=r"run: the loss is nan in slice 1, batch 0 .*optimiser\.learning_rate \(0\.005\)"
+        UserError, match=r"run: the loss is nan before validation 1, batch 0 .*optimiser\.learning_rate \(0\.005\)"
     ):
         fit(tmp_path / "shards", tmp_path / "run", short)
 

@@ -244,7 +244,7 @@ def test_a_full_disk_leaves_the_old_shards(service: Path, tmp_path: Path, most: 
         (["--spark", "spark.master=local"], "is a setting of Spark. Add --engine pyspark"),
         (["--engine", "pyspark", "--spark", "nonsense"], "spark=nonsense: give KEY=VALUE"),
         (["--engine", "flink"], "flink"),
-        (["--since", "yesterday"], "since=yesterday: is no date"),
+        (["--since", "yesterday"], "since=yesterday: invalid date"),
         (["--since", "2090-01-01"], "no impression since 2090-01-01"),
         (["--like", "nowhere"], "nowhere: no manifest.json"),
         (["--validation-from", "2026-01-01"], "give both dates"),
@@ -263,7 +263,7 @@ def test_words_that_cannot_be_meant(
 
 def test_two_calls_do_not_write_the_same_shards(service: Path, tmp_path: Path) -> None:
     with open_engine(spill=spill_folder(tmp_path / "shards")) as engine:
-        with pytest.raises(UserError, match="another keyart writes the same output"):
+        with pytest.raises(UserError, match="another keyart process writes to it"):
             prepare(service, tmp_path / "shards")
         prepare(service, tmp_path / "shards", engine=engine)
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]

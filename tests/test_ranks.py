@@ -76,7 +76,7 @@ def test_a_model_without_coplay_has_no_gain_to_wait_for(shards: Path) -> None:
 
 
 def told(run: Path) -> list[list[float]]:
-    """Step, training loss and validation loss after every slice."""
+    """Step, training loss and validation loss of every validation."""
     rows = list(csv.reader((run / "log.csv").read_text().splitlines()))
     return [[float(value) for value in row[1:4]] for row in rows[1:]]
 
@@ -90,7 +90,7 @@ def test_two_processes_train_as_one(shards: Path, tmp_path: Path) -> None:
     one, two = fit(shards, alone, config), fit(shards, run, replace(config, devices=2))
     np.testing.assert_allclose(told(run), told(alone), atol=1e-5)
     assert two["validation_log_loss"] == pytest.approx(one["validation_log_loss"], abs=1e-5)
-    assert two["best_slice"] == one["best_slice"]
+    assert two["best_validation"] == one["best_validation"]
     assert len(list((run / "tensorboard").iterdir())) == 1, "one of them writes"
     assert fit(shards, run, config) == two, "how many trained it is none of its config"
 
@@ -130,7 +130,7 @@ def test_a_signal_while_they_begin_ends_all_of_them(shards: Path, tmp_path: Path
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)
     assert process.exitcode == 0, said.read_text()
-    assert "The same command again goes on" in said.read_text()
+    assert "Re-run the same command to resume" in said.read_text()
     assert "Traceback" not in said.read_text()
 
 
@@ -138,7 +138,7 @@ def test_what_one_of_them_cannot_use_is_said_once(shards: Path, tmp_path: Path) 
     own = shutil.copytree(shards, tmp_path / "shards")
     path = own / "embedding" / "embedding.npy"
     np.save(path, np.load(path) * np.nan)
-    with pytest.raises(UserError, match=r"run: the loss is nan in slice 1, batch 0"):
+    with pytest.raises(UserError, match=r"run: the loss is nan before validation 1, batch 0"):
         fit(own, tmp_path / "run", FitConfig(batch=500, devices=2))
     with pytest.raises(UserError, match=r"no manifest\.json"):
         fit(tmp_path / "nowhere", tmp_path / "other", FitConfig(devices=2))

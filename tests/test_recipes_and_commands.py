@@ -104,7 +104,7 @@ def test_a_field_that_was_removed_is_refused_with_what_to_do(tmp_path: Path) -> 
         ("fit:\n  epochs: many\n", "epochs"),
         ("fit:\n  epochs: 0\n", "epochs=0: must be at least 1"),
         ("fit:\n  model:\n    history:\n      span: 0\n", "span=0"),
-        ("fit: [\n", r"mine\.yaml: is no YAML"),
+        ("fit: [\n", r"mine\.yaml: invalid YAML"),
         ("- 1\n", r"mine\.yaml: holds no fields"),
     ],
 )
@@ -130,7 +130,7 @@ def test_bad_words_end_in_one_line(
     service: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     cases: list[tuple[tuple[str | Path, ...], str]] = [
-        (("evalute",), "evalute: is no command. Did you mean evaluate?"),
+        (("evalute",), "evalute: unknown command. Did you mean evaluate?"),
         (("fit", shards), "required"),
         (("fit", shards, tmp_path / "r", "--epochs", "x"), "epochs"),
         (("check", tmp_path / "nowhere"), "nowhere"),
@@ -138,10 +138,10 @@ def test_bad_words_end_in_one_line(
         (("fit", tmp_path, tmp_path / "r"), "no manifest.json"),
         (("embed", service, tmp_path), "no manifest.json"),
         (("embed", service, shards, "--weights", "no-such-file.pth"), "weights=no-such-file.pth: no such file"),
-        (("export", tmp_path, tmp_path / "b"), "no config.yaml"),
+        (("export", tmp_path, tmp_path / "b"), "is not a run: config.yaml is missing"),
         (("score", tmp_path, service, tmp_path / "s"), "no bundle.json"),
         (("score", tmp_path, service, tmp_path / "s", "--since", "soon"), "since=soon"),
-        (("evaluate", tmp_path, service, tmp_path / "e"), "no config.yaml"),
+        (("evaluate", tmp_path, service, tmp_path / "e"), "is not a run: config.yaml is missing"),
         (("value", tmp_path / "nowhere", tmp_path / "s", tmp_path / "v"), "nowhere"),
         (("value", service, tmp_path / "nowhere", tmp_path / "v"), "nowhere"),
         (("value", service, tmp_path / "s", tmp_path / "v", "--period", "summer"), "period"),

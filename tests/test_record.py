@@ -195,7 +195,7 @@ def test_evaluate_records_where_it_is_asked_to(
     words, sealed = [str(service), str(tmp_path / "report")], file_checksums(own)
     assert keyart.main(["evaluate", str(run), *words, "--record"]) == 1
     error = capfd.readouterr().err
-    assert f"keyart evaluate: {run}: is no bundle, which alone keeps a verdict." in error
+    assert f"keyart evaluate: {run}: is not a bundle; only a bundle records a verdict." in error
     assert error.strip().count("\n") == 0
     assert not (tmp_path / "report").exists()
     assert keyart.main(["evaluate", str(own), *words]) == 0

@@ -257,5 +257,5 @@ def test_a_run_of_an_older_keyart_is_of_images(run: Path, tmp_path: Path) -> Non
     assert before[0].embedding.vectors is None
     assert before[0].image_hashes == now[0].image_hashes
     (old / EMBEDDING_RECORD).unlink()
-    with pytest.raises(UserError, match=r"embedding\.json: is not there: made by an older keyart"):
+    with pytest.raises(UserError, match=r"embedding\.json: is missing: made by an older keyart"):
         embedded_artworks(old)
