@@ -12,15 +12,15 @@ TABLES = ((PLAYS, ("member_id",)), (IMPRESSIONS, ("member_id", "impression_id"))
 
 
 def copy_members(source: Path, out: Path, impressions: int) -> int:
-    """Write a dataset of about so many impressions, one file per copy; returns how many it has.
+    """Write a dataset of about `impressions` impressions, one file per copy; returns its number of impressions.
 
-    Whole copies first; of the last one, those members whose hash falls into the share that is missing. Images are not
-    copied: preparing does not read them.
+    All copies but the last are complete; of the last one, members are kept by hash to reach the number. Images are not
+    copied, because `keyart prepare` does not read them.
     """
     for table in (TITLES, ARTWORKS):
         files = table.files(source)
         if not files:
-            raise UserError(f"{source}: has no {table.name}.parquet, so this is no dataset. Run keyart check {source}.")
+            raise UserError(f"{source}: is not a dataset: {table.name}.parquet is missing. Run keyart check {source}.")
         out.mkdir(parents=True, exist_ok=True)
         shutil.copy(files[0], out / files[0].name)
     with duckdb.connect() as engine:
@@ -42,7 +42,7 @@ def copy_members(source: Path, out: Path, impressions: int) -> int:
 
 
 def quoted(path: Path) -> str:
-    """A path as SQL has strings."""
+    """A path as a string literal of SQL."""
     return "'" + str(path).replace("'", "''") + "'"
 
 

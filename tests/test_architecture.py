@@ -180,3 +180,17 @@ def test_help_imports_nothing_heavy() -> None:
     program = f"import sys, keyart; keyart.main(['--help']); print(sorted(set(sys.modules) & {heavy}))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.rstrip().endswith("[]"), done.stdout + done.stderr
+
+
+def test_scripts_that_benchmarks_start_exist() -> None:
+    started = [
+        (path, node.args[0].value)
+        for path in (ROOT / "benchmarks").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "with_name"
+        and isinstance(node.args[0], ast.Constant)
+    ]
+    assert started
+    assert [(path.name, name) for path, name in started if not path.with_name(str(name)).is_file()] == []
