@@ -292,7 +292,7 @@ def test_the_page_is_one_small_file_with_pictures(record: dict[str, Any]) -> Non
     assert page.count("<svg") == 7
     assert page.count("data:image/jpeg") > 80
     for words in (
-        "10 members, drawn by chance",
+        "10 members, drawn at random",
         "Clicked, and not watched",
         "Who is shown whom",
         "What exploring costs",

@@ -254,7 +254,7 @@ def test_propensities_that_are_not_what_was_done_are_told() -> None:
     assert right.doubt == ""
     assert right.count_B.sum() == propensity.size
     assert (np.abs(right.shown_B - right.propensity_B) < 4 * right.error_B).all()
-    assert "not what was done" in calibration(np.roll(propensity, 1, axis=1), there, shown).doubt
+    assert "not what happened" in calibration(np.roll(propensity, 1, axis=1), there, shown).doubt
 
 
 def test_rewards_that_drift_are_told() -> None:

@@ -146,8 +146,11 @@ def test_missing_scores_are_refused_or_left_out_and_counted(
     ("change", "named"),
     [
         (changed("policy", lambda v: [[p * 0.93 for p in ps] for ps in v]), "rows whose policy does not sum to 1"),
-        (changed("policy", last([float("nan")] * len(ALL["p_click"][-1]))), "1 rows whose policy is no probability"),
-        (changed("click_probability", lambda v: [[np.nan] * len(p) for p in v]), "click_probability is no probability"),
+        (changed("policy", last([float("nan")] * len(ALL["p_click"][-1]))), "1 rows whose policy is not a probability"),
+        (
+            changed("click_probability", lambda v: [[np.nan] * len(p) for p in v]),
+            "click_probability is not a probability",
+        ),
         (changed("candidates", last(["x"])), "1 rows whose candidates are not the log's"),
         (lambda t: t.slice(0, 0), "impressions of the log are missing"),
     ],
@@ -174,9 +177,9 @@ def propensities(how: Any) -> Change:
     [
         (
             propensities(lambda p, shown: [2 * x for x in p]),
-            "1 rows whose propensities are no probabilities that sum to 1",
+            "1 rows whose propensities are not probabilities that sum to 1",
         ),
-        (propensities(lambda p, shown: [float("nan")] * len(p)), "1 rows whose propensities are no probabilities"),
+        (propensities(lambda p, shown: [float("nan")] * len(p)), "1 rows whose propensities are not probabilities"),
         (
             propensities(lambda p, shown: [float(k == (shown + 1) % len(p)) for k in range(len(p))]),
             "1 rows without a propensity above 0 for the shown artwork (first: i05999)",
@@ -222,7 +225,7 @@ def test_one_logging_policy_of_two(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert row_of(explored, "uniform", "ips")["largest_weight"] == pytest.approx(1)
     capfd.readouterr()
     code, error = told(capfd, named, table, tmp_path / "none", "--log-policy", "exploit")
-    assert (code, "log-policy=exploit" in error, "There are: aimed, explore." in error) == (1, True, True)
+    assert (code, "log-policy=exploit" in error, "Policies: aimed, explore." in error) == (1, True, True)
 
 
 def test_one_member_only(tmp_path: Path) -> None:
@@ -255,7 +258,7 @@ def test_a_log_that_never_shows_what_the_policy_would(tmp_path: Path) -> None:
     assert {row["verdict"] for row in rows} == {"unanswerable"}
     assert {(row["value"], row["low"], row["high"]) for row in rows} == {(None, None, None)}
     assert told["verdict"]["verdict"] == "unanswerable"
-    assert "100% of the policy's probability lies where the log has none" in told["verdict"]["reason"]
+    assert "100% of the policy's probability is on artworks the log never shows" in told["verdict"]["reason"]
     lifts = [row for row in told["differences"] if "scored" in (row["policy"], row["base"])]
     assert {(row["value"], row["relative"], row["verdict"]) for row in lifts} == {(None, None, "unanswerable")}
     assert row_of(told, "logged", "ips")["value"] is not None
