@@ -26,8 +26,8 @@ def copy_members(source: Path, out: Path, impressions: int) -> int:
     with duckdb.connect() as engine:
         engine.execute("SET TimeZone = 'UTC'; SET memory_limit = '2GB'; SET enable_progress_bar = false")
         files_of = {table: [str(path) for path in table.files(source)] for table, _ in TABLES}
-        whole, missing = divmod(impressions, _count(engine, files_of[IMPRESSIONS]))
-        shares = [1.0] * whole + ([missing / _count(engine, files_of[IMPRESSIONS])] if missing else [])
+        complete, missing = divmod(impressions, _count(engine, files_of[IMPRESSIONS]))
+        shares = [1.0] * complete + ([missing / _count(engine, files_of[IMPRESSIONS])] if missing else [])
         for table, ids in TABLES:
             (out / table.name).mkdir()
             for copy, share in enumerate(shares):

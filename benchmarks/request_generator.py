@@ -122,8 +122,8 @@ class RequestGenerator:
                 else:
                     holder[name] = deepcopy(self._choose(ODD_VALUES))
                 break
-        whole = self._choose(ODD_VALUES) if self.rng.random() < 0.03 else request
-        return Case(name="bent", message=_post(json.dumps(whole).encode()))
+        document = self._choose(ODD_VALUES) if self.rng.random() < 0.03 else request
+        return Case(name="bent", message=_post(json.dumps(document).encode()))
 
     def _corrupted(self) -> Case:
         """A body that is truncated, or with bytes changed or added."""

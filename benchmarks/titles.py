@@ -154,15 +154,15 @@ def _members(
     recipe: FitConfig, known: TitleLog, history: TitleLog, target: np.ndarray, config: Config, console: Console
 ) -> list[Row]:
     """keyart's figures, and those of its two parts on their own."""
-    whole, towers, next_item, seconds = [], [], [], []
+    combined, towers, next_item, seconds = [], [], [], []
     for seed in range(config.seeds):
         start = time.perf_counter()
         scores = trained(recipe, known, history, seed, console)
         seconds.append(time.perf_counter() - start)
-        whole.append(ndcg_and_hits(top_titles(scores.sum(0), history), target))
+        combined.append(ndcg_and_hits(top_titles(scores.sum(0), history), target))
         towers.append(ndcg_and_hits(top_titles(scores[0], history), target))
         next_item.append(ndcg_and_hits(top_titles(scores[1], history), target))
-    rows = _rows(OURS, "", whole, seconds)
+    rows = _rows(OURS, "", combined, seconds)
     if not recipe.model.next_item.rank:
         return rows
     alone = {"keyart, next-item regression alone": next_item, "keyart, towers alone": towers}

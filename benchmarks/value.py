@@ -59,7 +59,7 @@ def bench(config: Config, console: Console) -> list[Row]:
         work = Path(folder)
         rows = _side_by_side(config, work, console)
         for millions in sorted(config.sizes):
-            rows += _whole(millions, work, console)
+            rows += _whole_log(millions, work, console)
     return rows
 
 
@@ -147,7 +147,7 @@ def _side_by_side(config: Config, work: Path, console: Console) -> list[Row]:
     return rows
 
 
-def _whole(millions: float, work: Path, console: Console) -> list[Row]:
+def _whole_log(millions: float, work: Path, console: Console) -> list[Row]:
     console.print(f"bench value: a log of {millions:g} M impressions, read and valued")
     service, dataset, scores = (work / name for name in ("service", "dataset", "scores"))
     if not service.is_dir():

@@ -14,13 +14,13 @@ LEARNING = {"torch", "torchvision", "pytorch_lightning"}
 
 def imports(path: Path) -> set[str]:
     """Top-level names a module imports, wherever in the file."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.split(".")[0])
-    return found
+            names.add(node.module.split(".")[0])
+    return names
 
 
 def room_imports(room: str) -> set[str]:
@@ -51,7 +51,7 @@ def import_graph() -> dict[str, set[str]]:
     return graph
 
 
-def test_there_is_no_import_circle() -> None:
+def test_no_import_circles() -> None:
     graph, state, path = import_graph(), {}, []
 
     def visit(name: str) -> None:

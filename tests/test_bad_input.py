@@ -47,7 +47,7 @@ def test_shards_other_than_the_runs(own: Path, tmp_path: Path) -> None:
 
 
 def test_a_year_that_only_the_validation_meets(own: Path, tmp_path: Path) -> None:
-    """The training's loss is a number, the validation's is none, and no weights are worth keeping."""
+    """The training's loss is finite, the validation's is not, and no weights are kept."""
     folder = own / "shard-00000"
     shard, split = Shards.open(own).shards[0], np.load(folder / "split.npy")
     title = int(np.asarray(shard.title)[split == VALIDATION][0])
@@ -89,7 +89,7 @@ def test_a_batch_or_slices_that_do_not_fit_say_what_would(shards: Path, tmp_path
 
 
 @pytest.mark.parametrize("devices", [2000])
-def test_devices_that_are_not_there(shards: Path, tmp_path: Path, devices: int) -> None:
+def test_missing_devices(shards: Path, tmp_path: Path, devices: int) -> None:
     with pytest.raises(UserError, match=rf"devices={devices}: this machine has \d+ .*Give at most \d+"):
         fit(shards, tmp_path / "run", replace(SHORT, devices=devices))
 

@@ -100,7 +100,7 @@ def test_every_logger_is_given_the_metrics_and_the_config(shards: Path, tmp_path
     assert validations(rows) == validations(points) == logged_validations(run)
     assert len(logged_validations(run)) == 3
     assert set().union(*points) == METRICS | {"step"} == set(rows[0])
-    assert not (run / "tensorboard").exists(), "loggers that are named take the place of the default"
+    assert not (run / "tensorboard").exists(), "named loggers replace the default"
 
 
 def test_tensorboard_is_the_default_and_shows_the_config(shards: Path, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_resumed_run_logs_what_is_left(shards: Path, tmp_path: Path) -> None:
     assert validations(lines(file)) == logged_validations(run)
     count = len(lines(file))
     other = replace(config, logger=[lines_logger(tmp_path / "other.jsonl")])
-    assert fit(shards, run, other) == fit(shards, run, config), "another logger is no other training"
+    assert fit(shards, run, other) == fit(shards, run, config), "another logger does not change the training"
     assert len(lines(file)) == count, "a finished run logs no more"
     assert not (tmp_path / "other.jsonl").exists()
 
@@ -146,8 +146,8 @@ def test_a_run_can_be_made_again_from_its_config(shards: Path, tmp_path: Path) -
         changed = parse("fit", keyart.fit, "fit", ["s", "r", "--config", str(recipe), *words], None)["settings"]
         assert changed == replace(config, logger=logger), words
         assert run_fingerprint(shards, changed) == run_fingerprint(shards, config)
-    whole = parse("pipeline", keyart.pipeline, "recipe", ["d", "o", "--config", str(recipe)], None)["settings"]
-    assert whole.fit == config
+    recipe_read = parse("pipeline", keyart.pipeline, "recipe", ["d", "o", "--config", str(recipe)], None)["settings"]
+    assert recipe_read.fit == config
 
 
 def test_a_recipe_may_name_classes_in_short(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ Request = dict[str, np.ndarray]
 
 def answered(graph: ModelProto, given: Request, names: tuple[str, ...]) -> list[np.ndarray]:
     session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    asked = {part.name: given[part.name] for part in session.get_inputs()}
-    return [np.asarray(value) for value in session.run(list(names), asked)]
+    inputs = {part.name: given[part.name] for part in session.get_inputs()}
+    return [np.asarray(value) for value in session.run(list(names), inputs)]
 
 
 def agree(run: Run, request: Request, bends: bool = False) -> None:
@@ -32,7 +32,7 @@ def agree(run: Run, request: Request, bends: bool = False) -> None:
     model = deepcopy(run.model).eval()
     if bends:
         model.calibration[:, 2 + KNOTS :] = torch.linspace(-0.5, 0.5, 2 * KNOTS).view(2, KNOTS)
-    model.rewatch_gain.data.fill_(0.7)  # of a log where nobody sees a title again it is near 0
+    model.rewatch_gain.data.fill_(0.7)  # near 0 after training on a log in which no title is seen twice
     model.coplay_gain.data.fill_(0.5)
     model.engagement.gain.data.fill_(0.3)
     ranking = Ranking(model).eval()
@@ -48,9 +48,9 @@ def agree(run: Run, request: Request, bends: bool = False) -> None:
         given["played_before"] = torch.from_numpy(before)
         choose = Choose(ranking)
         expected = choose(*(given[name] for name in choose.inputs))
-    asked = request | {"member": given["member"].numpy(), "played_before": before}
-    found = answered(choose_graph(ranking, OPSET, IR_VERSION), asked, CHOOSE_OUTPUTS)
-    for name, ours, theirs in zip(CHOOSE_OUTPUTS, expected, found, strict=True):
+    inputs = request | {"member": given["member"].numpy(), "played_before": before}
+    outputs = answered(choose_graph(ranking, OPSET, IR_VERSION), inputs, CHOOSE_OUTPUTS)
+    for name, ours, theirs in zip(CHOOSE_OUTPUTS, expected, outputs, strict=True):
         np.testing.assert_allclose(theirs, ours.numpy(), atol=2e-6, rtol=2e-6, err_msg=name)
 
 
@@ -69,7 +69,7 @@ def test_bends_count(run: Path) -> None:
 
 
 def test_at_the_edges(run: Path) -> None:
-    """Places off the page, counts without end, titles seen again, and an unknown title that is no other unknown one."""
+    """Positions off the page, large counts, titles seen again, and unknown titles, which do not equal each other."""
     opened = Run.open(run)
     request = random_requests(opened.vocabularies, opened.model.sizes.context, 12, 64, 12, 6, seed=2)
     request["history_length"] = np.arange(64) % 13
@@ -81,7 +81,7 @@ def test_at_the_edges(run: Path) -> None:
     agree(opened, request)
 
 
-def test_an_hour_there_is_not_is_refused(run: Path) -> None:
+def test_an_hour_out_of_range_is_refused(run: Path) -> None:
     opened = Run.open(run)
     request = random_requests(opened.vocabularies, opened.model.sizes.context, 2, 1, 2, 2, seed=3) | {
         "hour": np.array([24])

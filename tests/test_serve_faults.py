@@ -23,8 +23,8 @@ from serving.scoring.policies import MAX_DRAWS
 from tests.served import GOOD, PLAYED, WITHOUT_TORCH, ask, ranked
 
 
-def test_too_many_are_refused_and_a_defect_is_told_to_who_met_it(bundle: Path) -> None:
-    asked, _ = RequestReader(Bundle.open(bundle)).read(json.dumps([GOOD] * 2).encode(), 0)
+def test_too_many_are_refused_and_a_defect_reaches_its_caller(bundle: Path) -> None:
+    requests, _ = RequestReader(Bundle.open(bundle)).read(json.dumps([GOOD] * 2).encode(), 0)
     sizes: list[int] = []
 
     def answer(some: Sequence[Request]) -> list[dict[str, Any]]:
@@ -34,14 +34,14 @@ def test_too_many_are_refused_and_a_defect_is_told_to_who_met_it(bundle: Path) -
 
     async def ask_all() -> None:
         batches = RequestBatcher(answer, max_batch=2, seconds=0.0, waiting=3, on_batch=sizes.append)
-        asking = [asyncio.create_task(batches.ask(asked[:1])) for _ in range(3)]
+        asking = [asyncio.create_task(batches.ask(requests[:1])) for _ in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(RequestError, match="3 requests are waiting"):
-            await batches.ask(asked[:1])
+            await batches.ask(requests[:1])
         running = asyncio.create_task(batches.run())
-        told = await asyncio.gather(*asking, return_exceptions=True)
-        assert [type(one) for one in told] == [MemoryError, MemoryError, list]
-        assert await batches.ask(asked) == [{}, {}]
+        results = await asyncio.gather(*asking, return_exceptions=True)
+        assert [type(one) for one in results] == [MemoryError, MemoryError, list]
+        assert await batches.ask(requests) == [{}, {}]
         running.cancel()
 
     asyncio.run(ask_all())
@@ -64,7 +64,7 @@ def test_too_many_are_refused_and_a_defect_is_told_to_who_met_it(bundle: Path) -
         (GOOD | {"artworks": []}, 422, "artworks=[]: holds no candidates"),
         (GOOD | {"artworks": ["a", 7]}, 422, "artworks[1]=7: is no id"),
         (GOOD | {"artworks": ["a", "b", "a"]}, 422, 'artworks: "a" stands there twice'),
-        (GOOD | {"artworks": [str(place) for place in range(10_001)]}, 422, "artworks: 10,001 candidates"),
+        (GOOD | {"artworks": [str(i) for i in range(10_001)]}, 422, "artworks: 10,001 candidates"),
         (GOOD | {"titel": "t"}, 422, '"titel": is no field. Did you mean title?'),
         (
             GOOD | {"history": [PLAYED | {"whatched": 1}]},
@@ -84,7 +84,7 @@ def test_too_many_are_refused_and_a_defect_is_told_to_who_met_it(bundle: Path) -
         (GOOD | {"reward": "engaged", "policy": "thompson"}, 422, "reward=engaged: the posterior is of clicks"),
         (GOOD | {"policy": "best"}, 422, 'policy="best": is none. Give greedy'),
         (
-            GOOD | {"policy": "thompson:100000", "artworks": [str(place) for place in range(100)]},
+            GOOD | {"policy": "thompson:100000", "artworks": [str(i) for i in range(100)]},
             422,
             "Give thompson:25600.",
         ),
@@ -93,8 +93,8 @@ def test_too_many_are_refused_and_a_defect_is_told_to_who_met_it(bundle: Path) -
     ],
 )
 def test_a_fault_is_named_in_one_line(at: Served, body: Any, status: int, named: str) -> None:
-    found, answer = ask(at, body)
-    assert (found, list(answer)) == (status, ["error"])
+    answered, answer = ask(at, body)
+    assert (answered, list(answer)) == (status, ["error"])
     assert named in answer["error"]
     assert "\n" not in answer["error"]
 
@@ -134,12 +134,12 @@ def test_draws_that_are_kept_have_a_bound(bundle: Path) -> None:
 
 
 def test_nothing_that_is_sent_breaks_it(at: Served, bundle: Path) -> None:
-    found = asyncio.run(fuzz(at, RequestGenerator(Bundle.open(bundle), 6), 300))
-    assert found.requests == 300
-    assert found.unanswered == []
-    assert found.unexpected == []
-    assert {200, 400, 422} <= set(found.statuses)
-    assert found.memory[-1] < found.memory[0] + 400e6
+    result = asyncio.run(fuzz(at, RequestGenerator(Bundle.open(bundle), 6), 300))
+    assert result.requests == 300
+    assert result.unanswered == []
+    assert result.unexpected == []
+    assert {200, 400, 422} <= set(result.statuses)
+    assert result.memory[-1] < result.memory[0] + 400e6
     assert at.process.poll() is None
 
 

@@ -1,4 +1,4 @@
-"""A training that begins from a finished run: its weights, the new shards' content; and what is refused."""
+"""A training that begins from a finished run: its weights, the new shards' content; and inputs that are refused."""
 
 import json
 import shutil

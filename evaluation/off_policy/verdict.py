@@ -139,12 +139,12 @@ def assess(
         none.append(f"the effective number of members is only {overlap.effective_members:.0f}")
     if effective_rewarded < REWARDED_NONE:
         none.append(
-            f"hardly an impression that speaks for the policy was {reward}"
+            f"almost none of the impressions in the effective sample was {reward}"
             if effective_rewarded
             else f"none was {reward}"
         )
     if not np.isfinite(value):
-        none.append("nothing in the log speaks for the policy")
+        none.append("the effective sample is empty")
     if none:
         return "unanswerable", "; ".join(none)
     weak = list(doubts)
@@ -155,7 +155,7 @@ def assess(
     if overlap.effective_sample_size < SAMPLE_WEAK:
         weak.append(f"the effective sample size is only {overlap.effective_sample_size:.0f} impressions")
     if effective_rewarded < REWARDED_WEAK:
-        weak.append(f"only about {effective_rewarded:.0f} impressions that speak for the policy were {reward}")
+        weak.append(f"only about {effective_rewarded:.0f} impressions of the effective sample were {reward}")
     if overlap.effective_members < MEMBERS_WEAK:
         weak.append(f"the interval rests on about {overlap.effective_members:.0f} members")
     if weak:

@@ -154,7 +154,7 @@ def _read(path: Path, version: int, remedy: str) -> object:
         record = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: cannot be read ({error}). {remedy}") from None
-    found = record.get("schema_version") if isinstance(record, dict) else None
-    if found != version:
-        raise UserError(f"{path}: schema version {found}, and this keyart reads version {version}. {remedy}")
+    written = record.get("schema_version") if isinstance(record, dict) else None
+    if written != version:
+        raise UserError(f"{path}: schema version {written}, and this keyart reads version {version}. {remedy}")
     return record
