@@ -120,7 +120,7 @@ SCHEMA_BREAKS = (
         rule="ambiguous-column",
         where="titles.parquet",
         by=lambda d: add(d / "titles.parquet", "NAME", pa.array(["x", "y"])),
-        says="column name is there more than once",
+        says="duplicate column name",
     ),
     Break(
         rule="wrong-type",

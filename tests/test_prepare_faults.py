@@ -82,7 +82,7 @@ def test_invalid_rows_are_dropped_and_counted(dataset: Path, tmp_path: Path, cas
     table = case.where.split("/")[0].split(".")[0]
     config = PrepareConfig(drop_invalid=True)
     if case.rule in ("duplicate-title-id", "duplicate-artwork-id") or (table == "artworks" and case.count >= 3):
-        with pytest.raises(UserError, match=r"no impression is left, for rows were dropped: [48] by unknown-"):
+        with pytest.raises(UserError, match=r"no impression is left after rows were dropped: [48] by unknown-"):
             prepare(dataset, tmp_path / "shards", config)
         return
     rows = prepare(dataset, tmp_path / "shards", config)["rows"]
@@ -238,7 +238,7 @@ def test_a_full_disk_leaves_the_old_shards(service: Path, tmp_path: Path, limit:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--memory", "much"], "memory=much: is no size"),
+        (["--memory", "much"], "memory=much: invalid size"),
         (["--memory", "10MB"], "memory=10MB: too little"),
         (["--shards", "5000"], "shards=5000: must lie in 0 .. 4096"),
         (["--spark", "spark.master=local"], "is a setting of Spark. Add --engine pyspark"),
@@ -281,7 +281,7 @@ def test_the_source_is_never_written_over(dataset: Path, folder: str) -> None:
 
 def test_a_manifest_of_somebody_else_is_not_replaced(service: Path, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"exported_by": "warehouse"}')
-    with pytest.raises(UserError, match="is no manifest of shards"):
+    with pytest.raises(UserError, match="is not a manifest of shards"):
         prepare(service, tmp_path)
 
 

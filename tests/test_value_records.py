@@ -53,7 +53,7 @@ def test_the_period_is_that_of_the_shards_or_of_the_scores_own_record(
         code, error = code_and_error(capfd, service, own, tmp_path / "broken")
         assert (code, str(own / "scores.json") in error, error.count("\n")) == (1, True, 1), error
     code, error = code_and_error(capfd, service, own, tmp_path / "broken", "--like", service)
-    assert (code, "so these are no shards" in error) == (1, True), error
+    assert (code, "so it does not hold shards" in error) == (1, True), error
     assert split_times(service, scores).validation_from == datetime.fromisoformat(manifest["validation_from"])
 
 
