@@ -142,7 +142,7 @@ def test_a_changed_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
     (broken / "rank_rows.onnx").write_bytes(content)
     with pytest.raises(UserError, match=r"rank_rows\.onnx: is missing or is not the file"):
         Bundle.open(broken)
-    with pytest.raises(UserError, match="so this is no bundle"):
+    with pytest.raises(UserError, match=r"is not a bundle: no bundle\.json"):
         Bundle.open(tmp_path)
 
 

@@ -104,5 +104,5 @@ def test_reasons_are_those_of_the_choice(bundle: Path) -> None:
 
 def test_a_bundle_without_tables_says_so(bundle: Path, tmp_path: Path) -> None:
     bare = Bundle(tmp_path, Bundle.open(bundle).metadata)
-    with pytest.raises(UserError, match=f"{EXPLAIN_TABLES}: is not there"):
+    with pytest.raises(UserError, match=f"{EXPLAIN_TABLES}: is missing"):
         _ = Explainer(bare).tables

@@ -76,7 +76,7 @@ def test_a_bundle_without_an_image_encoder_says_so(bundle: Path, grown: Path, tm
     (folder / ARTWORK_GRAPH).unlink()
     del record["sha256"][ARTWORK_GRAPH]
     (folder / BUNDLE_FILE).write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"artwork\.onnx: is not there"):
+    with pytest.raises(UserError, match=r"artwork\.onnx: is missing"):
         refresh_bundle(folder, grown, QUIET)
 
 

@@ -1,19 +1,19 @@
-"""Why this artwork: what each past play, each person shown and the context add to appeal, in numpy alone.
+"""Explanations of a choice: the contribution of each past play, each person shown and the context to appeal, in numpy.
 
-Appeal is a sum and dot products, so it is shared out exactly, not estimated:
+Appeal is a sum of dot products, so it is split exactly, not estimated:
 
     appeal(k) = of_artwork(k) + of_state(k) + of_title + sum_c by_context(k, c)
                 + sum_t by_play(t, k) + by_image(t, k) + by_people(t, k) + by_genres(t, k)
 
-by_play is the learned part: taste is linear in the mean of what was played, and in the direction of what is played together
-with it, which is linear in each play given its length. by_image, by_people and by_genres are the likeness of the candidate to
-each play. by_person shares out the sum of by_people by whom the candidate shows. of_state is what a history encoder that
-attends adds and cannot be shared out by play; zero where the encoder is the mean. of_title takes out what the mean of the
-title's artworks has for this member, which is the title's and not the artwork's. What a choice is due to are differences
-between candidates, never the terms by themselves.
+by_play is the learned part: the artwork query is linear in the mean of the plays, and in the normalised co-play vector, which is
+linear in each play given its length. by_image, by_people and by_genres are the similarity of the candidate to
+each play. by_person splits the sum of by_people by the people that the candidate shows. of_state is the contribution of the
+attention encoder, which cannot be split by play; zero where the encoder is the mean. of_title subtracts the mean over the
+title's artworks for this member, which counts as the title's. A choice is explained by differences between candidates, never
+by single terms.
 
-Legend: N requests, T plays, K candidates, D width, G genres, L people on an artwork, C = 2 D + G, R rank of what is played
-together, W = C + R.
+Legend: N requests, T plays, K candidates, D width, G genres, L people on an artwork, C = 2 D + G, R rank of co-play,
+W = C + R.
 """
 
 from collections.abc import Sequence
@@ -27,21 +27,21 @@ from foundation.errors import UserError
 from serving.bundle.bundle import CONTEXT_PREFIX, EXPLAIN_TABLES, Bundle
 
 MIN_NORM = 1e-6
-"""Of what is played together, below which it has no direction."""
+"""Length of a co-play vector below which it counts as zero."""
 
 
 @dataclass(frozen=True)
 class Explainer:
-    """A bundle's tables, to share out appeal with."""
+    """A bundle's tables for splitting appeal into contributions."""
 
     bundle: Bundle
 
     @property
     def tables(self) -> dict[str, np.ndarray]:
-        """By name, as `explanation_tables` made them; UserError where the bundle has none."""
+        """The tables by name, as `export.export.explanation_tables` makes them; UserError where the bundle has none."""
         path = self.bundle.folder / EXPLAIN_TABLES
         if not path.is_file():
-            raise UserError(f"{path}: is not there: the bundle was made before explanations. Export the run again.")
+            raise UserError(f"{path}: is missing: the bundle was made before explanations. Export the run again.")
         return self.bundle.tables
 
     def explain(self, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -85,7 +85,7 @@ class Explainer:
         return [feature for feature in self.bundle.context if "appeal" in feature.read_by]
 
     def _by_person(self, people_ND: np.ndarray, artworks_NK: np.ndarray) -> np.ndarray:
-        """The likeness in people by whom a candidate shows, (N, K, L); 0 where there is nobody."""
+        """The similarity in people by person that a candidate shows, (N, K, L); 0 in padding."""
         table = self.tables
         rows_NKL = table["artwork_people"][artworks_NK]
         shown_NKL = rows_NKL > 0
@@ -114,7 +114,7 @@ def _context_vector(feature: ContextFeature, table_RD: np.ndarray, request: dict
 
 
 def total(terms: dict[str, np.ndarray]) -> np.ndarray:
-    """The sum of the terms, (N, K): appeal, but for rounding."""
+    """The sum of the terms, (N, K): appeal up to rounding."""
     plays = sum(terms[name].sum(1) for name in ("by_play", "by_image", "by_people", "by_genres"))
     return plays + terms["by_context"].sum(-1) + terms["of_artwork"] + terms["of_title"] + terms.get("of_state", 0.0)
 
@@ -130,14 +130,14 @@ def sum_by_part(products_xC: np.ndarray, width: int) -> np.ndarray:
 
 
 def _recent(table: dict[str, np.ndarray], request: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Which plays count, bool (N, T), and how many plays ago they were, less one."""
+    """Mask of the recent plays, bool (N, T), and their distance in plays from the last one, from 0."""
     index = np.arange(request["history_title"].shape[1])
     ago_NT = request["history_length"][:, None] - 1 - index
     return (ago_NT >= 0) & (ago_NT < len(table["recent_bias"])), ago_NT
 
 
 def _weights(table: dict[str, np.ndarray], request: dict[str, np.ndarray]) -> np.ndarray:
-    """How much each play counts in a mean of recent plays, (N, T): learned by distance, shrunk where plays are few."""
+    """Weight of each play in the mean of recent plays, (N, T): learned by distance, shrunk where plays are few."""
     bias_S = table["recent_bias"]
     length_N1 = request["history_length"][:, None]
     inside, ago_NT = _recent(table, request)
@@ -152,11 +152,11 @@ def _weights(table: dict[str, np.ndarray], request: dict[str, np.ndarray]) -> np
 def reasons(
     bundle: Bundle, request: dict[str, np.ndarray], mask_NK: np.ndarray, chosen_N: np.ndarray, max_plays: int = 4
 ) -> list[dict[str, Any]]:
-    """For each request, what speaks for its chosen candidate against the mean of the others, in the click logit.
+    """For each request, the chosen candidate's click logit minus the mean of the others', split into contributions.
 
     Rows of artwork (its id), appeal, itself, context, context_features (its parts), state, plays (the `max_plays` largest:
-    title, its place in the history,
-    learned, image, people, genres) and people (name, likeness; of the chosen one alone). ValueError where a request has one
+    title, its position in the history,
+    learned, image, people, genres) and people (name, likeness; of the chosen one only). ValueError where a request has one
     candidate.
     """
     if (mask_NK.sum(1) < 2).any():
