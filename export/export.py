@@ -1,6 +1,6 @@
 """`keyart export`: a trained model -> a bundle, refused where ONNX Runtime and torch disagree.
 
-In: the model, its vocabularies and what is known of its run. Out: a bundle folder (see `serving.bundle.bundle`).
+In: the model, its vocabularies and the origin of its run. Out: a bundle folder (see `serving.bundle.bundle`).
 """
 
 import json
@@ -69,7 +69,7 @@ PARITY_BOUND = 1e-4
 
 @dataclass(frozen=True)
 class EmbeddedArtworks:
-    """How a bundle's artworks were embedded, so that it can embed others, and from what."""
+    """The encoder and projections of a bundle's artworks, with which it embeds new ones, and hashes of their sources."""
 
     embedding: ArtworkEmbedding
     image_hashes: Sequence[str] = ()
@@ -91,9 +91,9 @@ def export(
 ) -> Bundle:
     """Write the bundle of a model in evaluation mode; UserError where its graphs do not match torch.
 
-    `origin` is what is known of the run, and goes into `bundle.json` as it is. Without `images`, which says how artworks were
-    embedded, the bundle has neither artwork.onnx nor title.onnx, and cannot be refreshed. `validation`: the shards the run was
-    trained on, by whose validation impressions graphs of fewer bytes are judged: see `serving.bundle.variants`.
+    `origin`: facts about the run, copied into `bundle.json`. `images`: how artworks were embedded; without it the bundle has
+    neither artwork.onnx nor title.onnx, and cannot be refreshed. `validation`: the shards the run was trained on, on whose
+    validation impressions reduced-precision graphs are measured: see `serving.bundle.variants`.
     """
     console = console or Console(stderr=True)
     model = model.eval().cpu()
@@ -107,7 +107,7 @@ def export(
             "history_length": reach,
             "history_span": model.config.history.span,
             "graphs": {},
-            "rows": "an id's row is its place in vocabularies.json plus 1; 0 is the unknown row",
+            "rows": "an id's row is its index in vocabularies.json plus 1; 0 is the unknown row",
             "files": {},
             "licences": licence_terms(origin),
             "sha256": {},
@@ -129,7 +129,7 @@ def export(
         artwork = None
         if images is None:
             console.print(
-                f"export: {out}: without {ARTWORK_GRAPH} and {TITLE_GRAPH}: it was not said how artworks are embedded"
+                f"export: {out}: without {ARTWORK_GRAPH} and {TITLE_GRAPH}: the embedding of artworks is not known"
             )
         else:
             artwork = artwork_vectors(model, images.embedding, (HEIGHT, WIDTH), (MAX_PEOPLE, MAX_GENRES))
@@ -194,14 +194,14 @@ def export(
 
 @torch.no_grad()
 def _torch_answer(ranking: Ranking, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """By torch, what a serving team is answered."""
+    """The answer to a request by torch, each output by name."""
     outputs = ranking(*(torch.from_numpy(request[name]) for name in ranking.inputs))
     named = dict(zip(OUTPUTS, outputs, strict=True))
     return {name: named[name].numpy() for name in CHOOSE_OUTPUTS}
 
 
 def explanation_tables(ranking: Ranking) -> dict[str, Tensor]:
-    """What explanations are made of, by name, float32 and int32: see `serving.scoring.explain`."""
+    """The tables of explanations by name, float32 and int32: see `serving.scoring.explain`."""
     model = ranking.model
     names = ("play_content", "play_mean_image", "play_coplay", "artwork_vector", "artwork_content", "artwork_bias")
     names += ("mean_vector", "mean_content", "mean_bias")
@@ -217,14 +217,14 @@ def explanation_tables(ranking: Ranking) -> dict[str, Tensor]:
     mean = model.recent
     tables |= {"means": torch.tensor([MEANS])}
     tables |= {"recent_bias": mean.band.bias_1S[0], "recent_prior": mean.log_prior.reshape(1)}
-    if model.artwork_query_state is not None:  # what the learned state adds cannot be shared out by play
+    if model.artwork_query_state is not None:  # the learned state's contribution cannot be split by play
         tables["query_state"] = model.artwork_query_state.weight
     return {name: value.detach().cpu().contiguous().clone() for name, value in tables.items()}
 
 
 def posterior_tensors(model: TwoTower) -> dict[str, Tensor]:
-    """What exploring draws from: `spread`, a root of the covariance of the weights of appeal's features, (F, F); `own`, the
-    standard deviation of each artwork's own bias by row, (A,); float32."""
+    """The posterior that exploring draws from: `spread`, a root of the covariance of the weights of appeal's features, (F, F);
+    `own`, the standard deviation of each artwork's own bias by row, (A,); float32."""
     rows = torch.arange(len(model.artwork_image_AE))
     own = model.posterior_own_A[torch.where(rows < model.sizes.artworks, rows, 0)]
     return {"spread": model.posterior_FF.clone(), "own": own.contiguous()}

@@ -1,4 +1,4 @@
-"""Graphs put together node by node."""
+"""Building of ONNX graphs node by node."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 
 
 class GraphBuilder:
-    """GraphBuilder and constants as they are made; strings are names of what is there, arrays become constants."""
+    """Collects nodes and constants; string arguments are names of existing values, arrays become constants."""
 
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
@@ -29,13 +29,13 @@ class GraphBuilder:
         return output
 
     def split(self, x: str, sizes: Sequence[int]) -> list[str]:
-        """The names of parts of so many entries along the last axis."""
+        """The names of the parts of `x` along the last axis, of some lengths."""
         outputs = [f"Split_{len(self.nodes)}_{index}" for index in range(len(sizes))]
         self._add("Split", [x, np.array(sizes)], outputs, {"axis": -1})
         return outputs
 
     def unsqueeze(self, x: str, *axes: int) -> str:
-        """With new axes of length 1."""
+        """The name of `x` with new axes of length 1."""
         return self("Unsqueeze", x, np.array(axes))
 
     def model(
@@ -46,7 +46,7 @@ class GraphBuilder:
         opset: int,
         ir_version: int,
     ) -> ModelProto:
-        """What has been put together, checked."""
+        """The model of all nodes so far, checked."""
         graph = helper.make_graph(self.nodes, name, inputs, outputs, list(self.constants.values()))
         model_proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
         onnx.checker.check_model(model_proto)

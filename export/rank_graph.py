@@ -1,11 +1,11 @@
-"""rank.onnx, choose.onnx and choose_vectors.onnx put together by hand: what `Ranking` computes, in half the operators of its trace.
+"""rank.onnx, choose.onnx and choose_vectors.onnx built by hand: the computation of `Ranking`, in half the operators of its trace.
 
 A request asked alone costs its operators, some .3 us each, and hardly its arithmetic (docs/experiments.md). What `Ranking`
 looks up and multiplies one by one is here one table of the context and one product for all heads that read the same; what
 depends on a whole number alone, as weights of distance do, is a table of that number. Tables of titles and artworks are
-`Ranking`'s, by name. Whatever is exported is held to `Ranking` itself, by parity and golden cases.
+`Ranking`'s, by name. Every exported graph is compared with `Ranking` itself, by parity and golden cases.
 
-Legend: N requests, T plays, K candidates, D width, C content, R rank of what is played together, S span; 1: an axis of
+Legend: N requests, T plays, K candidates, D width, C content, R rank of co-play, S span; 1: an axis of
 length 1, which saves reshaping.
 """
 
@@ -26,15 +26,15 @@ from models.serving import CHOOSE_OUTPUTS, VECTORS, Choose
 from models.two_tower import MEANS, TwoTower
 
 UNUSED_INPUT = "history_watched"
-"""The input that the learned state alone reads."""
+"""The input that only the learned state reads."""
 EXCLUDED_LOGIT = np.float32(-1e9)
 """Logit of a play that does not count."""
 MIN_NORM = np.float32(1e-6)
-"""Of what is played together, below which it has no direction."""
+"""Length of a co-play vector below which it counts as zero."""
 
 
 def can_assemble(model: TwoTower) -> bool:
-    """Whether a model is of the kind put together here, the default's; others are traced."""
+    """Whether a model is of the kind built here, the default's; others are traced."""
     return model.artwork_query_state is None and model.coplay is not None
 
 
@@ -43,7 +43,7 @@ def rank_graph(ranking: Ranking, opset: int, ir_version: int) -> ModelProto:
     """History, context, title, candidates -> `models.ranking.OUTPUTS`, over rows."""
     g = GraphBuilder()
     weight_N1T, counts_N1T = _weights(g, ranking.model)
-    # rows 0 say nothing: of each play, one of the two images is such a row
+    # rows 0 are zero: for each play, one of the two images is such a row
     assert not ranking.artwork_image[0].any()
     assert not ranking.play_mean_image[0].any()
     unclicked_NT = g("Where", g("Greater", "history_artwork", np.array(0)), np.array(0), "history_title")
@@ -52,7 +52,7 @@ def rank_graph(ranking: Ranking, opset: int, ir_version: int) -> ModelProto:
     content_N1C = g("MatMul", weight_N1T, _gather(g, ranking, "play_content", "history_title"))
     coplay_N1R = g("MatMul", counts_N1T, _gather(g, ranking, "play_coplay", "history_title"))
     title_N1 = g.unsqueeze("title", 1)
-    # an unknown title, row 0, is no other's
+    # an unknown title, row 0, equals no other
     same_NT = g("Where", g("Equal", "history_title", title_N1), "history_title", np.array(0))
     same_NT1 = g.unsqueeze(g("Cast", same_NT, to=TensorProto.FLOAT), 2)
     rewatch_N11 = g("Min", g("MatMul", counts_N1T, same_NT1), np.array(1, np.float32))
@@ -83,10 +83,10 @@ def _weights(g: GraphBuilder, model: TwoTower) -> tuple[str, str]:
     """The weight of every play in the mean, see `RecentMean.last`, and 1 for those that count, else 0; both (N, 1, T)."""
     bias_S, span = model.recent.band.bias_1S[0].double(), model.config.history.span
     plays_S = torch.arange(1, span + 1).double()
-    # softmax and what shrinks it, as logarithms: of the sum over a number of plays, by that number
+    # softmax and shrinkage as logarithms: of the sum over a number of plays, by that number
     level_S = torch.logcumsumexp(bias_S, 0) - torch.log(plays_S / (plays_S + model.recent.log_prior.double().exp()))
     level = np.concatenate([[-EXCLUDED_LOGIT], level_S.numpy()]).astype(np.float32)
-    # by how many plays from the end, the last one's being 1; 0 and span + 1 stand for all that do not count
+    # by the number of plays from the end, 1 for the last one; 0 and span + 1 for all plays that do not count
     logit, counts = np.full(span + 2, EXCLUDED_LOGIT), np.zeros(span + 2, np.float32)
     logit[1:-1], counts[1:-1] = bias_S.float().numpy(), 1
     length_N11 = g.unsqueeze("history_length", 1, 2)
@@ -109,7 +109,7 @@ def _ranked(
     *,
     vectors: bool = False,
 ) -> tuple[str, str]:
-    """From a member's means on: every output but the vectors that meet artworks, and those, (N, 1, D) and (N, 1, C)."""
+    """From a member's means: every output except the artwork queries, and the queries, (N, 1, D) and (N, 1, C)."""
     model, width = ranking.model, ranking.model.config.width
     engagement, coplay = model.engagement, model.coplay
     assert coplay is not None, "see fits"
@@ -129,7 +129,7 @@ def _ranked(
     def title(name: str) -> str:
         return _gather(g, ranking, name, title_N1)
 
-    # what the title adds: itself, and the mean of its artworks
+    # affinity: of the title itself, and of the mean of its artworks
     products_N1R = g("Mul", coplay_N1R, title("title_coplay"))
     patterns_R2 = torch.ones(coplay.config.rank, 2)
     patterns_R2[COARSE_RANK:, 0] = 0
@@ -144,7 +144,7 @@ def _ranked(
     queries = (_dots(g, artwork_query_N1D, title("mean_vector")), _dots(g, content_query_N1C, title("mean_content")))
     shared_N11 = g("Sum", *queries, title("mean_bias"))
 
-    # of each candidate two numbers: appeal, and what it adds to engagement beside appeal
+    # two numbers per candidate: appeal, and what it adds to engagement beside appeal
     title_engagement_query_N1D, level_N11 = g.split(title("title_engaged"), [width, 1])
     fit_gain = repeated(engagement.fit_gain, model.content_widths()[1:]).numpy()
     fits_N1C = g("Pad", g("Mul", title("title_content"), fit_gain), np.array([0, 0, width, 0, 0, 0]))
@@ -182,7 +182,7 @@ def _context(g: GraphBuilder, model: TwoTower) -> str:
         (slice(width, width + 1), model.presentation.context),
         (slice(width + 1, width + 2), model.engagement.context),
     )
-    # hours stand last, so that one there is not is refused, as in a table of its own
+    # hours come last, so that an invalid one is refused, as in a table of its own
     order = sorted(sizes.context, key=lambda feature: (feature.kind == "hour", sizes.context.index(feature)))
     tables, indices, shares, begin = [], [], [], 0
     for feature in order:
@@ -244,7 +244,7 @@ def _logits(
     heads_N14: str,
     member_to_heads_42: NDArray,
 ) -> str:
-    """Calibrated logits of both heads, (N, K, 2), linear in what is given before `models.types.bent_line`."""
+    """Calibrated logits of both heads, (N, K, 2), linear in the inputs before `models.types.piecewise_linear_calibration`."""
     scale_2, shift_2, knots, bends = calibration[:, 0], calibration[:, 1], *np.split(calibration[:, 2:], 2, axis=1)
     straight = not bends.any()
     gain_2 = scale_2 if straight else np.ones(2, np.float32)
@@ -264,7 +264,7 @@ def _dots(g: GraphBuilder, x_NKD: str, y_NJD: str) -> str:
 
 
 def _gather(g: GraphBuilder, ranking: Ranking, name: str, rows: str) -> str:
-    """Rows of a table of `ranking`'s; of one number a row as an axis of length 1."""
+    """Rows of a table of `ranking`; an axis of length 1 for one number per row."""
     if name not in g.constants:
         values = getattr(ranking, name).numpy()
         g.constant(values if values.ndim == 2 else values[:, None], name)
@@ -272,12 +272,12 @@ def _gather(g: GraphBuilder, ranking: Ranking, name: str, rows: str) -> str:
 
 
 def _sizes(ranking: Ranking) -> tuple[int, int]:
-    """How long a member's content is, and what is played together."""
+    """Lengths of a member's content vector and of its co-play vector."""
     return sum(ranking.model.content_widths()), ranking.model.config.coplay.rank
 
 
 def _value(name: str, ranking: Ranking) -> ValueInfoProto:
-    """An input or output as traces have it."""
+    """An input or output with the type and shape of traced graphs."""
     kinds = {"member": TensorProto.FLOAT, "played_before": TensorProto.BOOL} | dict.fromkeys(OUTPUTS, TensorProto.FLOAT)
     content, rank = _sizes(ranking)
     more = {"member": [content + rank], "artwork_query": [ranking.model.config.width], "content_query": [content]}
