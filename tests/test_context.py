@@ -334,7 +334,7 @@ def test_ten_million_values_are_refused_before_they_are_held(dataset: Path, tmp_
         copied = table.set_column(0, "impression_id", pa.array(ids)).append_column("session", pa.array(ids))
         pq.write_table(copied, service / "impressions" / f"{copy}.parquet")
     config = PrepareConfig(context=[ContextFeature(name="session", kind="category")])
-    with pytest.raises(UserError, match=r"different values of session, and at most 32,767 can be told apart"):
+    with pytest.raises(UserError, match=r"different values of session, and at most 32,767 are possible"):
         prepare(service, tmp_path / "shards", config)
 
 
