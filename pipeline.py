@@ -94,7 +94,7 @@ def run_pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> 
     if record.is_file() and read_json(record).get("made_from") == expected:
         console.print(f"evaluate: {report_folder} is up to date")
         report = read_report(report_folder)
-        record_verdict(bundle_folder, evaluation_of(report), bundle)  # which a run that was cut short may have left out
+        record_verdict(bundle_folder, evaluation_of(report), bundle)  # an interrupted call may have left it out
         return report
     difference = compare(Run.open(run).model, shards, scores)
     console.print(f"evaluate: largest difference between ONNX and torch over the test period {difference:.1e}")

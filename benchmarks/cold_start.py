@@ -2,8 +2,8 @@
 
 Two rankers are trained: one on the full log (`seen`), one without the held-out titles and artworks (`keyart`). Before the test
 period, no impression showed a held-out artwork or had it among its candidates, and a held-out title has neither
-impressions nor plays. Both are evaluated on the same impressions of the test period, and, for new members, as if nobody had
-played anything. The catalogue is complete, as a service's is: the image encoder, which learns no clicks, has seen all images.
+impressions nor plays. Both are evaluated on the same impressions of the test period, and, for new members, as if members had
+no plays. The catalogue is complete, as a service's is: the image encoder, which learns no clicks, has seen all images.
 `keyart refresh` is the ranker of `keyart` in a bundle of the titles and artworks that training saw, the others added by refresh.
 
 Where the truth is known, figures are captured lift, (value - uniform) / (best possible - uniform); else the lift over

@@ -35,7 +35,7 @@ class Stream:
     mask_NK: NDArray[np.bool_]
     """True for candidates, those that arrive later included."""
     artwork_NK: NDArray[np.integer]
-    """Indices of the artworks in `new_A` and `own_A`."""
+    """Indices of the artworks in `new_A` and `bias_std_A`."""
     truth_NK: NDArray[np.floating]
     """True click probabilities."""
     new_A: NDArray[np.bool_]

@@ -209,7 +209,7 @@ def _weighted_histogram(share_nHW: Tensor, kinds: int, weight_nHW: Tensor) -> li
 
 
 class ImageEncoder(nn.Module):
-    """Pixel statistics and the pooled levels of a backbone; weights are random until somebody loads or trains them."""
+    """Pixel statistics and the pooled levels of a backbone; weights are random until they are loaded or trained."""
 
     def __init__(self, config: ImageEncoderConfig) -> None:
         """ValueError where the backbone that the config names cannot be made."""

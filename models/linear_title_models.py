@@ -53,7 +53,7 @@ class LowRankEaseConfig:
 
 
 class LowRankEase(nn.Module):
-    """Vectors of the EASE regression by title row; zero, which scores 0, before `fit` and for titles nobody played."""
+    """Vectors of the EASE regression by title row; zero, which scores 0, before `fit` and for titles without plays."""
 
     source_IR: Tensor
     target_IR: Tensor
@@ -98,7 +98,7 @@ class LowRankEase(nn.Module):
     def _score_std(self, pairs: Tensor, rows: Tensor) -> Tensor:
         """Root mean square score of members and titles that have nothing to do with each other, for both ranks, (2,).
 
-        Computed on members that have about MOST_PAIRS plays in all.
+        Computed on members that have about MAX_PAIRS plays in all.
         """
         members = int(pairs[0].max()) + 1
         sampled = pairs[:, pairs[0] % max(1, pairs.shape[1] // MAX_PAIRS) == 0]
@@ -111,10 +111,10 @@ class LowRankEase(nn.Module):
         return scores.square().mean(1).sqrt().clamp(min=1e-6)
 
     def similarity(self, coplay_NR: Tensor, title_NR: Tensor) -> Tensor:
-        """How well a title fits what was played, (N, 2): by the leading COARSE patterns of co-play, and by all.
+        """How well a title fits what was played, (N, 2): by the leading COARSE_RANK patterns of co-play, and by all.
 
         The inverse hyperbolic sine of the dot product in units of its spread: linear near zero, logarithmic for
-        somebody who played a thousand titles, because clicks do not rise in proportion to such a score.
+        members who played a thousand titles, because clicks do not rise in proportion to such a score.
         """
         products_NR = coplay_NR * title_NR
         scores_N2 = torch.stack([products_NR[:, :COARSE_RANK].sum(1), products_NR.sum(1)], dim=1)
@@ -251,7 +251,7 @@ class NextItemRegression(nn.Module):
 
 
 def _histories(member_P: Tensor) -> Iterator[tuple[int, int]]:
-    """Start and end of each member's plays; of more than MOST_MEMBERS members, of that many drawn at random."""
+    """Start and end of each member's plays; of more than MAX_MEMBERS members, of that many drawn at random."""
     count = torch.unique_consecutive(member_P, return_counts=True)[1]
     end = count.cumsum(0)
     sampled = torch.arange(len(end)) if len(end) <= MAX_MEMBERS else torch.randperm(len(end))[:MAX_MEMBERS]

@@ -246,7 +246,7 @@ def test_a_full_disk_leaves_the_old_shards(service: Path, tmp_path: Path, limit:
         (["--engine", "flink"], "flink"),
         (["--since", "yesterday"], "since=yesterday: invalid date"),
         (["--since", "2090-01-01"], "no impression since 2090-01-01"),
-        (["--like", "nowhere"], "nowhere: no manifest.json"),
+        (["--like", "nowhere"], "nowhere: has no manifest.json"),
         (["--validation-from", "2026-01-01"], "give both dates"),
         (["--validation-from", "2026-01-02", "--test-from", "2026-01-01"], "validation must begin before test"),
         (["--validation-from", "1999-01-02", "--test-from", "2026-01-01"], "no impression before it"),

@@ -68,7 +68,7 @@ def test_what_is_played_together_is_ease() -> None:
     dot = weights[[2, 6], 4].sum()
     assert float(other) == pytest.approx(np.arcsinh(dot / float(coplay.score_std_2[1])), abs=1e-4)
     assert float(fit) == pytest.approx(np.arcsinh(dot / float(coplay.score_std_2[0])), abs=1e-4), (
-        "twelve are fewer than COARSE"
+        "twelve are fewer than COARSE_RANK"
     )
 
 

@@ -49,7 +49,7 @@ def fit_posterior(model: TwoTower, shards: Shards, reach: int, batch: int, devic
     ridge = evidence_ridge(curvature_FF)
     covariance_FF = torch.linalg.inv(curvature_FF + ridge * torch.eye(width, dtype=torch.float64))
     spread = bias_std_by_moments(residual_A[1:], information_A[1:])
-    information_A[0] = 0  # the unknown row is that of artworks nobody saw
+    information_A[0] = 0  # the unknown row is that of artworks that were never shown
     model.posterior_FF.copy_(torch.linalg.cholesky(covariance_FF))
     model.posterior_own_A.copy_((1 / (1 / spread**2 + information_A)).sqrt())
     return {"ridge": ridge, "well_determined": ridge * width, "spread_of_artworks": spread}

@@ -188,7 +188,7 @@ def prepare(
             save_context(features, folder)
             counted = shard_counts.manifest()
             if dataset_fingerprint(dataset) != log_fingerprint:
-                raise UserError(f"{dataset}: changed while it was read. Prepare it again when nobody writes to it.")
+                raise UserError(f"{dataset}: changed while it was read. Prepare it again when no process writes to it.")
             manifest = {
                 "contract_version": CONTRACT_VERSION,
                 "fingerprint": shards_fingerprint(

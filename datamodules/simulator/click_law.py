@@ -9,7 +9,7 @@
     logit p(engaged | click) = ENGAGED + MATCH * (taste_m . genres_i + fandom_m . cast_i) - MISLED * misleads_a
     p(engaged)               = p(click) * p(engaged | click)
 
-The words in capitals are the effect sizes, `Strengths`. taste_m holds a member's taste for every genre, fandom_m for
+The words in capitals are the effect sizes, `EffectSizes`. taste_m holds a member's taste for every genre, fandom_m for
 every person, nearly all zero; genres_i are shares that sum to 1, cast_i is 1 for the lead and less down the bill;
 people_a are equal shares of the one or two people the artwork shows, mood_a is the genre it looks like; quality_a lies
 in -1 .. 1; close_a is 1 for a close-up and -1 for a wide picture; misleads_a is 1 where the mood is none of the title's

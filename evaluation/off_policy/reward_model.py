@@ -36,7 +36,7 @@ def shrunk_rates(count: NDArray, earned: NDArray, prior: NDArray, prior_count: N
     """Rates shrunk to their priors as far as their spread is sampling noise, (A,); the prior itself without impressions.
 
     `count`: impressions, `earned`: their summed reward, (A,) both; `prior_count`: the impressions that the prior was computed
-    from. The strength is the moment estimate noise / (spread - noise), at most `STRONGEST`.
+    from. The strength is the moment estimate noise / (spread - noise), at most `MAX_PRIOR_STRENGTH`.
     """
     seen = count > 0
     rate = np.divide(earned, count, out=np.asarray(prior, np.float64).copy(), where=seen)

@@ -134,7 +134,7 @@ def _tensors(path: Path, meanings: dict[str, tuple[str, str]]) -> dict[str, Tens
     """Descriptions of a file's tensors, read from its header only."""
     descriptions: dict[str, TensorDescription] = {}
     with safe_open(path, "numpy") as file:
-        for name in file.keys():  # noqa: SIM118, it is no mapping
+        for name in file.keys():  # noqa: SIM118, it is not a mapping
             part, feature = file.get_slice(name), name.removeprefix(CONTEXT_PREFIX)
             of_context = (f"{feature} D", f"by row of the context feature {feature}: added to artwork_query")
             axes, meaning = of_context if feature != name else meanings[name]

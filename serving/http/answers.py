@@ -23,7 +23,7 @@ MAX_BATCH_CANDIDATES = 16_384
 RELEASE_MEMORY_ABOVE = 2048
 """Candidates of one run of the graph beyond which its memory is returned to the system: such runs are rare and differ in size."""
 MAX_CACHED_POLICIES = 8
-"""Number of Thompson policies whose draws are cached between requests; together they have at most MOST_DRAWS draws."""
+"""Number of Thompson policies whose draws are cached between requests; together they have at most MAX_DRAWS draws."""
 
 Answer = dict[str, Any]
 
@@ -39,7 +39,7 @@ class ArtworkRanker:
         self.drawn: dict[tuple[int, float], Thompson] = {}
 
     def thompson(self, draws: int, width: float) -> Thompson:
-        """The draws of a policy. Clients choose the policies, and MOST_DRAWS draws of a ranker of width 64 are 27 MB."""
+        """The draws of a policy. Clients choose the policies, and MAX_DRAWS draws of a ranker of width 64 are 27 MB."""
         drawn = self.drawn.pop((draws, width), None) or Thompson(self.bundle, draws, width)
         self.drawn[draws, width] = drawn  # at the end, as the most recently used
         while len(self.drawn) > MAX_CACHED_POLICIES or sum(draws for draws, _ in self.drawn) > MAX_DRAWS:
