@@ -242,10 +242,10 @@ def check_and_prepare(
 def _require_same_context(model: Shards, config: PrepareConfig) -> None:
     """UserError where the config requests other context features than those of the shards it shall be like."""
     of_model = {feature.name for feature in model.context}
-    asked = {feature.name for feature in context_features(config.context)}
-    if config.context and asked != of_model:
+    requested = {feature.name for feature in context_features(config.context)}
+    if config.context and requested != of_model:
         raise UserError(
-            f"context={sorted(asked - of_model) or sorted(of_model - asked)}: {model.folder} has the context features "
+            f"context={sorted(requested - of_model) or sorted(of_model - requested)}: {model.folder} has the context features "
             f"{', '.join(sorted(of_model))}. Leave --context out: shards like others have their features."
         )
 
