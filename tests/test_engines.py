@@ -100,10 +100,10 @@ class TestSpark:
     def test_the_same_embeddings_are_judged(self, case: Break, spark: Engine, tmp_path: Path) -> None:
         dataset = small_dataset.write(tmp_path)
         case.by(dataset)
-        (found,) = check(dataset, images=False, engine=spark).violations
-        assert (found.rule, found.where, found.count) == (case.rule, case.where, case.count)
+        (violation,) = check(dataset, images=False, engine=spark).violations
+        assert (violation.rule, violation.where, violation.count) == (case.rule, case.where, case.count)
         # engines spell NaN and infinity in their own ways
-        assert [one.split(",")[0] for one in found.first] == [one.split(",")[0] for one in case.first]
+        assert [one.split(",")[0] for one in violation.first] == [one.split(",")[0] for one in case.first]
 
     def test_the_same_artworks_are_dropped(self, spark: Engine, tmp_path: Path) -> None:
         dataset = small_dataset.write(tmp_path)
@@ -120,9 +120,9 @@ class TestSpark:
         put(dataset / PART_0, 2, propensities=None)
         shown(propensities=[0.0, 0.5, 0.5])(dataset)
         put(dataset / "plays/part-0.parquet", 0, title_id="t9")
-        told = [violation.line() for violation in check(dataset, images=False).violations]
-        assert [violation.line() for violation in check(dataset, images=False, engine=spark).violations] == told
-        assert len(told) >= 5
+        expected = [violation.line() for violation in check(dataset, images=False).violations]
+        assert [violation.line() for violation in check(dataset, images=False, engine=spark).violations] == expected
+        assert len(expected) >= 5
         config = PrepareConfig(drop_invalid=True)
         prepare(dataset, tmp_path / "duckdb", config)
         prepare(dataset, tmp_path / "pyspark", config, engine=spark)
@@ -159,7 +159,7 @@ class TestSpark:
         options: dict[str, Any],
         new: bool,
     ) -> None:
-        """Byte for byte: the same requests stand in the same batches."""
+        """Byte for byte: the same requests are in the same batches."""
         monkeypatch.setattr("datamodules.prepare.prepare.SHARD_BYTES", 30_000 if new else 150_000)
         opened = Bundle.open(bundle)
         since = opened.test_from if new else None
@@ -172,7 +172,7 @@ class TestSpark:
         assert not list(spark.folder.glob("scores-*"))
 
     @pytest.mark.parametrize(
-        ("python", "told"),
+        ("python", "message"),
         [
             (
                 "#!/bin/sh\nPYTHONSAFEPATH=1 PYTHONPATH={without}:$PYTHONPATH exec {python} $@\n",
@@ -190,7 +190,7 @@ class TestSpark:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         python: str,
-        told: str,
+        message: str,
     ) -> None:
         (tmp_path / "without").mkdir()
         (tmp_path / "without/serving.py").write_text('raise ModuleNotFoundError("No module named serving")')
@@ -202,7 +202,7 @@ class TestSpark:
         late = opened.test_from
         score(opened, service, tmp_path / "scores", since=late)
         kept = files_of(tmp_path / "scores")
-        with pytest.raises(UserError, match=told) as raised:
+        with pytest.raises(UserError, match=message) as raised:
             score(opened, service, tmp_path / "scores", policy="epsilon:0.5", since=late, engine=spark)
         assert "\n" not in str(raised.value)
         assert files_of(tmp_path / "scores") == kept
@@ -218,7 +218,7 @@ class TestSpark:
 
 
 def test_a_shard_that_is_tried_twice_is_written_aside_twice(service: Path, bundle: Path, tmp_path: Path) -> None:
-    """And what a user can put right is told, not tried again."""
+    """An error that the user can correct is reported, not retried."""
     opened = Bundle.open(bundle)
     prepare(service, tmp_path / "shards", vocabularies=opened.vocabularies, keep_requests=True)
     words: dict[str, Any] = {"policy": "softmax:0.5", "reward": "clicked"}
@@ -233,7 +233,7 @@ def test_a_shard_that_is_tried_twice_is_written_aside_twice(service: Path, bundl
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--spark", "spark.master=local"], "Add --engine pyspark"),
         (["--engine", "pyspark", "--spark", "local"], "give KEY=VALUE"),
@@ -242,10 +242,10 @@ def test_a_shard_that_is_tried_twice_is_written_aside_twice(service: Path, bundl
     ],
 )
 def test_bad_words_of_scoring(
-    service: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+    service: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert keyart.main(["score", str(bundle), str(service), str(tmp_path / "out"), *words]) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
