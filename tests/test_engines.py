@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import keyart
@@ -22,6 +23,7 @@ from datamodules.contract.engines import Engine, EngineConfig, RecentEngine, ope
 from datamodules.contract.row_rules import EMBEDDING_RULES
 from datamodules.prepare.prepare import PrepareConfig, prepare
 from datamodules.shards.shard import Shard, Shards
+from foundation.context import ContextFeature
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
 from serving.scoring.score import score
@@ -129,6 +131,45 @@ class TestSpark:
         assert_same(tmp_path / "duckdb", tmp_path / "pyspark")
         dropped = Shards.open(tmp_path / "pyspark").manifest["rows"]["impressions"]["dropped"]
         assert sum(dropped.values()) >= 4
+
+    def test_context_columns_that_some_files_lack(self, spark: Engine, tmp_path: Path) -> None:
+        """Of each kind; one file has none of them, another has them all null."""
+        dataset = small_dataset.write(tmp_path)
+        first, second = (pq.read_table(dataset / part) for part in (PART_0, PART_1))
+        rows = second.num_rows
+        columns = {
+            "language": pa.array([None if i % 3 == 0 else f"l{i % 2}" for i in range(rows)], pa.string()),
+            "kids": pa.array([i % 2 == 0 for i in range(rows)]),
+            "price": pa.array([f"{i}.25" for i in range(rows)]).cast(pa.decimal128(8, 2)),
+            "local_hour": pa.array([i % 24 for i in range(rows)], pa.int8()),
+            "shelf": pa.array([None if i == 0 else i for i in range(rows)], pa.int32()),
+        }
+        nulls, values = second, second
+        for name, column in columns.items():
+            nulls = nulls.append_column(name, pa.nulls(rows, column.type))
+            values = values.append_column(name, column)
+        ids = pa.array(
+            [f"{i}-null" for i in second["impression_id"].to_pylist()], second.schema.field("impression_id").type
+        )
+        nulls = nulls.set_column(nulls.column_names.index("impression_id"), "impression_id", ids)
+        pq.write_table(values, dataset / PART_1)
+        pq.write_table(nulls, (dataset / PART_1).with_name("part-2.parquet"))
+        assert not set(columns) & set(first.column_names)
+        kinds = {
+            "language": "category",
+            "kids": "category",
+            "price": "number",
+            "local_hour": "hour",
+            "shelf": "position",
+        }
+        features = [ContextFeature(name=name, kind=kind) for name, kind in kinds.items()]  # pyright: ignore[reportArgumentType]
+        config = PrepareConfig(context=features)
+        for name, engine in (("duckdb", None), ("pyspark", spark)):
+            prepare(dataset, tmp_path / name, config, engine=engine)
+        assert_same(tmp_path / "duckdb", tmp_path / "pyspark")
+        price = np.concatenate([shard.columns()["context_price"] for shard in Shards.open(tmp_path / "pyspark").shards])
+        assert np.isnan(price).sum() == first.num_rows + rows
+        assert set(price[~np.isnan(price)]) == {np.float32(i + 0.25) for i in range(rows)}
 
     def test_nanoseconds(self, spark: Engine, tmp_path: Path) -> None:
         dataset = small_dataset.write(tmp_path)
