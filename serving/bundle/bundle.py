@@ -127,7 +127,7 @@ class Bundle:
     ) -> dict[str, np.ndarray]:
         """Run the graph: inputs and outputs by name, as `bundle.json` describes them; `outputs`: those wanted, default all.
 
-        `give_back`: whether the memory that ONNX Runtime took for it is the system's again, not kept for the next run.
+        `release_memory`: whether the memory that ONNX Runtime took for it is the system's again, not kept for the next run.
         """
         names = list(outputs) or [output.name for output in self.session.get_outputs()]
         return dict(zip(names, _run(self.session, request, names, release_memory), strict=True))

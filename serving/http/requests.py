@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.shards.padding import PLAY_FILLS
-from foundation.context import HOURS, ContextFeature, categories_of
+from foundation.context import HOURS, LARGEST_FLOAT, ContextFeature, categories_of, category_text
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
 from serving.bundle.requests import Runs, ranking_inputs
@@ -28,9 +28,7 @@ from serving.http.schema import (
     MAX_CANDIDATES,
     MAX_CLOCK_SKEW,
     MAX_DRAWN,
-    MAX_NUMBER,
     MAX_PLAY_COUNT,
-    MAX_POSITION,
     MAX_REQUESTS,
     MAX_SEED,
     PLAY,
@@ -90,7 +88,9 @@ class RequestReader:
         except RecursionError:
             raise RequestError(400, "body: is nested too deep to be a request. GET /docs shows one.") from None
         except ValueError as error:
-            raise RequestError(400, f"body: is no JSON ({str(error)[:100]}). GET /docs shows a request.") from None
+            raise RequestError(
+                400, f"body: is not valid JSON ({str(error)[:100]}). GET /docs shows a request."
+            ) from None
         if not isinstance(payload, list):
             return [self._request(payload, "", now)], False
         if len(payload) > MAX_REQUESTS:
@@ -118,10 +118,12 @@ class RequestReader:
             raise RequestError(422, f"{prefix}artworks: {len(names):,} candidates. Give at most {MAX_CANDIDATES:,}.")
         for index, name in enumerate(names):
             if type(name) is not str:
-                raise RequestError(422, f"{prefix}artworks[{index}]={_quoted(name)}: is no id. Ids are strings.")
+                raise RequestError(422, f"{prefix}artworks[{index}]={_quoted(name)}: is not an id. Ids are strings.")
         if len(set(names)) < len(names):
             twice = Counter(names).most_common(1)[0][0]
-            raise RequestError(422, f"{prefix}artworks: {_quoted(twice)} stands there twice. Give each candidate once.")
+            raise RequestError(
+                422, f"{prefix}artworks: {_quoted(twice)} is a duplicate candidate. Give each candidate once."
+            )
 
         time = fields_given.get("time")
         timestamp = now if time is None else _timestamp(time, f"{prefix}time")
@@ -131,7 +133,7 @@ class RequestReader:
         plays = fields_given.get("history")
         if plays is not None and not isinstance(plays, list):
             raise RequestError(
-                422, f"{prefix}history={_quoted(plays)}: is no list. Give the plays, oldest first, or []."
+                422, f"{prefix}history={_quoted(plays)}: is not a list. Give the plays, oldest first, or []."
             )
         history_titles, history = self._history(plays or [], prefix, timestamp + MAX_CLOCK_SKEW)
         count = _integer(fields_given, "play_count", prefix, 0, MAX_PLAY_COUNT, len(plays or []))
@@ -145,7 +147,7 @@ class RequestReader:
             _string(fields_given, "reward", prefix) or REWARD_KINDS[0],
         )
         if reward not in REWARD_KINDS:
-            raise RequestError(422, f"{prefix}reward={_quoted(reward)}: is none. Give {' or '.join(REWARD_KINDS)}.")
+            raise RequestError(422, f"{prefix}reward={_quoted(reward)}: is unknown. Give {' or '.join(REWARD_KINDS)}.")
         if policy.kind == "thompson" and reward != REWARD_KINDS[0]:
             raise RequestError(
                 422,
@@ -174,25 +176,24 @@ class RequestReader:
         """A feature's value, its unknown one where the request lacks the field; an hour is that of the request's time."""
         name, value = feature.name, fields_given.get(feature.name)
         if feature.kind == "category":
-            if type(value) in (bool, int):  # as an engine writes them in words
-                value = str(value).lower()
-                return self.rows[name].get(value, 0)
+            if type(value) in (bool, int):
+                return self.rows[name].get(category_text(value), 0)
             return self.rows[name].get(_string(fields_given, name, prefix), 0)
         if feature.kind == "number":
             if value is None:
                 return math.nan
-            if type(value) not in (int, float) or not abs(value) <= MAX_NUMBER:
+            if type(value) not in (int, float, bool) or not abs(value) <= LARGEST_FLOAT:
                 raise RequestError(
                     422, f"{prefix}{name}={_quoted(value)}: give a number of 32 bits, or null where it is not known."
                 )
             return float(value)
         if feature.kind == "position":
-            return _integer(fields_given, name, prefix, -1, MAX_POSITION, -1)
+            return _integer(fields_given, name, prefix, -1, feature.maximum, -1)
         if not feature.from_time:
-            return _integer(fields_given, name, prefix, 0, HOURS - 1, -1)
+            return _integer(fields_given, name, prefix, 0, feature.maximum, -1)
         if value is not None and fields_given.get("time") is not None:
-            raise RequestError(422, f"{prefix}{name}={_quoted(value)}: stands beside time. Give one of the two.")
-        return _integer(fields_given, name, prefix, 0, HOURS - 1, math.floor(timestamp) // 3600 % HOURS)
+            raise RequestError(422, f"{prefix}{name}={_quoted(value)}: is given beside time. Give one of the two.")
+        return _integer(fields_given, name, prefix, 0, feature.maximum, math.floor(timestamp) // 3600 % HOURS)
 
     def _history(
         self, plays: list[Any], prefix: str, end: float
@@ -205,7 +206,7 @@ class RequestReader:
         for index, play in enumerate(plays[first:], first):
             where = f"{prefix}history[{index}]"
             if type(play) is not dict:
-                raise RequestError(422, f"{where}={_quoted(play)}: is no play. Give an object with title.")
+                raise RequestError(422, f"{where}={_quoted(play)}: is not a play. Give an object with title.")
             _require_known_fields(play, PLAY, f"{where}.")
             history_titles.append(_string(play, "title", f"{where}.", required=True))
             artworks.append(self.artworks.get(_string(play, "artwork", f"{where}."), 0))
@@ -254,7 +255,7 @@ def _policy(fields_given: dict[str, Any], prefix: str, candidates: int) -> Servi
         policy = ServingPolicy.parse(text)
     except UserError:
         forms = "greedy, epsilon:SHARE (0 .. 1), softmax:TEMPERATURE (above 0) or thompson:DRAWS:WIDTH"
-        raise RequestError(422, f"{prefix}policy={_quoted(text)}: is none. Give {forms}.") from None
+        raise RequestError(422, f"{prefix}policy={_quoted(text)}: is unknown. Give {forms}.") from None
     if policy.kind == "thompson" and candidates * policy.strength > MAX_DRAWN:
         max_draws = MAX_DRAWN // candidates
         raise RequestError(
@@ -268,8 +269,8 @@ def _require_known_fields(fields_given: dict[str, Any], fields: dict[str, Schema
         return
     name = next(name for name in fields_given if name not in fields)
     close_matches = get_close_matches(name[:40], fields, 1)
-    hint = f"Did you mean {close_matches[0]}?" if close_matches else f"There are: {', '.join(fields)}."
-    raise RequestError(422, f"{prefix}{_quoted(name)}: is no field. {hint}")
+    hint = f"Did you mean {close_matches[0]}?" if close_matches else f"Fields: {', '.join(fields)}."
+    raise RequestError(422, f"{prefix}{_quoted(name)}: is an unknown field. {hint}")
 
 
 def _string(fields_given: dict[str, Any], name: str, prefix: str, *, required: bool = False) -> str:
@@ -280,7 +281,7 @@ def _string(fields_given: dict[str, Any], name: str, prefix: str, *, required: b
         return ""
     if name not in fields_given:
         raise RequestError(422, f"{prefix}{name}: is missing. GET /docs shows a request.")
-    raise RequestError(422, f"{prefix}{name}={_quoted(value)}: is no string. Put it in quotes.")
+    raise RequestError(422, f"{prefix}{name}={_quoted(value)}: is not a string. Put it in quotes.")
 
 
 def _integer(fields_given: dict[str, Any], name: str, prefix: str, minimum: int, maximum: int, default: int) -> int:
@@ -315,13 +316,13 @@ def _timestamp(value: Any, where: str) -> float:
     if not EARLIEST <= seconds <= LATEST:
         raise RequestError(
             422,
-            f"{where}={_quoted(value)}: is no time from 1900 to 2100. Give ISO 8601, or seconds (not ms) since 1970.",
+            f"{where}={_quoted(value)}: is not a time from 1900 to 2100. Give ISO 8601, or seconds (not ms) since 1970.",
         )
     return seconds
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON; null is what is not known")
+    raise ValueError(f"{name} is not valid JSON; write null for what is not known")
 
 
 _KINDS: dict[type, Callable[[Any], str]] = {
