@@ -145,7 +145,7 @@ def require_valid(
         return check_report
     more = len(blocking) - 1
     if more:
-        _print_violations(blocking, console)
+        _print_violations(blocking, console, soft_wrap=True)
     rest = f" And {more} more, printed above." if more else ""
     raise UserError(f"{blocking[0].line()}{rest}")
 
@@ -171,9 +171,9 @@ def print_check_report(check_report: CheckReport, console: Console) -> None:
     console.print(Text(f"{count} {'violation' if count == 1 else 'violations'} of contract {CONTRACT_VERSION}"))
 
 
-def _print_violations(violations: Iterable[Violation], console: Console) -> None:
+def _print_violations(violations: Iterable[Violation], console: Console, *, soft_wrap: bool = False) -> None:
     for violation in violations:
-        console.print(Text.assemble(("violation ", "bold red"), violation.line()), soft_wrap=True)
+        console.print(Text.assemble(("violation ", "bold red"), violation.line()), soft_wrap=soft_wrap)
 
 
 def _relations(engine: Engine, sound: list[TableFiles]) -> Relations:
