@@ -100,16 +100,20 @@ def simulate(out: Path, *, settings: SimulateConfig) -> None:
     print_next_command(f"{out} written", f"keyart pipeline {out} {out}-out")
 
 
-def check(dataset: Path) -> int:
+def check(dataset: Path, *, like: Path | None = None) -> int:
     """Check a dataset against the contract: every violation is counted, with the first offending rows and the remedy.
 
     Args:
         dataset: A folder by the dataset contract; it is only read.
+        like: Shards, a run, a bundle or scores whose context features' columns to judge too.
     """
     from datamodules.contract.check import check as check_dataset
     from datamodules.contract.check import print_check_report
+    from datamodules.contract.tables import TABLES, tables_with
+    from foundation.context import load_context
 
-    check_report = check_dataset(dataset)
+    remedy = "Name shards, a run, a bundle or scores."
+    check_report = check_dataset(dataset, tables=tables_with(load_context(like, remedy)) if like else TABLES)
     print_check_report(check_report, stdout_console())
     if check_report.ok:
         print_next_command("", f"keyart pipeline {dataset} OUT")

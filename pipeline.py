@@ -163,7 +163,7 @@ def shards_of(run: Run, console: Console) -> Shards | None:
 def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: bool = False) -> Report:
     """Score the test period by a bundle, or by a temporary one of a run, and evaluate the scores; returns the report.
 
-    `record`: whether to write the verdict into the bundle; a UserError for a run.
+    `record`: whether to write the verdict into the bundle; a UserError for a run, and where the dataset breaks the contract.
     """
     restore_replaced(source.resolve())
     is_bundle = (source / BUNDLE_FILE).is_file()
@@ -175,6 +175,7 @@ def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: b
         work = Path(folder)
         bundle = Bundle.open(source) if is_bundle else export_run(source, work / "bundle", console, reduced=False)
         since = bundle.test_from
+        require_valid(dataset, images=False, console=console, tables=tables_with(bundle.context))
         score_dataset(bundle, dataset, work / "scores", since=since, console=console)
         extra = ReportExtras(dataset=dataset_fingerprint(dataset))
         report = evaluate_scores(dataset, work / "scores", out, since=since, extra=extra)

@@ -20,6 +20,7 @@ from datamodules.contract.tables import IMPRESSIONS
 from datamodules.prepare.prepare import PrepareConfig
 from datamodules.shards.shard import Shards
 from evaluation.logs.columns import read_columns, to_array
+from evaluation.logs.scored_log import record_beside
 from foundation.errors import UserError
 
 Period = Literal["test", "validation", "all"]
@@ -59,7 +60,7 @@ def split_times(dataset: Path, scores: Path, like: Path | None = None) -> SplitT
         manifest = Shards.open(like).manifest
         validation_from, test_from = (datetime.fromisoformat(manifest[n]) for n in ("validation_from", "test_from"))
         return SplitTimes(validation_from=validation_from, test_from=test_from, source=f"the shards {like}")
-    path = scores / SCORES_RECORD
+    path = record_beside(scores, SCORES_RECORD)
     if path.is_file():
         recorded = _recorded(path)
         if recorded is not None:

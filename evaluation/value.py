@@ -82,6 +82,10 @@ def value(
     """
     require_replaceable(out, VALUE_FILE)
     console = console or Console(quiet=True)
+    if like is not None and period == "all":
+        raise UserError(
+            f"like={like}: period=all has no split times. Leave --like out, or give --period test or validation."
+        )
     split = None if period == "all" else split_times(dataset, scores, like)
     since, before = (None, None) if split is None else split.bounds(period)
     if_missing = "Score the whole period, or leave out those without scores by --allow-missing."

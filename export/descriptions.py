@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
-from foundation.context import ContextFeature
+from foundation.context import HOURS, MAX_POSITION, ContextFeature
 from models.serving import VECTORS
 from serving.bundle.metadata import GraphDescription, TensorPort
 
@@ -90,8 +90,8 @@ def describe_feature(feature: ContextFeature) -> tuple[str, str, str]:
     unknown = {
         "category": "row of its vocabulary, 0 where not known",
         "number": "NaN where not known",
-        "hour": "0 .. 23, -1 where not known",
-        "position": "-1 where not known",
+        "hour": f"0 .. {HOURS - 1}, -1 where not known; any other number counts as the nearest of these",
+        "position": f"from 0, {MAX_POSITION} and more as one, below 0 where not known",
     }[feature.kind]
     return feature.dtype, "(N,)", f"{feature.description or f'{feature.source} of impressions'}; {unknown}"
 

@@ -21,6 +21,12 @@ Term = Literal["appeal", "presentation", "engagement"]
 CONTEXT_FILE = "context.json"
 """File in shards, runs and bundles: the features, numbers with the mean and standard deviation of the training period."""
 HOURS = 24
+LARGEST_POSITION = 2**15 - 1
+"""Of a log and of a request."""
+SMALLEST_FLOAT, LARGEST_FLOAT = 1.1754943508222875e-38, 3.4028234663852886e38
+"""Of 32 bits, which numbers are kept and divided in."""
+OWN_COLUMNS = "keyart_"
+"""How the columns begin that keyart computes beside those of a log."""
 MAX_POSITION = 32
 """Positions past this one share its row."""
 KNOTS = (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -63,6 +69,15 @@ RESERVED_PREFIXES = (
 """Reserved prefixes: of the graphs' tables, which grow with the catalogue by prefix, and of inputs."""
 
 
+REFERENCES: dict[ContextKind, str] = {
+    "category": "a text, a whole number, true or false",
+    "number": "a number of 32 bits",
+    "hour": f"a whole number, 0 to {HOURS - 1}",
+    "position": f"a whole number, 0 to {LARGEST_POSITION:,}",
+}
+"""By kind: the values that a feature may have in a request."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ContextFeature:
     """One feature of an impression's context."""
@@ -76,8 +91,9 @@ class ContextFeature:
     viewing). Empty: appeal and presentation; for a position, presentation only."""
     column: str = ""
     """Column of impressions/ that holds it; empty: the one of its name."""
-    reference: str | float | None = None
-    """Its value in requests without it, such as those that compare two members; null: unknown."""
+    reference: str | bool | int | float | None = None
+    """Its value in requests that keyart itself makes, such as those that compare two members; null: unknown. Over HTTP and in
+    the graphs a feature that a request leaves out is unknown, whatever its reference."""
     description: str = ""
     """What it means, for those who make requests."""
     crossed_with: str = ""
@@ -109,10 +125,31 @@ class ContextFeature:
         object.__setattr__(self, "terms", tuple(self.terms))
         if self.kind != "number" and (self.mean, self.std) != (None, None):
             raise UserError(f"{where}: mean and std are for kind=number. Leave them out.")
-        if self.std is not None and not 0 < self.std < float("inf"):
-            raise UserError(f"{where}: std={self.std}: must be above 0 and finite.")
+        if self.mean is not None and not abs(self.mean) <= LARGEST_FLOAT:
+            raise UserError(f"{where}: mean={self.mean}: must be a number of 32 bits.")
+        if self.std is not None and not SMALLEST_FLOAT <= self.std <= LARGEST_FLOAT:
+            raise UserError(f"{where}: std={self.std}: must be above 0 and a number of 32 bits.")
+        if self.column.lower().startswith(OWN_COLUMNS):
+            raise UserError(
+                f"{where}: column={self.column}: columns that begin with {OWN_COLUMNS} are keyart's own. Rename it."
+            )
+        if not self._reference_fits():
+            raise UserError(f"{where}: reference={self.reference!r} is no value of it. Give {REFERENCES[self.kind]}.")
         if self.crossed_with and self.kind != "position":
             raise UserError(f"{where}: crossed_with is for kind=position. Leave it out.")
+
+    def _reference_fits(self) -> bool:
+        """Whether the reference is a value that a column of the feature's kind can hold."""
+        value = self.reference
+        if value is None:
+            return True
+        if self.kind == "category":
+            return not isinstance(value, float)
+        if isinstance(value, str):
+            return False
+        if self.kind == "number":
+            return abs(value) <= LARGEST_FLOAT
+        return type(value) is int and 0 <= value <= self.maximum
 
     @property
     def read_by(self) -> tuple[Term, ...]:
@@ -138,6 +175,11 @@ class ContextFeature:
     def stored_dtype(self) -> str:
         """NumPy's name of the type that shards have."""
         return {"category": "int16", "number": "float32", "hour": "int8", "position": "int16"}[self.kind]
+
+    @property
+    def maximum(self) -> int:
+        """The largest value of an hour or a position."""
+        return HOURS - 1 if self.kind == "hour" else LARGEST_POSITION
 
     @property
     def unknown(self) -> float:
@@ -173,8 +215,23 @@ BUILT_IN = (
 def context_features(declared: Sequence[ContextFeature] = ()) -> tuple[ContextFeature, ...]:
     """The built-in features and the declared ones; UserError where two share a name or one is crossed with no category."""
     features = (*BUILT_IN, *declared)
-    names = [feature.name for feature in features]
+    _require_consistent(features)
+    name_of: dict[str, str] = {}
     for feature in declared:
+        # engines look columns up without regard to case, and cast a column once
+        other = name_of.setdefault(feature.source.lower(), feature.name)
+        if other != feature.name:
+            raise UserError(
+                f"context feature {feature.name!r}: column {feature.source} is read by {other!r} already. Leave one of them out, "
+                "or write the column a second time under another name."
+            )
+    return features
+
+
+def _require_consistent(features: Sequence[ContextFeature]) -> None:
+    """UserError where two features share a name or one is crossed with no category."""
+    names = [feature.name for feature in features]
+    for feature in features:
         if names.count(feature.name) > 1:
             built_in = " (built in)" if feature.name in [f.name for f in BUILT_IN] else ""
             raise UserError(
@@ -187,12 +244,16 @@ def context_features(declared: Sequence[ContextFeature] = ()) -> tuple[ContextFe
                 f"context feature {feature.name!r}: crossed_with={feature.crossed_with!r} is not a category. "
                 f"Categories: {', '.join(categories)}."
             )
-    return features
 
 
 def categories_of(features: Iterable[ContextFeature]) -> tuple[str, ...]:
     """Names of the features that have a vocabulary."""
     return tuple(feature.name for feature in features if feature.kind == "category")
+
+
+def category_text(value: object) -> str:
+    """A category's value as a vocabulary has it: whole numbers in digits, truth values as true and false."""
+    return value if isinstance(value, str) else str(value).lower()
 
 
 def features_to_json(features: Iterable[ContextFeature]) -> list[dict[str, Any]]:
@@ -201,8 +262,12 @@ def features_to_json(features: Iterable[ContextFeature]) -> list[dict[str, Any]]
 
 
 def features_from_json(values: list[dict[str, Any]]) -> tuple[ContextFeature, ...]:
-    """The features from the result of `features_to_json`."""
-    return tuple(ContextFeature(**value) for value in values)
+    """The features from the result of `features_to_json`; TypeError for something else, UserError for invalid features."""
+    if not isinstance(values, list):
+        raise TypeError("not a list of features")
+    features = tuple(ContextFeature(**value) for value in values)
+    _require_consistent(features)
+    return features
 
 
 def save_context(features: Iterable[ContextFeature], folder: Path) -> None:
@@ -220,8 +285,8 @@ def load_context(folder: Path, remedy: str) -> tuple[ContextFeature, ...]:
         raise UserError(
             f"{path}: is missing: {folder} was made before context features were declared. {remedy}"
         ) from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read ({error}). {remedy}") from None
+    except (OSError, ValueError, TypeError, UserError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).rstrip('.')}). {remedy}") from None
 
 
 def with_statistics(feature: ContextFeature, mean: float, std: float) -> ContextFeature:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from foundation.context import KNOTS, MAX_POSITION, ContextFeature, Term
+from foundation.context import HOURS, KNOTS, MAX_POSITION, ContextFeature, Term
 from models.layers import table
 from models.types import Sizes
 
@@ -34,7 +34,8 @@ def lookup(feature: ContextFeature, context: Context, categories: Mapping[str, i
     if feature.kind == "category":
         return TableLookup(value_N)
     if feature.kind == "hour":
-        return TableLookup(value_N + 1)
+        # a request over rows may hold any number; another one would be a row of another table where tables are stacked
+        return TableLookup(value_N.clamp(-1, HOURS - 1) + 1)
     if feature.kind == "position":
         row_N = value_N.clamp(-1, MAX_POSITION) + 1
         crossed = feature.crossed_with

@@ -267,15 +267,19 @@ class Projection(nn.Module):
             self.register_buffer(f"turn_{i}", torch.zeros(wide, narrow))
 
     @classmethod
-    def fit(cls, blocks: list[Tensor], components: list[int]) -> "Projection":
+    def fit(cls, blocks: list[Tensor], components: list[int], least_spread: float = 1e-6) -> "Projection":
         """Fit on the features of a catalogue, blocks (n, F). `components`: how many each block keeps; a block no wider than that
-        is standardised and not rotated."""
+        is standardised and not rotated.
+
+        A feature whose standard deviation is below `least_spread`, or below a millionth of its largest value, is constant but
+        for rounding and gets weight zero.
+        """
         components = [min(k, b.shape[1]) for b, k in zip(blocks, components, strict=True)]
         projection = cls([b.shape[1] for b in blocks], components)
         for i, (block, k) in enumerate(zip(blocks, components, strict=True)):
             centre, spread = block.double().mean(0), block.double().std(0, correction=0)
-            # a constant feature has no spread and is left at zero weight, not blown up
-            spread = torch.where(spread < 1e-6, torch.inf, spread)
+            rounding = 1e-6 * block.double().abs().amax(0)
+            spread = torch.where(spread < rounding.clamp(min=least_spread), torch.inf, spread)
             turn = torch.eye(len(centre), dtype=torch.float64)
             if k < len(centre):
                 values, turn = torch.linalg.eigh(((block.double() - centre) / spread).T.cov(correction=0))

@@ -1,6 +1,7 @@
 """`check`: a dataset by the contract passes; every way to break it is named, counted and located."""
 
 import shutil
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +147,11 @@ def test_all_violations_are_reported(dataset: Path) -> None:
         ("unreadable-image", "images/a0.png", 1),
     ], "and no unknown title, for the titles cannot be judged"
     assert check_report.violations[3].first == ("i0, sum 1.5", "i1, sum 0.6", "i4, sum 0.7")
-    with pytest.raises(UserError, match=r"^titles\.parquet: column name is missing.* And 4 more: run keyart check"):
-        require_valid(dataset)
+    console = Console(record=True, quiet=False, file=StringIO(), width=60)
+    with pytest.raises(UserError, match=r"^titles\.parquet: column name is missing.* And 4 more, printed above"):
+        require_valid(dataset, console=console)
+    printed = [line for line in console.export_text().splitlines() if line.startswith("violation ")]
+    assert printed == [f"violation {violation.line()}" for violation in check_report.violations]
 
 
 def test_damage_in_one_table_leaves_the_others_judged(dataset: Path) -> None:

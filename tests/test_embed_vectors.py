@@ -30,6 +30,14 @@ def own(service: Path, shards: Path, tmp_path: Path) -> tuple[Path, Path]:
     return dataset, shutil.copytree(shards, tmp_path / "shards")
 
 
+def write_vectors(dataset: Path, vector: Callable[[str], np.ndarray]) -> None:
+    """Write other vectors into a dataset's artworks."""
+    table = pq.read_table(dataset / "artworks.parquet").drop_columns("embedding")
+    rows = [vector(artwork).tolist() for artwork in table["artwork_id"].to_pylist()]
+    table = table.append_column("embedding", pa.array(rows, pa.list_(pa.float32())))
+    pq.write_table(table, dataset / "artworks.parquet")
+
+
 def test_the_default_says_which_is_used_and_how_to_choose(
     own: tuple[Path, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +75,38 @@ def test_long_vectors_keep_their_leading_components(own: tuple[Path, Path]) -> N
     expected = left[:, :4] * sizes[:4]
     expected /= np.sqrt(expected.var(0).mean())
     np.testing.assert_allclose(load_embedding(shards)[0][1:].abs().numpy(), np.abs(expected), atol=1e-4)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-7, 1e30])
+def test_vectors_of_any_unit_are_standardised(own: tuple[Path, Path], unit: float) -> None:
+    dataset, shards = own
+    write_vectors(dataset, lambda name: vector_of(name) * np.float32(unit))
+    embed(dataset, shards, EmbedConfig(sources="embedding"))
+    expected = standardised(np.stack([vector_of(name) for name in names_of(shards)]).astype(np.float64))
+    np.testing.assert_allclose(load_embedding(shards)[0][1:].numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [1.0, 0.1, 1e30])
+def test_vectors_that_do_not_vary_are_refused(own: tuple[Path, Path], value: float) -> None:
+    """What rounding leaves of one value's deviation is not blown up; one number that varies is enough."""
+    dataset, shards = own
+    write_vectors(dataset, lambda _: np.full(LENGTH, value, np.float32))
+    with pytest.raises(UserError, match=r"embedding is the same for all \d+ artworks, and says nothing of them"):
+        embed(dataset, shards, EmbedConfig(sources="embedding"))
+    write_vectors(dataset, lambda name: np.append(np.full(LENGTH - 1, value, np.float32), vector_of(name)[-1]))
+    embed(dataset, shards, EmbedConfig(sources="embedding"))
+    assert load_embedding(shards)[0].any(0).tolist() == [False] * (LENGTH - 1) + [True]
+
+
+def test_images_that_do_not_vary_are_refused(own: tuple[Path, Path]) -> None:
+    """A placeholder in place of every image."""
+    dataset, shards = own
+    table = pq.read_table(dataset / "artworks.parquet")
+    one = pa.array([table["image"][0].as_py()] * len(table))
+    pq.write_table(table.set_column(table.column_names.index("image"), "image", one), dataset / "artworks.parquet")
+    shutil.rmtree(shards / EMBEDDING)
+    with pytest.raises(UserError, match=r"image is the same for all \d+ artworks"):
+        embed(dataset, shards, replace(TINY_EMBEDDING, sources="image"))
 
 
 def test_what_the_catalogue_gained_moves_no_vector(own: tuple[Path, Path], tmp_path: Path) -> None:

@@ -67,6 +67,16 @@ class CountingCallback(pl.Callback):
         self.file.write_text(str(self.batches))
 
 
+class LeavingCallback(pl.Callback):
+    """A callback that ends the process, as code that was written for a script may."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        raise SystemExit(self.code)
+
+
 def lines_logger(file: Path, **arguments: Any) -> ClassSpec:
     return {"class_path": f"{__name__}.LinesLogger", "init_args": {"file": str(file), **arguments}}
 
@@ -200,8 +210,14 @@ def test_callbacks_take_part(shards: Path, tmp_path: Path) -> None:
         ),
         (
             f"--logger {__name__}.LinesLogger --logger.file FILE --logger.fail_at_step 2",
-            r"LinesLogger: failed .*is gone",
+            r"LinesLogger: failed .*is gone.*so does one with another --logger\.$",
         ),
+        (
+            f"--callbacks {__name__}.LeavingCallback --callbacks.code 3",
+            r"LeavingCallback: failed \(SystemExit: 3\).*The same command resumes\.$",
+        ),
+        (f"--callbacks {__name__}.LeavingCallback --callbacks.code 0", r"LeavingCallback: failed \(SystemExit: 0\)"),
+        ("--callbacks tests.", r"callbacks=tests\.: give the whole path of a class"),
     ],
 )
 def test_what_cannot_be_used_ends_in_one_line(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.prepare.prepare import PrepareConfig, prepare
+from evaluation.audits.audit import AuditInputs
 from evaluation.period import newest_shares, split_times
 from evaluation.record.records import REPORT_VERSION, VALUE_VERSION, read_report, read_value
 from foundation.errors import UserError
@@ -54,7 +55,14 @@ def test_the_period_is_that_of_the_shards_or_of_the_scores_own_record(
         assert (code, str(own / "scores.json") in error, error.count("\n")) == (1, True, 1), error
     code, error = code_and_error(capfd, service, own, tmp_path / "broken", "--like", service)
     assert (code, "so it does not hold shards" in error) == (1, True), error
-    assert split_times(service, scores).validation_from == datetime.fromisoformat(manifest["validation_from"])
+    validation_from = datetime.fromisoformat(manifest["validation_from"])
+    (file,) = scores.glob("*.parquet")
+    for table in (scores, file):
+        assert split_times(service, table).validation_from == validation_from
+        inputs = AuditInputs.read(service, table, newest.test_from)
+        assert len(inputs.reasons) == len(json.loads((scores / "reasons.json").read_text()))
+    code, error = code_and_error(capfd, service, scores, tmp_path / "all", "--period", "all", "--like", shards)
+    assert (code, f"like={shards}: period=all has no split times. Leave --like out" in error) == (1, True), error
 
 
 @pytest.mark.parametrize("record", [{"schema_version": 0}, {}, [], None])

@@ -47,6 +47,8 @@ from train.encoder_weights import make_encoder, weighted_encoder, weights_finger
 from train.run import CONFIG, read_config
 
 CHUNK_SIZE = 256
+LEAST_SPREAD = 1e-37
+"""Of a number of a user's vectors, whatever its unit: what is smaller has no inverse in 32 bits."""
 EMBEDDING_VERSION = 2
 """Raised when the embedding of the same images by the same weights changes."""
 
@@ -91,9 +93,15 @@ def embed(
         continues = old is not None and old["vector_width"] == config.vector_width
         if old is not None and continues and set(old["vectors"]) <= set(made_of["vectors"]):
             projection = load_vector_projection(target)
-        projection = projection or Projection.fit([torch.from_numpy(vectors)], [config.vector_width])
+        projection = projection or Projection.fit([torch.from_numpy(vectors)], [config.vector_width], LEAST_SPREAD)
         tables.append(projection([torch.from_numpy(vectors)]).numpy())
         state |= {f"vectors.{k}": v for k, v in projection.state_dict().items()}
+    for name, part in zip(sources, tables, strict=True):
+        if len(part) > 1 and not part.any():
+            raise UserError(
+                f"{dataset}/artworks.parquet: {name} is the same for all {len(part):,} artworks, and says nothing of them. "
+                "Export each artwork's own."
+            )
     table = np.concatenate(tables, axis=1)
     record = _new_record(config, made_of, images, vectors, projection) | {"width": table.shape[1]}
     with atomic_folder(target, marker=EMBEDDING_RECORD) as folder:

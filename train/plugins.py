@@ -30,7 +30,7 @@ def import_class(option: str, spec: ClassSpec) -> Any:
     """The object at a class path. `option`: the option that gave it, for the UserError where it cannot be imported."""
     module, _, name = spec["class_path"].rpartition(".")
     named = f"{option}={spec['class_path']}"
-    if not module:
+    if not (module and name):
         raise UserError(f"{named}: give the whole path of a class, such as pytorch_lightning.loggers.CSVLogger.")
     try:
         imported = import_module(module)
@@ -77,18 +77,22 @@ def faults_named(plugins: Sequence[object]) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         from lightning_fabric.utilities.exceptions import MisconfigurationException  # not when a config is read
+        from pytorch_lightning.loggers import Logger
 
         if plugins and isinstance(error, MisconfigurationException):
             raise UserError(f"callbacks: refused by Lightning ({_one_line(error)}).") from None
         owners = {id(plugin): type(plugin) for plugin in plugins}
-        for frame, _ in walk_tb(error.__traceback__):
+        frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+        of_signal = frames[-1].f_globals.get("__name__") == "train.signals"  # which may arrive inside any method
+        for frame in frames:
             class_ = owners.get(id(frame.f_locals.get("self")))
-            if class_ is not None and not os.environ.get("KEYART_TRACEBACK"):
+            if class_ is not None and not of_signal and not os.environ.get("KEYART_TRACEBACK"):
+                another = ", and so does one with another --logger" if issubclass(class_, Logger) else ""
                 raise UserError(
                     f"{class_.__module__}.{class_.__qualname__}: failed ({_one_line(error)}). KEYART_TRACEBACK=1 before the "
-                    "command shows where. The same command resumes, and so does one with another --logger."
+                    f"command shows where. The same command resumes{another}."
                 ) from None
         raise
 
@@ -97,6 +101,6 @@ def _install_hint(package: str) -> str:
     return f"Install it, as uv run --with {package} keyart fit SHARDS RUN does"
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 300 else text[:297] + "..."

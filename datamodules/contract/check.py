@@ -7,7 +7,7 @@ of `row_rules`, counted by the engine in one aggregation per table), the images 
 
 import posixpath
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -136,14 +136,17 @@ def require_valid(
 ) -> CheckReport:
     """Check a dataset and return the report of one that keeps the contract, with `drop_invalid` except for droppable rows.
 
-    Raises `UserError` with the first violation, and the number of others, for one that does not.
+    Raises `UserError` with the first violation of one that does not; where there are more, all are printed on `console`.
     """
+    console = console or Console(stderr=True)
     check_report = check(dataset, images=images, console=console, engine=engine, tables=tables)
     blocking = [violation for violation in check_report.violations if not (drop_invalid and violation.rows)]
     if not blocking:
         return check_report
     more = len(blocking) - 1
-    rest = f" And {more} more: run keyart check {dataset}." if more else ""
+    if more:
+        _print_violations(blocking, console, soft_wrap=True)
+    rest = f" And {more} more, printed above." if more else ""
     raise UserError(f"{blocking[0].line()}{rest}")
 
 
@@ -163,10 +166,14 @@ def print_check_report(check_report: CheckReport, console: Console) -> None:
         counts = [f"{check_report.rows[name]:,} {name}" for name in ("impressions", "plays", "titles", "artworks")]
         console.print(Text(f"dataset holds contract {CONTRACT_VERSION}: {', '.join(counts)}"))
         return
-    for violation in check_report.violations:
-        console.print(Text.assemble(("violation ", "bold red"), violation.line()))
+    _print_violations(check_report.violations, console)
     count = len(check_report.violations)
     console.print(Text(f"{count} {'violation' if count == 1 else 'violations'} of contract {CONTRACT_VERSION}"))
+
+
+def _print_violations(violations: Iterable[Violation], console: Console, *, soft_wrap: bool = False) -> None:
+    for violation in violations:
+        console.print(Text.assemble(("violation ", "bold red"), violation.line()), soft_wrap=soft_wrap)
 
 
 def _relations(engine: Engine, sound: list[TableFiles]) -> Relations:

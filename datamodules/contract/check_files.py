@@ -27,8 +27,10 @@ ACCEPTED_TYPES: dict[Kind, str] = {
     "timestamp": "timestamp with a time zone",
     "boolean": "bool",
     "category": "string, an integer or bool",
-    "number": "a float, an integer, a decimal or bool",
+    "number": "a float, an integer, a decimal of at most 38 digits or bool",
 }
+DECIMAL_DIGITS = 38
+"""Of 128 bits: engines read wider decimals as other numbers, or not at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +165,7 @@ def printable(value: object, width: int = 80) -> str:
 def _nearest_column(name: str, names: set[str]) -> str:
     close = get_close_matches(name, sorted(names), 1)
     hint = f"name {close[0]} if that is meant" if close else f"columns: {', '.join(sorted(names))}"
-    return f"Write it, or leave the feature out; {hint}"
+    return f"Write it, null where it is not known, or prepare and train without the feature; {hint}"
 
 
 def _unreadable(error: Exception) -> Problem:
@@ -244,8 +246,9 @@ def _holds(type_: pa.DataType, kind: Kind) -> bool:
     if kind == "category":
         return _name(type_) == "string" or types.is_integer(type_) or types.is_boolean(type_)
     if kind == "number":
-        numeric = (types.is_floating, types.is_integer, types.is_decimal, types.is_boolean)
-        return any(is_kind(type_) for is_kind in numeric)
+        if types.is_decimal(type_):
+            return type_.precision <= DECIMAL_DIGITS
+        return types.is_floating(type_) or types.is_integer(type_) or types.is_boolean(type_)
     if kind == "string":
         return _name(type_) == "string"
     if kind == "float":

@@ -5,8 +5,9 @@ from typing import Any
 import ibis
 from ibis.expr.types import Table as Relation
 
-from datamodules.contract.row_rule import FLOAT32_MAX, Relations, RowRule, labelled, typed_column
+from datamodules.contract.row_rule import Relations, RowRule, labelled, typed_column
 from datamodules.contract.tables import ARTWORKS
+from foundation.context import LARGEST_FLOAT
 
 
 def _has_embedding(rows: Relation) -> Any:
@@ -30,7 +31,7 @@ def _usual_length(tables: Relations) -> Any:
 
 def _unusable_numbers(rows: Relation) -> Any:
     """The numbers of an embedding that are null, NaN, or no finite number of 32 bits."""
-    return typed_column(rows, "embedding").filter(lambda x: x.isnull() | x.isnan() | (x.abs() > FLOAT32_MAX))
+    return typed_column(rows, "embedding").filter(lambda x: x.isnull() | x.isnan() | (x.abs() > LARGEST_FLOAT))
 
 
 EMBEDDING_RULES = (

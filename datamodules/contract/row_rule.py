@@ -10,8 +10,6 @@ from ibis.expr.types import Table as Relation
 
 from datamodules.contract.tables import Table
 
-FLOAT32_MAX = 3.4028234663852886e38
-"""The largest number of the type that embeddings and context features are kept in."""
 Relations = Mapping[str, Relation]
 
 

@@ -14,16 +14,17 @@ from ibis.expr.types import BooleanValue, Value
 from ibis.expr.types import Table as Relation
 
 from datamodules.contract.embedding_rules import EMBEDDING_RULES
-from datamodules.contract.row_rule import FLOAT32_MAX, Relations, RowRule, labelled, typed_column
+from datamodules.contract.row_rule import Relations, RowRule, labelled, typed_column
 from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, MEMBERS, PLAYS, TABLES, TITLES, Column, Table
 from foundation.choice import PROBABILITY_ROUNDING
+from foundation.context import LARGEST_FLOAT, LARGEST_POSITION
 
 EARLIEST = datetime(1971, 1, 1, tzinfo=UTC)
 """A time of today written in one unit and read in the next (seconds as milliseconds) falls into January 1970."""
 CLOCK_TOLERANCE = timedelta(days=1)
 """How far past this machine's clock a time may lie: clocks and time zones are off by hours, never by days."""
-INT16_MAX = 2**15 - 1
-"""Positions on a page and indices of candidates are stored in 16 bits."""
+MAX_CANDIDATES = 2**15 - 1
+"""Indices of candidates are stored in 16 bits."""
 FOREIGN_CANDIDATE = "keyart_stranger"
 """Column that `with_foreign_candidate` adds: the first candidate that is not an artwork of the row's title, null if all are."""
 
@@ -54,12 +55,12 @@ def row_rules(table: Table) -> tuple[RowRule, ...]:
 
 def _context_column(table: Table, column: Column) -> RowRule:
     """The rule of a declared context feature's column that holds numbers; NaN counts as unknown."""
-    if column.kind == "integer":  # a position or an hour: `encoder_of_impressions` checks the range
-        return _small_number(column.name)[0]
+    if column.maximum is not None:
+        return _small_number(column.name, column.maximum)
 
     def broken(rows: Relation, _: Relations) -> BooleanValue:
         number = typed_column(rows, column.name).cast("float64")
-        return (number.abs() > FLOAT32_MAX) & ~number.isnan()  # engines order NaN above every number
+        return (number.abs() > LARGEST_FLOAT) & ~number.isnan()  # engines order NaN above every number
 
     return RowRule(
         name=f"{column.name}-finite",
@@ -202,16 +203,14 @@ def _outside_unit(column: str, *, zero: bool) -> Callable[[Relation, Relations],
     return broken
 
 
-def _small_number(column: str) -> tuple[RowRule]:
-    return (
-        RowRule(
-            name=f"{column}-range",
-            table=IMPRESSIONS,
-            broken=lambda rows, _: (typed_column(rows, column) < 0) | (typed_column(rows, column) > INT16_MAX),
-            what=f"whose {column} is not 0 to {INT16_MAX:,}",
-            remedy=f"Count {column}s from 0, and write null where it is not known",
-            offending_value=lambda rows: labelled(column, rows[column]),
-        ),
+def _small_number(column: str, maximum: int) -> RowRule:
+    return RowRule(
+        name=f"{column}-range",
+        table=IMPRESSIONS,
+        broken=lambda rows, _: (typed_column(rows, column) < 0) | (typed_column(rows, column) > maximum),
+        what=f"whose {column} is not 0 to {maximum:,}",
+        remedy=f"Count {column}s from 0, and write null where it is not known",
+        offending_value=lambda rows: labelled(column, rows[column]),
     )
 
 
@@ -292,12 +291,12 @@ RULES: tuple[RowRule, ...] = (
     RowRule(
         name="too-many-candidates",
         table=IMPRESSIONS,
-        broken=lambda rows, _: typed_column(rows, "candidates").length() > INT16_MAX,
-        what=f"with more than {INT16_MAX:,} candidates",
+        broken=lambda rows, _: typed_column(rows, "candidates").length() > MAX_CANDIDATES,
+        what=f"with more than {MAX_CANDIDATES:,} candidates",
         remedy="Log only those that could have been shown",
     ),
-    *_small_number("row"),
-    *_small_number("column"),
+    _small_number("row", LARGEST_POSITION),
+    _small_number("column", LARGEST_POSITION),
     RowRule(
         name="no-propensity",
         table=IMPRESSIONS,

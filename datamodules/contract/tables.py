@@ -49,6 +49,8 @@ class Column:
     """Whether single values may be null."""
     in_some_files: bool = False
     """Whether one file of the table with the column is enough: in the others it counts as null."""
+    maximum: int | None = None
+    """The largest value of a column of integers from 0; None: its rules state one, or none is stated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +160,7 @@ def impressions_table(features: Iterable[ContextFeature]) -> Table:
             required=False,
             nullable=True,
             in_some_files=True,
+            maximum=feature.maximum if feature.kind in ("hour", "position") else None,
         )
         for feature in more
     }

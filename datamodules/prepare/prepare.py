@@ -37,6 +37,7 @@ from datamodules.prepare.relations import (
     play_rows,
     times_at_ranks,
     vocabularies_of,
+    warn_of_rounding,
     with_number_statistics,
 )
 from datamodules.prepare.shard_spill import ShardSpill, encoder_of_impressions, encoder_of_plays
@@ -122,7 +123,11 @@ def prepare(
     `requests.parquet`.
     The dataset is read, never written to; `out` appears when it is complete, and keeps an embedding that it had.
     """
-    config, out = config or PrepareConfig(), out if out.name else out.resolve()
+    config, out, console = (
+        config or PrepareConfig(),
+        out if out.name else out.resolve(),
+        console or Console(stderr=True),
+    )
     require_writable_target(dataset, out)
     log_fingerprint = dataset_fingerprint(dataset)
     model = None if like is None else Shards.open(like)
@@ -147,13 +152,14 @@ def prepare(
         elif vocabularies is None:
             vocabularies = vocabularies_of(log, split_times[0], features)
             features = with_number_statistics(log, split_times[0], features)
+        warn_of_rounding(features, console)
         shards = config.shards or _shard_count(size)
         _require_memory(size, shards, working.memory)
         at_once = _rows_at_once(size, working.memory)
         encode_plays = encoder_of_plays(vocabularies)
         encode_impressions = encoder_of_impressions(vocabularies, features, keep_requests=keep_requests)
 
-        with atomic_folder(out, marker=MANIFEST) as folder, progress_bar(console or Console(stderr=True)) as progress:
+        with atomic_folder(out, marker=MANIFEST) as folder, progress_bar(console) as progress:
             task = progress.add_task("prepare: rows", total=size.plays + size.impressions)
             (folder / SPILL).mkdir()
             plays = ShardSpill(folder / SPILL / "plays.arrow", shards)
@@ -240,14 +246,24 @@ def check_and_prepare(
 
 
 def _require_same_context(model: Shards, config: PrepareConfig) -> None:
-    """UserError where the config requests other context features than those of the shards it shall be like."""
-    of_model = {feature.name for feature in model.context}
-    requested = {feature.name for feature in context_features(config.context)}
-    if config.context and requested != of_model:
+    """UserError where the config declares other context features than those of the shards it shall be like."""
+    of_model = {feature.name: feature for feature in model.context}
+    declared = {feature.name: feature for feature in context_features(config.context)}
+    remedy = "Leave --context out: shards like others have their features."
+    if config.context and declared.keys() != of_model.keys():
         raise UserError(
-            f"context={sorted(requested - of_model) or sorted(of_model - requested)}: {model.folder} has the context features "
-            f"{', '.join(sorted(of_model))}. Leave --context out: shards like others have their features."
+            f"context={sorted(declared.keys() - of_model) or sorted(of_model.keys() - declared)}: {model.folder} has the context "
+            f"features {', '.join(sorted(of_model))}. {remedy}"
         )
+    for feature in config.context:
+        other = of_model[feature.name]
+        for field_name in ("kind", "source", "read_by", "crossed_with", "prior", "reference", "mean", "std"):
+            own, theirs = getattr(feature, field_name), getattr(other, field_name)
+            if own is not None and own != theirs:
+                option = {"source": "column", "read_by": "terms"}.get(field_name, field_name)
+                raise UserError(
+                    f"context feature {feature.name!r}: {option}={own!r}, and in {model.folder} it is {theirs!r}. {remedy}"
+                )
 
 
 def require_writable_target(dataset: Path, out: Path) -> None:

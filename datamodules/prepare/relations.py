@@ -7,6 +7,7 @@ times, and the vocabularies of the training period.
 # pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
 # Ibis columns get the methods of their type, and pyarrow its compute functions, at run time: no checker sees them.
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,18 +20,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ibis.expr.types import Table as Relation
+from rich.console import Console
 
 from datamodules.contract.engines import Engine, to_arrow
 from datamodules.contract.row_rules import row_rules, with_foreign_candidate
 from datamodules.contract.tables import ARTWORKS, ENGINE_TYPES, IMPRESSIONS, PLAYS, TITLES, Table, impressions_table
-from datamodules.prepare.shard_spill import require_few_values
+from datamodules.prepare.shard_spill import SHARD, SHOWN, require_few_values
 from datamodules.shards.vocabulary import VOCABULARY_NAMES, Vocabularies, Vocabulary
-from foundation.context import BUILT_IN, ContextFeature, with_statistics
+from foundation.context import BUILT_IN, SMALLEST_FLOAT, ContextFeature, with_statistics
 from foundation.errors import UserError
 
 HEX = "0123456789abcdef"
 MAX_SHARDS = 16**3
 MICROSECONDS_AN_HOUR = 3_600_000_000
+ROUNDED_SHARE = 1e-5
+"""Of a number's mean: what its standard deviation must be at least for 32 bits to tell its values apart by a hundredth of it."""
 PREPARED_TABLES = (TITLES, ARTWORKS, IMPRESSIONS, PLAYS)
 """The tables that are read. Rows may refer to earlier tables, and are dropped where the row they refer to was; and an
 engine that is narrowed to some impressions reads only their members' plays."""
@@ -77,8 +81,17 @@ class DatasetTables:
 
 
 def typed(engine: Engine, files: list[Path], table: Table) -> Relation:
-    """A table in the contract's types; absent optional columns are null."""
+    """A table in the contract's types; absent optional columns are null.
+
+    UserError where a file of a merged table has a column in another case: one engine reads it, the other does not.
+    """
     raw = engine.read(files, table.name, merged=table.merged)
+    if table.merged:
+        name_of = {column.name.lower(): column.name for column in table.columns}
+        for path in files:
+            for name in pq.read_schema(path).names:
+                if name_of.get(name.lower(), name) != name:
+                    raise UserError(f"{path}: column {name}: rename it to {name_of[name.lower()]}.")
     columns = {}
     for column in table.columns:
         type_ = dt.dtype(ENGINE_TYPES[column.kind])
@@ -175,11 +188,28 @@ def with_number_statistics(
         sums |= {f"mean_{feature.name}": value.mean(), f"std_{feature.name}": value.std(how="pop")}
     (row,) = to_arrow(impressions.aggregate(**sums)).to_pylist()
     of_number = {
-        # only nulls, or a single value, say nothing about the spread of others
-        feature.name: with_statistics(feature, row[f"mean_{feature.name}"] or 0.0, row[f"std_{feature.name}"] or 1.0)
+        feature.name: with_statistics(feature, *_statistics(row[f"mean_{feature.name}"], row[f"std_{feature.name}"]))
         for feature in numbers
     }
     return tuple(of_number.get(feature.name, feature) for feature in features)
+
+
+def warn_of_rounding(features: Iterable[ContextFeature], console: Console) -> None:
+    """Print which numbers lie so far from zero, for how far apart they are, that 32 bits keep little of their differences."""
+    for feature in features:
+        if feature.kind == "number" and (feature.std or 1.0) < ROUNDED_SHARE * abs(feature.mean or 0.0):
+            console.print(
+                f"prepare: the context feature {feature.name} is {feature.mean:g} on average and varies by {feature.std:g}: "
+                "numbers are kept in 32 bits, which round such differences away. Subtract an offset from the column.",
+                soft_wrap=True,
+            )
+
+
+def _statistics(mean: float | None, std: float | None) -> tuple[float, float]:
+    """Mean and standard deviation, the latter 1 of nothing but nulls and of one value: nothing is known of how far others lie
+    apart. What is left of one value's deviation is rounding."""
+    mean, std = mean or 0.0, std or 0.0
+    return mean, std if std >= max(SMALLEST_FLOAT, 1e-12 * abs(mean)) else 1.0
 
 
 def vocabularies_of(
@@ -233,11 +263,11 @@ def _shard(member_id: Any, shards: int) -> Any:
 
 def play_rows(log: DatasetTables, shards: int) -> Relation:
     """Plays with the shard of their member."""
-    return log.plays.mutate(shard=_shard(log.plays.member_id, shards))
+    return log.plays.mutate(**{SHARD: _shard(log.plays.member_id, shards)})
 
 
 def impression_rows(log: DatasetTables, shards: int) -> Relation:
     """Impressions with the shard of their member and the index of the shown artwork among the candidates."""
     shown = log.impressions
     index = shown.candidates.index(shown.artwork_id).cast("int32")
-    return shown.mutate(shard=_shard(shown.member_id, shards), shown=index).drop("artwork_id")
+    return shown.mutate(**{SHARD: _shard(shown.member_id, shards), SHOWN: index}).drop("artwork_id")

@@ -20,10 +20,12 @@ import pyarrow.compute as pc
 
 from datamodules.shards.shard import CONTEXT_PREFIX
 from datamodules.shards.vocabulary import Vocabularies, Vocabulary
-from foundation.context import HOURS, ContextFeature, categories_of
+from foundation.context import ContextFeature, categories_of
 from foundation.errors import UserError
 
 INT16_ROWS = 2**15
+SHARD, SHOWN = "keyart_shard", "keyart_shown"
+"""Columns that the engine adds to a log's: the shard of the row's member, and where the shown artwork is among the candidates."""
 Encode = Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
@@ -44,7 +46,7 @@ class ShardSpill:
         try:
             with closing(_ahead(iter(batches))) as ahead:
                 for batch in ahead:
-                    shard = np.asarray(batch["shard"])
+                    shard = np.asarray(batch[SHARD])
                     encoded = encode(batch)
                     if len(self.batches) > 1:
                         order = np.argsort(shard, kind="stable")
@@ -146,7 +148,7 @@ def encoder_of_impressions(
             "time": microseconds(batch["shown_at"]),
             "title": vocabularies["titles"].rows(batch["title_id"]),
             **{name: pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)) for name, flat in lists.items()},
-            "shown": np.asarray(batch["shown"]).astype(np.int16),
+            "shown": np.asarray(batch[SHOWN]).astype(np.int16),
             "propensity": shown_propensity,
             "policy": _small(vocabularies["policies"], batch["policy"]),
             **{
@@ -174,18 +176,13 @@ def require_few_values(name: str, values: int) -> None:
 
 
 def _context_values(feature: ContextFeature, vocabularies: Vocabularies, column: pa.Array) -> np.ndarray:
-    """A context feature's column in its `stored_dtype`; UserError where an hour is not in 0 .. 23."""
+    """A context feature's column in its `stored_dtype`."""
     if feature.kind == "category":
         return _small(vocabularies[feature.name], column)
     if feature.kind == "number":
         return pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False).astype(np.float32)
     values = np.asarray(pc.fill_null(column.cast(pa.int64()), -1))
-    if feature.kind == "hour" and len(values) and not -1 <= values.min() <= values.max() < HOURS:
-        wrong = values[(values < -1) | (values >= HOURS)][0]
-        raise UserError(
-            f"impressions: {feature.source}={wrong}: the context feature {feature.name} is an hour of the day, 0 to 23. "
-            "Write null where it is not known."
-        )
+    assert not len(values) or -1 <= values.min() <= values.max() <= feature.maximum, "a row rule says so"
     return values.astype(feature.stored_dtype)
 
 
@@ -195,7 +192,7 @@ def _propensities(batch: pa.RecordBatch, start: np.ndarray, width: np.ndarray) -
     propensities = np.full(start[-1], np.nan, np.float32)
     logged = np.repeat(np.asarray(pc.is_valid(lists)), width)
     propensities[logged] = np.asarray(pc.list_flatten(lists))
-    shown = propensities[start[:-1] + np.asarray(batch["shown"])]
+    shown = propensities[start[:-1] + np.asarray(batch[SHOWN])]
     logged_alone = pc.fill_null(batch["propensity"].cast(pa.float32()), np.nan).to_numpy(zero_copy_only=False)
     return propensities, np.where(np.isnan(shown), logged_alone, shown).astype(np.float32)
 

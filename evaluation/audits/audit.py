@@ -24,7 +24,7 @@ from evaluation.audits.metrics import auc, expected_calibration_error, log_loss,
 from evaluation.audits.stability import changes
 from evaluation.logs.log_slices import LogSlice, build_slices, read_impression_attributes
 from evaluation.logs.logged_impressions import Outcomes, read_outcomes
-from evaluation.logs.scored_log import ScoredLog
+from evaluation.logs.scored_log import ScoredLog, record_beside
 from evaluation.off_policy.valuation import LOGGED, WeightedLog
 from evaluation.record.records import AuditSections
 from evaluation.record.rows import (
@@ -67,11 +67,10 @@ class AuditInputs:
         """Read the outcomes logged until the end of a period, and the explanations beside the scores."""
         outcomes = read_outcomes(dataset, before)
         past = None if since is None or outcomes is None else outcomes.shown_before(since)
-        path = scores / REASONS
-        rows = json.loads(path.read_text("utf-8")) if scores.is_dir() and path.is_file() else []
+        path, context = record_beside(scores, REASONS), record_beside(scores, CONTEXT_FILE)
+        rows = json.loads(path.read_text("utf-8")) if path.is_file() else []
         reasons = {row["impression_id"]: row for row in rows}
-        of_bundle = scores.is_dir() and (scores / CONTEXT_FILE).is_file()
-        features = load_context(scores, "Score the dataset again.") if of_bundle else BUILT_IN
+        features = load_context(context.parent, "Score the dataset again.") if context.is_file() else BUILT_IN
         period = {"dataset": dataset, "since": since, "before": before}
         return cls(**period, outcomes=outcomes, past=past, reasons=reasons, features=features)
 

@@ -95,8 +95,9 @@ def _with_columns_of_some_files(schema: pa.Schema, files: Sequence[Path], column
             index = schema.get_field_index(column.name)
             if type_ is not None and index < 0:
                 schema = schema.append(pa.field(column.name, type_))
-            elif index >= 0:  # all null: a type without information
-                schema = schema.set(index, pa.field(column.name, type_ or pa.string()))
+            elif index >= 0:  # all null: any type of the column's kind will do
+                of_nulls = pa.string() if column.kind == "category" else pa.float64()
+                schema = schema.set(index, pa.field(column.name, type_ or of_nulls))
     return schema
 
 

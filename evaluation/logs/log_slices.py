@@ -83,7 +83,7 @@ def read_impression_attributes(
         dataset / IMPRESSIONS.name,
         IMPRESSIONS.files(dataset),
         columns,
-        remedy=f"Run keyart check {dataset}.",
+        remedy=f"Run keyart check {dataset}{'' if features == BUILT_IN else ' --like SCORES'}.",
         since=since,
         before=before,
     )
@@ -137,7 +137,7 @@ def _context_slices(feature: ContextFeature, column: pa.Array) -> Iterator[LogSl
     if feature.kind == "category":
         return _categories(feature.name, column)
     numbers = column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column
-    value_N = pc.fill_null(numbers.cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False)
+    value_N = pc.fill_null(numbers.cast(pa.float64(), safe=False), np.nan).to_numpy(zero_copy_only=False)
     if feature.kind == "position":
         return _banded(feature.name, value_N, ROWS if feature.name == "row" else POSITIONS)
     if feature.kind == "hour":

@@ -54,6 +54,11 @@ TRUTH = (*_KEY, Column(name="p_click", kind="floats"), Column(name="p_engaged", 
 TRUTH_REMEDY = "Simulate the dataset again."
 
 
+def record_beside(scores: Path, name: str) -> Path:
+    """Where `keyart score` keeps a record of a scores table: in the table's folder, or in that of its one file."""
+    return (scores if scores.is_dir() else scores.parent) / name
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoredLog:
     """Impressions of a period: the log's columns and the scores."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datamodules.shards.padding import padded, padded_plays
-from foundation.context import ContextFeature
+from foundation.context import ContextFeature, category_text
 
 GRAPH_NAMES = {
     "play_title": "history_title",
@@ -64,7 +64,7 @@ def reference_context(
     features: Iterable[ContextFeature],
     row_of: Mapping[str, Mapping[str, int]],
     requests: int,
-    given: Mapping[str, str | float] | None = None,
+    given: Mapping[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
     """The context of requests without one, each (N,): every feature's reference, or its value in `given`.
 
@@ -74,6 +74,6 @@ def reference_context(
     for feature in features:
         value = (given or {}).get(feature.name, feature.reference)
         if feature.kind == "category":
-            value = row_of[feature.name].get(str(value), 0)
+            value = 0 if value is None else row_of[feature.name].get(category_text(value), 0)
         columns[feature.name] = np.full(requests, feature.unknown if value is None else value, feature.dtype)
     return columns

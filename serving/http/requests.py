@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.shards.padding import PLAY_FILLS
-from foundation.context import HOURS, ContextFeature, categories_of
+from foundation.context import HOURS, LARGEST_FLOAT, ContextFeature, categories_of, category_text
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
 from serving.bundle.requests import Runs, ranking_inputs
@@ -28,9 +28,7 @@ from serving.http.schema import (
     MAX_CANDIDATES,
     MAX_CLOCK_SKEW,
     MAX_DRAWN,
-    MAX_NUMBER,
     MAX_PLAY_COUNT,
-    MAX_POSITION,
     MAX_REQUESTS,
     MAX_SEED,
     PLAY,
@@ -178,25 +176,24 @@ class RequestReader:
         """A feature's value, its unknown one where the request lacks the field; an hour is that of the request's time."""
         name, value = feature.name, fields_given.get(feature.name)
         if feature.kind == "category":
-            if type(value) in (bool, int):  # as an engine writes them as text
-                value = str(value).lower()
-                return self.rows[name].get(value, 0)
+            if type(value) in (bool, int):
+                return self.rows[name].get(category_text(value), 0)
             return self.rows[name].get(_string(fields_given, name, prefix), 0)
         if feature.kind == "number":
             if value is None:
                 return math.nan
-            if type(value) not in (int, float) or not abs(value) <= MAX_NUMBER:
+            if type(value) not in (int, float, bool) or not abs(value) <= LARGEST_FLOAT:
                 raise RequestError(
                     422, f"{prefix}{name}={_quoted(value)}: give a number of 32 bits, or null where it is not known."
                 )
             return float(value)
         if feature.kind == "position":
-            return _integer(fields_given, name, prefix, -1, MAX_POSITION, -1)
+            return _integer(fields_given, name, prefix, -1, feature.maximum, -1)
         if not feature.from_time:
-            return _integer(fields_given, name, prefix, 0, HOURS - 1, -1)
+            return _integer(fields_given, name, prefix, 0, feature.maximum, -1)
         if value is not None and fields_given.get("time") is not None:
             raise RequestError(422, f"{prefix}{name}={_quoted(value)}: given beside time. Give one of the two.")
-        return _integer(fields_given, name, prefix, 0, HOURS - 1, math.floor(timestamp) // 3600 % HOURS)
+        return _integer(fields_given, name, prefix, 0, feature.maximum, math.floor(timestamp) // 3600 % HOURS)
 
     def _history(
         self, plays: list[Any], prefix: str, end: float

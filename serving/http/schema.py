@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from foundation.context import HOURS, ContextFeature
+from foundation.context import ContextFeature
 from serving.scoring.policies import DEFAULT_DRAWS
 
 MAX_CANDIDATES, MAX_REQUESTS = 10_000, 256
@@ -15,9 +15,7 @@ MAX_CLOCK_SKEW = 300
 EARLIEST, LATEST = -2_208_988_800, 4_102_444_800
 """1900 and 2100, in seconds since 1970."""
 REWARD_KINDS = ("clicked", "engaged")
-MAX_POSITION, MAX_PLAY_COUNT, MAX_SEED = 32_767, 2**31 - 1, 2**53
-MAX_NUMBER = 3.4028234663852886e38
-"""The largest float32, which graphs take numbers as."""
+MAX_PLAY_COUNT, MAX_SEED = 2**31 - 1, 2**53
 
 Schema = dict[str, Any]
 TIME: Schema = {"type": ["string", "number", "null"]}
@@ -82,10 +80,11 @@ def request_schema(features: Iterable[ContextFeature]) -> dict[str, Schema]:
 def _feature_schema(feature: ContextFeature) -> Schema:
     meaning = feature.description or f"{feature.source} of the log"
     if feature.kind == "category":
+        meaning += "; as the log has it: where that has true and false, 1 and 0 are unknown"
         return {"type": ["string", "integer", "boolean", "null"], "description": meaning}
     if feature.kind == "number":
-        return {"type": ["number", "null"], "description": meaning}
-    if feature.kind == "hour":
-        default = "; default: of time" if feature.from_time else ""
-        return {"type": ["integer", "null"], "minimum": 0, "maximum": HOURS - 1, "description": f"{meaning}{default}"}
-    return {"type": ["integer", "null"], "minimum": -1, "maximum": MAX_POSITION, "description": meaning}
+        return {"type": ["number", "boolean", "null"], "description": f"{meaning}; true counts as 1, false as 0"}
+    if feature.from_time:
+        meaning += "; default: of time"
+    minimum = 0 if feature.kind == "hour" else -1
+    return {"type": ["integer", "null"], "minimum": minimum, "maximum": feature.maximum, "description": meaning}
