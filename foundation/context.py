@@ -46,6 +46,17 @@ RESERVED = frozenset(
             "scores",
         ),
         *("click_probability", "engaged_probability", "appeal", "affinity"),
+        *(
+            "by_play",
+            "by_image",
+            "by_people",
+            "by_genres",
+            "by_person",
+            "by_context",
+            "of_artwork",
+            "of_state",
+            "of_title",
+        ),
     }
 )
 """Names of columns of the contract, of fields of a request and of inputs and outputs of the graphs."""
@@ -57,6 +68,7 @@ RESERVED_PREFIXES = (
     "mean_",
     "retrieval_",
     "content_",
+    "context_",
     "depicts_",
     "keyart_",
 )

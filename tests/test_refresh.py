@@ -117,7 +117,7 @@ def test_no_vector_that_was_there_moved(bundle: Path, refreshed: Path) -> None:
                 np.testing.assert_array_equal(values, after[table][cut], err_msg=f"{name} {table}")
     assert {name for name, _ in grew} >= {"rank.onnx", "member.onnx", "choose.onnx", "titles.onnx", "explore.onnx"}
     kinds = {"artwork_vector", "artwork_content", "artwork_bias", "artwork_engaged", "artwork_image", "artwork_own"}
-    kinds |= {"play_content", "play_mean_image", "play_coplay", "play_token", "title_vectors"}
+    kinds |= {"play_content", "play_mean_image", "play_coplay", "play_token", "title_vectors", "artwork_people"}
     kinds |= {f"{of}_{part}" for of in ("title", "mean") for part in ("vector", "content", "bias", "engaged", "coplay")}
     assert {table for _, table in grew} <= kinds
     for file in (EXPLAIN_TABLES, TITLE_VECTORS, "posterior.safetensors"):
