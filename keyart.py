@@ -1,6 +1,6 @@
-"""keyart, the front door: every command and nothing else.
+"""The command line of keyart: every command and nothing else.
 
-Each command is a function; what it needs is imported inside it, so that `keyart --help` answers at once. A command's
+Each command is a function; its imports are inside it, so that `keyart --help` answers at once. A command's
 parameters are its positional arguments and options; commands that have a section of a recipe take that section's
 fields as options (`keyart fit SHARDS RUN --epochs 3 --model.width 32`) and `--config FILE` for a recipe of `configs/`.
 """
@@ -23,7 +23,7 @@ from configs.terminal import (
     usage,
 )
 
-TYPE_CHECKING = False  # not typing's: jsonargparse runs what stands under that, and every command would load torch
+TYPE_CHECKING = False  # not typing's: jsonargparse executes the block under that, and every command would load torch
 if TYPE_CHECKING:
     from datamodules.contract.engines import EngineConfig
     from datamodules.prepare.prepare import PrepareConfig
@@ -33,31 +33,31 @@ if TYPE_CHECKING:
     from train.recipe import Recipe
 
 COMMANDS = {
-    "demo": ("the whole way on a simulated service, minutes on two CPU cores", "recipe"),
-    "pipeline": ("the whole way on a dataset: OUT/shards, run, bundle, scores, report", "recipe"),
+    "demo": ("the whole pipeline on a simulated service, minutes on two CPU cores", "recipe"),
+    "pipeline": ("the whole pipeline on a dataset: OUT/shards, run, bundle, scores, report", "recipe"),
     "simulate": ("a service with known truth: images, plays, impressions, true click probabilities", "simulate"),
     "check": ("the contract, with every violation counted and shown", None),
     "prepare": ("raw tables -> shards", "prepare"),
     "embed": ("embeddings of images, or vectors of your own, into the shards, cached by content", "embed"),
     "fit": ("shards -> a run folder; called again it resumes", "fit"),
-    "value": ("a log and anybody's scores -> what the policy is worth, by every estimator", None),
+    "value": ("a log and any model's scores -> the policy's value, by every estimator", None),
     "evaluate": ("a run or a bundle on a dataset -> metrics, off-policy values, report.html", None),
     "export": ("a run -> a bundle: ONNX and what a serving team needs", None),
     "verify": ("every checksum of a bundle and every golden case", None),
     "refresh": ("new titles and artworks of a dataset into a bundle, without training", None),
     "score": ("a bundle over a dataset -> a table of click probabilities and policies", "engine"),
     "recommend": ("a bundle over a dataset -> the titles every member should see first", None),
-    "serve": ("a bundle behind HTTP: ranked artworks, propensities and why", None),
+    "serve": ("a bundle behind HTTP: ranked artworks, propensities and explanations", None),
     "bench": ("a benchmark's table, or all of them: ours beside what a user would pick instead", None),
 }
 
 
 def demo(*, out: Path = Path("keyart-demo"), seed: int = 0, settings: Recipe) -> None:
-    """Simulate a small service and go the whole way on it: what `keyart pipeline` does, then what it means.
+    """Simulate a small service, run `keyart pipeline` on it and print what the results mean.
 
     Args:
         out: Folder for the dataset and everything made from it.
-        seed: Of the simulated service; another seed is another service.
+        seed: Seed of the simulated service; another seed is another service.
     """
     from datamodules.simulator.simulate import SimulateConfig, simulate_once
     from evaluation.evaluate import policy_table
@@ -73,7 +73,7 @@ def demo(*, out: Path = Path("keyart-demo"), seed: int = 0, settings: Recipe) ->
 
 
 def pipeline(dataset: Path, out: Path, *, settings: Recipe) -> None:
-    """Check, prepare, embed, fit, export, score and evaluate; what is up to date is skipped, what was cut short goes on.
+    """Check, prepare, embed, fit, export, score and evaluate; what is up to date is skipped, what was interrupted resumes.
 
     Args:
         dataset: A folder by the dataset contract.
@@ -101,7 +101,7 @@ def simulate(out: Path, *, settings: SimulateConfig) -> None:
 
 
 def check(dataset: Path, *, like: Path | None = None) -> int:
-    """Hold a dataset against the contract: every violation is counted, with the first offenders and the remedy.
+    """Check a dataset against the contract: every violation is counted, with the first offending rows and the remedy.
 
     Args:
         dataset: A folder by the dataset contract; it is only read.
@@ -139,7 +139,7 @@ def prepare(
         like: Shards whose vocabularies and image encoder to use: for a new day of the log, with `since`.
         since: Only impressions shown at or after this date or time (ISO 8601, UTC), with their members' whole histories.
         engine: duckdb, in this process; or pyspark, a session started here (extra spark, Java 17).
-        memory: What the command may hold, such as 2GB; the rest is spilled beside OUT. Default: half of the machine's.
+        memory: Memory the command may use, such as 2GB; the rest is spilled beside OUT. Default: half of the machine's.
         spark: A setting of the Spark session, KEY=VALUE; may be given again.
     """
     from datamodules.contract.engines import EngineConfig
@@ -159,7 +159,7 @@ def embed(dataset: Path, shards: Path, *, settings: EmbedConfig) -> None:
 
     Args:
         dataset: The dataset the shards were prepared from.
-        shards: What `keyart prepare` wrote.
+        shards: Shards written by `keyart prepare`.
     """
     from train.embed import embed as embed_artworks
 
@@ -171,9 +171,9 @@ def fit(shards: Path, run: Path, *, from_run: Path | None = None, settings: FitC
     """Train a ranker. Called again with the same arguments it resumes; a finished run is left alone.
 
     Args:
-        shards: Prepared and embedded.
+        shards: Shards, prepared and embedded.
         run: The run folder to write.
-        from_run: A finished run whose weights to begin with, on shards prepared like its own.
+        from_run: A finished run whose weights the training starts from, on shards prepared like its own.
     """
     from train.fit import fit as fit_ranker
 
@@ -185,15 +185,15 @@ def fit(shards: Path, run: Path, *, from_run: Path | None = None, settings: FitC
 
 
 def evaluate(source: Path, dataset: Path, out: Path, *, record: bool = False) -> None:
-    """Judge a run or a bundle on the test period: metrics, off-policy values with intervals, a report to look at.
+    """Evaluate a run or a bundle on the test period: metrics, off-policy values with intervals, an HTML report.
 
-    A run is exported aside first: what is judged is always what would be served.
+    A run is exported to a temporary bundle first, so that what is evaluated is what would be served.
 
     Args:
         source: A run or a bundle.
         dataset: A dataset by the contract.
         out: Folder for report.json and report.html.
-        record: Keep the verdict in the bundle, in its bundle.json and CARD.md.
+        record: Write the verdict into the bundle's bundle.json and CARD.md.
     """
     from evaluation.evaluate import policy_table
     from pipeline import judge
@@ -207,7 +207,7 @@ def export(run: Path, bundle: Path) -> None:
     """Write the bundle of a finished run; refused where ONNX Runtime and torch disagree.
 
     Args:
-        run: What `keyart fit` wrote.
+        run: A run written by `keyart fit`.
         bundle: Folder to write.
     """
     from pipeline import export_run
@@ -220,7 +220,7 @@ def verify(bundle: Path) -> None:
     """Check a bundle as a serving team received it: every file's SHA-256, and the golden cases by this ONNX Runtime.
 
     Args:
-        bundle: What `keyart export` wrote.
+        bundle: A bundle written by `keyart export`.
     """
     from serving.bundle.verify import verify as verify_bundle
 
@@ -228,12 +228,12 @@ def verify(bundle: Path) -> None:
 
 
 def refresh(bundle: Path, dataset: Path) -> None:
-    """Add what the catalogue gained to a bundle, without training: no vector it had changes. Needs no torch.
+    """Add new titles and artworks to a bundle, without training: none of its vectors changes. Needs no torch.
 
     Args:
-        bundle: What `keyart export` wrote; replaced when all is done.
+        bundle: A bundle written by `keyart export`; replaced when all is done.
         dataset: A dataset by the contract, of which titles, artworks and their images are read, or the column `embedding`
-            where the bundle was made from such vectors; no log need be there.
+            where the bundle was made from such vectors; it needs no log.
     """
     from serving.bundle.refresh import refresh as refresh_bundle
 
@@ -254,12 +254,12 @@ def score(
     """Score a dataset's impressions with ONNX Runtime: click probabilities and the policy's choice, as Parquet.
 
     Args:
-        bundle: What `keyart export` wrote.
+        bundle: A bundle written by `keyart export`.
         dataset: A dataset by the contract, valid by `keyart check`.
         out: Folder for the scores.
         policy: greedy, softmax:TEMPERATURE, epsilon:SHARE, or thompson:DRAWS:WIDTH, which shows each artwork as often as it
-            is best by a draw out of the posterior, of some share of its width (default: 256 draws, .25).
-        reward: What the policy chooses by: the probability of a click, or of one that leads to a viewing.
+            is best by a draw from the posterior, its width scaled by WIDTH (default: 256 draws, .25).
+        reward: The probability the policy chooses by: of a click, or of one that leads to a viewing.
         since: Only impressions shown at or after this date or time (ISO 8601, UTC); default: all.
     """
     from foundation.times import parse_time
@@ -276,10 +276,10 @@ def recommend(bundle: Path, dataset: Path, out: Path, *, top: int = 10, before: 
     """Rank all titles for every member, by affinity: those it has not played, best first, as Parquet.
 
     Args:
-        bundle: What `keyart export` wrote. One of configs/titles.yaml ranks titles best.
+        bundle: A bundle written by `keyart export`. One trained by configs/titles.yaml ranks titles best.
         dataset: A dataset by the contract, valid by `keyart check`.
         out: Folder for member_id, titles and scores.
-        top: How many titles each.
+        top: How many titles per member.
         before: As of this date or time (ISO 8601, UTC), from the plays before it; default: from all plays.
     """
     from datamodules.contract.check import require_valid
@@ -295,12 +295,12 @@ def recommend(bundle: Path, dataset: Path, out: Path, *, top: int = 10, before: 
 
 
 def serve(bundle: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Answer POST /rank over HTTP until stopped: ranked artworks, their propensities and why. Needs the extra `serve`.
+    """Answer POST /rank over HTTP until stopped: ranked artworks, their propensities and explanations. Needs the extra `serve`.
 
     Args:
-        bundle: What `keyart export` wrote.
-        host: Address to listen at; 0.0.0.0 for every one of the machine's.
-        port: Port to listen at; 0 for any that is free.
+        bundle: A bundle written by `keyart export`.
+        host: Address to listen at; 0.0.0.0 for all addresses of the machine.
+        port: Port to listen at; 0 for any free one.
     """
     from serving.http.config import ServeConfig
     from serving.http.serve import serve as serve_bundle
@@ -319,18 +319,18 @@ def value(
     log_policy: str = "all",
     allow_missing: bool = False,
 ) -> None:
-    """What a policy would have earned, had it chosen, by every estimator: with intervals, and whether the log can say so.
+    """Estimate a policy's value on a log by every estimator, with intervals and how far the log supports it.
 
     Args:
-        dataset: A dataset by the contract; its impressions are enough, what else there is says more.
-        scores: A scores table by the contract, anybody's.
+        dataset: A dataset by the contract; its impressions are enough, further tables add to the report.
+        scores: A scores table by the contract, made by any model.
         out: Folder for value.json and value.html.
-        base: Another scores table of the same impressions, to hold the first against.
+        base: Another scores table of the same impressions, to compare with the first.
         period: test, validation or all. The first two begin as they did for the scored model: by --like; else by scores.json
             beside the scores; else test is the newest 15 % of the impressions, validation the 15 % before. A line says which.
         like: Shards whose split times to use: those the scored model was trained on.
         log_policy: Only impressions logged by the policy of this name; all: every one.
-        allow_missing: Leave out impressions without scores, and count them; otherwise they stop the work.
+        allow_missing: Leave out impressions without scores, and count them; otherwise they are an error.
     """
     from evaluation.value import value as value_scores
     from evaluation.value import value_table
@@ -363,7 +363,7 @@ def bench(*, json: Path | None = None, settings: Any) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code. 0 done, 1 something given cannot be used, 2 wrong words, 130 interrupted."""
+    """Run one command and return its exit code: 0 done, 1 failed, 2 unknown command, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage({name: summary for name, (summary, _) in COMMANDS.items()}))
@@ -372,13 +372,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"keyart {version('keyart')}")
         return 0
     if words[0] not in COMMANDS:
-        print(f"keyart: {words[0]}: is no command. {suggest_command(words[0], COMMANDS)}", file=sys.stderr)
+        print(f"keyart: {words[0]}: unknown command. {suggest_command(words[0], COMMANDS)}", file=sys.stderr)
         return 2
     return _run(words[0], words[1:])
 
 
 def _run(name: str, words: list[str]) -> int:
-    """Parse the words of a command and call it; whatever a user can cause ends in one line."""
+    """Parse the arguments of a command and call it; whatever a user can cause ends in one line."""
 
     def command() -> int:
         from configs.arguments import RECIPES, parse
@@ -396,10 +396,10 @@ def _run(name: str, words: list[str]) -> int:
 
 
 def cli() -> int:
-    """`main` in a process of its own, which need not look for garbage while libraries load, nor when it ends."""
+    """`main` in a process of its own, which does not collect garbage while libraries load, nor at exit."""
     gc.set_threshold(100_000, 50, 50)
     code = main()
-    if "torch" not in sys.modules:  # whose compiler counts what is left at the end, and complains
+    if "torch" not in sys.modules:  # torch's compiler counts remaining objects at exit, and complains
         gc.freeze()
     return code
 

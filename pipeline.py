@@ -1,7 +1,7 @@
-"""The whole way from a dataset to a report, stage by stage: the one module beside the front door that knows every room.
+"""The pipeline from a dataset to a report, stage by stage: with `keyart.py` the only module that may import every package.
 
-Each stage is skipped where the fingerprint it left says that none of its inputs changed; a stage that was cut short
-goes on, or starts again without a trace of its first try.
+Each stage is skipped where the fingerprint it left says that none of its inputs changed; an interrupted stage resumes, or
+starts again from a clean folder.
 """
 
 import json
@@ -51,7 +51,7 @@ def run_pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> 
     ServingPolicy.parse(recipe.policy)
     if recipe.prepare.drop_invalid:
         raise UserError(
-            "prepare.drop_invalid: the whole way scores and judges the log itself, which must be valid as it is. "
+            "prepare.drop_invalid: the pipeline scores and evaluates the log itself, which must be valid as it is. "
             f"Leave the rows out of {dataset}, or call keyart prepare, embed and fit one by one."
         )
     shards, run, bundle_folder, scores, report_folder = (
@@ -94,7 +94,7 @@ def run_pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> 
     if record.is_file() and read_json(record).get("made_from") == expected:
         console.print(f"evaluate: {report_folder} is up to date")
         report = read_report(report_folder)
-        record_verdict(bundle_folder, evaluation_of(report), bundle)  # which a run that was cut short may have left out
+        record_verdict(bundle_folder, evaluation_of(report), bundle)  # an interrupted call may have left it out
         return report
     difference = compare(Run.open(run).model, shards, scores)
     console.print(f"evaluate: largest difference between ONNX and torch over the test period {difference:.1e}")
@@ -114,7 +114,7 @@ def run_pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> 
 def export_run(
     run: Path, out: Path, console: Console, fingerprint: str | None = None, *, reduced: bool = True
 ) -> Bundle:
-    """A run's bundle; `reduced`: with graphs of fewer bytes too, judged by the run's own shards, where these are still there."""
+    """Export a run's bundle. `reduced`: with reduced-precision graphs too, tested on the run's own shards if they still exist."""
     opened = Run.open(run)
     config = opened.config
     images, embedding = embedded_artworks(run)
@@ -128,7 +128,7 @@ def export_run(
         metrics=opened.metrics,
         embedding=embedding,
     )
-    if "validation_from" in config:  # which runs of before it was kept do not say
+    if "validation_from" in config:  # older runs do not record it
         origin["validation_from"] = config["validation_from"]
     validation = shards_of(opened, console) if reduced else None
     return export_bundle(
@@ -137,17 +137,17 @@ def export_run(
 
 
 def embedded_artworks(run: Path) -> tuple[EmbeddedArtworks, EmbeddingOrigin]:
-    """How the artworks of a run were embedded, and what its bundle's record says of it; UserError where that is lost."""
+    """The encoder and projections of a run's artworks, and their origin for the bundle's record; UserError if it is missing."""
     record = embedding_record(run)
     if record is None:
-        raise UserError(f"{run / EMBEDDING_RECORD}: is not there: made by an older keyart. Train again.")
+        raise UserError(f"{run / EMBEDDING_RECORD}: is missing: made by an older keyart. Train again.")
     encoder, projection = load_encoder(run) if record["images"] else (None, None)
     embedding = ArtworkEmbedding(encoder, projection, load_vector_projection(run))
     return EmbeddedArtworks(embedding, record["images"], record["vectors"]), describe_sources(record)
 
 
 def shards_of(run: Run, console: Console) -> Shards | None:
-    """The shards a run was trained on; where they are gone or are others now, None, and the console says why."""
+    """The shards a run was trained on; None, with the reason on the console, where they are missing or have changed."""
     folder = Path(run.config["shards"])
     try:
         shards = Shards.open(folder)
@@ -161,15 +161,15 @@ def shards_of(run: Run, console: Console) -> Shards | None:
 
 
 def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: bool = False) -> Report:
-    """Score the test period by a bundle, or a run's, exported aside, and judge the scores; returns the report.
+    """Score the test period by a bundle, or by a temporary one of a run, and evaluate the scores; returns the report.
 
-    `record`: whether the bundle keeps the verdict; a UserError for a run. UserError where the dataset breaks the contract.
+    `record`: whether to write the verdict into the bundle; a UserError for a run, and where the dataset breaks the contract.
     """
     restore_replaced(source.resolve())
     is_bundle = (source / BUNDLE_FILE).is_file()
     if record and not is_bundle:
         raise UserError(
-            f"{source}: is no bundle, which alone keeps a verdict. Leave --record out, or export a run first."
+            f"{source}: is not a bundle; only a bundle records a verdict. Leave --record out, or export the run first."
         )
     with TemporaryDirectory() as folder:
         work = Path(folder)
@@ -185,7 +185,7 @@ def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: b
 
 
 def evaluation_of(report: Report) -> Evaluation:
-    """What a bundle keeps of a report: period, verdict, policies and how well its probabilities fit."""
+    """The part of a report that a bundle records: period, verdict, policies and how well its probabilities fit."""
     value, verdict = report["value"], report["value"]["verdict"]
     evaluation: Evaluation = {
         "policy": report["scored"],
@@ -227,7 +227,7 @@ def _estimated(value: ValueSections, policy: str, reward: str) -> Estimate | Non
 
 
 def _above_uniform(value: ValueSections, policy: str, reward: str) -> Estimate | None:
-    """By the estimator of the value; a difference stands in the report in one direction, whichever."""
+    """The policy's difference to uniform, by the estimator of its value; the report holds it in either direction."""
     main = main_estimate(value, policy, reward)
     if main is None or policy == "uniform":
         return None
@@ -252,7 +252,7 @@ def _per_thousand(estimator: str, verdict: str, interval: IntervalColumns) -> Es
 
 
 def print_simulated_truth(report: Report, out: Path, dataset: Path, output: Console) -> None:
-    """Of a simulated service, what the bundle in `out` is worth by its law, and who is shown what."""
+    """Print the bundle's captured lift by the simulated service's true law, and its choices for opposite histories."""
     output.print(
         f"Captured lift, (greedy - uniform) / (best possible - uniform), by the true law: {report['captured_lift']:.2f}"
     )

@@ -1,7 +1,7 @@
-"""Benchmarks: keyart beside what a user would pick instead, in one run, in one table.
+"""Benchmarks: keyart beside the alternatives a user would pick, in one run, in one table.
 
-One benchmark is one module of this package that offers `Config`, a dataclass of what is measured, and
-`bench(config, console) -> rows`, and one line here.
+A benchmark is a module of this package with `Config`, a dataclass of its options, and `bench(config, console) -> rows`, and
+one line here.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ BENCHMARKS = {
     "explore": "a stream chosen by Thompson sampling, beside greedy, epsilon-greedy, LinUCB and uniform, by the truth",
     "titles": "titles ranked for members, beside popularity, item-kNN, EASE, and SASRec and HSTU of RecTools",
     "serve": "a request's cost on one core, beside torch eager, torch.compile and torch-rechub's own export",
-    "load": "keyart serve under load and under generated nonsense: requests a second, waiting, memory",
+    "load": "keyart serve under load and under generated invalid requests: requests a second, latency, memory",
     "value": "off-policy estimates, beside Open Bandit Pipeline on the same arrays",
 }
 MODULE_OF = {"load": "serve_load"}
-"""Where a benchmark's module is not called as the benchmark is."""
+"""Modules of benchmarks whose module has another name."""
 
 
 def load(name: str) -> ModuleType:
-    """The module of a benchmark; UserError where there is none of that name."""
+    """The module of a benchmark; UserError where the name is unknown."""
     from foundation.errors import UserError
 
     if name not in BENCHMARKS:
         near = get_close_matches(name, BENCHMARKS, 1)
-        hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(BENCHMARKS)}."
-        raise UserError(f"{name}: is no benchmark. {hint}")
+        hint = f"Did you mean {near[0]}?" if near else f"Benchmarks: {', '.join(BENCHMARKS)}."
+        raise UserError(f"{name}: unknown benchmark. {hint}")
     return import_module(f"benchmarks.{MODULE_OF.get(name, name)}")
 
 
 def parse_command(arguments: list[str]) -> tuple[str, type | None, list[str]]:
-    """What the words after `keyart bench` mean: the command's name, the config's class (None: all), the other words."""
+    """Split the words after `keyart bench` into the command's name, the config's class (None: all benchmarks) and the options."""
     if arguments and not arguments[0].startswith("-"):
         return f"bench {arguments[0]}", load(arguments[0]).Config, arguments[1:]
     if {"-h", "--help"} & set(arguments):
@@ -55,12 +55,13 @@ def parse_command(arguments: list[str]) -> tuple[str, type | None, list[str]]:
 
 
 def run(settings: Any, json: Path | None, progress: Console, output: Console) -> None:
-    """One benchmark by its config, or all by their defaults (None); tables to `told`, rows to the file `json`."""
+    """Run one benchmark by its config, or all by their defaults (None); prints tables to `output`, writes rows to the file
+    `json`."""
     from benchmarks.table import print_table, write_json
     from foundation.errors import UserError
 
     if json is not None and (json.is_dir() or not json.parent.is_dir()):
-        raise UserError(f"json={json}: cannot be written. Name a file in a folder that is there.")
+        raise UserError(f"json={json}: cannot be written. Name a file in an existing folder.")
     chosen = [load(name).Config() for name in BENCHMARKS] if settings is None else [settings]
     rows = []
     for config in chosen:

@@ -1,7 +1,7 @@
-"""Policies that choose, are told, and learn, for `keyart bench explore`.
+"""Bandit policies, which choose, observe clicks and learn, for `keyart bench explore`.
 
-A candidate is x = (its features, which artwork it is), and what is learned are changes theta of the weights of x, whose
-posterior begins as normal around 0 with the covariance of the trained ranker's.
+A candidate is x = (its features, its artwork as one-hot), and the policies learn changes theta of the weights of x, whose
+prior is normal around 0 with the covariance of the trained ranker's posterior.
 
 Legend: N impressions of a round, K candidates, F features, A artworks, P = F + A weights.
 """
@@ -15,7 +15,7 @@ NEWTON_STEPS = 5
 
 
 class Laplace:
-    """Logistic regression on x beside the ranker's own logit, its posterior carried from round to round."""
+    """Logistic regression on x, offset by the ranker's logit; each round's posterior is the next one's prior."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -30,7 +30,7 @@ class Laplace:
         self.mean_P = np.zeros(features + artworks)
 
     def score(self, rows: NDArray[np.integer], theta_NP: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Click logits (N, K) by weights of their own for each impression, or by one (1, P)."""
+        """Click logits (N, K) of the candidates at `rows`, by weights per impression (N, P) or shared ones (1, P)."""
         features = self.stream.features_NKF.shape[-1]
         theta_NP = np.broadcast_to(theta_NP, (len(rows), theta_NP.shape[-1]))
         by_features = np.einsum("nkf,nf->nk", self.stream.features_NKF[rows], theta_NP[:, :features])
@@ -50,57 +50,57 @@ class Laplace:
 
 
 class Thompson(Laplace):
-    """The best by a draw out of the posterior, of some share of its width, anew for each impression."""
+    """The best by a draw from the posterior, its width scaled by `width`, with a new draw for each impression."""
 
     def __init__(self, stream: Stream, seed: int, width: float = 1.0) -> None:
         super().__init__(stream)
         self.width, self.rng = width, np.random.default_rng((seed, 3))
 
     def choose(self, rows: NDArray[np.integer], offered_NK: NDArray[np.bool_]) -> NDArray[np.integer]:
-        """As the protocol says."""
+        """See `BanditPolicy`."""
         root_PP = np.linalg.cholesky(self.precision_PP)
         drawn_PN = np.linalg.solve(root_PP.T, self.rng.standard_normal((len(self.mean_P), len(rows))))
         return _best(self.score(rows, self.mean_P + self.width * drawn_PN.T), offered_NK)
 
 
 class EpsilonGreedy(Laplace):
-    """The best by the posterior's mean, or for a share of the impressions any."""
+    """The best by the posterior's mean, or, for a share of the impressions, a random candidate."""
 
     def __init__(self, stream: Stream, share: float, seed: int) -> None:
         super().__init__(stream)
         self.share, self.rng = share, np.random.default_rng((seed, 3))
 
     def choose(self, rows: NDArray[np.integer], offered_NK: NDArray[np.bool_]) -> NDArray[np.integer]:
-        """As the protocol says."""
+        """See `BanditPolicy`."""
         greedy = _best(self.score(rows, self.mean_P[None]), offered_NK)
         random_choice = _best(self.rng.random(offered_NK.shape), offered_NK)
         return np.where(self.rng.random(len(rows)) < self.share, random_choice, greedy)
 
 
 def epsilon_greedy(stream: Stream, share: float, seed: int) -> EpsilonGreedy:
-    """With a share of 0: greedy."""
+    """An epsilon-greedy policy; greedy with a share of 0."""
     return EpsilonGreedy(stream, share, seed)
 
 
 def uniform(stream: Stream, seed: int) -> EpsilonGreedy:
-    """Every candidate alike."""
+    """The uniform policy: every candidate equally likely."""
     return EpsilonGreedy(stream, 1.0, seed)
 
 
 class LinUCB:
-    """Ridge regression of what the ranker did not foresee of clicks, on x times the slope of its probability."""
+    """Ridge regression of the ranker's residual on clicks, on x times the slope of its probability."""
 
     def __init__(self, stream: Stream, alpha: float) -> None:
         self.stream, self.alpha = stream, alpha
         p_NK = stream.probability_NK
         self.slope_NK = p_NK * (1 - p_NK)
         self.noise = float(self.slope_NK[stream.mask_NK].mean())
-        """Variance of a click."""
+        """Variance of a click, by the ranker's probabilities."""
         start = Laplace(stream)
         self.precision_PP, self.moment_P = start.precision_PP, np.zeros(len(start.mean_P))
 
     def choose(self, rows: NDArray[np.integer], offered_NK: NDArray[np.bool_]) -> NDArray[np.integer]:
-        """The highest upper bound."""
+        """The candidate with the highest upper confidence bound."""
         covariance_PP = np.linalg.inv(self.precision_PP)
         theta_P = covariance_PP @ self.moment_P
         bound_NK = np.empty(offered_NK.shape)
@@ -111,7 +111,7 @@ class LinUCB:
         return _best(bound_NK, offered_NK)
 
     def learn(self, rows: NDArray[np.integer], chosen: NDArray[np.integer], clicked: NDArray[np.bool_]) -> None:
-        """As the protocol says."""
+        """See `BanditPolicy`."""
         x_NP = design_matrix(self.stream, rows, chosen) * self.slope_NK[rows, chosen, None]
         self.precision_PP = self.precision_PP + x_NP.T @ x_NP / self.noise
         self.moment_P = self.moment_P + x_NP.T @ (clicked - self.stream.probability_NK[rows, chosen]) / self.noise

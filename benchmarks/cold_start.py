@@ -1,10 +1,10 @@
-"""`keyart bench cold`: artworks, titles and members that training never saw, each with figures of its own.
+"""`keyart bench cold`: figures for artworks, titles and members that training never saw.
 
-Two rankers are trained: one on the log as it is (`seen`), one on a log without what is held out (`keyart`). Before the test
-period, no impression showed a held-out artwork and none had it among its candidates; of a held-out title there is neither
-impression nor play. Both are judged on the same impressions of the test period, and, for new members, as if nobody had
-played anything. The catalogue is whole, as a service's is: the image encoder, which learns no clicks, has seen all images.
-`keyart refresh` is the ranker of `keyart` in a bundle whose catalogue ends with what training saw, the rest put in by that command.
+Two rankers are trained: one on the full log (`seen`), one without the held-out titles and artworks (`keyart`). Before the test
+period, no impression showed a held-out artwork or had it among its candidates, and a held-out title has neither
+impressions nor plays. Both are evaluated on the same impressions of the test period, and, for new members, as if members had
+no plays. The catalogue is complete, as a service's is: the image encoder, which learns no clicks, has seen all images.
+`keyart refresh` is the ranker of `keyart` in a bundle of the titles and artworks that training saw, the others added by refresh.
 
 Where the truth is known, figures are captured lift, (value - uniform) / (best possible - uniform); else the lift over
 uniform, doubly robust, in percent.
@@ -60,28 +60,28 @@ NAME = "cold"
 SEEN, BEST_PER_TITLE, REFRESHED = "seen", "best per title", f"{OURS} refresh"
 GROUPS = {
     "known": "nothing held out, members with plays",
-    "new artwork": "a candidate that training never saw, of a title it knows",
+    "new artwork": "a candidate that training never saw, of a title that it did",
     "new title": "a title that training never saw",
-    "new member": "the same impressions as known, asked for as if the member had no plays",
+    "new member": "the same impressions as known, scored as if the member had no plays",
 }
 MIN_IMPRESSIONS = 50
-"""Impressions of a group below which nothing is told of it."""
+"""Impressions of a group below which it is not reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is measured."""
+    """Options of the benchmark."""
 
     dataset: str = ""
     """A dataset by the contract; default: a simulated service, whose truth is known."""
     recipe: str = ""
-    """A recipe's file; default: configs/demo.yaml for the simulated service, else what the defaults are."""
+    """A recipe's file; default: configs/demo.yaml for the simulated service, else the default recipe."""
     held_out: float = 0.1
     """Share of the artworks, and of the titles, that training does not see."""
     seeds: int = 1
-    """How often, each time with other artworks and titles held out and another seed of the training."""
+    """Number of repetitions, each with other artworks and titles held out and another seed of the training."""
     members: int = 4000
-    """Of the simulated service."""
+    """Members of the simulated service."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -123,7 +123,7 @@ def bench(config: Config, console: Console) -> list[Row]:
 
 
 def read_recipe(config: Config) -> Recipe:
-    """The recipe of the file, or the one that fits what is measured."""
+    """The recipe of the file, or the default one for the dataset."""
 
     def made(*, settings: Recipe) -> None:
         """A recipe."""
@@ -135,7 +135,7 @@ def read_recipe(config: Config) -> Recipe:
 def run_seed(
     dataset: Path, work: Path, recipe: Recipe, share: float, seed: int
 ) -> Iterator[tuple[str, str, float, int]]:
-    """(group, subject, figure, impressions) of both rankers and of the best artwork per title."""
+    """Yield (group, subject, figure, impressions) for both rankers and the best artwork per title."""
     since = newest_shares(dataset, recipe.prepare).test_from
     titles, artworks = sample_held_out(dataset, share, seed)
     hold_out(dataset, work / "without", since, titles, artworks)
@@ -177,13 +177,13 @@ def run_seed(
 
 
 def _certain(log: ScoredLog, outcomes: Outcomes) -> NDArray:
-    """The best artwork per title, by what was logged without the held-out ones."""
+    """The policy of the best artwork per title, (N, K), learned from the log without the held-out ones."""
     chosen_N = best_fixed_choice(log, outcomes)
     return (np.arange(log.mask_NK.shape[1]) == chosen_N[:, None]).astype(float)
 
 
 def _figures(log: ScoredLog, policies: dict[str, NDArray]) -> dict[str, float]:
-    """Captured lift by the truth, or the lift over uniform in percent."""
+    """By policy, captured lift by the truth, or the lift over uniform in percent."""
     uniform_NK = log.mask_NK / log.mask_NK.sum(1, keepdims=True)
     if log.true_click_NK is not None:
         truth_NK = log.true_click_NK
@@ -221,7 +221,7 @@ def trained(log: Path, work: Path, recipe: Recipe, seed: int) -> Bundle:
 
 
 def refresh_bundle(run: Path, dataset: Path, work: Path) -> Bundle:
-    """A run's bundle of what training saw alone, as if nothing else had been in the catalogue yet; then refreshed."""
+    """A run's bundle with only the titles and artworks that training saw, then refreshed from the whole dataset."""
     opened, quiet = Run.open(run), Console(quiet=True)
     old, state = opened.model, opened.model.state_dict()
     rows = {"title": old.sizes.titles, "artwork": old.sizes.artworks}
@@ -241,13 +241,13 @@ def refresh_bundle(run: Path, dataset: Path, work: Path) -> Bundle:
 
 
 def _scored(bundle: Bundle, dataset: Path, out: Path, since: datetime) -> ScoredLog:
-    """The test period of a dataset by a bundle."""
+    """The test period of a dataset, scored by a bundle."""
     score(bundle, dataset, out, since=since, console=Console(quiet=True))
     return read_scored_log(dataset, out, since)
 
 
 def drop_plays(dataset: Path, out: Path) -> None:
-    """Write the dataset without a single play."""
+    """Write the dataset without plays."""
     out.mkdir(parents=True)
     for path in dataset.iterdir():
         if path.name != PLAYS.name:
@@ -278,7 +278,7 @@ def sample_held_out(dataset: Path, share: float, seed: int) -> tuple[pa.Array, p
 
 
 def hold_out(dataset: Path, out: Path, since: datetime, titles: pa.Array, artworks: pa.Array) -> None:
-    """Write the dataset as if, before `since`, the titles and artworks had not been there; what came later stays."""
+    """Write the dataset as if the titles and artworks had not existed before `since`; later rows stay."""
     out.mkdir(parents=True)
     for path in dataset.iterdir():
         if path.name not in (IMPRESSIONS.name, PLAYS.name):
@@ -304,7 +304,7 @@ def hold_out(dataset: Path, out: Path, since: datetime, titles: pa.Array, artwor
 
 
 def _without(plays: pa.Table, artworks: pa.Array) -> pa.Table:
-    """Plays that do not say that they came through one of the artworks."""
+    """Plays that were not clicked through one of the artworks."""
     if "artwork_id" not in plays.column_names:
         return plays
     column = plays["artwork_id"].cast(pa.string())
@@ -314,7 +314,7 @@ def _without(plays: pa.Table, artworks: pa.Array) -> pa.Table:
 
 
 def _narrowed(table: pa.Table, moment: pa.Scalar, artworks: pa.Array) -> pa.Table:
-    """Before the moment, candidates without the artworks; propensities are those given that none of them was shown."""
+    """Impressions before the moment with the artworks removed from the candidates, propensities renormalised."""
     early = pc.less(table["shown_at"].cast(pa.timestamp("us", "UTC"), safe=False), moment).to_numpy(
         zero_copy_only=False
     )
@@ -333,7 +333,7 @@ def _narrowed(table: pa.Table, moment: pa.Scalar, artworks: pa.Array) -> pa.Tabl
         column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
         value = np.asarray(column.flatten(), np.float64)[keep]
         total = np.bincount(owner[keep], value, len(lists))
-        total[np.bincount(owner[~keep], minlength=len(lists)) == 0] = 1.0  # nothing was taken out: as it was
+        total[np.bincount(owner[~keep], minlength=len(lists)) == 0] = 1.0  # nothing removed: unchanged
         values = pa.ListArray.from_arrays(offsets, pa.array(value / total[owner[keep]], pa.float32()))
         table = table.set_column(table.column_names.index("propensities"), "propensities", values)
     return table

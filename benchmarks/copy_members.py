@@ -12,22 +12,22 @@ TABLES = ((PLAYS, ("member_id",)), (IMPRESSIONS, ("member_id", "impression_id"))
 
 
 def copy_members(source: Path, out: Path, impressions: int) -> int:
-    """Write a dataset of about so many impressions, one file per copy; returns how many it has.
+    """Write a dataset of about `impressions` impressions, one file per copy; returns its number of impressions.
 
-    Whole copies first; of the last one, those members whose hash falls into the share that is missing. Images are not
-    copied: preparing does not read them.
+    All copies but the last are complete; of the last one, members are kept by hash to reach the number. Images are not
+    copied, because `keyart prepare` does not read them.
     """
     for table in (TITLES, ARTWORKS):
         files = table.files(source)
         if not files:
-            raise UserError(f"{source}: has no {table.name}.parquet, so this is no dataset. Run keyart check {source}.")
+            raise UserError(f"{source}: is not a dataset: {table.name}.parquet is missing. Run keyart check {source}.")
         out.mkdir(parents=True, exist_ok=True)
         shutil.copy(files[0], out / files[0].name)
     with duckdb.connect() as engine:
         engine.execute("SET TimeZone = 'UTC'; SET memory_limit = '2GB'; SET enable_progress_bar = false")
         files_of = {table: [str(path) for path in table.files(source)] for table, _ in TABLES}
-        whole, missing = divmod(impressions, _count(engine, files_of[IMPRESSIONS]))
-        shares = [1.0] * whole + ([missing / _count(engine, files_of[IMPRESSIONS])] if missing else [])
+        complete, missing = divmod(impressions, _count(engine, files_of[IMPRESSIONS]))
+        shares = [1.0] * complete + ([missing / _count(engine, files_of[IMPRESSIONS])] if missing else [])
         for table, ids in TABLES:
             (out / table.name).mkdir()
             for copy, share in enumerate(shares):
@@ -42,7 +42,7 @@ def copy_members(source: Path, out: Path, impressions: int) -> int:
 
 
 def quoted(path: Path) -> str:
-    """A path as SQL has strings."""
+    """A path as a string literal of SQL."""
     return "'" + str(path).replace("'", "''") + "'"
 
 

@@ -1,7 +1,7 @@
 """The floor under `keyart prepare`: DuckDB alone orders plays and impressions by member and time and writes them back.
 
 Called as a process: `python -m benchmarks.duckdb_floor DATASET OUT`. No histories, no vocabularies, no check, no arrays:
-what any tool must at least do to bring a member's rows together.
+the least that any tool must do to put a member's rows together.
 """
 
 import sys

@@ -1,20 +1,20 @@
-"""`keyart bench explore`: a stream of impressions, chosen by policies that learn from what they themselves show.
+"""`keyart bench explore`: a stream of impressions, chosen by policies that learn from their own choices.
 
 A service is simulated, so that the truth is known. A ranker is trained on the beginning of its log, without a share of the
-artworks; then the rest is gone through in order of time, in rounds. The held-out artworks arrive one by one during the first
-half. Every policy has the ranker's scores and its posterior to begin with, chooses for every impression of a round, is told
-whether what it chose was clicked (one random number an impression, the same for all), and updates its last layer when the
-round is over: the weights of appeal's features and the artworks' biases, from its own log alone.
+artworks; the rest is a stream in order of time, in rounds. The held-out artworks arrive one by one during the first
+half. Every policy starts from the ranker's scores and its posterior, chooses for every impression of a round, observes
+whether its choice was clicked (one random number per impression, the same for all), and updates its last layer at the end
+of the round: the weights of appeal's features and the artworks' biases, from its own log only.
 
-- uniform: every candidate alike. greedy: the best by what it has learned. epsilon: greedy, but uniform for a share.
-- Thompson: the best by a draw of the posterior, anew for each impression (Chapelle and Li, 2011), of its whole width or, as
-  keyart does by default, of a quarter of it, which they call reshaping. All these update by Laplace: logistic regression
-  from the normal posterior of the round before.
+- uniform: every candidate equally likely. greedy: the best so far. epsilon: greedy, but uniform for a share.
+- Thompson: the best by a draw from the posterior, a new one for each impression (Chapelle and Li, 2011), of its full width
+  or, as keyart does by default, of a quarter of it, which they call reshaping. All these update by Laplace: logistic
+  regression from the normal posterior of the round before.
 - LinUCB (Li and others, 2010): ridge regression of clicks on the same features, with the same head start, and a bonus of
   alpha standard deviations: of one; and of the alpha that, looking back, did best on this very stream.
 
-Told are expected clicks, by the true probabilities, per 1,000 impressions; and the regret, what the best possible choice
-has more.
+Reported are expected clicks, by the true probabilities, per 1,000 impressions; and the regret, the best possible choice's
+clicks minus them.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -56,14 +56,14 @@ ALPHAS = (0.5, 1.0, 2.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is measured."""
+    """Options of the benchmark."""
 
     members: int = 4000
-    """Of the simulated service, with about 74 impressions each."""
+    """Members of the simulated service, with about 74 impressions each."""
     begin: float = 0.2
     """Share of the log that the ranker is trained on, and half as much again that validates it; the rest is the stream."""
     rounds: int = 20
-    """After each, every policy learns from what it showed."""
+    """Number of rounds; after each, every policy learns from its choices."""
     held_out: float = 0.2
     """Share of the artworks that arrive during the stream."""
     epsilon: float = 0.1
@@ -71,7 +71,7 @@ class Config:
     width: float = WIDTH
     """How much of the posterior's standard deviation keyart's Thompson sampling draws, as in `keyart score`."""
     seeds: int = 1
-    """Services, each simulated, trained on and gone through; mean and spread are told."""
+    """Number of services to simulate, train on and stream; mean and standard deviation are reported."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -109,7 +109,7 @@ def _row(subject: str, figure: str, value: float) -> Row:
 
 
 def simulate_stream(work: Path, config: Config, seed: int) -> Stream:
-    """A service, a ranker that never saw the held-out artworks, and the rest of the log by it."""
+    """Simulate a service, train a ranker without the held-out artworks, and score the rest of the log with it."""
     dataset, quiet = work / "service", Console(quiet=True)
     simulate(dataset, SimulateConfig(members=config.members, seed=seed))
     shares = PrepareConfig(validation=config.begin / 2, test=1 - 1.5 * config.begin)
@@ -127,7 +127,7 @@ def simulate_stream(work: Path, config: Config, seed: int) -> Stream:
 
 
 def read_stream(bundle: Bundle, shards: Path, truth: Path, new: pa.Array) -> Stream:
-    """The impressions of prepared requests in order of time, as the bundle sees them, with the truth."""
+    """The impressions of shards in order of time, with the bundle's features and scores, and the truth."""
     tables, posterior = load_file(bundle.folder / EXPLAIN_TABLES), load_file(bundle.folder / POSTERIOR)
     parts: dict[str, list[NDArray]] = {}
     known = pq.read_table(truth, columns=["impression_id", "p_click"])
@@ -186,7 +186,7 @@ def read_stream(bundle: Bundle, shards: Path, truth: Path, new: pa.Array) -> Str
 
 
 def _run_policies(stream: Stream, config: Config, seed: int, console: Console) -> dict[str, tuple[float, float, float]]:
-    """Every policy over the whole stream: expected clicks, regret, and regret of the last quarter, per 1,000."""
+    """By policy over the whole stream: expected clicks, regret, and regret of the last quarter, per 1,000 impressions."""
     offered = stream.arriving(config.rounds, seed)
     makers: dict[str, Callable[[], BanditPolicy]] = {
         f"{OURS} Thompson": lambda: Thompson(stream, seed, config.width),

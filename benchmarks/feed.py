@@ -1,7 +1,7 @@
 """`keyart bench feed`: shards -> batches, beside a row for each impression and beside torch-rechub's loader.
 
 `per-impression` gathers the same columns with numpy from rows that hold each impression's whole history; `floor` is
-numpy indexing the bytes of a pass of keyart's feed once and doing nothing else.
+numpy indexing the bytes of one epoch of keyart's feed once and nothing else.
 """
 
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ NAME = "feed"
 
 @dataclass(frozen=True, kw_only=True)
 class Config(SideBySideConfig):
-    """What is measured."""
+    """Options of the benchmark."""
 
 
 def bench(config: Config, console: Console) -> list[Row]:
-    """Measure every subject. What is left out is said on the console, with the reason."""
+    """Measure every subject; subjects that are left out are reported on the console, with the reason."""
     with measured_shards(config, NAME, console) as (shards, work):
         materialise(shards, work, config)
         subjects = {

@@ -1,4 +1,4 @@
-"""A log as most libraries want it: every impression a row of its own, with its whole history written into it.
+"""A log in the form that most libraries need: one row per impression, with its whole history in it.
 
 Two subjects read it: torch-rechub, and keyart's own model where each impression's plays are encoded anew.
 """
@@ -17,7 +17,7 @@ from foundation.context import ContextFeature
 
 @dataclass(frozen=True)
 class ImpressionRows:
-    """The training impressions of shards, N of them, with `plays` plays each; padding is 0 and lies right."""
+    """N training impressions of shards, with up to `plays` plays each; padding is 0, on the right."""
 
     columns: dict[str, np.ndarray]
     """`play_*` of shape (N, plays), `length` and the rest of shape (N,)."""
@@ -26,7 +26,7 @@ class ImpressionRows:
 
     @classmethod
     def of(cls, shards: Shards, plays: int, max_impressions: int, seed: int = 0) -> "ImpressionRows":
-        """At most `most` training impressions, drawn at random."""
+        """At most `max_impressions` training impressions of shards, drawn at random."""
         parts: dict[str, list[np.ndarray]] = {}
         selected = [np.flatnonzero(shard.split == TRAIN) for shard in shards.shards]
         share = min(1.0, max_impressions / max(1, sum(map(len, selected))))
@@ -66,7 +66,7 @@ class ImpressionRows:
         return len(self.columns["clicked"])
 
     def batches(self, size: int, seed: int = 0) -> Iterator[Batch]:
-        """One pass in random order, as keyart's model reads it: a member for each impression."""
+        """One epoch in random order, as batches of keyart's model with one member per impression."""
         order = np.random.default_rng(seed).permutation(len(self))
         for begin in range(0, len(self) - size + 1, size):
             rows = order[begin : begin + size]
@@ -91,10 +91,10 @@ class ImpressionRows:
 
 
 def write_for_torch_rechub(rows: ImpressionRows, shards: Shards, embedding: np.ndarray, path: Path) -> None:
-    """The same rows as .npz, with what else keyart's model reads of a title and of an artwork written into each.
+    """Write the rows as .npz, with the features that keyart's model reads of titles and artworks in each.
 
     Columns: `user_*` and `item_*`, ids int64 (N,) or (N, L) with 0 for padding, `item_image` float32 (N, E), `clicked`.
-    What the log does not hold is left out.
+    Columns that the log lacks are left out.
     """
     arrays, catalogue = rows.columns, shards.catalogue
     title, artwork = arrays["title"], arrays["artwork"]

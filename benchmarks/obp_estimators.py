@@ -7,10 +7,10 @@
 # ]
 # ///
 # pyright: reportMissingImports=false
-"""The other side of `benchmarks/value.py`: the same arrays by Open Bandit Pipeline, in an environment of its own.
+"""The peer of `benchmarks/value.py`: the same arrays estimated by Open Bandit Pipeline, in an environment of its own.
 
 Open Bandit Pipeline has not moved since 2022 and installs on today's machines only with its pins overridden, as above.
-In: an .npz of arrays. Out: JSON of each estimator's value, seconds, and the seconds that its bootstrap intervals take.
+In: an .npz of arrays. Out: JSON of each estimator's value, its seconds, and those of its bootstrap intervals.
 """
 
 import json
@@ -34,7 +34,7 @@ arrays = np.load(sys.argv[1])
 policy_NK1, logging_NK1, expected_NK1 = (arrays[name][:, :, None] for name in ("policy", "logging", "predicted"))
 reward, action, cluster_K = arrays["reward"].astype(float), arrays["action"], arrays["cluster"]
 parameters = json.loads(sys.argv[3])
-# each action's cluster, as a certain embedding of one dimension: (actions, clusters, 1)
+# each action's cluster, as a deterministic embedding of one dimension: (actions, clusters, 1)
 embedding = np.eye(cluster_K.max() + 1)[cluster_K][:, :, None]
 inputs = {
     "reward": reward,

@@ -1,9 +1,9 @@
-"""Off-policy estimates on simulated logs whose truth is known: bias, coverage of the intervals, and what verdicts claim.
+"""Off-policy estimates on simulated logs whose truth is known: bias, coverage of the intervals, and whether verdicts hold.
 
     python -m benchmarks.ope_coverage --replications 1000
 
-prints a table per setting. Every replication draws members afresh, on one catalogue; some members have many impressions,
-and tastes of their own, so that impressions are far from independent.
+prints a table per setting. Every replication draws new members on one catalogue; some members have many impressions, and
+members have tastes, so that impressions are far from independent.
 
 Legend: M members, N impressions, K candidates, A artworks.
 """
@@ -28,22 +28,22 @@ TITLES, WIDTH, STYLES = 12, 4, 3
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A service and its log."""
+    """Parameters of a simulated service and its log."""
 
     members: int = 200
     mean_impressions: float = 20.0
     spread: float = 1.0
-    """Of the log of a member's mean number of impressions: at 1, one in twenty has five times the median or more."""
+    """Standard deviation of the logarithm of members' mean impressions: at 1, one in twenty has five times the median or more."""
     click_rate: float = 0.15
     """About."""
     taste: float = 0.8
-    """How far members differ, in logits."""
+    """Standard deviation of members' tastes, in logits."""
     greed: float = 3.0
-    """How sharply the scored policy chooses."""
+    """Inverse temperature of the scored policy."""
     explored: float = 0.3
-    """Share of the impressions shown by chance."""
+    """Share of the impressions that are randomised."""
     least: float = 0.05
-    """Propensity that production leaves every artwork, together."""
+    """Propensity that the logging policy spreads over all artworks."""
 
 
 SETTINGS = {
@@ -56,7 +56,7 @@ SETTINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedCatalogue:
-    """What does not change from one replication to the next."""
+    """The part of the service that is the same in all replications."""
 
     added_A: NDArray = field(default_factory=lambda: np.random.default_rng(1).normal(0, 0.3, TITLES * WIDTH))
     title_T: NDArray = field(default_factory=lambda: np.random.default_rng(2).normal(0, 0.5, TITLES))
@@ -66,7 +66,7 @@ class SimulatedCatalogue:
 def draw(
     setting: Setting, seed: int, catalogue: SimulatedCatalogue | None = None
 ) -> tuple[BanditLog, dict[str, PolicyProbabilities | None], dict[str, float]]:
-    """A log, the policies to value, and what each would have earned on its very impressions (their mean is the truth)."""
+    """A log, the policies to estimate, and each one's expected reward on the log's impressions (its mean is the truth)."""
     world = catalogue or SimulatedCatalogue()
     rng = np.random.default_rng(seed)
     mean_M = setting.mean_impressions * np.exp(rng.normal(-(setting.spread**2) / 2, setting.spread, setting.members))
@@ -120,7 +120,7 @@ def _rows_of(policy_NK: NDArray) -> PolicyProbabilities:
 
 
 def truth_of(setting: Setting, draws: int = 40) -> dict[str, float]:
-    """Reward per impression of each policy over all members there could be, by large logs drawn apart."""
+    """Reward per impression of each policy in the population, by `draws` large independent logs."""
     large = Setting(**{**vars(setting), "members": 20_000})
     earned: dict[str, float] = defaultdict(float)
     impressions = 0
@@ -134,15 +134,15 @@ def truth_of(setting: Setting, draws: int = 40) -> dict[str, float]:
 
 @dataclass
 class Tally:
-    """What became of one estimate over the replications."""
+    """Results of one estimate over the replications."""
 
     values: list[float] = field(default_factory=list)
     covered: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
-    """By kind of interval, whether it held the truth; `reliable` where that was the verdict."""
+    """By kind of interval, whether each contained the truth; `reliable` has those with that verdict."""
     verdicts: list[str] = field(default_factory=list)
 
     def share(self, kind: str) -> float:
-        """Of the intervals of a kind that held the truth; NaN where there were none."""
+        """Share of the intervals of a kind that contained the truth; NaN where there were none."""
         return float(np.mean(self.covered[kind])) if self.covered[kind] else float("nan")
 
 
@@ -159,7 +159,7 @@ def replicate(
             tally = tallies[row["policy"], row["estimator"]]
             _count(tally, row, truth[row["policy"]])
             ends = of.get(_key(row))
-            if ends is not None:  # of a log that holds an answer
+            if ends is not None:  # None where the estimate is unanswerable
                 for kind, low, high in (
                     ("normal", ends["normal_low"], ends["normal_high"]),
                     ("bootstrap", ends["bootstrap_low"], ends["bootstrap_high"]),

@@ -1,12 +1,12 @@
-"""What a user would write with pandas instead of `keyart prepare`: sort, groupby, merge_asof.
+"""A user's own script in pandas instead of `keyart prepare`: sort, groupby, merge_asof.
 
-Called as a process: `python -m benchmarks.pandas_prepare DATASET OUT`. It does what `prepare` does and no more: ids as codes
+Called as a process: `python -m benchmarks.pandas_prepare DATASET OUT`. It does the same work and no more: ids as codes
 of the training period's vocabularies, for every impression how many of its member's plays lie strictly before it, the
 split by time, candidates as codes, all written as Parquet. No check of the log, no bound on memory.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
-# pandas tells a checker less than it does.
+# pandas' annotations are incomplete.
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ import pandas as pd
 
 
 def main(dataset: Path, out: Path) -> None:
-    """Prepare with pandas alone."""
+    """Prepare a dataset with pandas only."""
     plays = pd.read_parquet(dataset / "plays")
     shown = pd.read_parquet(dataset / "impressions")
 

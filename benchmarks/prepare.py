@@ -1,4 +1,4 @@
-"""`keyart bench prepare`: raw tables -> shards, beside the least that must be done and beside pandas.
+"""`keyart bench prepare`: raw tables -> shards, beside a lower bound and beside pandas.
 
 Every run is the whole command as a user types it, in a process of its own; the subjects take turns, and the median of
 the repeats is reported.
@@ -31,14 +31,14 @@ NEW_DAY = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is measured."""
+    """Options of the benchmark."""
 
     dataset: str = ""
     """Dataset whose members are copied to reach each size; default: a simulated service."""
     sizes: list[float] = field(default_factory=lambda: [0.6, 6.0, 24.0])
     """Millions of impressions."""
     repeats: int = 3
-    """Runs of each subject up to 10 million impressions, of which the median is told; above that, one."""
+    """Runs of each subject up to 10 million impressions, of which the median is reported; above that, one."""
     work: str = ""
     """Folder for the data, removed at the end; default: the system's temporary folder."""
 
@@ -51,7 +51,7 @@ class Config:
 
 
 def bench(config: Config, console: Console) -> list[Row]:
-    """Measure every size and subject. What is left out is said on the console, with the reason."""
+    """Measure every size and subject; subjects that are left out are reported on the console, with the reason."""
     rows: list[Row] = []
     ours: dict[str, float] = {}
     pandas_peak_per_row = 0.0
@@ -73,7 +73,7 @@ def bench(config: Config, console: Console) -> list[Row]:
             free, needed = _free_memory(), pandas_peak_per_row * count
             if needed > 0.9 * free:
                 console.print(
-                    f"bench prepare: pandas at {label} left out: by the size before it would hold about "
+                    f"bench prepare: pandas at {label} left out: extrapolated from the former size it needs about "
                     f"{needed / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free"
                 )
                 del subjects["pandas"]
@@ -126,7 +126,7 @@ def _ratio_of(by: dict[tuple[str, str], float], other: str, figure: str) -> floa
 def _alternate(
     subjects: dict[str, list[str]], repeats: int, label: str, console: Console
 ) -> dict[str, list[ProcessUsage]]:
-    """Every subject once, then every subject again; one that fails is left out, and said so."""
+    """Run every subject once, then every subject again; one that fails is left out, with a message."""
     results: dict[str, list[ProcessUsage]] = {subject: [] for subject in subjects}
     with progress_bar(console) as progress:
         task = progress.add_task(f"bench prepare at {label}", total=repeats * len(subjects))
@@ -146,14 +146,14 @@ def _alternate(
 
 
 def _instant_of(dataset: Path, share: float) -> str:
-    """The moment before which this share of the impressions was shown."""
+    """The time before which this share of the impressions was shown, in ISO 8601."""
     times = pq.read_table([str(path) for path in IMPRESSIONS.files(dataset)], columns=["shown_at"])["shown_at"]
     (results,) = pc.quantile(times.cast("int64"), q=share, interpolation="higher").to_pylist()  # pyright: ignore
     return pc.cast(results, times.type).as_py().isoformat()  # pyright: ignore
 
 
 def _free_memory() -> int:
-    """Bytes a new process could have; a lot where the system does not say."""
+    """Bytes of memory that a new process could use; a large number where the system does not say."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -1,8 +1,8 @@
-"""torch-rechub's two-tower model, exported by its own exporter: run where torch-rechub is installed.
+"""torch-rechub's two-tower model, exported by its own exporter; runs in an environment with torch-rechub.
 
-`python rechub_export.py FOLDER WIDTH PLAYS TITLES ARTWORKS IMAGE`. Knows nothing of keyart. FOLDER/user.onnx: a history of
+`python rechub_export.py FOLDER WIDTH PLAYS TITLES ARTWORKS IMAGE`. Does not import keyart. FOLDER/user.onnx: a history of
 title ids, a country and a device -> a vector; FOLDER/item.onnx: a title, an artwork and its image embedding -> a vector.
-Weights are random: what is measured is time.
+Weights are random, because only time is measured.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""torch-rechub's data loader and two-tower trainer, by its own classes: run where torch-rechub is installed.
+"""torch-rechub's data loader and two-tower trainer, by its own classes; runs in an environment with torch-rechub.
 
-`python rechub.py ROWS.npz OUT.json feed|train BATCH WIDTH`. Knows nothing of keyart; `ROWS.npz` is what
-`benchmarks.impression_rows` writes. OUT.json: impressions, seconds.
+`python rechub_train.py ROWS.npz OUT.json feed|train BATCH WIDTH`. Does not import keyart; `ROWS.npz` is written by
+`benchmarks.impression_rows`. OUT.json: impressions, seconds.
 """
 
 import json
@@ -16,13 +16,13 @@ from torch_rechub.trainers import MatchTrainer  # pyright: ignore
 from torch_rechub.utils.data import MatchDataGenerator  # pyright: ignore
 
 SHARED = {"user_history": "item_title", "item_depicted": "item_people", "item_moods": "item_genres"}
-"""Columns of ids of the same kind as another's; that one's table serves both, where it is there."""
+"""Columns of ids that share the embedding table of another column, where that one exists."""
 
 
 def features(columns: dict[str, np.ndarray], width: int) -> tuple[list[object], list[object]]:
-    """What the two towers read."""
+    """The features of the two towers."""
     towers: dict[str, list[object]] = {"user": [], "item": []}
-    # those whose table others share come first
+    # columns whose table others share come first
     for name in sorted(columns, key=lambda name: name in SHARED):
         values, other = columns[name], SHARED.get(name)
         shared = other if other in columns else None
@@ -38,7 +38,7 @@ def features(columns: dict[str, np.ndarray], width: int) -> tuple[list[object], 
 
 
 def main(source: str, out: str, what: str, batch: int, width: int) -> None:
-    """One pass over the rows, timed."""
+    """Time one epoch over the rows, reading or training."""
     columns = dict(np.load(source))
     clicked = columns.pop("clicked")
     few = {name: values[:2] for name, values in columns.items()}

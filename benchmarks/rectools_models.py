@@ -1,9 +1,9 @@
-"""SASRec and HSTU of RecTools, by its own classes: run where RecTools is installed.
+"""SASRec and HSTU of RecTools, by its own classes; runs in an environment with RecTools.
 
-`python rectools_way.py LOG.npz OUT.json SASRec|HSTU EPOCHS SEED`. Knows nothing of keyart. LOG.npz: member, title and time
+`python rectools_models.py LOG.npz OUT.json SASRec|HSTU EPOCHS SEED`. Does not import keyart. LOG.npz: member, title and time
 (microseconds) of the plays to learn from, in order; validation_* and test_*: the play after them and the one after that,
 of every member. OUT.json: the ten titles for every member at the end, of the epoch that was best on validation.
-RecTools' own defaults but for what `settings` names.
+RecTools' own defaults except for the `settings`.
 """
 
 import json
@@ -21,16 +21,16 @@ from rectools.models import HSTUModel, SASRecModel  # pyright: ignore
 from rectools.models.nn.item_net import IdEmbeddingsItemNet  # pyright: ignore
 
 VALIDATE_EVERY = 4
-"""Epochs between looks at validation."""
+"""Epochs between validations."""
 PATIENCE = 4
-"""Looks without a better one after which training ends."""
+"""Validations without improvement after which training ends."""
 HSTU_SETTINGS = {"use_key_padding_mask": False, "lightning_module_kwargs": {"logits_t": 0.05}}
-"""Its scores are cosines, and nothing is learned of a softmax of those as they are: RecTools' own studies divide by this."""
+"""Temperature of the softmax over cosines, as in RecTools' own studies; without one nothing is learned."""
 TOP_K = 10
 
 
 def interactions(log: dict[str, np.ndarray], *parts: str) -> pd.DataFrame:
-    """Plays of some parts of the log, as RecTools has them."""
+    """Plays of some parts of the log, as RecTools' interactions."""
     columns = {
         name: np.concatenate([log[part + key] for part in parts])
         for name, key in ((Columns.User, "member"), (Columns.Item, "title"), (Columns.Datetime, "time"))
@@ -40,7 +40,7 @@ def interactions(log: dict[str, np.ndarray], *parts: str) -> pd.DataFrame:
 
 
 def trainer() -> Trainer:
-    """One that says nothing."""
+    """A silent trainer on the CPU or GPU."""
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     return Trainer(
         min_epochs=VALIDATE_EVERY,
@@ -52,7 +52,7 @@ def trainer() -> Trainer:
 
 
 def main(source: str, out: str, subject: str, epochs: int, seed: int) -> None:
-    """Train, look at validation now and then, and write the best epoch's lists for the test."""
+    """Train, validate every few epochs, and write the best epoch's lists for the test."""
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     log = dict(np.load(source))

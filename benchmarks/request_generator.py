@@ -1,4 +1,4 @@
-"""Requests for `keyart serve` out of a seed: in order, bent, broken, huge, and no HTTP at all."""
+"""Requests for `keyart serve` from a seed: valid, mutated, corrupted, huge, and not HTTP."""
 
 import json
 from collections.abc import Callable
@@ -16,34 +16,34 @@ ODD_VALUES: list[Any] = [
     *("24:00", "2024-02-30", "greedy:1", "epsilon:2", "epsilon:nan", "softmax:0", "softmax:1e-300", "thompson:100000"),
     *("thompson:1:1e300", "thompson:0", [], {}, [[]], [None], {"": None}, [{}], ["a", 1], {"title": {"title": []}}),
 ]
-"""What stands where something else should."""
+"""Values of wrong types or ranges."""
 IDS = ["", "\x00", "🎬", "\ud83c", "é" * 300, "' OR 1=1 --", "<script>", "../../etc/passwd", "nul", "\u200f\u0301"]
 POLICIES = ["greedy", "epsilon:0.1", "softmax:0.5", "thompson", "thompson:16", "thompson:32:0.5"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is sent, and what must come back."""
+    """Bytes to send, and the expected answer."""
 
     name: str
     message: bytes
     expected: int = 0
-    """The status that alone is right; 0: any below 500."""
+    """The expected status; 0: any below 500."""
     own_connection: bool = False
-    """On a connection of its own, which may be closed without an answer."""
+    """Whether it is sent on a connection of its own, which may be closed without an answer."""
     disconnects: bool = False
-    """The client goes without waiting."""
+    """Whether the client disconnects without waiting for the answer."""
 
 
 class RequestGenerator:
-    """Cases for one bundle, the same for the same seed."""
+    """Generates cases for one bundle, reproducible by seed."""
 
     def __init__(self, bundle: Bundle, seed: int) -> None:
         self.words = {name: vocabulary.values for name, vocabulary in bundle.vocabularies.items()}
         self.rng = np.random.default_rng(seed)
 
     def case(self) -> Case:
-        """The next one."""
+        """The next case."""
         kinds: list[tuple[float, Callable[[], Case]]] = [
             (0.30, self._valid),
             (0.35, self._mutated),
@@ -55,7 +55,7 @@ class RequestGenerator:
         return kinds[int(self.rng.choice(len(kinds), p=[share for share, _ in kinds]))][1]()
 
     def request(self, plays: int, candidates: int) -> dict[str, Any]:
-        """In order, of ids the bundle knows and some that it does not."""
+        """A valid request, of ids that the bundle knows and some that it does not."""
         times = np.sort(self.rng.integers(1_600_000_000, 1_700_000_000, plays)).tolist()
         artworks = self.rng.permutation(len(self.words["artworks"]))[:candidates]
         return {
@@ -77,7 +77,7 @@ class RequestGenerator:
         }
 
     def valid(self, plays: int, candidates: int) -> bytes:
-        """As a body."""
+        """The body of a valid request."""
         return json.dumps(self.request(plays, candidates)).encode()
 
     def _random_id(self, kind: str) -> str:
@@ -103,7 +103,7 @@ class RequestGenerator:
         return Case(name="in order", message=_post(json.dumps(body).encode()), expected=200)
 
     def _mutated(self) -> Case:
-        """One to three values are others, are gone, or are where none should be."""
+        """A request with one to three values changed, removed or added."""
         request: Any = self._random_request()
         for _ in range(int(self.rng.integers(1, 4))):
             holder = request
@@ -122,11 +122,11 @@ class RequestGenerator:
                 else:
                     holder[name] = deepcopy(self._choose(ODD_VALUES))
                 break
-        whole = self._choose(ODD_VALUES) if self.rng.random() < 0.03 else request
-        return Case(name="bent", message=_post(json.dumps(whole).encode()))
+        document = self._choose(ODD_VALUES) if self.rng.random() < 0.03 else request
+        return Case(name="bent", message=_post(json.dumps(document).encode()))
 
     def _corrupted(self) -> Case:
-        """A body cut short, with other bytes, or with more of them."""
+        """A body that is truncated, or with bytes changed or added."""
         body = bytearray(json.dumps(self._random_request()).encode())
         for _ in range(int(self.rng.integers(1, 5))):
             index = int(self.rng.integers(len(body))) if body else 0
@@ -142,7 +142,7 @@ class RequestGenerator:
         return Case(name="broken", message=_post(bytes(body)))
 
     def _unicode(self) -> Case:
-        """Ids of every script are ids."""
+        """A valid request with ids of every script."""
         request = self._random_request()
         request["title"], request["country"] = self._choose(IDS), self._choose(IDS)
         request["artworks"] = IDS[: int(self.rng.integers(1, len(IDS)))]
@@ -167,7 +167,7 @@ class RequestGenerator:
         return self._choose(cases)
 
     def _no_http(self) -> Case:
-        """What is not quite HTTP, or somewhere else."""
+        """Invalid HTTP, or another path."""
         body = self.request(3, 3)
         post = _post(json.dumps(body).encode())
         choices = [

@@ -1,12 +1,12 @@
-"""`keyart bench serve`: what a request costs on one core, beside torch eager, torch.compile and torch-rechub's own export.
+"""`keyart bench serve`: the time of a request on one core, beside torch eager, torch.compile and torch-rechub's own export.
 
-A request is a history, a context, a title and its candidates; every subject answers the same random requests by one thread,
-in turn. `keyart` takes ids, as a serving team asks (rank.onnx, or member.onnx and choose.onnx; `kept` is choose.onnx alone,
-of a member whose vector is kept); `keyart, rows` is the same graph over rows, and so are torch eager and torch.compile of the
-same module. torch-rechub is its DSSM of equal width, exported by its own exporter, over rows: the member's tower, the item's
-tower for each candidate (it depends on the item alone: whoever keeps its vectors pays for the member's), and their dot
-products. It reads the history's titles alone, no time, place or engagement. `keyart, fp16` and `keyart, int8` are the graphs of
-fewer bytes (`serving.bundle.precision`), over ids, measured whether a bundle of this run would ship them or not.
+A request is a history, a context, a title and its candidates; every subject answers the same random requests with one thread,
+in turn. `keyart` takes ids, as in serving (rank.onnx, or member.onnx and choose.onnx; `kept` is choose.onnx only, for a member
+whose vector is stored); `keyart, rows` is the same graph over rows, and so are torch eager and torch.compile of the same
+module. torch-rechub is its DSSM of equal width, exported by its own exporter, over rows: the member's tower, the item's tower
+for each candidate (it depends on the item only, so that with stored vectors only the member's tower is left), and their dot
+products. It reads the history's titles only, no time, position or engagement. `keyart, fp16` and `keyart, int8` are the
+reduced-precision graphs (`serving.bundle.precision`), over ids, measured whether or not a bundle of this run would ship them.
 """
 
 import shutil
@@ -48,24 +48,24 @@ CUDA = "CUDA"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is measured."""
+    """Options of the benchmark."""
 
     run: str = ""
-    """A run's folder; default: a simulated service, trained for one pass."""
+    """A run's folder; default: a simulated service, trained for one epoch."""
     plays: int = 50
-    """Of every history."""
+    """Plays of every history."""
     candidates: int = 20
-    """Of every request."""
+    """Candidates of every request."""
     batches: tuple[int, ...] = (1, 16, 64, 256)
-    """Requests asked at once."""
+    """Requests per call."""
     rounds: int = 5
     """Turns of every subject, at every number of requests."""
     seconds: float = 0.3
-    """Of a turn."""
+    """Duration of a turn."""
     compile: bool = True
     """Whether torch.compile is measured: a minute or two, needs a C++ compiler."""
     peer: bool = True
-    """Whether torch-rechub is, in an environment of its own."""
+    """Whether torch-rechub is measured, in an environment of its own."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -80,7 +80,7 @@ Call = Callable[[], object]
 
 
 def bench(config: Config, console: Console) -> list[Row]:
-    """Every subject in turn; what is left out is said on the console, with the reason."""
+    """Measure every subject in turn; subjects that are left out are reported on the console, with the reason."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -108,8 +108,8 @@ def bench(config: Config, console: Console) -> list[Row]:
 
 
 def trained(work: Path, console: Console) -> Path:
-    """The run of a simulated service."""
-    console.print(f"bench {NAME}: simulates a service and trains a ranker for one pass")
+    """Simulate a service, train a ranker on it and return the run's folder."""
+    console.print(f"bench {NAME}: simulates a service and trains a ranker for one epoch")
     quiet = Console(quiet=True)
     simulate(work / "service", SimulateConfig(members=1000, titles=400, people=100))
     prepare(work / "service", work / "shards", console=quiet)
@@ -123,7 +123,7 @@ def _has_cuda() -> bool:
 
 
 def _session(path: Path, provider: str = "CPU") -> ort.InferenceSession:
-    """One thread, on the CPU or from there on."""
+    """A session of one thread, on the CPU or the given provider."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return ort.InferenceSession(path, options, providers=[f"{provider}ExecutionProvider"])
@@ -135,7 +135,7 @@ def _call(session: ort.InferenceSession, request: dict[str, np.ndarray]) -> Call
 
 
 def _ours(bundle: Path, rows: dict[str, np.ndarray], run: Run) -> dict[tuple[str, str], Call]:
-    """keyart's graphs: whole requests in ids and in rows, and in two steps; and those of fewer bytes."""
+    """Calls of keyart's graphs: whole requests over ids and over rows, in two steps, and in reduced precision."""
     ids = dict(rows)
     for name in rows:
         if (vocabulary := vocabulary_of(name, run.vocabularies)) is not None:
@@ -173,7 +173,7 @@ def _torch(
     results: dict[tuple[str, str], Call] = {("torch eager", "whole"): eager}
     if config.compile:
         if shutil.which("g++") is None and shutil.which("clang++") is None:
-            console.print(f"bench {NAME}: torch.compile left out: there is no C++ compiler")
+            console.print(f"bench {NAME}: torch.compile left out: no C++ compiler is installed")
             return results
         torch.compiler.reset()
         compiled = torch.compile(ranking, dynamic=False)
@@ -189,10 +189,10 @@ def _torch(
 def _peer(
     run: Run, work: Path, config: Config, console: Console
 ) -> tuple[ort.InferenceSession, ort.InferenceSession, np.ndarray] | None:
-    """torch-rechub's two towers as it exports them, and the image embeddings it reads."""
+    """torch-rechub's two exported towers, and the image embeddings they read; None where it is left out."""
     uv = shutil.which("uv")
     if not config.peer or uv is None:
-        why = "uv is not there, and it needs an environment of its own" if config.peer else "as asked"
+        why = "uv, which makes its environment, is not installed" if config.peer else "peer=false"
         console.print(f"bench {NAME}: {PEER} left out: {why}")
         return None
     folder = work / "rechub"
@@ -230,25 +230,25 @@ def _towers(
     }
     run_user, run_item = _call(user, user_inputs), _call(item, item_inputs)
 
-    def ask() -> object:
+    def call() -> object:
         member_ND = np.asarray(run_user()[0])  # pyright: ignore[reportIndexIssue]
         item_NKD = np.asarray(run_item()[0])  # pyright: ignore[reportIndexIssue]
         return np.einsum("nd,nkd->nk", member_ND, item_NKD.reshape(*artworks.shape, -1))
 
-    return ask
+    return call
 
 
 def _timed(subjects: dict[tuple[str, str], Call], n: int, config: Config) -> list[Row]:
-    """Microseconds of a request at the median and the 99th percentile of calls, and requests a second."""
+    """Rows of microseconds per request at the median and the 99th percentile of calls, and requests per second."""
     calls: dict[tuple[str, str], list[float]] = {key: [] for key in subjects}
-    for ask in subjects.values():
+    for call in subjects.values():
         for _ in range(WARMUP_CALLS):
-            ask()
+            call()
     for _ in range(config.rounds):
-        for key, ask in subjects.items():
+        for key, call in subjects.items():
             deadline = time.perf_counter() + config.seconds
             while (start := time.perf_counter()) < deadline:
-                ask()
+                call()
                 calls[key].append(time.perf_counter() - start)
     rows = []
     for (subject, what), seconds in calls.items():
@@ -264,7 +264,7 @@ def _timed(subjects: dict[tuple[str, str], Call], n: int, config: Config) -> lis
 
 
 def _cores(rows: list[Row]) -> list[Row]:
-    """Cores for the whole service, from the quickest number of requests at once."""
+    """Cores for the whole service, from the most efficient number of requests per call."""
     results: dict[tuple[str, str], float] = {}
     for row in rows:
         if row.unit == "1/s a core":

@@ -1,8 +1,8 @@
-"""`keyart bench load`: `keyart serve` under load and under nonsense, over loopback, by a client of a few sockets.
+"""`keyart bench load`: `keyart serve` under load and under invalid requests, over loopback, by a client of a few sockets.
 
 It starts the service, measures requests/s, p50 and p99 as the client sees them, then sends generated requests
-(`benchmarks.request_generator`) and counts the answers. Client and service share the machine: the figures are what both
-together can do.
+(`benchmarks.request_generator`) and counts the answers. Client and service share the machine: the figures are for both
+together.
 """
 
 import asyncio
@@ -29,29 +29,29 @@ from serving.bundle.bundle import Bundle
 
 NAME = "load"
 DISTINCT_REQUESTS, WARMUP_SECONDS = 256, 3.0
-"""How many different requests the load has, and the seconds of it that come before those counted, at most."""
+"""Number of different requests of the load, and its warm-up seconds, at most."""
 FUZZ_CONNECTIONS, PATIENCE = 8, 30.0
-"""Connections that send what is generated, and the seconds each waits for an answer."""
+"""Connections that send generated cases, and the seconds that each waits for an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is sent."""
+    """Options of the benchmark."""
 
     bundle: str = ""
-    """A bundle's folder; default: a simulated service's, trained for one pass."""
+    """A bundle's folder; default: a simulated service's, trained for one epoch."""
     seconds: float = 5.0
-    """Of the load; 0: none."""
+    """Duration of the load; 0: none."""
     connections: int = 50
-    """That ask at a time, each as soon as it is answered."""
+    """Connections of the load, each of which sends its next request when it has an answer."""
     plays: int = 50
-    """Of every history of the load."""
+    """Plays of every history of the load."""
     candidates: int = 20
-    """Of every request of the load."""
+    """Candidates of every request of the load."""
     fuzz: int = 2000
-    """Generated requests afterwards; 0: none."""
+    """Generated cases after the load; 0: none."""
     seed: int = 0
-    """Of what is generated."""
+    """Seed of the generated cases."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -68,7 +68,7 @@ class Config:
 
 
 def bench(config: Config, console: Console) -> list[Row]:
-    """The load, then what was generated; what was answered otherwise than it should be is said on the console."""
+    """The load, then the generated cases; unexpected answers are printed on the console."""
     if find_spec("uvicorn") is None:
         console.print(f"bench {NAME}: left out: it needs the extra serve: uv sync --extra serve")
         return []
@@ -94,7 +94,7 @@ def bench(config: Config, console: Console) -> list[Row]:
 
 
 def _demo_bundle(work: Path, console: Console) -> Path:
-    # torch, which a service of one's own bundle is measured without
+    # imports torch, which measuring a given bundle does not need
     from benchmarks.serve import trained
     from export.export import export
     from train.run import Run
@@ -109,7 +109,7 @@ def _row(figure: str, unit: str, value: float) -> Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """A service that runs."""
+    """A running service."""
 
     host: str
     port: int
@@ -118,7 +118,7 @@ class Served:
 
 @contextmanager
 def serving(arguments: Sequence[str]) -> Iterator[Served]:
-    """A command that serves, in a process of its own, until the block ends. UserError where it does not come up."""
+    """Run a serving command in a process of its own until the block ends. UserError where it does not start."""
     root = Path(__file__).parents[1]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root) as process:
         assert process.stdout is not None
@@ -134,14 +134,14 @@ def serving(arguments: Sequence[str]) -> Iterator[Served]:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a client saw of a load."""
+    """The client's measurements of a load."""
 
     requests: int
     seconds: float
     errors: int
     """Answers other than 200, and connections lost."""
     p50: float
-    """Seconds from the last byte sent to the last byte read, of half the requests at most."""
+    """Latencies in seconds, from the last byte sent to the last byte read, of half the requests at most."""
     p99: float
 
     def rows(self) -> list[Row]:
@@ -155,7 +155,7 @@ class Load:
 
 
 async def load(service: Served, bodies: Sequence[bytes], *, connections: int, seconds: float) -> Load:
-    """Every connection asks, reads the answer, and asks again, until the time is over."""
+    """Send requests on every connection, each after the answer to the one before, until the time is over."""
     loop = asyncio.get_running_loop()
     messages = cycle([post(body) for body in bodies])
     start = time.perf_counter()
@@ -174,7 +174,7 @@ async def load(service: Served, bodies: Sequence[bytes], *, connections: int, se
 
 
 class _Client(asyncio.Protocol):
-    """One connection; a protocol and no streams, for the client is to cost as little as may be."""
+    """One connection; a protocol instead of streams, so that the client costs little."""
 
     def __init__(self, messages: Iterator[bytes], end: float) -> None:
         self.messages, self.end, self.seconds, self.errors = messages, end, [], 0
@@ -208,12 +208,12 @@ class _Client(asyncio.Protocol):
 
 
 def post(body: bytes, path: str = "/rank") -> bytes:
-    """A POST as HTTP has it."""
+    """The bytes of an HTTP POST request."""
     return b"POST %s HTTP/1.1\r\nhost: load\r\ncontent-length: %d\r\n\r\n%s" % (path.encode(), len(body), body)
 
 
 def answered(read: bytes) -> int | None:
-    """The status of an answer that is there in full; None where more is to come."""
+    """The status of a complete answer; None while it is incomplete."""
     head, ended, body = read.partition(b"\r\n\r\n")
     length = re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE)
     if not ended or (length is not None and len(body) < int(length[1])):
@@ -223,19 +223,19 @@ def answered(read: bytes) -> int | None:
 
 @dataclass
 class Fuzz:
-    """What came back of what was generated."""
+    """Answers to the generated cases."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     unanswered: list[str] = field(default_factory=list)
-    """What was HTTP, and had no answer."""
+    """Valid HTTP requests without an answer."""
     unexpected: list[str] = field(default_factory=list)
-    """What was in order and not answered by 200, or not and answered by 5xx."""
+    """Valid requests not answered by 200, and invalid ones answered by 5xx."""
     memory: list[int] = field(default_factory=list)
-    """Bytes resident, sampled all along."""
+    """Resident bytes of the service, sampled throughout."""
 
     @property
     def requests(self) -> int:
-        """That were sent."""
+        """Number of requests that were sent."""
         return sum(self.statuses.values())
 
     def rows(self) -> list[Row]:
@@ -257,7 +257,7 @@ class Fuzz:
 
 
 async def fuzz(service: Served, generator: RequestGenerator, count: int) -> Fuzz:
-    """Send `count` generated cases over several connections and count what comes back."""
+    """Send `count` generated cases over several connections and count the answers."""
     result, cases = Fuzz(), iter(generator.case() for _ in range(count))
     result.memory.append(resident(service.process.pid))
     await asyncio.gather(*(_fuzzer(service, cases, result, max(1, count // 200)) for _ in range(FUZZ_CONNECTIONS)))
@@ -301,7 +301,7 @@ async def _fuzzer(service: Served, cases: Iterator[Case], result: Fuzz, every: i
 
 
 def resident(pid: int) -> int:
-    """Bytes of a process in memory."""
+    """Resident bytes of a process."""
     status = Path(f"/proc/{pid}/status")
     if status.is_file():
         return int(re.findall(r"VmRSS:\s+(\d+) kB", status.read_text())[0]) * 1024

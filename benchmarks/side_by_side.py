@@ -1,5 +1,5 @@
-"""What `keyart bench feed` and `keyart bench train` share: shards to measure on, and subjects that take turns, each in a
-process of its own; torch-rechub in an environment of its own too, so that its pins never reach ours.
+"""Shared by `keyart bench feed` and `keyart bench train`: shards to measure on, and subjects that take turns, each in a
+process of its own; torch-rechub in an environment of its own too, because of its pinned dependencies.
 """
 
 import json
@@ -32,20 +32,20 @@ SERVICE = SimulateConfig(members=5000, mean_plays=60.0)
 
 @dataclass(frozen=True, kw_only=True)
 class SideBySideConfig:
-    """What is measured."""
+    """Options of both benchmarks."""
 
     shards: str = ""
     """Shards with embedded artworks; default: those of a simulated service."""
     batch: int = 8192
-    """Impressions a batch, of every subject."""
+    """Impressions per batch, for every subject."""
     plays: int = 50
-    """Of a history, at most."""
+    """Plays of a history, at most."""
     width: int = 64
-    """Of the vectors of both models."""
+    """Length of both models' vectors."""
     repeats: int = 3
-    """Runs of each subject, of which the median is told."""
+    """Runs of each subject, of which the median is reported."""
     impressions: int = 100_000
-    """How many each subject is timed on; the feed reads a whole pass."""
+    """Impressions that each subject is timed on; the feed reads a whole epoch."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -56,7 +56,7 @@ class SideBySideConfig:
 
 @contextmanager
 def measured_shards(config: SideBySideConfig, name: str, console: Console) -> Iterator[tuple[Path, Path]]:
-    """The shards to measure on, and a folder for what else is needed, removed at the end."""
+    """The shards to measure on, and a folder for other files, removed at the end."""
     with tempfile.TemporaryDirectory(prefix="keyart-bench-") as folder:
         work = Path(folder)
         shards = Path(config.shards) if config.shards else work / "shards"
@@ -71,14 +71,14 @@ def measured_shards(config: SideBySideConfig, name: str, console: Console) -> It
 
 
 def materialise(shards: Path, work: Path, config: SideBySideConfig) -> None:
-    """Write what torch-rechub reads."""
+    """Write the rows for torch-rechub."""
     opened, (embedding, _) = Shards.open(shards), load_embedding(shards)
     rows = ImpressionRows.of(opened, config.plays, config.impressions)
     write_for_torch_rechub(rows, opened, embedding.numpy(), work / PEER_FILE)
 
 
 def our_command(what: str, subject: str, shards: Path, work: Path, config: SideBySideConfig, *more: str) -> list[str]:
-    """The command of a subject that runs in this environment."""
+    """The command line of a subject in this environment."""
     numbers = [str(n) for n in (config.batch, config.plays, config.width, config.impressions)]
     arguments = [
         "-P",
@@ -95,11 +95,11 @@ def our_command(what: str, subject: str, shards: Path, work: Path, config: SideB
 
 
 def peer_command(what: str, work: Path, config: SideBySideConfig) -> list[str]:
-    """The command of torch-rechub."""
+    """The command line of torch-rechub."""
     uv = shutil.which("uv")
     if uv is None:
-        raise UserError(f"uv: is not there, and {PEER} runs in an environment that it makes. Run pip install uv.")
-    script = Path(__file__).with_name("rechub.py")
+        raise UserError(f"uv: is not installed, and {PEER} needs an environment made by it. Run pip install uv.")
+    script = Path(__file__).with_name("rechub_train.py")
     arguments = ["run", "--quiet", "--isolated", "--no-project", "--with", PEER_VERSION, "python", "-P", str(script)]
     numbers = [str(config.batch), str(config.width)]
     return [uv, *arguments, str(work / PEER_FILE), str(work / "results.json"), what, *numbers]
@@ -108,9 +108,9 @@ def peer_command(what: str, work: Path, config: SideBySideConfig) -> list[str]:
 def alternate(
     name: str, subjects: dict[str, list[str]], repeats: int, work: Path, console: Console
 ) -> dict[str, list[tuple[dict[str, float], ProcessUsage]]]:
-    """Every subject once, then every subject again: what each told, and how its process went.
+    """Run every subject once, then every subject again; returns each run's own figures and its process's usage.
 
-    A subject that is not ours and fails is left out, and said so.
+    A peer that fails is left out, with a message.
     """
     results: dict[str, list[tuple[dict[str, float], ProcessUsage]]] = {subject: [] for subject in subjects}
     with progress_bar(console) as progress:
@@ -132,7 +132,7 @@ def alternate(
 
 
 def rates(name: str, figure: str, results: dict[str, list[tuple[dict[str, float], ProcessUsage]]]) -> list[Row]:
-    """Rate and peak memory of each subject, and how many times the others' rate ours is."""
+    """Rate and peak memory of each subject, and the ratio of keyart's rate to each other's."""
     rows, rate = [], {}
     for subject, runs in results.items():
         rate[subject] = median(report["impressions"] / report["seconds"] for report, _ in runs)
@@ -151,7 +151,7 @@ def rates(name: str, figure: str, results: dict[str, list[tuple[dict[str, float]
 def reported_rows(
     name: str, figures: dict[str, tuple[str, str]], results: dict[str, list[tuple[dict[str, float], ProcessUsage]]]
 ) -> list[Row]:
-    """What else our own subject told: key -> (figure, unit)."""
+    """Rows of the further figures of keyart's subject; `figures`: key -> (figure, unit)."""
     runs = results[OURS]
     scale = {key: 100 if unit == "%" else 1 for key, (_, unit) in figures.items()}
     return [

@@ -1,4 +1,4 @@
-"""What valuing costs: a log and a scores table read, six policies valued by every estimator, with 1,000 bootstrap draws.
+"""The cost of estimating: reads a log and a scores table, and estimates six policies by every estimator, 1,000 bootstrap draws.
 
 python -m benchmarks.six_policies DATASET SCORES
 """
@@ -18,7 +18,7 @@ from evaluation.value import to_bandit_log
 
 
 def write_scores(dataset: Path, out: Path, seed: int = 0) -> None:
-    """A scores table of nobody's model: click probabilities at random, and a softmax over them."""
+    """Write a scores table of random click probabilities, and a softmax over them as policy."""
     out.mkdir()
     rng = np.random.default_rng(seed)
     files = [str(path) for path in IMPRESSIONS.files(dataset)]
@@ -38,7 +38,7 @@ def write_scores(dataset: Path, out: Path, seed: int = 0) -> None:
 
 
 def main(dataset: Path, scores: Path) -> None:
-    """Read and value; prints how many estimates were made."""
+    """Read and estimate; prints the number of estimates."""
     scored = read_scored_log(dataset, scores, None)
     scored = scored.take(np.argsort(scored.member, kind="stable"))
     log, _ = to_bandit_log(scored)

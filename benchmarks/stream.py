@@ -1,4 +1,4 @@
-"""A stream of impressions whose truth is known, gone through by a policy round by round.
+"""A stream of impressions with known truth, on which bandit policies run round by round.
 
 Legend: N impressions in order of time, K candidates (padded), F features, A artworks of the stream.
 """
@@ -13,29 +13,29 @@ from numpy.typing import NDArray
 
 
 class BanditPolicy(Protocol):
-    """What goes through a stream."""
+    """A policy that can be run on a stream."""
 
     def choose(self, rows: NDArray[np.integer], offered_NK: NDArray[np.bool_]) -> NDArray[np.integer]:
-        """The places (N,) of the artworks shown for some impressions of the stream, each one that is offered."""
+        """Indices (N,) of the candidates to show for some impressions of the stream, each one that is offered."""
         ...
 
     def learn(self, rows: NDArray[np.integer], chosen: NDArray[np.integer], clicked: NDArray[np.bool_]) -> None:
-        """What came of a round."""
+        """Learn from the clicks on a round's choices."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """What a policy may know, and the truth, which it may not."""
+    """Features and scores, which a policy may read, and the truth, which it may not."""
 
     features_NKF: NDArray[np.floating]
     """Appeal's features by the trained ranker."""
     probability_NK: NDArray[np.floating]
-    """Of a click, by the trained ranker."""
+    """Probability of a click by the trained ranker."""
     mask_NK: NDArray[np.bool_]
-    """Where there is a candidate, those that arrive later included."""
+    """True for candidates, those that arrive later included."""
     artwork_NK: NDArray[np.integer]
-    """Places in `new_A` and `own_A`."""
+    """Indices of the artworks in `new_A` and `bias_std_A`."""
     truth_NK: NDArray[np.floating]
     """True click probabilities."""
     new_A: NDArray[np.bool_]
@@ -46,12 +46,12 @@ class Stream:
     """Standard deviation of the artworks' biases."""
 
     def rounds(self, count: int) -> list[slice]:
-        """The stream cut into parts of one length."""
+        """The stream as slices of equal length."""
         edges = np.linspace(0, len(self.mask_NK), count + 1).astype(int)
         return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
 
     def arriving(self, count: int, seed: int) -> NDArray[np.bool_]:
-        """Which candidates are offered, (N, K): the new artworks from the begin of a round of the first half on."""
+        """Mask (N, K) of the offered candidates: each new artwork is offered from a random round of the first half on."""
         rng = np.random.default_rng((seed, 1))
         since_A = np.where(self.new_A, rng.integers(0, max(1, count // 2), len(self.new_A)), 0)
         round_N = np.concatenate([np.full(part.stop - part.start, r) for r, part in enumerate(self.rounds(count))])

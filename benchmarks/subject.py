@@ -29,20 +29,20 @@ from train.run import content_of, sizes_of
 from train.task import RankerTask, clip_gradients, losses
 
 WARMUP_STEPS = 5
-"""Steps before the clock starts."""
+"""Steps before timing starts."""
 PREMADE_BATCHES = 12
-"""Batches made beforehand, to learn what the same steps take without a feed."""
+"""Batches made beforehand, to time the same steps without a feed."""
 STREAMED = ("title", "candidate_start", "shown_at", "clicked", "engaged", "shown")
-"""Columns of an impression that a batch is made of, beside its context, its position in the history and its artwork."""
+"""Columns of an impression in a batch, beside its context, its position in the history and its artwork."""
 
 
 def keyart_feed(shards: Shards, batch: int, plays: int) -> Feed:
-    """The feed as `keyart fit` has it by default."""
+    """The feed of `keyart fit` with its defaults."""
     return Feed(shards.shards, TRAIN, reach=plays, impressions=batch, shuffle=True, pin=torch.cuda.is_available())
 
 
 def floor(shards: Shards, feed: Feed) -> tuple[int, float]:
-    """Index the bytes that a pass of the feed is made of once, column by column, and do nothing else with them."""
+    """Index the bytes of one epoch of the feed once, column by column, and nothing else; returns impressions and seconds."""
     plan, count = feed.plan(), 0
     index_plan = []
     for s, windows in plan:
@@ -64,7 +64,7 @@ def floor(shards: Shards, feed: Feed) -> tuple[int, float]:
 
 
 class Training:
-    """keyart's model and one step of its training, as `train.task` has it."""
+    """keyart's model and one step of its training, as in `train.task`."""
 
     def __init__(self, shards: Shards, embedding: torch.Tensor, shape: TwoTowerConfig) -> None:
         torch.manual_seed(0)
@@ -75,7 +75,7 @@ class Training:
             model, OptimiserConfig(), PriorConfig(), impressions=1_000_000, total_steps=10_000, seed=0, cursor=Cursor()
         ).to(self.device)
         self.optimiser = self.task.configure_optimizers()["optimizer"]  # pyright: ignore
-        for group in self.optimiser.param_groups:  # no warm-up: nobody counts the steps
+        for group in self.optimiser.param_groups:  # no warm-up: the schedule is not stepped
             group["lr"] = group["initial_lr"]
         self.bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
 
@@ -119,13 +119,13 @@ def reachable_flops(device: torch.device) -> float:
     x, rates = torch.randn(size, size, device=device, dtype=dtype), []
     for _ in range(5):
         start = time.perf_counter()
-        float((x @ x)[0, 0])  # asking for a number waits for it
+        float((x @ x)[0, 0])  # reading the number waits for the device
         rates.append(2 * size**3 / (time.perf_counter() - start))
     return float(np.median(rates))
 
 
 def feed_subject(shards: Shards, subject: str, batch: int, plays: int, max_impressions: int) -> dict[str, float]:
-    """One pass of batches, or as much of it as `most` impressions."""
+    """Time one epoch of batches; `per-impression` at most `max_impressions` impressions."""
     if subject == "per-impression":
         rows = ImpressionRows.of(shards, plays, max_impressions)
         return _measured(lambda: sum(len(b.clicked) for b in rows.batches(batch)))
@@ -133,14 +133,14 @@ def feed_subject(shards: Shards, subject: str, batch: int, plays: int, max_impre
     if subject == "floor":
         count, seconds = floor(shards, feed)
         return {"impressions": count, "seconds": seconds}
-    list(feed.batches(0, 3))  # the pages of the shards are in memory for everybody
+    list(feed.batches(0, 3))  # the pages of the shards are in memory for every subject
     return _measured(lambda: sum(len(b.clicked) for b in feed)) | {"padding": feed.padding()}
 
 
 def train_subject(
     shards: Shards, subject: str, batch: int, max_impressions: int, shape: TwoTowerConfig, embedding: torch.Tensor
 ) -> dict[str, float]:
-    """Steps on `most` impressions."""
+    """Time steps on `max_impressions` impressions."""
     training, plays = Training(shards, embedding, shape), shape.history.span
     steps = max(PREMADE_BATCHES, max_impressions // batch)
     if subject == "per-impression":
@@ -152,7 +152,7 @@ def train_subject(
     count, seconds = training.timed(feed.batches(0, WARMUP_STEPS + steps))
     flops = sum(training.flops(b) for b in premade) / sum(len(b.clicked) for b in premade) * count / seconds
     report = {"impressions": count, "seconds": seconds, "flops": flops / reachable_flops(training.device)}
-    # what the same steps take with their batches made beforehand; turn about, for a machine is seldom quiet
+    # the same steps with batches made beforehand, in turn, because the machine's load varies
     fed_seconds, premade_seconds = [], []
     for _ in range(3):
         fed_seconds.append(training.timed(feed.batches(0, PREMADE_BATCHES))[1])
@@ -170,7 +170,7 @@ def _measured(work: Callable[[], int]) -> dict[str, float]:
 
 
 def main(arguments: list[str]) -> None:
-    """See the module."""
+    """Measure the subject that the arguments name: see the module."""
     folder, out, what, subject = arguments[:4]
     batch, plays, width, max_impressions = map(int, arguments[4:8])
     encoder = arguments[8] if len(arguments) > 8 else "mean"

@@ -19,7 +19,7 @@ class ProcessUsage:
     seconds: float
     """Wall clock."""
     cpu_seconds: float
-    """Of all its threads and of the processes it waited for."""
+    """CPU seconds of all its threads and of the processes it waited for."""
     peak_bytes: int
     """Largest resident set of the process, or of one it waited for."""
 
@@ -30,19 +30,19 @@ began = time.perf_counter()
 process = subprocess.Popen(sys.argv[2:], stdout=subprocess.DEVNULL)
 _, status, usage = os.wait4(process.pid, 0)
 seconds = time.perf_counter() - began
-told = [seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status)]
-open(sys.argv[1], "w").write(json.dumps(told))
+usage = [seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status)]
+open(sys.argv[1], "w").write(json.dumps(usage))
 """
-"""A small process between: what a process held before it called another program counts as the other's too."""
+"""A small process in between: memory that a process held before it started another program counts as the other's too."""
 
 
 def measure(arguments: Sequence[str], *, threads: int | None = None) -> ProcessUsage:
     """Run a command to its end. UserError, with the last line it wrote, where it fails.
 
-    `threads`: what libraries that ask OMP_NUM_THREADS may use; None leaves the environment alone.
+    `threads`: the value of OMP_NUM_THREADS, which libraries read; None leaves the environment as it is.
     """
     environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
-    # the compiled modules of a first run serve the next: without them each run compiles every library again
+    # keep compiled modules for the next run: without them each run compiles every library again
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     with tempfile.TemporaryDirectory() as folder:
@@ -61,5 +61,5 @@ def measure(arguments: Sequence[str], *, threads: int | None = None) -> ProcessU
 
 def python(module: str, *arguments: object) -> list[str]:
     """A module of ours as a command."""
-    # from keyart's own folder (`-P`: and not from the one the user is in, whose files may be called alike)
+    # from keyart's own folder (`-P`: not from the current one, whose files may have the same names)
     return [sys.executable, "-P", "-m", module, *map(str, arguments)]

@@ -1,4 +1,4 @@
-"""What every benchmark ends in: rows of figures, printed as one table with the subjects side by side, and kept as JSON."""
+"""Results of a benchmark: rows of figures, printed as one table with the subjects side by side, and written as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from rich.table import Table
 from foundation.atomic import atomic_file
 
 OURS = "keyart"
-"""The subject that is ours, in every benchmark."""
+"""keyart's name among the subjects of every benchmark."""
 MAX_WIDTH = 500
-"""Characters of a table, at most."""
+"""Width of a table in characters, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
         for figure, unit in dict.fromkeys((row.figure, row.unit) for row in own):
             values = {row.subject: row.value for row in own if (row.figure, row.unit) == (figure, unit)}
             table.add_row(figure, unit, *(format_value(values[s]) if s in values else "" for s in subjects))
-        # in a pipe, or a narrow window, figures that are cut off tell nothing
+        # in a pipe, or a narrow window, figures would be cut off
         table_width = Measurement.get(console, console.options.update(max_width=MAX_WIDTH), table).maximum
         if table_width > console.width:
             console = Console(file=console.file, width=table_width, force_terminal=console.is_terminal, highlight=False)
@@ -49,7 +49,7 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
 
 
 def format_value(value: float) -> str:
-    """Three digits or more, as people write them."""
+    """The value with at least three significant digits and thousands separators."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     if abs(value) >= 10:

@@ -1,4 +1,4 @@
-"""The usual ways to rank titles without a network, for `keyart bench titles`: scores float32 (U, I), higher is better.
+"""The usual baselines for ranking titles without a network, for `keyart bench titles`: scores float32 (U, I), higher is better.
 
 Legend: U members, I titles.
 """
@@ -8,11 +8,11 @@ import numpy as np
 from benchmarks.title_log import TitleLog
 
 RIDGE = 100.0
-"""EASE's, chosen on the validation play among 100, 300 and 1,000."""
+"""EASE's ridge, chosen on the validation play among 100, 300 and 1,000."""
 RECENT = 6.0
-"""Plays after which a play counts 1 / e in EASE's recent form, chosen likewise among 6, 12, 24."""
+"""Plays after which a play counts 1 / e in the recent form of EASE, chosen on the validation play among 6, 12, 24."""
 NEIGHBOURS, SHRINKAGE = 100, 10.0
-"""item-kNN's, chosen likewise among 50, 100 and all."""
+"""item-kNN's number of neighbours, chosen on the validation play among 50, 100 and all."""
 
 
 def play_matrix(log: TitleLog, recent: float | None = None) -> np.ndarray:
@@ -23,13 +23,13 @@ def play_matrix(log: TitleLog, recent: float | None = None) -> np.ndarray:
 
 
 def popularity(known: TitleLog) -> np.ndarray:
-    """How often each title was played, for everybody alike."""
+    """How often each title was played, the same for every member."""
     count = np.bincount(known.title, minlength=len(known.titles)).astype(np.float32)
     return np.tile(count, (known.members, 1))
 
 
 def item_knn(known: TitleLog, history: TitleLog) -> np.ndarray:
-    """Sum of the shrunk cosines of a title with the titles played, each title's nearest neighbours alone (Sarwar, 2001)."""
+    """Sum of the shrunk cosines of a title with the titles played, only its nearest neighbours counting (Sarwar, 2001)."""
     x_UI = play_matrix(known)
     cooccurrence_II = x_UI.T @ x_UI
     norm_I = np.sqrt(np.diag(cooccurrence_II)) + 1e-9
@@ -44,7 +44,7 @@ def ease(known: TitleLog, history: TitleLog, recent: float | None = None) -> np.
     """The regression of every title on all others (Steck, 2019); with `recent`, plays count by how long ago they were."""
     x_UI = play_matrix(known).astype(np.float64)
     titles = x_UI.shape[1]
-    # by members, which are fewer: (X'X + r)^-1 = (1 - X' (XX' + r)^-1 X) / r
+    # over members, which are fewer than titles: (X'X + r)^-1 = (1 - X' (XX' + r)^-1 X) / r
     inner = np.linalg.solve(x_UI @ x_UI.T + RIDGE * np.eye(len(x_UI)), x_UI)
     precision_II = (np.eye(titles) - x_UI.T @ inner) / RIDGE
     weight_II = -precision_II / np.diag(precision_II)

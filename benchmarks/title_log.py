@@ -1,7 +1,7 @@
-"""A log of plays for `keyart bench titles`: read, put in order, split, and judged by lists of ten.
+"""A log of plays for `keyart bench titles`: read, ordered, split, and metrics of lists of ten.
 
 In: a MovieLens folder (ratings.csv, movies.csv; every rating counts as a play, whatever its stars) or a dataset by the
-contract. Titles are numbered by their place in `titles`, members from 0.
+contract. Titles are numbered by their row in `titles`, members from 0.
 
 Legend: P plays, U members, I titles.
 """
@@ -26,12 +26,12 @@ from foundation.errors import UserError
 
 TOP_K = 10
 LEAST_PLAYS = 3
-"""Members with fewer have no play to learn from beside those of validation and test, and are left out."""
+"""Plays of a member, at least: with fewer, none is left to learn from beside those of validation and test."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TitleLog:
-    """Plays in order of (member, time); plays of one member at the same instant are in an order drawn once."""
+    """Plays in order of (member, time); plays of one member at the same instant are in a random order, drawn once."""
 
     member: np.ndarray
     """int64 (P,)."""
@@ -48,11 +48,11 @@ class TitleLog:
         return int(self.member.max()) + 1
 
     def take(self, mask: np.ndarray) -> "TitleLog":
-        """The same with some of the plays, bool (P,)."""
+        """The log with the plays of a mask, bool (P,)."""
         return TitleLog(member=self.member[mask], title=self.title[mask], time=self.time[mask], titles=self.titles)
 
     def numbered(self) -> "TitleLog":
-        """The same with its members numbered anew, from 0 without a gap."""
+        """The log with its members renumbered, from 0 without gaps."""
         member = np.unique(self.member, return_inverse=True)[1].astype(np.int64)
         return TitleLog(member=member, title=self.title, time=self.time, titles=self.titles)
 
@@ -69,7 +69,7 @@ class TitleLog:
 
 
 def read_log(folder: Path, seed: int = 0) -> TitleLog:
-    """Read a folder; what is no log of plays is a UserError. `seed` orders plays at the same instant."""
+    """Read a folder; UserError where it is not a log of plays. `seed` orders plays at the same instant."""
     if (folder / "ratings.csv").is_file():
         plays, titles = _movielens(folder)
     elif PLAYS.files(folder) and TITLES.files(folder):
@@ -79,7 +79,7 @@ def read_log(folder: Path, seed: int = 0) -> TitleLog:
     index = pd.Series(np.arange(len(titles)), index=titles["title_id"])
     plays = plays.assign(title=plays["title_id"].map(index), tie=np.random.default_rng(seed).permutation(len(plays)))
     plays = plays.dropna(subset=["title"]).sort_values(["member_id", "time", "tie"])
-    # a title counts where it was first played: ranked are those that are new to a member
+    # a title counts where it was first played, because titles that are new to a member are ranked
     plays = plays.drop_duplicates(["member_id", "title_id"])
     enough = plays.groupby("member_id")["time"].transform("size") >= LEAST_PLAYS
     plays = plays[enough]
@@ -87,7 +87,7 @@ def read_log(folder: Path, seed: int = 0) -> TitleLog:
         raise UserError(f"{folder}: no member has {LEAST_PLAYS} plays or more. Name another log.")
     member = pd.factorize(plays["member_id"])[0].astype(np.int64)
     time = plays["time"].to_numpy(np.int64)
-    # plays at one instant are a microsecond apart from here on, so that everybody has them in the same order
+    # move plays at one instant a microsecond apart, so that every subject has them in the same order
     same = np.append(False, (np.diff(member) == 0) & (np.diff(time) == 0))
     run = np.arange(len(same)) - np.maximum.accumulate(np.where(same, 0, np.arange(len(same))))
     return TitleLog(member=member, title=plays["title"].to_numpy(np.int64), time=time + run, titles=titles)
@@ -119,7 +119,7 @@ def _dataset(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def vocabularies_of(log: TitleLog) -> Vocabularies:
-    """Titles played first, the rest of the catalogue behind them; nothing else is in such a log."""
+    """Vocabularies of played titles, then the rest of the catalogue, genres and people; all others are empty."""
     ids = log.titles["title_id"].astype(str)
     played = ids.iloc[np.unique(log.title)]
     known = log.titles.iloc[np.unique(log.title)]
@@ -136,7 +136,7 @@ def title_rows(log: TitleLog, vocabularies: Vocabularies) -> np.ndarray:
 
 
 def catalogue_of(log: TitleLog, vocabularies: Vocabularies) -> Catalogue:
-    """What every title is; there are no artworks."""
+    """The catalogue of titles, without artworks."""
     titles = {
         "title_id": pa.array(log.titles["title_id"].astype(str), pa.string()),
         "genres": pa.array(log.titles["genres"].tolist(), pa.list_(pa.string())),
@@ -148,7 +148,7 @@ def catalogue_of(log: TitleLog, vocabularies: Vocabularies) -> Catalogue:
 
 
 def as_shard(log: TitleLog, vocabularies: Vocabularies) -> Shard:
-    """The plays as `prepare` lays them down; member u of the log is member u of the shard."""
+    """The plays as a shard of `keyart prepare`; member u of the log is member u of the shard."""
     columns = {
         "member_id": pa.array([f"{member:09d}" for member in log.member], pa.string()),
         "time": log.time,
@@ -171,6 +171,6 @@ def top_titles(scores_UI: np.ndarray, history: TitleLog, offered: np.ndarray | N
 
 
 def ndcg_and_hits(top_UK: np.ndarray, target_U: np.ndarray) -> tuple[float, float]:
-    """NDCG@10 and HR@10 of one wanted title each: 1 / log2(place + 1), and whether it is there; means over members."""
+    """NDCG@10 and HR@10 of one target title per member: 1 / log2(rank + 1), and whether it is in the list; means over members."""
     hit_UK = top_UK == target_U[:, None]
     return float((hit_UK / np.log2(np.arange(TOP_K) + 2)).sum(1).mean()), float(hit_UK.any(1).mean())

@@ -1,16 +1,16 @@
 """`keyart bench titles`: which title a member plays next, beside popularity, neighbours, EASE, and SASRec and HSTU.
 
 Protocol. A play is a rating, whatever its stars; a title counts where a member first played it; plays at one instant are in
-an order drawn once, the same for everybody. Each member's last play is the test, the one before it the validation, and
-members with fewer than three plays are left out. Everybody learns from what is before the validation; settings and the
-number of passes were chosen on the validation (of SASRec and HSTU: the best epoch, here); at the test everybody is told the
-validation play too. All titles of the catalogue that the member has not played are ranked, none are sampled. One title is
-wanted: NDCG@10 is 1 / log2(place + 1), HR@10 whether it is among the ten, both means over members.
+a random order, the same for every subject. Each member's last play is the test, the one before it the validation, and
+members with fewer than three plays are left out. All subjects learn from the plays before the validation; settings and the
+number of epochs were chosen on the validation (for SASRec and HSTU: the best epoch, here); for the test, histories include
+the validation play. All titles of the catalogue that the member has not played are ranked, none are sampled. There is one
+target title: NDCG@10 is 1 / log2(rank + 1), HR@10 whether it is among the ten, both means over members.
 
-New titles. The newest tenth of the titles, by release year, is held out of everything that learns: content alone (genres,
-cast, year) can find them. Wanted is the last held-out title that a member played, among all held-out titles, from the plays
-before it; there is nothing to tell popularity, EASE or a model of ids. `same genres` ranks by the cosine of a title's
-genres and the mean of those played.
+New titles. The newest tenth of the titles, by release year, is held out of all training: only content (genres, cast, year)
+can rank them. The target is the last held-out title that a member played, among all held-out titles, from the plays before
+it; popularity, EASE and models of ids cannot rank them. `same genres` ranks by the cosine of a title's genres and the mean
+of those played.
 """
 
 import json
@@ -57,23 +57,23 @@ MEMBER_CHUNK = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is measured."""
+    """Options of the benchmark."""
 
     log: str = ""
-    """A MovieLens folder (ratings.csv, movies.csv) or a dataset by the contract; default: MovieLens latest-small where it
-    lies beside the project, else a simulated service."""
+    """A MovieLens folder (ratings.csv, movies.csv) or a dataset by the contract; default: MovieLens latest-small in the folder
+    beside the project, if it exists, else a simulated service."""
     recipe: str = str(RECIPES / "titles.yaml")
     """The recipe of keyart's model."""
     seeds: int = 1
-    """How often keyart is trained, each time with another seed: mean and spread are told."""
+    """How often keyart is trained, each time with another seed; mean and standard deviation are reported."""
     epochs: int = 200
-    """Of SASRec and HSTU, at most, should validation get better so long; 0 leaves both out."""
+    """Epochs of SASRec and HSTU, at most; they stop when validation no longer improves. 0 leaves both out."""
     peer_seeds: int = 1
-    """How often those are trained."""
+    """How often SASRec and HSTU are trained."""
     new: bool = True
     """Whether new titles are measured too, which takes another training."""
     validation: bool = False
-    """Judge by the validation play, in place of the test's: for choosing settings."""
+    """Evaluate on the validation play instead of the test play, for choosing settings."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -83,7 +83,7 @@ class Config:
 
 
 def bench(config: Config, console: Console) -> list[Row]:
-    """Every way on the same log; what is left out is said on the console, with the reason."""
+    """Measure every subject on the same log; subjects that are left out are reported on the console, with the reason."""
     recipe = _recipe(config)
     with tempfile.TemporaryDirectory(prefix="keyart-bench-") as folder:
         work = Path(folder)
@@ -103,7 +103,7 @@ def bench(config: Config, console: Console) -> list[Row]:
 
 def _recipe(config: Config) -> FitConfig:
     def made(*, settings: FitConfig) -> None:
-        """What `keyart fit` would do."""
+        """The options of `keyart fit`."""
 
     return parse("bench titles", made, "fit", ["--config", config.recipe], None)["settings"]
 
@@ -115,7 +115,7 @@ def _source(config: Config, work: Path, console: Console) -> Path:
         console.print("bench titles: MovieLens latest-small")
         return MOVIELENS
     service = SimulateConfig(members=1000, titles=500, people=100, mean_plays=60.0)
-    console.print(f"bench titles: {MOVIELENS.name} is not here: simulates a service of {service.members:,} members")
+    console.print(f"bench titles: {MOVIELENS.name} is missing: simulates a service of {service.members:,} members")
     simulate(work / "service", service)
     return work / "service"
 
@@ -136,7 +136,7 @@ def _timed(subject: str, of: str, score: Callable[[], np.ndarray], history: Titl
 
 
 def _rows(subject: str, of: str, results: list[tuple[float, float]], seconds: list[float]) -> list[Row]:
-    """Means, and spreads where there are several."""
+    """Rows of means, with standard deviations where there are several results."""
 
     def row(figure: str, unit: str, value: float) -> Row:
         return Row(benchmark=NAME, subject=subject, figure=of + figure, unit=unit, value=float(value))
@@ -153,25 +153,25 @@ def _rows(subject: str, of: str, results: list[tuple[float, float]], seconds: li
 def _members(
     recipe: FitConfig, known: TitleLog, history: TitleLog, target: np.ndarray, config: Config, console: Console
 ) -> list[Row]:
-    """keyart's own figures, and those of its two parts alone."""
-    whole, towers, next_item, seconds = [], [], [], []
+    """keyart's figures, and those of its two parts on their own."""
+    combined, towers, next_item, seconds = [], [], [], []
     for seed in range(config.seeds):
         start = time.perf_counter()
         scores = trained(recipe, known, history, seed, console)
         seconds.append(time.perf_counter() - start)
-        whole.append(ndcg_and_hits(top_titles(scores.sum(0), history), target))
+        combined.append(ndcg_and_hits(top_titles(scores.sum(0), history), target))
         towers.append(ndcg_and_hits(top_titles(scores[0], history), target))
         next_item.append(ndcg_and_hits(top_titles(scores[1], history), target))
-    rows = _rows(OURS, "", whole, seconds)
+    rows = _rows(OURS, "", combined, seconds)
     if not recipe.model.next_item.rank:
         return rows
-    alone = {"keyart, what is played next alone": next_item, "keyart, towers alone": towers}
+    alone = {"keyart, next-item regression alone": next_item, "keyart, towers alone": towers}
     return rows + [row for subject, results in alone.items() for row in _rows(subject, "", results, [])]
 
 
 def trained(recipe: FitConfig, known: TitleLog, history: TitleLog, seed: int, console: Console) -> np.ndarray:
-    """Learn from `known`; float32 (2, U, I): every title's score for every member who played `told`, by the towers and by
-    what is played next."""
+    """Learn from `known`; returns float32 (2, U, I): scores of all titles for the members of `history`, by the towers and by
+    the next-item regression."""
     vocabularies = vocabularies_of(known)
     catalogue, shard = catalogue_of(known, vocabularies), as_shard(known, vocabularies)
 
@@ -226,21 +226,19 @@ def _peers(log: TitleLog, target: np.ndarray, work: Path, config: Config, consol
     """SASRec and HSTU of RecTools, in an environment of their own."""
     if not config.epochs or config.validation:
         console.print(
-            "bench titles: SASRec and HSTU left out: epochs=0, or validation is asked for, which they choose by"
+            "bench titles: SASRec and HSTU left out: epochs=0, or validation=true, which they choose their epoch by"
         )
         return []
     uv = shutil.which("uv")
     if uv is None:
-        console.print(
-            "bench titles: SASRec and HSTU left out: uv is not there, and they need an environment of their own"
-        )
+        console.print("bench titles: SASRec and HSTU left out: uv, which makes their environment, is not installed")
         return []
     from_end = log.from_end()
     parts = {"": from_end > 1, "validation_": from_end == 1, "test_": from_end == 0}
     columns = {"member": log.member, "title": log.title, "time": log.time}
     arrays = {f"{part}{name}": values[rows] for part, rows in parts.items() for name, values in columns.items()}
     np.savez(work / "log.npz", **arrays)  # pyright: ignore[reportArgumentType]
-    script = Path(__file__).with_name("rectools_way.py")
+    script = Path(__file__).with_name("rectools_models.py")
     arguments = [uv, "run", "--quiet", "--isolated", "--no-project", "--with", RECTOOLS, "python", "-P", str(script)]
     rows: list[Row] = []
     for subject in ("SASRec", "HSTU"):
@@ -269,15 +267,15 @@ def _peers(log: TitleLog, target: np.ndarray, work: Path, config: Config, consol
 
 
 def _new_titles(recipe: FitConfig, log: TitleLog, config: Config, console: Console) -> list[Row]:
-    """Held-out titles among themselves, by content alone."""
+    """Figures of ranking held-out titles among themselves, by content only."""
     year = log.titles["release_year"].to_numpy(float, na_value=0.0)
     count = max(TOP_K + 1, len(year) // 10)
     new = np.zeros(len(year), bool)
     new[np.lexsort((np.arange(len(year)), year))[-count:]] = True
     if not new[log.title].any() or new[log.title].all():
-        console.print("bench titles: new titles left out: nobody played one, or nobody played another")
+        console.print("bench titles: new titles left out: no plays of new titles, or only plays of new titles")
         return []
-    # of each member with a held-out play: the last one is wanted, from the plays of other titles before it
+    # the target of each member with a held-out play is the last one, from the plays of other titles before it
     at = np.flatnonzero(new[log.title])
     last = at[np.append(np.diff(log.member[at]) != 0, True)]
     ends = np.full(log.members, -1)

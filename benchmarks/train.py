@@ -1,8 +1,8 @@
-"""`keyart bench train`: steps of training, a member's plays read once, beside a history read for each impression.
+"""`keyart bench train`: training steps that encode a member's plays once, beside ones that encode a history per impression.
 
 `per-impression` is keyart's own model on rows that hold each impression's whole history, padded, as most libraries have
 it; `torch-rechub` is its two-tower model (DSSM: the mean of the history, two small networks, a cosine) of equal width in
-its own trainer, given the same log: the ids and what keyart reads of titles and artworks, the image embedding included.
+its own trainer, on the same log: the ids and keyart's features of titles and artworks, the image embedding included.
 """
 
 import json
@@ -39,10 +39,10 @@ OWN_FIGURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config(SideBySideConfig):
-    """What is measured."""
+    """Options of the benchmark."""
 
     epochs: int = 1
-    """Passes of the two trainings whose validation log losses are compared; 0 leaves them out."""
+    """Epochs of the two trainings whose validation log losses are compared; 0 leaves them out."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -52,7 +52,7 @@ class Config(SideBySideConfig):
 
 
 def bench(config: Config, console: Console) -> list[Row]:
-    """Measure every subject. What is left out is said on the console, with the reason."""
+    """Measure every subject; subjects that are left out are reported on the console, with the reason."""
     with measured_shards(config, NAME, console) as (shards, work):
         materialise(shards, work, config)
         subjects = {subject: our_command(NAME, subject, shards, work, config) for subject in (OURS, MATERIALISED)}
@@ -68,11 +68,11 @@ def bench(config: Config, console: Console) -> list[Row]:
 
 
 def _quality(config: Config, shards: Path, work: Path, console: Console) -> list[Row]:
-    """Validation log loss after the same passes of `keyart fit`, with members read once and with a reading for each
-    impression; otherwise as it is by default, its batches too."""
+    """Validation log loss after the same epochs of `keyart fit`, with one encoding per member and with one per impression;
+    all other settings are the defaults."""
     loss = {}
     for subject, window in ((OURS, ()), (MATERIALISED, ("--window", "1"))):
-        console.print(f"bench {NAME}: trains for the quality of {subject}, passes: {config.epochs}")
+        console.print(f"bench {NAME}: trains for the quality of {subject}, epochs: {config.epochs}")
         options = {"--epochs": config.epochs, "--validations_per_epoch": 1, "--model.width": config.width}
         options |= {"--model.history.span": config.plays}
         arguments = ["fit", str(shards), str(work / subject), *window]
@@ -80,7 +80,7 @@ def _quality(config: Config, shards: Path, work: Path, console: Console) -> list
             arguments += [name, str(value)]
         measure([sys.executable, "-P", "-m", "keyart", *arguments])
         loss[subject] = json.loads((work / subject / METRICS).read_text())["validation_log_loss"]
-    figure = f"validation log loss, passes: {config.epochs}"
+    figure = f"validation log loss, epochs: {config.epochs}"
     rows = [
         Row(benchmark=NAME, subject=subject, figure=figure, unit="nat", value=value) for subject, value in loss.items()
     ]

@@ -1,7 +1,7 @@
-"""`keyart bench value`: off-policy estimates beside Open Bandit Pipeline, on the same arrays, and what a whole log costs.
+"""`keyart bench value`: off-policy estimates beside Open Bandit Pipeline, on the same arrays, and the cost of a whole log.
 
-Ours and theirs must agree to 1e-6, or the benchmark stops: a time of another number is no time. Open Bandit Pipeline runs in
-an environment of its own (`benchmarks/obp_way.py` names it), made by uv on the first run.
+Both must agree to 1e-6, or the benchmark stops, because times of different results cannot be compared. Open Bandit Pipeline
+runs in an environment of its own (declared in `benchmarks/obp_estimators.py`), made by uv on the first run.
 """
 
 import json
@@ -36,12 +36,12 @@ AGREE = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is measured."""
+    """Options of the benchmark."""
 
     impressions: int = 100_000
-    """Of the arrays both value, with 10 candidates each."""
+    """Impressions of the arrays that both estimate on, with 10 candidates each."""
     sizes: list[float] = field(default_factory=lambda: [0.6])
-    """Millions of impressions of the logs that are valued whole: six policies, all estimators, 1,000 draws."""
+    """Millions of impressions of the whole logs: six policies, all estimators, 1,000 draws."""
     work: str = ""
     """Folder for the data, removed at the end; default: the system's temporary folder."""
 
@@ -54,17 +54,17 @@ class Config:
 
 
 def bench(config: Config, console: Console) -> list[Row]:
-    """Side by side, then whole logs."""
+    """Measure side by side, then on whole logs."""
     with tempfile.TemporaryDirectory(dir=config.work or None, prefix="keyart-bench-") as folder:
         work = Path(folder)
         rows = _side_by_side(config, work, console)
         for millions in sorted(config.sizes):
-            rows += _whole(millions, work, console)
+            rows += _whole_log(millions, work, console)
     return rows
 
 
 def simulate_arrays(impressions: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Arrays of a log of one title with `ACTIONS` artworks, a policy, and a reward model that is not quite right."""
+    """Arrays of a log of one title with `ACTIONS` artworks, a policy, and an imperfect reward model."""
     rng = np.random.default_rng(seed)
     shape = (impressions, ACTIONS)
     truth_NK = 1 / (1 + np.exp(-rng.normal(-2, 0.7, shape)))
@@ -85,7 +85,7 @@ def simulate_arrays(impressions: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def ours(arrays: dict[str, np.ndarray]) -> dict[str, Callable[[], Terms]]:
-    """Each estimator from whole arrays, weights and expectations included, as the others must make them too."""
+    """By name, a function that computes an estimator from the arrays, weights and expectations included, as the peer must."""
     rows = np.arange(len(arrays["reward"]))
     action, r = arrays["action"], arrays["reward"]
 
@@ -120,7 +120,7 @@ def _side_by_side(config: Config, work: Path, console: Console) -> list[Row]:
     if shutil.which("uv") is None:
         raise UserError("uv: is not on PATH, and Open Bandit Pipeline needs an environment of its own. Install uv.")
     console.print("bench value: Open Bandit Pipeline, in an environment of its own (made on the first run)")
-    script = Path(__file__).with_name("obp_way.py")
+    script = Path(__file__).with_name("obp_estimators.py")
     arguments = ["uv", "run", "--no-project", "--script", script, work / "arrays.npz", work / "theirs.json"]
     measure([*map(str, arguments), json.dumps(PARAMETERS | {"draws": DRAWS, "repeats": REPEATS})])
     theirs = json.loads((work / "theirs.json").read_text())
@@ -147,7 +147,7 @@ def _side_by_side(config: Config, work: Path, console: Console) -> list[Row]:
     return rows
 
 
-def _whole(millions: float, work: Path, console: Console) -> list[Row]:
+def _whole_log(millions: float, work: Path, console: Console) -> list[Row]:
     console.print(f"bench value: a log of {millions:g} M impressions, read and valued")
     service, dataset, scores = (work / name for name in ("service", "dataset", "scores"))
     if not service.is_dir():

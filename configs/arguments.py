@@ -1,7 +1,7 @@
 """Recipes and command lines -> typed arguments.
 
-Defaults stand in the config dataclasses alone; a recipe names what differs; the command line has the last word.
-A word or a field nobody knows, or a value of the wrong type or range, ends in one line that names it.
+Defaults are in the config dataclasses only; a recipe names what differs; the command line overrides both.
+An unknown option or field, or a value of the wrong type or range, ends in one line that names it.
 """
 
 import json
@@ -22,7 +22,7 @@ from train.plugins import ClassSpec
 
 RECIPES = Path(__file__).parent
 NO_RECIPES = ("engine",)
-"""Sections that are no recipe's: what a command may use changes no result."""
+"""Sections that are not part of a recipe, because they change no result: the resources that a command may use."""
 
 
 def section_class(section: str) -> type:
@@ -47,8 +47,8 @@ def parse(
 ) -> dict[str, Any]:
     """Keyword arguments for a command's function, `settings` included where it has a section.
 
-    `section`: by name; or a dataclass that has none. `recipe` is read where the words name no `--config`, which they may
-    where the section is a recipe's. `--help` prints and exits with 0, as parsers do; words that do not fit raise a UserError.
+    `section`: a section's name, or a dataclass that is not a section. `recipe`: read where the words have no `--config`, which
+    is allowed for a recipe's sections. `--help` prints and exits with status 0; invalid words raise a UserError.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(prog=f"keyart {name}", description=_summary(function), exit_on_error=False)
@@ -61,9 +61,9 @@ def parse(
         parser.add_class_arguments(class_, None)
     if class_ is not None and of_recipe:
         chosen = _config_path(words) or recipe
-        if chosen is not None:  # as words before the user's, so that they are judged alike and the user's are the last
+        if chosen is not None:  # placed before the user's words: both are checked alike, and the user's override them
             fields_set = _flat(read_section(chosen, of_recipe, class_))
-            # a word as it is: in quotes it is not one of a field's few
+            # a string unquoted: in quotes it would not match a field's allowed values
             normalised = {
                 k: value if isinstance(value, str) and value else json.dumps(value, default=str)
                 for k, value in fields_set.items()
@@ -82,28 +82,28 @@ class _Parser(ArgumentParser):
     """Options have dashes where fields have underscores: `--drop-invalid`."""
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
-        """What `--help` prints."""
+        """The text of `--help`, with dashes in option names."""
         return re.sub(
             r"--\w[\w.]*", lambda match: match[0].replace("_", "-"), super().format_help(*args, **kwargs)
         ).replace("--from-run", "--from")
 
 
 ALIASES = {"--from": "--from_run"}
-"""Options whose name Python keeps for itself."""
+"""Options whose name is a keyword of Python."""
 RENAMED = {
     "passes": "epochs",
     "slices": "validations_per_epoch",
     "order": "next_item",
 }
-"""Fields by their names before version 0.2, in options and in recipes: read with a warning until version 0.3."""
+"""Fields by their old names, from before version 0.2, in options and in recipes: read with a warning until version 0.3."""
 
 REMOVED = {
     "optimiser.rows": "AdamW updates every table as a whole",
     "history.heads": "attention has one head",
-    "history.time": "what a play weighs depends on its distance in plays",
+    "history.time": "the weight of a play depends on its distance in plays",
     "history.gated": "the layers of attention are always gated",
 }
-"""Fields that are gone, by the end of their dotted path, and what holds in their place."""
+"""Removed fields, by the end of their dotted path, and what holds instead."""
 
 
 def refuse_removed(path: str, where: str = "") -> None:
@@ -114,9 +114,9 @@ def refuse_removed(path: str, where: str = "") -> None:
 
 
 def renamed(path: str, known: Callable[[str], bool]) -> str:
-    """A dotted field path under today's names; a warning on standard error where it has an old one.
+    """A dotted field path under its current name; prints a warning on standard error where it has an old one.
 
-    `known`: whether a path names a field. A path that does, or does not under today's names either, is returned as it is.
+    `known`: whether a path names a field. A path that names one, or names none under current names either, is returned as it is.
     """
     current = ".".join(RENAMED.get(part, part) for part in path.split("."))
     if current == path or known(path) or not known(current):
@@ -126,12 +126,12 @@ def renamed(path: str, known: Callable[[str], bool]) -> str:
 
 
 SPECS = (bool | list[ClassSpec], list[ClassSpec])
-"""Types of options that name classes."""
+"""Types of options whose values are classes."""
 LISTS = (list[str], list[str] | None, list[int], list[float])
 
 
 def _normalised(words: list[str], parser: ArgumentParser) -> list[str]:
-    """The words as the parser knows them: dashes as underscores, a bare flag as true, lists as `1,2` or option by option."""
+    """The words in the parser's form: underscores for dashes, `true` after a bare flag, lists as `1,2` or option by option."""
     known = parser._option_string_actions
     normalised: list[str] = []
     lists: dict[str, list[str]] = {}
@@ -180,7 +180,7 @@ class _Specs:
         self.value: bool | list[dict[str, Any]] = []
 
     def add(self, field: str, word: str) -> None:
-        """Take one word: a class path adds a class to those named by words before, and replaces all others, as a recipe's."""
+        """Take one word: a class path adds a class to those of earlier words; the first one replaces a recipe's classes."""
         try:
             value = json.loads(word)
         except ValueError:
@@ -197,7 +197,7 @@ class _Specs:
             raise UserError(f"{self.option}.{field}={word}: name a class with {self.option} first.")
         arguments = value if field == "init_args" else {field.removeprefix("init_args."): value}
         if not isinstance(arguments, dict):
-            raise UserError(f"{self.option}.init_args={word}: is no mapping of arguments to values.")
+            raise UserError(f"{self.option}.init_args={word}: must be a mapping of arguments to values.")
         last = self.value[-1]
         self.value[-1] = self._spec({**last, "init_args": last.get("init_args", {}) | arguments}, word)
 
@@ -221,7 +221,7 @@ def read_section(path: Path, section: str, class_: type) -> dict[str, Any]:
             f"{path}: cannot be read ({error.strerror}). Name a recipe, such as those in configs/."
         ) from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: is no YAML ({_one_line(error)}).") from None
+        raise UserError(f"{path}: invalid YAML ({_one_line(error)}).") from None
     if not isinstance(whole, dict):
         raise UserError(f"{path}: holds no fields. A recipe has sections such as `fit:`.")
     whole = _under_current_names(whole, section_class("recipe"), "")
@@ -231,7 +231,7 @@ def read_section(path: Path, section: str, class_: type) -> dict[str, Any]:
 
 
 def _under_current_names(values: dict[str, Any], class_: type, where: str) -> dict[str, Any]:
-    """The same fields, those under names of before under today's."""
+    """The same fields, old names replaced by current ones; prints a warning for each."""
     hints = get_type_hints(class_)
     names = {field.name for field in fields(class_)}
     current: dict[str, Any] = {}
@@ -246,14 +246,14 @@ def _under_current_names(values: dict[str, Any], class_: type, where: str) -> di
 
 
 def _require_known_fields(values: dict[str, Any], class_: type, path: Path, where: str) -> None:
-    """Raise where a field is none of the dataclass's."""
+    """Raise a UserError where the dataclass has no such field."""
     hints = get_type_hints(class_)
     names = [field.name for field in fields(class_)]
     for name, value in values.items():
         if name not in names:
             refuse_removed(f"{where}{name}", f"{path}: ")
             matches = get_close_matches(str(name), names, 1)
-            hint = f"Did you mean {matches[0]}?" if matches else f"There are: {', '.join(names)}."
+            hint = f"Did you mean {matches[0]}?" if matches else f"Fields: {', '.join(names)}."
             raise UserError(f"{path}: unknown field {where}{name}. {hint}")
         if is_dataclass(hints[name]) and isinstance(hints[name], type):
             if not isinstance(value, dict):
@@ -272,7 +272,7 @@ def _config_path(words: list[str]) -> Path | None:
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields as dotted keys."""
+    """Nested fields as one dictionary with dotted keys."""
     flat: dict[str, Any] = {}
     for name, value in nested.items():
         if isinstance(value, dict) and "class_path" not in value:

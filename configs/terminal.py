@@ -1,4 +1,4 @@
-"""How a command is called and ends: what it says and where, and that whatever a user can cause is told in one line.
+"""Consoles, usage text and exit codes of the commands; whatever a user can cause is reported in one line.
 
 Only the standard library is loaded, so that `keyart --help` answers at once.
 """
@@ -15,40 +15,40 @@ if TYPE_CHECKING:
 
 
 def print_outputs(out: Path, to: Console, command: str) -> None:
-    """Tell what the whole way wrote, and which command comes next."""
+    """Print what the pipeline wrote, and the next command."""
     outputs = [out / name for name in ("shards", "run", "bundle", "scores", "report/report.html")]
     to.print("Written: " + ", ".join(str(path) for path in outputs if path.exists()))
     to.print(f"Next: {command}", soft_wrap=True)
 
 
 def print_next_command(message: str, command: str) -> None:
-    """Tell what was done, where it need be told, and which command comes next."""
+    """Print a message, if it is not empty, and the next command."""
     stdout_console().print("\n".join([*([message] if message else []), f"Next: {command}"]), soft_wrap=True)
 
 
 def stderr_console() -> Console:
-    """For progress and what happens meanwhile: standard error."""
+    """The console for progress and warnings: standard error."""
     from rich.console import Console
 
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def stdout_console() -> Console:
-    """For results: standard output."""
+    """The console for results: standard output."""
     from rich.console import Console
 
     return Console(highlight=False)
 
 
 def usage(summaries: Mapping[str, str]) -> str:
-    """What `keyart --help` prints, from every command's summary."""
+    """The text of `keyart --help`, from every command's summary."""
     lines = ["usage: keyart COMMAND ...", "", "Learn which artwork makes a member want to watch a title.", ""]
     lines += [f"  {name:<10} {summary}" for name, summary in summaries.items()]
     return "\n".join([*lines, "", "keyart COMMAND --help explains a command; start with: keyart demo"])
 
 
 def suggest_command(word: str, commands: Iterable[str]) -> str:
-    """What to say of a word that is no command."""
+    """A hint for an unknown command: the most similar one, or where to find the list."""
     from difflib import get_close_matches
 
     near = get_close_matches(word, list(commands), 1)
@@ -56,7 +56,7 @@ def suggest_command(word: str, commands: Iterable[str]) -> str:
 
 
 def run_command(name: str, command: Callable[[], int]) -> int:
-    """Do what a command does; its exit code: 1 where something given cannot be used, 130 where it was interrupted."""
+    """Run a command and return its exit code: 1 where an input cannot be used or it failed, 130 where it was interrupted."""
     from foundation.errors import UserError
 
     try:
@@ -71,5 +71,5 @@ def run_command(name: str, command: Callable[[], int]) -> int:
 
             print(f"keyart {name}: {describe_fault(error)}", file=sys.stderr)
             return 1
-        print(f"keyart {name}: interrupted; nothing half-written. The same command again goes on.", file=sys.stderr)
+        print(f"keyart {name}: interrupted; no partial output. Re-run the same command to resume.", file=sys.stderr)
         return 130

@@ -1,8 +1,8 @@
-"""`keyart evaluate`: a dataset and a scores table -> what the scored policy is worth, beside what it must beat.
+"""`keyart evaluate`: a dataset and a scores table -> the scored policy's value, beside the policies it must beat.
 
-Every policy stands in one table: uniform, the logging policy, the best artwork per title, the scored one, and, where the
-truth is known, the best possible. Their values are those that `keyart value` gives them: clicks (or engaged plays) per
-impression, over impressions that offered at least two artworks: where there is one, every policy earns the same.
+One table holds every policy: uniform, the logging policy, the best artwork per title, the scored one, and, where the
+truth is known, the best possible. Their values are those of `keyart value`: clicks (or engaged plays) per impression,
+over impressions with at least two candidates, because with one every policy earns the same.
 """
 
 from datetime import UTC, datetime
@@ -35,7 +35,7 @@ from foundation.atomic import atomic_folder
 from foundation.errors import UserError
 
 LABELS = {
-    "uniform": "uniform: any artwork alike",
+    "uniform": "uniform: any artwork, equally likely",
     "logged": "logging policy: what was shown",
     "best_fixed": "best artwork per title, the same for everybody",
     "scored": "scored policy",
@@ -57,14 +57,14 @@ def evaluate(
     notes: dict[str, str] | None = None,
     extra: ReportExtras | None = None,
 ) -> Report:
-    """Judge scores on the impressions shown at or after `since`; writes `report.json` and `report.html`, returns the former.
+    """Evaluate scores on the impressions shown at or after `since`; writes `report.json` and `report.html`, returns the former.
 
-    `value` in the record is what `keyart value` says of the same impressions: every policy by every estimator. Beside it
-    stand the policies' true values, where they are known, and what the logging policy earned on the impressions that were
-    not randomised (`not_randomised`): that is the figure to beat, which exploring dilutes in the logging policy's value.
+    `value` in the record has the sections of `keyart value` for the same impressions: every policy by every estimator. The
+    record also has the policies' true values, where they are known, and the logging policy's value on the impressions that
+    were not randomised (`not_randomised`): the figure to beat, which exploring dilutes in the logging policy's own value.
 
-    `notes` (heading -> text) go into the record and on the page, `extra` into the record alone. UserError as
-    `read_scored_log`, and where no impression offered two artworks; ValueError where `since` has no time zone.
+    `notes` (heading -> text) go into the record and on the page, `extra` into the record only. UserError as
+    `read_scored_log`, and where no impression has two candidates; ValueError where `since` has no time zone.
     """
     everything = read_scored_log(dataset, scores, since)
     log = everything.where(everything.mask_NK.sum(1) > 1)
@@ -88,7 +88,7 @@ def evaluate(
     rows: list[PolicyRow] = []
     for reward, (_, truth_NK) in rewards.items():
         policy_arrays: dict[str, NDArray | None] = dict(policies)
-        # its true value is known where its whole propensities are
+        # its true value is known where the propensities of all candidates are
         policy_arrays["logged"] = None if np.isnan(log.propensity_NK).any() else log.propensity_NK
         if truth_NK is not None:
             policy_arrays["best_possible"] = greedy(truth_NK, log)
@@ -119,7 +119,7 @@ def evaluate(
 
 
 def _not_randomised(log: ScoredLog, reward: str, reward_N: NDArray) -> NotRandomisedRow:
-    """What the logging policy earned where it aimed: the mean, with its interval by member."""
+    """The logging policy's value on impressions that were not randomised: the mean, with its interval by member."""
     rows = np.flatnonzero(~log.randomised)
     rows = rows[np.argsort(log.member[rows], kind="stable")]
     sums = Members.of(log.member[rows]).sums(snips(reward_N[rows], np.ones(len(rows))))
@@ -138,7 +138,7 @@ def _mean_under(policy_NK: NDArray | None, truth_NK: NDArray | None) -> float | 
 
 
 def _captured_lift(rows: list[PolicyRow]) -> float | None:
-    """(scored - uniform) / (best possible - uniform), of true values of clicks; None where the truth is not known."""
+    """(scored - uniform) / (best possible - uniform), in true values of clicks; None where the truth is not known."""
     true = {row["policy"]: row["true_value"] for row in rows if row["reward"] == "clicked"}
     best, own, even = true.get("best_possible"), true["scored"], true["uniform"]
     if best is None or own is None or even is None or best == even:
@@ -164,5 +164,5 @@ def policy_table(report: Report) -> Table:
         # as Text: a label or an interval in brackets must not be read as markup
         table.add_row(Text(row["label"]), Text(true), Text(estimated), style=style)
     if all(row["true_value"] is None for row in report["policies"]):
-        table.caption = "true: known for simulated services alone"
+        table.caption = "true: known only for simulated services"
     return table

@@ -1,7 +1,7 @@
-"""The period of a log that values speak of, by the split times that the scored model was trained under.
+"""The period of a log that is evaluated, by the split times that the scored model was trained with.
 
-In: a dataset, its scores, and shards where the user names them. Out: `SplitTimes`, whose source is named. Times of their own
-choosing would let a model be judged on impressions that it was trained on.
+In: a dataset, its scores, and shards where the user names them. Out: `SplitTimes`, whose source is named. With other split
+times a model could be evaluated on impressions that it was trained on.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -25,21 +25,21 @@ from foundation.errors import UserError
 
 Period = Literal["test", "validation", "all"]
 SCORES_RECORD = "scores.json"
-"""What `keyart score` writes beside a scores table."""
+"""The record that `keyart score` writes beside a scores table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitTimes:
-    """First instants of validation and of test, and who says so."""
+    """First instants of validation and of test, and their source."""
 
     validation_from: datetime | None
-    """None where the source does not say."""
+    """First instant of validation; None where the source lacks it."""
     test_from: datetime
     source: str
-    """In words that follow "by"."""
+    """The source in words, to follow "by"."""
 
     def bounds(self, period: Period) -> tuple[datetime | None, datetime | None]:
-        """First instant of a period and of what follows it, None where there is none; UserError where it is not known."""
+        """First instants of a period and of the one after it, None for an open end; UserError where the source lacks it."""
         if period == "all":
             return None, None
         if period == "test":
@@ -69,13 +69,13 @@ def split_times(dataset: Path, scores: Path, like: Path | None = None) -> SplitT
 
 
 def _recorded(path: Path) -> SplitTimes | None:
-    """What a scores record says; None where it says nothing, as one of an older keyart."""
+    """The split times of a scores record; None where it has none, as one of an older keyart."""
     try:
         record = json.loads(path.read_text("utf-8"))
         moments = {name: record.get(name) for name in ("validation_from", "test_from")}
         times = {name: None if moment is None else datetime.fromisoformat(moment) for name, moment in moments.items()}
     except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: is no record of scores ({error}). Score the log again.") from None
+        raise UserError(f"{path}: is not a record of scores ({error}). Score the log again.") from None
     if times["test_from"] is None:
         return None
     if any(time is not None and time.tzinfo is None for time in times.values()):
@@ -84,7 +84,8 @@ def _recorded(path: Path) -> SplitTimes | None:
 
 
 def newest_shares(dataset: Path, config: PrepareConfig | None = None) -> SplitTimes:
-    """Where `keyart prepare` would split this log by its shares: the newest impressions are test, those before them validation."""
+    """The times at which `keyart prepare` would split this log by shares: the newest impressions are test, those before
+    validation."""
     shares = config or PrepareConfig()
     columns = [column for column in IMPRESSIONS.columns if column.name in ("impression_id", "shown_at")]
     table = read_columns(

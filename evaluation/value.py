@@ -1,9 +1,9 @@
-"""`keyart value`: a dataset and anybody's scores table -> what the scored policy is worth, and whether the log can say so.
+"""`keyart value`: a dataset and any model's scores table -> the scored policy's value, and how far the log supports it.
 
 In: `impressions/` and a scores table by the contract; plays, titles, images and segments where the dataset has them. Out:
 `value.json`, whose `verdict` comes first, and `value.html`, a page to read.
-Values are rewards per impression, over impressions that offered at least two artworks: where there is one, every policy
-earns the same.
+
+Values are rewards per impression, over impressions with at least two candidates: with one, every policy earns the same.
 
 Legend: N impressions, K candidates (padded).
 """
@@ -50,14 +50,14 @@ VALUE_PAGE = "value.html"
 PROGRESS_STEPS = 6
 
 BALANCED_WEIGHTS = (
-    "balanced: no logging policy is personalised, so an impression's weight divides by the mixture of them, taking it that "
-    "chance decided which of them an impression met"
+    "balanced: no logging policy is personalised, so an impression's weight divides by their mixture, assuming that "
+    "impressions were assigned to policies at random"
 )
 PER_POLICY_WEIGHTS = "per policy: an impression's weight divides by the propensity of the policy that logged it"
 NO_PAST = "Nothing was logged before this period to learn the best artwork of each title from: best_fixed is left out."
 SHOWN_ALONE = (
-    "The log has the shown artwork's propensity alone: whether the policy goes where the log never does shows in the mean "
-    "weight only, and propensities cannot be held against what was shown."
+    "The log has only the shown artwork's propensity: whether the policy chooses artworks that the log never shows is visible "
+    "only in the mean weight, and propensities cannot be compared with how often artworks were shown."
 )
 
 
@@ -73,11 +73,12 @@ def value(
     allow_missing: bool = False,
     console: Console | None = None,
 ) -> ValueRecord:
-    """Value the scored policy, the uniform, the logging one and the best artwork per title; writes `value.json`, `value.html`.
+    """Estimate the value of the scored, the uniform, the logging policy and the best artwork per title; writes `value.json` and
+    `value.html`.
 
-    `base` is another scores table of the same impressions, whose policy is valued beside and held against. The period is
-    test, validation or all, by the split times of `split_times`. UserError as that and as `read_scored_log`, and where no
-    impression offered two artworks.
+    `base`: another scores table of the same impressions, whose policy is estimated too and compared with. `period`: test,
+    validation or all, by the split times of `split_times`. UserError as `split_times` and `read_scored_log`, and where no
+    impression has two candidates.
     """
     require_replaceable(out, VALUE_FILE)
     console = console or Console(quiet=True)
@@ -87,7 +88,7 @@ def value(
         )
     split = None if period == "all" else split_times(dataset, scores, like)
     since, before = (None, None) if split is None else split.bounds(period)
-    if_missing = "Score the whole period, or leave those out by --allow-missing."
+    if_missing = "Score the whole period, or leave out those without scores by --allow-missing."
 
     def read(table: Path) -> ScoredLog:
         logged_by = None if log_policy == "all" else log_policy
@@ -132,8 +133,8 @@ def value(
             everything.unknown,
         )
         log = everything.take(kept_rows[np.argsort(everything.member[kept_rows], kind="stable")])
-        del everything, other  # so that a large log is held once
-        step("read what came of every artwork")
+        del everything, other  # so that a large log is in memory once
+        step("read the outcomes of every artwork")
         audit_inputs = AuditInputs.read(dataset, scores, since, before)
         if split is not None:
             console.print(f"value: {_period_line(period, since, before, split)}", soft_wrap=True)
@@ -165,7 +166,7 @@ def value(
 
 
 def _period_line(period: Period, since: datetime | None, before: datetime | None, split: SplitTimes) -> str:
-    """Which impressions are valued, and who says that they are the period's."""
+    """The evaluated period in words, with the source of its split times."""
     ends = [f"{word} {at:%Y-%m-%d %H:%M:%S}" for word, at in (("from", since), ("until", before)) if at is not None]
     return f"the {period} period, {' '.join(ends)} UTC, by {split.source}"
 
@@ -173,25 +174,25 @@ def _period_line(period: Period, since: datetime | None, before: datetime | None
 def _exclusion_notes(
     single_candidate: int, missing: int, unknown: int, uncompared: int, scores: Path, base: Path | None
 ) -> list[str]:
-    """What does not count, in words."""
+    """Notes on the impressions and scores that are left out."""
     notes = []
     if missing:
-        notes.append(f"{missing:,} impressions without scores are left out: the values are of the others alone")
+        notes.append(f"{missing:,} impressions without scores are left out: the values are over the others only")
     if unknown:
-        notes.append(f"{scores}: {unknown:,} scores are of impressions that are not of this period's log")
+        notes.append(f"{scores}: {unknown:,} scores are of impressions that are not in this period's log")
     if uncompared:
         notes.append(f"{base}: lacks {uncompared:,} impressions, which are left out on both sides")
     if single_candidate:
-        notes.append(f"{single_candidate:,} impressions offered a single artwork, nothing to choose")
+        notes.append(f"{single_candidate:,} impressions had a single candidate, nothing to choose")
     return notes
 
 
 def value_sections(
     scored: ScoredLog, audit_inputs: AuditInputs, step: Callable[[str], None] = lambda words: None
 ) -> ValueSections:
-    """The policies on a log, with what is known of the log: what `value.json` and `report.json` hold of them.
+    """The sections that `value.json` and `report.json` share: estimates, properties of the log and audits.
 
-    `audit_inputs` is what was logged besides; `step` hears what is done next.
+    `audit_inputs`: the inputs of the audits besides the log; `step`: called with a description of each step before it begins.
     """
     if (np.diff(scored.member) < 0).any():
         scored = scored.take(np.argsort(scored.member, kind="stable"))
@@ -251,7 +252,7 @@ def value_sections(
 
 
 def to_bandit_log(scored: ScoredLog) -> tuple[BanditLog, str]:
-    """A scored log, ordered by member, as what is valued; and whose propensities its weights divide by, in words."""
+    """Convert a scored log, ordered by member, for the estimators; and which propensities its weights divide by, in words."""
     all_propensities = not np.isnan(scored.propensity_NK).any()
     mixed_NK = mixture_propensities(scored.propensity_NK, scored.artwork_NK, scored.logging_policy)
     propensity_NK = scored.propensity_NK if mixed_NK is None else mixed_NK
@@ -270,7 +271,7 @@ def to_bandit_log(scored: ScoredLog) -> tuple[BanditLog, str]:
 
 
 def _before_period(past: Outcomes | None, reward: str) -> list[tuple[Literal["before"], PeriodRow]]:
-    """What the uniform policy earned before the period, to hold the period against."""
+    """The uniform policy's value before the period, to compare the period with."""
     reward_N = None if past is None else past.clicked if reward == "clicked" else past.engaged
     if past is None or reward_N is None:
         return []
@@ -283,7 +284,7 @@ def _before_period(past: Outcomes | None, reward: str) -> list[tuple[Literal["be
 
 
 def _fixed_policy(chosen_N: NDArray[np.integer], width: int) -> PolicyProbabilities:
-    """The policy that is certain of one place."""
+    """The deterministic policy that chooses index `chosen_N` among `width` candidates."""
     return lambda rows: (np.arange(width) == chosen_N[rows, None]).astype(float)
 
 
@@ -292,7 +293,7 @@ def _array_policy(policy_NK: NDArray) -> PolicyProbabilities:
 
 
 def _headline(estimates: Estimates) -> VerdictRow:
-    """What the log has to say of the scored policy's clicks, by the estimate to look at first."""
+    """The verdict on the scored policy's clicks, by the main estimate."""
     key = ("scored", "clicked", HEADLINE_ESTIMATOR)
     return next(r for r in estimates["verdicts"] if (r["policy"], r["reward"], r["estimator"]) == key)
 
@@ -321,7 +322,7 @@ def value_cell(row: EstimateRow | None) -> str:
     if row is None:
         return "left out"
     if row["value"] is None:
-        return "cannot be told"
+        return "unanswerable"
     mark = "" if row["verdict"] == "reliable" else " (weak)"
     if row["low"] is None or row["high"] is None:
         return f"{1000 * row['value']:.1f}{mark}"
@@ -332,5 +333,5 @@ def _lift_cell(row: DifferenceRow | None) -> str:
     if row is None:
         return ""
     if row["relative"] is None or row["relative_low"] is None or row["relative_high"] is None:
-        return "cannot be told"
+        return "unanswerable"
     return f"{row['relative']:+.1%} [{row['relative_low']:+.1%}, {row['relative_high']:+.1%}]"

@@ -1,4 +1,4 @@
-"""What every input and output of the graphs is: type, shape and meaning, as `bundle.json` and the card say it."""
+"""Type, shape and meaning of every input and output of the graphs, for `bundle.json` and the card."""
 
 from collections.abc import Mapping, Sequence
 
@@ -37,9 +37,9 @@ DESCRIPTIONS = {
         "minus what the mean of the title's artworks has; with all terms, they sum to appeal",
     ),
     "affinity": ("float32", "(N,)", "what the title adds to the click logit, for this member"),
-    "artwork_query": ("float32", "(N, D)", "meets artwork vectors in appeal: see posterior.safetensors"),
-    "content_query": ("float32", "(N, 2 D + G)", "meets artworks' image, people and moods in appeal"),
-    "member": ("float32", "(N, S)", "what choose.onnx is given of a history"),
+    "artwork_query": ("float32", "(N, D)", "multiplied with artwork vectors in appeal: see posterior.safetensors"),
+    "content_query": ("float32", "(N, 2 D + G)", "multiplied with artworks' image, people and moods in appeal"),
+    "member": ("float32", "(N, S)", "a history's vector for choose.onnx"),
     "title_query": (
         "float32",
         "(N, W)",
@@ -50,39 +50,39 @@ DESCRIPTIONS = {
     "top": ("int64", "(1,)", "how many titles, at least 1"),
     "titles": ("int64", "(N, top)", "title rows, best first; those of a list that has ended are padded with 0"),
     "candidates": ("int64", "(N,)", "how many of `artworks`, the first ones, are candidates"),
-    "seed": ("int64", "(N,)", "takes the draw by which is chosen; the same is shown the same"),
-    "choice": ("int64", "(N,)", "place of the artwork to show among the candidates, from 0"),
-    "propensity": ("float32", "(N,)", "how likely it was to be chosen: to be logged"),
-    "policy": ("float32", "(N, K)", "how likely each was"),
-    "artwork_vector": ("float32", "(N, D)", "what meets a member's artwork_query in appeal"),
+    "seed": ("int64", "(N,)", "selects the draw that decides; equal seeds choose equally"),
+    "choice": ("int64", "(N,)", "index of the artwork to show among the candidates, from 0"),
+    "propensity": ("float32", "(N,)", "probability of the choice, to be logged"),
+    "policy": ("float32", "(N, K)", "probability of each candidate"),
+    "artwork_vector": ("float32", "(N, D)", "multiplied with a member's artwork_query in appeal"),
     "artwork_content": (
         "float32",
         "(N, 2 D + G)",
-        "meets what was played: image, people, moods",
+        "multiplied with a member's content_query in appeal: image, people, moods",
     ),
-    "artwork_bias": ("float32", "(N,)", "what the artwork adds for everybody"),
+    "artwork_bias": ("float32", "(N,)", "what the artwork adds for every member"),
     "artwork_engaged": ("float32", "(N,)", "the same for viewings"),
     "image": (
         "uint8",
         "(N, H, W, C)",
         "images of one size, any; C: 3, RGB; 1, grey; 4, RGB and an alpha that is left out",
     ),
-    "embedding": ("float32", "(N, V)", "vectors of the model that made `embedding` of artworks.parquet, as they are"),
+    "embedding": ("float32", "(N, V)", "vectors of the model that made `embedding` of artworks.parquet, unchanged"),
     "depicts": ("int64", "(N, L)", "people and moods, padded with 0"),
-    "image_embedding": ("float32", "(N, E)", "what the tower is given of the image, the vector, or both"),
+    "image_embedding": ("float32", "(N, E)", "the tower's input, from the image, the vector, or both"),
     "genres": ("int64", "(N, G)", "genres, padded with 0"),
     "cast": ("int64", "(N, P)", "the cast, the first billed first, padded with 0"),
     "release_year": ("float32", "(N,)", "year, NaN where not known"),
-    "title_vector": ("float32", "(N, D)", "what meets a member in affinity"),
+    "title_vector": ("float32", "(N, D)", "multiplied with a member's title query in affinity"),
     "title_content": ("float32", "(N, D + G)", "people and genres"),
-    "title_bias": ("float32", "(N,)", "what the title adds for everybody"),
+    "title_bias": ("float32", "(N,)", "what the title adds for every member"),
     "title_engaged": ("float32", "(N, D + 1)", "the same for viewings"),
-    "play_token": ("float32", "(N, D)", "what a play of the title says to the learned state"),
-    "play_content": ("float32", "(N, D + G)", "the same to the mean of what was played: people and genres"),
-    "retrieval_vector": ("float32", "(N, W)", "what title_query meets: a line of titles.safetensors"),
+    "play_token": ("float32", "(N, D)", "a play's input of the learned state"),
+    "play_content": ("float32", "(N, D + G)", "a play's input of the mean over plays: people and genres"),
+    "retrieval_vector": ("float32", "(N, W)", "multiplied with title_query: a row of titles.safetensors"),
     "scores": ("float32", "(N, top)", "their scores, of which only differences count; -inf where a list has ended"),
 }
-"""By name: over rows; the same over ids is told from it."""
+"""Descriptions by name, over rows; those over ids are derived from them."""
 
 
 def describe_feature(feature: ContextFeature) -> tuple[str, str, str]:

@@ -1,8 +1,7 @@
 """explore.onnx: Thompson sampling behind rank.onnx, without a custom operator: which artwork to show, and how likely that was.
 
-The draws, and what they give, are those of `serving.scoring.thompson`: the artwork's share of them is its propensity,
-exactly. `seed`, one for each request, takes the draw by which it is chosen, so that the same request with the same seed is shown
-the same.
+The draws and appeals are those of `serving.scoring.thompson`: the artwork's share of the draws is its propensity, exactly.
+`seed`, one per request, selects the draw that decides, so that the same request with the same seed gets the same artwork.
 
 Legend: N requests, K candidates, D width, C content, F = D + 3 features, S draws.
 """

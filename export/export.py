@@ -1,6 +1,6 @@
 """`keyart export`: a trained model -> a bundle, refused where ONNX Runtime and torch disagree.
 
-In: the model, its vocabularies and what is known of its run. Out: a bundle folder (see `serving.bundle.bundle`).
+In: the model, its vocabularies and the origin of its run. Out: a bundle folder (see `serving.bundle.bundle`).
 """
 
 import json
@@ -69,7 +69,7 @@ PARITY_BOUND = 1e-4
 
 @dataclass(frozen=True)
 class EmbeddedArtworks:
-    """How a bundle's artworks were embedded, so that it can embed others, and from what."""
+    """The encoder and projections of a bundle's artworks, with which it embeds new ones, and hashes of their sources."""
 
     embedding: ArtworkEmbedding
     image_hashes: Sequence[str] = ()
@@ -91,9 +91,9 @@ def export(
 ) -> Bundle:
     """Write the bundle of a model in evaluation mode; UserError where its graphs do not match torch.
 
-    `origin` is what is known of the run, and goes into `bundle.json` as it is. Without `images`, which says how artworks were
-    embedded, the bundle has neither artwork.onnx nor title.onnx, and cannot be refreshed. `validation`: the shards the run was
-    trained on, by whose validation impressions graphs of fewer bytes are judged: see `serving.bundle.variants`.
+    `origin`: facts about the run, copied into `bundle.json`. `images`: how artworks were embedded; without it the bundle has
+    neither artwork.onnx nor title.onnx, and cannot be refreshed. `validation`: the shards the run was trained on, on whose
+    validation impressions reduced-precision graphs are measured: see `serving.bundle.variants`.
     """
     console = console or Console(stderr=True)
     model = model.eval().cpu()
@@ -107,7 +107,7 @@ def export(
             "history_length": reach,
             "history_span": model.config.history.span,
             "graphs": {},
-            "rows": "an id's row is its place in vocabularies.json plus 1; 0 is the unknown row",
+            "rows": "an id's row is its index in vocabularies.json plus 1; 0 is the unknown row",
             "files": {},
             "licences": licence_terms(origin),
             "sha256": {},
@@ -129,7 +129,7 @@ def export(
         artwork = None
         if images is None:
             console.print(
-                f"export: {out}: without {ARTWORK_GRAPH} and {TITLE_GRAPH}: it was not said how artworks are embedded"
+                f"export: {out}: without {ARTWORK_GRAPH} and {TITLE_GRAPH}: the embedding of artworks is not known"
             )
         else:
             artwork = artwork_vectors(model, images.embedding, (HEIGHT, WIDTH), (MAX_PEOPLE, MAX_GENRES))
@@ -209,8 +209,8 @@ def explanation_tables(ranking: Ranking) -> dict[str, Tensor]:
 
 
 def posterior_tensors(model: TwoTower) -> dict[str, Tensor]:
-    """What exploring draws from: `spread`, a root of the covariance of the weights of appeal's features, (F, F); `own`, the
-    standard deviation of each artwork's own bias by row, (A,); float32."""
+    """The posterior that exploring draws from: `spread`, a root of the covariance of the weights of appeal's features, (F, F);
+    `own`, the standard deviation of each artwork's own bias by row, (A,); float32."""
     rows = torch.arange(len(model.artwork_image_AE))
     own = model.posterior_own_A[torch.where(rows < model.sizes.artworks, rows, 0)]
     return {"spread": model.posterior_FF.clone(), "own": own.contiguous()}

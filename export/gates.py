@@ -1,7 +1,7 @@
-"""Gates of the reduced graphs: what must hold on the log for one to ship, measured against the float32 graph.
+"""Gates of the reduced graphs: measurements on the log, against the float32 graph, that decide whether one ships.
 
-In: sessions of rank_rows.onnx by precision, and the validation impressions of the run's own shards, asked as they are served:
-every candidate, the history strictly before. Out: what was measured, and which bounds it breaks.
+In: sessions of rank_rows.onnx by precision, and the validation impressions of the run's own shards as requests: every
+candidate, the history strictly before. Out: the measured figures.
 
 Legend: N impressions, K candidates (padded).
 """
@@ -16,14 +16,14 @@ from serving.bundle.variants import finite_or_none
 from serving.scoring.scorer import shard_requests
 
 MAX_IMPRESSIONS = 100_000
-"""Validation impressions that are asked at most, the newest."""
+"""Number of validation impressions that are measured, at most: the newest."""
 PROBABILITY_MARGIN = 1e-7
-"""Probabilities are held this far from 0 and 1 in a log loss."""
+"""Distance from 0 and 1 at which probabilities are clipped in a log loss."""
 PROBABILITY_OUTPUTS = ["click_probability", "engaged_probability"]
 
 
 def newest_validation(shards: Shards, most: int = MAX_IMPRESSIONS) -> list[np.ndarray]:
-    """Places of the newest validation impressions in each shard, in order; of those shown at once, the last in the shards."""
+    """Rows of the newest validation impressions in each shard, in order; ties go to the last ones."""
     time, shard, row = (np.zeros(0, np.int64) for _ in range(3))
     for index, part in enumerate(shards.shards):
         rows = np.flatnonzero(part.split == VALIDATION)
@@ -37,11 +37,11 @@ def newest_validation(shards: Shards, most: int = MAX_IMPRESSIONS) -> list[np.nd
 def measure(
     graphs: dict[str, ort.InferenceSession], shards: Shards, history_length: int, most: int = MAX_IMPRESSIONS
 ) -> dict[str, Figures]:
-    """The figures of every precision, FULL among them, on the newest validation impressions; none where there are none.
+    """The figures of every precision, float32 included, on the newest validation impressions; empty where there are none.
 
-    `largest_difference`, `log_loss`, `log_loss_change`, `same_choice` and `captured_lift` are those of `Bounds`. For what
-    it tells, `snips_lift`: clicks per 1,000 impressions of showing the likeliest artwork, by self-normalised inverse
-    propensities, above those of the log; None where no propensity is known. `impressions`: how many were asked.
+    `largest_difference`, `log_loss`, `log_loss_change`, `same_choice` and `captured_lift` are those of `Bounds`. For
+    information, `snips_lift` has the clicks per 1,000 impressions of showing the most probable artwork, by self-normalised
+    inverse propensities, minus those of the log; None where no propensity is known. `impressions` is their number.
     """
     log: dict[str, list[np.ndarray]] = {name: [] for name in ("clicked", "shown", "propensity", "several", "any")}
     collected = {name: {part: [] for part in ("apart", "choice", "shown", "of_full")} for name in graphs}

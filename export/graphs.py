@@ -8,7 +8,7 @@ for bulk work.
     artwork.onnx  an image of any size, a vector of the user's own, or both, and what it depicts -> an artwork's vectors
     title.onnx    genres, cast and year -> a title's vectors
     titles.onnx   a member's vector for titles -> the best titles
-    explore.onnx  candidates and what rank.onnx told of them -> Thompson sampling's choice: see `export.explore_graph`
+    explore.onnx  candidates and rank.onnx's outputs for them -> Thompson sampling's choice: see `export.explore_graph`
     rank_rows.onnx, member_rows.onnx   the first two over rows of the vocabularies
     explain_rows.onnx   as rank_rows.onnx -> the terms that appeal is the sum of: see `models.serving.Explain`
 
@@ -78,18 +78,18 @@ def build_graphs(ranking: Ranking, vocabularies: Vocabularies, example: dict[str
 
 
 def build_tower_graphs(artwork: ArtworkVectors, vocabularies: Vocabularies) -> dict[str, ModelProto]:
-    """artwork.onnx and title.onnx, which give what the catalogue gains its vectors."""
+    """artwork.onnx and title.onnx, which encode new artworks and titles."""
     example = {
         "image": torch.randint(0, 256, (2, 50, 40, 3), dtype=torch.uint8),
         "embedding": torch.randn(2, artwork.vector_length),
         "release_year": torch.tensor([1999.0, torch.nan]),
-        # each its own: of one tensor given twice a tracer makes one input
+        # separate tensors: of one tensor given twice a tracer makes one input
         **{name: torch.ones(2, 3, dtype=torch.int64) for name in BY_WORD},
     }
     backbone = "" if artwork.encoder is None else f"backbone={artwork.encoder.config.backbone}: "
     try:
         of_artwork = _traced(artwork, artwork.inputs, ARTWORK_OUTPUTS, example)
-    except torch.onnx.OnnxExporterError as error:  # a backbone may be anybody's
+    except torch.onnx.OnnxExporterError as error:  # a backbone may be the user's
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(
             f"{backbone}{ARTWORK_GRAPH} cannot be exported ({reason}). Change its forward, then export."
@@ -167,9 +167,9 @@ def _traced(
     for log, level in zip(logs, levels, strict=True):
         log.setLevel(level)
     assert program is not None
-    found = program.model_proto
-    found.ir_version = IR_VERSION
-    return found
+    model = program.model_proto
+    model.ir_version = IR_VERSION
+    return model
 
 
 def _titles(ranking: Ranking) -> ModelProto:
@@ -190,7 +190,7 @@ def _titles(ranking: Ranking) -> ModelProto:
     }
     nodes = [
         helper.make_node("MatMul", ["title_query", "title_vectors"], ["all"]),
-        # the unknown row is left out with those played: it is what `played` is padded with
+        # the unknown row, with which `played` is padded, is left out with the titles played
         helper.make_node("Shape", ["played"], ["shape"]),
         helper.make_node("Slice", ["shape", "first", "one"], ["requests"]),
         helper.make_node("Concat", ["requests", "one"], ["a_column"], axis=0),
@@ -218,9 +218,9 @@ def _titles(ranking: Ranking) -> ModelProto:
         ],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    found = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    onnx.checker.check_model(found)
-    return found
+    titles_model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(titles_model)
+    return titles_model
 
 
 FIRST_MARK = 3_000_000.0
@@ -259,7 +259,7 @@ def name_tables(model: ModelProto, marks: dict[str, tuple[float, np.ndarray]]) -
         assert table.shape == values.shape, f"{name}: the tracer made {values.shape} of {table.shape}"
         renamed[tensor.name] = name
         tensor.CopyFrom(numpy_helper.from_array(table, name))
-    assert len(set(renamed.values())) == len(renamed), "a table stands in the graph twice"
+    assert len(set(renamed.values())) == len(renamed), "a table is in the graph twice"
     for node in model.graph.node:
         _rename_inputs(node, renamed)
     for value in model.graph.value_info:

@@ -1,7 +1,7 @@
-"""Does the bundle say what the model says? Every impression of a period, by two ways that share no code.
+"""Parity of bundle and model on every impression of a period, by two implementations that share no code.
 
-One way is the training's: shards, members encoded once for all their impressions, torch. The other is the serving
-team's: raw tables, one request per impression, ONNX Runtime. They meet in the scores.
+One is the training's: shards, members encoded once for all their impressions, torch. The other is the serving
+team's: raw tables, one request per impression, ONNX Runtime. Their scores are compared.
 """
 
 from pathlib import Path
@@ -84,7 +84,7 @@ MEMBERS = 20
 
 
 TOWER_BOUND = 5e-3
-"""What a probability may differ by, of an artwork whose image passed through artwork.onnx."""
+"""Largest difference of a probability for an artwork whose image passed through artwork.onnx."""
 
 
 def random_image(rng: np.random.Generator, height: int, width: int, channels: int) -> np.ndarray:
@@ -133,7 +133,7 @@ def largest_tower_difference(
 
 
 def _random_vector(rng: np.random.Generator, artwork: ArtworkVectors) -> np.ndarray:
-    """A vector about as far from the mean as a catalogue's are, float32 (1, V), by what standardises these."""
+    """A vector about as far from the mean as a catalogue's are, by their projection; float32 (1, V)."""
     if artwork.vectors is None:
         return np.zeros((1, 0), np.float32)
     centre, turn = (artwork.vectors.get_buffer(f"{name}_0").numpy() for name in ("centre", "turn"))
@@ -143,7 +143,7 @@ def _random_vector(rng: np.random.Generator, artwork: ArtworkVectors) -> np.ndar
 
 
 def _random_ids(rng: np.random.Generator, vocabularies: Vocabularies, name: str) -> np.ndarray:
-    """Ten words of a vocabulary, more than are counted of one, with unknown ones and padding among them; (1, 10)."""
+    """Ten words of a vocabulary, more than are counted of a list, with unknown ones and padding among them; (1, 10)."""
     values = [*vocabularies[name].values, UNKNOWN_ID, ""]
     return np.array([[values[index] for index in rng.integers(0, len(values), 10)]], object)
 

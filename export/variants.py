@@ -1,4 +1,4 @@
-"""Reduced graphs written into a bundle where the run's own validation impressions say that choices stay the same."""
+"""Writes reduced graphs into a bundle where they keep their bounds on the run's own validation impressions."""
 
 import shutil
 from dataclasses import asdict
@@ -29,8 +29,8 @@ def ship_variants(
 ) -> list[PrecisionRow]:
     """Write the reduced graphs of a bundle that keep their bounds; a row of figures for float32 and for each of them.
 
-    `golden`: what float32 differs from torch by on the golden cases. Where there is no validation impression, nothing is
-    measured and nothing ships. UserError where the shards are of other ids than the bundle.
+    `golden`: float32's difference from torch on the golden cases. Without validation impressions nothing is measured and
+    nothing ships. UserError where the shards have other ids than the bundle.
     """
     size = served_bytes(folder)
     full: PrecisionRow = {

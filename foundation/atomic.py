@@ -1,7 +1,7 @@
-"""Output that appears whole or not at all: written beside its place, moved there by rename when complete.
+"""Atomic output: written to a `.partial` sibling of its path, renamed to the path when complete.
 
-A reader never sees half a folder, and a call that was killed leaves only a `.partial` sibling, which the next call of
-the same command clears away.
+A reader never sees half a folder, and a killed call leaves only the `.partial` sibling, which the next call of the same
+command removes.
 """
 
 import fcntl
@@ -15,17 +15,17 @@ from foundation.errors import UserError
 
 
 def restore_replaced(path: Path) -> None:
-    """Where a call was killed between its two renames, the old output is whole beside its place: move it back."""
+    """Move the old output back where a call was killed between its two renames."""
     replaced = path.with_name(f".{path.name}.replaced")
     if replaced.exists() and not path.exists():
         os.rename(replaced, path)
 
 
 def require_replaceable(path: Path, marker: str) -> None:
-    """Raise a UserError where `atomic_folder` would refuse to write; put back what a killed call left half-replaced."""
+    """Raise a UserError where `atomic_folder` would refuse to write; restores output that a killed call left half-replaced."""
     restore_replaced(path)
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path}: is a file, and a folder is to be written there. Name another place.")
+        raise UserError(f"{path}: is a file, and the output is a folder. Name another path.")
     if path.is_dir() and any(path.iterdir()) and not (path / marker).exists():
         raise UserError(
             f"{path}: holds files, but no {marker}, so keyart did not write it. Name a new or empty folder."
@@ -34,13 +34,13 @@ def require_replaceable(path: Path, marker: str) -> None:
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Nobody else claims `path` meanwhile: a second call is a UserError. The claim ends with the process that has it."""
+    """Hold a lock on `path`; UserError where another process holds it. The lock ends with the process."""
     lock = path.with_name(f"{path.name}.lock")
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{path.parent}: another keyart writes the same output. Wait for it to end.") from None
+            raise UserError(f"{path.parent}: another keyart process writes to it. Wait for it to end.") from None
         try:
             yield
         finally:
@@ -49,10 +49,10 @@ def exclusive_lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
-    """Yield an empty folder beside `path` to write into; on success it becomes `path`, replacing what was there.
+    """Yield an empty folder beside `path` to write into; on success it becomes `path`, replacing an older output.
 
-    `marker` names a file that every such output holds. A folder that is not empty and lacks it was not written by this
-    command: it is refused with a UserError, never replaced. On any exception, Ctrl-C included, the partial folder is
+    `marker`: name of a file that every such output contains. A folder that is not empty and lacks it was not written by this
+    command: that is a UserError, and the folder is never replaced. On any exception, Ctrl-C included, the partial folder is
     removed and `path` stays as it was.
     """
     require_replaceable(path, marker)
@@ -79,7 +79,7 @@ def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
 
 
 def _apply_umask(folder: Path) -> None:
-    """Files that a library wrote for its own user alone can be read by whom others can: who serves is another user."""
+    """Give files the permissions of the umask where a library made them private: the server may run as another user."""
     mask = os.umask(0o077)
     os.umask(mask)
     for path in folder.rglob("*"):

@@ -1,8 +1,8 @@
-"""Context features: what is known of an impression beside member, title and artwork, each declared once.
+"""Context features: the attributes of an impression beside member, title and artwork, each declared once.
 
 Columns of shards and batches, embedding tables, inputs of the graphs, fields of a request, golden cases, explanations,
-slices and descriptions follow from these declarations by loop. `BUILT_IN` are the contract's own columns; every other
-column of `impressions/` is a feature by configuration, `keyart prepare --context '[{name: language, kind: category}]'`.
+slices and descriptions are derived from these declarations by loop. `BUILT_IN` are the contract's own columns; any other
+column of `impressions/` becomes a feature by configuration, `keyart prepare --context '[{name: language, kind: category}]'`.
 """
 
 import json
@@ -19,7 +19,7 @@ ContextKind = Literal["category", "number", "hour", "position"]
 Term = Literal["appeal", "presentation", "engagement"]
 
 CONTEXT_FILE = "context.json"
-"""Of shards, runs and bundles: the features, numbers with the mean and standard deviation of the training period."""
+"""File in shards, runs and bundles: the features, numbers with the mean and standard deviation of the training period."""
 HOURS = 24
 LARGEST_POSITION = 2**15 - 1
 """Of a log and of a request."""
@@ -54,7 +54,7 @@ RESERVED = frozenset(
         *("click_probability", "engaged_probability", "appeal", "affinity"),
     }
 )
-"""Names of columns of the contract, of fields of a request and of inputs and outputs of the graphs."""
+"""Reserved names: columns of the contract, fields of a request, inputs and outputs of the graphs."""
 RESERVED_PREFIXES = (
     "history_",
     "play_",
@@ -66,7 +66,7 @@ RESERVED_PREFIXES = (
     "depicts_",
     "keyart_",
 )
-"""How the names of the graphs' tables and inputs begin: a table's prefix tells by which catalogue rows it grows."""
+"""Reserved prefixes: of the graphs' tables, which grow with the catalogue by prefix, and of inputs."""
 
 
 REFERENCES: dict[ContextKind, str] = {
@@ -83,27 +83,27 @@ class ContextFeature:
     """One feature of an impression's context."""
 
     name: str
-    """Of the field of a request, the input of a graph and the vocabulary: lower-case letters, digits and underscores."""
+    """Name of the request's field, the graphs' input and the vocabulary: lower-case letters, digits and underscores."""
     kind: ContextKind
     """category: a text, whole number or truth value; number; hour: of the day, 0 .. 23; position: counted from 0."""
     terms: tuple[Term, ...] = ()
-    """What reads it: appeal (which artwork this is for), presentation (whether any is clicked), engagement (whether a click
-    leads to a viewing). Empty: appeal and presentation; of a position, presentation alone."""
+    """Terms that read it: appeal (which artwork), presentation (whether any is clicked), engagement (whether a click leads to a
+    viewing). Empty: appeal and presentation; for a position, presentation only."""
     column: str = ""
     """Column of impressions/ that holds it; empty: the one of its name."""
     reference: str | bool | int | float | None = None
-    """Its value where keyart itself makes up a request, as where two members are compared; null: unknown. Over HTTP and in the
-    graphs a feature that a request leaves out is unknown, whatever its reference."""
+    """Its value in requests that keyart itself makes, such as those that compare two members; null: unknown. Over HTTP and in
+    the graphs a feature that a request leaves out is unknown, whatever its reference."""
     description: str = ""
     """What it means, for those who make requests."""
     crossed_with: str = ""
-    """A category with whose every value a position has effects of its own."""
+    """A category; the position then has effects of its own for each value of it."""
     prior: Literal["context", "appeal"] = "context"
     """Which prior strength holds its part in appeal: see `train.prior`."""
     mean: float | None = None
-    """What a number is standardised by; null: the mean of the training period."""
+    """Mean by which a number is standardised; null: that of the training period."""
     std: float | None = None
-    """Likewise its standard deviation."""
+    """Standard deviation by which a number is standardised; null: that of the training period."""
 
     def __post_init__(self) -> None:
         """Check name and options."""
@@ -163,7 +163,7 @@ class ContextFeature:
 
     @property
     def from_time(self) -> bool:
-        """It is computed from `shown_at` and has no column of its own."""
+        """Whether it is computed from `shown_at` and has no column of its own."""
         return self.kind == "hour" and self.source == "shown_at"
 
     @property
@@ -183,7 +183,7 @@ class ContextFeature:
 
     @property
     def unknown(self) -> float:
-        """The value that stands for a missing one: NaN of a number, row 0 of a category, else -1."""
+        """The value of a missing one: NaN for a number, row 0 for a category, else -1."""
         return {"category": 0, "number": float("nan"), "hour": -1, "position": -1}[self.kind]
 
     def rows(self, categories: Mapping[str, int]) -> int:
@@ -241,7 +241,7 @@ def _require_consistent(features: Sequence[ContextFeature]) -> None:
     for feature in features:
         if feature.crossed_with and feature.crossed_with not in categories:
             raise UserError(
-                f"context feature {feature.name!r}: crossed_with={feature.crossed_with!r} is no category. "
+                f"context feature {feature.name!r}: crossed_with={feature.crossed_with!r} is not a category. "
                 f"Categories: {', '.join(categories)}."
             )
 
@@ -257,14 +257,14 @@ def category_text(value: object) -> str:
 
 
 def features_to_json(features: Iterable[ContextFeature]) -> list[dict[str, Any]]:
-    """The features in plain values."""
+    """The features as JSON values."""
     return [asdict(feature) for feature in features]
 
 
 def features_from_json(values: list[dict[str, Any]]) -> tuple[ContextFeature, ...]:
-    """What `features_to_json` gave; TypeError where it is something else, UserError where the features cannot be."""
+    """The features from the result of `features_to_json`; TypeError for something else, UserError for invalid features."""
     if not isinstance(values, list):
-        raise TypeError("no list of features")
+        raise TypeError("not a list of features")
     features = tuple(ContextFeature(**value) for value in values)
     _require_consistent(features)
     return features
@@ -277,7 +277,7 @@ def save_context(features: Iterable[ContextFeature], folder: Path) -> None:
 
 
 def load_context(folder: Path, remedy: str) -> tuple[ContextFeature, ...]:
-    """Read a folder's `context.json`; UserError with `remedy` where there is none or it is damaged."""
+    """Read a folder's `context.json`; UserError with `remedy` where it is missing or damaged."""
     path = folder / CONTEXT_FILE
     try:
         return features_from_json(json.loads(path.read_text()))

@@ -3,22 +3,22 @@
 import os
 
 DISK_FULL_PHRASES = ("No space left", "File too large", "Disk quota", "not enough space", "requested and")
-"""How a full disk is told by the system and by the libraries that write; numpy says `N requested and M written`."""
+"""Phrases by which the system and libraries report a full disk; numpy says `N requested and M written`."""
 
 
 def describe_fault(error: BaseException) -> str:
-    """What happened and what to do about it; raised again where KEYART_TRACEBACK is set."""
+    """One line with the error and its remedy; the error is re-raised where KEYART_TRACEBACK is set."""
     if os.environ.get("KEYART_TRACEBACK"):
         raise error
     message = " ".join(str(error).split())[:300]
     if any(words in message for words in DISK_FULL_PHRASES):
-        remedy = "The disk is full: free some room. Nothing half-written; the same command again goes on."
+        remedy = "The disk is full: free some space. No partial output; re-run the same command to resume."
     elif isinstance(error, OSError):
-        remedy = "What was finished before is kept; the same command again goes on."
+        remedy = "Finished work is kept; re-run the same command to resume."
     else:
         remedy = "This is a defect of keyart; KEYART_TRACEBACK=1 before the command shows where."
     return f"{type(error).__name__}: {message}. {remedy}"
 
 
 class UserError(Exception):
-    """Something a user gave cannot be used. The message is one line that names file, value and remedy."""
+    """Raised where a user's input cannot be used. The message is one line that names file, value and remedy."""

@@ -1,4 +1,4 @@
-"""Fingerprints: short hashes that change when an input changes, so that finished work can be skipped and stale work seen.
+"""Fingerprints: short hashes that change when an input changes, so that finished work is skipped and stale work detected.
 
 A Parquet file ends in a footer that holds row counts and column statistics; its size and its last 64 KiB identify it
 without reading the log. Small files are read whole.
@@ -15,13 +15,13 @@ TAIL_BYTES = 65_536
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hexadecimal digits from JSON-able values and dataclasses; equal parts, equal digits, on any machine."""
+    """16 hexadecimal digits from JSON-able values and dataclasses; equal parts give equal digits on any machine."""
     text = json.dumps([asdict(p) if is_dataclass(p) and not isinstance(p, type) else p for p in parts], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def file_fingerprint(path: Path) -> str:
-    """Of a file's size and its last 64 KiB."""
+    """Fingerprint of a file's size and its last 64 KiB."""
     size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(max(0, size - TAIL_BYTES))
@@ -29,5 +29,5 @@ def file_fingerprint(path: Path) -> str:
 
 
 def files_fingerprint(paths: Iterable[Path], root: Path) -> str:
-    """Of several files, by their paths relative to `root` and their own fingerprints."""
+    """Fingerprint of several files, by their paths relative to `root` and their own fingerprints."""
     return fingerprint(sorted((path.relative_to(root).as_posix(), file_fingerprint(path)) for path in paths))

@@ -1,11 +1,11 @@
-"""The one progress bar: what is done, how far, how long it took and has to go. Silent where nobody watches a terminal."""
+"""The progress bar of all commands: task, progress, elapsed and remaining time. Silent without a terminal."""
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar on the console, gone when its work is done; nothing at all in a log file."""
+    """A progress bar on the console, removed when its work is done; prints nothing into a log file."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

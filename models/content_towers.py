@@ -1,5 +1,7 @@
-"""The towers by themselves, for what the catalogue gains after training: an artwork's image or vector and words, a title's words ->
-the vectors that the ranker keeps of them. A new one has no id of its own: content alone tells it.
+"""The towers on their own, for titles and artworks added after training.
+
+In: an artwork's image or vector, people and genres; a title's genres, cast and year. Out: the vectors that the ranker keeps
+of them. An added title or artwork has no trained id: it is encoded from its content alone.
 
 Legend: N artworks or titles, H height, W width, V numbers of a user's vector, L list length, D width of the ranker,
 C = 2 D + G, E embedding.
@@ -31,18 +33,18 @@ class ArtworkEmbedding:
     encoder: ImageEncoder | None
     """None where images were not read."""
     projection: Projection | None
-    """It reduces what the encoder gives; None with it."""
+    """Reduces the encoder's features; None where `encoder` is."""
     vectors: Projection | None = None
-    """It reduces vectors of the user's own; None where none were given."""
+    """Reduces the user's own vectors; None where the user gave none."""
 
 
 class ArtworkVectors(nn.Module):
-    """The artwork tower from the image on, from a vector of the user's own, or from both: see `artwork_vectors`."""
+    """The artwork tower, starting from the image, from a vector of the user's own, or from both: see `artwork_vectors`."""
 
     inputs: tuple[str, ...]
-    """What `forward` is given, by name: `image`: uint8 (N, H, W, 3), RGB; `embedding`: float32 (N, V), the user's vectors;
-    `depicts_*`: the rows of the same words as people and as genres, (N, L), 0 where they are none. It returns the parts of
-    `Artworks`, and the embedding (N, E)."""
+    """Inputs of `forward`, in order. `image`: uint8 (N, H, W, 3), RGB; `embedding`: float32 (N, V), the user's vectors;
+    `depicts_people`, `depicts_genres`: int64 (N, L), the row of each `depicts` value as a person and as a genre, 0 where it is
+    not one. `forward` returns the parts of `ArtworkEncoding`, then the embedding (N, E)."""
 
     def __init__(
         self, model: TwoTower, embedding: ArtworkEmbedding, image_size: tuple[int, int], limit: tuple[int, int]
@@ -58,18 +60,18 @@ class ArtworkVectors(nn.Module):
         return 0 if self.vectors is None else len(self.vectors.get_buffer("centre_0"))
 
     def of_image(self, image: Tensor) -> Tensor:
-        """The part of the embedding that images give."""
+        """The part of the embedding computed from images."""
         assert self.encoder is not None
         assert self.projection is not None
         return self.projection(self.encoder.blocks(resize_like_pillow(image, *self.image_size) / 255))
 
     def of_vector(self, embedding: Tensor) -> Tensor:
-        """The part of the embedding that the user's vectors give."""
+        """The part of the embedding computed from the user's vectors."""
         assert self.vectors is not None
         return self.vectors([embedding])
 
     def encode(self, embedding: Tensor, depicts_people: Tensor, depicts_genres: Tensor) -> tuple[Tensor, ...]:
-        """The tower from the embedding (N, E) on."""
+        """The parts of `ArtworkEncoding` and the embedding, from the embedding (N, E) and rows (N, L)."""
         picture = (embedding - self.model.image_mean_E) * self.model.image_scale
         people, genres = (
             _first_known(rows, limit) for rows, limit in zip((depicts_people, depicts_genres), self.limit, strict=True)
@@ -105,7 +107,7 @@ class _OfBoth(ArtworkVectors):
 def artwork_vectors(
     model: TwoTower, embedding: ArtworkEmbedding, image_size: tuple[int, int], limit: tuple[int, int]
 ) -> ArtworkVectors:
-    """The artwork tower over what artworks are embedded from. A tracer wants one signature a graph, so each has its class."""
+    """The artwork tower for what the catalogue was embedded from. Tracing needs one fixed signature, so each has a class."""
     if embedding.vectors is None:
         return _OfImage(model, embedding, image_size, limit).eval()
     kind = _OfVector if embedding.encoder is None else _OfBoth
@@ -113,7 +115,7 @@ def artwork_vectors(
 
 
 class TitleVectors(nn.Module):
-    """The title tower, and what a play of the title says, but for its artworks' images."""
+    """The title tower, and the encoding of a play of the title without its artworks' images."""
 
     def __init__(self, model: TwoTower, limit: tuple[int, int]) -> None:
         """`limit`: people and genres counted of a list."""

@@ -1,4 +1,4 @@
-"""What context features add to a term: a row of a table for each, and their sum.
+"""What context features add to a term: the sum of one table row per feature.
 
 A category has a row by value, an hour and a position one by number, row 0 where not known. A number is standardised by the
 training period; what it adds is learned at `KNOTS` and linear between them, so that it may rise, fall or bend.
@@ -29,7 +29,7 @@ class TableLookup(NamedTuple):
 
 
 def lookup(feature: ContextFeature, context: Context, categories: Mapping[str, int]) -> TableLookup:
-    """Where a feature's values stand in its table; `categories`: rows of every category, by name."""
+    """The rows of a feature's values in its table; `categories`: rows of every category, by name."""
     value_N = context[feature.name]
     if feature.kind == "category":
         return TableLookup(value_N)
@@ -42,7 +42,7 @@ def lookup(feature: ContextFeature, context: Context, categories: Mapping[str, i
         return TableLookup(row_N * categories[crossed] + context[crossed] if crossed else row_N)
     z_N = (value_N - float(feature.mean or 0.0)) / float(feature.std or 1.0)
     known_N = ~torch.isnan(z_N)
-    # row 1 stands for the first knot; knots lie 1 apart
+    # row 1 is the first knot; knots lie 1 apart
     at_N = torch.where(known_N, z_N, 0.0).clamp(KNOTS[0], KNOTS[-1]) - KNOTS[0]
     below_N = at_N.clamp(max=len(KNOTS) - 1.001).long()
     rows_N = torch.where(known_N, below_N + 1, 0)
@@ -50,10 +50,10 @@ def lookup(feature: ContextFeature, context: Context, categories: Mapping[str, i
 
 
 class ContextSum(nn.Module):
-    """What the features that a term reads add to it."""
+    """The sum of the table rows of all features that one term reads, (N, D)."""
 
     def __init__(self, sizes: Sizes, term: Term, width: int, std: float) -> None:
-        """`std`: spread of the tables before training."""
+        """`std`: standard deviation of the tables' initial weights."""
         super().__init__()
         self.features = tuple(feature for feature in sizes.context if term in feature.read_by)
         self.categories, self.width = sizes.categories, width

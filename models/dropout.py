@@ -1,7 +1,7 @@
-"""Dropout whose random numbers cost little on a CPU: eight decisions from each 64 bits, in place of one.
+"""Dropout whose random numbers cost little on a CPU: eight decisions from each 64 random bits instead of one.
 
-torch draws a number per element there, one after the other: 9 ms for 2,600 x 256 elements, a third of a training step of
-the ranker. On other devices torch's own kernel is taken.
+On a CPU torch draws a number per element, one after the other: 9 ms for 2,600 x 256 elements, a third of a training step of
+the ranker. On other devices torch's own kernel is used.
 """
 
 import torch
@@ -13,7 +13,7 @@ LEVELS = 256
 
 
 def keep_mask(rate: float, shape: torch.Size, device: torch.device) -> tuple[Tensor, float]:
-    """Where to keep something, bool of a shape, and the probability of it: 1 - share, rounded to 1 / 256."""
+    """Which elements to keep, bool of the shape, and the probability of keeping one: 1 - rate, rounded to 1 / 256."""
     if device.type != "cpu":
         return torch.rand(shape, device=device) >= rate, 1 - rate
     count, kept_levels = shape.numel(), max(1, round((1 - rate) * LEVELS))

@@ -1,9 +1,9 @@
-"""The second head: whether a click leads to a real viewing, from what the click was for and what title and artwork are.
+"""The second head: whether a click leads to a real viewing, from the features of member, title, artwork and context.
 
-Of engagements there are as many as clicks, some tens of thousands where impressions are hundreds of thousands: it is
-linear in what the towers know already, and takes the click's own terms as they are.
+Only clicks have an engagement label, some tens of thousands among hundreds of thousands of impressions: the head is
+linear in the towers' features, and takes the click's own terms without sending gradients into them.
 
-Legend: N impressions, K candidates, D width, G genres, W what is told of a member.
+Legend: N impressions, K candidates, D width, G genres, W member features.
 """
 
 import torch
@@ -14,7 +14,7 @@ from models.layers import dots, repeated, scaled_linear
 from models.types import ArtworkEncoding, LogitTerms, Sizes, TitleEncoding
 
 INIT_STD = 0.01
-"""Of its weights before training."""
+"""Standard deviation of the head's initial weights."""
 
 
 class Engagement(nn.Module):
@@ -23,7 +23,7 @@ class Engagement(nn.Module):
     def __init__(
         self, width: int, member_features: int, title_features: int, artwork_features: int, sizes: Sizes
     ) -> None:
-        """`member_features`, `title_features`, `artwork_features`: how much is known of a member, of a title, of an artwork."""
+        """`member_features`, `title_features`, `artwork_features`: lengths of the three feature vectors."""
         super().__init__()
         self.width = width
         self.member, self.title = (
@@ -55,7 +55,7 @@ class Engagement(nn.Module):
     ) -> Tensor:
         """(N, K). The terms of the click are taken as they are: no gradient reaches them."""
         query_ND = self.member(member_features_NW) + title.engaged[..., : self.width]
-        # does the artwork show whom and what the title holds? people and moods, as in the title's own content
+        # does the artwork show the title's people and genres? people and moods, as in the title's own content
         gain_C = repeated(self.fit_gain, (self.width, title.content.shape[-1] - self.width))
         content_match_NK = dots(artwork.content[..., self.width :], title.content * gain_C)
         affinity_gain, appeal_gain = self.gain

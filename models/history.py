@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from models.dropout import Dropout
 
 RECENCY_SLOPE = 0.03
-"""How much less a play's logit is than the next one's, in attention before training."""
+"""By how much attention's initial logit falls from a play to the one before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +28,15 @@ class HistoryConfig:
     """The history encoder's shape."""
 
     encoder: Literal["attention", "mean"] = "mean"
-    """`mean`: of the recent plays, by learned weights of distance; `attention` asks each play what it looks for, costs
-    many times as much, and bought nothing on the logs tried (docs/experiments.md): for logs where order tells more.
-    `layers` are attention's alone."""
+    """`mean`: mean of the recent plays, weighted by a learned function of distance. `attention`: causal self-attention, which
+    costs many times as much and gained nothing on the logs tried (docs/experiments.md); for logs where order matters more.
+    `layers` is for attention only."""
     span: int = 200
     """How many plays back one layer looks."""
     layers: int = 1
     """Attention layers; each adds `span` plays to what a state depends on."""
     dropout: float = 0.1
-    """Of attention's and the feed-forward's output, while training."""
+    """Dropout rate of the outputs of attention and feed-forward, in training."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -66,7 +66,7 @@ class RelativePositionBias(nn.Module):
         self.bias_1S = nn.Parameter(torch.zeros(1, span))
 
     def forward(self, T: int) -> Tensor:
-        """(1, T, T): from a play (next to last) to one before it (last)."""
+        """Logits (1, T, T), from a play (axis 1) to one before it (axis 2)."""
         index = torch.arange(T, device=self.bias_1S.device)
         distance_TT = index[:, None] - index[None, :]
         outside_TT = (distance_TT < 0) | (distance_TT >= self.span)
@@ -118,9 +118,9 @@ class HistoryLayer(nn.Module):
 
 
 class RecentMean(nn.Module):
-    """Mean of the last `span` plays' content, by learned weights of distance, shrunk where plays are few.
+    """Mean of the last `span` plays' content, weighted by a learned function of distance, shrunk to zero where plays are few.
 
-    n plays count n / (n + prior): three romances are less of a taste than thirty. `prior` is learned.
+    The mean of n plays is scaled by n / (n + prior), the prior learned: three romances are less of a taste than thirty.
     """
 
     def __init__(self, span: int) -> None:
@@ -129,12 +129,12 @@ class RecentMean(nn.Module):
         self.log_prior = nn.Parameter(torch.tensor(1.0))
 
     def forward(self, content_MTC: Tensor) -> Tensor:
-        """(M, T, C) -> (M, T + 1, C): after every number of plays, zero after none."""
+        """The mean after every number of plays, (M, T, C) -> (M, T + 1, C); zero before the first play."""
         M, T, _ = content_MTC.shape
         count_T1 = torch.arange(1, T + 1, device=content_MTC.device).clamp(max=self.band.span).unsqueeze(-1)
         shrunk_T1 = count_T1 / (count_T1 + self.log_prior.exp())
         weight_1TT = (self.band(T).softmax(-1) * shrunk_T1).to(content_MTC.dtype)
-        # one more row, of zeros, is the mean of no play: cheaper than to put it before the result
+        # one more row, of zeros, is the mean of no play: cheaper than concatenating it in front of the result
         return torch.bmm(F.pad(weight_1TT, (0, 0, 1, 0)).expand(M, -1, -1), content_MTC)
 
     def last(self, length_N: Tensor, T: int) -> Tensor:

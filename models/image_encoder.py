@@ -1,7 +1,7 @@
-"""The image encoder: an artwork's pixels -> features of every level, from cells of colour to a backbone's last stage.
+"""The image encoder: an artwork's pixels -> features of every level, from colour statistics to a backbone's last stage.
 
 In: images as uint8 (n, 3, height, width). Out: blocks of features: colour and edge statistics of a grid and of the whole image,
-then what a backbone gives, level by level, pooled. What makes people click sits at every level, so none is left out.
+then the backbone's levels, each pooled. What makes people click is visible at every level, so none is left out.
 `Projection` turns the blocks into one embedding of fixed width, each block standardised and reduced by its principal components.
 The backbone is whatever keeps the protocol `ImageBackbone`: a ResNet of torchvision, or a class of the user's.
 
@@ -23,12 +23,12 @@ from models.resnet import LAYERS, ResNetStages
 GRID = (4, 3)
 """Rows and columns of cells for the pixel statistics."""
 HUES, DIRECTIONS = 8, 6
-"""Of the statistics of the whole image."""
+"""Length of the block of whole-image statistics."""
 
 
 @runtime_checkable
 class ImageBackbone(Protocol):
-    """What an image encoder needs of a network; an `nn.Module` made by `Backbone(height, width)` that has these three.
+    """What an image encoder needs of a network: an `nn.Module` made by `Backbone(height, width)` that has these three members.
 
     It scales pixels to what its weights were trained under by itself. It is traced to ONNX, so it must be exportable, and its
     state dict is what `keyart embed --weights FILE` loads.
@@ -45,11 +45,11 @@ class ImageBackbone(Protocol):
 
 
 BACKBONES: dict[str, Callable[[int, int], nn.Module]] = {name: partial(ResNetStages, name) for name in LAYERS}
-"""By name: what makes a backbone for images of a height and a width. A class path stands for others."""
+"""By name: a function of height and width, in pixels, that makes a backbone. Other backbones are given by class path."""
 
 
 def make_backbone(name: str, height: int, width: int) -> nn.Module:
-    """A backbone of random weights; ValueError where there is none of this name, or it does not keep `ImageBackbone`.
+    """A backbone with random weights; ValueError where the name is unknown or the class does not keep `ImageBackbone`.
 
     `name`: a key of `BACKBONES`, or the path of a class, `package.module.Class`.
     """
@@ -67,7 +67,7 @@ def make_backbone(name: str, height: int, width: int) -> nn.Module:
     backbone = cast(Callable[[int, int], nn.Module], make)(height, width)
     if not isinstance(backbone, nn.Module) or not isinstance(backbone, ImageBackbone):
         raise ValueError(
-            f"backbone={name}: is no torch module with input_size and features, as models.image_encoder.ImageBackbone asks."
+            f"backbone={name}: must be a torch module with input_size and features, as models.image_encoder.ImageBackbone says."
         )
     return backbone
 
@@ -80,11 +80,11 @@ class ImageEncoderConfig:
     """resnet18, resnet34 or resnet50 of torchvision; or the path of a class of your own, package.module.Class, that keeps
     models.image_encoder.ImageBackbone: a ViT, say."""
     height: int = 96
-    """Images are resized to this height before the backbone reads them, pixels; one of a single size has its own."""
+    """Images are resized to this height before the backbone reads them, pixels; a backbone of fixed input size uses its own."""
     width: int = 64
-    """And to this width, pixels."""
+    """Images are resized to this width before the backbone reads them, pixels."""
     stage_width: int = 24
-    """Principal components kept of each level of the backbone."""
+    """Principal components kept per level of the backbone."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -202,16 +202,17 @@ def _angle(y: Tensor, x: Tensor) -> Tensor:
 
 
 def _weighted_histogram(share_nHW: Tensor, kinds: int, weight_nHW: Tensor) -> list[Tensor]:
-    """Mean weight of the pixels whose share, 0 .. 1, falls into each of so many equal parts."""
+    """Per bin, the mean over all pixels of the weight of those whose share lies in it: `kinds` equal bins of 0 .. 1, (n,)
+    each."""
     kind_nHW = (share_nHW * kinds).long().clamp(0, kinds - 1)
     return [((kind_nHW == k) * weight_nHW).mean((1, 2)) for k in range(kinds)]
 
 
 class ImageEncoder(nn.Module):
-    """Pixel statistics and the pooled levels of a backbone; weights are random until somebody loads or trains them."""
+    """Pixel statistics and the pooled levels of a backbone; weights are random until they are loaded or trained."""
 
     def __init__(self, config: ImageEncoderConfig) -> None:
-        """A ValueError where the config names no backbone that can be made."""
+        """ValueError where the backbone that the config names cannot be made."""
         super().__init__()
         self.config = config
         self.statistics = PixelStatistics()
@@ -224,24 +225,24 @@ class ImageEncoder(nn.Module):
         return cast(ImageBackbone, self.backbone).features
 
     def levels(self, images_nCHW: Tensor) -> Sequence[Tensor]:
-        """What the backbone gives of float images in 0 .. 1, of any size: maps (n, C, h, w) or vectors (n, C)."""
+        """The backbone's levels of float images in 0 .. 1, of any size: maps (n, C, h, w) or vectors (n, C)."""
         size = cast(ImageBackbone, self.backbone).input_size
         if torch.compiler.is_exporting():  # ONNX Runtime's own antialiasing is off by some levels at edges
             return self.backbone(resize(images_nCHW, *size))
         return self.backbone(F.interpolate(images_nCHW, size, mode="bilinear", antialias=True))
 
     def deepest(self, images_nCHW: Tensor) -> Tensor:
-        """The last level of float images in 0 .. 1, a map by its mean; (n, features)."""
+        """The last level of float images in 0 .. 1, a map averaged over its pixels; (n, features)."""
         level = self.levels(images_nCHW)[-1]
         return level.mean((2, 3)) if level.ndim == 4 else level
 
     def forward(self, images_nCHW: Tensor) -> list[Tensor]:
-        """uint8 (n, 3, H, W) -> blocks [(n, 72), (n, 30), (n, F1), ...]: statistics of cells and of the whole, then each level
-        of the backbone: of a map the mean and spread, a vector as it is."""
+        """uint8 (n, 3, H, W) -> blocks [(n, 72), (n, 30), (n, F1), ...]: statistics of cells and of the whole image, then each
+        level of the backbone: mean and standard deviation of a map, a vector unchanged."""
         return self.blocks(images_nCHW.float() / 255)
 
     def blocks(self, pixels: Tensor) -> list[Tensor]:
-        """The same from float images in 0 .. 1."""
+        """The blocks of `forward` from float images in 0 .. 1."""
         blocks = [self.statistics(pixels), self.whole(pixels)]
         for level in self.levels(pixels):
             if level.ndim == 4:
@@ -255,7 +256,7 @@ class Projection(nn.Module):
 
     Components keep their relative size (no whitening): on clicks as few as 30,000 a strong direction is worth more trust
     than a weak one, and whitened features did worse. A block's mean variance per kept feature is one.
-    Fitted on a catalogue, then fixed: a new artwork gets its place among the old ones without moving them.
+    Fitted on a catalogue, then fixed: a new artwork is embedded without moving the old ones.
     """
 
     def __init__(self, features: list[int], components: list[int]) -> None:
@@ -267,10 +268,11 @@ class Projection(nn.Module):
 
     @classmethod
     def fit(cls, blocks: list[Tensor], components: list[int], least_spread: float = 1e-6) -> "Projection":
-        """Fit on the features of a catalogue; `components` may exceed a block's width: it is then standardised alone.
+        """Fit on the features of a catalogue, blocks (n, F). `components`: how many each block keeps; a block no wider than that
+        is standardised and not rotated.
 
         A feature whose standard deviation is below `least_spread`, or below a millionth of its largest value, is constant but
-        for rounding, and left out with weight zero.
+        for rounding and gets weight zero.
         """
         components = [min(k, b.shape[1]) for b, k in zip(blocks, components, strict=True)]
         projection = cls([b.shape[1] for b in blocks], components)

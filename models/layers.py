@@ -13,7 +13,7 @@ from models.types import ArtworkEncoding, States, TitleEncoding
 
 
 def table(rows: int, width: int, std: float) -> nn.Embedding:
-    """An embedding table of normal weights, whose row 0, unknown, starts at zero and is trained like any other."""
+    """An embedding table with normal initial weights; row 0, unknown, starts at zero and is trained like any other."""
     embedding = nn.Embedding(rows, width)
     nn.init.normal_(embedding.weight, std=std)
     with torch.no_grad():
@@ -22,7 +22,7 @@ def table(rows: int, width: int, std: float) -> nn.Embedding:
 
 
 def scaled_linear(wide: int, narrow: int, std: float, bias: bool = True) -> nn.Linear:
-    """A linear map of small normal weights, its bias zero."""
+    """A linear layer with normal initial weights of standard deviation `std`, its bias zero."""
     linear = nn.Linear(wide, narrow, bias=bias)
     nn.init.normal_(linear.weight, std=std)
     if bias:
@@ -31,14 +31,14 @@ def scaled_linear(wide: int, narrow: int, std: float, bias: bool = True) -> nn.L
 
 
 def dots(x_NKD: Tensor, y_ND: Tensor) -> Tensor:
-    """Dot products of each of K vectors with the one of its row, (N, K)."""
-    if x_NKD.shape[1] == 1:  # as in training; a matrix product for each row takes ten times as long there
+    """Dot products of each of a row's K vectors with the row's own vector, (N, K)."""
+    if x_NKD.shape[1] == 1:  # as in training, where a matrix product for each row takes ten times as long
         return (x_NKD.squeeze(1) * y_ND).sum(-1, keepdim=True)
     return (x_NKD @ y_ND.unsqueeze(-1)).squeeze(-1)
 
 
 def gather_rows(parts: States | TitleEncoding | ArtworkEncoding, index: Tensor) -> Iterator[Tensor]:
-    """Each part, computed for distinct rows, for every row that asks for it."""
+    """Each part, computed for distinct rows, gathered at `index` (N,): the parts of N rows, in order."""
     for part in parts:
         flat = part if part.ndim > 1 else part.unsqueeze(-1)
         values = F.embedding(index, flat)
@@ -51,7 +51,7 @@ def mean_of_known(vectors: nn.Embedding, rows_xL: Tensor) -> Tensor:
 
 
 def mean_of_rows(table_RD: Tensor, rows_xL: Tensor) -> Tensor:
-    """The same, of a table's rows."""
+    """Mean of a table's rows (R, D) at `rows_xL`, padding 0 left out; zero for an empty list. (x, L) -> (x, D)."""
     if torch.compiler.is_exporting():  # a bag's graph would be a loop over its lists
         mask_xL1 = (rows_xL > 0).to(table_RD.dtype).unsqueeze(-1)
         return (table_RD[rows_xL] * mask_xL1).sum(-2) / mask_xL1.sum(-2).clamp(min=1)
@@ -60,7 +60,7 @@ def mean_of_rows(table_RD: Tensor, rows_xL: Tensor) -> Tensor:
 
 
 def repeated(values_P: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Each value as often as its part is long, (sum of lengths,)."""
+    """Each of P values repeated as often as its length says, (sum of lengths,)."""
     return torch.cat([value.expand(length) for value, length in zip(values_P, lengths, strict=True)])
 
 

@@ -1,15 +1,16 @@
-"""What plays alone tell of titles, in closed form: two linear regressions, cut to vectors whose dot products they are.
+"""Two linear title models learned from plays alone, in closed form, each reduced to vectors whose dot products are its scores.
 
-`Coplay`: what is played together, in whatever order. EASE (Steck, Embarrassingly Shallow Autoencoders, 2019) is a regression
-of every title on all others. It tells a click on a title, as a part of affinity.
+`LowRankEase`: co-play, whatever the order. EASE (Steck, Embarrassingly Shallow Autoencoders, 2019) is a regression
+of every title on all others. It predicts clicks on a title, as a part of affinity.
 
-`Order`: what is played next. A regression of the next title on the titles before it, those weighed by how many plays ago they
+`NextItemRegression`: the next play. A regression of the next title on the titles before it, weighted by how many plays ago they
 were (SLIST: Choi et al., Session-aware Linear Item-Item Models, 2021; TALE: Park et al., 2025). It ranks titles, beside
 what the towers learned of them:
 
-    score = what the towers learned + gain * what is played next
+    score = score of the towers + gain * score of the regression
 
-It knows no content; the towers do, and less about rare pairs. Order tells more than anything else (docs/experiments.md).
+It knows no content; the towers do, and less about rare pairs. The order of plays is the strongest signal
+(docs/experiments.md).
 
 Legend: M members, T plays, D width, I titles, R rank, P plays of all members, B plays of a block.
 """
@@ -21,27 +22,27 @@ import torch
 from torch import Tensor, nn
 
 POWER_ITERATIONS = 4
-"""Of the randomised decomposition (Halko, Martinsson and Tropp, 2011)."""
+"""Power iterations of the randomised decomposition (Halko, Martinsson and Tropp, 2011)."""
 COARSE_RANK = 16
-"""Strongest patterns of co-play that tell of a click by themselves; those beyond tell more of single titles."""
+"""Leading patterns of co-play that have a score of their own; patterns beyond them are more about single titles."""
 OVERSAMPLING = 16
-"""Singular vectors it looks for beyond those that are kept."""
+"""Singular vectors computed beyond those that are kept."""
 MAX_PAIRS = 2_000_000
-"""Plays that the scores' spread is taken of, about; of more, every so many-th member's."""
+"""About how many plays the scores' spread is computed from; where there are more, from every n-th member's."""
 BLOCK = 512
-"""Plays of a history that are counted at once; between one and two of them a play looks back."""
+"""Plays of a history that are counted at once; a play looks back between one and two such blocks."""
 MAX_MEMBERS = 50_000
-"""Members whose plays tell what is played next; of more, so many are drawn: their number is no longer what limits it."""
+"""Members whose plays the regression is fitted to; where there are more, so many are drawn: beyond them it gains nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankEaseConfig:
-    """What is played together."""
+    """The model of co-play: which titles the same members play."""
 
     rank: int = 64
     """Length of the vectors; 0 leaves it out."""
     ridge: float = 100.0
-    """Of the regression: members' worth of evidence that two titles have nothing in common."""
+    """Ridge of the regression: members' worth of evidence that two titles have nothing in common."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -52,7 +53,7 @@ class LowRankEaseConfig:
 
 
 class LowRankEase(nn.Module):
-    """The regression's vectors by title row; zero, which says nothing, until `fit` and for titles nobody played."""
+    """Vectors of the EASE regression by title row; zero, which scores 0, before `fit` and for titles without plays."""
 
     source_IR: Tensor
     target_IR: Tensor
@@ -95,25 +96,25 @@ class LowRankEase(nn.Module):
         self.score_std_2.copy_(self._score_std(pairs, rows))
 
     def _score_std(self, pairs: Tensor, rows: Tensor) -> Tensor:
-        """How far scores lie from zero for members and titles that have nothing to do with each other, of both ranks, (2,).
+        """Root mean square score of members and titles that have nothing to do with each other, for both ranks, (2,).
 
-        Of members with about MOST_PAIRS plays together.
+        Computed on members that have about MAX_PAIRS plays in all.
         """
         members = int(pairs[0].max()) + 1
         sampled = pairs[:, pairs[0] % max(1, pairs.shape[1] // MAX_PAIRS) == 0]
         sums_MR = torch.zeros(members, self.config.rank)
         sums_MR.index_add_(0, sampled[0], self.source_IR[rows[sampled[1]]])
-        # each member beside the title of the play halfway round, which is by chance
+        # each member beside the title of the play halfway round, which is as good as random
         random_targets = self.target_IR[rows[sampled[1].roll(sampled.shape[1] // 2)]]
         products_PR = sums_MR[sampled[0]] * random_targets
         scores = torch.stack([products_PR[:, :COARSE_RANK].sum(1), products_PR.sum(1)])
         return scores.square().mean(1).sqrt().clamp(min=1e-6)
 
     def similarity(self, coplay_NR: Tensor, title_NR: Tensor) -> Tensor:
-        """How well a title fits what was played, (N, 2): by the strongest COARSE patterns of co-play, and by all.
+        """How well a title fits what was played, (N, 2): by the leading COARSE_RANK patterns of co-play, and by all.
 
-        Of the dot product, in units of its spread, the inverse hyperbolic sine: as it is near zero, and as its logarithm
-        where somebody played a thousand titles. Such a score tells much of a click, and not in proportion.
+        The inverse hyperbolic sine of the dot product in units of its spread: linear near zero, logarithmic for
+        members who played a thousand titles, because clicks do not rise in proportion to such a score.
         """
         products_NR = coplay_NR * title_NR
         scores_N2 = torch.stack([products_NR[:, :COARSE_RANK].sum(1), products_NR.sum(1)], dim=1)
@@ -122,23 +123,23 @@ class LowRankEase(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class NextItemConfig:
-    """What is played next."""
+    """The model of the next play: which title follows which."""
 
     rank: int = 128
-    """Length of the vectors; 0 leaves it out. Rare pairs need many: of 10,000 titles, 1,024 tell nearly all, 256 a tenth less."""
+    """Length of the vectors; 0 leaves it out. Rare pairs need many: of 10,000 titles, 1,024 keep nearly all, 256 a tenth less."""
     ridge: float = 150.0
-    """Of the regression: plays' worth of evidence that a title says nothing about the next."""
+    """Ridge of the regression: plays' worth of evidence that a title says nothing about the next."""
     near: float = 6.0
-    """Plays after which most of a play's weight has fallen to 1 / e."""
+    """Plays after which the fast part of a play's weight has fallen to 1 / e."""
     far: float = 100.0
-    """Plays after which the rest has."""
+    """Plays after which the slow part of a play's weight has fallen to 1 / e."""
     rest: float = 0.1
     """Share of a play's weight that falls slowly."""
     gain: float = 400.0
-    """Of the regression's scores, which are shares of plays, beside the towers' logits. Not learned: on the plays it was
-    fitted to the regression looks better than it is."""
+    """Factor of the regression's scores, which are shares of plays, beside the towers' logits. Not learned: on the plays it was
+    fitted to, the regression looks better than it is."""
     titles: int = 8192
-    """The most played titles that it knows: time grows with the cube, memory with the square (8,192: 1.1 GB)."""
+    """How many titles it covers, the most played ones: time grows with the cube, memory with the square (8,192: 1.1 GB)."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -154,7 +155,7 @@ class NextItemConfig:
 
 
 class NextItemRegression(nn.Module):
-    """The regression's vectors by title row; zero, which says nothing, until `fit` and for titles it does not know."""
+    """Vectors of the next-item regression by title row; zero, which scores 0, before `fit` and for titles it does not cover."""
 
     source_IR: Tensor
     target_IR: Tensor
@@ -170,8 +171,8 @@ class NextItemRegression(nn.Module):
     def fit(self, member_P: Tensor, title_P: Tensor, seed: int = 0) -> None:
         """Learn from who (members, each's plays in order and together) played which title row next.
 
-        With S the weights of what was played before each play (P, I) and Y the titles played there, those alone that are
-        new to the member, B = (S'S + ridge)^-1 S'Y. Of rank R the best predictions S B are those on the largest
+        With S the weights of what was played before each play (P, I) and Y the titles then played, only those that are
+        new to the member, B = (S'S + ridge)^-1 S'Y. The best predictions S B of rank R are those on the largest
         eigenvectors V of Y'S B (reduced-rank regression; Izenman, 1975): source B V, target V.
         """
         index, rows = self._regressed_rows(title_P)
@@ -195,7 +196,7 @@ class NextItemRegression(nn.Module):
         self.target_IR[rows, :rank] = target_IR @ rotation
 
     def _regressed_rows(self, title_P: Tensor) -> tuple[Tensor, Tensor]:
-        """The place of each play's title among the rows that are regressed, len(rows) for others; and those rows."""
+        """The index of each play's title among the rows that are regressed, len(rows) for others; and those rows."""
         count_I = torch.bincount(title_P.clamp(max=len(self.source_IR)), minlength=len(self.source_IR) + 1)
         count_I[0] = count_I[-1] = 0  # unknown, untrained
         by_count = count_I.sort(descending=True, stable=True).indices[: self.config.titles]
@@ -227,7 +228,7 @@ class NextItemRegression(nn.Module):
         ].clone()
 
     def weights(self, ago: Tensor) -> Tensor:
-        """What a play counts that was so many plays before the last one (0: the last); 0 where it was after it."""
+        """The weight of a play by its distance `ago` from the last one, in plays (0: the last); 0 where `ago` is negative."""
         config = self.config
         back = ago.clamp(min=0)
         return ((1 - config.rest) * torch.exp(-back / config.near) + config.rest * torch.exp(-back / config.far)) * (
@@ -235,22 +236,22 @@ class NextItemRegression(nn.Module):
         )
 
     def states(self, play_title_MT: Tensor, length_M: Tensor, span: int) -> Tensor:
-        """What was played, the last `span` of the first `length_M` plays, each by how long ago: (M, R)."""
+        """Sum of the vectors of the last `span` of the first `length_M` plays, weighted by how long ago they were: (M, R)."""
         ago_MT = length_M[:, None] - 1 - torch.arange(play_title_MT.shape[1], device=play_title_MT.device)
         weight_MT = self.weights(ago_MT) * (ago_MT < span)
         return (weight_MT.unsqueeze(1) @ self.source_IR[self._trained(play_title_MT)]).squeeze(1)
 
     def targets(self, rows: Tensor) -> Tensor:
-        """What a title is found by, its gain included, (...,) -> (..., R)."""
+        """The vectors by which titles are scored, the gain included, (...,) -> (..., R)."""
         return self.target_IR[self._trained(rows)] * self.config.gain
 
     def _trained(self, rows: Tensor) -> Tensor:
-        """Rows of trained titles; others become the unknown row, of which nothing is known."""
+        """Rows of trained titles; others become the unknown row, whose vector is zero."""
         return torch.where(rows < len(self.source_IR), rows, 0)
 
 
 def _histories(member_P: Tensor) -> Iterator[tuple[int, int]]:
-    """Where the plays of some members, at most MOST_MEMBERS of them, begin and end."""
+    """Start and end of each member's plays; of more than MAX_MEMBERS members, of that many drawn at random."""
     count = torch.unique_consecutive(member_P, return_counts=True)[1]
     end = count.cumsum(0)
     sampled = torch.arange(len(end)) if len(end) <= MAX_MEMBERS else torch.randperm(len(end))[:MAX_MEMBERS]
@@ -258,7 +259,7 @@ def _histories(member_P: Tensor) -> Iterator[tuple[int, int]]:
 
 
 def _first_plays(title_P: Tensor) -> Tensor:
-    """Whether a play is the first of its title here, bool (P,)."""
+    """Whether a play is the first of its title among these, bool (P,)."""
     order = title_P.sort(stable=True).indices
     sorted_P = title_P[order]
     first_P = torch.ones_like(title_P, dtype=torch.bool)

@@ -1,4 +1,5 @@
-"""What adds to a click whatever is shown: the context, such as the position on the page; and the member's number of plays."""
+"""Terms of the click logit that do not depend on what is shown: the context, such as the position on the page, and the
+member's number of plays."""
 
 import torch
 from torch import Tensor, nn
@@ -7,17 +8,17 @@ from models.context import Context, ContextSum
 from models.types import Sizes
 
 PLAY_COUNT_BINS = 16
-"""What a member's number of plays adds is learned at 0, 1, 3, 7 ... 2^15 - 1 plays and lies on straight lines between."""
+"""The effect of a member's number of plays is learned at 0, 1, 3, 7 ... 2^15 - 1 plays and linear in between."""
 
 
 class Presentation(nn.Module):
-    """What the context adds to the click logit."""
+    """What the context adds to the click logit, (N,)."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.context = ContextSum(sizes, "presentation", 1, 0.0)
         self.base = nn.Parameter(torch.zeros(()))
-        """The click logit of nothing in particular."""
+        """The intercept of the click logit."""
 
     def forward(self, context: Context) -> Tensor:
         """(N,)"""

@@ -6,8 +6,8 @@ A request by itself costs its operators, some .3 us each, and hardly its arithme
 the same are one product, a context feature is one table for all terms, and what depends on a whole number alone is a table
 of that number. `TwoTower` is the same formula as it is trained; tests hold the two together.
 
-Clicks alone cannot tell what all of a title's artworks share from what the title adds: the sum is the same. Here it counts as
-the title's: appeal is what an artwork has above the mean of its title's artworks, for this member, and affinity has the rest.
+Clicks cannot separate what all of a title's artworks have in common from what the title adds: only the sum matters. It counts
+as the title's: appeal is an artwork's logit minus the mean over its title's artworks, for this member; the rest is affinity.
 
 Legend: N requests, T plays, K candidates, D width, C content, R rank of co-play, W member features, I titles, A artworks,
 S span; 1: an axis of length 1, which saves reshaping.

@@ -1,5 +1,5 @@
-"""A ResNet as an image encoder's backbone: torchvision's, whose four stages are what it gives (He et al., *Deep Residual Learning
-for Image Recognition*, 2016).
+"""torchvision's ResNet as an image encoder's backbone, its four stages as levels (He et al., *Deep Residual Learning for Image
+Recognition*, 2016).
 
 In: float images (n, 3, height, width) in 0 .. 1. Out: the feature maps of the stages. Its parameters have the names that
 torchvision's own weights have.
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""The channels' mean and standard deviation on ImageNet, which torchvision's weights were trained under."""
+"""Mean and standard deviation of the channels on ImageNet, by which images were standardised for torchvision's weights."""
 LAYERS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
     "resnet34": (BasicBlock, [3, 4, 6, 3]),

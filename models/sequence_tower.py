@@ -1,7 +1,7 @@
-"""The learned state: what is read of plays in their order, and how titles are told that are played next.
+"""The sequence tower: from plays in their order to a learned state, and from there to the title that is played next.
 
-Titles are told by content and by id, ids dropped at random, so that content alone learns to stand for a title. The head is
-its own: a click's affinity is some tenths of a logit, and what tells one title of ten thousand is several.
+Titles are represented by content and by id, ids dropped at random, so that content alone learns to represent a title. It has
+a head of its own: affinity moves a click by some tenths of a logit, picking one title of ten thousand takes several.
 
 Legend: M members, T plays, D width, L list length, x any leading shape.
 """
@@ -16,11 +16,11 @@ from models.layers import mean_of_known, table
 from models.types import Sizes
 
 GENRE_STD = 0.15
-"""Of the genres' vectors before training."""
+"""Standard deviation of the genres' initial vectors."""
 
 
 class SequenceTower(nn.Module):
-    """The history encoder, its tokens and the head that tells the next title."""
+    """The history encoder, its tokens and the head that predicts the next title."""
 
     def __init__(self, width: int, history: HistoryConfig, sizes: Sizes, dropout: float, id_dropout: float) -> None:
         super().__init__()
@@ -34,14 +34,14 @@ class SequenceTower(nn.Module):
         self.member_next = nn.Linear(width, width)
 
     def freeze(self, history: bool) -> None:
-        """Leave the head untrained, saying nothing, and with `history` what it reads of plays too."""
+        """Leave the head untrained, its output zero; with `history`, the tokens and the history encoder too."""
         nn.init.zeros_(self.member_next.weight)
         nn.init.zeros_(self.member_next.bias)
         for part in (self,) if history else (self.member_next, self.next_vector, self.next_bias):
             part.requires_grad_(False)
 
     def tokens(self, rows: Tensor, people: Tensor, genres_xL: Tensor, year: Tensor) -> Tensor:
-        """What is read of a play but its image, from its title's row, people (x, D), genres and year: (x, D)."""
+        """A play's token without its image, (x, D), from its title's row (x,), people (x, D), genres (x, L) and year (x,)."""
         ids = self._drop_ids(rows)
         genres = mean_of_known(self.genre, genres_xL)
         parts = [self._hidden(ids, people, genres, year), genres, people, self.title_id(ids)]
@@ -58,7 +58,7 @@ class SequenceTower(nn.Module):
         return self.history.last(input_NTD, length_N)
 
     def next_titles(self, rows: Tensor, people: Tensor, genres_xL: Tensor, year: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (x, D) and biases (x, 1) by which titles are told that are played next; arguments as of `tokens`."""
+        """Vectors (x, D) and biases (x, 1) that score titles as the next play; arguments as of `tokens`."""
         ids = self._drop_ids(rows)
         content = self.next_vector(self._hidden(ids, people, mean_of_known(self.genre, genres_xL), year))
         return content + self.title_id(ids), self.next_bias(ids)

@@ -23,7 +23,7 @@ EXPLAIN_OUTPUTS = (*PLAY_TERMS, "by_person", "by_context", "of_artwork", "of_sta
 
 
 class Member(nn.Module):
-    """A history's vectors: see `TwoTower.member_vectors` for the one that ranks titles."""
+    """A member's vectors from the history: one that `Choose` reads, and the title query of `TwoTower.member_vectors`."""
 
     def __init__(self, ranking: Ranking) -> None:
         super().__init__()
@@ -49,17 +49,17 @@ class Choose(nn.Module):
     """Candidates ranked for a member whose vector is known, given as rows or as vectors."""
 
     def __init__(self, ranking: Ranking, *, vectors: bool = False) -> None:
-        """`vectors`: candidates are given as `VECTORS`, and the catalogue of the graph need not hold them."""
+        """`vectors`: candidates are given as the inputs `VECTORS`, and the graph's catalogue need not contain them."""
         super().__init__()
         self.ranking, self.vectors = ranking, vectors
         self.inputs = ("member", *ranking.context, "title", "played_before", *(VECTORS if vectors else ("artworks",)))
         """Inputs of `forward`, in order."""
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """What `Ranking` gives but the two vectors that meet artworks, given by `inputs`.
+        """The outputs of `Ranking` without its two artwork queries; the arguments are those that `inputs` names.
 
-        `member`: (N, S) of `Member`; `played_before`: bool (N,), whether the title is among the last `history_span` plays;
-        `VECTORS`: the parts of `ArtworkEncoding`, (N, K, ...).
+        `member`: (N, S) of `Member`; `played_before`: bool (N,), whether the title is among the last plays, as many as the
+        history encoder's span; `VECTORS`: the parts of `ArtworkEncoding`, (N, K, ...).
         """
         given, ranking = dict(zip(self.inputs, inputs, strict=True)), self.ranking
         model, member = ranking.model, given["member"].unsqueeze(1)

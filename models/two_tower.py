@@ -3,13 +3,13 @@
 In: rows of plays, of titles and of artworks, and the context. Out: the three terms and the logit of engagement given a
 click. Affinity and appeal are dot products with one encoding of the member, whose core is the mean of what the recent
 plays' titles are: their images, people, genres and ids. The towers are linear in it and of low rank, and training holds
-their weights to normal priors (`train.prior`): of clicks there are few, and deeper encodings learned less from them
+their weights to normal priors (`train.prior`): clicks are few, and deeper encodings learned less from them
 (docs/experiments.md). Titles and artworks share the tables of people and genres and one projection of the images, so that
-what a member watched and what an artwork shows meet in one space, also where an id was never trained: the dot product of
-the two contents, times a learned gain, is their likeness.
+what a member watched and what an artwork shows lie in one space, also where an id was never trained: the dot product of
+the two contents, times a learned gain, is their similarity.
 
 Legend: M members, T plays, N impressions, K candidates, D width, I titles, A artworks, E image embedding, G genres,
-L list length, R rank of what is played together, C = 2 D + G: an image, people and genres.
+L list length, R rank of co-play, C = 2 D + G: an image, people and genres.
 """
 
 import torch
@@ -38,13 +38,13 @@ from models.types import (
 )
 
 PERSON_STD = 0.3
-"""Spread of the people's vectors before training."""
+"""Standard deviation of the people's initial vectors."""
 IMAGE_NORM = 2.5
 """Root mean square norm of a picture's features, about that of a person's vector, so that one prior fits both."""
 MEANS = 5.0
-"""Means over histories lie about a fifth as far apart as what they are means of."""
+"""Factor of the means over histories, which lie about a fifth as far apart as the plays' own features."""
 LINEAR_STD = 0.05
-"""Spread of the weights before training that link a member's means to what meets artworks and titles."""
+"""Standard deviation of the initial weights from member features to the artwork and title queries."""
 
 
 class TwoTower(nn.Module):
@@ -72,7 +72,7 @@ class TwoTower(nn.Module):
         for name, value in content._asdict().items():
             self.register_buffer(name, value)
         self.register_buffer("calibration", identity_calibration())
-        # of the last layer: see `appeal_features`, and train.posterior, which fills them
+        # the posterior of the last layer: see `appeal_features`, and train.posterior, which fills it
         self.register_buffer("posterior_FF", torch.zeros(config.width + 3, config.width + 3))
         self.register_buffer("posterior_own_A", torch.zeros(sizes.artworks))
         self._normalise_content(content)
@@ -99,7 +99,7 @@ class TwoTower(nn.Module):
         self.title_bias = table(sizes.titles, 1, 0.0)
         self.coplay = LowRankEase(sizes.titles, config.coplay) if config.coplay.rank else None
         self.next_item = NextItemRegression(sizes.titles, config.next_item) if config.next_item.rank else None
-        # without co-play no loss reaches its gain, and ranks that average their gradients would wait for it
+        # without co-play its gain gets no gradient, and ranks that average their gradients would wait for one
         self.coplay_gain, self.rewatch_gain = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(()))
         self.coplay_gain.requires_grad_(self.coplay is not None)
         self.play_count = PlayCount()
@@ -110,21 +110,21 @@ class TwoTower(nn.Module):
         self.uses_learned_state = True
         """Whether anything reads the learned state."""
         self.batch_images: tuple[Tensor, Tensor] | None = None
-        """Artwork rows (n,), ascending, and embeddings (n, E) that stand for those of the table: of a step's images."""
+        """Artwork rows (n,), ascending, and embeddings (n, E) computed from a step's images, used instead of the table's."""
 
     def disable_title_ranking(self) -> None:
-        """Train without ranking titles, which what is played next then does alone: weights that no loss reaches stay as they
-        are, and where the click does not read the learned state, it is not computed from here on."""
+        """Train without the loss on the next title, which the next-item regression then predicts alone: weights that get no
+        gradient stay as they are, and where the click does not read the learned state, it is no longer computed."""
         self.uses_learned_state = self.artwork_query_state is not None
         self.sequence_tower.freeze(history=not self.uses_learned_state)
 
     def _normalise_content(self, content: Content) -> None:
-        """What of images and genres is the catalogue's mean: members and artworks are told by how they differ from it."""
+        """Set the catalogue's mean image, mean genres and image scale: members and artworks are described relative to them."""
         images_AE = content.artwork_image_AE[1 : self.sizes.artworks]
         centre_E = images_AE.sum(0) / max(1, len(images_AE))
         spread = ((images_AE - centre_E).square().sum() / max(1, len(images_AE))).sqrt()
         self.register_buffer("image_mean_E", centre_E)
-        # of one image, or of equal ones, nothing is known of how far others lie apart
+        # one image, or equal ones, say nothing about the spread of others
         self.register_buffer("image_scale", IMAGE_NORM / torch.where(spread > 1e-3, spread, 1.0))
         self.register_buffer("genre_identity_GG", torch.eye(self.sizes.genres), persistent=False)
         shares_IG = self._genre_shares(content.title_genres_IL[1 : self.sizes.titles])
@@ -148,13 +148,14 @@ class TwoTower(nn.Module):
         return self.image(self.centred_images(rows))
 
     def artworks(self, rows: Tensor) -> ArtworkEncoding:
-        """The artwork tower, for artwork rows of any shape."""
+        """Encodings of artworks by the artwork tower, for rows of any shape."""
         return self.encode_artworks(
             rows, self.centred_images(rows), self.artwork_people_AL[rows], self.artwork_genres_AL[rows]
         )
 
     def encode_artworks(self, rows: Tensor, picture: Tensor, people_xL: Tensor, genres_xL: Tensor) -> ArtworkEncoding:
-        """The same from what artworks show: centred and scaled embeddings (..., E), people and moods; row 0 for one that is new."""
+        """Encodings of artworks from their content: centred and scaled embeddings (..., E), rows of people and of moods (..., L);
+        `rows`: (...,), 0 for an artwork that is not in the catalogue."""
         people, moods = mean_of_known(self.person, people_xL), self._genre_shares(genres_xL)
         artwork_features = torch.cat([picture, people, moods], dim=-1)
         bias = self.artwork_content_bias(artwork_features) + self.artwork_bias(
@@ -169,11 +170,11 @@ class TwoTower(nn.Module):
         )
 
     def titles(self, rows: Tensor) -> TitleEncoding:
-        """The title tower, for title rows of any shape."""
+        """Encodings of titles by the title tower, for rows of any shape."""
         return self.encode_titles(self._title_features(rows))
 
     def encode_titles(self, title_features: TitleFeatures) -> TitleEncoding:
-        """The same from what titles are."""
+        """Encodings of titles from their features."""
         ids, people = self._title_rows(title_features.rows), title_features.people
         genres = self._genre_shares(title_features.genres_xL)
         known = torch.cat([genres, people, title_features.year.unsqueeze(-1)], dim=-1)
@@ -187,19 +188,19 @@ class TwoTower(nn.Module):
         return mean_of_rows(self.genre_identity_GG, genres_xL)
 
     def _title_features(self, rows: Tensor) -> TitleFeatures:
-        """What is known of the catalogue's titles."""
+        """Features of the catalogue's titles, for rows of any shape."""
         people = mean_of_known(self.person, self.title_people_IL[rows])
         return TitleFeatures(rows, people, self.title_genres_IL[rows], self.title_year_I[rows])
 
     def plays(self, rows: Tensor) -> PlayEncoding:
-        """What a play of a title says, for title rows of any shape."""
+        """Encodings of plays of titles, for title rows of any shape."""
         artworks_xL = self.title_artworks_IL[rows]
         mask_x1 = (artworks_xL > 0).any(-1, keepdim=True).to(self.image_scale.dtype)
         picture = mean_of_rows(self.artwork_image_AE, artworks_xL) - self.image_mean_E
         return self.encode_plays(self._title_features(rows), self.image(picture * self.image_scale * mask_x1))
 
     def encode_plays(self, title_features: TitleFeatures, mean_image: Tensor) -> PlayEncoding:
-        """The same from what titles are, and the projected mean of their artworks' images (..., D)."""
+        """Encodings of plays from their titles' features and the projected mean of the titles' artwork images (..., D)."""
         shares, rows = self._genre_shares(title_features.genres_xL), title_features.rows
         token = (
             self.sequence_tower.tokens(*title_features)
@@ -215,9 +216,9 @@ class TwoTower(nn.Module):
     def states(self, play_title_MT: Tensor, play_artwork_MT: Tensor, play_watched_MT: Tensor) -> States:
         """States after every number of plays, (M, T + 1, ...).
 
-        A play says its title's id and content, how much of it was watched, and the image of the artwork it was clicked
-        through; where none was logged, the mean of the title's artworks stands for it. Each distinct title and artwork
-        of the batch is computed once.
+        A play is encoded from its title's id and content, the fraction watched, and the image of the artwork it was clicked
+        through, or, where none was logged, the mean of the title's artworks. Each distinct title and artwork of the batch is
+        encoded once.
         """
         titles, title_of = torch.unique(play_title_MT, return_inverse=True)
         artworks, artwork_of = torch.unique(play_artwork_MT, return_inverse=True)
@@ -226,7 +227,8 @@ class TwoTower(nn.Module):
         return self.read(plays, clicked_image_MTD, play_artwork_MT, play_watched_MT)
 
     def read(self, plays: PlayEncoding, clicked_image_MTD: Tensor, artwork_MT: Tensor, watched_MT: Tensor) -> States:
-        """States (M, T + 1, ...) from what the plays (M, T) say, the images they were clicked through, and watched."""
+        """States (M, T + 1, ...) from encodings of plays (M, T, ...), images (M, T, D) and rows (M, T) of the artworks they were
+        clicked through, row 0 where none was logged, and the fraction watched (M, T), NaN where not logged."""
         image_MTD = torch.where((artwork_MT > 0).unsqueeze(-1), clicked_image_MTD, plays.mean_image)
         content_MTC = torch.cat([image_MTD, plays.content], dim=-1)
         recent = self.recent(content_MTC)
@@ -237,10 +239,10 @@ class TwoTower(nn.Module):
         return States(learned, recent, sums_of_last(plays.coplay, self.config.history.span))
 
     def member_vectors(self, state_MD: Tensor, play_title_MT: Tensor, length_M: Tensor) -> Tensor:
-        """What ranks titles for a member after the first `length_M` plays, in no particular place: (M, D + R + 1).
+        """Title queries of members after the first `length_M` plays, without any context: (M, D + R + 1).
 
-        `state_MD`: the learned state then. The dot product with a title vector is the title's score; R is the rank of
-        what is played next, and the last column, 1, meets the title's bias.
+        `state_MD`: the learned state at that position. The dot product with a title's retrieval vector is the title's score;
+        R is the rank of the next-item regression, and the last column, 1, multiplies the title's bias.
         """
         parts = [self.sequence_tower.member_next(state_MD)]
         if self.next_item is not None:
@@ -248,18 +250,18 @@ class TwoTower(nn.Module):
         return torch.cat([*parts, torch.ones_like(parts[0][:, :1])], dim=-1)
 
     def title_vectors(self, rows: Tensor) -> Tensor:
-        """What a title is found by, (..., D + R + 1), the last of it the title's bias."""
+        """Retrieval vectors of titles, (...,) -> (..., D + R + 1), the last column the title's bias."""
         return self.retrieval_vector(self._title_features(rows))
 
     def retrieval_vector(self, title_features: TitleFeatures) -> Tensor:
-        """The same from what titles are."""
+        """Retrieval vectors of titles from their features."""
         parts = [*self.sequence_tower.next_titles(*title_features)]
         if self.next_item is not None:
             parts.insert(1, self.next_item.targets(title_features.rows))
         return torch.cat(parts, dim=-1)
 
     def next_titles(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (..., D) and biases (..., 1) by which titles are told that are played next, but for `order`."""
+        """Vectors (..., D) and biases (..., 1) that score titles as the next play, without the next-item regression."""
         return self.sequence_tower.next_titles(*self._title_features(rows))
 
     def rank(
@@ -273,8 +275,8 @@ class TwoTower(nn.Module):
     ) -> LogitTerms:
         """The terms of every candidate, from the member's state (N, ...) at the impression.
 
-        `rewatch_N`: whether a recent play was of the very title, bool; `asked_n`: the impressions whose engagement is asked
-        for; default: all.
+        `rewatch_N`: whether a recent play was of the same title, bool; `engagement_rows_n`: indices of the impressions whose
+        engagement is computed; None: all.
         """
         titles, title_of = torch.unique(title_N, return_inverse=True)
         artworks, artwork_of = torch.unique(artworks_NK, return_inverse=True)
@@ -300,7 +302,7 @@ class TwoTower(nn.Module):
         terms = LogitTerms(affinity_N, appeal_NK, self.presentation(context), appeal_NK)
         if engagement_rows_n is None:
             return terms._replace(engaged_NK=self.engaged(state, context, title, artwork, terms))
-        # of distinct rows, so that the gradient of an index has one order of summing
+        # distinct rows, so that the gradient of an index has one order of summing
         engaged_nK = self.engaged(
             States(*(part[engagement_rows_n] for part in state)),
             {name: values[engagement_rows_n] for name, values in context.items()},
@@ -311,7 +313,7 @@ class TwoTower(nn.Module):
         return terms._replace(engaged_NK=engaged_nK)
 
     def affinity(self, state: States, context: Context, title: TitleEncoding, rewatch_N: Tensor) -> Tensor:
-        """What the title adds for this member, (N,), and how readily one with so many plays clicks on anything."""
+        """What the title adds to the click logit for this member, (N,), the effect of the member's number of plays included."""
         title_query_ND = self.title_query(self._member_features(state))
         if self.title_query_state is not None:
             title_query_ND = title_query_ND + self.title_query_state(state.learned)
@@ -321,15 +323,15 @@ class TwoTower(nn.Module):
         return affinity_N + self.play_count(context["play_count"])
 
     def content_widths(self) -> tuple[int, int, int]:
-        """How long the parts of an artwork's content are, of a member's means alike: image, people, genres."""
+        """Lengths of the parts of an artwork's content, and of a member's means: image, people, genres."""
         return self.config.width, self.config.width, self.sizes.genres
 
     def _member_features(self, state: States) -> Tensor:
-        """What the towers are linear in, (N, C + R): the means, and the direction of what is played together."""
+        """The member features that the towers are linear in, (N, C + R): the means, and the normalised co-play vector."""
         return torch.cat([state.recent * MEANS, F.normalize(state.coplay, dim=-1, eps=1e-6)], dim=-1)
 
     def appeal_queries(self, state: States, context: Context) -> tuple[Tensor, Tensor]:
-        """What meets an artwork's vector, (N, D), and its content, (N, C): appeal is the two dot products and a bias."""
+        """Queries for an artwork's vector, (N, D), and for its content, (N, C): appeal is the two dot products and a bias."""
         artwork_query_ND = self.artwork_query(self._member_features(state)) + self.artwork_query_context(context)
         if self.artwork_query_state is not None:
             artwork_query_ND = artwork_query_ND + self.artwork_query_state(state.learned)
@@ -338,7 +340,7 @@ class TwoTower(nn.Module):
     def appeal_features(self, artwork_query_ND: Tensor, content_query_NC: Tensor, artwork: ArtworkEncoding) -> Tensor:
         """Appeal as a last layer: features (N, K, D + 3) whose sum, with the artwork's bias, is appeal.
 
-        The D products of the learned part, and the likeness of images, of people and of moods.
+        They are the D products of the learned part, and the similarities of images, of people and of moods.
         """
         learned_NKD = artwork.vector * artwork_query_ND.unsqueeze(1)
         similarity_NKC = artwork.content * content_query_NC.unsqueeze(1)
@@ -366,7 +368,7 @@ class TwoTower(nn.Module):
     ) -> LogitTerms:
         """Encode each member once and rank every impression that points into it, as in `datamodules.feed.impression_feed.Batch`.
 
-        `states`: what `states` gave for these plays, where it is known already.
+        `states`: the result of the method `states` for these plays, where it is known already.
         """
         if states is None:
             states = self.states(play_title_MT, play_artwork_MT, play_watched_MT)
@@ -383,8 +385,8 @@ class TwoTower(nn.Module):
 
     def state_at(self, states: States, member_N: Tensor, position_N: Tensor) -> States:
         """The states (N, ...) of some members after some numbers of plays, from those of all, (M, T + 1, ...)."""
-        # F.embedding, here and above, where an index would read the same: on a CPU the gradient of an index is summed in
-        # any order, that of an embedding always in the same, and a resumed run must end with the same weights
+        # F.embedding, here and above, instead of indexing: on a CPU the gradient of an index is summed in any order, that
+        # of an embedding always in the same, and a resumed run must end with the same weights
         index_N = member_N * states.learned.shape[1] + position_N
         return States(*(F.embedding(index_N, part.flatten(0, 1)) for part in states))
 

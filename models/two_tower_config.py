@@ -11,17 +11,18 @@ class TwoTowerConfig:
     """The ranker's shape."""
 
     width: int = 64
-    """Of the member vector, and of everything that meets it in a dot product."""
+    """Length of the member vector, and of every vector that it is multiplied with."""
     history: HistoryConfig = field(default_factory=HistoryConfig)
     """The history encoder."""
     dropout: float = 0.4
-    """Of the tokens that the learned state reads, while training."""
+    """Dropout rate of the tokens that the learned state reads, in training."""
     id_dropout: float = 0.7
-    """Share of title ids sent to the unknown row there while training, so that content alone learns to stand for a title."""
+    """Share of those tokens' title ids replaced by the unknown row in training, so that content alone learns to represent a
+    title."""
     coplay: LowRankEaseConfig = field(default_factory=LowRankEaseConfig)
-    """What is played together, which tells clicks."""
+    """The model of co-play, which predicts clicks."""
     next_item: NextItemConfig = field(default_factory=NextItemConfig)
-    """What is played next, which ranks titles."""
+    """The model of the next play, which ranks titles."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -1,4 +1,4 @@
-"""What the ranker is given and what its towers hand to each other: tuples of tensors.
+"""The ranker's inputs and what its towers hand to each other: tuples of tensors.
 
 Legend: N impressions, K candidates, D width, I titles, A artworks, E image embedding, L list length.
 """
@@ -41,35 +41,35 @@ class Sizes(NamedTuple):
 
 
 class States(NamedTuple):
-    """What is known of a member after some number of plays, any leading shape."""
+    """The states of members after some number of plays, any leading shape."""
 
     learned: Tensor
     """(..., D)"""
     recent: Tensor
     """(..., 2 D + G): mean of the recent plays' images, people and genres."""
     coplay: Tensor
-    """(..., R): sum of the recent plays' vectors of what is played together."""
+    """(..., R): sum of the recent plays' co-play vectors."""
 
 
 class LogitTerms(NamedTuple):
-    """What adds up to a prediction, as logits."""
+    """The terms that add up to a prediction, as logits."""
 
     affinity_N: Tensor
     appeal_NK: Tensor
     presentation_N: Tensor
     engaged_NK: Tensor
-    """Logit of engaged given clicked; (n, K) where it was asked for n of the impressions."""
+    """Logit of engaged given clicked; (n, K) where it was computed for n of the impressions."""
 
     def click_NK(self) -> Tensor:
-        """Logit of a click on each candidate."""
+        """Logit of a click on each candidate, (N, K)."""
         return self.appeal_NK + (self.affinity_N + self.presentation_N)[:, None]
 
 
 class TitleFeatures(NamedTuple):
-    """What is known of titles, any leading shape."""
+    """Features of titles, any leading shape."""
 
     rows: Tensor
-    """(...,): 0 for one that is new."""
+    """(...,): rows of titles, 0 for one that is not in the catalogue."""
     people: Tensor
     """(..., D): mean vector of the cast."""
     genres_xL: Tensor
@@ -79,7 +79,7 @@ class TitleFeatures(NamedTuple):
 
 
 class TitleEncoding(NamedTuple):
-    """What the title tower says of titles, any leading shape."""
+    """The title tower's outputs, any leading shape."""
 
     vector: Tensor
     """(..., D)"""
@@ -88,13 +88,13 @@ class TitleEncoding(NamedTuple):
     bias: Tensor
     """(...,)"""
     coplay: Tensor
-    """(..., R): by which it is found from what is played together."""
+    """(..., R): vector that is multiplied with the member's co-play vector."""
     engaged: Tensor
-    """(..., D + 1): what meets artwork vectors in engagement, and what the title's content adds to it."""
+    """(..., D + 1): engagement's query for artwork vectors, and what the title's content adds to engagement."""
 
 
 class ArtworkEncoding(NamedTuple):
-    """What the artwork tower says of artworks, any leading shape."""
+    """The artwork tower's outputs, any leading shape."""
 
     vector: Tensor
     """(..., D)"""
@@ -103,20 +103,20 @@ class ArtworkEncoding(NamedTuple):
     bias: Tensor
     """(...,)"""
     engaged: Tensor
-    """(...,): what its content adds to engagement."""
+    """(...,): what the artwork's content adds to engagement."""
 
 
 class PlayEncoding(NamedTuple):
-    """What a play of a title says, any leading shape."""
+    """Encodings of plays of titles, any leading shape."""
 
     token: Tensor
     """(..., D), without the image."""
     content: Tensor
     """(..., D + G): people and genres."""
     mean_image: Tensor
-    """(..., D): of the title's artworks."""
+    """(..., D): projected mean image of the title's artworks."""
     coplay: Tensor
-    """(..., R): what is played together with it."""
+    """(..., R): the title's co-play vector."""
 
 
 def piecewise_linear_calibration(logit: Tensor, line: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def piecewise_linear_calibration(logit: Tensor, line: Tensor) -> Tensor:
 
 
 def identity_calibration() -> Tensor:
-    """Lines of both heads that change nothing, (2, 2 + 2 KNOTS)."""
+    """Calibrations of both heads that change nothing, (2, 2 + 2 KNOTS)."""
     line = torch.zeros(2, 2 + 2 * KNOTS)
     line[:, 0] = 1.0
     return line

@@ -43,7 +43,7 @@ TINY_FIT = FitConfig(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked slow run where they are asked for."""
+    """Skip tests marked slow unless they are requested."""
     if "KEYART_SLOW" not in os.environ:
         for item in items:
             if item.get_closest_marker("slow"):
@@ -108,7 +108,7 @@ def grown(service: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def refreshed(bundle: Path, grown: Path) -> Path:
-    """The bundle with what is new in it."""
+    """The bundle, refreshed with the new titles and artworks."""
     folder = shutil.copytree(bundle, bundle.parent / "refreshed")
     assert refresh(folder, grown, Console(quiet=True)) == RefreshResult(len(NEW_TITLES), len(NEW_ARTWORKS))
     return folder

@@ -1,7 +1,7 @@
 """Every way to break a small dataset, one rule at a time, and what `check` must say of it.
 
-The dataset is that of `test_check.py`. Each case is a function that writes into the folder, with the rule, the place,
-the count and the first offenders expected.
+The dataset is that of `test_check.py`. Each case is a function that writes into the folder, with the rule, the table or
+file, the count and the first offenders expected.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ PART_0, PART_1 = "impressions/part-0.parquet", "impressions/part-1.parquet"
 def cast_column(path: Path, column: str, type_: pa.DataType) -> None:
     """Write one column in another type."""
     table = pq.read_table(path)
-    place = table.schema.get_field_index(column)
-    pq.write_table(table.set_column(place, column, table[column].cast(type_, safe=False)), path)
+    index = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(index, column, table[column].cast(type_, safe=False)), path)
 
 
 def drop(path: Path, column: str) -> None:
@@ -30,13 +30,13 @@ def drop(path: Path, column: str) -> None:
 
 
 def put(path: Path, row: int, /, **values: Any) -> None:
-    """Write other values into one row, in the types that are there."""
+    """Write other values into one row, keeping the columns' types."""
     table = pq.read_table(path)
     for name, value in values.items():
         cells = table[name].to_pylist()
         cells[row] = value
-        place = table.schema.get_field_index(name)
-        table = table.set_column(place, name, pa.array(cells, table.schema.field(name).type))
+        index = table.schema.get_field_index(name)
+        table = table.set_column(index, name, pa.array(cells, table.schema.field(name).type))
     pq.write_table(table, path)
 
 
@@ -70,7 +70,7 @@ class Break:
     by: Callable[[Path], object]
     """Breaks the dataset in this folder."""
     count: int = 1
-    """Of rows, images or files."""
+    """Number of rows, images or files."""
     first: tuple[str, ...] = ()
     """The first offenders; empty: any."""
     says: str = ""
@@ -120,7 +120,7 @@ SCHEMA_BREAKS = (
         rule="ambiguous-column",
         where="titles.parquet",
         by=lambda d: add(d / "titles.parquet", "NAME", pa.array(["x", "y"])),
-        says="column name is there more than once",
+        says="duplicate column name",
     ),
     Break(
         rule="wrong-type",

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 NEW_TITLES, NEW_ARTWORKS = ("aa new", "zz new"), ("aa face", "mm new of old", "zz couple")
-"""Ids that sort before and behind those there are."""
+"""Ids that sort before and behind the existing ones."""
 
 
 def grow(service: Path, out: Path) -> None:

@@ -29,8 +29,9 @@ def read(policy: str) -> pd.DataFrame:
     return pd.read_csv(FOLDER / policy / "men.csv", usecols=["item_id", "position", "click", "propensity_score"])
 
 
-def log_of(table: pd.DataFrame, *, whole: bool) -> BanditLog:
-    """As a log: a position is a title, an impression a member (the data name none); `whole`: all propensities are alike."""
+def log_of(table: pd.DataFrame, *, all_propensities: bool) -> BanditLog:
+    """As a log: a position is a title, an impression a member (the data name none); `all_propensities`: all propensities are
+    alike."""
     count = len(table)
     propensity_N = table["propensity_score"].to_numpy()
     position_N = table["position"].to_numpy() - 1
@@ -40,7 +41,7 @@ def log_of(table: pd.DataFrame, *, whole: bool) -> BanditLog:
         artwork_NK=position_N[:, None] * ITEMS + np.arange(ITEMS),
         shown_N=table["item_id"].to_numpy(),
         propensity_N=propensity_N,
-        propensity_NK=np.full((count, ITEMS), 1 / ITEMS) if whole else None,
+        propensity_NK=np.full((count, ITEMS), 1 / ITEMS) if all_propensities else None,
         score_NK=np.zeros((count, ITEMS)),
         randomised_N=np.isclose(propensity_N, 1 / ITEMS, rtol=1e-4),
         reward={"clicked": table["click"].to_numpy(float)},

@@ -11,16 +11,16 @@ FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(["real_process", "keyart", "configs.arguments", "train.fit", "torch.utils.tensorboard"])
 
 
-def start(words: list[str], said: Path) -> BaseProcess:
+def start(words: list[str], output: Path) -> BaseProcess:
     """`keyart WORDS` in a process of its own with one thread; what it says goes to the end of a file."""
-    process = FORKS.Process(target=_command, args=(words, said))
+    process = FORKS.Process(target=_command, args=(words, output))
     process.start()
     return process
 
 
-def run(words: list[str], said: Path) -> int | None:
+def run(words: list[str], output: Path) -> int | None:
     """The same, to its end: its exit status."""
-    process = start(words, said)
+    process = start(words, output)
     process.join(120)
     return process.exitcode
 
@@ -34,13 +34,13 @@ def wait_for(path: Path, newer_than: int, process: BaseProcess | None = None) ->
         time.sleep(0.002)
 
 
-def _command(words: list[str], said: Path) -> None:
+def _command(words: list[str], output: Path) -> None:
     import torch
 
     import keyart
 
     torch.set_num_threads(1)
-    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for standard in (1, 2):
         os.dup2(file, standard)
     sys.exit(keyart.main(words))

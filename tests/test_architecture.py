@@ -14,13 +14,13 @@ LEARNING = {"torch", "torchvision", "pytorch_lightning"}
 
 def imports(path: Path) -> set[str]:
     """Top-level names a module imports, wherever in the file."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.split(".")[0])
-    return found
+            names.add(node.module.split(".")[0])
+    return names
 
 
 def room_imports(room: str) -> set[str]:
@@ -51,7 +51,7 @@ def import_graph() -> dict[str, set[str]]:
     return graph
 
 
-def test_there_is_no_import_circle() -> None:
+def test_no_import_circles() -> None:
     graph, state, path = import_graph(), {}, []
 
     def visit(name: str) -> None:
@@ -180,3 +180,17 @@ def test_help_imports_nothing_heavy() -> None:
     program = f"import sys, keyart; keyart.main(['--help']); print(sorted(set(sys.modules) & {heavy}))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.rstrip().endswith("[]"), done.stdout + done.stderr
+
+
+def test_scripts_that_benchmarks_start_exist() -> None:
+    started = [
+        (path, node.args[0].value)
+        for path in (ROOT / "benchmarks").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "with_name"
+        and isinstance(node.args[0], ast.Constant)
+    ]
+    assert started
+    assert [(path.name, name) for path, name in started if not path.with_name(str(name)).is_file()] == []

@@ -1,4 +1,4 @@
-"""Output appears whole or not at all, and never in place of somebody else's files."""
+"""Output appears whole or not at all, and never replaces files that keyart did not write."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What stands beside a value, on a simulated service whose law is known: slices, exploring, clickbait, exposure, the page."""
+"""The audits beside a value, on a simulated service whose law is known: slices, exploring, clickbait, exposure, the page."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def record(known: Path, oracle: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def log(known: Path, oracle: Path) -> ScoredLog:
-    """All of it, ordered by member, where there was a choice."""
+    """The impressions with at least two candidates, ordered by member."""
     log = read_scored_log(known, oracle, None)
     log = log.where(log.mask_NK.sum(1) > 1)
     return log.take(np.argsort(log.member, kind="stable"))
@@ -76,7 +76,7 @@ def test_slices_part_the_log_and_their_lifts_hold_the_truth(
     slices, notes = build_slices(known, log, attributes, None)
     assert not notes
     names = dict.fromkeys(one.name for one in slices)
-    told_apart = [
+    expected_names = [
         "history",
         "title popularity",
         "genre",
@@ -87,36 +87,38 @@ def test_slices_part_the_log_and_their_lifts_hold_the_truth(
         "age_band",
         "tenure",
     ]
-    assert list(names) == told_apart
+    assert list(names) == expected_names
     for name in names:
         rows = np.concatenate([one.rows for one in slices if one.name == name])
         if name != "genre":  # a title has several
             assert np.array_equal(np.sort(rows), np.arange(len(log))), name
     assert log.true_click_NK is not None
-    wanted_N = (log.policy_NK * log.true_click_NK).sum(1) - log.true_click_NK.sum(1) / log.mask_NK.sum(1)
-    told = {
+    true_lift_N = (log.policy_NK * log.true_click_NK).sum(1) - log.true_click_NK.sum(1) / log.mask_NK.sum(1)
+    row_of_slice = {
         (r["slice"], r["level"]): r
         for r in record["attribution"]
         if (r["base"], r["reward"]) == ("uniform", "clicked") and r["verdict"] != "unanswerable"
     }
     hits = [
-        told[one.name, one.level]["low"] <= wanted_N[one.rows].mean() <= told[one.name, one.level]["high"]
+        row_of_slice[one.name, one.level]["low"]
+        <= true_lift_N[one.rows].mean()
+        <= row_of_slice[one.name, one.level]["high"]
         for one in slices
-        if (one.name, one.level) in told
+        if (one.name, one.level) in row_of_slice
     ]
     assert len(hits) > 30
     assert np.mean(hits) > 0.85
 
 
 def test_histories_are_counted_strictly_before(known: Path, log: ScoredLog, attributes: ImpressionAttributes) -> None:
-    found = plays_before(known, log.shown_at, attributes.member)
+    plays_N = plays_before(known, log.shown_at, attributes.member)
     plays = pads.dataset(sorted((known / "plays").glob("*.parquet"))).to_table(["member_id", "played_at"])
     moments: dict[str, list[int]] = {}
     for member, at in zip(plays["member_id"].to_pylist(), plays["played_at"].cast(pa.int64()).to_pylist(), strict=True):
         moments.setdefault(member, []).append(at)
     for n in range(0, len(log), 997):
         at = int(log.shown_at[n])
-        assert found[n] == sum(moment < at for moment in moments.get(attributes.member[n].as_py(), []))
+        assert plays_N[n] == sum(moment < at for moment in moments.get(attributes.member[n].as_py(), []))
 
 
 def test_a_play_of_the_same_moment_does_not_count(tmp_path: Path) -> None:
@@ -129,28 +131,30 @@ def test_a_play_of_the_same_moment_does_not_count(tmp_path: Path) -> None:
 
 def test_the_artworks_share_adds_up(record: dict[str, Any]) -> None:
     for estimator in ("title_snips", "dr"):
-        told = {
+        row_of_pair = {
             (r["policy"], r["base"]): r
             for r in record["artwork_alone"]
             if (r["reward"], r["estimator"]) == ("clicked", estimator)
         }
-        assert set(told) == {("uniform", None), ("scored", "uniform")}, "of the whole log there is nothing before"
-        assert told["scored", "uniform"]["low"] > 0
+        assert set(row_of_pair) == {("uniform", None), ("scored", "uniform")}, (
+            "of the whole log there is nothing before"
+        )
+        assert row_of_pair["scored", "uniform"]["low"] > 0
 
 
 def test_steps_add_up(known: Path, oracle: Path, tmp_path: Path) -> None:
     assert keyart.main(["value", str(known), str(oracle), str(tmp_path / "out")]) == 0
     record = json.loads((tmp_path / "out" / "value.json").read_text())
     for estimator in ("title_snips", "dr"):
-        told = {
+        row_of_pair = {
             (r["policy"], r["base"]): r
             for r in record["artwork_alone"]
             if (r["reward"], r["estimator"]) == ("clicked", estimator)
         }
         pairs = (("best_fixed", "uniform"), ("scored", "best_fixed"), ("scored", "uniform"))
-        for_all, for_each, whole = (told[pair] for pair in pairs)
-        assert for_all["value"] + for_each["value"] == pytest.approx(whole["value"])
-        assert for_all["low"] < for_all["value"] < for_all["high"], "turned round, ends change places"
+        for_all, for_each, total = (row_of_pair[pair] for pair in pairs)
+        assert for_all["value"] + for_each["value"] == pytest.approx(total["value"])
+        assert for_all["low"] < for_all["value"] < for_all["high"], "the inverse swaps the interval's ends"
     before = next(row for row in record["drift"] if (row["part"], row["reward"]) == ("before", "clicked"))
     outcomes = read_outcomes(known)
     assert outcomes is not None
@@ -163,7 +167,7 @@ def test_steps_add_up(known: Path, oracle: Path, tmp_path: Path) -> None:
     assert levels == {"all shown before", "some never shown before this period"} or levels == {"all shown before"}
 
 
-def test_exploring_goes_from_the_best_to_chance(record: dict[str, Any]) -> None:
+def test_exploring_goes_from_greedy_to_uniform(record: dict[str, Any]) -> None:
     by = {(row["family"], row["strength"]): row for row in record["exploration"]}
     above = next(
         d for d in record["differences"]
@@ -188,41 +192,41 @@ def test_gaps_by_hand() -> None:
     artwork = np.array([0, 0, 0, 1, 1, 2])
     outcome = np.array([1.0, 0, 1, 0, 1, 1])
     weight = np.array([1.0, 2, 1, 1, 1, 4])
-    found = gap(outcome, weight, artwork, np.arange(6), np.array([0, 0, 0]))
-    assert found.rate_A.tolist() == [0.5, 0.5, 1]
-    assert found.expected_A.tolist() == pytest.approx([5 / 6, 6 / 8, 0.5])
+    gaps = gap(outcome, weight, artwork, np.arange(6), np.array([0, 0, 0]))
+    assert gaps.rate_A.tolist() == [0.5, 0.5, 1]
+    assert gaps.expected_A.tolist() == pytest.approx([5 / 6, 6 / 8, 0.5])
     alone = gap(outcome, weight, artwork, np.arange(6), np.array([0, 0, 1]))
-    assert np.isnan(alone.gap_A[2]), "a title's only artwork has nothing to be held against"
+    assert np.isnan(alone.gap_A[2]), "a title's only artwork has nothing to be compared with"
     together = gap(outcome, weight, artwork, np.zeros(6, int), np.array([0, 0, 0]))
-    assert together.error_A[0] != found.error_A[0], "a member's impressions are not independent"
+    assert together.error_A[0] != gaps.error_A[0], "a member's impressions are not independent"
 
 
-def test_clickbait_is_found_and_little_else(known: Path) -> None:
+def test_clickbait_is_flagged_and_little_else(known: Path) -> None:
     """Artworks that misrepresent their title, by the law, and no others."""
     outcomes = read_outcomes(known)
     assert outcomes is not None
-    told = clickbait(outcomes, str.upper)
-    assert told is not None
-    assert all(row["name"] == row["artwork"].upper() for row in told["artworks"])
+    summary = clickbait(outcomes, str.upper)
+    assert summary is not None
+    assert all(row["name"] == row["artwork"].upper() for row in summary["artworks"])
     misleads = np.load(known / "hidden" / "artworks.npz")["misleads_A"] > 0
-    flagged = [row for row in told["artworks"] if row["flag"]]
-    assert len(flagged) == told["clickbait"] + told["misleading"]
+    flagged = [row for row in summary["artworks"] if row["flag"]]
+    assert len(flagged) == summary["clickbait"] + summary["misleading"]
     assert len(flagged) >= 0.25 * misleads.sum()
     assert np.mean([misleads[int(row["artwork"][1:])] for row in flagged]) >= 0.85
-    assert all(row["engaged_gap"] < 0 and abs(row["engaged_gap"]) < 1 for row in told["artworks"])
-    assert all(row["click_gap"] > 0 for row in told["artworks"] if row["flag"] == "clickbait")
+    assert all(row["engaged_gap"] < 0 and abs(row["engaged_gap"]) < 1 for row in summary["artworks"])
+    assert all(row["click_gap"] > 0 for row in summary["artworks"] if row["flag"] == "clickbait")
 
 
-def test_of_chance_alone_next_to_nothing_is_flagged(known: Path) -> None:
+def test_noise_alone_is_almost_never_flagged(known: Path) -> None:
     outcomes = read_outcomes(known)
     assert outcomes is not None
-    found = []
+    flagged = []
     for seed in range(5):
         engaged = np.where(outcomes.clicked > 0, np.random.default_rng(seed).random(len(outcomes.clicked)) < 0.7, 0.0)
-        told = clickbait(type(outcomes)(**{**vars(outcomes), "engaged": engaged}), str)
-        assert told is not None
-        found.append(told["clickbait"] + told["misleading"])
-    assert np.mean(found) <= 1.0
+        summary = clickbait(type(outcomes)(**{**vars(outcomes), "engaged": engaged}), str)
+        assert summary is not None
+        flagged.append(summary["clickbait"] + summary["misleading"])
+    assert np.mean(flagged) <= 1.0
     assert clickbait(type(outcomes)(**{**vars(outcomes), "engaged": None}), str) is None
 
 
@@ -260,9 +264,9 @@ def test_how_clicks_hold_by_hand(log: ScoredLog, record: dict[str, Any]) -> None
 
 def test_changes_by_hand(log: ScoredLog) -> None:
     small = log.where(log.member < 40)
-    found = {(row["policy"], row["days"]): row for row in changes(small)}
+    row_of = {(row["policy"], row["days"]): row for row in changes(small)}
     seen: dict[tuple[int, int], tuple[int, int]] = {}
-    told: dict[str, list[tuple[float, float]]] = {}
+    expected: dict[str, list[tuple[float, float]]] = {}
     for n in np.lexsort((small.shown_at, small.title, small.member)):
         key, day = (int(small.member[n]), int(small.title[n])), int(small.shown_at[n] // DAY)
         if key in seen and seen[key][1] < day:
@@ -271,15 +275,15 @@ def test_changes_by_hand(log: ScoredLog) -> None:
             kept = sum(p * then.get(a, 0) for a, p in now.items() if a >= 0)
             words = "the next day" if gone == 1 else "2 to 7 days later" if gone <= 7 else "more than 7 days later"
             other = small.artwork_NK[n, small.shown[n]] != small.artwork_NK[before, small.shown[before]]
-            told.setdefault(words, []).append((1 - kept, float(other)))
+            expected.setdefault(words, []).append((1 - kept, float(other)))
         seen[key] = (int(n), day)
-    assert told
-    for words, values in told.items():
+    assert expected
+    for words, values in expected.items():
         scored, logged = np.mean(values, axis=0)
-        assert found["scored", words]["value"] == pytest.approx(scored)
-        assert found["logged", words]["value"] == pytest.approx(logged)
-        assert found["scored", words]["pairs"] == len(values)
-        uniform = found["uniform", words]["value"]
+        assert row_of["scored", words]["value"] == pytest.approx(scored)
+        assert row_of["logged", words]["value"] == pytest.approx(logged)
+        assert row_of["scored", words]["pairs"] == len(values)
+        uniform = row_of["uniform", words]["value"]
         assert uniform is not None
         assert uniform > 0.5
 
@@ -292,7 +296,7 @@ def test_the_page_is_one_small_file_with_pictures(record: dict[str, Any]) -> Non
     assert page.count("<svg") == 7
     assert page.count("data:image/jpeg") > 80
     for words in (
-        "10 members, drawn by chance",
+        "10 members, drawn at random",
         "Clicked, and not watched",
         "Who is shown whom",
         "What exploring costs",
@@ -319,7 +323,7 @@ def test_impressions_alone_are_enough(known: Path, oracle: Path, tmp_path: Path)
 
 
 def test_a_policy_for_engaged_against_one_for_clicked(known: Path, oracle: Path, tmp_path: Path) -> None:
-    """By the law the one that chooses by engagement loses clicks and wins viewings; the log tells so, on the same members."""
+    """By the law the one that chooses by engagement loses clicks and wins viewings; the log shows it, on the same members."""
     engaged = scores_of(known, tmp_path / "engaged.parquet", "p_engaged")
     words = ["value", str(known), str(engaged), str(tmp_path / "out"), "--base", str(oracle), "--period", "all"]
     assert keyart.main(words) == 0
@@ -360,8 +364,8 @@ def test_a_base_that_lacks_impressions(
     assert "less.parquet: 500 impressions of the log are missing" in capfd.readouterr().err
     assert keyart.main([*words, "--allow-missing"]) == 0
     assert "lacks 500 impressions, which are left out on both sides" in capfd.readouterr().err
-    told = json.loads((tmp_path / "out" / "value.json").read_text())
-    assert told["without_base"] == 500
+    record = json.loads((tmp_path / "out" / "value.json").read_text())
+    assert record["without_base"] == 500
 
 
 def test_words_cannot_break_out_of_the_page(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_shards_other_than_the_runs(own: Path, tmp_path: Path) -> None:
 
 
 def test_a_year_that_only_the_validation_meets(own: Path, tmp_path: Path) -> None:
-    """The training's loss is a number, the validation's is none, and no weights are worth keeping."""
+    """The training's loss is finite, the validation's is not, and no weights are kept."""
     folder = own / "shard-00000"
     shard, split = Shards.open(own).shards[0], np.load(folder / "split.npy")
     title = int(np.asarray(shard.title)[split == VALIDATION][0])
@@ -61,7 +61,7 @@ def test_a_year_that_only_the_validation_meets(own: Path, tmp_path: Path) -> Non
         (own / "catalogue" / "title_year.npy", years),
     ):
         np.save(path, values)
-    with pytest.raises(UserError, match=r"run: the validation log loss is nan after slice 1, and the training's 0\.\d"):
+    with pytest.raises(UserError, match=r"run: log loss nan at validation 1, in training 0\.\d"):
         fit(own, tmp_path / "run", replace(SHORT, titles=TitlesConfig(weight=0)))  # which would draw the title
 
 
@@ -81,7 +81,7 @@ def test_a_batch_or_slices_that_do_not_fit_say_what_would(shards: Path, tmp_path
     with pytest.raises(UserError, match=rf"batch={size + 1}: more than the {size} training .*at most {size // 2} fit"):
         fit(shards, tmp_path / "run", replace(SHORT, batch=size + 1))
     with pytest.raises(
-        UserError, match=r"validations_per_epoch=500: more than the 12 batches of a pass. Give at most 12"
+        UserError, match=r"validations_per_epoch=500: more than the 12 batches of an epoch. Give at most 12"
     ):
         fit(shards, tmp_path / "run", replace(SHORT, validations_per_epoch=500))
     assert not (tmp_path / "run").exists()
@@ -89,7 +89,7 @@ def test_a_batch_or_slices_that_do_not_fit_say_what_would(shards: Path, tmp_path
 
 
 @pytest.mark.parametrize("devices", [2000])
-def test_devices_that_are_not_there(shards: Path, tmp_path: Path, devices: int) -> None:
+def test_missing_devices(shards: Path, tmp_path: Path, devices: int) -> None:
     with pytest.raises(UserError, match=rf"devices={devices}: this machine has \d+ .*Give at most \d+"):
         fit(shards, tmp_path / "run", replace(SHORT, devices=devices))
 

@@ -63,7 +63,7 @@ def test_a_run_writes_what_it_prints(service: Path, tmp_path: Path, capsys: pyte
 
 def test_an_unknown_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     assert keyart.main(["bench", "prepair"]) == 1
-    assert capsys.readouterr().err == "keyart bench: prepair: is no benchmark. Did you mean prepare?\n"
+    assert capsys.readouterr().err == "keyart bench: prepair: unknown benchmark. Did you mean prepare?\n"
 
 
 def test_a_process_that_fails_is_named() -> None:

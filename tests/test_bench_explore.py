@@ -1,4 +1,4 @@
-"""What the stream tells of policies that anybody can check."""
+"""The stream's figures for policies whose results are known."""
 
 import numpy as np
 import pytest

@@ -46,8 +46,8 @@ def test_a_log_is_read_in_order(folder: Path) -> None:
     assert (np.diff(log.time)[np.diff(log.member) == 0] > 0).all()
     assert log.titles["genres"].tolist() == [["Drama", "Comedy"], [], ["Comedy"], ["Horror"]]
     assert log.titles["release_year"].fillna(0).tolist() == [2001, 0, 1999, 2010]
-    kept, wanted = log.leave_one_out(1)
-    assert log.titles["title_id"].to_numpy()[wanted].tolist() == [10, 40]
+    kept, target = log.leave_one_out(1)
+    assert log.titles["title_id"].to_numpy()[target].tolist() == [10, 40]
     assert len(kept.title) == 1 + 2
     with pytest.raises(UserError, match="holds neither"):
         read_log(folder.parent)
@@ -90,10 +90,10 @@ def test_lists_and_their_figures() -> None:
     for member, row in enumerate(lists):
         free = [t for t in range(2, 15) if t not in set(log.title[log.member == member])]
         assert row[: len(free)].tolist() == sorted(free, key=lambda t: -np.float32(scores[member, t]))[:10]
-    found = ndcg_and_hits(
+    figures = ndcg_and_hits(
         np.pad(np.array([[3, 1, 2], [4, 5, 6], [7, 8, 9]]), [(0, 0), (0, 7)], constant_values=-1), np.array([3, 6, 1])
     )
-    assert found == pytest.approx(((1 + 0.5 + 0) / 3, 2 / 3))
+    assert figures == pytest.approx(((1 + 0.5 + 0) / 3, 2 / 3))
 
 
 @pytest.mark.slow
@@ -101,6 +101,6 @@ def test_a_whole_run(service: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "titles.yaml"
     recipe.write_text((RECIPES / "titles.yaml").read_text().replace("epochs: 30", "epochs: 2"))
     rows = bench(Config(log=str(service), recipe=str(recipe), epochs=0), Console(quiet=True))
-    found = {(row.subject, row.figure): row.value for row in rows}
-    assert found["keyart", "NDCG@10"] > 0
+    value_of = {(row.subject, row.figure): row.value for row in rows}
+    assert value_of["keyart", "NDCG@10"] > 0
     assert {"popularity", "item-kNN", "EASE"} <= {row.subject for row in rows}

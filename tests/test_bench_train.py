@@ -38,7 +38,7 @@ def test_a_row_for_each_impression_says_the_same(shards: Path, opened: Shards) -
     feed = keyart_feed(opened, 256, PLAYS)
     rows = ImpressionRows.of(opened, PLAYS, feed.size)
     assert len(rows) == feed.size
-    found = []
+    results = []
     for batches in (feed, rows.batches(200)):
         logit, clicked, loss = [], 0.0, 0.0
         for batch in batches:
@@ -46,13 +46,13 @@ def test_a_row_for_each_impression_says_the_same(shards: Path, opened: Shards) -
                 logit.append(rank_batch(model, batch).click_NK()[:, 0].numpy())
                 loss += float(losses(model, batch)[0]) * len(batch.clicked)
             clicked += float(batch.clicked.sum())
-        found.append((np.sort(np.concatenate(logit)), clicked, loss))
-    some = len(found[1][0])  # the last, short batch of the rows is left out
+        results.append((np.sort(np.concatenate(logit)), clicked, loss))
+    some = len(results[1][0])  # the last, short batch of the rows is left out
     assert feed.size - 200 < some <= feed.size
-    everything, _, _ = found[0]
-    near = everything[np.searchsorted(everything, found[1][0]).clip(1, len(everything) - 1)]
-    below = everything[np.searchsorted(everything, found[1][0]).clip(1, len(everything) - 1) - 1]
-    apart = np.minimum(np.abs(near - found[1][0]), np.abs(below - found[1][0]))
+    everything, _, _ = results[0]
+    near = everything[np.searchsorted(everything, results[1][0]).clip(1, len(everything) - 1)]
+    below = everything[np.searchsorted(everything, results[1][0]).clip(1, len(everything) - 1) - 1]
+    apart = np.minimum(np.abs(near - results[1][0]), np.abs(below - results[1][0]))
     assert apart.max() < 1e-4
 
 
@@ -63,9 +63,9 @@ def test_every_subject_reads_what_it_says(shards: Path, opened: Shards) -> None:
     assert 700 < feed_subject(opened, "per-impression", 100, PLAYS, 1000)["impressions"] <= 1000
     embedding = load_embedding(shards)[0]
     for subject in ("keyart", "per-impression"):
-        told = train_subject(opened, subject, 128, 512, SHAPE, embedding)
-        assert told["impressions"] > 512
-        assert told["seconds"] > 0
+        figures = train_subject(opened, subject, 128, 512, SHAPE, embedding)
+        assert figures["impressions"] > 512
+        assert figures["seconds"] > 0
 
 
 def test_a_step_is_that_of_the_training(shards: Path, opened: Shards) -> None:
@@ -105,9 +105,9 @@ def test_one_table(bench, shards: Path, capsys: pytest.CaptureFixture[str]) -> N
     """All subjects in their processes, torch-rechub among them, or the reason why not."""
     sizes = {"shards": str(shards), "batch": 128, "plays": PLAYS, "width": 16, "repeats": 1, "impressions": 2000}
     rows = bench.bench(bench.Config(**sizes), Console(stderr=True, width=300))
-    wanted = {"keyart", "per-impression"} | ({"floor"} if bench is bench_feed else set())
+    expected = {"keyart", "per-impression"} | ({"floor"} if bench is bench_feed else set())
     left_out = "torch-rechub left out" in capsys.readouterr().err
-    assert {row.subject for row in rows} == wanted | (set() if left_out else {"torch-rechub"})
+    assert {row.subject for row in rows} == expected | (set() if left_out else {"torch-rechub"})
     rates = [row for row in rows if row.unit == "impressions/s"]
     assert min(row.value for row in rates) > 0
     assert json.dumps([row.value for row in rows])

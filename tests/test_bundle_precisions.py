@@ -35,7 +35,7 @@ from tests.test_explain import request_of
 from train.run import Run
 
 OFF: dict[Precision, float] = {"fp16": 1e-3, "int8": 2e-2}
-"""Of a probability."""
+"""Tolerance of a probability."""
 
 
 def session_of(model: ModelProto) -> ort.InferenceSession:
@@ -63,28 +63,28 @@ def shipped(bundle: Path, folder: Path, validation: Shards | None, console: Cons
     """A copy of a bundle with its graphs of fewer bytes."""
     shutil.copytree(bundle, folder)
     opened, metadata = Bundle.open(folder), json.loads((folder / BUNDLE_FILE).read_text())
-    told = (opened.vocabularies, opened.history_length, metadata["golden"]["largest_difference"], validation)
-    metadata["precisions"] = ship_variants(folder, *told, console or Console(quiet=True))
+    arguments = (opened.vocabularies, opened.history_length, metadata["golden"]["largest_difference"], validation)
+    metadata["precisions"] = ship_variants(folder, *arguments, console or Console(quiet=True))
     (folder / BUNDLE_FILE).write_text(json.dumps(metadata | {"sha256": bundle_checksums(folder)}))
     return folder
 
 
 @pytest.mark.parametrize("kind", PRECISIONS)
 def test_they_answer_as_float32(bundle: Path, rank_rows: ModelProto, kind: Precision) -> None:
-    found = reduce_graph(rank_rows, kind)
-    onnx.checker.check_model(found)
-    assert list(found.opset_import) == list(rank_rows.opset_import)
-    assert list(found.graph.input) == list(rank_rows.graph.input)
-    assert list(found.graph.output) == list(rank_rows.graph.output)
+    reduced = reduce_graph(rank_rows, kind)
+    onnx.checker.check_model(reduced)
+    assert list(reduced.opset_import) == list(rank_rows.opset_import)
+    assert list(reduced.graph.input) == list(rank_rows.graph.input)
+    assert list(reduced.graph.output) == list(rank_rows.graph.output)
     request = request_of(Bundle.open(bundle), n=200)
     read = {part.name: request[part.name] for part in rank_rows.graph.input}
-    ours, theirs = (session_of(model).run(None, read)[:2] for model in (rank_rows, found))
+    ours, theirs = (session_of(model).run(None, read)[:2] for model in (rank_rows, reduced))
     apart = max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(ours, theirs, strict=True))
     assert 0 < apart < OFF[kind]
-    wide = [name for name, values in weights_of(found).items() if values.ndim > 1 and values.dtype == np.float32]
-    read_by_row = {node.input[0] for node in found.graph.node if node.op_type in ("Gather", "GatherND")}
-    left = [name for name in read_by_row & set(wide) if weights_of(found)[name].nbytes >= MIN_EXTERNAL_BYTES]
-    assert all(name.startswith("context_") for name in left if weights_of(found)[name].shape[-1] > 1)
+    wide = [name for name, values in weights_of(reduced).items() if values.ndim > 1 and values.dtype == np.float32]
+    read_by_row = {node.input[0] for node in reduced.graph.node if node.op_type in ("Gather", "GatherND")}
+    left = [name for name in read_by_row & set(wide) if weights_of(reduced)[name].nbytes >= MIN_EXTERNAL_BYTES]
+    assert all(name.startswith("context_") for name in left if weights_of(reduced)[name].shape[-1] > 1)
     assert len(read_by_row - set(left)) > 10
 
 
@@ -114,9 +114,9 @@ def test_rows_know_nothing_of_each_other(kind: Precision) -> None:
     for name in set(before) - {"last"}:
         assert before[name].tobytes() == after[name][: len(table)].tobytes()
     onnx.checker.check_model(reduce_graph(graph_over(table), kind), full_check=True)
-    found = session_of(reduce_graph(graph_over(table), kind)).run(None, {"ids": np.arange(300)})
+    outputs = session_of(reduce_graph(graph_over(table), kind)).run(None, {"ids": np.arange(300)})
     step = np.abs(table).max(1, keepdims=True) / (2**11 if kind == "fp16" else 2 * 127)
-    for values in found:
+    for values in outputs:
         assert (np.abs(np.asarray(values) - table) <= 1.001 * step + 1e-7).all()
         assert not np.asarray(values)[7].any()
 
@@ -134,18 +134,18 @@ def test_what_would_be_no_number_stays_float32() -> None:
 
 
 def test_float32_is_what_training_measured(bundle: Path, run: Path, shards: Path, rank_rows: ModelProto) -> None:
-    """The log loss over requests as served is the one that calibration found over members in torch."""
+    """The log loss over requests as served equals that of calibration over members in torch."""
     opened, session = Shards.open(shards), session_of(rank_rows)
     history = Bundle.open(bundle).history_length
-    found = measure({"fp32": session}, opened, history)["fp32"]
+    measured = measure({"fp32": session}, opened, history)["fp32"]
     validation = Run.open(run).metrics["validation"]
-    assert found["log_loss"] == pytest.approx(validation["click_log_loss_after"], abs=1e-5)
-    assert found["impressions"] == sum((shard.split == VALIDATION).sum() for shard in opened.shards)
-    assert found["same_choice"] == found["captured_lift"] == 1
+    assert measured["log_loss"] == pytest.approx(validation["click_log_loss_after"], abs=1e-5)
+    assert measured["impressions"] == sum((shard.split == VALIDATION).sum() for shard in opened.shards)
+    assert measured["same_choice"] == measured["captured_lift"] == 1
     assert measure({"fp32": session}, opened, history, most=200)["fp32"]["impressions"] == 200
     times = np.concatenate([shard.shown_at[shard.split == VALIDATION] for shard in opened.shards])
     taken = zip(opened.shards, newest_validation(opened, 200), strict=True)
-    assert np.sort(np.concatenate([shard.shown_at[places] for shard, places in taken])).tolist() == sorted(times)[-200:]
+    assert np.sort(np.concatenate([shard.shown_at[rows] for shard, rows in taken])).tolist() == sorted(times)[-200:]
 
 
 @pytest.mark.usefixtures("of_any_size")
@@ -158,16 +158,16 @@ def test_what_ships_is_verified(bundle: Path, shards: Path, tmp_path: Path, capf
     for kind in PRECISIONS:
         assert {path.name for path in (folder / kind).iterdir()} == {*SERVED_GRAPHS, WEIGHTS}
         assert {f"{kind}/{name}" for name in (*SERVED_GRAPHS, WEIGHTS)} <= set(metadata["sha256"])
-    found = verify(folder)
-    assert found.variant_differences == {kind: largest_golden_difference(folder, kind) for kind in PRECISIONS}
+    verified = verify(folder)
+    assert verified.variant_differences == {kind: largest_golden_difference(folder, kind) for kind in PRECISIONS}
     assert (
-        found.difference
-        < found.variant_differences["fp16"]
-        < found.variant_differences["int8"]
+        verified.difference
+        < verified.variant_differences["fp16"]
+        < verified.variant_differences["int8"]
         < BOUNDS["int8"].golden_difference
     )
     assert keyart.main(["verify", str(folder)]) == 0
-    assert f", int8 {found.variant_differences['int8']:.1e}" in capfd.readouterr().out
+    assert f", int8 {verified.variant_differences['int8']:.1e}" in capfd.readouterr().out
 
     strict = json.loads((folder / BUNDLE_FILE).read_text())
     strict["precisions"][1]["bounds"]["golden_difference"] = 1e-9
@@ -185,11 +185,11 @@ def broken(how: Callable[[np.ndarray], np.ndarray]) -> Callable[[ModelProto, Pre
     """`reduced`, but for int8 the scales of every table wrong."""
 
     def wrong(model: ModelProto, kind: Precision) -> ModelProto:
-        found = reduce_graph(model, kind)
-        for tensor in found.graph.initializer:
+        graph = reduce_graph(model, kind)
+        for tensor in graph.graph.initializer:
             if tensor.name.endswith("_scale"):
                 tensor.CopyFrom(numpy_helper.from_array(how(numpy_helper.to_array(tensor)), tensor.name))
-        return found
+        return graph
 
     return wrong
 
@@ -206,7 +206,7 @@ def test_a_broken_one_does_not_ship(
 ) -> None:
     monkeypatch.setattr(variants, "reduce_graph", broken(how))
     folder = shipped(bundle, tmp_path / "bundle", Shards.open(shards), Console(width=1000))
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     _, fp16, int8 = Bundle.open(folder).metadata["precisions"]
     assert fp16["ships"]
     assert not int8["ships"]
@@ -214,7 +214,7 @@ def test_a_broken_one_does_not_ship(
     for name in ("largest_difference", "log_loss_change", "golden_difference", "same_choice", "captured_lift"):
         (reason,) = (reason for reason in int8["reasons"] if reason.startswith(name))
         assert f"than {getattr(BOUNDS['int8'], name):g}" in reason
-        assert reason in said
+        assert reason in printed
         assert reason in precision_table([int8])[-1]
     assert "fp16" in verify(folder).variant_differences
 
@@ -237,9 +237,9 @@ def test_a_runs_shards_judge_where_they_are_still_its_own(
     run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened, console = Run.open(run), Console(width=1000)
-    found = shards_of(opened, console)
-    assert found is not None
-    assert found.folder == shards
+    opened_shards = shards_of(opened, console)
+    assert opened_shards is not None
+    assert opened_shards.folder == shards
     assert capsys.readouterr().out == ""
     gone = replace(opened, config=opened.config | {"shards": str(tmp_path)})
     assert shards_of(gone, console) is None

@@ -39,7 +39,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def only(check_report: CheckReport, rule: str) -> Any:
-    """The one violation there is."""
+    """The only violation."""
     assert [violation.rule for violation in check_report.violations] == [rule], [
         v.line() for v in check_report.violations
     ]
@@ -73,9 +73,9 @@ def test_each_break_is_named_counted_and_located(dataset: Path, case: Break) -> 
 
 def test_an_unknown_shown_artwork(dataset: Path) -> None:
     put(dataset / PART_1, 2, artwork_id="a9", candidates=["a9", "a1", "a2"])
-    found = {violation.rule: violation for violation in check(dataset).violations}
-    assert set(found) == {"unknown-artwork", "unknown-candidate"}
-    assert found["unknown-artwork"].first == ("i6, artwork a9",)
+    violation_of = {violation.rule: violation for violation in check(dataset).violations}
+    assert set(violation_of) == {"unknown-artwork", "unknown-candidate"}
+    assert violation_of["unknown-artwork"].first == ("i6, artwork a9",)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file"])
@@ -86,8 +86,8 @@ def test_no_dataset(tmp_path: Path, name: str) -> None:
 
 
 def test_an_empty_folder_lacks_every_table(tmp_path: Path) -> None:
-    places = ["titles.parquet", "artworks.parquet", "plays/", "impressions/"]
-    assert [violation.where for violation in check(tmp_path).violations] == places
+    tables = ["titles.parquet", "artworks.parquet", "plays/", "impressions/"]
+    assert [violation.where for violation in check(tmp_path).violations] == tables
 
 
 def test_other_spellings_of_the_types_are_accepted(dataset: Path) -> None:
@@ -101,9 +101,9 @@ def test_other_spellings_of_the_types_are_accepted(dataset: Path) -> None:
     for part in (PART_0, PART_1):
         # the impressions of t0 alone, all of three candidates: a list of fixed size
         table = pq.read_table(dataset / part).take([0, 2])
-        place = table.schema.get_field_index("candidates")
+        index = table.schema.get_field_index("candidates")
         fixed = pa.array(table["candidates"].to_pylist(), pa.list_(pa.string(), 3))
-        pq.write_table(table.set_column(place, "candidates", fixed), dataset / part)
+        pq.write_table(table.set_column(index, "candidates", fixed), dataset / part)
         cast_column(dataset / part, "shown_at", pa.timestamp("ns", "UTC"))
         cast_column(dataset / part, "title_id", pa.string_view())
         cast_column(dataset / part, "propensities", pa.large_list(pa.float64()))
@@ -120,7 +120,7 @@ def test_other_spellings_of_the_types_are_accepted(dataset: Path) -> None:
     [pa.list_(pa.float32()), pa.list_(pa.float64()), pa.list_(pa.float32(), 3), pa.large_list(pa.float64())],
     ids=str,
 )
-def test_embeddings_stand_beside_images_or_in_their_place(dataset: Path, type_: pa.DataType) -> None:
+def test_embeddings_beside_images_or_instead_of_them(dataset: Path, type_: pa.DataType) -> None:
     with_embeddings(type_=type_)(dataset)
     assert require_valid(dataset).images == 5
     put(dataset / "artworks.parquet", 1, image=None)
@@ -138,8 +138,8 @@ def test_all_violations_are_reported(dataset: Path) -> None:
     cut(dataset / "images/a0.png")
     check_report = check(dataset)
     assert not check_report.ok
-    found = [(violation.rule, violation.where, violation.count) for violation in check_report.violations]
-    assert found == [
+    violations = [(violation.rule, violation.where, violation.count) for violation in check_report.violations]
+    assert violations == [
         ("missing-column", "titles.parquet", 1),
         ("watched-range", "plays/part-0.parquet", 1),
         ("null-clicked", PART_1, 1),
@@ -202,5 +202,5 @@ def test_a_relative_dataset_with_a_broken_row(service: Path, tmp_path: Path, mon
     table = pq.read_table(folder / "titles.parquet")
     pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), folder / "titles.parquet")
     monkeypatch.chdir(tmp_path)
-    (found,) = check(Path("here"), images=False).violations
-    assert found.where == "titles.parquet"
+    (violation,) = check(Path("here"), images=False).violations
+    assert violation.where == "titles.parquet"

@@ -27,9 +27,9 @@ def test_nothing_of_it_is_left_before_the_test_period(service: Path, tmp_path: P
     before, after = read(service, "impressions"), read(tmp_path / "without", "impressions")
     held_titles, held_artworks = set(titles.to_pylist()), set(artworks.to_pylist())
     late = 0
-    whole = {row["impression_id"]: row for row in before.to_pylist()}
+    original = {row["impression_id"]: row for row in before.to_pylist()}
     for row in after.to_pylist():
-        was = whole[row["impression_id"]]
+        was = original[row["impression_id"]]
         if row["shown_at"] >= since:
             late += 1
             assert row == was
@@ -61,11 +61,11 @@ def test_a_title_keeps_an_artwork(service: Path) -> None:
 @pytest.mark.slow
 def test_what_was_never_seen_is_ranked_by_its_content() -> None:
     rows = bench(Config(members=1200), Console(quiet=True))
-    found = {(row.figure, row.subject): row.value for row in rows}
-    assert found["known", OURS] > 0.5
-    assert found["new artwork", OURS] > 0.4
-    assert found["new title", OURS] > 0.2
-    for group in ("new artwork", "new title"):  # other means of titles alone are there, and a pixel here and there
-        assert abs(found[group, REFRESHED] - found[group, OURS]) < 0.05
-    assert found["new member", OURS] > found["new member", BEST_PER_TITLE] - 0.1
-    assert abs(found["known", OURS] - found["known", SEEN]) < 0.15
+    value_of = {(row.figure, row.subject): row.value for row in rows}
+    assert value_of["known", OURS] > 0.5
+    assert value_of["new artwork", OURS] > 0.4
+    assert value_of["new title", OURS] > 0.2
+    for group in ("new artwork", "new title"):  # means over titles differ, and single pixels
+        assert abs(value_of[group, REFRESHED] - value_of[group, OURS]) < 0.05
+    assert value_of["new member", OURS] > value_of["new member", BEST_PER_TITLE] - 0.1
+    assert abs(value_of["known", OURS] - value_of["known", SEEN]) < 0.15

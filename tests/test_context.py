@@ -1,4 +1,4 @@
-"""Context features by configuration alone: two columns nobody wrote code for, from the log to the service and a refresh."""
+"""Context features by configuration alone: two columns without code of their own, from the log to the service and a refresh."""
 
 import json
 import re
@@ -134,11 +134,11 @@ def test_shards_hold_what_was_logged(dataset: Path, own_shards: Path) -> None:
     ).to_pydict()
     values = ["", *opened.vocabularies["language"].values]
     training = []
-    found = arrays(opened)
+    stored_of = arrays(opened)
     for i, kids, plan, price, hour, shelf in zip(
         table["impression_id"], *(table[name] for name in DECLARED[2:]), strict=True
     ):
-        stored = found[i]
+        stored = stored_of[i]
         assert stored["kids"] == 1 + kids
         assert stored["plan"] == (plan or 0)
         assert stored["price"] == np.float32(price)
@@ -147,7 +147,7 @@ def test_shards_hold_what_was_logged(dataset: Path, own_shards: Path) -> None:
     for i, language, minutes in zip(
         table["impression_id"], table["language"], table["Minutes since login"], strict=True
     ):
-        stored = found[i]
+        stored = stored_of[i]
         assert values[int(stored["language"])] == (language or "")  # pyright: ignore[reportArgumentType]
         if minutes is None or np.isnan(minutes):
             assert np.isnan(float(stored["login_minutes"]))  # pyright: ignore[reportArgumentType]
@@ -205,10 +205,10 @@ def test_the_bundle_states_and_reads_them(own_bundle: Path) -> None:
     assert float(done.stdout.split("=")[1]) < 1e-5
     reader = RequestReader(opened)
     request = {"title": opened.vocabularies["titles"].values[0], "artworks": opened.vocabularies["artworks"].values[:3]}
-    asked = [request, request | {"language": "ta"}, request | {"language": "xx"}, request | {"login_minutes": 200}]
-    asked += [request | {"kids": True, "plan": 2}, request | {"kids": "true", "plan": "2"}]
-    asked += [request | {"login_minutes": True}, request | {"login_minutes": 1}]
-    read, _ = reader.read(json.dumps(asked).encode(), 0.0)
+    requests = [request, request | {"language": "ta"}, request | {"language": "xx"}, request | {"login_minutes": 200}]
+    requests += [request | {"kids": True, "plan": 2}, request | {"kids": "true", "plan": "2"}]
+    requests += [request | {"login_minutes": True}, request | {"login_minutes": 1}]
+    read, _ = reader.read(json.dumps(requests).encode(), 0.0)
     plain, tamil, unseen, late, kid, as_text, true, one = opened.rank(inputs(read)[0])["click_probability"][:, 0]
     assert plain == unseen, "an unseen value is the unknown row, as a field that is left out"
     assert len({plain, tamil, late, kid}) == 4
@@ -358,7 +358,7 @@ def test_all_null_is_all_unknown(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_ten_million_values_are_refused_before_they_are_held(dataset: Path, tmp_path: Path) -> None:
-    """As many values as rows, more than 16 bits tell apart."""
+    """As many values as rows, more than fit into 16 bits."""
     service = without_impressions(dataset, tmp_path / "service")
     table = pq.read_table(IMPRESSIONS.files(dataset)[-1])
     for copy in range(8):
@@ -366,7 +366,7 @@ def test_ten_million_values_are_refused_before_they_are_held(dataset: Path, tmp_
         copied = table.set_column(0, "impression_id", pa.array(ids)).append_column("session", pa.array(ids))
         pq.write_table(copied, service / "impressions" / f"{copy}.parquet")
     config = PrepareConfig(context=[ContextFeature(name="session", kind="category")])
-    with pytest.raises(UserError, match=r"different values of session, and at most 32,767 can be told apart"):
+    with pytest.raises(UserError, match=r"different values of session, and at most 32,767 are possible"):
         prepare(service, tmp_path / "shards", config)
 
 
@@ -382,7 +382,7 @@ def test_what_was_made_before_features_were_declared_is_named(own_shards: Path, 
 
 
 def test_no_feature_can_have_a_name_that_is_taken() -> None:
-    """Columns, fields and graph inputs are one name space: whoever adds one there reserves it."""
+    """Columns, fields and graph inputs are one name space: every name of one is reserved in the others."""
     built_in = {feature.name for feature in BUILT_IN}
     columns = {
         column.name for table in tables_with(BUILT_IN) for column in table.columns if table.name == "impressions"

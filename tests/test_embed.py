@@ -88,7 +88,7 @@ def test_weights_come_from_a_file(own: tuple[Path, Path], tmp_path: Path) -> Non
     with pytest.raises(UserError, match="do not fit resnet18"):
         embed(service, shards, replace(SMALL, weights=str(tmp_path / "cut.pth")))
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(UserError, match="no readable state dict"):
+    with pytest.raises(UserError, match="cannot be read as a state dict"):
         embed(service, shards, replace(SMALL, weights=str(tmp_path / "text.pth")))
     assert load_embedding(shards)[1] == record, "a refused call loses nothing"
 
@@ -173,7 +173,7 @@ def test_a_backbone_that_no_graph_can_hold_is_named(shards: Path, backbone: type
 
 
 class NoBackbone(torch.nn.Module):
-    """A module that lacks what the protocol asks for."""
+    """A module that does not keep the protocol."""
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
@@ -184,8 +184,8 @@ class NoBackbone(torch.nn.Module):
     [
         ({"backbone": "no.such.Module"}, "backbone=no.such.Module: cannot be imported"),
         ({"backbone": "tests.tiny_vit.Other"}, "backbone=tests.tiny_vit.Other: cannot be imported"),
-        ({"backbone": "tests.test_embed.NoBackbone"}, "is no torch module with input_size and features"),
-        ({"backbone": VIT, "weights": "hub"}, f"weights=hub: torchvision has none of {VIT}"),
+        ({"backbone": "tests.test_embed.NoBackbone"}, "must be a torch module with input_size and features"),
+        ({"backbone": VIT, "weights": "hub"}, f"weights=hub: torchvision has no weights of {VIT}"),
     ],
 )
 def test_a_backbone_that_cannot_be_had_is_named(own: tuple[Path, Path], config: dict[str, str], message: str) -> None:
@@ -201,9 +201,9 @@ def test_an_unknown_backbone_is_refused_before_any_work() -> None:
 
 
 def test_training_here_is_said(shards: Path) -> None:
-    said = load_embedding(shards)[1]["weights"]
-    assert "trained here on" in said
-    assert "a constant's" in said
+    origin = load_embedding(shards)[1]["weights"]
+    assert "trained here on" in origin
+    assert "of a constant" in origin
 
 
 def test_images_of_any_mode_and_a_corrupt_one(tmp_path: Path) -> None:
@@ -224,35 +224,39 @@ def test_images_of_any_mode_and_a_corrupt_one(tmp_path: Path) -> None:
 def test_pixel_statistics_of_a_cell() -> None:
     torch.manual_seed(0)
     image = torch.rand(1, 3, 48, 36)
-    found = PixelStatistics()(image).reshape(6, 4, 3)
+    statistics = PixelStatistics()(image).reshape(6, 4, 3)
     red, green, blue = image[0, :, 12:24, 24:36]  # cell (1, 2)
     luma = 0.299 * red + 0.587 * green + 0.114 * blue
     expected = [luma.mean(), (red - green).mean(), (blue - (red + green) / 2).mean(), luma.std(correction=0)]
-    torch.testing.assert_close(found[:4, 1, 2], torch.stack(expected))
+    torch.testing.assert_close(statistics[:4, 1, 2], torch.stack(expected))
     flat = PixelStatistics()(torch.full((1, 3, 48, 36), 0.5)).reshape(6, 4, 3)
     torch.testing.assert_close(flat[1:], torch.zeros(5, 4, 3), atol=1e-3, rtol=0)
 
 
 def test_whole_statistics_of_plain_images() -> None:
-    """What anybody can tell of them."""
+    """Properties of plain images that are known without computation."""
     red, grey, stripes, half = torch.zeros(4, 3, 40, 30)
     red[0], grey[:] = 1, 0.5
     stripes[:, :, ::6] = stripes[:, :, 1::6] = stripes[:, :, 2::6] = 1
     half[:, :, 15:] = 1
-    found = WholeStatistics()(torch.stack([red, grey, stripes, half]))
-    assert found.shape == (4, WholeStatistics.features)
-    assert torch.isfinite(found).all()
-    saturation, hues, edges = found[:, 0], found[:, 9 : 9 + HUES], found[:, 9 + HUES : 9 + HUES + DIRECTIONS]
+    statistics = WholeStatistics()(torch.stack([red, grey, stripes, half]))
+    assert statistics.shape == (4, WholeStatistics.features)
+    assert torch.isfinite(statistics).all()
+    saturation, hues, edges = (
+        statistics[:, 0],
+        statistics[:, 9 : 9 + HUES],
+        statistics[:, 9 + HUES : 9 + HUES + DIRECTIONS],
+    )
     torch.testing.assert_close(saturation, torch.tensor([1.0, 0, 0, 0]), atol=2e-3, rtol=0)
     assert (hues[0] > 0.9).sum() == 1, "one hue"
     assert hues[1:].max() < 1e-3, "none"
     assert (edges[2] > 0.1).sum() == 1, "stripes have one direction"
     assert edges[:2].max() < 1e-3
-    dark, light = found[:, 5], found[:, 6]
+    dark, light = statistics[:, 5], statistics[:, 6]
     torch.testing.assert_close(torch.stack([dark, light])[:, 3], torch.tensor([0.5, 0.5]))
-    mirror = found[:, -5]
+    mirror = statistics[:, -5]
     torch.testing.assert_close(mirror, torch.tensor([0.0, 0, 1, 1]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(found[3], WholeStatistics()(half[None].flip(3))[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(statistics[3], WholeStatistics()(half[None].flip(3))[0], atol=1e-5, rtol=0)
 
 
 def test_the_projection_survives_constant_features_and_keeps_variance() -> None:

@@ -142,9 +142,9 @@ def integers(dataset: Path) -> None:
 
 
 UNUSABLE: list[tuple[Callable[[Path], object], str, str]] = [
-    (no_column, "embedding", "has no embedding, of which sources=embedding makes embeddings. Add the column, or"),
-    (no_column, "both", "has no embedding, of which sources=both makes embeddings"),
-    (without_images, "image", "has no image, of which sources=image makes embeddings. Add the column, or"),
+    (no_column, "embedding", "the column embedding, which sources=embedding embeds, is missing. Add the column, or"),
+    (no_column, "both", "the column embedding, which sources=both embeds, is missing"),
+    (without_images, "image", "the column image, which sources=image embeds, is missing. Add the column, or"),
     (break_row(image=None), "both", "1 artworks have no image (first: "),
     (break_row(embedding=[1.0] * 3), "embedding", "1 row whose embedding has another length than most (first: a"),
     (break_row(embedding=[]), "embedding", "1 row without an embedding, which other rows have (first: a"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import keyart
@@ -22,6 +23,7 @@ from datamodules.contract.engines import Engine, EngineConfig, RecentEngine, ope
 from datamodules.contract.row_rules import EMBEDDING_RULES
 from datamodules.prepare.prepare import PrepareConfig, prepare
 from datamodules.shards.shard import Shard, Shards
+from foundation.context import ContextFeature
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
 from serving.scoring.score import score
@@ -100,10 +102,10 @@ class TestSpark:
     def test_the_same_embeddings_are_judged(self, case: Break, spark: Engine, tmp_path: Path) -> None:
         dataset = small_dataset.write(tmp_path)
         case.by(dataset)
-        (found,) = check(dataset, images=False, engine=spark).violations
-        assert (found.rule, found.where, found.count) == (case.rule, case.where, case.count)
+        (violation,) = check(dataset, images=False, engine=spark).violations
+        assert (violation.rule, violation.where, violation.count) == (case.rule, case.where, case.count)
         # engines spell NaN and infinity in their own ways
-        assert [one.split(",")[0] for one in found.first] == [one.split(",")[0] for one in case.first]
+        assert [one.split(",")[0] for one in violation.first] == [one.split(",")[0] for one in case.first]
 
     def test_the_same_artworks_are_dropped(self, spark: Engine, tmp_path: Path) -> None:
         dataset = small_dataset.write(tmp_path)
@@ -120,15 +122,54 @@ class TestSpark:
         put(dataset / PART_0, 2, propensities=None)
         shown(propensities=[0.0, 0.5, 0.5])(dataset)
         put(dataset / "plays/part-0.parquet", 0, title_id="t9")
-        told = [violation.line() for violation in check(dataset, images=False).violations]
-        assert [violation.line() for violation in check(dataset, images=False, engine=spark).violations] == told
-        assert len(told) >= 5
+        expected = [violation.line() for violation in check(dataset, images=False).violations]
+        assert [violation.line() for violation in check(dataset, images=False, engine=spark).violations] == expected
+        assert len(expected) >= 5
         config = PrepareConfig(drop_invalid=True)
         prepare(dataset, tmp_path / "duckdb", config)
         prepare(dataset, tmp_path / "pyspark", config, engine=spark)
         assert_same(tmp_path / "duckdb", tmp_path / "pyspark")
         dropped = Shards.open(tmp_path / "pyspark").manifest["rows"]["impressions"]["dropped"]
         assert sum(dropped.values()) >= 4
+
+    def test_context_columns_that_some_files_lack(self, spark: Engine, tmp_path: Path) -> None:
+        """Of each kind; one file has none of them, another has them all null."""
+        dataset = small_dataset.write(tmp_path)
+        first, second = (pq.read_table(dataset / part) for part in (PART_0, PART_1))
+        rows = second.num_rows
+        columns = {
+            "language": pa.array([None if i % 3 == 0 else f"l{i % 2}" for i in range(rows)], pa.string()),
+            "kids": pa.array([i % 2 == 0 for i in range(rows)]),
+            "price": pa.array([f"{i}.25" for i in range(rows)]).cast(pa.decimal128(8, 2)),
+            "local_hour": pa.array([i % 24 for i in range(rows)], pa.int8()),
+            "shelf": pa.array([None if i == 0 else i for i in range(rows)], pa.int32()),
+        }
+        nulls, values = second, second
+        for name, column in columns.items():
+            nulls = nulls.append_column(name, pa.nulls(rows, column.type))
+            values = values.append_column(name, column)
+        ids = pa.array(
+            [f"{i}-null" for i in second["impression_id"].to_pylist()], second.schema.field("impression_id").type
+        )
+        nulls = nulls.set_column(nulls.column_names.index("impression_id"), "impression_id", ids)
+        pq.write_table(values, dataset / PART_1)
+        pq.write_table(nulls, (dataset / PART_1).with_name("part-2.parquet"))
+        assert not set(columns) & set(first.column_names)
+        kinds = {
+            "language": "category",
+            "kids": "category",
+            "price": "number",
+            "local_hour": "hour",
+            "shelf": "position",
+        }
+        features = [ContextFeature(name=name, kind=kind) for name, kind in kinds.items()]  # pyright: ignore[reportArgumentType]
+        config = PrepareConfig(context=features)
+        for name, engine in (("duckdb", None), ("pyspark", spark)):
+            prepare(dataset, tmp_path / name, config, engine=engine)
+        assert_same(tmp_path / "duckdb", tmp_path / "pyspark")
+        price = np.concatenate([shard.columns()["context_price"] for shard in Shards.open(tmp_path / "pyspark").shards])
+        assert np.isnan(price).sum() == first.num_rows + rows
+        assert set(price[~np.isnan(price)]) == {np.float32(i + 0.25) for i in range(rows)}
 
     def test_nanoseconds(self, spark: Engine, tmp_path: Path) -> None:
         dataset = small_dataset.write(tmp_path)
@@ -159,7 +200,7 @@ class TestSpark:
         options: dict[str, Any],
         new: bool,
     ) -> None:
-        """Byte for byte: the same requests stand in the same batches."""
+        """Byte for byte: the same requests are in the same batches."""
         monkeypatch.setattr("datamodules.prepare.prepare.SHARD_BYTES", 30_000 if new else 150_000)
         opened = Bundle.open(bundle)
         since = opened.test_from if new else None
@@ -172,7 +213,7 @@ class TestSpark:
         assert not list(spark.folder.glob("scores-*"))
 
     @pytest.mark.parametrize(
-        ("python", "told"),
+        ("python", "message"),
         [
             (
                 "#!/bin/sh\nPYTHONSAFEPATH=1 PYTHONPATH={without}:$PYTHONPATH exec {python} $@\n",
@@ -190,7 +231,7 @@ class TestSpark:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         python: str,
-        told: str,
+        message: str,
     ) -> None:
         (tmp_path / "without").mkdir()
         (tmp_path / "without/serving.py").write_text('raise ModuleNotFoundError("No module named serving")')
@@ -202,7 +243,7 @@ class TestSpark:
         late = opened.test_from
         score(opened, service, tmp_path / "scores", since=late)
         kept = files_of(tmp_path / "scores")
-        with pytest.raises(UserError, match=told) as raised:
+        with pytest.raises(UserError, match=message) as raised:
             score(opened, service, tmp_path / "scores", policy="epsilon:0.5", since=late, engine=spark)
         assert "\n" not in str(raised.value)
         assert files_of(tmp_path / "scores") == kept
@@ -218,7 +259,7 @@ class TestSpark:
 
 
 def test_a_shard_that_is_tried_twice_is_written_aside_twice(service: Path, bundle: Path, tmp_path: Path) -> None:
-    """And what a user can put right is told, not tried again."""
+    """An error that the user can correct is reported, not retried."""
     opened = Bundle.open(bundle)
     prepare(service, tmp_path / "shards", vocabularies=opened.vocabularies, keep_requests=True)
     words: dict[str, Any] = {"policy": "softmax:0.5", "reward": "clicked"}
@@ -233,7 +274,7 @@ def test_a_shard_that_is_tried_twice_is_written_aside_twice(service: Path, bundl
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--spark", "spark.master=local"], "Add --engine pyspark"),
         (["--engine", "pyspark", "--spark", "local"], "give KEY=VALUE"),
@@ -242,10 +283,10 @@ def test_a_shard_that_is_tried_twice_is_written_aside_twice(service: Path, bundl
     ],
 )
 def test_bad_words_of_scoring(
-    service: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+    service: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert keyart.main(["score", str(bundle), str(service), str(tmp_path / "out"), *words]) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -14,15 +14,15 @@ from evaluation.off_policy.intervals import Members, bootstrap, normal_interval,
 from evaluation.off_policy.reward_model import FOLDS, LoggedChoices, assign_folds, fit_reward_model, shrunk_rates
 from evaluation.off_policy.valuation import argmin_squared_error, title_snips_bias
 
-CHANCE = np.random.default_rng(3)
+RNG = np.random.default_rng(3)
 N = 240
-MEMBER = np.sort(CHANCE.integers(0, 25, N))
-REWARD = (CHANCE.random(N) < 0.3).astype(float)
-WEIGHT = CHANCE.exponential(1.0, N) * (CHANCE.random(N) < 0.8)
-CLUSTER_WEIGHT = CHANCE.exponential(1.0, N)
-CHOSEN = (CHANCE.random(N) < 0.4).astype(float)
-EXPECTED, PREDICTED = CHANCE.random(N), CHANCE.random(N)
-TITLE = CHANCE.integers(0, 6, N)
+MEMBER = np.sort(RNG.integers(0, 25, N))
+REWARD = (RNG.random(N) < 0.3).astype(float)
+WEIGHT = RNG.exponential(1.0, N) * (RNG.random(N) < 0.8)
+CLUSTER_WEIGHT = RNG.exponential(1.0, N)
+CHOSEN = (RNG.random(N) < 0.4).astype(float)
+EXPECTED, PREDICTED = RNG.random(N), RNG.random(N)
+TITLE = RNG.integers(0, 6, N)
 R, W, C, E, Q = (a.tolist() for a in (REWARD, WEIGHT, CLUSTER_WEIGHT, EXPECTED, PREDICTED))
 
 
@@ -119,7 +119,7 @@ def test_a_title_without_weight_is_left_out() -> None:
 
 
 def test_the_bias_of_small_titles_is_seen() -> None:
-    """Of titles of ten impressions each, whose rewarded impressions have the small weights."""
+    """Titles have ten impressions each, whose rewarded impressions have the small weights."""
     rng = np.random.default_rng(0)
     title = np.repeat(np.arange(4000), 10)
     common = rng.random(len(title)) < 0.8
@@ -135,9 +135,9 @@ def test_bootstrap_and_normal_intervals_agree() -> None:
     members = Members.of(MEMBER)
     sums = [members.sums(terms) for terms in TERMS.values()]
     bootstrap_DE = bootstrap(sums, seed=1, draws=4000)
-    for place, one in enumerate(sums):
-        assert np.std(bootstrap_DE[:, place]) == pytest.approx(standard_error(one.influence_M), rel=0.15)
-        drawn, normal = percentile_interval(bootstrap_DE[:, place]), normal_interval(one.value, one.influence_M)
+    for e, one in enumerate(sums):
+        assert np.std(bootstrap_DE[:, e]) == pytest.approx(standard_error(one.influence_M), rel=0.15)
+        drawn, normal = percentile_interval(bootstrap_DE[:, e]), normal_interval(one.value, one.influence_M)
         assert drawn.high - drawn.low == pytest.approx(normal.high - normal.low, rel=0.15)
     np.testing.assert_array_equal(bootstrap_DE, bootstrap(sums, seed=1, draws=4000))
 
@@ -211,14 +211,14 @@ def choices(seed: int, impressions: int = 4000) -> tuple[LoggedChoices, np.ndarr
     return log, reward, member, truth_NK
 
 
-def test_the_reward_model_finds_what_there_is_to_find() -> None:
+def test_the_reward_model_predicts_the_truth() -> None:
     log, reward, _, truth_NK = choices(0, 30_000)
     model = fit_reward_model(log, reward, 40)
     predicted_NK = model.predict(log, slice(0, len(reward)))
-    there = log.artwork_NK >= 0
-    assert (predicted_NK[~there] == 0).all()
-    assert np.corrcoef(predicted_NK[there], truth_NK[there])[0, 1] > 0.97
-    assert np.abs(predicted_NK[there] - truth_NK[there]).mean() < 0.02
+    mask_NK = log.artwork_NK >= 0
+    assert (predicted_NK[~mask_NK] == 0).all()
+    assert np.corrcoef(predicted_NK[mask_NK], truth_NK[mask_NK])[0, 1] > 0.97
+    assert np.abs(predicted_NK[mask_NK] - truth_NK[mask_NK]).mean() < 0.02
     clusters = model.cluster(log, slice(0, len(reward)))
     assert set(np.unique(clusters)) == {-1, 0, 1, 2}
 
@@ -245,19 +245,19 @@ def test_shrunk_rates_lie_between_their_own_and_their_priors() -> None:
     assert 0.28 < rates[3] < 0.3
 
 
-def test_propensities_that_are_not_what_was_done_are_told() -> None:
+def test_wrong_propensities_are_reported() -> None:
     rng = np.random.default_rng(0)
     propensity = rng.dirichlet(np.full(4, 2.0), 20_000)
-    there = np.ones(propensity.shape, bool)
+    mask_NK = np.ones(propensity.shape, bool)
     shown = (propensity.cumsum(1) < rng.random(20_000)[:, None]).sum(1).clip(max=3)
-    right = calibration(propensity, there, shown)
+    right = calibration(propensity, mask_NK, shown)
     assert right.doubt == ""
     assert right.count_B.sum() == propensity.size
     assert (np.abs(right.shown_B - right.propensity_B) < 4 * right.error_B).all()
-    assert "not what was done" in calibration(np.roll(propensity, 1, axis=1), there, shown).doubt
+    assert "not what happened" in calibration(np.roll(propensity, 1, axis=1), mask_NK, shown).doubt
 
 
-def test_rewards_that_drift_are_told() -> None:
+def test_drifting_rewards_are_reported() -> None:
     rng = np.random.default_rng(0)
     member, time = np.sort(rng.integers(0, 300, 8000)), rng.permutation(8000)
     steady, rising = ((rng.random(8000) < rate).astype(float) for rate in (0.2, 0.1 + 0.2 * (time > 4000)))

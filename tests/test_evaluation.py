@@ -183,7 +183,7 @@ def test_shuffled_candidates_are_aligned(service: Path, scores: Path, bundle: Pa
         ),
         (
             lambda row: row | {"click_probability": [float("nan")] * len(row["policy"])},
-            "click_probability is no probability",
+            "click_probability is not a probability",
         ),
         (lambda row: row | {"policy": row["policy"][1:]}, "not as long as their candidates"),
     ],

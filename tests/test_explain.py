@@ -75,10 +75,10 @@ def test_what_attention_reads_is_one_term(shards: Path, tmp_path: Path) -> None:
 
 
 def test_reasons_add_up_and_stand_beside_the_scores(scores: Path, service: Path, bundle: Path, tmp_path: Path) -> None:
-    told = json.loads((scores / "reasons.json").read_text())
-    assert 10 <= len(told) <= 40
+    written = json.loads((scores / "reasons.json").read_text())
+    assert 10 <= len(written) <= 40
     titles = set(Bundle.open(bundle).vocabularies["titles"].values)
-    for row in told:
+    for row in written:
         assert {play["title"] for play in row["plays"]} <= titles
         plays = [sum(play[part] for part in ("learned", "image", "people", "genres")) for play in row["plays"]]
         assert [abs(p) for p in plays] == sorted((abs(p) for p in plays), reverse=True), "the largest first"
@@ -90,16 +90,16 @@ def test_reasons_add_up_and_stand_beside_the_scores(scores: Path, service: Path,
 def test_reasons_are_those_of_the_choice(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     request = request_of(opened, plays=3)
-    there = np.ones(request["artworks"].shape, bool)
-    there[:, 4:] = False
-    chosen = np.full(len(there), 1)
+    mask = np.ones(request["artworks"].shape, bool)
+    mask[:, 4:] = False
+    chosen = np.full(len(mask), 1)
     appeal = opened.rank(request)["appeal"]
-    for n, row in enumerate(reasons(opened, request, there, chosen)):
+    for n, row in enumerate(reasons(opened, request, mask, chosen)):
         assert row["appeal"] == pytest.approx(appeal[n, 1] - appeal[n, [0, 2, 3]].mean(), abs=1e-5)
-        whole = sum(play[part] for play in row["plays"] for part in ("learned", "image", "people", "genres"))
-        assert whole + row["itself"] + row["context"] + row["state"] == pytest.approx(row["appeal"], abs=1e-5)
+        of_plays = sum(play[part] for play in row["plays"] for part in ("learned", "image", "people", "genres"))
+        assert of_plays + row["itself"] + row["context"] + row["state"] == pytest.approx(row["appeal"], abs=1e-5)
     with pytest.raises(ValueError, match="two candidates"):
-        reasons(opened, request, np.arange(6) < np.ones((len(there), 1)), chosen)
+        reasons(opened, request, np.arange(6) < np.ones((len(mask), 1)), chosen)
 
 
 def test_a_bundle_without_the_graph_says_so(bundle: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from train.run import METRICS, WEIGHTS
 from train.task import RankerTask
 
 ALWAYS = FitConfig(epochs=2, validations_per_epoch=2, batch=512, patience=9, checkpoint_minutes=1e-9)
-"""A checkpoint after every batch; 12 batches, in slices of 3."""
+"""A checkpoint after every batch; 12 batches, a validation after every 3."""
 
 
 class Fault(Exception):
@@ -36,10 +36,10 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def same(one: Path, other: Path) -> bool:
-    return (one / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes() and told(one) == told(other)
+    return (one / WEIGHTS).read_bytes() == (other / WEIGHTS).read_bytes() and logged_rows(one) == logged_rows(other)
 
 
-def told(run: Path) -> list[list[str]]:
+def logged_rows(run: Path) -> list[list[str]]:
     """The rows of log.csv, seconds left out."""
     return [line.split(",")[:-1] for line in (run / "log.csv").read_text().splitlines()]
 
@@ -71,8 +71,12 @@ def test_a_fault_anywhere_changes_nothing(
 
 
 @pytest.mark.parametrize(
-    ("damaged", "said"),
-    [({LAST}, "the one before it is taken"), ({PREVIOUS}, "goes on from"), ({LAST, PREVIOUS}, "starts over")],
+    ("damaged", "message"),
+    [
+        ({LAST}, "the one before it is taken"),
+        ({PREVIOUS}, "resumes before validation"),
+        ({LAST, PREVIOUS}, "starts over"),
+    ],
 )
 def test_a_damaged_checkpoint(
     shards: Path,
@@ -81,7 +85,7 @@ def test_a_damaged_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     damaged: set[Path],
-    said: str,
+    message: str,
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
@@ -97,12 +101,14 @@ def test_a_damaged_checkpoint(
                 file.write(b"garbage")
     fit(shards, run, ALWAYS, console=Console(stderr=True, width=1000))
     heard = capsys.readouterr().err
-    assert said in heard
+    assert message in heard
     assert all(str(run / path) in heard for path in damaged - {PREVIOUS})
     assert same(run, undisturbed)
 
 
-def test_points_are_told_once(shards: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_are_logged_once(
+    shards: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """TensorBoard shows of a resumed run what it shows of an undisturbed one."""
     run = tmp_path / "run"
     seldom = replace(ALWAYS, checkpoint_minutes=5)
@@ -113,17 +119,17 @@ def test_points_are_told_once(shards: Path, undisturbed: Path, tmp_path: Path, m
     fit(shards, run, seldom)
     shown = []
     for folder in (run, undisturbed):
-        found = EventAccumulator(str(folder / "tensorboard")).Reload()
-        assert set(found.Tags()["scalars"]) == {
+        events = EventAccumulator(str(folder / "tensorboard")).Reload()
+        assert set(events.Tags()["scalars"]) == {
             "train_loss",
             "learning_rate",
             "impressions_per_second",
             "validation_log_loss",
         }
-        shown.append([(e.step, e.value) for e in found.Scalars("validation_log_loss")])
-        assert np.isfinite([e.value for e in found.Scalars("train_loss")]).all()
+        shown.append([(e.step, e.value) for e in events.Scalars("validation_log_loss")])
+        assert np.isfinite([e.value for e in events.Scalars("train_loss")]).all()
     assert shown[0] == shown[1]
-    assert [step for step, _ in shown[0]] == [int(row[1]) for row in told(run)[1:]]
+    assert [step for step, _ in shown[0]] == [int(row[1]) for row in logged_rows(run)[1:]]
 
 
 def words(shards: Path, run: Path, minutes: float) -> list[str]:
@@ -139,11 +145,11 @@ def in_a_process(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_killed_again_and_again(shards: Path, in_a_process: Path, tmp_path: Path) -> None:
-    run, said = tmp_path / "run", tmp_path / "said"
+    run, output = tmp_path / "run", tmp_path / "said"
     command = words(shards, run, 1e-6)
     for wait in (0.0, 0.23):
         before = (run / LAST).stat().st_mtime_ns if (run / LAST).is_file() else 0
-        process = real_process.start(command, said)
+        process = real_process.start(command, output)
         real_process.wait_for(run / LAST, before, process)
         time.sleep(wait)
         assert process.pid is not None
@@ -151,26 +157,26 @@ def test_killed_again_and_again(shards: Path, in_a_process: Path, tmp_path: Path
         process.join()
         assert process.exitcode == -signal.SIGKILL
         assert not (run / METRICS).is_file()
-    assert real_process.run(command, said) == 0
+    assert real_process.run(command, output) == 0
     assert same(run, in_a_process)
-    assert said.read_text().count("goes on from") == 2
+    assert output.read_text().count("resumes before validation") == 2
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_saves(shards: Path, in_a_process: Path, tmp_path: Path, number: signal.Signals, status: int) -> None:
-    run, said = tmp_path / "run", tmp_path / "said"
-    process = real_process.start(words(shards, run, 5), said)
-    real_process.wait_for(run / LAST, 0, process)  # the end of the first slice
+    run, output = tmp_path / "run", tmp_path / "output"
+    process = real_process.start(words(shards, run, 5), output)
+    real_process.wait_for(run / LAST, 0, process)  # the first validation
     time.sleep(0.1)
     assert process.pid is not None
     os.kill(process.pid, number)
     process.join(60)
-    assert process.exitcode == status, said.read_text()
-    assert "The same command again goes on" in said.read_text()
+    assert process.exitcode == status, output.read_text()
+    assert "Re-run the same command to resume" in output.read_text()
     assert not (run / METRICS).is_file()
     if number == signal.SIGTERM:
-        assert real_process.run(words(shards, run, 5), said) == 0
-        assert ", batch " in said.read_text(), "it went on in the midst of a slice"
+        assert real_process.run(words(shards, run, 5), output) == 0
+        assert ", batch " in output.read_text(), "it resumed between two validations"
         assert same(run, in_a_process)
 
 

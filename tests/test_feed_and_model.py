@@ -75,12 +75,12 @@ def feed(shards: Shards, **changes: int) -> Feed:
 
 @torch.no_grad()
 def clicks(model: TwoTower, batches: list[Batch]) -> dict[tuple[int, int], np.ndarray]:
-    """(shard, row) -> click logits of the candidates that are there."""
-    found = {}
+    """(shard, row) -> click logits of the candidates, without padding."""
+    logits = {}
     for batch in batches:
         for row, artworks, logit in zip(batch.index, batch.artworks, rank_batch(model, batch).click_NK(), strict=True):
-            found[batch.shard, int(row)] = logit[artworks > 0].numpy()
-    return found
+            logits[batch.shard, int(row)] = logit[artworks > 0].numpy()
+    return logits
 
 
 def test_every_impression_once_and_in_another_order(shards: Shards) -> None:
@@ -89,10 +89,10 @@ def test_every_impression_once_and_in_another_order(shards: Shards) -> None:
     for epoch in (0, 1, 0):
         one.epoch = epoch
         passes.append([(batch.shard, int(row)) for batch in one for row in batch.index])
-    wanted = Counter(
+    expected = Counter(
         (s, int(row)) for s, shard in enumerate(shards.shards) for row in np.flatnonzero(shard.split == TRAIN)
     )
-    assert Counter(passes[0]) == Counter(passes[1]) == wanted
+    assert Counter(passes[0]) == Counter(passes[1]) == expected
     assert passes[0] != passes[1]
     assert passes[0] == passes[2]
 
@@ -115,8 +115,8 @@ def test_predictions_do_not_depend_on_batches_windows_or_padding(shards: Shards,
 
 def test_states_are_those_of_a_straight_line_reading(shards: Shards, model: TwoTower) -> None:
     """Encode each impression's last plays by themselves, as serving does."""
-    found = clicks(model, list(feed(shards)))
-    for (s, row), logit in list(found.items())[:60]:
+    logits = clicks(model, list(feed(shards)))
+    for (s, row), logit in list(logits.items())[:60]:
         shard = shards.shards[s]
         start, end = max(shard.history_start[row], shard.history_end[row] - REACH), shard.history_end[row]
         titles = torch.from_numpy(shard.play_title[start:end].astype(np.int64))[None]
@@ -167,8 +167,8 @@ def test_engagement_of_some_is_that_of_all(shards: Shards, model: TwoTower) -> N
     some, everything = rank_batch(model, batch, everything=False), rank_batch(model, batch)
     torch.testing.assert_close(some.engaged_NK, everything.engaged_NK[batch.engagement_known])
     torch.testing.assert_close(some.click_NK(), everything.click_NK())
-    told = (batch.clicked > 0) & ~torch.isnan(batch.engaged)
-    assert batch.engagement_known.tolist() == told.nonzero()[:, 0].tolist()
+    known = (batch.clicked > 0) & ~torch.isnan(batch.engaged)
+    assert batch.engagement_known.tolist() == known.nonzero()[:, 0].tolist()
 
 
 def test_dropout_keeps_its_share_and_the_mean() -> None:

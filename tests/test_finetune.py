@@ -62,7 +62,7 @@ def task_of(shards: Path, images: int = 10_000) -> tuple[RankerTask, Feed]:
     return task, Feed(opened.shards, TRAIN, reach=50, impressions=512, shuffle=True)
 
 
-def test_it_starts_at_the_embedding_there_is(with_pixels: Path) -> None:
+def test_it_starts_at_the_shards_embedding(with_pixels: Path) -> None:
     task, feed = task_of(with_pixels)
     assert task.tower is not None
     torch.testing.assert_close(task.tower.table(), task.model.artwork_image_AE, atol=1e-4, rtol=1e-4)
@@ -84,8 +84,8 @@ def test_each_distinct_image_is_encoded_once(with_pixels: Path, tmp_path: Path) 
     rows = np.load(out / EMBEDDING / PIXEL_ROW)
     rows[2:20:2] = rows[1:19:2]
     np.save(out / EMBEDDING / PIXEL_ROW, rows)
-    for most in (10_000, 30):
-        task, feed = task_of(out, most)
+    for limit in (10_000, 30):
+        task, feed = task_of(out, limit)
         assert task.tower is not None
         given: list[int] = []
         task.tower.encoder.register_forward_hook(lambda _, images, __, given=given: given.append(len(images[0])))
@@ -94,7 +94,7 @@ def test_each_distinct_image_is_encoded_once(with_pixels: Path, tmp_path: Path) 
         distinct = {int(rows[a]) for a in touched if a}
         assert len(distinct) < len(touched[touched > 0])
         known, vectors = task.tower.batch_images(batch)
-        assert given == [min(len(distinct), most)]
+        assert given == [min(len(distinct), limit)]
         assert len(known) == len(vectors) <= len(touched)
 
 
@@ -153,7 +153,7 @@ def test_it_resumes_bit_for_bit(
 
 def test_what_cannot_be_trained_is_named(shards: Path, tmp_path: Path) -> None:
     assert not (shards / EMBEDDING / PIXELS).exists()
-    with pytest.raises(UserError, match=r"keeps no pixels.*keyart embed DATASET .* --pixels"):
+    with pytest.raises(UserError, match=r"holds no pixels.*keyart embed DATASET .* --pixels"):
         fit(shards, tmp_path / "run", CONFIG)
     for name, value in (("learning_rate", -1.0), ("weight_decay", -1.0), ("images", 0)):
         with pytest.raises(UserError, match=f"finetune.{name}={value}"):

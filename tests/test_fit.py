@@ -42,10 +42,10 @@ def test_resumed_is_uninterrupted(
         with pytest.raises(UserError, match="not finished"):
             Run.open(tmp_path / "run")
     fit(shards, tmp_path / "run", short)
-    expected, found = (load_file(run / "weights.safetensors") for run in (undisturbed, tmp_path / "run"))
-    assert expected.keys() == found.keys()
+    expected, resumed = (load_file(run / "weights.safetensors") for run in (undisturbed, tmp_path / "run"))
+    assert expected.keys() == resumed.keys()
     for name, value in expected.items():
-        assert torch.equal(value, found[name]), name
+        assert torch.equal(value, resumed[name]), name
 
 
 def test_another_seed_gives_other_weights(shards: Path, short: FitConfig, undisturbed: Path, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_run_says_what_it_was_made_of(shards: Path, undisturbed: Path) -> None
 
 
 def test_runs_that_do_not_fit_are_refused(shards: Path, short: FitConfig, undisturbed: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="other shards or another config"):
+    with pytest.raises(UserError, match="other shards, another config or another --from"):
         fit(shards, undisturbed, replace(short, seed=9))
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="holds files"):
@@ -120,7 +120,7 @@ def test_a_loss_that_is_no_number_is_named(shards: Path, short: FitConfig, tmp_p
     path = tmp_path / "shards" / "embedding" / "embedding.npy"
     np.save(path, np.load(path) * np.nan)
     with pytest.raises(
-        UserError, match=r"run: the loss is nan in slice 1, batch 0 .*optimiser\.learning_rate \(0\.005\)"
+        UserError, match=r"run: the loss is nan before validation 1, batch 0 .*optimiser\.learning_rate \(0\.005\)"
     ):
         fit(tmp_path / "shards", tmp_path / "run", short)
 
@@ -147,11 +147,11 @@ def test_calibration_undoes_a_known_distortion() -> None:
     torch.manual_seed(0)
     logit = torch.randn(60_000, dtype=torch.float64) - 1
     label = (torch.rand(60_000, dtype=torch.float64) < torch.sigmoid(logit)).double()
-    line, told = fit_line(2 * logit + 0.7, label, torch.arange(60_000) % 2 > 0)
+    line, metrics = fit_line(2 * logit + 0.7, label, torch.arange(60_000) % 2 > 0)
     assert float(line[0]) == pytest.approx(0.5, abs=0.02)
     assert float(line[1]) == pytest.approx(-0.35, abs=0.04)
-    assert told["calibration"] == "platt", "nothing asks for a bend"
-    assert float(told["log_loss_after"]) < float(told["log_loss_before"])
+    assert metrics["calibration"] == "platt", "nothing needs a bend"
+    assert float(metrics["log_loss_after"]) < float(metrics["log_loss_before"])
 
 
 def test_a_bend_is_taken_where_both_halves_ask_for_it() -> None:
@@ -159,8 +159,8 @@ def test_a_bend_is_taken_where_both_halves_ask_for_it() -> None:
     logit = 1.5 * torch.randn(60_000, dtype=torch.float64) - 1
     bent = logit - 0.7 * (logit + 1).clamp(min=0)
     label = (torch.rand(60_000, dtype=torch.float64) < torch.sigmoid(bent)).double()
-    line, told = fit_line(logit, label, torch.arange(60_000) % 2 > 0)
-    assert told["calibration"] == "piecewise"
+    line, metrics = fit_line(logit, label, torch.arange(60_000) % 2 > 0)
+    assert metrics["calibration"] == "piecewise"
     assert (torch.sigmoid(piecewise_linear_calibration(logit, line)) - torch.sigmoid(bent)).abs().mean() < 0.01
     rising = piecewise_linear_calibration(torch.linspace(-6, 6, 500, dtype=torch.float64), line)
     assert (rising.diff() > 0).all(), "an order of artworks is never turned round"

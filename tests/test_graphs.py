@@ -1,4 +1,4 @@
-"""What a serving team gets answers as torch does, in ids, from the folder alone; and what was changed is found out."""
+"""What a serving team gets answers as torch does, in ids, from the folder alone; and changes of its files are detected."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def run(bundle: Path, graph: str, request: dict[str, np.ndarray]) -> dict[str, n
 
 
 def in_ids(bundle: Bundle, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A request over rows as one over ids; row 0 is an id nobody knows."""
+    """A request over rows as one over ids; row 0 is an unknown id."""
 
     ids = dict(request)
     for name, rows in request.items():
@@ -89,7 +89,7 @@ def test_the_folder_alone_is_enough(bundle: Path, tmp_path: Path) -> None:
 def test_node_gets_the_same_numbers(bundle: Path, tmp_path: Path) -> None:
     """By onnxruntime-node, in a folder of its own."""
     if shutil.which("npm") is None:
-        pytest.skip("npm is not there, which installs onnxruntime-node")
+        pytest.skip("npm, which installs onnxruntime-node, is missing")
     words = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--silent", "onnxruntime-node@1"]
     subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
     words = ["node", str(bundle / EXAMPLE_IN_NODE)]
@@ -128,15 +128,15 @@ def test_ids_are_their_rows(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     request = request_of(opened, n=30)
     expected, ids = opened.rank(request), in_ids(opened, request)
-    found = run(bundle, "rank.onnx", ids)
-    for name, values in found.items():
+    outputs = run(bundle, "rank.onnx", ids)
+    for name, values in outputs.items():
         np.testing.assert_array_equal(values, expected[name])
     ago = request["history_length"][:, None] - 1 - np.arange(request["history_title"].shape[1])
     recent = (ago >= 0) & (ago < opened.history_span)
     before = ((request["history_title"] == request["title"][:, None]) & recent).any(1)
     ids |= run(bundle, "member.onnx", ids) | {"played_before": before}
-    found = run(bundle, "choose.onnx", ids)
-    for name, values in found.items():
+    outputs = run(bundle, "choose.onnx", ids)
+    for name, values in outputs.items():
         np.testing.assert_allclose(values, expected[name], atol=1e-6)
     assert (request["title"] == 0).any() or not before.all()
 
@@ -152,11 +152,11 @@ def test_any_number_of_each(bundle: Path, requests: int, plays: int, candidates:
     artworks = np.arange(requests * candidates).reshape(requests, candidates) % len(opened.vocabularies["artworks"])
     given = {name: values[:requests] for name, values in given.items()} | wide | {"artworks": artworks}
     given["history_length"] = np.full(requests, plays)
-    found = run(bundle, "rank.onnx", in_ids(opened, given))
-    assert found["click_probability"].shape == (requests, candidates)
-    assert all(np.isfinite(values).all() for values in found.values())
+    outputs = run(bundle, "rank.onnx", in_ids(opened, given))
+    assert outputs["click_probability"].shape == (requests, candidates)
+    assert all(np.isfinite(values).all() for values in outputs.values())
     some = run(bundle, "rank.onnx", in_ids(opened, given | {"artworks": artworks[:, :1]}))
-    np.testing.assert_allclose(found["appeal"][:, :1], some["appeal"], atol=1e-5)
+    np.testing.assert_allclose(outputs["appeal"][:, :1], some["appeal"], atol=1e-5)
 
 
 def test_titles_are_those_of_recommend(bundle: Path) -> None:
@@ -167,42 +167,42 @@ def test_titles_are_those_of_recommend(bundle: Path) -> None:
     played = np.where(np.random.default_rng(0).random((20, 7)) < 0.3, 0, np.arange(1, 8))
     without = np.nonzero(played)
     best, score = TitleRanker(opened).best(title_query, 9, (without[0], played[without]))
-    asked = {"title_query": title_query, "played": values[played], "top": np.array([9])}
-    found = run(bundle, "titles.onnx", asked)
-    np.testing.assert_array_equal(found["titles"], values[best])
-    np.testing.assert_allclose(found["scores"], score, atol=1e-4)
-    # a list that ends, of somebody who has played all but two
+    inputs = {"title_query": title_query, "played": values[played], "top": np.array([9])}
+    outputs = run(bundle, "titles.onnx", inputs)
+    np.testing.assert_array_equal(outputs["titles"], values[best])
+    np.testing.assert_allclose(outputs["scores"], score, atol=1e-4)
+    # a short list, of a member who has played all titles but two
     everything = np.tile(values[3:], (20, 1))
-    asked |= {"played": everything, "top": np.array([len(values) + 50])}
-    found = run(bundle, "titles.onnx", asked)
-    assert (np.sort(found["titles"][:, :2], 1) == np.sort(values[1:3])).all()
-    assert (found["titles"][:, 2:] == "").all()
-    assert np.isneginf(found["scores"][:, 2:]).all()
+    inputs |= {"played": everything, "top": np.array([len(values) + 50])}
+    outputs = run(bundle, "titles.onnx", inputs)
+    assert (np.sort(outputs["titles"][:, :2], 1) == np.sort(values[1:3])).all()
+    assert (outputs["titles"][:, 2:] == "").all()
+    assert np.isneginf(outputs["scores"][:, 2:]).all()
 
 
 def test_exploring_is_thompson_sampling(bundle: Path) -> None:
     """The shares are those of the draws, and over seeds each artwork is chosen as often as it says."""
     opened = Bundle.open(bundle)
     request, seeds = request_of(opened, n=300), 4000
-    # no artwork twice: two that are alike to the last bit are told apart by rounding alone
+    # no artwork twice: between two equal ones only rounding would decide
     many = np.random.default_rng(2).random((300, len(opened.vocabularies["artworks"])))
     request["artworks"] = many.argsort(1)[:, :6]
-    found = opened.rank(request)
+    ranked = opened.rank(request)
     candidates = np.random.default_rng(1).integers(1, 7, 300)
-    there = np.arange(6) < candidates[:, None]
-    ids = in_ids(opened, request) | {name: found[name] for name in ("appeal", "artwork_query", "content_query")}
+    mask = np.arange(6) < candidates[:, None]
+    ids = in_ids(opened, request) | {name: ranked[name] for name in ("appeal", "artwork_query", "content_query")}
     ids |= {"candidates": candidates, "seed": np.arange(300)}
-    told = run(bundle, "explore.onnx", ids)
-    expected = Thompson(opened, DEFAULT_DRAWS, WIDTH).probabilities(request, found, there)
-    np.testing.assert_allclose(told["policy"], expected, atol=1e-6)
-    assert (told["choice"] < candidates).all()
-    np.testing.assert_array_equal(told["propensity"], told["policy"][np.arange(300), told["choice"]])
-    unsure = int(told["policy"].max(1).argmin())
+    outputs = run(bundle, "explore.onnx", ids)
+    expected = Thompson(opened, DEFAULT_DRAWS, WIDTH).probabilities(request, ranked, mask)
+    np.testing.assert_allclose(outputs["policy"], expected, atol=1e-6)
+    assert (outputs["choice"] < candidates).all()
+    np.testing.assert_array_equal(outputs["propensity"], outputs["policy"][np.arange(300), outputs["choice"]])
+    unsure = int(outputs["policy"].max(1).argmin())
     again = {name: np.repeat(values[unsure : unsure + 1], seeds, 0) for name, values in ids.items()}
     again["seed"] = np.arange(seeds) - seeds // 2
     chosen = run(bundle, "explore.onnx", again)["choice"]
-    assert 0 < told["policy"][unsure].max() < 1
-    np.testing.assert_allclose(np.bincount(chosen, minlength=6) / seeds, told["policy"][unsure], atol=0.04)
+    assert 0 < outputs["policy"][unsure].max() < 1
+    np.testing.assert_allclose(np.bincount(chosen, minlength=6) / seeds, outputs["policy"][unsure], atol=0.04)
 
 
 def test_no_custom_operator_and_each_weight_once(bundle: Path) -> None:
@@ -218,17 +218,17 @@ def test_no_custom_operator_and_each_weight_once(bundle: Path) -> None:
                 entry = {part.key: part.value for part in tensor.external_data}
                 assert entry["location"] == (TOWER_WEIGHTS if name in (ARTWORK_GRAPH, TITLE_GRAPH) else WEIGHTS)
                 stored[entry["location"]][int(entry["offset"])] = int(entry["length"])
-    for file, places in stored.items():
-        assert sum(places.values()) <= (bundle / file).stat().st_size < sum(places.values()) + 64 * len(places)
+    for file, lengths in stored.items():
+        assert sum(lengths.values()) <= (bundle / file).stat().st_size < sum(lengths.values()) + 64 * len(lengths)
         content = (bundle / file).read_bytes()
-        parts = [content[offset : offset + length] for offset, length in places.items()]
+        parts = [content[offset : offset + length] for offset, length in lengths.items()]
         assert len(set(parts)) == len(parts)
 
 
 def test_verifying(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    found = verify(bundle)
-    assert found.cases == len(cases_of(bundle))
-    assert found.difference < 1e-5
+    verified = verify(bundle)
+    assert verified.cases == len(cases_of(bundle))
+    assert verified.difference < 1e-5
     assert keyart.main(["verify", str(bundle)]) == 0
     assert "golden cases, max_abs_difference=" in capfd.readouterr().out
 
@@ -252,10 +252,10 @@ def test_verifying(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[st
         verify(broken)
     cases[7]["answer"]["appeal"][0] = float("nan")
     (broken / GOLDEN).write_text("\n".join(map(json.dumps, cases)) + "\n")
-    assert largest_golden_difference(broken) == np.inf, "what is no number is no answer"
+    assert largest_golden_difference(broken) == np.inf, "NaN is not an answer"
 
 
-def test_the_record_and_the_card_say_what_there_is(bundle: Path) -> None:
+def test_the_record_and_the_card_list_the_graphs(bundle: Path) -> None:
     metadata, card = json.loads((bundle / BUNDLE_FILE).read_text()), (bundle / CARD).read_text("utf-8")
     assert set(metadata["graphs"]) == set(GRAPHS)
     assert metadata["sha256"] == bundle_checksums(bundle)

@@ -85,8 +85,8 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def slices(run: Path) -> list[tuple[int, float]]:
-    """Step and validation log loss after every slice, by the run's own log."""
+def logged_validations(run: Path) -> list[tuple[int, float]]:
+    """Step and log loss of every validation, by the run's own log."""
     rows = csv.DictReader((run / "log.csv").read_text().splitlines())
     return [(int(row["step"]), float(row["validation_log_loss"])) for row in rows]
 
@@ -107,10 +107,10 @@ def test_every_logger_is_given_the_metrics_and_the_config(shards: Path, tmp_path
     hyperparameters, *points = lines(file)
     assert hyperparameters == {"hyperparameters": config}
     rows = list(csv.DictReader((version / "metrics.csv").read_text().splitlines()))
-    assert validations(rows) == validations(points) == slices(run)
-    assert len(slices(run)) == 3
+    assert validations(rows) == validations(points) == logged_validations(run)
+    assert len(logged_validations(run)) == 3
     assert set().union(*points) == METRICS | {"step"} == set(rows[0])
-    assert not (run / "tensorboard").exists(), "loggers that are named take the place of the default"
+    assert not (run / "tensorboard").exists(), "named loggers replace the default"
 
 
 def test_tensorboard_is_the_default_and_shows_the_config(shards: Path, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_tensorboard_is_the_default_and_shows_the_config(shards: Path, tmp_path:
     assert (tmp_path / "run" / "config.yaml").read_text() in text.tensor_proto.string_val[0].decode()
     fit(shards, tmp_path / "without", replace(SHORT, logger=False))
     assert not (tmp_path / "without" / "tensorboard").exists()
-    assert slices(tmp_path / "without") == slices(tmp_path / "run")
+    assert logged_validations(tmp_path / "without") == logged_validations(tmp_path / "run")
 
 
 def test_a_resumed_run_logs_what_is_left(shards: Path, tmp_path: Path) -> None:
@@ -130,10 +130,10 @@ def test_a_resumed_run_logs_what_is_left(shards: Path, tmp_path: Path) -> None:
     fit(shards, run, config, stop_after=1)
     assert len(validations(lines(file))) == 1
     fit(shards, run, config)
-    assert validations(lines(file)) == slices(run)
+    assert validations(lines(file)) == logged_validations(run)
     count = len(lines(file))
     other = replace(config, logger=[lines_logger(tmp_path / "other.jsonl")])
-    assert fit(shards, run, other) == fit(shards, run, config), "another logger is no other training"
+    assert fit(shards, run, other) == fit(shards, run, config), "another logger does not change the training"
     assert len(lines(file)) == count, "a finished run logs no more"
     assert not (tmp_path / "other.jsonl").exists()
 
@@ -156,8 +156,8 @@ def test_a_run_can_be_made_again_from_its_config(shards: Path, tmp_path: Path) -
         changed = parse("fit", keyart.fit, "fit", ["s", "r", "--config", str(recipe), *words], None)["settings"]
         assert changed == replace(config, logger=logger), words
         assert run_fingerprint(shards, changed) == run_fingerprint(shards, config)
-    whole = parse("pipeline", keyart.pipeline, "recipe", ["d", "o", "--config", str(recipe)], None)["settings"]
-    assert whole.fit == config
+    recipe_read = parse("pipeline", keyart.pipeline, "recipe", ["d", "o", "--config", str(recipe)], None)["settings"]
+    assert recipe_read.fit == config
 
 
 def test_a_recipe_may_name_classes_in_short(tmp_path: Path) -> None:
@@ -181,8 +181,8 @@ def test_callbacks_take_part(shards: Path, tmp_path: Path) -> None:
         {"class_path": f"{__name__}.CountingCallback", "init_args": {"file": str(tmp_path / "count.txt")}},
     ]
     metrics = fit(shards, tmp_path / "run", replace(SHORT, callbacks=callbacks))
-    assert metrics["slices"] == len(slices(tmp_path / "run")) == 2, "the second is not better by 10"
-    assert int((tmp_path / "count.txt").read_text()) == slices(tmp_path / "run")[-1][0]
+    assert metrics["validations"] == len(logged_validations(tmp_path / "run")) == 2, "the second is not better by 10"
+    assert int((tmp_path / "count.txt").read_text()) == logged_validations(tmp_path / "run")[-1][0]
     with pytest.raises(UserError, match="another config"):
         fit(shards, tmp_path / "run", SHORT)  # a callback may change what is learned
 
@@ -194,11 +194,11 @@ def test_callbacks_take_part(shards: Path, tmp_path: Path) -> None:
         ("--logger CSVLogger", r"logger=CSVLogger: give the whole path"),
         ("--logger pytorch_lightning.loggers.CsvLogger", r"has no CsvLogger\. Did you mean CSVLogger\?"),
         ("--logger pytorch_lightning.loggers.CSVLogger", r"CSVLogger: cannot be constructed with \{\} .*save_dir"),
-        ("--logger pytorch_lightning.callbacks.Timer", r"Timer: is no subclass of pytorch_lightning.*Logger"),
+        ("--logger pytorch_lightning.callbacks.Timer", r"Timer: must be a subclass of pytorch_lightning.*Logger"),
         ("--logger.save_dir logs", r"--logger\.save_dir=logs: name a class with --logger first"),
         ("--logger 3", r"--logger=3: give the path of a class"),
         ('--logger {"class":"x"}', r"--logger=.*: give the path of a class"),
-        ("--logger x.Y --logger.init_args 3", r"--logger\.init_args=3: is no mapping"),
+        ("--logger x.Y --logger.init_args 3", r"--logger\.init_args=3: must be a mapping"),
         ("--callbacks true", "callbacks"),
         (
             "--callbacks pytorch_lightning.callbacks.ModelCheckpoint",

@@ -13,7 +13,7 @@ from evaluation.audits.metrics import auc, expected_calibration_error, log_loss,
     [
         ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 1.0),
         ([0.9, 0.8, 0.2, 0.1], [0, 0, 1, 1], 0.0),
-        ([0.5, 0.5, 0.5, 0.5], [0, 1, 0, 1], 0.5),  # nothing told apart
+        ([0.5, 0.5, 0.5, 0.5], [0, 1, 0, 1], 0.5),  # all equal
         ([0.3, 0.5, 0.5, 0.7], [0, 0, 1, 1], (3 + 0.5) / 4),  # one pair of four is tied
         ([0.5, 0.5, 0.5, 0.1], [1, 1, 0, 0], (2 + 2 * 0.5) / 4),
     ],
@@ -40,8 +40,8 @@ def test_log_loss_and_calibration_against_straight_lines() -> None:
     rng = np.random.default_rng(2)
     p = rng.random(103)  # no multiple of the bins
     y = (rng.random(103) < p**2).astype(bool)
-    told = sum(-math.log(a if b else 1 - a) for a, b in zip(p.tolist(), y.tolist(), strict=True)) / 103
-    assert log_loss(p, y) == pytest.approx(told)
+    expected = sum(-math.log(a if b else 1 - a) for a, b in zip(p.tolist(), y.tolist(), strict=True)) / 103
+    assert log_loss(p, y) == pytest.approx(expected)
 
     pairs, error = sorted(zip(p.tolist(), y.tolist(), strict=True)), 0.0
     for b in range(20):
@@ -59,8 +59,8 @@ def test_calibration_is_small_where_probabilities_are_right_and_large_where_not(
     rng = np.random.default_rng(3)
     p = rng.uniform(0.05, 0.5, 20_000)
     y = rng.random(20_000) < p
-    by_chance = np.sqrt(2 * 20 * 0.27 * 0.73 / (np.pi * 20_000))
-    assert 0.5 * by_chance < expected_calibration_error(p, y) < 2 * by_chance
+    expected_error = np.sqrt(2 * 20 * 0.27 * 0.73 / (np.pi * 20_000))
+    assert 0.5 * expected_error < expected_calibration_error(p, y) < 2 * expected_error
     assert expected_calibration_error(p + 0.2, y) == pytest.approx(0.2, abs=0.02)
 
 
@@ -86,7 +86,7 @@ def test_no_bins_are_refused() -> None:
         reliability(np.array([0.5]), np.array([1]), bins=0)
 
 
-def test_right_probabilities_err_as_much_as_chance_says() -> None:
+def test_calibration_error_of_right_probabilities_is_in_its_null_interval() -> None:
     rng = np.random.default_rng(4)
     p = rng.beta(1, 12, 20_000)
     low, high = null_calibration_error(p)

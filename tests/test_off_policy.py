@@ -33,11 +33,11 @@ def true_value(policy_K: np.ndarray) -> float:
 
 def logs(logging_K: np.ndarray, replications: int = REPLICATIONS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rewards (R, N), shown artworks (R, N) and members (N,) of many small logs."""
-    chance = np.random.default_rng(11)
+    rng = np.random.default_rng(11)
     member_N = np.repeat(np.arange(MEMBERS), EACH)
-    level_RM = np.where(chance.random((replications, MEMBERS)) < 0.5, RARELY, MOSTLY)
-    shown_RN = chance.choice(4, size=(replications, len(member_N)), p=logging_K)
-    reward_RN = chance.random(shown_RN.shape) < level_RM[:, member_N] + APPEAL_K[shown_RN]
+    level_RM = np.where(rng.random((replications, MEMBERS)) < 0.5, RARELY, MOSTLY)
+    shown_RN = rng.choice(4, size=(replications, len(member_N)), p=logging_K)
+    reward_RN = rng.random(shown_RN.shape) < level_RM[:, member_N] + APPEAL_K[shown_RN]
     return reward_RN.astype(float), shown_RN, member_N
 
 
@@ -125,10 +125,10 @@ def test_estimates_against_straight_lines() -> None:
         without = [value_of_rows([row for row in rows if row[0] != m]) for m in range(MEMBERS)]
         mean = sum(without) / MEMBERS
         error = (sum((v - mean) ** 2 for v in without) * (MEMBERS - 1) / MEMBERS) ** 0.5
-        found = estimate(estimator(np.array(reward), np.array(weight)), member_N)
-        assert found.value == pytest.approx(value)
+        estimated = estimate(estimator(np.array(reward), np.array(weight)), member_N)
+        assert estimated.value == pytest.approx(value)
         # 2.009575: the 97.5 % point of Student's distribution with 49 degrees of freedom
-        assert (found.low, found.high) == pytest.approx((value - 2.009575 * error, value + 2.009575 * error))
+        assert (estimated.low, estimated.high) == pytest.approx((value - 2.009575 * error, value + 2.009575 * error))
     overlap = Overlap.of(np.array(weight), Members.of(member_N), 0.0)
     assert overlap.effective_sample_size == pytest.approx(total**2 / sum(w * w for w in weight))
     assert overlap.mean_weight == pytest.approx(total / n)
@@ -136,11 +136,11 @@ def test_estimates_against_straight_lines() -> None:
 
 
 def test_constant_rewards_are_their_own_value() -> None:
-    chance = np.random.default_rng(4)
-    weight_N, member_N = chance.exponential(size=60), np.sort(chance.integers(0, 9, 60))
+    rng = np.random.default_rng(4)
+    weight_N, member_N = rng.exponential(size=60), np.sort(rng.integers(0, 9, 60))
     constant = estimate(by.snips(np.full(60, 0.3), weight_N), member_N)
     assert (constant.value, constant.low, constant.high) == pytest.approx((0.3, 0.3, 0.3))
-    reward_N = chance.random(60)
+    reward_N = rng.random(60)
     shifted = estimate(by.snips(reward_N + 5, weight_N), member_N)
     assert shifted.value == pytest.approx(estimate(by.snips(reward_N, weight_N), member_N).value + 5)
 
@@ -162,7 +162,7 @@ def test_nothing_to_go_by_is_not_a_number() -> None:
 
 
 def one_impression(*artworks: str) -> ScoredLog:
-    """A log of one impression with these candidates and a place of padding."""
+    """A log of one impression with these candidates and one column of padding."""
     mask_NK = np.arange(len(artworks) + 1)[None] < len(artworks)
     numbers_NK = np.where(mask_NK, np.arange(len(artworks) + 1), -1)
     nothing_NK = np.zeros(mask_NK.shape)
@@ -192,17 +192,17 @@ def one_impression(*artworks: str) -> ScoredLog:
     )
 
 
-def past(*told: tuple[str, float, int, int]) -> Outcomes:
+def past(*artworks: tuple[str, float, int, int]) -> Outcomes:
     """What was shown before, of one title: (artwork, propensity, impressions, clicks)."""
-    names = sorted({artwork for artwork, *_ in told})
-    counts = [count for _, _, count, _ in told]
-    artwork = np.repeat([names.index(name) for name, *_ in told], counts)
+    names = sorted({artwork for artwork, *_ in artworks})
+    counts = [count for _, _, count, _ in artworks]
+    artwork = np.repeat([names.index(name) for name, *_ in artworks], counts)
     return Outcomes(
         artworks=pa.array(names),
         artwork=artwork,
         title=np.zeros(len(artwork), int),
-        clicked=np.concatenate([np.arange(count) < clicks for _, _, count, clicks in told]).astype(float),
-        propensity=np.repeat([propensity for _, propensity, _, _ in told], counts),
+        clicked=np.concatenate([np.arange(count) < clicks for _, _, count, clicks in artworks]).astype(float),
+        propensity=np.repeat([propensity for _, propensity, _, _ in artworks], counts),
         member=np.arange(len(artwork)),
         width=np.full(len(artwork), len(names)),
         engaged=None,

@@ -30,7 +30,7 @@ def model(run: Path) -> TwoTower:
 
 def features_of(model: TwoTower, shards: Shards) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Every training impression by itself: features, the artwork's bias, appeal and click logit."""
-    found: list[list[np.ndarray]] = [[], [], [], []]
+    parts: list[list[np.ndarray]] = [[], [], [], []]
     with torch.no_grad():
         for b in Feed(shards.shards, TRAIN, reach=model.config.history.reach, impressions=700, shuffle=True):
             states = model.states(b.play_title, b.play_artwork, b.play_watched)
@@ -43,9 +43,9 @@ def features_of(model: TwoTower, shards: Shards) -> tuple[np.ndarray, np.ndarray
                 again[n] = bool(title > 0 and (recent == title).any())
             terms = model.rank(state, b.context, b.title, b.artworks, again)
             features = model.appeal_features(*meet, artwork)
-            for part, value in zip(found, (features, artwork.bias, terms.appeal_NK, terms.click_NK()), strict=True):
+            for part, value in zip(parts, (features, artwork.bias, terms.appeal_NK, terms.click_NK()), strict=True):
                 part.append(value[:, 0].numpy().astype(np.float64))
-    f, bias, appeal, logit = (np.concatenate(part) for part in found)
+    f, bias, appeal, logit = (np.concatenate(part) for part in parts)
     return f, bias, appeal, logit
 
 
@@ -55,35 +55,35 @@ def test_the_covariance_is_the_one_stated(model: TwoTower, shards: Path) -> None
     np.testing.assert_allclose(features.sum(1) + bias, appeal, atol=1e-5)
     p = 1 / (1 + np.exp(-logit))
     curvature = sum(v * np.outer(f, f) for v, f in zip(p * (1 - p), features, strict=True))
-    told = fit_posterior(model, opened, model.config.history.reach, 500, CPU)
+    metrics = fit_posterior(model, opened, model.config.history.reach, 500, CPU)
     root = model.posterior_FF.double().numpy()
-    inverse = curvature + told["ridge"] * np.eye(len(root))
+    inverse = curvature + metrics["ridge"] * np.eye(len(root))
     np.testing.assert_allclose(root @ root.T @ inverse, np.eye(len(root)), atol=2e-3)
     well_determined = np.trace(curvature @ np.linalg.inv(inverse))
-    assert told["ridge"] == pytest.approx(well_determined / len(root), rel=1e-3)
+    assert metrics["ridge"] == pytest.approx(well_determined / len(root), rel=1e-3)
 
 
 def test_what_was_seldom_shown_is_less_sure(model: TwoTower, shards: Path) -> None:
     opened = Shards.open(shards)
-    told = fit_posterior(model, opened, model.config.history.reach, 500, CPU)
+    metrics = fit_posterior(model, opened, model.config.history.reach, 500, CPU)
     shard = opened.shards[0]
     shown = shard.candidate[shard.candidate_start[:-1] + shard.shown][np.asarray(shard.split) == TRAIN]
     count = np.bincount(shown, minlength=model.sizes.artworks)[: model.sizes.artworks]
     own = model.posterior_own_A.numpy()
-    assert own[0] == pytest.approx(told["spread_of_artworks"])
+    assert own[0] == pytest.approx(metrics["spread_of_artworks"])
     assert (own[1:][count[1:] > 0] < own[0]).all()
     often, seldom = count[1:] > np.quantile(count[1:], 0.9), count[1:] < np.quantile(count[1:], 0.1)
     assert own[1:][often].mean() < own[1:][seldom].mean()
 
 
-def test_the_ridge_and_the_spread_are_found_again() -> None:
-    """Of logs made with known ones."""
+def test_the_ridge_and_the_spread_are_recovered() -> None:
+    """From residuals simulated with known ones."""
     rng = np.random.default_rng(0)
     known = rng.uniform(2, 40, 4000)
     for spread in (0.0, 0.3):
-        told = known * rng.normal(0, spread, 4000) + np.sqrt(known) * rng.normal(0, 1, 4000)
-        found = bias_std_by_moments(torch.from_numpy(told), torch.from_numpy(known))
-        assert found == pytest.approx(spread, abs=0.05 if spread == 0 else 0.03)
+        residual = known * rng.normal(0, spread, 4000) + np.sqrt(known) * rng.normal(0, 1, 4000)
+        estimated = bias_std_by_moments(torch.from_numpy(residual), torch.from_numpy(known))
+        assert estimated == pytest.approx(spread, abs=0.05 if spread == 0 else 0.03)
     assert evidence_ridge(torch.zeros(4, 4, dtype=torch.float64)) == pytest.approx(1e-6), "a log that says nothing"
     assert evidence_ridge(1e9 * torch.eye(4, dtype=torch.float64)) == pytest.approx(1, rel=1e-3), "one that says all"
 
@@ -101,18 +101,18 @@ def test_normals_are_normal_and_independent() -> None:
 def test_drawn_appeals_have_the_covariance_of_the_posterior(model: TwoTower, bundle: Path) -> None:
     opened = Bundle.open(bundle)
     request = request_of(opened, n=6)
-    found = opened.rank(request)
+    ranked = opened.rank(request)
     drawn = Thompson(opened, 20_000).sampled_appeals(
-        request["artworks"], found["artwork_query"], found["content_query"], found["appeal"]
+        request["artworks"], ranked["artwork_query"], ranked["content_query"], ranked["appeal"]
     )
-    np.testing.assert_allclose(drawn.mean(-1), found["appeal"], atol=0.05)
+    np.testing.assert_allclose(drawn.mean(-1), ranked["appeal"], atol=0.05)
     vector, content = (Thompson(opened, 1).vector, Thompson(opened, 1).content)
     root, own = model.posterior_FF.numpy(), Thompson(opened, 1).own
     for n, rows in enumerate(request["artworks"]):
-        products, width = content[rows] * found["content_query"][n], vector.shape[-1]
+        products, width = content[rows] * ranked["content_query"][n], vector.shape[-1]
         cuts = ((0, width), (width, 2 * width), (2 * width, None))
         three = np.stack([products[:, begin:end].sum(-1) for begin, end in cuts], axis=1)
-        features = np.concatenate([vector[rows] * found["artwork_query"][n], three], axis=1) @ root
+        features = np.concatenate([vector[rows] * ranked["artwork_query"][n], three], axis=1) @ root
         same = (rows[:, None] == rows).astype(float)  # one artwork listed twice has one bias
         covariance = features @ features.T + np.outer(own[rows], own[rows]) * same
         scale = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
@@ -122,22 +122,22 @@ def test_drawn_appeals_have_the_covariance_of_the_posterior(model: TwoTower, bun
 def test_the_policy_is_the_share_of_draws(service: Path, bundle: Path, tmp_path: Path) -> None:
     opened = Bundle.open(bundle)
     request = request_of(opened, n=30)
-    there = np.arange(6) < np.random.default_rng(0).integers(1, 7, 30)[:, None]
-    found = opened.rank(request)
+    mask = np.arange(6) < np.random.default_rng(0).integers(1, 7, 30)[:, None]
+    ranked = opened.rank(request)
     thompson = Thompson(opened, 64)
     narrow = Thompson(opened, 64, 1e-6)
     drawn = thompson.sampled_appeals(
-        request["artworks"], found["artwork_query"], found["content_query"], found["appeal"]
+        request["artworks"], ranked["artwork_query"], ranked["content_query"], ranked["appeal"]
     )
     expected = np.zeros((30, 6))
     for n in range(30):
         for s in range(64):
-            expected[n, max(np.flatnonzero(there[n]), key=lambda k: drawn[n, k, s])] += 1 / 64
-    shares = thompson.probabilities(request, found, there)
+            expected[n, max(np.flatnonzero(mask[n]), key=lambda k: drawn[n, k, s])] += 1 / 64
+    shares = thompson.probabilities(request, ranked, mask)
     np.testing.assert_allclose(shares, expected, atol=1e-6)
     assert 0 < (np.count_nonzero(shares, axis=1) > 1).mean() < 1, "some are sure, some are not"
-    certain = narrow.probabilities(request, found, there)
-    assert (certain.argmax(1) == np.where(there, found["appeal"], -np.inf).argmax(1)).all(), "of no width it is greedy"
+    certain = narrow.probabilities(request, ranked, mask)
+    assert (certain.argmax(1) == np.where(mask, ranked["appeal"], -np.inf).argmax(1)).all(), "of no width it is greedy"
     assert (certain.max(1) == 1).all()
 
     score(opened, service, tmp_path / "scores", policy="thompson:64")

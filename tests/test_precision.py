@@ -1,4 +1,4 @@
-"""What is meant for GPUs, as far as a CPU can tell: bfloat16 arithmetic, one kernel for AdamW, compiled towers."""
+"""Features meant for GPUs, as far as a CPU can test them: bfloat16 arithmetic, one kernel for AdamW, compiled towers."""
 
 import shutil
 from dataclasses import replace
@@ -63,8 +63,8 @@ def test_compiled_towers_train(shards: Path, tmp_path: Path, monkeypatch: pytest
     small = TwoTowerConfig(width=8, dropout=0, id_dropout=0, history=HistoryConfig(encoder="attention", dropout=0))
     config = replace(SHORT, model=small)
     eager = fit(shards, tmp_path / "eager", config)
-    found = fit(shards, tmp_path / "compiled", replace(config, compile=True))
-    assert found["validation_log_loss"] == pytest.approx(eager["validation_log_loss"], abs=1e-4)
+    compiled = fit(shards, tmp_path / "compiled", replace(config, compile=True))
+    assert compiled["validation_log_loss"] == pytest.approx(eager["validation_log_loss"], abs=1e-4)
 
 
 def test_no_compiler_is_said(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

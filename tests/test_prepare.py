@@ -35,15 +35,15 @@ LOGS = st.builds(
 )
 
 
-def told(shards: Shards) -> dict[str, tuple[list[str], int]]:
+def histories_and_splits(shards: Shards) -> dict[str, tuple[list[str], int]]:
     """impression id -> (titles of its history in order, split), read from the arrays."""
     names = ["?", *shards.vocabularies["titles"].values]
-    found = {}
+    stored = {}
     for shard in shards.shards:
         for n, impression in enumerate(shard.ids()):
             rows = shard.play_title[shard.history_start[n] : shard.history_end[n]]
-            found[impression.decode()] = [names[row] for row in rows], int(shard.split[n])
-    return found
+            stored[impression.decode()] = [names[row] for row in rows], int(shard.split[n])
+    return stored
 
 
 @settings(max_examples=25, deadline=None)
@@ -52,11 +52,11 @@ def test_a_history_is_the_plays_strictly_before(log: RandomLog, shard_count: int
     with TemporaryDirectory() as folder:
         log.write(Path(folder) / "log")
         prepare(Path(folder) / "log", Path(folder) / "shards", PrepareConfig(shards=shard_count))
-        found = told(Shards.open(Path(folder) / "shards"))
-    assert sorted(found) == sorted(log.ids)
+        stored = histories_and_splits(Shards.open(Path(folder) / "shards"))
+    assert sorted(stored) == sorted(log.ids)
     for impression, (member, _, _, at, _) in zip(log.ids, log.impressions, strict=True):
         before = sorted((minute, TITLES[t]) for m, t, minute in log.plays if m == member and minute < at)
-        assert found[impression][0] == [title for _, title in before]
+        assert stored[impression][0] == [title for _, title in before]
 
 
 @settings(max_examples=10, deadline=None)
@@ -70,7 +70,9 @@ def test_a_future_play_changes_nothing(log: RandomLog, late: int) -> None:
             one.write(Path(folder) / name)
             prepare(Path(folder) / name, Path(folder) / f"{name}-shards")
             shards = Shards.open(Path(folder) / f"{name}-shards")
-            answers.append((told(shards), {k: v.values[: v.trained] for k, v in shards.vocabularies.items()}))
+            answers.append(
+                (histories_and_splits(shards), {k: v.values[: v.trained] for k, v in shards.vocabularies.items()})
+            )
     assert answers[0] == answers[1]
 
 
@@ -79,7 +81,12 @@ def test_time_decides_the_split(tmp_path: Path) -> None:
     log.write(tmp_path / "log")
     manifest = prepare(tmp_path / "log", tmp_path / "shards")
     split = np.array(
-        [s for _, (_, s) in sorted(told(Shards.open(tmp_path / "shards")).items(), key=lambda x: int(x[0][1:]))]
+        [
+            s
+            for _, (_, s) in sorted(
+                histories_and_splits(Shards.open(tmp_path / "shards")).items(), key=lambda x: int(x[0][1:])
+            )
+        ]
     )
     assert split.tolist() == [TRAIN] * 14 + [VALIDATION] * 3 + [TEST] * 3
     assert manifest["test_from"] == START.replace(minute=17).isoformat()
@@ -89,10 +96,10 @@ def test_a_members_shard_follows_from_the_id_alone(service: Path, tmp_path: Path
     prepare(service, tmp_path / "shards", PrepareConfig(shards=7))
     log = pq.read_table(service / "impressions", columns=["impression_id", "member_id"]).to_pylist()
     member = {row["impression_id"]: row["member_id"] for row in log}
-    for place, shard in enumerate(Shards.open(tmp_path / "shards").shards):
-        found = {member[impression.decode()] for impression in shard.ids()}
-        assert {int(hashlib.md5(name.encode()).hexdigest()[:3], 16) % 7 for name in found} == {place}
-        assert len(found) == (np.diff(shard.member_impressions) > 0).sum()
+    for index, shard in enumerate(Shards.open(tmp_path / "shards").shards):
+        members = {member[impression.decode()] for impression in shard.ids()}
+        assert {int(hashlib.md5(name.encode()).hexdigest()[:3], 16) % 7 for name in members} == {index}
+        assert len(members) == (np.diff(shard.member_impressions) > 0).sum()
 
 
 def test_vocabularies_are_of_the_training_period(tmp_path: Path) -> None:
@@ -110,20 +117,20 @@ def test_vocabularies_are_of_the_training_period(tmp_path: Path) -> None:
 
 def arrays(shards: Shards) -> dict[str, dict[str, object]]:
     """impression id -> everything the arrays say of it, its history's plays included."""
-    found: dict[str, dict[str, object]] = {}
+    stored: dict[str, dict[str, object]] = {}
     for shard in shards.shards:
         start = shard.candidate_start
         of_impressions = [f for f in fields(shard) if f.name not in OTHERWISE and len(getattr(shard, f.name))]
         for n, impression in enumerate(shard.ids()):
-            told: dict[str, object] = {f.name: getattr(shard, f.name)[n].item() for f in of_impressions}
-            told |= {name: values[n].item() for name, values in shard.context.items()}
+            columns: dict[str, object] = {f.name: getattr(shard, f.name)[n].item() for f in of_impressions}
+            columns |= {name: values[n].item() for name, values in shard.context.items()}
             history = slice(shard.history_start[n], shard.history_end[n])
             for name in ("play_title", "play_artwork", "play_watched", "play_time"):
-                told[name] = getattr(shard, name)[history].tobytes()
+                columns[name] = getattr(shard, name)[history].tobytes()
             for name in ("candidate", "candidate_propensity"):
-                told[name] = getattr(shard, name)[start[n] : start[n + 1]].tobytes()
-            found[impression.decode()] = told
-    return found
+                columns[name] = getattr(shard, name)[start[n] : start[n + 1]].tobytes()
+            stored[impression.decode()] = columns
+    return stored
 
 
 OTHERWISE = {
@@ -154,13 +161,13 @@ def test_a_new_day_has_the_arrays_of_a_whole_preparation(service: Path, tmp_path
     words = ["--like", str(tmp_path / "whole"), "--since", since.isoformat(), "--shards", "3"]
     words += ["--validation-from", dates.validation_from, "--test-from", dates.test_from]
     assert keyart.main(["prepare", str(service), str(tmp_path / "day"), *words]) == 0
-    whole, day = arrays(Shards.open(tmp_path / "whole")), arrays(Shards.open(tmp_path / "day"))
+    full, day = arrays(Shards.open(tmp_path / "whole")), arrays(Shards.open(tmp_path / "day"))
     assert len(day) >= 900
-    assert {i: told for i, told in whole.items() if i in day} == day
+    assert {i: columns for i, columns in full.items() if i in day} == day
     opened = Shards.open(tmp_path / "day")
     assert opened.vocabularies == Shards.open(tmp_path / "whole").vocabularies
     rows = opened.manifest["rows"]["impressions"]
-    assert rows["in"] == rows["left_out"] + rows["out"] == len(whole)
+    assert rows["in"] == rows["left_out"] + rows["out"] == len(full)
     assert rows["out"] == len(day)
 
 
@@ -209,10 +216,10 @@ def test_the_counts_are_those_of_the_log(service: Path, tmp_path: Path) -> None:
         for of_member in [plays[plays.member_id == member]]
         for at in shown.shown_at.to_numpy()
     ]
-    told = manifest["history_length_quantiles"]
-    assert (told["0"], told["1"]) == (min(lengths), max(lengths))
-    assert told["0.5"] == np.quantile(lengths, 0.5, method="inverted_cdf")
-    assert told["0.99"] == np.quantile(lengths, 0.99, method="inverted_cdf")
+    quantiles = manifest["history_length_quantiles"]
+    assert (quantiles["0"], quantiles["1"]) == (min(lengths), max(lengths))
+    assert quantiles["0.5"] == np.quantile(lengths, 0.5, method="inverted_cdf")
+    assert quantiles["0.99"] == np.quantile(lengths, 0.99, method="inverted_cdf")
     assert manifest["members"] == len(set(log.member_id) | set(plays.member_id))
     even = [np.ptp(p) < 1e-6 and len(p) > 1 for p in log.propensities]
     assert manifest["share_randomised"] == pytest.approx(np.mean(even))

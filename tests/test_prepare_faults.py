@@ -1,4 +1,4 @@
-"""Preparing what is broken, cut short, huge or odd: said in one line, or dropped and counted; never half-written."""
+"""Preparing broken, truncated, huge or odd logs: reported in one line, or dropped and counted; never half-written."""
 
 import json
 import signal
@@ -82,7 +82,7 @@ def test_invalid_rows_are_dropped_and_counted(dataset: Path, tmp_path: Path, cas
     table = case.where.split("/")[0].split(".")[0]
     config = PrepareConfig(drop_invalid=True)
     if case.rule in ("duplicate-title-id", "duplicate-artwork-id") or (table == "artworks" and case.count >= 3):
-        with pytest.raises(UserError, match=r"no impression is left, for rows were dropped: [48] by unknown-"):
+        with pytest.raises(UserError, match=r"no impression is left after rows were dropped: [48] by unknown-"):
             prepare(dataset, tmp_path / "shards", config)
         return
     rows = prepare(dataset, tmp_path / "shards", config)["rows"]
@@ -95,9 +95,9 @@ def test_the_command_says_what_it_dropped(dataset: Path, tmp_path: Path, capsys:
     shown(propensities=[0.33, 0.3, 0.3])(dataset)
     put(dataset / PART_0, 1, member_id=None)
     assert keyart.main(["prepare", str(dataset), str(tmp_path / "shards"), "--drop-invalid"]) == 0
-    told = capsys.readouterr().out
-    assert "dropped of impressions: 1 by null-member-id" in told
-    assert "dropped of impressions: 1 by propensities-sum" in told
+    printed = capsys.readouterr().out
+    assert "dropped of impressions: 1 by null-member-id" in printed
+    assert "dropped of impressions: 1 by propensities-sum" in printed
     assert keyart.main(["prepare", str(dataset), str(tmp_path / "strict")]) == 1
     assert not (tmp_path / "strict").exists()
 
@@ -139,8 +139,8 @@ def test_ids_may_hold_any_character(tmp_path: Path) -> None:
     log.ids = [f"{member}/{n}" for n, member in enumerate(odd)]
     log.write(tmp_path / "log")
     prepare(tmp_path / "log", tmp_path / "shards", PrepareConfig(shards=2))
-    found = [i.decode() for shard in Shards.open(tmp_path / "shards").shards for i in shard.ids()]
-    assert sorted(found) == sorted(log.ids)
+    ids = [i.decode() for shard in Shards.open(tmp_path / "shards").shards for i in shard.ids()]
+    assert sorted(ids) == sorted(log.ids)
     lengths = [shard.history_end - shard.history_start for shard in Shards.open(tmp_path / "shards").shards]
     assert np.concatenate(lengths).tolist() == [1] * len(odd)
 
@@ -219,14 +219,14 @@ def test_killed_at_any_moment_the_next_call_gives_the_same_shards(
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
 
-@pytest.mark.parametrize("most", [20_000, 400_000])
-def test_a_full_disk_leaves_the_old_shards(service: Path, tmp_path: Path, most: int) -> None:
+@pytest.mark.parametrize("limit", [20_000, 400_000])
+def test_a_full_disk_leaves_the_old_shards(service: Path, tmp_path: Path, limit: int) -> None:
     """A file size limit stands in for the disk: writing past it fails as writing to a full disk does."""
     prepare(service, tmp_path / "shards", PrepareConfig(shards=2))
     before = state(tmp_path)
     program = (
         "import resource, signal, sys, keyart; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most})); "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
         f"sys.exit(keyart.main(['prepare', {str(service)!r}, {str(tmp_path / 'shards')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
@@ -238,15 +238,15 @@ def test_a_full_disk_leaves_the_old_shards(service: Path, tmp_path: Path, most: 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--memory", "much"], "memory=much: is no size"),
+        (["--memory", "much"], "memory=much: invalid size"),
         (["--memory", "10MB"], "memory=10MB: too little"),
         (["--shards", "5000"], "shards=5000: must lie in 0 .. 4096"),
         (["--spark", "spark.master=local"], "is a setting of Spark. Add --engine pyspark"),
         (["--engine", "pyspark", "--spark", "nonsense"], "spark=nonsense: give KEY=VALUE"),
         (["--engine", "flink"], "flink"),
-        (["--since", "yesterday"], "since=yesterday: is no date"),
+        (["--since", "yesterday"], "since=yesterday: invalid date"),
         (["--since", "2090-01-01"], "no impression since 2090-01-01"),
-        (["--like", "nowhere"], "nowhere: no manifest.json"),
+        (["--like", "nowhere"], "nowhere: has no manifest.json"),
         (["--validation-from", "2026-01-01"], "give both dates"),
         (["--validation-from", "2026-01-02", "--test-from", "2026-01-01"], "validation must begin before test"),
         (["--validation-from", "1999-01-02", "--test-from", "2026-01-01"], "no impression before it"),
@@ -263,25 +263,25 @@ def test_words_that_cannot_be_meant(
 
 def test_two_calls_do_not_write_the_same_shards(service: Path, tmp_path: Path) -> None:
     with open_engine(spill=spill_folder(tmp_path / "shards")) as engine:
-        with pytest.raises(UserError, match="another keyart writes the same output"):
+        with pytest.raises(UserError, match="another keyart process writes to it"):
             prepare(service, tmp_path / "shards")
         prepare(service, tmp_path / "shards", engine=engine)
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
 
-@pytest.mark.parametrize("place", [".", "inside", ".."])
-def test_the_source_is_never_written_over(dataset: Path, place: str) -> None:
+@pytest.mark.parametrize("folder", [".", "inside", ".."])
+def test_the_source_is_never_written_over(dataset: Path, folder: str) -> None:
     (dataset / "manifest.json").write_text("{}")
     (dataset.parent / "manifest.json").write_text("{}")
     before = state(dataset.parent)
     with pytest.raises(UserError, match="the source is only read"):
-        prepare(dataset, dataset / place)
+        prepare(dataset, dataset / folder)
     assert state(dataset.parent) == before
 
 
 def test_a_manifest_of_somebody_else_is_not_replaced(service: Path, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"exported_by": "warehouse"}')
-    with pytest.raises(UserError, match="is no manifest of shards"):
+    with pytest.raises(UserError, match="is not a manifest of shards"):
         prepare(service, tmp_path)
 
 
@@ -307,9 +307,9 @@ def test_ctrl_c_in_a_query_is_no_defect(service: Path, tmp_path: Path) -> None:
         time.sleep(0.0005)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
-    assert process.returncode == 130, said
-    assert said.splitlines()[-1].startswith("keyart prepare: interrupted")
+    _, printed = process.communicate()
+    assert process.returncode == 130, printed
+    assert printed.splitlines()[-1].startswith("keyart prepare: interrupted")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -328,5 +328,5 @@ def test_the_tables_of_the_drop_tests_are_the_contracts() -> None:
 
 def test_the_manifest_is_json(service: Path, tmp_path: Path) -> None:
     prepare(service, tmp_path / "shards")
-    told = json.loads((tmp_path / "shards" / MANIFEST).read_text())
-    assert told["rows"]["impressions"]["in"] == told["impressions"] == told["rows"]["impressions"]["out"]
+    manifest = json.loads((tmp_path / "shards" / MANIFEST).read_text())
+    assert manifest["rows"]["impressions"]["in"] == manifest["impressions"] == manifest["rows"]["impressions"]["out"]

@@ -122,7 +122,7 @@ def test_at_the_edges(run: Path) -> None:
     agree(run, request)
 
 
-def test_an_hour_there_is_not_is_refused(run: Path) -> None:
+def test_an_hour_out_of_range_is_refused(run: Path) -> None:
     opened, ranking, graph = served(run, "as trained")
     request = random_requests(opened.vocabularies, ranking.features, 2, 1, 2, 2, seed=3) | {"hour": np.array([24])}
     with pytest.raises(Exception, match="out of data bounds"):

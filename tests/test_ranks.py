@@ -75,8 +75,8 @@ def test_a_model_without_coplay_has_no_gain_to_wait_for(shards: Path) -> None:
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def told(run: Path) -> list[list[float]]:
-    """Step, training loss and validation loss after every slice."""
+def logged_rows(run: Path) -> list[list[float]]:
+    """Step, training loss and validation loss of every validation."""
     rows = list(csv.reader((run / "log.csv").read_text().splitlines()))
     return [[float(value) for value in row[1:4]] for row in rows[1:]]
 
@@ -88,15 +88,15 @@ def test_two_processes_train_as_one(shards: Path, tmp_path: Path) -> None:
     )
     alone, run = tmp_path / "alone", tmp_path / "run"
     one, two = fit(shards, alone, config), fit(shards, run, replace(config, devices=2))
-    np.testing.assert_allclose(told(run), told(alone), atol=1e-5)
+    np.testing.assert_allclose(logged_rows(run), logged_rows(alone), atol=1e-5)
     assert two["validation_log_loss"] == pytest.approx(one["validation_log_loss"], abs=1e-5)
-    assert two["best_slice"] == one["best_slice"]
+    assert two["best_validation"] == one["best_validation"]
     assert len(list((run / "tensorboard").iterdir())) == 1, "one of them writes"
-    assert fit(shards, run, config) == two, "how many trained it is none of its config"
+    assert fit(shards, run, config) == two, "the number of processes is not part of the config"
 
 
 def test_ctrl_c_saves_and_two_processes_go_on_where_they_stood(shards: Path, tmp_path: Path) -> None:
-    """With dropout: each rank's generator goes on."""
+    """With dropout: each rank's generator is restored."""
     config = FitConfig(epochs=1, validations_per_epoch=2, batch=128, devices=2, patience=9, checkpoint_minutes=1e-9)
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     fit(shards, undisturbed, config)
@@ -111,34 +111,34 @@ def test_ctrl_c_saves_and_two_processes_go_on_where_they_stood(shards: Path, tmp
         fit(shards, run, config)
     thread.join()
     assert not (run / METRICS).is_file()
-    place = torch.load(run / LAST, weights_only=True)["cursor"]
-    assert place[2] > 0
+    cursor = torch.load(run / LAST, weights_only=True)["cursor"]
+    assert cursor[2] > 0
     elsewhere = shutil.copytree(run, tmp_path / "elsewhere")
     fit(shards, run, config)
     assert (run / WEIGHTS).read_bytes() == (undisturbed / WEIGHTS).read_bytes()
     fit(shards, elsewhere, replace(config, devices=1))
-    assert len(told(elsewhere)) == len(told(run)), "one process ends what two began"
+    assert len(logged_rows(elsewhere)) == len(logged_rows(run)), "one process ends what two began"
 
 
 def test_a_signal_while_they_begin_ends_all_of_them(shards: Path, tmp_path: Path) -> None:
-    """Nobody is left waiting for one who left, and what is told is one line."""
-    said, run = tmp_path / "said", tmp_path / "run"
+    """No process waits for one that left, and the message is one line."""
+    output, run = tmp_path / "said", tmp_path / "run"
     words = ["fit", str(shards), str(run), "--devices", "2", "--epochs", "40", "--batch", "256", "--patience", "99"]
-    process = start(words, said)
+    process = start(words, output)
     wait_for(run / CONFIG, 0, process)  # the first of them has begun, and the others wait for what it says
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)
-    assert process.exitcode == 0, said.read_text()
-    assert "The same command again goes on" in said.read_text()
-    assert "Traceback" not in said.read_text()
+    assert process.exitcode == 0, output.read_text()
+    assert "Re-run the same command to resume" in output.read_text()
+    assert "Traceback" not in output.read_text()
 
 
 def test_what_one_of_them_cannot_use_is_said_once(shards: Path, tmp_path: Path) -> None:
     own = shutil.copytree(shards, tmp_path / "shards")
     path = own / "embedding" / "embedding.npy"
     np.save(path, np.load(path) * np.nan)
-    with pytest.raises(UserError, match=r"run: the loss is nan in slice 1, batch 0"):
+    with pytest.raises(UserError, match=r"run: the loss is nan before validation 1, batch 0"):
         fit(own, tmp_path / "run", FitConfig(batch=500, devices=2))
     with pytest.raises(UserError, match=r"no manifest\.json"):
         fit(tmp_path / "nowhere", tmp_path / "other", FitConfig(devices=2))

@@ -66,14 +66,14 @@ def test_options_and_fields_work_under_their_old_names_and_say_so(
     settings = parse("fit", keyart.fit, "fit", words, None)["settings"]
     assert (settings.epochs, settings.validations_per_epoch, settings.titles.epochs) == (7, 4, 9)
     assert (settings.model.next_item.rank, settings.model.next_item.ridge) == (16, 20.0)
-    said = capfd.readouterr().err
+    printed = capfd.readouterr().err
     for old, new in (
         ("passes", "epochs"),
         ("fit.slices", "fit.validations_per_epoch"),
         ("model.order.ridge", "model.next_item.ridge"),
         ("fit.titles.passes", "fit.titles.epochs"),
     ):
-        assert f"keyart: {old} is now called {new}" in said
+        assert f"keyart: {old} is now called {new}" in printed
     with pytest.raises(UserError, match="passes"):  # no field of these commands under either name
         parse("embed", keyart.embed, "embed", ["dataset", "shards", "--passes", "7"], None)
 
@@ -104,7 +104,7 @@ def test_a_field_that_was_removed_is_refused_with_what_to_do(tmp_path: Path) -> 
         ("fit:\n  epochs: many\n", "epochs"),
         ("fit:\n  epochs: 0\n", "epochs=0: must be at least 1"),
         ("fit:\n  model:\n    history:\n      span: 0\n", "span=0"),
-        ("fit: [\n", r"mine\.yaml: is no YAML"),
+        ("fit: [\n", r"mine\.yaml: invalid YAML"),
         ("- 1\n", r"mine\.yaml: holds no fields"),
     ],
 )
@@ -119,7 +119,7 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
         read_section(tmp_path / "none.yaml", "fit", Recipe)
 
 
-def told(capfd: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str]:
+def code_and_error(capfd: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str]:
     """Exit code of a command and what it printed, errors last."""
     code = keyart.main([str(word) for word in words])
     printed = capfd.readouterr()
@@ -130,7 +130,7 @@ def test_bad_words_end_in_one_line(
     service: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     cases: list[tuple[tuple[str | Path, ...], str]] = [
-        (("evalute",), "evalute: is no command. Did you mean evaluate?"),
+        (("evalute",), "evalute: unknown command. Did you mean evaluate?"),
         (("fit", shards), "required"),
         (("fit", shards, tmp_path / "r", "--epochs", "x"), "epochs"),
         (("check", tmp_path / "nowhere"), "nowhere"),
@@ -138,10 +138,10 @@ def test_bad_words_end_in_one_line(
         (("fit", tmp_path, tmp_path / "r"), "no manifest.json"),
         (("embed", service, tmp_path), "no manifest.json"),
         (("embed", service, shards, "--weights", "no-such-file.pth"), "weights=no-such-file.pth: no such file"),
-        (("export", tmp_path, tmp_path / "b"), "no config.yaml"),
+        (("export", tmp_path, tmp_path / "b"), "is not a run: config.yaml is missing"),
         (("score", tmp_path, service, tmp_path / "s"), "no bundle.json"),
         (("score", tmp_path, service, tmp_path / "s", "--since", "soon"), "since=soon"),
-        (("evaluate", tmp_path, service, tmp_path / "e"), "no config.yaml"),
+        (("evaluate", tmp_path, service, tmp_path / "e"), "is not a run: config.yaml is missing"),
         (("value", tmp_path / "nowhere", tmp_path / "s", tmp_path / "v"), "nowhere"),
         (("value", service, tmp_path / "nowhere", tmp_path / "v"), "nowhere"),
         (("value", service, tmp_path / "s", tmp_path / "v", "--period", "summer"), "period"),
@@ -151,7 +151,7 @@ def test_bad_words_end_in_one_line(
         (("simulate", tmp_path / "s", "--members", "-3"), "members=-3"),
     ]
     for words, named in cases:
-        code, error = told(capfd, *words)
+        code, error = code_and_error(capfd, *words)
         assert code in (1, 2), words
         assert named in error, (words, error)
         assert "Traceback" not in error
@@ -166,7 +166,7 @@ def test_a_broken_dataset_stops_before_anything_is_written(
     shutil.copytree(service, broken)
     image = sorted((broken / "images").iterdir())[0]
     image.write_bytes(image.read_bytes()[:100])
-    code, error = told(capfd, "pipeline", broken, tmp_path / "out")
+    code, error = code_and_error(capfd, "pipeline", broken, tmp_path / "out")
     assert code == 1
     assert image.name in error
     assert not (tmp_path / "out" / "shards").exists()
@@ -217,8 +217,8 @@ def documents() -> list[Path]:
 
 def documented_commands(path: Path) -> list[list[str]]:
     """The `uv run` lines of a document's code blocks, without comments."""
-    found = re.findall(r"```(\w*)\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
-    blocks = [block for language, block in found if language in ("", "sh")]
+    blocks = re.findall(r"```(\w*)\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
+    blocks = [block for language, block in blocks if language in ("", "sh")]
     lines = [line.split("#")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line)[2:] for line in lines if line.startswith("uv run ")]
 
@@ -260,4 +260,4 @@ def test_every_command_of_the_documents_runs(service: Path, tmp_path: Path, monk
 def test_links_between_documents_lead_somewhere() -> None:
     for path in documents():
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
-            assert (path.parent / target).exists(), f"{path.name}: {target} is linked and is not there"
+            assert (path.parent / target).exists(), f"{path.name}: {target} is linked and missing"

@@ -1,4 +1,4 @@
-"""A bundle says whose its weights are and what its files hold, and keeps what evaluation found: all of it, or nothing new."""
+"""A bundle says whose its weights are and what its files hold, and keeps the results of evaluation: all of them, or none."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def own(bundle: Path, tmp_path: Path) -> Path:
 
 
 def record_of(folder: Path) -> dict[str, Any]:
-    """As it lies there."""
+    """The record as JSON."""
     return json.loads((folder / BUNDLE_FILE).read_text())
 
 
@@ -78,23 +78,23 @@ def test_the_verdict_is_kept_and_nothing_else_changes(
     assert f"{len(after.metadata['sha256'])} files unchanged" in capfd.readouterr().out
     policy, since = "greedy", after.test_from
     same = [scores_fingerprint(bundle, service, policy, since) for bundle in (before, after)]
-    assert same[0] == same[1], "what is told of a bundle makes no scores stale"
+    assert same[0] == same[1], "a bundle's recorded verdict makes no scores stale"
 
 
 def test_lifts_are_those_of_the_report(own: Path, report: Report) -> None:
     record_verdict(own, evaluation_of(report), Bundle.open(own))
     rows = {(r["policy"], r["reward"]): r for r in record_of(own)["evaluation"]["per_1000"]}
-    told = {
+    difference_of = {
         (d["policy"], d["base"], d["reward"], d["estimator"]): d
         for d in json.loads(json.dumps(report["value"]["differences"]))
     }
     estimator = report["value"]["verdict"]["estimator"]
-    scored, lift = rows["scored", "clicked"], told["scored", "uniform", "clicked", estimator]
+    scored, lift = rows["scored", "clicked"], difference_of["scored", "uniform", "clicked", estimator]
     assert [scored["above_uniform"][n] for n in ("value", "low", "high")] == pytest.approx(
         [1000 * lift[n] for n in ("value", "low", "high")]
     )
     # which the report has the other way about: uniform above it
-    fixed, lift = rows["best_fixed", "clicked"], told["uniform", "best_fixed", "clicked", estimator]
+    fixed, lift = rows["best_fixed", "clicked"], difference_of["uniform", "best_fixed", "clicked", estimator]
     assert [fixed["above_uniform"][n] for n in ("value", "low", "high")] == pytest.approx(
         [-1000 * lift[n] for n in ("value", "high", "low")]
     )
@@ -127,7 +127,7 @@ def test_a_kill_leaves_the_old_bundle_whole(own: Path, report: Report, monkeypat
     assert file_checksums(own) == sealed
     rename = os.rename
 
-    def between(old: Path, new: Path) -> None:  # the old bundle is moved aside, the new one not yet in its place
+    def between(old: Path, new: Path) -> None:  # the old bundle is moved aside, the new one not yet renamed
         if Path(old).name.endswith(".partial"):
             raise KeyboardInterrupt
         rename(old, new)
@@ -142,7 +142,7 @@ def test_a_kill_leaves_the_old_bundle_whole(own: Path, report: Report, monkeypat
 
 
 def test_a_kill_between_two_renames_is_put_back(own: Path, report: Report) -> None:
-    """What kill -9 leaves: the old bundle aside, none in its place."""
+    """What kill -9 leaves: the old bundle moved aside, and no new one."""
     opened = Bundle.open(own)
     own.rename(own.with_name(f".{own.name}.replaced"))
     assert record_verdict(own, evaluation_of(report), opened)
@@ -195,15 +195,15 @@ def test_evaluate_records_where_it_is_asked_to(
     words, sealed = [str(service), str(tmp_path / "report")], file_checksums(own)
     assert keyart.main(["evaluate", str(run), *words, "--record"]) == 1
     error = capfd.readouterr().err
-    assert f"keyart evaluate: {run}: is no bundle, which alone keeps a verdict." in error
+    assert f"keyart evaluate: {run}: is not a bundle; only a bundle records a verdict." in error
     assert error.strip().count("\n") == 0
     assert not (tmp_path / "report").exists()
     assert keyart.main(["evaluate", str(own), *words]) == 0
     assert file_checksums(own) == sealed
     assert keyart.main(["evaluate", str(own), *words, "--record"]) == 0
     kept = record_of(own)["evaluation"]
-    told = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert (kept["since"], kept["until"], kept["dataset"]) == (told["since"], told["until"], told["dataset"])
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert (kept["since"], kept["until"], kept["dataset"]) == (report["since"], report["until"], report["dataset"])
 
 
 @pytest.mark.slow
@@ -232,13 +232,13 @@ def test_the_whole_way_records_and_then_rests(service: Path, tmp_path: Path) -> 
 
 
 def test_licences_follow_where_the_encoder_came_from(service: Path, shards: Path, tmp_path: Path) -> None:
-    def said(image_encoder: str) -> str:
+    def licence_of(image_encoder: str) -> str:
         return licence_terms({"log_fingerprint": "abc", "image_encoder": image_encoder})["image_encoder"]
 
     here = json.loads((shards / "embedding" / EMBEDDING_RECORD).read_text())["weights"]
-    assert "trained on the catalogue of log abc: yours" in said(here)
-    assert "yours" in said(f"{here}, fine-tuned on clicks")
-    hub = said("resnet18, torchvision's pretrained weights")
+    assert "trained on the catalogue of log abc: yours" in licence_of(here)
+    assert "yours" in licence_of(f"{here}, fine-tuned on clicks")
+    hub = licence_of("resnet18, torchvision's pretrained weights")
     assert "BSD-3-Clause" in hub
     assert "ImageNet" in hub
     own = tmp_path / "shards"
@@ -247,23 +247,23 @@ def test_licences_follow_where_the_encoder_came_from(service: Path, shards: Path
     # an encoder handed on: whose it is was said where it came from
     handed = embed(service, own, replace(TINY_EMBEDDING, weights=str(shards / "embedding")))["weights"]
     assert here in handed
-    assert "yours" in said(handed)
-    assert "as the run says" in said("resnet18 and projection of the run /somewhere/run")
-    assert "owner of the file" in said("resnet18, weights of mine.pth")
+    assert "yours" in licence_of(handed)
+    assert "as the run says" in licence_of("resnet18 and projection of the run /somewhere/run")
+    assert "owner of the file" in licence_of("resnet18, weights of mine.pth")
     assert "not recorded" in licence_terms({})["image_encoder"]
 
 
 def test_every_file_is_described_and_every_tensor_as_it_is(bundle: Path) -> None:
     metadata, card = record_of(bundle), (bundle / CARD).read_text("utf-8")
     assert set(metadata["files"]) == {path.name for path in bundle.iterdir()} - {BUNDLE_FILE, CARD}
-    assert all(told["what"] for told in metadata["files"].values())
+    assert all(described["what"] for described in metadata["files"].values())
     axes: dict[str, int] = {}
     for name in TENSOR_DESCRIPTIONS:
-        found = load_file(bundle / name)
-        told = metadata["files"][name]["tensors"]
-        assert told.keys() == found.keys()
-        for tensor, row in told.items():
-            values = found[tensor]
+        tensors = load_file(bundle / name)
+        described = metadata["files"][name]["tensors"]
+        assert described.keys() == tensors.keys()
+        for tensor, row in described.items():
+            values = tensors[tensor]
             assert (row["dtype"], row["shape"]) == (str(values.dtype), list(values.shape))
             letters = row["axes"].split()
             assert len(letters) == values.ndim, tensor
@@ -280,10 +280,10 @@ def test_what_the_record_says_of_the_tables_is_enough(bundle: Path) -> None:
     """Appeal by the sentence in `files` alone."""
     opened = Bundle.open(bundle)
     request, table = request_of(opened), load_file(bundle / "explain.safetensors")
-    found, title = opened.rank(request), request["title"]
-    artwork_query, content_query = found["artwork_query"], found["content_query"]
+    outputs, title = opened.rank(request), request["title"]
+    artwork_query, content_query = outputs["artwork_query"], outputs["content_query"]
     appeal = np.einsum("nd,nkd->nk", artwork_query, table["artwork_vector"][request["artworks"]])
     appeal += np.einsum("nc,nkc->nk", content_query, table["artwork_content"][request["artworks"]])
     appeal += table["artwork_bias"][request["artworks"]]
     mean = (artwork_query * table["mean_vector"][title]).sum(1) + (content_query * table["mean_content"][title]).sum(1)
-    np.testing.assert_allclose(appeal - (mean + table["mean_bias"][title])[:, None], found["appeal"], atol=1e-5)
+    np.testing.assert_allclose(appeal - (mean + table["mean_bias"][title])[:, None], outputs["appeal"], atol=1e-5)

@@ -1,4 +1,4 @@
-"""What the catalogue gained is in the bundle, as torch would have placed it; and nothing that was there has moved."""
+"""New titles and artworks are in the bundle, with the vectors torch would give them; and no former vector has moved."""
 
 import json
 import shutil
@@ -80,11 +80,11 @@ def test_what_is_new_is_placed_as_torch_places_it(run: Path, grown: Path, refres
         assert ours.shape == torchs.shape, name
         new = -3 if name.startswith("artwork") else -2
         np.testing.assert_allclose(ours[new:], torchs[new:], atol=2e-3, err_msg=name)
-    found = load_file(refreshed / TITLE_VECTORS)["title_vector"]
+    vectors = load_file(refreshed / TITLE_VECTORS)["title_vector"]
     with torch.no_grad():
         expected = ranking.model.title_vectors(torch.arange(len(words["titles"]))).numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    # requests of what is new: title, history and candidates among them
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    # requests with new titles and artworks as title, history and candidates
     request = random_requests(words, opened.context, opened.history_length, 60, 20, 5, seed=4)
     old_titles, old_artworks = len(words["titles"]) - 2, len(words["artworks"]) - 3
     rng = np.random.default_rng(1)
@@ -92,15 +92,17 @@ def test_what_is_new_is_placed_as_torch_places_it(run: Path, grown: Path, refres
     request["history_title"][:, ::3] = old_titles + rng.integers(0, 2, request["history_title"][:, ::3].shape)
     request["artworks"][:, :2] = old_artworks + rng.integers(0, 3, (60, 2))
     with torch.no_grad():
-        told = dict(zip(OUTPUTS, ranking(*(torch.from_numpy(request[name]) for name in ranking.inputs)), strict=True))
+        outputs = dict(
+            zip(OUTPUTS, ranking(*(torch.from_numpy(request[name]) for name in ranking.inputs)), strict=True)
+        )
     answer = opened.rank(request)
     for name in ("click_probability", "engaged_probability"):  # a pixel on the edge of a bin may fall to either side
-        apart = np.abs(answer[name] - told[name].numpy())
+        apart = np.abs(answer[name] - outputs[name].numpy())
         assert apart.max() < TOWER_BOUND, name
         assert np.median(apart) < 1e-5, name
 
 
-def test_no_vector_that_was_there_moved(bundle: Path, refreshed: Path) -> None:
+def test_no_former_vector_moved(bundle: Path, refreshed: Path) -> None:
     def explanation_tables(folder: Path, name: str) -> dict[str, np.ndarray]:
         return {t.name: numpy_helper.to_array(t) for t in onnx.load(str(folder / name)).graph.initializer}
 
@@ -136,21 +138,21 @@ def test_old_requests_get_the_same_answers_to_the_bit(bundle: Path, refreshed: P
 
 
 def test_new_ids_are_known_everywhere(bundle: Path, refreshed: Path) -> None:
-    """In golden cases, which verify asks by ids; by titles.onnx; and in the record."""
+    """In golden cases, which verify runs by ids; in titles.onnx; and in the record."""
     old, new = ((folder / GOLDEN).read_text().splitlines() for folder in (bundle, refreshed))
     assert new[: len(old)] == old
     assert len(new) > len(old)
     assert all(word in "".join(new[len(old) :]) for word in (*NEW_TITLES, *NEW_ARTWORKS))
-    found = verify(refreshed)
-    assert found.cases == len(new)
+    verified = verify(refreshed)
+    assert verified.cases == len(new)
     session = ort.InferenceSession(refreshed / "titles.onnx")
     wide = session.get_inputs()[0].shape[1]
-    asked = {
+    inputs = {
         "title_query": np.ones((1, wide), np.float32),
         "played": np.array([[""]], object),
         "top": np.array([1000]),
     }
-    listed = np.asarray(session.run(["titles"], asked)[0])
+    listed = np.asarray(session.run(["titles"], inputs)[0])
     assert set(NEW_TITLES) <= set(listed[0].tolist())
     record = json.loads((refreshed / BUNDLE_FILE).read_text())
     assert [(one["titles"], one["artworks"]) for one in record["refreshed"]] == [(2, 3)]
@@ -183,12 +185,12 @@ def test_an_image_of_any_size_and_mode_is_read_as_training_reads_it(
         pixels = np.asarray(image)
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         given = {"image": pixels[None], "depicts": np.array([[""]], object)}
-        found = np.asarray(session.run(["image_embedding"], given)[0])[0]
+        embedding = np.asarray(session.run(["image_embedding"], given)[0])[0]
         with torch.no_grad():
             expected = projection(encoder(torch.from_numpy(load_images([tmp_path / name]))))[0].numpy()
         # a pixel on the edge of a bin may fall to either side
-        assert np.median(np.abs(found - expected)) < 2e-3, name
-        np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max(), err_msg=name)
+        assert np.median(np.abs(embedding - expected)) < 2e-3, name
+        np.testing.assert_allclose(embedding, expected, atol=0.05 * np.abs(expected).max(), err_msg=name)
 
 
 def test_images_are_known_by_their_bytes(bundle: Path, service: Path) -> None:
@@ -205,8 +207,8 @@ def test_a_new_artwork_is_ranked_at_once_by_its_vectors(bundle: Path, refreshed:
     pixels = np.asarray(Image.open(grown / row["image"]).convert("RGB"))
     artwork = ort.InferenceSession(bundle / ARTWORK_GRAPH)
     outputs = ["artwork_vector", "artwork_content", "artwork_bias", "artwork_engaged"]
-    found = artwork.run(outputs, {"image": pixels[None], "depicts": np.array([[""]], object)})
-    vectors = {name: np.asarray(values)[:, None] for name, values in zip(outputs, found, strict=True)}
+    computed = artwork.run(outputs, {"image": pixels[None], "depicts": np.array([[""]], object)})
+    vectors = {name: np.asarray(values)[:, None] for name, values in zip(outputs, computed, strict=True)}
     words = Bundle.open(bundle).vocabularies
     history = {
         "history_title": np.array([words["titles"].values[:4]], object),
@@ -218,16 +220,16 @@ def test_a_new_artwork_is_ranked_at_once_by_its_vectors(bundle: Path, refreshed:
     context |= {"country": np.array([words["country"].values[0]], object), "device": np.array(["tv"], object)}
     context |= {"title": np.array([row["title_id"]], object), "played_before": np.array([False])}
     by_id = {"artworks": np.array([[NEW_ARTWORKS[1]]], object)}
-    told = []
+    answers = []
     for folder, name, candidates in ((bundle, "choose_vectors.onnx", vectors), (refreshed, "choose.onnx", by_id)):
         member = ort.InferenceSession(folder / "member.onnx").run(["member"], history)[0]
         session = ort.InferenceSession(folder / name)
         names = [part.name for part in session.get_outputs()]
         answer = session.run(names, {"member": member, **context, **candidates})
-        told.append(dict(zip(names, answer, strict=True)))
-    for name, values in told[0].items():
-        np.testing.assert_allclose(np.asarray(values), np.asarray(told[1][name]), atol=1e-6, err_msg=name)
-    assert np.asarray(told[0]["appeal"]).shape == (1, 1)
+        answers.append(dict(zip(names, answer, strict=True)))
+    for name, values in answers[0].items():
+        np.testing.assert_allclose(np.asarray(values), np.asarray(answers[1][name]), atol=1e-6, err_msg=name)
+    assert np.asarray(answers[0]["appeal"]).shape == (1, 1)
 
 
 def test_a_title_may_come_before_its_artworks(bundle: Path, grown: Path, refreshed: Path, tmp_path: Path) -> None:

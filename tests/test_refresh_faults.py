@@ -24,14 +24,14 @@ from tests.grown_catalogue import NEW_ARTWORKS
 QUIET = Console(quiet=True)
 
 
-def test_another_image_under_an_old_id_is_told(
+def test_another_image_under_an_old_id_is_reported(
     refreshed: Path, grown: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     changed = shutil.copytree(grown, tmp_path / "changed")
     Image.new("RGB", (30, 40), (255, 0, 0)).save(changed / "images" / "dot.jpg")
     assert keyart.main(["refresh", str(refreshed), str(changed)]) == 0
-    told = " ".join(capfd.readouterr().err.split())
-    assert "1 artworks have another image than they were embedded from (first: aa face)" in told
+    printed = " ".join(capfd.readouterr().err.split())
+    assert "1 artworks have another image than they were embedded from (first: aa face)" in printed
 
 
 def broken_image(folder: Path) -> str:
@@ -61,11 +61,11 @@ def test_what_cannot_be_used_loses_nothing(
     bundle: Path, grown: Path, tmp_path: Path, spoil, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, dataset = shutil.copytree(bundle, tmp_path / "bundle"), shutil.copytree(grown, tmp_path / "dataset")
-    said = spoil(dataset)
+    message = spoil(dataset)
     assert keyart.main(["refresh", str(folder), str(dataset)]) == 1
-    told = " ".join(capfd.readouterr().err.split())
-    assert said in told
-    assert "Traceback" not in told
+    printed = " ".join(capfd.readouterr().err.split())
+    assert message in printed
+    assert "Traceback" not in printed
     assert verify(folder) == verify(bundle)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -76,12 +76,12 @@ def test_a_bundle_without_an_image_encoder_says_so(bundle: Path, grown: Path, tm
     (folder / ARTWORK_GRAPH).unlink()
     del record["sha256"][ARTWORK_GRAPH]
     (folder / BUNDLE_FILE).write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"artwork\.onnx: is not there"):
+    with pytest.raises(UserError, match=r"artwork\.onnx: is missing"):
         refresh_bundle(folder, grown, QUIET)
 
 
 def test_the_people_an_artwork_shows_are_those_that_count(bundle: Path, grown: Path, tmp_path: Path) -> None:
-    """Twenty are depicted: explanations and the tower agree on whom."""
+    """Twenty are depicted: explanations and the tower agree on which ones."""
     folder, dataset = shutil.copytree(bundle, tmp_path / "bundle"), shutil.copytree(grown, tmp_path / "dataset")
     people = Bundle.open(bundle).vocabularies["people"].values
     table = pq.read_table(dataset / "artworks.parquet")

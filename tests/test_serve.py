@@ -32,18 +32,18 @@ def test_answers_are_the_bundles(at: Served, bundle: Path) -> None:
     for plays, candidates in ((0, 1), (7, 5), (30, 40), (opened.history_length + 20, 3)):
         given = generator.request(plays, candidates)
         titles = [play["title"] for play in given["history"]]
-        asked = {
+        inputs = {
             "title": given["title"],
             "artworks": [*given["artworks"], "new"],
             "row": 0,
             "column": 0,
             "hour": 20,
         }
-        answer = ranked(at, asked | {"history": [{"title": title} for title in titles]})
-        (expected,) = rank_histories(opened, [titles], [given["title"]], [asked["artworks"]])
-        found = by_artwork(answer, "click_probability")
-        np.testing.assert_allclose([found[name] for name in asked["artworks"]], expected, atol=1e-6)
-        assert list(found.values()) == sorted(found.values(), reverse=True)
+        answer = ranked(at, inputs | {"history": [{"title": title} for title in titles]})
+        (expected,) = rank_histories(opened, [titles], [given["title"]], [inputs["artworks"]])
+        probabilities = by_artwork(answer, "click_probability")
+        np.testing.assert_allclose([probabilities[name] for name in inputs["artworks"]], expected, atol=1e-6)
+        assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
         assert answer["chosen"] == {"artwork": answer["artworks"][0]["artwork"], "propensity": 1.0}
 
 
@@ -52,10 +52,10 @@ def test_many_at_once_are_each_as_alone(at: Served, bundle: Path) -> None:
     policies = ("greedy", "epsilon:0.2", "softmax:0.5", "thompson:32", "thompson:16:1")
     bodies = [
         generator.request(int(rng.integers(0, 60)), int(rng.integers(1, 30)))
-        | {"policy": policies[place % 5], "seed": place, "explain": place % 7 == 0}
-        for place in range(60)
+        | {"policy": policies[i % 5], "seed": i, "explain": i % 7 == 0}
+        for i in range(60)
     ]
-    bodies.append({"title": "new", "artworks": [f"new {place}" for place in range(2000)]})
+    bodies.append({"title": "new", "artworks": [f"new {i}" for i in range(2000)]})
     alone = [ranked(at, body) for body in bodies]
     with ThreadPoolExecutor(30) as threads:
         together = list(threads.map(lambda body: ranked(at, body), bodies))
@@ -81,12 +81,12 @@ def numbers(answer: Any) -> list[float]:
 def test_the_choice_is_made_with_its_propensity(at: Served, bundle: Path) -> None:
     opened = Bundle.open(bundle)
     given = RequestGenerator(opened, 3).request(20, 4)
-    asked, _ = RequestReader(opened).read(json.dumps(given).encode(), time.time())
-    request, there = inputs(asked)
-    shares = Thompson(opened, 128, 0.5).probabilities(request, opened.rank(request), there)[0]
+    requests, _ = RequestReader(opened).read(json.dumps(given).encode(), time.time())
+    request, mask = inputs(requests)
+    shares = Thompson(opened, 128, 0.5).probabilities(request, opened.rank(request), mask)[0]
     answer = ranked(at, given | {"policy": "thompson:128:0.5"})
-    found = by_artwork(answer, "propensity")
-    np.testing.assert_allclose([found[name] for name in given["artworks"]], shares, atol=1e-6)
+    propensities = by_artwork(answer, "propensity")
+    np.testing.assert_allclose([propensities[name] for name in given["artworks"]], shares, atol=1e-6)
     seeded = [given | {"policy": "softmax:3", "seed": seed} for seed in range(200)]
     answers = ranked(at, seeded)
     assert answers == ranked(at, seeded)
@@ -118,15 +118,15 @@ def test_explanations_are_the_bundles_and_keep_names(at: Served, bundle: Path) -
     given = RequestGenerator(opened, 4).request(9, 3)
     given["history"][-1]["title"] = given["history"][-2]["title"]
     given["history"][0]["title"] = "brand new"
-    asked, _ = RequestReader(opened).read(json.dumps(given).encode(), time.time())
-    request, there = inputs(asked)
+    requests, _ = RequestReader(opened).read(json.dumps(given).encode(), time.time())
+    request, mask = inputs(requests)
     chosen = opened.rank(request)["click_probability"].argmax(1)
-    (expected,) = reasons(opened, request, there, chosen)
-    told = ranked(at, given | {"explain": True})["explanation"]
-    assert told["artwork"] == expected["artwork"] == given["artworks"][chosen[0]]
-    assert told["appeal"] == pytest.approx(expected["appeal"], abs=1e-6)
-    assert [play["title"] for play in told["plays"]] == [
-        given["history"][-play["ago"]]["title"] for play in told["plays"]
+    (expected,) = reasons(opened, request, mask, chosen)
+    explanation = ranked(at, given | {"explain": True})["explanation"]
+    assert explanation["artwork"] == expected["artwork"] == given["artworks"][chosen[0]]
+    assert explanation["appeal"] == pytest.approx(expected["appeal"], abs=1e-6)
+    assert [play["title"] for play in explanation["plays"]] == [
+        given["history"][-play["ago"]]["title"] for play in explanation["plays"]
     ]
     assert ranked(at, {"title": "a", "artworks": ["b"], "explain": True})["explanation"] is None
 
@@ -187,10 +187,10 @@ def counted(at: Served) -> dict[str, float]:
 
 def test_under_load_every_request_is_answered(at: Served, bundle: Path) -> None:
     generator = RequestGenerator(Bundle.open(bundle), 5)
-    found = asyncio.run(load(at, [generator.valid(50, 20) for _ in range(20)], connections=50, seconds=2))
-    assert found.errors == 0
-    assert found.requests >= 50
-    assert 0 < found.p50 <= found.p99 < 10, found
+    measured = asyncio.run(load(at, [generator.valid(50, 20) for _ in range(20)], connections=50, seconds=2))
+    assert measured.errors == 0
+    assert measured.requests >= 50
+    assert 0 < measured.p50 <= measured.p99 < 10, measured
 
 
 def test_the_benchmark_says_what_it_saw(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,11 +198,11 @@ def test_the_benchmark_says_what_it_saw(bundle: Path, tmp_path: Path, capsys: py
     words = ["--bundle", str(bundle), "--seconds", "0.5", "--connections", "4", "--fuzz", "60", "--json", str(out)]
     assert keyart.main(["bench", "load", *words]) == 0
     rows = json.loads(out.read_text())
-    found = {row["figure"]: row["value"] for row in rows}
+    value_of = {row["figure"]: row["value"] for row in rows}
     assert {(row["benchmark"], row["subject"]) for row in rows} == {("load", "keyart")}
-    assert found["load: requests"] > 0
-    assert found["load: errors"] == found["fuzz: unanswered"] == found["fuzz: unexpected"] == 0
-    assert sum(value for figure, value in found.items() if re.match(r"fuzz: (answered|left)", figure)) == 60
+    assert value_of["load: requests"] > 0
+    assert value_of["load: errors"] == value_of["fuzz: unanswered"] == value_of["fuzz: unexpected"] == 0
+    assert sum(value for figure, value in value_of.items() if re.match(r"fuzz: (answered|left)", figure)) == 60
     assert "fuzz: memory at most" in capsys.readouterr().out
     assert keyart.main(["bench", "load", "--connections", "0"]) == 1
     assert "connections=0: must be at least 1" in capsys.readouterr().err

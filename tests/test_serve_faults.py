@@ -23,8 +23,8 @@ from serving.scoring.policies import MAX_DRAWS
 from tests.served import GOOD, PLAYED, WITHOUT_TORCH, ask, ranked
 
 
-def test_too_many_are_refused_and_a_defect_is_told_to_who_met_it(bundle: Path) -> None:
-    asked, _ = RequestReader(Bundle.open(bundle)).read(json.dumps([GOOD] * 2).encode(), 0)
+def test_too_many_are_refused_and_a_defect_reaches_its_caller(bundle: Path) -> None:
+    requests, _ = RequestReader(Bundle.open(bundle)).read(json.dumps([GOOD] * 2).encode(), 0)
     sizes: list[int] = []
 
     def answer(some: Sequence[Request]) -> list[dict[str, Any]]:
@@ -34,14 +34,14 @@ def test_too_many_are_refused_and_a_defect_is_told_to_who_met_it(bundle: Path) -
 
     async def ask_all() -> None:
         batches = RequestBatcher(answer, max_batch=2, seconds=0.0, waiting=3, on_batch=sizes.append)
-        asking = [asyncio.create_task(batches.ask(asked[:1])) for _ in range(3)]
+        asking = [asyncio.create_task(batches.ask(requests[:1])) for _ in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(RequestError, match="3 requests are waiting"):
-            await batches.ask(asked[:1])
+            await batches.ask(requests[:1])
         running = asyncio.create_task(batches.run())
-        told = await asyncio.gather(*asking, return_exceptions=True)
-        assert [type(one) for one in told] == [MemoryError, MemoryError, list]
-        assert await batches.ask(asked) == [{}, {}]
+        results = await asyncio.gather(*asking, return_exceptions=True)
+        assert [type(one) for one in results] == [MemoryError, MemoryError, list]
+        assert await batches.ask(requests) == [{}, {}]
         running.cancel()
 
     asyncio.run(ask_all())
@@ -51,40 +51,40 @@ def test_too_many_are_refused_and_a_defect_is_told_to_who_met_it(bundle: Path) -
 @pytest.mark.parametrize(
     ("body", "status", "named"),
     [
-        (b"", 400, "body: is not valid JSON"),
-        (b'{"title": "t"', 400, "body: is not valid JSON"),
-        (b"\xff\xfe{}", 400, "body: is not valid JSON"),
+        (b"", 400, "body: invalid JSON"),
+        (b'{"title": "t"', 400, "body: invalid JSON"),
+        (b"\xff\xfe{}", 400, "body: invalid JSON"),
         (b"[" * 100_000, 400, "body: is nested too deep"),
-        (b'{"title": NaN}', 400, "NaN is not valid JSON"),
+        (b'{"title": NaN}', 400, "NaN is not JSON"),
         (b"7", 422, "body: is 7. Give an object"),
         ([GOOD, 7], 422, "[1]: is 7"),
         ([GOOD] * 257, 422, "body: 257 requests. Send at most 256"),
         ({"artworks": ["a"]}, 422, "title: is missing"),
-        (GOOD | {"title": 3}, 422, "title=3: is not a string"),
+        (GOOD | {"title": 3}, 422, "title=3: must be a string"),
         (GOOD | {"artworks": []}, 422, "artworks=[]: holds no candidates"),
-        (GOOD | {"artworks": ["a", 7]}, 422, "artworks[1]=7: is not an id"),
-        (GOOD | {"artworks": ["a", "b", "a"]}, 422, 'artworks: "a" is a duplicate candidate'),
-        (GOOD | {"artworks": [str(place) for place in range(10_001)]}, 422, "artworks: 10,001 candidates"),
-        (GOOD | {"titel": "t"}, 422, '"titel": is an unknown field. Did you mean title?'),
+        (GOOD | {"artworks": ["a", 7]}, 422, "artworks[1]=7: invalid id"),
+        (GOOD | {"artworks": ["a", "b", "a"]}, 422, 'artworks: duplicate candidate "a"'),
+        (GOOD | {"artworks": [str(i) for i in range(10_001)]}, 422, "artworks: 10,001 candidates"),
+        (GOOD | {"titel": "t"}, 422, '"titel": unknown field. Did you mean title?'),
         (
             GOOD | {"history": [PLAYED | {"whatched": 1}]},
             422,
-            'history[0]."whatched": is an unknown field. Did you mean watched?',
+            'history[0]."whatched": unknown field. Did you mean watched?',
         ),
-        (GOOD | {"history": [PLAYED, "t"]}, 422, 'history[1]="t": is not a play'),
+        (GOOD | {"history": [PLAYED, "t"]}, 422, 'history[1]="t": invalid play'),
         (GOOD | {"history": [PLAYED | {"watched": 1.5}]}, 422, "history[0].watched=1.5: give a fraction"),
         (GOOD | {"history": [PLAYED | {"time": "2090-01-01"}]}, 422, "is after the request's time"),
         (GOOD | {"history": [PLAYED | {"time": 1_700_000_000_000}]}, 422, "seconds (not ms) since 1970"),
         (GOOD | {"history": [PLAYED | {"time": 9}, PLAYED | {"time": 8}]}, 422, "Give the oldest first"),
         (GOOD | {"hour": 24}, 422, "hour=24: give a whole number, 0 .. 23"),
-        (GOOD | {"hour": 3, "time": 0}, 422, "hour=3: is given beside time"),
+        (GOOD | {"hour": 3, "time": 0}, 422, "hour=3: given beside time"),
         (GOOD | {"play_count": 0, "history": [PLAYED]}, 422, "play_count=0: is less than the 1 plays"),
         (GOOD | {"row": True}, 422, "row=true: give a whole number"),
-        (GOOD | {"reward": "watched"}, 422, 'reward="watched": is unknown. Give clicked or engaged'),
+        (GOOD | {"reward": "watched"}, 422, 'reward="watched": unknown reward. Give clicked or engaged'),
         (GOOD | {"reward": "engaged", "policy": "thompson"}, 422, "reward=engaged: the posterior is of clicks"),
-        (GOOD | {"policy": "best"}, 422, 'policy="best": is unknown. Give greedy'),
+        (GOOD | {"policy": "best"}, 422, 'policy="best": unknown policy. Give greedy'),
         (
-            GOOD | {"policy": "thompson:100000", "artworks": [str(place) for place in range(100)]},
+            GOOD | {"policy": "thompson:100000", "artworks": [str(i) for i in range(100)]},
             422,
             "Give thompson:25600.",
         ),
@@ -93,8 +93,8 @@ def test_too_many_are_refused_and_a_defect_is_told_to_who_met_it(bundle: Path) -
     ],
 )
 def test_a_fault_is_named_in_one_line(at: Served, body: Any, status: int, named: str) -> None:
-    found, answer = ask(at, body)
-    assert (found, list(answer)) == (status, ["error"])
+    answered, answer = ask(at, body)
+    assert (answered, list(answer)) == (status, ["error"])
     assert named in answer["error"]
     assert "\n" not in answer["error"]
 
@@ -134,12 +134,12 @@ def test_draws_that_are_kept_have_a_bound(bundle: Path) -> None:
 
 
 def test_nothing_that_is_sent_breaks_it(at: Served, bundle: Path) -> None:
-    found = asyncio.run(fuzz(at, RequestGenerator(Bundle.open(bundle), 6), 300))
-    assert found.requests == 300
-    assert found.unanswered == []
-    assert found.unexpected == []
-    assert {200, 400, 422} <= set(found.statuses)
-    assert found.memory[-1] < found.memory[0] + 400e6
+    result = asyncio.run(fuzz(at, RequestGenerator(Bundle.open(bundle), 6), 300))
+    assert result.requests == 300
+    assert result.unanswered == []
+    assert result.unexpected == []
+    assert {200, 400, 422} <= set(result.statuses)
+    assert result.memory[-1] < result.memory[0] + 400e6
     assert at.process.poll() is None
 
 
@@ -173,7 +173,7 @@ def test_the_front_door_answers_what_was_asked_before_it_stops(bundle: Path) -> 
         (["BUNDLE", "--port", "TAKEN"], None, "Give another --port."),
         (["BUNDLE", "--port", "70000"], None, "port=70000: give 0 .. 65535."),
         (["BUNDLE", "--host", "no.such.host.invalid"], None, "host=no.such.host.invalid"),
-        (["."], None, "so this is no bundle"),
+        (["."], None, "is not a bundle: no bundle.json"),
     ],
 )
 def test_what_keeps_it_from_starting_is_said_in_one_line(

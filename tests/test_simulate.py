@@ -55,7 +55,7 @@ def test_columns_are_those_of_the_contract(service: Path) -> None:
                 if column.name not in (
                     "propensity",
                     "embedding",
-                ):  # all candidates' propensities, and images, are there
+                ):  # all candidates have propensities and images
                     assert KINDS[column.kind](schema.field(column.name).type), (file.name, column.name)
             rows = pq.read_table(file)
             assert rows.num_rows
@@ -96,27 +96,27 @@ def test_propensities_are_probabilities_and_explore_is_uniform(tables: dict[str,
         assert len(propensities) == len(row.candidates) >= 2
         assert abs(propensities.astype(np.float64).sum() - 1) < 1e-6
         assert (propensities > 0).all()
-        place = list(row.candidates).index(row.artwork_id)
-        chosen.append(place)
+        index = list(row.candidates).index(row.artwork_id)
+        chosen.append(index)
         mean.append((np.arange(len(propensities)) * propensities).sum())
         if row.policy == "explore":
             assert np.ptp(propensities) == 0
     assert abs((impressions.policy == "explore").mean() - 0.3) < 0.03
-    # places drawn as the propensities say: the mean place may be off by what chance allows
+    # indices are drawn by the propensities: their mean may differ by sampling error
     assert abs(np.mean(chosen) - np.mean(mean)) < 4 * np.std(np.subtract(chosen, mean)) / math.sqrt(len(chosen))
 
 
 def test_truth_is_aligned_and_clicks_follow_it(tables: dict[str, pd.DataFrame]) -> None:
     impressions, truth = tables["impressions"], tables["truth"]
     assert (truth.impression_id == impressions.impression_id).all()
-    places = []
+    probabilities = []
     for true, row in zip(_rows(truth), _rows(impressions), strict=True):
         assert list(true.candidates) == list(row.candidates)
-        place = list(row.candidates).index(row.artwork_id)
+        index = list(row.candidates).index(row.artwork_id)
         assert (true.p_engaged > 0).all()
         assert (true.p_engaged < true.p_click).all()
-        places.append((true.p_click[place], true.p_engaged[place]))
-    p_click, p_engaged = np.array(places, np.float64).T
+        probabilities.append((true.p_click[index], true.p_engaged[index]))
+    p_click, p_engaged = np.array(probabilities, np.float64).T
     for happened, p in ((impressions.clicked, p_click), (impressions.engaged, p_engaged)):
         assert abs(happened.mean() - p.mean()) < 4 * math.sqrt((p * (1 - p)).sum()) / len(p)
         upper = p > np.median(p)  # and not only on average
@@ -214,7 +214,7 @@ def test_images_are_readable_and_all_different(service: Path, tables: dict[str, 
 
 
 def test_people_and_moods_are_visible() -> None:
-    """The nearest other picture in colours shows the same person, and the same mood, far more often than by chance."""
+    """The nearest other picture in colours shows the same person, and the same mood, far more often than at random."""
     people, moods = range(24), list(MOODS)
     assert len({look_of(person) for person in range(MAX_LOOKS)}) == MAX_LOOKS
     pictures = [(person, mood) for person in people for mood in (person % 8, (person + 3) % 8)]
@@ -226,8 +226,8 @@ def test_people_and_moods_are_visible() -> None:
         borders.append(np.concatenate([pixels[:40, :14].mean((0, 1)), pixels[:40, 82:].mean((0, 1))]))
     same_person = [pictures[other][0] == pictures[n][0] for n, other in enumerate(_nearest(faces))]
     same_mood = [pictures[other][1] == pictures[n][1] for n, other in enumerate(_nearest(borders))]
-    assert np.mean(same_person) > 0.5  # chance: 1 of 47
-    assert np.mean(same_mood) > 0.6  # chance: 5 of 47
+    assert np.mean(same_person) > 0.5  # at random: 1 of 47
+    assert np.mean(same_mood) > 0.6  # at random: 5 of 47
 
 
 def _nearest(features: list[np.ndarray]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Titles: the regression is EASE's, the loss is the softmax's, the feed loses no play, and lists are what vectors say."""
+"""Titles: the regression equals EASE, the loss equals the softmax's, the feed loses no play, and lists follow the vectors."""
 
 import json
 import subprocess
@@ -50,11 +50,11 @@ def model_of(shards: Path, config: TwoTowerConfig = SMALL) -> TwoTower:
 
 
 def test_what_is_played_together_is_ease() -> None:
-    """Of full rank."""
+    """At full rank, the vectors give the weights of the regression."""
     rng = np.random.default_rng(0)
     played = rng.random((60, 12)) < 0.3
     member, title = np.nonzero(played)
-    coplay = LowRankEase(14, LowRankEaseConfig(rank=12, ridge=5.0))  # a row nobody plays, and the unknown one
+    coplay = LowRankEase(14, LowRankEaseConfig(rank=12, ridge=5.0))  # a row without plays, and the unknown one
     coplay.fit(torch.from_numpy(member), torch.from_numpy(title) + 1)
     gram = played.astype(float).T @ played
     inverse = np.linalg.inv(gram + 5.0 * np.eye(12))
@@ -62,13 +62,13 @@ def test_what_is_played_together_is_ease() -> None:
     scores = (coplay.source_IR @ coplay.target_IR.T).numpy()
     others = ~np.eye(12, dtype=bool)
     np.testing.assert_allclose(scores[1:13, 1:13][others], weights[others], atol=1e-4)
-    assert not scores[[0, 13]].any(), "nothing is known of titles nobody played"
+    assert not scores[[0, 13]].any(), "titles without plays have no score"
     assert not scores[:, [0, 13]].any()
     fit, other = coplay.similarity(coplay.source_IR[[3, 7]].sum(0)[None], coplay.target_IR[[5]])[0]
     dot = weights[[2, 6], 4].sum()
     assert float(other) == pytest.approx(np.arcsinh(dot / float(coplay.score_std_2[1])), abs=1e-4)
     assert float(fit) == pytest.approx(np.arcsinh(dot / float(coplay.score_std_2[0])), abs=1e-4), (
-        "twelve are fewer than COARSE"
+        "twelve are fewer than COARSE_RANK"
     )
 
 
@@ -91,8 +91,8 @@ def order_by_loops(histories: list[list[int]], config: NextItemConfig, titles: i
 
 
 def test_what_is_played_next_is_the_regression(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of full rank, in blocks as in one; titles out of the most played pass, and count as plays between; of low rank the
-    best there is."""
+    """At full rank, in blocks as in one; titles beyond the most played are left out, but count as plays in between; at low
+    rank, the best approximation."""
     rng = np.random.default_rng(0)
     histories = [[int(title) for title in rng.zipf(1.3, n).clip(max=11)] for n in (1, 2, 9, 30, 40, 5)]
     member = torch.from_numpy(np.repeat(np.arange(6), [len(history) for history in histories]))
@@ -102,14 +102,14 @@ def test_what_is_played_next_is_the_regression(monkeypatch: pytest.MonkeyPatch) 
     order = NextItemRegression(13, config)
     order.fit(member, title)
     np.testing.assert_allclose((order.source_IR @ order.target_IR.T)[1:12, 1:12], expected, atol=1e-4)
-    assert not (order.source_IR @ order.target_IR.T)[:, [0, 12]].any(), "nothing is known of titles nobody played"
+    assert not (order.source_IR @ order.target_IR.T)[:, [0, 12]].any(), "titles without plays have no score"
 
     length, played = torch.tensor([4, 2]), torch.tensor([[3, 7, 1, 2, 9], [4, 2, 0, 0, 0]])
     scores = order.states(played, length, span=3) @ order.targets(torch.arange(13)).T
     for row, rows in enumerate(([2, 1, 7], [2, 4])):  # the last three alone, newest first
         weight = [0.8 * np.exp(-back / 3.0) + 0.2 * np.exp(-back / 20.0) for back in range(3)]
-        told = sum(7.0 * w * expected[title - 1] for w, title in zip(weight, rows, strict=False))
-        np.testing.assert_allclose(scores[row, 1:12], told, atol=1e-3)
+        score = sum(7.0 * w * expected[title - 1] for w, title in zip(weight, rows, strict=False))
+        np.testing.assert_allclose(scores[row, 1:12], score, atol=1e-3)
 
     with monkeypatch.context() as patched:
         patched.setattr("models.linear_title_models.BLOCK", 45)
@@ -121,13 +121,15 @@ def test_what_is_played_next_is_the_regression(monkeypatch: pytest.MonkeyPatch) 
 
     few = NextItemRegression(13, replace(config, titles=2))
     few.fit(member, title)
-    most = np.argsort(-np.bincount(title.numpy(), minlength=12), kind="stable")[:2]
-    assert set(few.source_IR.any(1).nonzero().flatten().tolist()) == set(most.tolist())
-    renamed = {int(row): place + 1 for place, row in enumerate(sorted(most))}
-    # others are places of their own, so that a first play stays one and plays between count
+    most_played = np.argsort(-np.bincount(title.numpy(), minlength=12), kind="stable")[:2]
+    assert set(few.source_IR.any(1).nonzero().flatten().tolist()) == set(most_played.tolist())
+    renamed = {int(row): index + 1 for index, row in enumerate(sorted(most_played))}
+    # others get an index of their own, so that a first play stays one and plays in between count
     as_few = [[renamed.get(t, 2 + t) for t in history] for history in histories]
     small = order_by_loops(as_few, config, 2)
-    np.testing.assert_allclose((few.source_IR @ few.target_IR.T)[np.ix_(sorted(most), sorted(most))], small, atol=1e-4)
+    np.testing.assert_allclose(
+        (few.source_IR @ few.target_IR.T)[np.ix_(sorted(most_played), sorted(most_played))], small, atol=1e-4
+    )
 
     low = NextItemRegression(13, replace(config, rank=3))
     low.fit(member, title)
@@ -154,8 +156,8 @@ def test_every_play_once_a_pass_and_none_too_late(shards: Path) -> None:
     for epoch in range(2):
         feed.epoch = epoch
         batches = list(feed)
-        told = Counter(t for b in batches for t in b.play_title[b.play_title > 0].tolist())
-        assert told == +Counter({title: n for title, n in expected.items() if title > 0})
+        played = Counter(t for b in batches for t in b.play_title[b.play_title > 0].tolist())
+        assert played == +Counter({title: n for title, n in expected.items() if title > 0})
         assert all(b.play_title.shape[1] <= 7 and len(b.play_title) <= 5 for b in batches)
         firsts = sum(int(b.first.sum()) for b in batches)
         members = sum(int((np.diff(s.member_plays) > 0).sum()) for s in opened)
@@ -171,11 +173,11 @@ def test_the_loss_is_that_of_the_softmax_over_all_titles(shards: Path) -> None:
         model.sequence_tower.next_bias.weight.normal_()
     batch = next(iter(PlaysFeed(Shards.open(shards).shards, plays=9, batch=6)))
     states = model.states(batch.play_title, batch.play_artwork, batch.play_watched)
-    told = target_mask(batch)
+    target = target_mask(batch)
     proposal = proposal_distribution(PlaysFeed(Shards.open(shards).shards).played()[1], model.sizes.titles)
     assert proposal[0] == 0
     assert proposal.sum() == pytest.approx(1)
-    found, count = title_loss(model, states, batch.play_title, told, TitlesConfig(), proposal)
+    summed, count = title_loss(model, states, batch.play_title, target, TitlesConfig(), proposal)
     with torch.no_grad():
         vectors, bias = model.next_titles(torch.arange(1, model.sizes.titles))
     loss, plays = 0.0, 0
@@ -188,10 +190,12 @@ def test_the_loss_is_that_of_the_softmax_over_all_titles(shards: Path) -> None:
             loss -= float(torch.log_softmax(logits.detach(), 0)[title - 1])
             plays += 1
     assert int(count) == plays
-    assert float(found.detach()) == pytest.approx(loss, rel=1e-4)
+    assert float(summed.detach()) == pytest.approx(loss, rel=1e-4)
     torch.manual_seed(0)
     many = TitlesConfig(negatives=model.sizes.titles - 2)
-    sampled = [float(title_loss(model, states, batch.play_title, told, many, proposal)[0].detach()) for _ in range(300)]
+    sampled = [
+        float(title_loss(model, states, batch.play_title, target, many, proposal)[0].detach()) for _ in range(300)
+    ]
     assert np.mean(sampled) == pytest.approx(loss, rel=0.05), "corrected for how often each is drawn"
 
 
@@ -257,7 +261,7 @@ def test_lists_are_the_best_titles_not_played(both: Bundle, service: Path, tmp_p
         for member, own in list(plays.groupby("member_id"))[:40]:
             if own["played_at"].duplicated().any():
                 continue
-            told = torch.tensor([vocabulary.row(title) for title in own["title_id"]])
+            history = torch.tensor([vocabulary.row(title) for title in own["title_id"]])
             last = own.iloc[-reach:]
             clicked = (
                 [artworks.get(a, 0) if a else 0 for a in last["artwork_id"]]
@@ -267,11 +271,11 @@ def test_lists_are_the_best_titles_not_played(both: Bundle, service: Path, tmp_p
             watched = (
                 last["watched"].to_numpy(np.float32) if "watched" in last else np.full(len(last), np.nan, np.float32)
             )
-            request = (told[-reach:], torch.tensor(clicked), torch.tensor(watched))
+            request = (history[-reach:], torch.tensor(clicked), torch.tensor(watched))
             request = tuple(part[None] for part in request)
             state = model.states(*request).learned[:, -1]
             score = (model.member_vectors(state, request[0], torch.tensor([len(last)])) @ vectors.T)[0]
-            score[0] = score[told] = -torch.inf
+            score[0] = score[history] = -torch.inf
             best = score.topk(5)
             assert lists[member][0] == [vocabulary.values[row - 1] for row in best.indices.tolist()]
             np.testing.assert_allclose(lists[member][1], best.values, atol=1e-3)
@@ -281,7 +285,7 @@ def test_lists_are_the_best_titles_not_played(both: Bundle, service: Path, tmp_p
 
 
 def test_members_without_plays_and_lists_that_end(both: Bundle, service: Path, tmp_path: Path) -> None:
-    """Somebody of whom nothing is known gets a list too; who has played nearly all gets a short one."""
+    """An unknown member gets a list too; a member who has played nearly all titles gets a short one."""
     own = tmp_path / "service"
     own.mkdir()
     for path in service.iterdir():

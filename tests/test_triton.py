@@ -30,47 +30,47 @@ from pathlib import Path
 from google.protobuf.text_format import Parse
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-def told(part):
+def described(part):
     shape = list(part.reshape.shape) if part.HasField("reshape") else list(part.dims)
     assert part.dims and not (part.HasField("reshape") and (shape or list(part.dims) != [1]))
     return [part.name, DataType.Name(part.data_type), shape]
 
 for path in sorted(Path(sys.argv[1]).glob("*/config.pbtxt")):
-    found = Parse(path.read_text(), ModelConfig())
-    batched = found.max_batch_size > 0
-    assert found.name == path.parent.name and found.backend == "onnxruntime"
-    assert batched == found.HasField("dynamic_batching")
-    assert [(group.kind, group.count) for group in found.instance_group] == [(2, 1)]
-    assert found.parameters["intra_op_thread_count"].string_value == "1"
-    sides = [[told(part) for part in side] for side in (found.input, found.output)]
-    print(json.dumps({"name": found.name, "batched": batched, "sides": sides}))
+    config = Parse(path.read_text(), ModelConfig())
+    batched = config.max_batch_size > 0
+    assert config.name == path.parent.name and config.backend == "onnxruntime"
+    assert batched == config.HasField("dynamic_batching")
+    assert [(group.kind, group.count) for group in config.instance_group] == [(2, 1)]
+    assert config.parameters["intra_op_thread_count"].string_value == "1"
+    sides = [[described(part) for part in side] for side in (config.input, config.output)]
+    print(json.dumps({"name": config.name, "batched": batched, "sides": sides}))
 """
 """By Triton's own schema, in an environment that has it."""
 
 
 def sides_of(text: str) -> list[list[tuple[str, str, list[int]]]]:
     """Inputs and outputs of a config.pbtxt: name, type and the shape that the model meets, without the requests."""
-    found = []
+    sides = []
     for side in ("input", "output"):
         block = re.search(rf"^{side} \[\n(.*?)^\]", text, re.S | re.M)
         assert block is not None
         parts = re.findall(r'name: "(\w+)" data_type: (\w+) dims: \[ (.*?) \](.*?) \}', block[1])
         assert len(parts) == len(block[1].splitlines())
         shapes = [[] if "reshape" in rest else [int(d) for d in dims.split(",")] for _, _, dims, rest in parts]
-        found.append([(name, kind, shape) for (name, kind, _, _), shape in zip(parts, shapes, strict=True)])
-    return found
+        sides.append([(name, kind, shape) for (name, kind, _, _), shape in zip(parts, shapes, strict=True)])
+    return sides
 
 
 def as_session(bundle: Path, name: str) -> list[list[tuple[str, str, list[int]]]]:
-    """The same as ONNX Runtime tells it, the requests left out where all tensors begin with them: Triton's own rule."""
+    """Inputs and outputs by ONNX Runtime, without the axis of requests where all tensors begin with it: Triton's own rule."""
     session = ort.InferenceSession(bundle / REPOSITORY / name / "1" / "model.onnx")
     parts = [session.get_inputs(), session.get_outputs()]
     kind_of = {runtime: triton for triton, runtime in TYPE_OF.items()}
     shapes = [[[d if isinstance(d, int) else -1 for d in part.shape] for part in side] for side in parts]
     batched = all(shape[0] == -1 for side in shapes for shape in side)
     return [
-        [(part.name, kind_of[part.type], shape[batched:]) for part, shape in zip(side, told, strict=True)]
-        for side, told in zip(parts, shapes, strict=True)
+        [(part.name, kind_of[part.type], shape[batched:]) for part, shape in zip(side, side_shapes, strict=True)]
+        for side, side_shapes in zip(parts, shapes, strict=True)
     ]
 
 
@@ -89,9 +89,9 @@ def test_tritons_own_schema_reads_them(bundle: Path) -> None:
     words = ["uv", "run", "--no-project", "--isolated", "--with", "tritonclient[grpc]", "python", "-c", PARSE]
     done = subprocess.run([*words, str(bundle / REPOSITORY)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
-    assert set(found) == set(MODELS)
-    for name, row in found.items():
+    row_of = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert set(row_of) == set(MODELS)
+    for name, row in row_of.items():
         assert [[tuple(part) for part in side] for side in row["sides"]] == as_session(bundle, name)
         assert row["batched"] == (name != "titles")
 
@@ -105,9 +105,9 @@ def test_each_model_answers_as_the_bundles_own_by_itself(bundle: Path, tmp_path:
     request |= {"played_before": np.zeros(20, bool), "played": np.full((20, 1), "", object), "top": np.array([3])}
     for name in MODELS:
         expected = run(bundle, f"{name}.onnx", request)
-        found = run(repository / name / "1", "model.onnx", request)
-        assert found.keys() == expected.keys()
-        for output, values in found.items():
+        outputs = run(repository / name / "1", "model.onnx", request)
+        assert outputs.keys() == expected.keys()
+        for output, values in outputs.items():
             np.testing.assert_array_equal(values, expected[output])
 
 

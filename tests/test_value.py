@@ -29,7 +29,7 @@ TEST = slice(5100, ROWS)
 """The newest 15 %."""
 
 
-def told(capfd: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str]:
+def code_and_error(capfd: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str]:
     code = keyart.main(["value", *map(str, words)])
     return code, capfd.readouterr().err
 
@@ -38,7 +38,7 @@ def record_of(dataset: Path, table: Path, out: Path, *words: str) -> dict[str, A
     assert keyart.main(["value", str(dataset), str(table), str(out), *words]) == 0
 
     def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is no JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     return json.loads((out / "value.json").read_text(), parse_constant=refuse)
 
@@ -72,10 +72,10 @@ def test_the_record_is_as_promised(record: dict[str, Any]) -> None:
     assert record["schema_version"] == VALUE_VERSION
     assert all(set(row) == ROW_KEYS for row in record["estimates"])
     assert all(set(row) >= ROW_KEYS | {"base"} for row in record["differences"])
-    found = {(row["policy"], row["reward"], row["estimator"]) for row in record["estimates"]}
+    estimated = {(row["policy"], row["reward"], row["estimator"]) for row in record["estimates"]}
     every = {(p, r, e) for p in ("scored", "uniform", "best_fixed") for r in ("clicked", "engaged") for e in ESTIMATORS}
     every |= {("logged", reward, e) for reward in ("clicked", "engaged") for e in ESTIMATORS - {"replay"}}
-    assert found == every
+    assert estimated == every
     assert {(row["policy"], row["estimator"]) for row in record["left_out"]} == {("logged", "replay")}
     pairs = {(row["policy"], row["base"]) for row in record["differences"]}
     assert len(pairs) == 6
@@ -111,9 +111,9 @@ def test_periods_are_those_of_prepare(dataset: Path, record: dict[str, Any], tmp
     assert times.bounds("validation") == (validation, test)
     assert times.bounds("test") == (test, None)
     table = scores(tmp_path / "scores.parquet", best)
-    told = record_of(dataset, table, tmp_path / "validation", "--period", "validation")
-    assert told["impressions"] + told["without_choice"] == 900
-    assert told["before"] == record["since"]
+    validated = record_of(dataset, table, tmp_path / "validation", "--period", "validation")
+    assert validated["impressions"] + validated["without_choice"] == 900
+    assert validated["before"] == record["since"]
 
 
 def test_candidates_in_another_order_are_aligned(dataset: Path, record: dict[str, Any], tmp_path: Path) -> None:
@@ -130,12 +130,12 @@ def test_missing_scores_are_refused_or_left_out_and_counted(
     dataset: Path, record: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     table = scores(tmp_path / "scores.parquet", best, lambda t: t.slice(0, 1990))
-    code, error = told(capfd, dataset, table, tmp_path / "out")
+    code, error = code_and_error(capfd, dataset, table, tmp_path / "out")
     assert code == 1
     assert error.startswith(f"keyart value: {table}: 10 impressions of the log are missing (first: i05990)")
     assert "--allow-missing" in error
     assert not (tmp_path / "out").exists()
-    code, error = told(capfd, dataset, table, tmp_path / "out", "--allow-missing")
+    code, error = code_and_error(capfd, dataset, table, tmp_path / "out", "--allow-missing")
     assert (code, "10 impressions without scores are left out" in error) == (0, True)
     left = json.loads((tmp_path / "out" / "value.json").read_text())
     assert left["without_scores"] == 10
@@ -146,8 +146,11 @@ def test_missing_scores_are_refused_or_left_out_and_counted(
     ("change", "named"),
     [
         (changed("policy", lambda v: [[p * 0.93 for p in ps] for ps in v]), "rows whose policy does not sum to 1"),
-        (changed("policy", last([float("nan")] * len(ALL["p_click"][-1]))), "1 rows whose policy is no probability"),
-        (changed("click_probability", lambda v: [[np.nan] * len(p) for p in v]), "click_probability is no probability"),
+        (changed("policy", last([float("nan")] * len(ALL["p_click"][-1]))), "1 rows whose policy is not a probability"),
+        (
+            changed("click_probability", lambda v: [[np.nan] * len(p) for p in v]),
+            "click_probability is not a probability",
+        ),
         (changed("candidates", last(["x"])), "1 rows whose candidates are not the log's"),
         (lambda t: t.slice(0, 0), "impressions of the log are missing"),
     ],
@@ -156,7 +159,7 @@ def test_scores_that_do_not_fit_are_refused(
     dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], change: Change, named: str
 ) -> None:
     table = scores(tmp_path / "scores.parquet", best, change)
-    code, error = told(capfd, dataset, table, tmp_path / "out")
+    code, error = code_and_error(capfd, dataset, table, tmp_path / "out")
     assert (code, named in error, error.count("\n"), str(table) in error) == (1, True, 1, True), error
     assert not (tmp_path / "out").exists()
 
@@ -174,9 +177,9 @@ def propensities(how: Any) -> Change:
     [
         (
             propensities(lambda p, shown: [2 * x for x in p]),
-            "1 rows whose propensities are no probabilities that sum to 1",
+            "1 rows whose propensities are not probabilities that sum to 1",
         ),
-        (propensities(lambda p, shown: [float("nan")] * len(p)), "1 rows whose propensities are no probabilities"),
+        (propensities(lambda p, shown: [float("nan")] * len(p)), "1 rows whose propensities are not probabilities"),
         (
             propensities(lambda p, shown: [float(k == (shown + 1) % len(p)) for k in range(len(p))]),
             "1 rows without a propensity above 0 for the shown artwork (first: i05999)",
@@ -189,22 +192,22 @@ def test_logs_that_cannot_be_valued_are_refused(
 ) -> None:
     assert len(ALL["candidates"][-1]) > 1
     broken = service(tmp_path / "service", change, truth=False)
-    code, error = told(capfd, broken, scores(tmp_path / "scores.parquet", best), tmp_path / "out")
+    code, error = code_and_error(capfd, broken, scores(tmp_path / "scores.parquet", best), tmp_path / "out")
     assert (code, named in error, error.count("\n"), "impressions" in error) == (1, True, 1, True), error
 
 
 def test_only_the_shown_propensity_was_logged(record: dict[str, Any], tmp_path: Path) -> None:
     """What needs the whole vector says so and is left out; the rest is the same."""
-    places = [c.index(a) for c, a in zip(ALL["candidates"], ALL["artwork_id"], strict=True)]
-    shown = pa.array([p[i] for p, i in zip(ALL["propensities"], places, strict=True)], pa.float32())
+    shown_index = [c.index(a) for c, a in zip(ALL["candidates"], ALL["artwork_id"], strict=True)]
+    shown = pa.array([p[i] for p, i in zip(ALL["propensities"], shown_index, strict=True)], pa.float32())
     drop: Change = lambda t: t.drop_columns("propensities").append_column("propensity", shown)  # noqa: E731
     alone = record_of(service(tmp_path / "alone", drop), scores(tmp_path / "s.parquet", best), tmp_path / "out")
     missing = {(row["policy"], row["estimator"]) for row in alone["left_out"] if "all candidates" in row["reason"]}
-    whole = {"mips", "offcem"}
-    assert {e for p, e in missing if p == "scored"} == whole
-    assert {e for p, e in missing if p == "logged"} == whole | {"dm", "dr", "sndr", "switch_dr", "dr_os"}
+    of_all_propensities = {"mips", "offcem"}
+    assert {e for p, e in missing if p == "scored"} == of_all_propensities
+    assert {e for p, e in missing if p == "logged"} == of_all_propensities | {"dm", "dr", "sndr", "switch_dr", "dr_os"}
     assert alone["calibration"] is None
-    assert any("mean weight only" in note for note in alone["notes"])
+    assert any("only in the mean weight" in note for note in alone["notes"])
     assert {row["unsupported"] for row in alone["overlap"] if row["policy"] == "scored"} == {None}
     assert row_of(alone, "scored", "dr")["value"] == pytest.approx(row_of(record, "scored", "dr")["value"], rel=1e-6)
 
@@ -221,25 +224,27 @@ def test_one_logging_policy_of_two(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert explored["weights"] == PER_POLICY_WEIGHTS
     assert row_of(explored, "uniform", "ips")["largest_weight"] == pytest.approx(1)
     capfd.readouterr()
-    code, error = told(capfd, named, table, tmp_path / "none", "--log-policy", "exploit")
-    assert (code, "log-policy=exploit" in error, "There are: aimed, explore." in error) == (1, True, True)
+    code, error = code_and_error(capfd, named, table, tmp_path / "none", "--log-policy", "exploit")
+    assert (code, "log-policy=exploit" in error, "Policies: aimed, explore." in error) == (1, True, True)
 
 
 def test_one_member_only(tmp_path: Path) -> None:
     alone = service(tmp_path / "service", changed("member_id", lambda v: ["m"] * len(v)), truth=False)
-    told = record_of(alone, scores(tmp_path / "scores.parquet", best), tmp_path / "out")
-    assert {row["verdict"] for row in told["estimates"]} == {"unanswerable"}
-    assert {row["value"] for row in told["estimates"]} == {None}
-    assert "one member alone" in told["verdict"]["reason"]
+    record = record_of(alone, scores(tmp_path / "scores.parquet", best), tmp_path / "out")
+    assert {row["verdict"] for row in record["estimates"]} == {"unanswerable"}
+    assert {row["value"] for row in record["estimates"]} == {None}
+    assert "a single member" in record["verdict"]["reason"]
 
 
 def test_no_clicks_at_all(tmp_path: Path) -> None:
     def none(table: pa.Table) -> pa.Table:
         return changed("engaged", lambda v: [None] * len(v))(changed("clicked", lambda v: [False] * len(v))(table))
 
-    told = record_of(service(tmp_path / "s", none, truth=False), scores(tmp_path / "t.parquet", best), tmp_path / "out")
-    assert {row["verdict"] for row in told["estimates"]} == {"unanswerable"}
-    assert "none was clicked" in told["verdict"]["reason"]
+    record = record_of(
+        service(tmp_path / "s", none, truth=False), scores(tmp_path / "t.parquet", best), tmp_path / "out"
+    )
+    assert {row["verdict"] for row in record["estimates"]} == {"unanswerable"}
+    assert "none was clicked" in record["verdict"]["reason"]
 
 
 def test_a_log_that_never_shows_what_the_policy_would(tmp_path: Path) -> None:
@@ -250,26 +255,26 @@ def test_a_log_that_never_shows_what_the_policy_would(tmp_path: Path) -> None:
         return changed("propensities", lambda v: [[float(k == 0) for k in range(len(p))] for p in v])(first)
 
     table = scores(tmp_path / "s.parquet", lambda p: [float(k == len(p) - 1) for k in range(len(p))])
-    told = record_of(service(tmp_path / "service", certain, truth=False), table, tmp_path / "out")
-    rows = [row for row in told["estimates"] if row["policy"] == "scored"]
+    record = record_of(service(tmp_path / "service", certain, truth=False), table, tmp_path / "out")
+    rows = [row for row in record["estimates"] if row["policy"] == "scored"]
     assert {row["verdict"] for row in rows} == {"unanswerable"}
     assert {(row["value"], row["low"], row["high"]) for row in rows} == {(None, None, None)}
-    assert told["verdict"]["verdict"] == "unanswerable"
-    assert "100% of the policy's probability lies where the log has none" in told["verdict"]["reason"]
-    lifts = [row for row in told["differences"] if "scored" in (row["policy"], row["base"])]
+    assert record["verdict"]["verdict"] == "unanswerable"
+    assert "100% of the policy's probability is on artworks the log never shows" in record["verdict"]["reason"]
+    lifts = [row for row in record["differences"] if "scored" in (row["policy"], row["base"])]
     assert {(row["value"], row["relative"], row["verdict"]) for row in lifts} == {(None, None, "unanswerable")}
-    assert row_of(told, "logged", "ips")["value"] is not None
+    assert row_of(record, "logged", "ips")["value"] is not None
 
 
 def test_a_lone_propensity_that_lies_about_overlap_shows_in_the_mean_weight() -> None:
-    """The policy's artwork has a propensity nobody logged and is never shown: its weights are 0, which should be 1."""
+    """The policy's artwork has a propensity that was not logged and is never shown: its weights are 0 and should be 1."""
     log, _, _ = draw(SETTINGS["ordinary"], 0)
     rows = np.arange(len(log))
     never: PolicyProbabilities = lambda s: (np.arange(4) == (log.shown_N[s, None] + 1) % 4).astype(float)  # noqa: E731
     alone = BanditLog(**{**vars(log), "propensity_NK": None})
-    told = value_policies(alone, {"never": never}, draws=20)
-    assert {row["verdict"] for row in told["estimates"]} == {"unanswerable"}
-    assert "should be 1" in told["verdicts"][1]["reason"]
+    estimates = value_policies(alone, {"never": never}, draws=20)
+    assert {row["verdict"] for row in estimates["estimates"]} == {"unanswerable"}
+    assert "should be 1" in estimates["verdicts"][1]["reason"]
     assert len(rows) > 1000
 
 
@@ -316,9 +321,9 @@ needs_obd = pytest.mark.skipif(not obd_men.FOLDER.is_dir(), reason="shared/data/
 @pytest.mark.shared_data
 @needs_obd
 def test_thompson_on_the_uniform_log(thompson: np.ndarray) -> None:
-    log = obd_men.log_of(obd_men.read("random"), whole=True)
-    told = dict(value_policies(log, {"bts": lambda rows: thompson[log.title_N[rows]]}))
-    ips, snips = (row_of(told, "bts", name) for name in ("ips", "snips"))
+    log = obd_men.log_of(obd_men.read("random"), all_propensities=True)
+    estimates = dict(value_policies(log, {"bts": lambda rows: thompson[log.title_N[rows]]}))
+    ips, snips = (row_of(estimates, "bts", name) for name in ("ips", "snips"))
     assert ips["value"] == pytest.approx(0.00453, abs=1e-4)
     assert snips["value"] == pytest.approx(0.00460, abs=1e-4)
     assert ips["effective_sample_size"] == pytest.approx(2465, rel=0.01)
@@ -332,29 +337,30 @@ def test_thompson_on_the_uniform_log(thompson: np.ndarray) -> None:
 @pytest.mark.shared_data
 @needs_obd
 def test_uniform_on_the_thompson_log() -> None:
-    """Only the shown item's propensity was logged there."""
-    log = obd_men.log_of(obd_men.read("bts"), whole=False)
+    """This log has only the shown item's propensity."""
+    log = obd_men.log_of(obd_men.read("bts"), all_propensities=False)
     even = np.full((1, obd_men.ITEMS), 1 / obd_men.ITEMS)
-    told: dict[str, Any] = dict(
+    estimates: dict[str, Any] = dict(
         value_policies(log, {"uniform": lambda rows: even.repeat(rows.stop - rows.start, axis=0)})
     )
-    snips = row_of(told, "uniform", "snips")
-    (overlap,) = told["overlap"]
+    snips = row_of(estimates, "uniform", "snips")
+    (overlap,) = estimates["overlap"]
     assert overlap["mean_weight_low"] < 1 < overlap["mean_weight_high"]
     assert snips["low"] < obd_men.read("random")["click"].mean() < snips["high"]
-    assert {row["estimator"] for row in told["left_out"]} == {"mips", "offcem"}
+    assert {row["estimator"] for row in estimates["left_out"]} == {"mips", "offcem"}
 
 
 @pytest.mark.shared_data
 @needs_obd
 def test_averaged_propensities_of_shown_items_are_a_trap_that_is_seen() -> None:
-    """They are size-biased: an item's propensity is seen where it was high. Weights are nearly 2 on average, and told."""
+    """They are size-biased: an item's propensity is seen where it was high. Weights are nearly 2 on average, which is
+    reported."""
     bts = obd_men.read("bts")
-    place = (bts["position"] - 1) * obd_men.ITEMS + bts["item_id"]
-    count, total = (np.bincount(place, v, obd_men.POSITIONS * obd_men.ITEMS) for v in (None, bts["propensity_score"]))
+    index = (bts["position"] - 1) * obd_men.ITEMS + bts["item_id"]
+    count, total = (np.bincount(index, v, obd_men.POSITIONS * obd_men.ITEMS) for v in (None, bts["propensity_score"]))
     mean = (total / np.maximum(count, 1)).reshape(obd_men.POSITIONS, obd_men.ITEMS)
-    log = obd_men.log_of(obd_men.read("random"), whole=True)
-    told = dict(value_policies(log, {"bts": lambda rows: mean[log.title_N[rows]]}, draws=20))
-    row = row_of(told, "bts", "ips")
+    log = obd_men.log_of(obd_men.read("random"), all_propensities=True)
+    estimates = dict(value_policies(log, {"bts": lambda rows: mean[log.title_N[rows]]}, draws=20))
+    row = row_of(estimates, "bts", "ips")
     assert row["mean_weight"] == pytest.approx(1.95, abs=0.01)
     assert (row["verdict"], row["value"]) == ("unanswerable", None)

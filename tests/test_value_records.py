@@ -13,7 +13,7 @@ from evaluation.audits.audit import AuditInputs
 from evaluation.period import newest_shares, split_times
 from evaluation.record.records import REPORT_VERSION, VALUE_VERSION, read_report, read_value
 from foundation.errors import UserError
-from tests.test_value import told
+from tests.test_value import code_and_error
 
 
 def test_the_period_is_that_of_the_shards_or_of_the_scores_own_record(
@@ -29,7 +29,7 @@ def test_the_period_is_that_of_the_shards_or_of_the_scores_own_record(
     shutil.copytree(scores, own)
 
     def since_of(out: str, *words: str | Path) -> str:
-        assert told(capfd, service, own, tmp_path / out, *words)[0] == 0
+        assert code_and_error(capfd, service, own, tmp_path / out, *words)[0] == 0
         return json.loads((tmp_path / out / "value.json").read_text())["since"]
 
     manifest = json.loads((shards / "manifest.json").read_text())
@@ -43,25 +43,25 @@ def test_the_period_is_that_of_the_shards_or_of_the_scores_own_record(
         ((), f"from {later:%Y-%m-%d %H:%M:%S} UTC, by {own / 'scores.json'}"),
         (("--like", shards), f"by the shards {shards}"),
     ):
-        assert named in told(capfd, service, own, tmp_path / "named", *words)[1]
-    code, error = told(capfd, service, own, tmp_path / "no", "--period", "validation")
+        assert named in code_and_error(capfd, service, own, tmp_path / "named", *words)[1]
+    code, error = code_and_error(capfd, service, own, tmp_path / "no", "--period", "validation")
     assert (code, "does not say when validation began" in error, "--like SHARDS" in error) == (1, True, True), error
     (own / "scores.json").unlink()
-    code, error = told(capfd, service, own, tmp_path / "shares")
+    code, error = code_and_error(capfd, service, own, tmp_path / "shares")
     assert (code, "by shares of this log, of which the newest 15% are test" in error) == (0, True), error
     for broken in ("{", json.dumps({"test_from": "soon"}), json.dumps([1]), json.dumps({"test_from": "2026-01-01"})):
         (own / "scores.json").write_text(broken)
-        code, error = told(capfd, service, own, tmp_path / "broken")
+        code, error = code_and_error(capfd, service, own, tmp_path / "broken")
         assert (code, str(own / "scores.json") in error, error.count("\n")) == (1, True, 1), error
-    code, error = told(capfd, service, own, tmp_path / "broken", "--like", service)
-    assert (code, "so these are no shards" in error) == (1, True), error
+    code, error = code_and_error(capfd, service, own, tmp_path / "broken", "--like", service)
+    assert (code, "so it does not hold shards" in error) == (1, True), error
     validation_from = datetime.fromisoformat(manifest["validation_from"])
     (file,) = scores.glob("*.parquet")
     for table in (scores, file):
         assert split_times(service, table).validation_from == validation_from
         inputs = AuditInputs.read(service, table, newest.test_from)
         assert len(inputs.reasons) == len(json.loads((scores / "reasons.json").read_text()))
-    code, error = told(capfd, service, scores, tmp_path / "all", "--period", "all", "--like", shards)
+    code, error = code_and_error(capfd, service, scores, tmp_path / "all", "--period", "all", "--like", shards)
     assert (code, f"like={shards}: period=all has no split times. Leave --like out" in error) == (1, True), error
 
 

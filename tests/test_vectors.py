@@ -42,8 +42,8 @@ QUIET = Console(quiet=True)
 
 
 @dataclass(frozen=True)
-class Way:
-    """A dataset whose embeddings are of `sources`, and what was made of it."""
+class TrainedOn:
+    """A dataset whose embeddings are of `sources`, and the shards, run and bundle made from it."""
 
     sources: str
     dataset: Path
@@ -55,14 +55,16 @@ class Way:
 
 
 @pytest.fixture(scope="module", params=["embedding", "both"])
-def way(request: pytest.FixtureRequest, service: Path, grown: Path, tmp_path_factory: pytest.TempPathFactory) -> Way:
+def trained_on(
+    request: pytest.FixtureRequest, service: Path, grown: Path, tmp_path_factory: pytest.TempPathFactory
+) -> TrainedOn:
     """From the command line: check, prepare, embed; then fit and export. Vectors alone have no image anywhere."""
     folder = tmp_path_factory.mktemp(request.param)
     dataset, more = (give_vectors(shutil.copytree(source, folder / source.name)) for source in (service, grown))
     if request.param == "embedding":
         without_images(dataset)
         without_images(more)
-    one = Way(request.param, dataset, more, *(folder / name for name in ("shards", "run", "bundle")))
+    one = TrainedOn(request.param, dataset, more, *(folder / name for name in ("shards", "run", "bundle")))
     assert keyart.main(["check", str(dataset)]) == 0
     assert keyart.main(["prepare", str(dataset), str(one.shards)]) == 0
     encoder = TINY_EMBEDDING.encoder
@@ -74,24 +76,24 @@ def way(request: pytest.FixtureRequest, service: Path, grown: Path, tmp_path_fac
     return one
 
 
-def test_each_source_is_standardised_by_itself(way: Way, shards: Path) -> None:
-    embedding, record = load_embedding(way.shards)
-    given = standardised(np.stack([vector_of(name) for name in names_of(way.shards)]).astype(np.float64))
+def test_each_source_is_standardised_by_itself(trained_on: TrainedOn, shards: Path) -> None:
+    embedding, record = load_embedding(trained_on.shards)
+    given = standardised(np.stack([vector_of(name) for name in names_of(trained_on.shards)]).astype(np.float64))
     np.testing.assert_allclose(embedding[1:, -LENGTH:], given, atol=1e-5)
     assert not embedding[0].any()
     of_images, image_record = load_embedding(shards)
-    assert record["width"] == embedding.shape[1] == LENGTH + (way.sources == "both") * of_images.shape[1]
-    assert record["vectors"] == vector_hashes(np.stack([vector_of(name) for name in names_of(way.shards)]))
-    if way.sources == "both":
+    assert record["width"] == embedding.shape[1] == LENGTH + (trained_on.sources == "both") * of_images.shape[1]
+    assert record["vectors"] == vector_hashes(np.stack([vector_of(name) for name in names_of(trained_on.shards)]))
+    if trained_on.sources == "both":
         assert torch.equal(embedding[:, :-LENGTH], of_images), "the very numbers that images alone give"
         assert record["weights"] == image_record["weights"]
     else:
         assert record["weights"] is None
 
 
-def test_a_bundle_says_what_it_came_from(way: Way) -> None:
-    metadata: dict[str, Any] = {**Bundle.open(way.bundle).metadata}
-    card = (way.bundle / CARD).read_text("utf-8")
+def test_a_bundle_says_what_it_came_from(trained_on: TrainedOn) -> None:
+    metadata: dict[str, Any] = {**Bundle.open(trained_on.bundle).metadata}
+    card = (trained_on.bundle / CARD).read_text("utf-8")
     assert metadata["embedding"]["vector_length"] == LENGTH
     assert f"checksum {metadata['embedding']['vectors']}" in card
     assert "vectors from outside, the column `embedding` of artworks.parquet (20 numbers" in card
@@ -99,9 +101,9 @@ def test_a_bundle_says_what_it_came_from(way: Way) -> None:
     licence = metadata["licences"]["image_encoder"]
     assert "under the terms of the model that made them outside of keyart" in licence
     inputs = [row["name"] for row in metadata["graphs"][ARTWORK_GRAPH]["inputs"]]
-    digests = vector_hashes(np.stack([vector_of(name) for name in names_of(way.shards)]))
-    assert json.loads((way.bundle / VECTOR_HASHES).read_text()) == digests
-    if way.sources == "both":
+    digests = vector_hashes(np.stack([vector_of(name) for name in names_of(trained_on.shards)]))
+    assert json.loads((trained_on.bundle / VECTOR_HASHES).read_text()) == digests
+    if trained_on.sources == "both":
         assert metadata["embedding"]["sources"] == ["image", "embedding"]
         assert inputs == ["image", "embedding", "depicts"]
         assert "yours, as far as its images" in licence
@@ -110,30 +112,33 @@ def test_a_bundle_says_what_it_came_from(way: Way) -> None:
         assert metadata["embedding"]["sources"] == ["embedding"]
         assert inputs == ["embedding", "depicts"]
         assert metadata["image_encoder"].startswith("none, ")
-        assert not (way.bundle / IMAGE_HASHES).exists()
-    assert metadata["embedding"]["width"] == load_embedding(way.shards)[0].shape[1]
+        assert not (trained_on.bundle / IMAGE_HASHES).exists()
+    assert metadata["embedding"]["width"] == load_embedding(trained_on.shards)[0].shape[1]
 
 
-def test_scores_and_the_report_need_no_images(way: Way, tmp_path: Path) -> None:
-    opened = Bundle.open(way.bundle)
-    score(opened, way.dataset, tmp_path / "scores", since=opened.test_from, console=QUIET)
-    assert compare(Run.open(way.run).model, way.shards, tmp_path / "scores") < 1e-4
-    assert keyart.main(["evaluate", str(way.bundle), str(way.dataset), str(tmp_path / "report"), "--record"]) == 0
+def test_scores_and_the_report_need_no_images(trained_on: TrainedOn, tmp_path: Path) -> None:
+    opened = Bundle.open(trained_on.bundle)
+    score(opened, trained_on.dataset, tmp_path / "scores", since=opened.test_from, console=QUIET)
+    assert compare(Run.open(trained_on.run).model, trained_on.shards, tmp_path / "scores") < 1e-4
+    assert (
+        keyart.main(["evaluate", str(trained_on.bundle), str(trained_on.dataset), str(tmp_path / "report"), "--record"])
+        == 0
+    )
     assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
-    verify(way.bundle)
+    verify(trained_on.bundle)
 
 
-def test_refresh_takes_new_vectors_as_training_would(way: Way, tmp_path: Path) -> None:
-    folder = shutil.copytree(way.bundle, tmp_path / "bundle")
-    assert refresh(folder, way.grown, QUIET) == RefreshResult(len(NEW_TITLES), len(NEW_ARTWORKS))
-    before, after = Bundle.open(way.bundle), Bundle.open(folder)
-    artworks = {row["artwork_id"]: row for row in pq.read_table(way.grown / "artworks.parquet").to_pylist()}
+def test_refresh_takes_new_vectors_as_training_would(trained_on: TrainedOn, tmp_path: Path) -> None:
+    folder = shutil.copytree(trained_on.bundle, tmp_path / "bundle")
+    assert refresh(folder, trained_on.grown, QUIET) == RefreshResult(len(NEW_TITLES), len(NEW_ARTWORKS))
+    before, after = Bundle.open(trained_on.bundle), Bundle.open(folder)
+    artworks = {row["artwork_id"]: row for row in pq.read_table(trained_on.grown / "artworks.parquet").to_pylist()}
     new = [artworks[name] for name in after.vocabularies["artworks"].values[-len(NEW_ARTWORKS) :]]
-    run = Run.open(way.run)
-    tower = artwork_vectors(run.model, embedded_artworks(way.run)[0].embedding, (144, 96), (8, 6))
+    run = Run.open(trained_on.run)
+    tower = artwork_vectors(run.model, embedded_artworks(trained_on.run)[0].embedding, (144, 96), (8, 6))
     given = [torch.from_numpy(np.stack([vector_of(row["artwork_id"]) for row in new]))]
-    if way.sources == "both":
-        pixels = load_images([way.grown / row["image"] for row in new])  # of training's own reader
+    if trained_on.sources == "both":
+        pixels = load_images([trained_on.grown / row["image"] for row in new])  # of training's own reader
         given.insert(0, torch.from_numpy(pixels.transpose(0, 2, 3, 1).copy()))
     first_words = [(row["depicts"] or [""])[:1] for row in new]
     words = [
@@ -183,10 +188,17 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
 
 @pytest.mark.parametrize(("spoil", "message"), REFUSED, ids=lambda value: getattr(value, "__name__", ""))
 def test_refresh_refuses_by_name_and_loses_nothing(
-    way: Way, tmp_path: Path, spoil: Callable[[Path], None], message: str, capfd: pytest.CaptureFixture[str]
+    trained_on: TrainedOn,
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+    message: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    folder, dataset = shutil.copytree(way.bundle, tmp_path / "bundle"), shutil.copytree(way.grown, tmp_path / "dataset")
-    if spoil is no_column and way.sources == "embedding":  # a catalogue of images, for a bundle of vectors
+    folder, dataset = (
+        shutil.copytree(trained_on.bundle, tmp_path / "bundle"),
+        shutil.copytree(trained_on.grown, tmp_path / "dataset"),
+    )
+    if spoil is no_column and trained_on.sources == "embedding":  # a catalogue of images, for a bundle of vectors
         table = pq.read_table(dataset / "artworks.parquet")
         pq.write_table(
             table.append_column("image", pa.array(["images/x.jpg"] * len(table))), dataset / "artworks.parquet"
@@ -196,51 +208,51 @@ def test_refresh_refuses_by_name_and_loses_nothing(
     printed = " ".join(capfd.readouterr().err.split())
     assert message in printed
     assert "Traceback" not in printed
-    assert verify(folder) == verify(way.bundle)
+    assert verify(folder) == verify(trained_on.bundle)
 
 
-def test_refresh_refuses_new_vectors_of_another_length(way: Way, tmp_path: Path) -> None:
-    """The dataset lists what is new alone, so that no old vector betrays another model."""
-    dataset = shutil.copytree(way.grown, tmp_path / "dataset")
+def test_refresh_refuses_new_vectors_of_another_length(trained_on: TrainedOn, tmp_path: Path) -> None:
+    """The dataset lists only new artworks, so that no old vector reveals another model."""
+    dataset = shutil.copytree(trained_on.grown, tmp_path / "dataset")
     table = pq.read_table(dataset / "artworks.parquet")
     new = pa.array([name in NEW_ARTWORKS for name in table["artwork_id"].to_pylist()])
     pq.write_table(table.filter(new), dataset / "artworks.parquet")
     give_vectors(dataset, length=7)
-    folder = shutil.copytree(way.bundle, tmp_path / "bundle")
+    folder = shutil.copytree(trained_on.bundle, tmp_path / "bundle")
     with pytest.raises(
         UserError, match=r"embedding of 3 new artworks has 7 numbers \(first: aa face\).* of 20 numbers"
     ):
         refresh(folder, dataset, QUIET)
 
 
-def test_one_changed_vector_is_told_and_its_row_stays(
-    way: Way, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_one_changed_vector_is_reported_and_its_row_stays(
+    trained_on: TrainedOn, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, dataset = (
-        shutil.copytree(way.bundle, tmp_path / "bundle"),
-        shutil.copytree(way.dataset, tmp_path / "dataset"),
+        shutil.copytree(trained_on.bundle, tmp_path / "bundle"),
+        shutil.copytree(trained_on.dataset, tmp_path / "dataset"),
     )
     put(dataset / "artworks.parquet", 4, embedding=[1.0] * LENGTH)
     assert keyart.main(["refresh", str(folder), str(dataset)]) == 0
     printed = " ".join(capfd.readouterr().err.split())
     assert "1 artworks have another embedding than they were embedded from" in printed
-    assert verify(folder) == verify(way.bundle)
+    assert verify(folder) == verify(trained_on.bundle)
 
 
 def test_an_image_encoder_is_neither_trained_nor_handed_on_with_vectors(
-    way: Way, service: Path, shards: Path, tmp_path: Path
+    trained_on: TrainedOn, service: Path, shards: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
         UserError, match=r"vectors given in artworks\.parquet, which finetune\.learning_rate=0\.001 cannot"
     ):
-        ImageTower(way.shards, FineTuneConfig(learning_rate=1e-3), 0.9)
-    if way.sources == "embedding":
+        ImageTower(trained_on.shards, FineTuneConfig(learning_rate=1e-3), 0.9)
+    if trained_on.sources == "embedding":
         with pytest.raises(UserError, match="holds no image encoder: artworks were embedded by vectors"):
-            load_encoder(way.run, TINY_EMBEDDING.encoder)
+            load_encoder(trained_on.run, TINY_EMBEDDING.encoder)
         return
     other = shutil.copytree(shards, tmp_path / "shards")
     shutil.rmtree(other / EMBEDDING)
-    handed = embed(service, other, replace(TINY_EMBEDDING, sources="image", weights=str(way.run)))
+    handed = embed(service, other, replace(TINY_EMBEDDING, sources="image", weights=str(trained_on.run)))
     assert "trained here on" in handed["weights"]
     assert "vectors of" not in handed["weights"]
 
@@ -257,5 +269,5 @@ def test_a_run_of_an_older_keyart_is_of_images(run: Path, tmp_path: Path) -> Non
     assert before[0].embedding.vectors is None
     assert before[0].image_hashes == now[0].image_hashes
     (old / EMBEDDING_RECORD).unlink()
-    with pytest.raises(UserError, match=r"embedding\.json: is not there: made by an older keyart"):
+    with pytest.raises(UserError, match=r"embedding\.json: is missing: made by an older keyart"):
         embedded_artworks(old)

@@ -1,4 +1,4 @@
-"""A training that begins from a finished run: its weights, the new shards' content; and what is refused."""
+"""A training that begins from a finished run: its weights, the new shards' content; and inputs that are refused."""
 
 import json
 import shutil
@@ -73,7 +73,7 @@ def test_a_step_of_no_size_leaves_the_weights_of_before(new_day: Path, run: Path
     for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
         torch.testing.assert_close(new, old, msg=name, rtol=1e-5, atol=1e-7)
     assert not torch.equal(before.calibration, after.calibration)
-    assert Run.open(tmp_path / "run").metrics["best_slice"] == 0, "what it began with is judged too"
+    assert Run.open(tmp_path / "run").metrics["best_validation"] == 0, "what it began with is judged too"
 
 
 def test_a_warm_start_is_better_than_a_cold_one(new_day: Path, warm: Path, tmp_path: Path) -> None:
@@ -85,12 +85,12 @@ def test_the_run_names_what_it_began_from(new_day: Path, warm: Path, run: Path) 
     config = yaml.safe_load((warm / "config.yaml").read_text())
     assert config["from"] == yaml.safe_load((run / "config.yaml").read_text())["fingerprint"]
     assert fit(new_day, warm, SHORT, from_run=run) == Run.open(warm).metrics
-    with pytest.raises(UserError, match="or of another run than it began from"):
+    with pytest.raises(UserError, match="other shards, another config or another --from"):
         fit(new_day, warm, SHORT)
 
 
 def test_what_does_not_fit_is_refused(new_day: Path, shards: Path, run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"width=32.*was asked for"):
+    with pytest.raises(UserError, match=r"width=32.*was requested"):
         fit(new_day, tmp_path / "run", replace(SHORT, model=TwoTowerConfig(width=32)), from_run=run)
     unfinished = tmp_path / "unfinished"
     fit(shards, unfinished, replace(SHORT, seed=5), stop_after=1)

@@ -10,12 +10,12 @@ class TinyViT(nn.Module):
     """Patches of one size of image, a layer of attention, and the class token; see `models.image_encoder.ImageBackbone`."""
 
     def __init__(self, height: int, width: int) -> None:
-        """`height` and `width` are asked for; this network reads its own size alone."""
+        """`height`, `width`: the requested size, which is ignored: this network reads images of one size."""
         super().__init__()
         self.input_size, self.features = (SIZE, SIZE), WIDTH
         self.patches = nn.Conv2d(3, WIDTH, PATCH, PATCH)
         self.token = nn.Parameter(torch.zeros(1, 1, WIDTH))
-        self.places = nn.Parameter(torch.randn(1, (SIZE // PATCH) ** 2 + 1, WIDTH) / 10)
+        self.position_embedding = nn.Parameter(torch.randn(1, (SIZE // PATCH) ** 2 + 1, WIDTH) / 10)
         self.fc = nn.TransformerEncoderLayer(WIDTH, 2, 48, 0.0, batch_first=True)
         """Named as a classifier of torchvision is, whose weights are left out of files."""
 
@@ -23,4 +23,4 @@ class TinyViT(nn.Module):
         """float (n, 3, 32, 32) in 0 .. 1 -> the map of patches, and the class token."""
         maps = self.patches(images * 2 - 1)
         tokens = torch.cat([self.token.expand(maps.shape[0], -1, -1), maps.flatten(2).transpose(1, 2)], dim=1)
-        return [maps, self.fc(tokens + self.places)[:, 0]]
+        return [maps, self.fc(tokens + self.position_embedding)[:, 0]]

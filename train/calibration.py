@@ -1,7 +1,7 @@
-"""Calibration of both heads, fitted on validation, so that probabilities mean what they say.
+"""Calibration of both heads, fitted on the validation split, so that probabilities agree with frequencies.
 
-The simplest that holds: scale and shift of the logit (Platt, 1999); and, only where half of the validation says so of the
-other half, a line bent at a few logits, which mends what is too low in the middle and too high at the ends.
+By default scale and shift of the logit (Platt, 1999). A piecewise linear calibration, which also corrects a curve that is too
+low in the middle and too high at the ends, is taken only where it improves each half of the split when fitted on the other.
 """
 
 import torch
@@ -15,20 +15,21 @@ from models.types import KNOTS, piecewise_linear_calibration
 from train.task import rank_batch
 
 RIDGE_LINE, RIDGE_BENDS = 1e-3, 10.0
-"""Added to the curvature: nearly nothing, and what keeps bends small where few rows ask for them."""
+"""Ridges added to the curvature: a negligible one for scale and shift, one that keeps bends small where rows are few."""
 STEPS = 50
 
 
 @torch.no_grad()
 def calibrate(model: TwoTower, shards: Shards, reach: int, batch: int, device: torch.device) -> dict[str, float | str]:
-    """Fit both heads on validation, into the model; what was taken, and log losses before and after."""
+    """Fit both heads' calibrations on the validation split and set them in the model; returns, by head, which kind was taken and
+    the log losses before and after."""
     collected: list[tuple[Tensor, ...]] = []
     for index, item in enumerate(Feed(shards.shards, VALIDATION, reach=reach, impressions=2 * batch, shuffle=False)):
         moved = item.to(device)
         terms = rank_batch(model, moved)
         click = terms.click_NK().gather(1, moved.shown[:, None])[:, 0]
         engaged = terms.engaged_NK.gather(1, moved.shown[:, None])[:, 0]
-        # a window's impressions stand in one batch, so that a member seldom stands in both halves
+        # a window's impressions are in one batch, so that a member is seldom in both halves
         half = torch.full_like(click, index % 2)
         collected.append(tuple(t.cpu().double() for t in (click, moved.clicked, engaged, moved.engaged, half)))
     click, clicked, engaged, was_engaged, half = (torch.cat(parts) for parts in zip(*collected, strict=True))
@@ -37,7 +38,7 @@ def calibrate(model: TwoTower, shards: Shards, reach: int, batch: int, device: t
     for row, (name, logit, label, at) in enumerate(
         (("click", click, clicked, torch.ones_like(known)), ("engaged", engaged, was_engaged, known))
     ):
-        # one kind of answer alone has no slope: the head is then left as it is
+        # labels that are all equal determine no slope: the head is then left as it is
         if at.any() and 0 < label[at].mean() < 1:
             line, metrics = fit_line(logit[at], label[at], half[at] > 0)
             model.calibration[row] = line.to(model.calibration)
@@ -46,10 +47,10 @@ def calibrate(model: TwoTower, shards: Shards, reach: int, batch: int, device: t
 
 
 def fit_line(logit_N: Tensor, label_N: Tensor, half_N: Tensor) -> tuple[Tensor, dict[str, float | str]]:
-    """A line of `bent_line`, (2 + 2 KNOTS,), float64, and what is to be said of it.
+    """Parameters of `piecewise_linear_calibration`, (2 + 2 KNOTS,), float64, and its metrics: kind, log losses before and after.
 
-    It is bent where that makes the log loss of each half, fitted on the other, smaller by more than a standard error, and
-    where it still rises everywhere.
+    It has bends where they lower the log loss, each half scored by a fit on the other, by more than a standard error, and
+    where it is still increasing everywhere.
     """
     platt, piecewise = _newton(logit_N, label_N, bends=False), _newton(logit_N, label_N, bends=True)
     better = torch.zeros_like(logit_N)
@@ -79,7 +80,7 @@ def _losses(logit_N: Tensor, label_N: Tensor) -> Tensor:
 
 
 def _newton(logit_N: Tensor, label_N: Tensor, *, bends: bool) -> Tensor:
-    """The line of least log loss by Newton's method, as `bent_line` takes it; knots at equal shares of the rows."""
+    """The calibration of least log loss by Newton's method, (2 + 2 KNOTS,); knots at equal shares of the rows."""
     shares = torch.arange(1, KNOTS + 1, dtype=torch.float64) / (KNOTS + 1)
     knots = logit_N.sort().values[(shares * (len(logit_N) - 1)).long()]
     columns = [logit_N, torch.ones_like(logit_N)]

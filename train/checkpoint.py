@@ -1,7 +1,7 @@
-"""Checkpoints of a run: the last one and the one before it, each whole or not there, each with a digest.
+"""Checkpoints of a run: the last one and the one before it, each complete or absent, each with a digest.
 
 In: a dictionary of tensors and numbers. A checkpoint is written aside and renamed; a file that is cut short or changed
-is told by the SHA-256 at its end, and the one before it is taken instead.
+is detected by the SHA-256 at its end, and the one before it is taken instead.
 """
 
 import hashlib
@@ -15,13 +15,13 @@ from rich.console import Console
 from foundation.atomic import atomic_file
 
 LAST, PREVIOUS = Path("checkpoints") / "last.ckpt", Path("checkpoints") / "previous.ckpt"
-CHECKPOINT_VERSION = 1
-"""Raised when the state changes its meaning: older checkpoints are then told as such and left."""
+CHECKPOINT_VERSION = 2
+"""Raised when the state changes its meaning: checkpoints of other versions are then not read."""
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
-    """Write `RUN/checkpoints/last.ckpt`; what stood there becomes `previous.ckpt`."""
+    """Write `RUN/checkpoints/last.ckpt`; the former one becomes `previous.ckpt`."""
     with atomic_file(run / LAST) as partial:
         torch.save(state | {"layout": CHECKPOINT_VERSION}, partial)
         with partial.open("r+b") as file:
@@ -32,7 +32,8 @@ def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(run: Path, console: Console) -> dict[str, Any] | None:
-    """The newest state that can be read, on the CPU; None where there is none. What cannot be read is said and removed."""
+    """The newest state that can be read, on the CPU; None if there is none. Files that cannot be read are reported and
+    removed."""
     paths = [path for path in (run / LAST, run / PREVIOUS) if path.is_file()]
     for path in paths:
         state = _read(path)
@@ -41,13 +42,14 @@ def load_checkpoint(run: Path, console: Console) -> dict[str, Any] | None:
         path.unlink()
         older = path.name == LAST.name and (run / PREVIOUS).is_file()
         console.print(
-            f"fit: {path} is damaged: " + ("the one before it is taken" if older else "the training starts over")
+            f"fit: {path} is damaged or of another version of keyart: "
+            + ("the one before it is taken" if older else "the training starts over")
         )
     return None
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The state of a whole checkpoint of this layout."""
+    """The state of a complete checkpoint of this version; None for any other file."""
     size = path.stat().st_size - DIGEST_BYTES
     if size <= 0:
         return None
@@ -60,7 +62,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _digest(file: BinaryIO, size: int) -> bytes:
-    """SHA-256 of the first `size` bytes; the file then stands behind them."""
+    """SHA-256 of the next `size` bytes of the file, which are read."""
     sha256 = hashlib.sha256()
     while size:
         chunk = file.read(min(size, 1 << 20))

@@ -1,9 +1,9 @@
-"""The keeper of a training: it counts, keeps the best weights and the checkpoints, and ends it.
+"""The checkpoint callback of a training: moves the cursor, keeps the best weights and the checkpoints, and stops early.
 
-A checkpoint is written after every slice and, within one, every few minutes; SIGTERM and Ctrl-C are held back until the
-batch at work is done and saved. What is random goes on where it stood, so that a training ends with the weights of an
-undisturbed one wherever it was stopped. The trainer itself restores nothing: it is given what is left to do.
-Every process of a training has a keeper; process 0 decides and writes.
+A checkpoint is written after every validation and, between two, every few minutes; SIGTERM and Ctrl-C are held back until the
+current batch is done and saved. Random generators are restored, so that a training ends with the weights of an
+uninterrupted one wherever it was stopped. The trainer itself restores nothing: it is given the remaining batches.
+Every process of a training has the callback; process 0 decides and writes.
 """
 
 import csv
@@ -28,42 +28,44 @@ from train.signals import Interrupted, Signals
 from train.task import RankerTask, generator_states
 
 BEST_WEIGHTS, LOG = "best.safetensors", "log.csv"
-LOG_COLUMNS = ["slice", "step", "train_loss", "validation_log_loss", "seconds"]
+LOG_COLUMNS = ["validation", "step", "train_loss", "validation_log_loss", "seconds"]
 NOTHING, SAVE, STOP = 0, 1, 2
 SYNC_EVERY = 16
-"""Batches between two questions to process 0, where there are several: each makes all of them wait."""
+"""Batches between two synchronisations of several processes: each makes all of them wait."""
 
 
 @dataclass(kw_only=True, eq=False)
 class CheckpointCallback(pl.Callback):
-    """Counts the place, saves what is worth it, stops where nothing gets better."""
+    """Moves the cursor, saves checkpoints and the best weights, and stops where validation no longer improves."""
 
     run: Path
     cursor: Cursor
     patience: int
-    """Slices without a better validation after which training ends."""
+    """Validations without a better log loss after which training ends."""
     minutes: float
-    """Between checkpoints."""
+    """Minutes between checkpoints."""
     signals: Signals
     world: World
     stop_after: int | None = None
-    """Slices after which to stop, for tests."""
+    """Validations after which to stop, for tests."""
     best: float = float("inf")
-    best_slice: int = 0
+    """Lowest validation log loss so far."""
+    best_validation: int = 0
+    """Which validation it was, counted from 1; 0: that of the weights a warm start began with."""
     optimiser: dict[str, Any] | None = None
-    """States to go on with."""
+    """State of the optimiser to resume from."""
     schedule: dict[str, Any] | None = None
     seconds: float = 0.0
-    """What former calls took."""
+    """Seconds that former calls took."""
     started_at: float = field(default_factory=time.monotonic)
     saved_at: float = field(default_factory=time.monotonic)
     saved_step: int = 0
 
     def resume(self, state: dict[str, Any], task: RankerTask) -> None:
-        """Go on from what `load_checkpoint` gave."""
+        """Resume from a state that `train.checkpoint.load_checkpoint` returned."""
         self.cursor.validations, self.cursor.batch, self.cursor.step = state["cursor"]
         self.saved_step = self.cursor.step
-        self.best, self.best_slice, self.seconds = state["best"], state["best_slice"], state["seconds"]
+        self.best, self.best_validation, self.seconds = state["best"], state["best_validation"], state["seconds"]
         self.optimiser, self.schedule = state["optimiser"], state["schedule"]
         task.load(state["task"])
         task.sums = state["sums"]
@@ -71,8 +73,8 @@ class CheckpointCallback(pl.Callback):
             task.generators = state["generators"][self.world.rank]
 
     def out_of_patience(self) -> bool:
-        """Whether validation has not got better for long enough."""
-        return self.cursor.validations - self.best_slice >= self.patience
+        """Whether the last `patience` validations brought no better log loss."""
+        return self.cursor.validations - self.best_validation >= self.patience
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the optimiser."""
@@ -84,7 +86,7 @@ class CheckpointCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Count, and save where it is time."""
+        """Move the cursor, and save where a checkpoint is due."""
         self.cursor.batch += 1
         self.cursor.step += 1
         self._save_if_due(trainer, pl_module, batch_idx)
@@ -98,11 +100,11 @@ class CheckpointCallback(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """The place stands at the slice's end meanwhile: what resumes there validates it anew."""
+        """Save where a checkpoint is due; the cursor is before this validation, which a resumed run repeats from its start."""
         self._save_if_due(trainer, pl_module, batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A slice is finished, or what a warm start begins with was judged: keep it if it is the best, and save."""
+        """Keep the validated weights if they are the best, and save; also for the weights that a warm start begins with."""
         assert isinstance(pl_module, RankerTask)
         train_loss = pl_module.train_loss() if self.cursor.batch else None
         if self.cursor.batch:
@@ -111,12 +113,12 @@ class CheckpointCallback(pl.Callback):
         loss = pl_module.validation_log_loss
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"the validation log loss is {loss} after slice {self.cursor.validations}, and the training's {train_loss}. "
-                "Something that only the validation shows has no finite embedding: remove the embedding of the shards and "
-                "embed them again."
+                f"log loss {loss} at validation {self.cursor.validations}, in training {train_loss}. An artwork that only the "
+                "validation period shows has an embedding that is not finite: remove the embedding of the shards and run "
+                "keyart embed again."
             )
         if loss < self.best:
-            self.best, self.best_slice = loss, self.cursor.validations
+            self.best, self.best_validation = loss, self.cursor.validations
             if self.world.rank == 0:
                 kept = pl_module.ema.module.state_dict()
                 if pl_module.tower is not None:
@@ -164,7 +166,7 @@ class CheckpointCallback(pl.Callback):
             state = {
                 "cursor": [self.cursor.validations, self.cursor.batch, self.cursor.step],
                 "best": self.best,
-                "best_slice": self.best_slice,
+                "best_validation": self.best_validation,
                 "seconds": self._elapsed(),
                 "task": task.state(),
                 "sums": sums.cpu() / self.world.size,
@@ -186,7 +188,7 @@ class CheckpointCallback(pl.Callback):
 
 
 def truncate_log(run: Path, cursor: Cursor, *, resumed: bool) -> None:
-    """Bring `log.csv` to a place: slices that will be made again leave it, so that each stands in it once."""
+    """Remove from `log.csv` the validations past the cursor, which will be repeated, so that each has one row."""
     path = run / LOG
     rows = list(csv.reader(path.read_text().splitlines())) if resumed and path.is_file() else []
     kept = [row for row in rows[1:] if len(row) == len(LOG_COLUMNS) and int(row[0]) <= cursor.validations]

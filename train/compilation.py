@@ -1,7 +1,7 @@
-"""torch.compile for a training, where it is asked for: on a GPU many small kernels of a batch become a few.
+"""torch.compile for a training that requests it: on a GPU many small kernels of a batch become a few.
 
-What is compiled are the parts between the look-ups: which titles and artworks a batch holds is found by torch.unique,
-whose size no compiler knows, and at which a graph would break.
+Only the parts between the look-ups are compiled: the distinct titles and artworks of a batch come from torch.unique, whose
+result has a size that no compiler knows, so that a graph would break at it.
 """
 
 import os
@@ -15,11 +15,11 @@ from foundation.errors import UserError
 from models.two_tower import TwoTower
 
 PARTS = ("read", "rank_vectors")
-"""Of the model: reading histories, and the terms from the towers' outputs."""
+"""Methods of the model that are compiled: reading histories, and the terms from the towers' outputs."""
 
 
 def require_compiler() -> None:
-    """Raise a UserError where there is none."""
+    """Raise a UserError where no C++ compiler is installed."""
     compilers = (os.environ.get("CXX", "g++"), "c++", "clang++")
     if not any(shutil.which(name) for name in compilers):
         raise UserError("compile=true: there is no C++ compiler (g++). Install one, or leave the option out.")
@@ -27,7 +27,7 @@ def require_compiler() -> None:
 
 @contextmanager
 def compiled(model: TwoTower, enabled: bool) -> Iterator[None]:
-    """The model's parts compiled meanwhile, for any batch size; as they were afterwards."""
+    """Within the context the model's parts are compiled, for any batch size; afterwards they are as before."""
     if not enabled:
         yield
         return

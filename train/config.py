@@ -16,7 +16,7 @@ from train.plugins import ClassSpec, import_class
 from train.prior import PriorConfig
 
 FINGERPRINT_EXCLUDED = ("checkpoint_minutes", "devices", "logger")
-"""Fields that a training may be gone on with in another way: the fingerprint leaves them out."""
+"""Fields that may change when a training is resumed: the fingerprint leaves them out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,30 +26,30 @@ class FitConfig:
     model: TwoTowerConfig = field(default_factory=TwoTowerConfig)
     """The ranker."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    """How it learns."""
+    """How the weights are updated."""
     prior: PriorConfig = field(default_factory=PriorConfig)
-    """What it takes for likely before it learns."""
+    """Normal priors of the weights."""
     titles: TitlesConfig = field(default_factory=TitlesConfig)
-    """Whether it learns to rank titles too."""
+    """Whether and how it also learns to rank titles."""
     finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
-    """Whether the image encoder is trained too."""
+    """Whether and how the image encoder is trained with the ranker."""
     epochs: int = 10
     """Passes over the training impressions, at most."""
     validations_per_epoch: int = 2
-    """Validations per pass."""
+    """Validations per epoch."""
     patience: int = 8
     """Validations without a better log loss after which training ends."""
     batch: int = 2048
     """Impressions per step, of all devices together."""
     window: int = 128
-    """Impressions of one member in one batch that share a reading of its plays, at most: more is quicker, fewer mixes
-    members better. 1 reads a history for each impression anew."""
+    """How many impressions of one member in one batch share one encoding of its plays, at most: more is faster, fewer mix
+    members better. 1 encodes the history for each impression."""
     seed: int = 0
-    """Of the initial weights, the order and the dropout."""
+    """Seed of the initial weights, the order of batches and the dropout."""
     checkpoint_minutes: float = 5.0
-    """Minutes between checkpoints, the most a killed training loses; fractions are allowed."""
+    """Minutes between checkpoints, the most that a killed training loses; fractions are allowed."""
     precision: Literal["auto", "32", "bf16"] = "auto"
-    """Of the training's arithmetic: bf16 is bfloat16 autocast, auto is that on GPUs that have it and 32 bits elsewhere."""
+    """Arithmetic of the training: bf16 is bfloat16 autocast, auto is that on GPUs that have it and 32 bits elsewhere."""
     compile: bool = False
     """Have torch.compile fuse what the towers compute for a batch: minutes at the start, needs a C++ compiler."""
     devices: int = 1
@@ -74,7 +74,7 @@ class FitConfig:
 
 
 def run_fingerprint(shards: Path, config: FitConfig, base_run: str | None = None) -> str:
-    """What a run of these shards and embeddings under this config, begun from the run `before`, carries as its own."""
+    """Fingerprint of a run on these shards and embeddings with this config; `base_run`: fingerprint of the run it began from."""
     _, embedding = load_embedding(shards)
     what = {name: value for name, value in asdict(config).items() if name not in FINGERPRINT_EXCLUDED}
     return fingerprint(

@@ -1,7 +1,7 @@
-"""Several processes that train one model, a rank each: on one machine started here, on several by torchrun.
+"""Several processes that train one model, each a rank: on one machine started here, on several by torchrun.
 
 Each rank reads its share of every batch; gradients are averaged over all (torch's DistributedDataParallel, Li et al.,
-2020). Rank 0 decides and writes, and what it decides before training reaches the others as an object.
+2020). Rank 0 decides and writes; what it decides before training is broadcast to the others.
 """
 
 import os
@@ -27,12 +27,12 @@ from train.signals import Signals
 
 Result = TypeVar("Result")
 TERMINATE_TIMEOUT_SECONDS = 5
-"""What the other processes have to end in by themselves after one of them failed."""
+"""Time that the other processes have to end by themselves after one of them failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The processes of a training and this one's place among them."""
+    """The processes of a training and this one's rank."""
 
     rank: int = 0
     size: int = 1
@@ -41,7 +41,7 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """What torchrun's variables say; one process where there are none."""
+        """The world of torchrun's environment variables; one process where they are not set."""
         try:
             names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
             rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
@@ -56,7 +56,7 @@ class World:
 
     @contextmanager
     def process_group(self) -> Iterator[None]:
-        """Meet the others, where there are any, and part from them at the end."""
+        """Join the process group, where there are several processes, and leave it at the end."""
         if self.size == 1:
             yield
             return
@@ -69,7 +69,7 @@ class World:
             dist.destroy_process_group()
 
     def broadcast(self, function: Callable[[], Result]) -> Result:
-        """What the function gives on rank 0, for every rank; its failure ends the others without a word of theirs."""
+        """The function's result on rank 0, on every rank; where it fails, the other ranks end without a message."""
         if self.size == 1:
             return function()
         payload: list[Any] = [None, True]
@@ -77,7 +77,7 @@ class World:
         if self.rank == 0:
             try:
                 payload = [function(), False]
-            except Exception as error:  # raised below, when the others know
+            except Exception as error:  # raised below, once the other ranks were notified
                 failed = error
         dist.broadcast_object_list(payload, src=0, device=torch.device("cpu"))
         if failed is not None:
@@ -87,7 +87,7 @@ class World:
         return cast(Result, payload[0])
 
     def strategy(self) -> DDPStrategy | str:
-        """How the trainer brings the gradients of all ranks together; `auto` where there is one process."""
+        """Lightning's strategy for averaging gradients over the ranks; `auto` for one process."""
         if self.size == 1:
             return "auto"
         return DDPStrategy(
@@ -101,7 +101,7 @@ def cores() -> int:
 
 
 def require_devices(devices: int, world: World) -> None:
-    """Raise a UserError where the machine has fewer, or where torchrun started another number of processes."""
+    """Raise a UserError where the machine has fewer devices, or torchrun started a different number of processes."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     available, kind = (gpus, "GPUs") if gpus else (cores(), "cores, and no GPU")
     required = devices if world.size == 1 else world.local_size
@@ -114,9 +114,9 @@ def require_devices(devices: int, world: World) -> None:
 
 
 def run_on_ranks(size: int, function: Callable[..., object], *arguments: object) -> None:
-    """Call the function in as many new processes of this machine, as torchrun would, and wait for all of them.
+    """Call the function in `size` new processes of this machine, as torchrun would, and wait for all of them.
 
-    A UserError of one is raised here. SIGTERM and Ctrl-C are handed to rank 0, which saves and lets all of them end.
+    A UserError of one is raised here. SIGTERM and Ctrl-C are forwarded to rank 0, which saves and ends all of them.
     """
     context = get_context("forkserver")  # imports once for all of them, and no GPU was touched before
     context.set_forkserver_preload(["train.fit"])
@@ -145,12 +145,15 @@ def run_on_ranks(size: int, function: Callable[..., object], *arguments: object)
             _terminate(ranks)
             raise
         signals.deferred = False
-        if signals.received is not None and ranks[0].exitcode in (0, -signal.SIGTERM):  # before it had begun to listen
+        if signals.received is not None and ranks[0].exitcode in (
+            0,
+            -signal.SIGTERM,
+        ):  # before its handler was installed
             signals.raise_deferred()
         if failed:
-            with suppress(EOFError):  # none of them said anything
+            with suppress(EOFError):  # none of them sent an error
                 raise UserError(receiver.recv())
-            raise RuntimeError(f"a training process ended with {failed}; what it wrote above says why")
+            raise RuntimeError(f"a training process ended with {failed}; its own message above gives the reason")
         signals.raise_deferred()
 
 
@@ -185,7 +188,7 @@ def _rank(
     arguments: tuple[object, ...],
 ) -> None:
     """One process: torchrun's variables, then the function."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all: the parent hands it on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all: the parent forwards it
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}

@@ -1,9 +1,9 @@
-"""`keyart embed`: artworks -> an embedding each, kept in the shards.
+"""`keyart embed`: artworks -> one embedding each, stored in the shards.
 
-An embedding is made of the artwork's image, by the encoder here, of a vector of the user's own, the column `embedding` of
-artworks.parquet, or of both: each is standardised by itself, and they are put side by side. The encoder's weights come from where
-`train.encoder_weights` says; random weights are never used. What images give is cached by the images' bytes: a second call
-encodes new images only, with the encoder it has. What the embedding was made of is printed and written down.
+An embedding is computed from the artwork's image, by keyart's encoder, from a vector of the user's own, the column `embedding`
+of artworks.parquet, or from both, each standardised on its own and concatenated. For the encoder's weights see
+`train.encoder_weights`; random weights are never used. Encoded images are cached by their bytes: a second call encodes new
+images only, with the encoder it has. Sources and weights are printed and recorded.
 
 Legend: A artworks and the unknown row 0, E embedding, V numbers of a user's vector.
 """
@@ -59,7 +59,7 @@ def embed(
     """Embed every artwork of the shards; returns the record written to `SHARDS/embedding/embedding.json`.
 
     Beside it: `embedding.npy`, float32 (A, E) by artwork row, row 0 zero, and `encoder.safetensors`, with which a new
-    artwork gets its place among these; where asked for, `pixels.npy`, uint8 (P, 3, 144, 96), each distinct image once, and
+    artwork can be embedded alike; with `pixels`, also `pixels.npy`, uint8 (P, 3, 144, 96), each distinct image once, and
     `pixel_row.npy`, int32 (A,), the row of an artwork's image in it, -1 for row 0.
     """
     config, console = config or EmbedConfig(), console or Console(stderr=True)
@@ -116,7 +116,7 @@ def embed(
 
 
 def _sources(dataset: Path, config: EmbedConfig, console: Console) -> tuple[str, ...]:
-    """Which columns of artworks.parquet are embedded; a UserError where one that is asked for is not there."""
+    """Which columns of artworks.parquet are embedded; a UserError where a requested one is missing."""
     filled = filled_columns(dataset)
     if config.sources == "auto":
         chosen = (COLUMN,) if COLUMN in filled else (IMAGE,)
@@ -131,7 +131,7 @@ def _sources(dataset: Path, config: EmbedConfig, console: Console) -> tuple[str,
         if name not in filled:
             others = f", or --sources {min(filled)}" if filled else ""
             raise UserError(
-                f"{dataset}/artworks.parquet: has no {name}, of which sources={config.sources} makes embeddings. "
+                f"{dataset}/artworks.parquet: the column {name}, which sources={config.sources} embeds, is missing. "
                 f"Add the column{others}."
             )
     if config.pixels and IMAGE not in chosen:
@@ -142,7 +142,7 @@ def _sources(dataset: Path, config: EmbedConfig, console: Console) -> tuple[str,
 
 
 def _vectors(dataset: Path, artworks: list[str], console: Console) -> np.ndarray:
-    """The users' vectors, float32 (A - 1, V); what is cast is said."""
+    """The user's vectors, float32 (A - 1, V); a cast from another type is reported on the console."""
     vectors, column_type = read_vectors(dataset, artworks)
     if "double" in column_type:
         console.print(f"embed: the embeddings of artworks.parquet are {column_type}, and are read as float of 32 bits")
@@ -151,16 +151,16 @@ def _vectors(dataset: Path, artworks: list[str], console: Console) -> np.ndarray
 
 @dataclass(frozen=True)
 class _EmbeddedImages:
-    """What images give, and by what."""
+    """Embeddings of images and the encoder that computed them."""
 
     table: np.ndarray
-    """float32 (A - 1, E of images), by artwork row from 1."""
+    """float32 (A - 1, E), E the length of the images' part, by artwork row from 1."""
     encoder: ImageEncoder
     projection: Projection
     origin: str
-    """Where the encoder's weights came from."""
+    """The origin of the encoder's weights, in words."""
     encoded: int
-    """How many images were not known before."""
+    """How many images were encoded because the cache lacked them."""
 
 
 def _embed_images(
@@ -171,7 +171,7 @@ def _embed_images(
     before: tuple[Path, dict[str, Any]] | None,
     console: Console,
 ) -> _EmbeddedImages:
-    """Embed the images that an earlier embedding by the same encoder, its folder and record in `before`, does not have."""
+    """Embed the images that are not cached. `before`: folder and record of an earlier embedding by the same encoder, or None."""
     row_of_hash, old_table = {}, np.zeros((0, 0), np.float32)
     if before is not None:
         folder, old = before
@@ -208,7 +208,7 @@ def _new_record(
     vectors: np.ndarray | None,
     projection: Projection | None,
 ) -> dict[str, Any]:
-    """What is written down of an embedding; its fingerprint changes with any number of it."""
+    """The record of an embedding; its fingerprint changes with any number of the embedding."""
     parts = [] if images is None else [made_of["encoder"], made_of["images"]]
     if vectors is not None and projection is not None:
         parts += [
@@ -227,14 +227,14 @@ def _new_record(
 
 
 def _encoder_key(config: EmbedConfig) -> str:
-    """Identifies the image encoder that a config asks for."""
+    """A fingerprint of the image encoder that a config describes, by its config and its weights."""
     others = ("sources", "vector_width")
-    asked = {name: value for name, value in asdict(replace(config, pixels=False)).items() if name not in others}
-    return fingerprint(asked, weights_fingerprint(config), EMBEDDING_VERSION)
+    options = {name: value for name, value in asdict(replace(config, pixels=False)).items() if name not in others}
+    return fingerprint(options, weights_fingerprint(config), EMBEDDING_VERSION)
 
 
 def describe_origin(record: dict[str, Any]) -> str:
-    """What the embedding of a record was made by, in words: an image encoder, a user's vectors, or both."""
+    """The sources of a record's embedding in words: an image encoder, a user's vectors, or both."""
     given = f"vectors of {record['vector_length']} numbers {GIVEN}"
     if not record["vector_length"]:
         return str(record["weights"])
@@ -242,7 +242,7 @@ def describe_origin(record: dict[str, Any]) -> str:
 
 
 def describe_sources(record: dict[str, Any]) -> EmbeddingOrigin:
-    """What a run and a bundle keep of a record: sources, widths, and a checksum of the vectors that a user gave."""
+    """The part of a record that a run and a bundle keep: sources, widths, and a checksum of the user's vectors."""
     sources = [name for name, width in ((IMAGE, "image_width"), (COLUMN, "vector_length")) if record[width]]
     origin: EmbeddingOrigin = {"sources": sources, "width": record["width"]}
     if COLUMN in sources:
@@ -265,12 +265,13 @@ def encoder_fingerprint(shards: Path) -> str:
     """Identifies the encoder of the shards' embedding, by its weights and its projection."""
     path = shards / EMBEDDING / ENCODER
     if not path.is_file():
-        raise UserError(f"{path}: is not there. Remove {path.parent} and run keyart embed DATASET {shards}.")
+        raise UserError(f"{path}: is missing. Remove {path.parent} and run keyart embed DATASET {shards}.")
     return content_hashes([path])[0]
 
 
 def embedding_record(folder: Path) -> dict[str, Any] | None:
-    """The record of an embedding that a folder or a run has; one of before vectors could be given is of images alone."""
+    """The record of a folder's or a run's embedding, None if it has none; records older than `embedding` vectors are completed as
+    embeddings of images alone."""
     if not (folder / EMBEDDING_RECORD).is_file():
         return None
     record = json.loads((folder / EMBEDDING_RECORD).read_text())
@@ -278,7 +279,7 @@ def embedding_record(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_pixels(folder: Path, paths: list[Path], hashes: list[str], console: Console) -> None:
-    """Each distinct image once, a bounded number in memory at once."""
+    """Write `pixels.npy` and `pixel_row.npy`, with a bounded number of images in memory at once."""
     distinct = list(dict.fromkeys(hashes))
     row_of = {digest: row for row, digest in enumerate(distinct)}
     path_of = dict(zip(hashes, paths, strict=True))
@@ -295,16 +296,16 @@ def _write_pixels(folder: Path, paths: list[Path], hashes: list[str], console: C
 
 
 def load_encoder(folder: Path, config: ImageEncoderConfig | None = None) -> tuple[ImageEncoder, Projection]:
-    """The image encoder and the projection of a folder: of an embedding, or of a run that trained one.
+    """The image encoder and the projection in a folder, an embedding's or that of a run that trained an encoder.
 
-    `config`: its shape; default: what the embedding's own record says. A UserError where there is none, or the weights do
-    not fit it.
+    `config`: the encoder's shape; None: that of the embedding's own record. A UserError where the folder has no image encoder,
+    or the weights do not fit the shape.
     """
     for name in (ENCODER, EMBEDDING_RECORD) if config is None else (ENCODER,):
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder / name}: is not there: made by an older keyart. Copy {ENCODER} and {EMBEDDING_RECORD} "
-                f"there from the shards' {EMBEDDING} folder, or train again."
+                f"{folder / name}: is missing: made by an older keyart. Copy {ENCODER} and {EMBEDDING_RECORD} "
+                f"from the shards' {EMBEDDING} folder to {folder}, or train again."
             )
     state = load_file(folder / ENCODER)
     if config is None:
@@ -323,12 +324,12 @@ def load_encoder(folder: Path, config: ImageEncoderConfig | None = None) -> tupl
 
 
 def load_vector_projection(folder: Path) -> Projection | None:
-    """What standardises the vectors that a user gave, of an embedding's folder or a run; None where it is of images alone."""
+    """The projection of the user's vectors, from an embedding's folder or a run; None where only images are embedded."""
     return _projection(load_file(folder / ENCODER), "vectors.")
 
 
 def _projection(state: dict[str, Tensor], prefix: str) -> Projection | None:
-    """The projection whose parts have a prefix; None where there are none."""
+    """The projection whose tensors have the prefix; None where there are none."""
     parts = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     turns = [parts[f"turn_{i}"] for i in range(len(parts) // 2)]
     if not turns:
@@ -339,7 +340,7 @@ def _projection(state: dict[str, Tensor], prefix: str) -> Projection | None:
 
 
 def _origin_of(folder: Path) -> str:
-    """Where the encoder of an embedding's or a run's folder came from, in words."""
+    """The origin of the encoder in an embedding's or a run's folder, in words."""
     if (folder / CONFIG).is_file():  # a run, which may have trained it further
         return read_config(folder)["image_encoder"].partition("; beside ")[0]
     record = embedding_record(folder)

@@ -1,4 +1,4 @@
-"""What `keyart embed` is asked for, and the files that it writes."""
+"""Options of `keyart embed`, and the names of the files that it writes."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,26 +14,26 @@ class EmbedConfig:
     """How artworks are embedded."""
 
     sources: Literal["auto", "image", "embedding", "both"] = "auto"
-    """What of artworks.parquet is embedded: `image`, by the encoder here; `embedding`, vectors of your own; or `both`, each
-    standardised by itself and put side by side. `auto`: embedding where the column is there, else image."""
+    """Which columns of artworks.parquet are embedded: `image`, by keyart's encoder; `embedding`, vectors of your own; or `both`,
+    each standardised on its own and concatenated. `auto`: embedding where the column exists, else image."""
     vector_width: int = 128
-    """Principal components kept of vectors of your own; those of no more numbers are standardised alone."""
+    """Principal components kept of vectors of your own; shorter vectors are standardised only."""
     encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     """The backbone that reads images, and the embedding's width."""
     weights: str = "train"
-    """`train`: train the backbone here on the catalogue; `hub`: torchvision's pretrained weights, downloaded or from its
+    """`train`: train the backbone on this catalogue; `hub`: torchvision's pretrained weights, downloaded or from its
     cache; else a file of the backbone's state dict, such as torchvision's (.pth or .safetensors), or a run that trained an
     encoder of its own."""
     pixels: bool = False
     """Keep the images' pixels beside the embedding, 41 KB each: `keyart fit --finetune.learning_rate` needs them."""
     views: int = 16_000
-    """Images the training here looks at, all passes together."""
+    """Images that `weights=train` looks at, over all its epochs."""
     batch: int = 64
-    """Images per training step."""
+    """Images per step of `weights=train`."""
     learning_rate: float = 1e-3
-    """Peak rate of AdamW in the training here."""
+    """Peak learning rate of AdamW for `weights=train`."""
     seed: int = 0
-    """Of the training here."""
+    """Seed of `weights=train`."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""

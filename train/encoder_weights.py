@@ -1,7 +1,7 @@
 """The image encoder's weights: from a file, from torchvision's hub, or trained here on the catalogue, and never random.
 
-In: what an `EmbedConfig` asks for, and for the training the artworks' images and the catalogue: it learns a title's genres, and
-whom and what an artwork depicts. Out: an encoder, and in words where its weights came from.
+In: an `EmbedConfig`, and for training the artworks' images and the catalogue: the encoder learns a title's genres and what an
+artwork depicts. Out: an encoder, and the origin of its weights in words.
 """
 
 from functools import partial
@@ -27,7 +27,7 @@ from train.schedule import warmup_cosine
 
 
 def weights_fingerprint(config: EmbedConfig) -> str:
-    """Identifies the weights that a config asks for: a file by its bytes. UserError where there is no such file."""
+    """A string that identifies the weights a config names, a file by its bytes. UserError where the file does not exist."""
     if config.weights in ("train", "hub"):
         return config.weights
     path = Path(config.weights)
@@ -42,7 +42,7 @@ def weights_fingerprint(config: EmbedConfig) -> str:
 
 
 def make_encoder(config: ImageEncoderConfig) -> ImageEncoder:
-    """An encoder of random weights; a UserError where its backbone cannot be made."""
+    """An encoder with random weights; a UserError where its backbone cannot be made."""
     try:
         return ImageEncoder(config)
     except ValueError as error:
@@ -52,7 +52,7 @@ def make_encoder(config: ImageEncoderConfig) -> ImageEncoder:
 def weighted_encoder(
     config: EmbedConfig, paths: list[Path], catalogue: Catalogue, console: Console
 ) -> tuple[ImageEncoder, str]:
-    """An encoder with real weights, and where they came from, in words; UserError where they cannot be had or do not fit."""
+    """An encoder with trained weights, and their origin in words; UserError where they cannot be loaded or do not fit."""
     torch.manual_seed(config.seed)
     encoder = make_encoder(config.encoder)
     name = config.encoder.backbone
@@ -61,13 +61,13 @@ def weighted_encoder(
     if config.weights == "hub":
         if name not in BACKBONES:
             raise UserError(
-                f"weights=hub: torchvision has none of {name}. Give a file of its state dict, or weights=train."
+                f"weights=hub: torchvision has no weights of {name}. Give a file of its state dict, or weights=train."
             )
         try:
             state = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)  # type: ignore[attr-defined]
         except (URLError, OSError, RuntimeError) as error:
             raise UserError(
-                f"weights=hub: torchvision's weights of {name} cannot be had ({error}). Give a file, or weights=train."
+                f"weights=hub: torchvision's weights of {name} cannot be downloaded ({error}). Give a file, or weights=train."
             ) from None
         origin = f"{name}, {FROM_HUB}"
     else:
@@ -75,7 +75,9 @@ def weighted_encoder(
         try:
             state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         except Exception as error:  # every reader has its own exceptions; the file is a user's
-            raise UserError(f"{path}: is no readable state dict ({error}). Give a .pth or .safetensors file.") from None
+            raise UserError(
+                f"{path}: cannot be read as a state dict ({' '.join(str(error).split())[:200]}). Give a .pth or .safetensors file."
+            ) from None
         origin = f"{name}, {FROM_FILE} {path.name}"
     own = encoder.backbone.state_dict()  # without a classifier, which torchvision's files hold under this name
     state = {key: value for key, value in state.items() if key in own or not key.startswith("fc.")}
@@ -83,14 +85,12 @@ def weighted_encoder(
         encoder.backbone.load_state_dict(state)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"weights={config.weights}: do not fit {name} ({detail}). Name the backbone they are of."
-        ) from None
+        raise UserError(f"weights={config.weights}: do not fit {name} ({detail}). Name their backbone.") from None
     return encoder.eval(), origin
 
 
 def _labels(catalogue: Catalogue) -> Tensor:
-    """What the training here learns to tell, float32 (A - 1, labels): the title's genres, depicted moods and people."""
+    """Labels to predict, 0 or 1, float32 (A - 1, labels): the genres of the title, the moods and people that are depicted."""
 
     def hot(rows_AL: np.ndarray) -> np.ndarray:
         table = np.zeros((len(rows_AL), int(rows_AL.max(initial=0)) + 1), np.float32)
@@ -107,7 +107,7 @@ def _labels(catalogue: Catalogue) -> Tensor:
 def _train(
     encoder: ImageEncoder, config: EmbedConfig, paths: list[Path], catalogue: Catalogue, console: Console
 ) -> str:
-    """Train the backbone on the catalogue's own words; returns what happened, with the loss against a constant's."""
+    """Train the backbone to predict `_labels`; returns a description with its loss and that of a constant prediction."""
     labels = _labels(catalogue)
     if labels.shape[1] == 0:
         raise UserError(
@@ -146,12 +146,12 @@ def _train(
     last = float(np.mean(losses[-max(1, steps // 10) :]))
     return (
         f"{config.encoder.backbone}, {TRAINED_HERE} {len(pixels)} images and {labels.shape[1]} words of the catalogue, "
-        f"{steps * config.batch} views (loss {last:.4f}, a constant's {constant:.4f})"
+        f"{steps * config.batch} views (loss {last:.4f}, of a constant {constant:.4f})"
     )
 
 
 def _augmented(images_nCHW: Tensor, rng: torch.Generator) -> Tensor:
-    """Mirrored, shifted and scaled, lighter and darker versions, so that few images teach more."""
+    """Mirrored, shifted, scaled, lighter and darker versions of the images, (n, C, H, W), against overfitting to few images."""
     n = len(images_nCHW)
     scale, mirror = 1 - 0.25 * torch.rand(n, generator=rng), 1 - 2.0 * (torch.rand(n, generator=rng) < 0.5)
     shift = (torch.rand(n, 2, generator=rng) * 2 - 1) * (1 - scale)[:, None]

@@ -1,10 +1,10 @@
 """End-to-end fine-tuning: the click loss also trains the image encoder.
 
 In a step each distinct image among the artworks that the batch shows or was clicked through is encoded once, with a
-gradient; all other images, those of the titles' artworks at large, come from the table as the running average of the
-encoder last computed it, at the end of the slice before. Statistics of batch normalisation stay those of the encoder's
+gradient; all other images, such as those of the titles' other artworks, come from the table that the running average of the
+encoder computed at the last validation. Statistics of batch normalisation stay those of the encoder's
 own training. Starting weights and projection are those the shards were embedded with, so that training starts from
-exactly the embedding there is.
+exactly the shards' embedding.
 """
 
 from dataclasses import dataclass
@@ -33,11 +33,11 @@ class FineTuneConfig:
     """Whether and how the image encoder is trained with the ranker."""
 
     learning_rate: float = 0.0
-    """Peak rate of the encoder's weights; 0 leaves images as they were embedded."""
+    """Peak learning rate of the encoder's weights; 0 leaves the images' embeddings as they are."""
     weight_decay: float = 0.05
     """Decoupled weight decay of the encoder's weights."""
     images: int = 256
-    """Distinct images a step that are encoded with a gradient, at most; others of the batch come from the table."""
+    """Distinct images per step that are encoded with a gradient, at most; others of the batch come from the table."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -52,7 +52,7 @@ class ImageTower(nn.Module):
     """The shards' encoder and projection over their pixels, and the running average of its weights."""
 
     def __init__(self, shards: Path, config: FineTuneConfig, decay: float) -> None:
-        """A UserError where the shards keep no pixels, or their embedding is not of images alone."""
+        """A UserError where the shards hold no pixels, or their embedding is not computed from images alone."""
         super().__init__()
         folder = shards / EMBEDDING
         if load_embedding(shards)[1]["vector_length"]:
@@ -63,7 +63,7 @@ class ImageTower(nn.Module):
             )
         if not (folder / PIXELS).is_file():
             raise UserError(
-                f"{shards}: keeps no pixels, from which finetune.learning_rate={config.learning_rate} would train the "
+                f"{shards}: holds no pixels, which finetune.learning_rate={config.learning_rate} needs to train the "
                 f"image encoder. Run keyart embed DATASET {shards} --pixels, with the other options as before."
             )
         self.config = config
@@ -73,14 +73,14 @@ class ImageTower(nn.Module):
         self.pixel_row = torch.from_numpy(np.load(folder / PIXEL_ROW).astype(np.int64))
 
     def train(self, mode: bool = True) -> "ImageTower":
-        """Leave batch normalisation as it is."""
+        """Set the mode of all parts except batch normalisation, which keeps its statistics."""
         super().train(mode)
         self.encoder.eval()
         self.ema.eval()
         return self
 
     def batch_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Artwork rows (n,), ascending, and their embeddings (n, E) by the encoder as it stands, with a gradient."""
+        """Artwork rows (n,), ascending, and their embeddings (n, E) by the present encoder, with a gradient."""
         touched = torch.cat([batch.artworks.flatten(), batch.play_artwork.flatten()]).cpu()
         artworks = torch.unique(touched)[:, None]
         rows = self.pixel_row[artworks[:, 0]]

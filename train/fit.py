@@ -1,8 +1,8 @@
 """`keyart fit`: shards in, a run folder out.
 
-Called again with the same arguments it goes on where it stopped: every few minutes all that a training consists of is
-written aside and renamed (`checkpoint_callback`, `checkpoint`), so that a training that was cut short ends with the weights of an
-undisturbed one.
+Called again with the same arguments it resumes where it stopped: every few minutes its whole state is written aside and
+renamed (`train.checkpoint_callback`, `train.checkpoint`), so that an interrupted training ends with the weights of an
+uninterrupted one.
 """
 
 import json
@@ -70,10 +70,10 @@ def fit(
 ) -> dict[str, Any]:
     """Train a ranker and return its metrics; resumes an unfinished run, leaves a finished one alone.
 
-    `from_run` names a finished run whose weights it begins with, and whose model it has.
-    `restart` throws away what a run of other shards or another config left; without it, that is refused.
-    `stop_after` ends the call after so many slices, as a kill would: for tests of resuming. {} is returned then.
-    SIGTERM ends the process with 0 when the batch at work is saved, Ctrl-C raises a KeyboardInterrupt likewise.
+    `from_run`: a finished run whose weights and model config the training starts from.
+    `restart`: remove a run of other shards or another config from the folder; without it, such a folder is a UserError.
+    `stop_after`: end the call after so many validations, as a kill would, and return {}; for tests of resuming.
+    SIGTERM ends the process with status 0 once the current batch is saved, Ctrl-C raises a KeyboardInterrupt likewise.
     """
     config, console = config or FitConfig(), console or Console(stderr=True)
     world = World.from_environment()
@@ -87,7 +87,7 @@ def fit(
         run_on_ranks(config.devices, fit_on_rank, shards, run, config, from_run, restart, stop_after)
         return json.loads((run / METRICS).read_text()) if (run / METRICS).is_file() else {}
     with Signals() as signals, world.process_group():
-        signals.deferred = world.size > 1  # one that left while they begin would leave the others waiting
+        signals.deferred = world.size > 1  # a process that left during the start would leave the others waiting
         try:
             metrics = _Fit(shards, run, config, base_run, world, signals, console).execute(restart, stop_after)
             signals.deferred = False
@@ -95,15 +95,15 @@ def fit(
             return metrics
         except SystemExit:
             if signals.received is not None and world.rank == 0:
-                saved_hint = f" {run / LAST} holds what is done." if (run / LAST).is_file() else ""
-                console.print(f"fit: stopped.{saved_hint} The same command again goes on.")
+                saved_hint = f" {run / LAST} holds the progress." if (run / LAST).is_file() else ""
+                console.print(f"fit: stopped.{saved_hint} Re-run the same command to resume.")
             raise
 
 
 def fit_on_rank(
     shards: Path, run: Path, config: FitConfig, from_run: Path | None, restart: bool, stop_after: int | None
 ) -> None:
-    """What each process of several does."""
+    """`fit` in one of several processes, with a console of its own."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     fit(shards, run, config, from_run=from_run, restart=restart, stop_after=stop_after, console=console)
 
@@ -130,7 +130,7 @@ class _Fit:
         self.callbacks: list[pl.Callback] = []
 
     def execute(self, restart: bool, stop_after: int | None) -> dict[str, Any]:
-        """From the folder as it is to the finished run."""
+        """Bring the run's folder from its present state to a finished run."""
         opened = Shards.open(self.shards)
         embedding, embedding_record = load_embedding(self.shards)
         base_run = None if self.base_run is None else self.base_run.config["fingerprint"]
@@ -173,7 +173,7 @@ class _Fit:
         return self._finish(model, opened, data, checkpoints) if self.world.rank == 0 else {}
 
     def _construct_loggers(self) -> None:
-        """Those that the config names: in process 0 alone, and before anything that takes long."""
+        """Construct the loggers that the config names: in process 0 alone, and before anything that takes long."""
         if isinstance(self.config.logger, list):
             self.loggers = construct("logger", self.config.logger, Logger)
 
@@ -195,14 +195,14 @@ class _Fit:
         return model
 
     def _titles(self, model: TwoTower, opened: Shards) -> NextTitleLoss | None:
-        """How titles are learned, from the plays before the validation period; None where they are not."""
+        """The next-title loss, prepared from the plays before the validation period; None where titles are not learned."""
         begins = datetime.fromisoformat(opened.manifest["validation_from"])
         plays = PlaysFeed(opened.shards, before=round(begins.timestamp() * 1_000_000))
         next_title_loss = NextTitleLoss.prepare(
             model, plays, self.config.titles, self.config.seed, warm=self.base_run is not None
         )
         if next_title_loss is None and self.config.titles.weight and self.world.rank == 0:
-            self.console.print("fit: there are no plays before the validation period, so titles are not learned")
+            self.console.print("fit: no plays before the validation period: titles are not learned")
         return next_title_loss
 
     def _tower(self) -> ImageTower | None:
@@ -238,13 +238,13 @@ class _Fit:
             )
         if batches < config.validations_per_epoch:
             raise UserError(
-                f"validations_per_epoch={config.validations_per_epoch}: more than the {batches} batches of a pass. "
+                f"validations_per_epoch={config.validations_per_epoch}: more than the {batches} batches of an epoch. "
                 f"Give at most {batches}, or a batch of at most {max(1, size // config.validations_per_epoch)}."
             )
         return data
 
     def _write_record(self, opened: Shards, embedding_record: dict[str, Any], fingerprint: str) -> None:
-        """What the run is made of; config.yaml first, for it marks the folder as a run's."""
+        """Write what the run is made of; config.yaml first, because it marks the folder as a run's."""
         origin = {}
         if self.base_run is not None:
             origin = {"from": self.base_run.config["fingerprint"], "from_run": str(self.base_run.folder.resolve())}
@@ -268,7 +268,7 @@ class _Fit:
             shutil.copy(self.shards / name, self.run / name)
 
     def _train(self, task: RankerTask, data: ShardsModule, checkpoints: CheckpointCallback) -> None:
-        """Do what is left to do."""
+        """Train the remaining batches, from the last checkpoint if there is one."""
         state = self.world.broadcast(lambda: load_checkpoint(self.run, self.console))
         if state is not None:
             checkpoints.resume(state, task)
@@ -276,7 +276,7 @@ class _Fit:
             self._print_position(task, resumed=state is not None)
         with silence_lightning(), compiled(task.model, self.config.compile), progress_bar(self.console) as progress:
             remaining = self.config.epochs * self.config.validations_per_epoch - self.cursor.validations
-            # what a callback changes after a batch is in the checkpoint of that batch
+            # the user's callbacks come first: what they change after a batch is in the checkpoint of that batch
             callbacks = [*self.callbacks, checkpoints, ProgressCallback(progress, self.cursor, task.total_steps)]
             trainer = self._trainer(remaining, callbacks)
             if self.world.rank == 0:
@@ -284,7 +284,7 @@ class _Fit:
                     logger.log_hyperparams(read_config(self.run))
             self.signals.deferred = True
             try:
-                # the weights a warm start begins with, and a slice that was stopped while it was validated
+                # the weights a warm start begins with, and a training that was stopped during a validation
                 if (self.base_run is not None and state is None) or (
                     self.cursor.batch and not len(data.train_dataloader())
                 ):
@@ -310,11 +310,11 @@ class _Fit:
         truncate_log(self.run, self.cursor, resumed=resumed)
         if resumed:
             inside = f", batch {self.cursor.batch + 1}" if self.cursor.batch else ""
-            self.console.print(f"fit: {self.run} goes on from slice {self.cursor.validations + 1}{inside}")
+            self.console.print(f"fit: {self.run} resumes before validation {self.cursor.validations + 1}{inside}")
             if inside and task.generators is None:
-                self.console.print("fit: it was begun by another number of processes: dropout is drawn anew")
+                self.console.print("fit: it was started with another number of processes: dropout is drawn anew")
         elif self.base_run is not None:
-            self.console.print(f"fit: begins from {self.base_run.folder}, with its weights and its model")
+            self.console.print(f"fit: starts from the weights and the model config of {self.base_run.folder}")
 
     def _trainer(self, epochs: int, callbacks: list[pl.Callback]) -> pl.Trainer:
         bf16 = self.config.precision == "bf16" or (
@@ -341,8 +341,8 @@ class _Fit:
             default_root_dir=self.run,
             callbacks=callbacks,
         )
-        # The trainer's own handler of SIGTERM talks to the other ranks from within the signal, in the midst of whatever
-        # they exchange; ours only notes it
+        # The trainer's own handler of SIGTERM communicates with the other ranks from within the signal, in the middle of
+        # another exchange; ours only records the signal
         trainer._signal_connector.register_signal_handlers = lambda: None
         return trainer
 
@@ -360,8 +360,8 @@ class _Fit:
             "validation_log_loss": checkpoints.best,
             "validation": calibrate(model.to(self.device).eval(), opened, reach, config.batch, self.device),
             "posterior": fit_posterior(model, opened, reach, config.batch, self.device),
-            "best_slice": checkpoints.best_slice,
-            "slices": self.cursor.validations,
+            "best_validation": checkpoints.best_validation,
+            "validations": self.cursor.validations,
             "padding": round(data.train_feed.padding(), 4),
             "parameters": sum(p.numel() for p in model.parameters()),
         }
@@ -372,7 +372,7 @@ class _Fit:
             record["image_encoder"] += ", fine-tuned on clicks"
             record["image_encoder_fingerprint"] = content_hashes([run / ENCODER])[0]
             write_config(run, record)
-        # what a bundle needs to place artworks that the shards do not hold
+        # a bundle needs these to embed artworks that the shards do not hold
         for name in (EMBEDDING_RECORD,) if config.finetune.learning_rate else (EMBEDDING_RECORD, ENCODER):
             with atomic_file(run / name) as partial:
                 shutil.copyfile(self.shards / EMBEDDING / name, partial)
@@ -380,7 +380,7 @@ class _Fit:
             partial.write_text(json.dumps(metrics, indent=1))
         (run / BEST_WEIGHTS).unlink()
         self.console.print(
-            f"fit: best validation log loss {checkpoints.best:.5f} after slice {checkpoints.best_slice} "
+            f"fit: best log loss {checkpoints.best:.5f}, at validation {checkpoints.best_validation} "
             f"of {self.cursor.validations}"
         )
         return metrics

@@ -1,7 +1,7 @@
-"""Freed memory goes back to the system.
+"""Returning freed memory to the system.
 
-Batches differ in size, and what torch frees between them stays with the process in pieces; over many passes it adds up to
-several times what is in use (posterworld, six passes: 1.6 GB, of which .5 GB were in use).
+Batches differ in size, and the memory that torch frees between them stays with the process in pieces; over many epochs it adds
+up to several times what is in use (posterworld, six epochs: 1.6 GB, of which .5 GB were in use).
 """
 
 import ctypes
@@ -20,7 +20,7 @@ def _library() -> Any:
 
 
 def release_memory() -> None:
-    """Return what is free to the system, where the C library keeps it; takes some tens of milliseconds."""
+    """Return freed memory to the system where the C library is glibc; takes some tens of milliseconds."""
     library = _library()
     if library is not None:
         library.malloc_trim(0)

@@ -1,11 +1,11 @@
 """Learning which title a member plays next: softmax over titles, at every play of every member at once.
 
-In: plays, and the state after each number of them. Out: a loss: `RankerTask` adds it to that of clicks (`weight`), and
-`fit_titles` learns it alone, for logs that have plays and nothing else. Where a catalogue is large, some titles stand
-for all: drawn by how often they are played, corrected for by the logarithm of how often they are drawn (Bengio and
+In: plays, and the state after each number of them. Out: a loss. `RankerTask` adds it to that of clicks (`weight`), and
+`fit_titles` minimises it alone, for logs that have plays and nothing else. For a large catalogue the softmax is over a
+sample of titles, drawn by how often they are played and corrected by the logarithm of the expected number of draws (Bengio and
 Senecal, 2008; sampled softmax as in eSASRec, 2025, with one draw for all plays of a batch).
 
-Legend: M members, T plays, P plays to tell, K titles drawn, W width.
+Legend: M members, T plays, P plays to predict, K titles drawn, W width.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,9 @@ from train.optimiser import OptimiserConfig
 from train.schedule import warmup_cosine
 
 UNIFORM_SHARE = 0.5
-"""Share of the titles drawn without regard to how often they are played."""
+"""Share of the draws that are uniform over titles."""
 POPULARITY_POWER = 0.5
-"""What a title's bias begins as, times the logarithm of how often it was played."""
+"""A title's bias starts as this times log(1 + number of its plays)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +34,17 @@ class TitlesConfig:
     """Learning which title is played next."""
 
     weight: float = 0.02
-    """Of this loss per play, beside the loss of clicks per impression; 0 leaves it out."""
+    """Weight of this loss per play, beside the loss of clicks per impression; 0 leaves it out."""
     negatives: int = 256
-    """Titles drawn for each batch that stand for all; 0: all titles, whose cost grows with the catalogue."""
+    """Titles drawn per batch as negatives; 0: all titles, whose cost grows with the catalogue."""
     smoothing: float = 0.0
-    """Share of the probability that is spread evenly over the titles (Szegedy et al., 2016)."""
+    """Label smoothing: share of the probability that is spread evenly over the titles (Szegedy et al., 2016)."""
     epochs: int = 30
-    """Where it is learned alone: passes over the plays."""
+    """In training on plays alone: epochs."""
     plays: int = 100
-    """Where it is learned alone: plays of a stretch of history that is read at once."""
+    """In training on plays alone: plays per sequence, a stretch of one member's history."""
     batch: int = 16
-    """Where it is learned alone: stretches per step."""
+    """In training on plays alone: sequences per step."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -60,7 +60,7 @@ class TitlesConfig:
 
 
 def proposal_distribution(title_P: Tensor, titles: int) -> Tensor:
-    """How likely one draw is each trained title, float32 (titles,), from the titles played; never the unknown row."""
+    """Probability that one draw is a title, float32 (titles,), from the titles played; 0 for the unknown row."""
     count = torch.bincount(title_P[title_P < titles], minlength=titles).float()
     count[0] = 0
     uniform = torch.ones(titles)
@@ -71,10 +71,11 @@ def proposal_distribution(title_P: Tensor, titles: int) -> Tensor:
 def title_loss(
     model: TwoTower, states: States, play_title_MT: Tensor, target_MT: Tensor, config: TitlesConfig, proposal: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Summed log loss of the titles of the plays `target_MT` (bool), each from the state before it; and how many.
+    """Summed log loss of predicting the titles of the plays `target_MT` (bool), each from the state before it; and their number.
 
-    Titles without a trained row, the unknown one among them, are not told. `proposal` is what `proposal_distribution` gives.
-    What is played next is left out: it was fitted to these very plays, and would leave too little to learn.
+    Plays of titles without a trained row, the unknown row included, are not predicted. `proposal`: the result of
+    `proposal_distribution`. The next-item regression is left out: it was fitted to the same plays, and would leave too little
+    to learn.
     """
     rows = model.sizes.titles
     valid_MT = target_MT & (play_title_MT > 0) & (play_title_MT < rows)
@@ -89,7 +90,7 @@ def title_loss(
     sampled, index = torch.unique(torch.cat([negative_K, title_P]), return_inverse=True)
     vector, bias = model.next_titles(sampled)
     negative_index, target_index = index[: len(negative_K)], index[len(negative_K) :]
-    # log of the expected number of draws; a draw of the very title that was played is no other
+    # log of the expected number of draws; a draw of the title that was played is not a negative
     log_expected_K = torch.log(proposal.to(title_P.device)[negative_K] * config.negatives)
     negative_logit_PK = (
         member_PW @ F.embedding(negative_index, vector).T + F.embedding(negative_index, bias)[:, 0] - log_expected_K
@@ -105,9 +106,9 @@ def title_loss(
 
 
 def target_mask(batch: PlayBatch | Batch) -> Tensor:
-    """The plays of a batch that are to be told, bool (M, T): all but a stretch's first, where the member played before.
+    """The plays of a batch that are to be predicted, bool (M, T): all but the first of a sequence whose member played before it.
 
-    Padding is of title row 0, which is never told.
+    Padding has title row 0, which is never predicted.
     """
     index = torch.arange(batch.play_title.shape[1], device=batch.first.device)
     return (index > 0) | batch.first[:, None]
@@ -115,14 +116,14 @@ def target_mask(batch: PlayBatch | Batch) -> Tensor:
 
 @dataclass(frozen=True)
 class NextTitleLoss:
-    """What a training of clicks needs to learn titles beside them."""
+    """The loss on the next title as a training on clicks adds it."""
 
     config: TitlesConfig
     proposal: Tensor
-    """As `proposal_distribution` gives them."""
+    """The result of `proposal_distribution`."""
 
     def loss(self, model: TwoTower, states: States, batch: Batch) -> Tensor:
-        """Weighted mean log loss of the plays of a batch, 0 of none."""
+        """Weighted mean log loss over the plays of a batch; 0 where it has none."""
         total, count = title_loss(model, states, batch.play_title, target_mask(batch), self.config, self.proposal)
         return total * (self.config.weight / count.clamp(min=1))
 
@@ -130,9 +131,10 @@ class NextTitleLoss:
     def prepare(
         cls, model: TwoTower, feed: PlaysFeed, config: TitlesConfig, seed: int, *, warm: bool = False
     ) -> "NextTitleLoss | None":
-        """From the plays of the feed; None where titles are not learned.
+        """Prepare the loss from the plays of the feed; None where titles are not learned.
 
-        What is played together, what next, and how often, goes into the model, unless it is `warm` and has it from former plays.
+        Fits the model's co-play, its next-item regression and its title popularity, unless it is `warm`, with those of former
+        plays.
         """
         if not config.weight and model.coplay is None and model.next_item is None:
             return None
@@ -144,7 +146,7 @@ class NextTitleLoss:
                 model.coplay.fit(members, titles, seed)
             if model.next_item is not None:
                 model.next_item.fit(members, titles, seed)
-            with torch.no_grad():  # begin with how often each is played
+            with torch.no_grad():  # start from how often each is played
                 count = torch.bincount(titles[titles < model.sizes.titles], minlength=model.sizes.titles)
                 model.sequence_tower.next_bias.weight[1:, 0] = torch.log1p(count[1:].float()) * POPULARITY_POWER
         return cls(config, proposal_distribution(titles, model.sizes.titles)) if config.weight else None
@@ -159,9 +161,10 @@ def fit_titles(
     seed: int = 0,
     on_epoch_end: Callable[[int, float, TwoTower], None] | None = None,
 ) -> TwoTower:
-    """Learn titles alone, from all plays of the feed; the running average of the model is returned, ready to rank.
+    """Learn titles alone, from all plays of the feed; returns the moving average of the model, ready to rank.
 
-    `after_pass` is told the pass (from 1), its mean log loss and the average so far.
+    `on_epoch_end` is called with the epoch (from 1), its mean log loss and the average so far. UserError where the feed has
+    no play or the loss is not finite.
     """
     torch.manual_seed(seed)
     next_title_loss = NextTitleLoss.prepare(model, feed, replace(config, weight=1.0), seed)
@@ -185,7 +188,7 @@ def fit_titles(
             )
             if not torch.isfinite(loss):
                 raise UserError(
-                    f"titles: the loss is {loss.item()} in pass {epoch + 1}. "
+                    f"titles: the loss is {loss.item()} in epoch {epoch + 1}. "
                     f"Lower optimiser.learning_rate ({optimiser.learning_rate})."
                 )
             if not count:

@@ -1,4 +1,4 @@
-"""How a training moves the weights: the config of the optimiser, the same for every loss."""
+"""The config of the optimiser, the same for every loss."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ class OptimiserConfig:
     learning_rate: float = 5e-3
     """Peak rate."""
     weight_decay: float = 0.1
-    """Decoupled weight decay of what has no prior."""
+    """Decoupled weight decay of parameters that have no prior."""
     warmup: float = 0.1
     """Share of all steps during which the rate rises."""
     clip: float = 1.0

@@ -1,4 +1,4 @@
-"""Lightning loggers and callbacks by class path: what a recipe names, and the objects that a training is given.
+"""Lightning loggers and callbacks by class path: specifications in a recipe -> objects for the trainer.
 
 A class that cannot be imported, constructed or used is a UserError that names it.
 """
@@ -27,7 +27,7 @@ class ClassSpec(TypedDict):
 
 
 def import_class(option: str, spec: ClassSpec) -> Any:
-    """Return what the class path names; `option` is the one that gave it, for the UserError where there is no such class."""
+    """The object at a class path. `option`: the option that gave it, for the UserError where it cannot be imported."""
     module, _, name = spec["class_path"].rpartition(".")
     named = f"{option}={spec['class_path']}"
     if not (module and name):
@@ -57,7 +57,7 @@ def _construct(option: str, spec: ClassSpec, base: type[Plugin]) -> Plugin:
     class_ = import_class(option, spec)
     named = f"{option}={spec['class_path']}"
     if not (isinstance(class_, type) and issubclass(class_, base)):
-        raise UserError(f"{named}: is no subclass of {base.__module__}.{base.__name__}.")
+        raise UserError(f"{named}: must be a subclass of {base.__module__}.{base.__name__}.")
     arguments = spec.get("init_args", {})
     try:
         return class_(**arguments)
@@ -71,7 +71,8 @@ def _construct(option: str, spec: ClassSpec, base: type[Plugin]) -> Plugin:
 
 @contextmanager
 def faults_named(plugins: Sequence[object]) -> Iterator[None]:
-    """Raise as a UserError what a method of one of the plugins raises, naming its class, and what Lightning refuses in them."""
+    """Turn exceptions from the plugins' methods, and Lightning's complaints about plugins, into UserErrors that name the
+    class."""
     try:
         yield
     except UserError:

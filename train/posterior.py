@@ -1,4 +1,4 @@
-"""How sure the ranker is of appeal: a Laplace posterior of its last layer, from one pass over the training impressions.
+"""The uncertainty of appeal: a Laplace posterior of the ranker's last layer, from one pass over the training impressions.
 
 Appeal is a sum of features (`TwoTower.appeal_features`) and of each artwork's own bias. The features' weights, all 1 after
 training, get a normal posterior with full covariance (H + ridge)^-1, H = sum p (1 - p) f f' over what was shown: the
@@ -6,9 +6,9 @@ Laplace approximation at the trained weights (MacKay, 1992; Daxberger and others
 that makes the log most likely, by MacKay's fixed point ridge = (well-determined weights) / (squared norm of the weights).
 
 A bias has a posterior of its own, 1 / (1 / spread^2 + sum p (1 - p)) over the artwork's impressions, so that one that was
-seldom or never shown is less sure. `spread` is how far artworks lie apart beyond what their content says: of the click
-rates' differences from the model without those biases, what chance does not explain. That a bias and the weights explain
-the same in part is left out.
+seldom or never shown is less certain. `spread` is the standard deviation of artworks beyond what their content predicts:
+the part of the click rates' deviations from the model without those biases that sampling noise does not explain. That a bias
+and the weights overlap in what they explain is ignored.
 
 Legend: F features, A trained artworks.
 """
@@ -22,13 +22,13 @@ from models.two_tower import TwoTower
 from train.task import rank_batch
 
 MIN_BIAS_STD = 0.01
-"""Of artworks' biases, where chance explains all: a logit of a hundredth."""
+"""Lower bound of the standard deviation of artworks' biases, as logits, for logs in which sampling noise explains everything."""
 STEPS = 200
 
 
 @torch.no_grad()
 def fit_posterior(model: TwoTower, shards: Shards, reach: int, batch: int, device: torch.device) -> dict[str, float]:
-    """Fill the model's posterior; what was found, for the metrics."""
+    """Fill the model's posterior; returns ridge and spread, for the metrics."""
     width = model.posterior_FF.shape[0]
     curvature_FF = torch.zeros(width, width, dtype=torch.float64)
     residual_A, information_A = (torch.zeros(model.sizes.artworks, dtype=torch.float64) for _ in range(2))
@@ -49,7 +49,7 @@ def fit_posterior(model: TwoTower, shards: Shards, reach: int, batch: int, devic
     ridge = evidence_ridge(curvature_FF)
     covariance_FF = torch.linalg.inv(curvature_FF + ridge * torch.eye(width, dtype=torch.float64))
     spread = bias_std_by_moments(residual_A[1:], information_A[1:])
-    information_A[0] = 0  # the unknown row stands for artworks nobody saw
+    information_A[0] = 0  # the unknown row is that of artworks that were never shown
     model.posterior_FF.copy_(torch.linalg.cholesky(covariance_FF))
     model.posterior_own_A.copy_((1 / (1 / spread**2 + information_A)).sqrt())
     return {"ridge": ridge, "well_determined": ridge * width, "spread_of_artworks": spread}
@@ -70,9 +70,9 @@ def evidence_ridge(curvature_FF: Tensor) -> float:
 
 
 def bias_std_by_moments(residual_A: Tensor, information_A: Tensor) -> float:
-    """Standard deviation of biases, as logits, by moments: E[told^2] = known + known^2 spread^2.
+    """Standard deviation of biases, as logits, by moments: E[residual^2] = information + information^2 spread^2.
 
-    `residual`: clicks less those expected, by artwork; `information`: their variance by chance.
+    `residual_A`: clicks minus expected clicks, by artwork; `information_A`: the variance of that difference from sampling.
     """
     squares = float((information_A**2).sum())
     excess = float((residual_A**2 - information_A).sum())

@@ -1,9 +1,9 @@
-"""Normal priors of the ranker's weights: what is added to the loss so that training ends at the likeliest weights.
+"""Normal priors of the ranker's weights: a term added to the loss, so that training ends at the most probable weights.
 
-A prior of strength s says that a weight is normal around 0 with variance 1 / s: it counts as much as s impressions whose
-click were as good as a coin's, whatever the log's length, so that a longer log overrules it. Added to the loss it holds the
-product of two linear towers to low rank (Srebro, Rennie and Jaakkola, Maximum-Margin Matrix Factorization, 2004). Decoupled
-weight decay, dropout and early stopping, tried in its place, learned less from the same clicks (docs/experiments.md).
+A prior of strength s says that a weight is normal around 0 with variance 1 / s: it counts as much as s impressions with an
+uncertain click, whatever the log's length, so that a longer log overrules it. It holds the product of two linear towers
+to low rank (Srebro, Rennie and Jaakkola, Maximum-Margin Matrix Factorization, 2004). Decoupled weight decay, dropout and early
+stopping, tried instead, learned less from the same clicks (docs/experiments.md).
 """
 
 from collections.abc import Iterable
@@ -18,22 +18,22 @@ from models.two_tower import TwoTower
 
 @dataclass(frozen=True, kw_only=True)
 class PriorConfig:
-    """Strengths; 0 leaves the weights of a kind to weight decay."""
+    """Strengths of the priors by kind of weight; 0 leaves a kind to weight decay."""
 
     appeal: float = 100.0
-    """What turns histories and devices into tastes, and artworks into what meets them."""
+    """Weights of the artwork query, from histories and devices, and of the artwork vectors."""
     context: float = 1000.0
-    """Tastes by country and by hour of the day."""
+    """Weights of the artwork query by country and by hour of the day."""
     artwork: float = 300.0
-    """Each artwork's own bias, beyond what its content says."""
+    """Weights of an artwork's bias: its own, and that of its content."""
     affinity: float = 60.0
-    """What turns histories into interests, and titles into what meets them; and each title's own bias."""
+    """Weights of the title query, from histories, of the title vectors and of titles' biases."""
     engaged: float = 200.0
-    """Of engagement given a click."""
+    """Weights of engagement given a click."""
     distance: float = 30.0
-    """How the weight of a play in a mean differs with how long ago it was."""
+    """Weights of plays in the mean of a history, by distance."""
     presentation: float = 10.0
-    """Of places, devices, hours and countries."""
+    """Weights of the presentation: positions, devices, hours and countries."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -61,7 +61,7 @@ PARAMETER_GROUPS = {
 }
 """Parameters of the ranker by kind, those of context features left out: see `parameter_groups`."""
 OPTIONAL_PARAMETERS = frozenset({"artwork_query_state.weight", "title_query_state.weight"})
-"""Those that a ranker has only where the click reads the learned state."""
+"""Parameters that a ranker has only where the click reads the learned state."""
 
 
 def parameter_groups(features: Iterable[ContextFeature]) -> dict[str, list[str]]:
@@ -94,11 +94,11 @@ class Prior:
         ]
 
     def parameters(self) -> set[int]:
-        """Ids of the parameters that have one."""
+        """Python ids of the parameters that have a prior."""
         return {id(parameter) for _, parameters in self.parts for parameter in parameters}
 
     def loss(self) -> Tensor:
-        """Minus the logarithm of the prior density, but for a constant: in units of one impression's log loss."""
+        """Minus the logarithm of the prior density, up to a constant, in units of one impression's log loss."""
         penalty = self.model.presentation.base.new_zeros(())
         for strength, parameters in self.parts:
             for parameter in parameters:

@@ -1,4 +1,4 @@
-"""What a training reports while it runs: a progress bar, the metrics for every logger, and TensorBoard's event files."""
+"""Reports of a running training: a progress bar, the metrics for every logger, and TensorBoard's event files."""
 
 import logging
 import time
@@ -17,11 +17,11 @@ from datamodules.feed.impression_feed import Batch
 from train.task import RankerTask
 
 LOG_EVERY = 10
-"""Batches between two points."""
+"""Batches between two reports."""
 
 
 class TensorBoardEvents(TensorBoardLogger):
-    """The default logger: RUN/tensorboard. Points past the training's cursor, which will be made again, are hidden."""
+    """The default logger: RUN/tensorboard. Points past the training's cursor, which will be repeated, are hidden."""
 
     def __init__(self, run: Path, cursor: Cursor) -> None:
         super().__init__(run, name="tensorboard", version="", default_hp_metric=False, purge_step=cursor.step + 1)
@@ -35,12 +35,12 @@ class TensorBoardEvents(TensorBoardLogger):
         self.experiment.add_text("config", f"```yaml\n{text}```", self.cursor.step)
 
     def save(self) -> None:
-        """Bring the points to the disk, without the YAML file that Lightning would write: config.yaml is that of the run."""
+        """Flush the points to disk, without the YAML file that Lightning would write: the run has its own config.yaml."""
         self.experiment.flush()
 
 
 class ProgressCallback(pl.Callback):
-    """Every few batches: the loss since, the learning rate and the impressions a second."""
+    """Reports every few batches the mean loss since the last report, the learning rate and the impressions per second."""
 
     def __init__(self, progress: Progress, cursor: Cursor, total: int) -> None:
         """`total`: steps of the whole training."""
@@ -50,7 +50,7 @@ class ProgressCallback(pl.Callback):
         self.sums = (0.0, 0.0)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave validation out of the rate."""
+        """Restart the clock, so that validation does not count in the rate."""
         assert isinstance(pl_module, RankerTask)
         self.impressions, self.last_time = 0, time.monotonic()
         loss, count = pl_module.sums.tolist() if self.cursor.batch else (0.0, 0.0)
@@ -59,7 +59,7 @@ class ProgressCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
-        """Note, and tell now and then."""
+        """Sum the loss, and report every few batches."""
         assert isinstance(pl_module, RankerTask)
         self.impressions += batch.global_impressions
         if batch_idx % LOG_EVERY:
@@ -82,7 +82,7 @@ class ProgressCallback(pl.Callback):
 
 
 class silence_lightning:
-    """Silence the trainer's advice about loggers, loaders and devices: what it says is said by us, or does not apply."""
+    """Silence the trainer's advice about loggers, loaders and devices: keyart gives it itself, or it does not apply."""
 
     def __enter__(self) -> None:
         self.logger = logging.getLogger("pytorch_lightning")

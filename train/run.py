@@ -1,4 +1,4 @@
-"""Run folders: what one training leaves behind, and how the next call finds it.
+"""Run folders: the files of one training, and reading them.
 
 `config.yaml` (everything the run was made of), `checkpoints/last.ckpt`, `best.safetensors` while it trains,
 `weights.safetensors` and `metrics.json` when it is done, `vocabularies.json`, `log.csv`. No pickled classes: weights are
@@ -31,9 +31,9 @@ from models.two_tower import Content, Sizes, TwoTower, TwoTowerConfig
 
 CONFIG, WEIGHTS, METRICS = "config.yaml", "weights.safetensors", "metrics.json"
 REMOVED_HISTORY_FIELDS = {"heads": 1, "time": False, "gated": True}
-"""Fields that the history encoder had, and their values that mean what it does now."""
+"""Former fields of the history encoder, with the value that describes today's encoder."""
 RENAMED_WEIGHT = (".band.bias_HS", ".band.bias_1S")
-"""The end of a weight's name in runs that have such fields, and today's."""
+"""Suffixes of weight names in runs that have such fields, and today's."""
 
 
 def sizes_of(vocabularies: Vocabularies, features: tuple[ContextFeature, ...]) -> Sizes:
@@ -49,7 +49,7 @@ def sizes_of(vocabularies: Vocabularies, features: tuple[ContextFeature, ...]) -
 
 
 def content_of(shards: Shards, embedding: torch.Tensor) -> Content:
-    """The catalogue as the model wants it."""
+    """The catalogue and the embedding as the model's input."""
     catalogue = shards.catalogue
 
     def rows(values: np.ndarray) -> torch.Tensor:
@@ -71,7 +71,7 @@ def provenance() -> dict[str, str]:
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # no git here
+    except OSError:  # git is not installed
         commit = ""
     versions = {name: version(name) for name in ("keyart", "torch", "torchvision", "pytorch-lightning", "numpy")}
     return versions | {"commit": commit or "not in a checkout"}
@@ -87,18 +87,18 @@ def read_config(run: Path) -> dict[str, Any]:
     """Read `config.yaml`; a folder without one, or of another contract version, is a UserError."""
     path = run / CONFIG
     if not path.is_file():
-        raise UserError(f"{run}: no {CONFIG}, so this is no run. Make one with keyart fit SHARDS {run}.")
+        raise UserError(f"{run}: is not a run: {CONFIG} is missing. Make one with keyart fit SHARDS {run}.")
     record = yaml.safe_load(path.read_text())
-    found = record.get("contract_version") if isinstance(record, dict) else None
-    if found != CONTRACT_VERSION:
+    version = record.get("contract_version") if isinstance(record, dict) else None
+    if version != CONTRACT_VERSION:
         raise UserError(
-            f"{path}: contract version {found}, and this keyart reads version {CONTRACT_VERSION}. Train again with keyart fit."
+            f"{path}: contract version {version}, and this keyart reads version {CONTRACT_VERSION}. Train again with keyart fit."
         )
     return record
 
 
 def _without_removed_fields(written: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The history encoder's fields that there still are; a UserError where the others describe an encoder that is gone."""
+    """The history encoder's fields without former ones; a UserError where those describe an encoder that no longer exists."""
     matters = ("heads", "time", "gated") if written.get("encoder") == "attention" else ("time",)
     gone = [
         f"{name}={written[name]}" for name in matters if written.get(name, now := REMOVED_HISTORY_FIELDS[name]) != now
@@ -112,16 +112,16 @@ def _without_removed_fields(written: dict[str, Any], folder: Path) -> dict[str, 
 
 
 def finished_metrics(run: Path, fingerprint: str, restart: bool, console: Console) -> dict[str, Any] | None:
-    """The metrics of a finished run; None where there is something to do. A folder of something else is refused.
+    """The metrics of a finished run; None where there is training to do. UserError where the folder holds anything else.
 
-    `fingerprint`: what the run is asked to be made of; with `restart`, a run of anything else is removed.
+    `fingerprint`: that of the requested run; with `restart`, a run with another fingerprint is removed.
     """
     if (run / CONFIG).is_file():
         if restart and _fingerprint_of(run) != fingerprint:
             shutil.rmtree(run)
         elif read_config(run)["fingerprint"] != fingerprint:
             raise UserError(
-                f"{run}: holds a run of other shards or another config, or of another run than it began from. "
+                f"{run}: holds a run of other shards, another config or another --from. "
                 "Name a new folder, or remove it."
             )
         elif (run / METRICS).is_file():
@@ -133,7 +133,7 @@ def finished_metrics(run: Path, fingerprint: str, restart: bool, console: Consol
 
 
 def _fingerprint_of(run: Path) -> str | None:
-    """The fingerprint a run carries; None where this keyart cannot read it."""
+    """A run's fingerprint; None where this version of keyart cannot read the run."""
     try:
         return read_config(run)["fingerprint"]
     except (UserError, KeyError):
@@ -155,9 +155,7 @@ class Run:
         """Load a finished run; an unfinished or damaged one is a UserError."""
         record = read_config(folder)
         if not (folder / METRICS).is_file() or not (folder / WEIGHTS).is_file():
-            raise UserError(
-                f"{folder}: the run is not finished. Call keyart fit again with the same arguments: it resumes."
-            )
+            raise UserError(f"{folder}: the run is not finished. Re-run keyart fit with the same arguments to resume.")
         vocabularies = load_vocabularies(folder / "vocabularies.json")
         try:
             state = load_file(folder / WEIGHTS)

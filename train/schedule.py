@@ -1,13 +1,13 @@
-"""The learning rate's course: a linear warm-up, then half a cosine down (Loshchilov and Hutter, SGDR, 2017)."""
+"""The learning rate schedule: a linear warm-up, then half a cosine down (Loshchilov and Hutter, SGDR, 2017)."""
 
 import math
 
 MIN_FACTOR = 0.01
-"""Share of the peak rate that is left at the end."""
+"""Final rate as a share of the peak rate."""
 
 
 def warmup_cosine(step: int, total: int, warmup: float) -> float:
-    """Factor of the peak rate at a step, 0 .. total - 1; `warmup` is the share of the steps during which it rises."""
+    """The rate as a factor of the peak rate at a step, 0 .. total - 1; `warmup`: share of the steps during which it rises."""
     warmup_steps = max(1, int(warmup * total))
     if step < warmup_steps:
         return (step + 1) / warmup_steps

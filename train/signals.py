@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: held back while something is at work that must be finished first."""
+"""SIGTERM and Ctrl-C, deferred while work is in progress that must be finished first."""
 
 import signal
 import threading
@@ -10,37 +10,38 @@ HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """A signal came, and what was done until then is saved."""
+    """Raised after a signal, once the progress is saved."""
 
 
 class Signals:
-    """They act at once, but while `deferred`: then the first of them is noted in `received`, and the second acts."""
+    """Handlers that act at once, except while `deferred`: then the first signal is recorded in `received`, and the second
+    acts."""
 
     def __init__(self, on_deferred: Callable[[int], None] | None = None) -> None:
-        """`noted` is called with the number of a signal that is held back."""
+        """`on_deferred` is called with the number of a signal that is deferred."""
         self.received: int | None = None
         self.deferred = False
         self._on_deferred = on_deferred
         self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        """Listen."""
+        """Install the handlers."""
         self._previous_handlers = {number: signal.getsignal(number) for number in HANDLED_SIGNALS}
-        if threading.current_thread() is threading.main_thread():  # beside it nobody can listen
+        if threading.current_thread() is threading.main_thread():  # other threads cannot install handlers
             for number, handler in self._previous_handlers.items():
                 if handler not in (None, signal.SIG_IGN):
                     signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Hand back to whom listened before."""
+        """Restore the former handlers."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._previous_handlers.items():
                 if handler is not None:
                     signal.signal(number, handler)
 
     def raise_deferred(self) -> None:
-        """Do what was held back: Ctrl-C is a KeyboardInterrupt, SIGTERM ends the process with 0."""
+        """Act on the deferred signal, if any: Ctrl-C raises a KeyboardInterrupt, SIGTERM ends the process with status 0."""
         if self.received is not None:
             raise KeyboardInterrupt if self.received == signal.SIGINT else SystemExit(0)
 

@@ -1,6 +1,6 @@
-"""The training task: the two-tower ranker plus a loss, an optimiser and the validation figures.
+"""The training task: the two-tower ranker plus a loss, an optimiser and the validation metrics.
 
-In: `Batch`es of the feed. Out: a running average of the weights, which is what is validated, kept and exported. Clicks
+In: `Batch`es of the feed. Out: a moving average of the weights, which is validated, kept and exported. Clicks
 are learned by log loss over impressions; engagement by log loss over the clicked ones.
 """
 
@@ -25,7 +25,7 @@ from train.prior import Prior, PriorConfig
 from train.schedule import warmup_cosine
 
 RANK_STRIDE, BATCH_STRIDE = 1_000_003**2, 15_485_863
-"""Between seeds: each rank draws dropout of its own, and so does a slice gone on with by another number of ranks."""
+"""Step between seeds: each rank has dropout of its own, and so has a part of an epoch resumed with another number of ranks."""
 
 IMAGE_BUFFER = "artwork_image_AE"
 FUSED = ("cuda", "cpu")
@@ -33,9 +33,10 @@ FUSED = ("cuda", "cpu")
 
 
 def rank_batch(model: TwoTower, batch: Batch, *, everything: bool = True, states: States | None = None) -> LogitTerms:
-    """The model's terms for every impression and artwork of a batch; or engagement of those alone that tell of it.
+    """The model's terms for every impression and artwork of a batch.
 
-    `states`: of the batch's plays, where they are known already.
+    `everything`: False computes engagement only where it was logged, of clicked impressions. `states`: those of the batch's
+    plays, where they are computed already.
     """
     plays = (batch.play_title, batch.play_artwork, batch.play_watched)
     engagement_known = None if everything else batch.engagement_known
@@ -45,7 +46,7 @@ def rank_batch(model: TwoTower, batch: Batch, *, everything: bool = True, states
 
 
 def losses(model: TwoTower, batch: Batch, states: States | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean log loss of clicks, 0 of none; summed log loss of engagement over logged clicks, and how many those are."""
+    """Mean log loss of clicks, 0 without impressions; summed log loss of engagement over clicks that log it, and their number."""
     terms = rank_batch(model, batch, everything=False, states=states)
     mean = "mean" if len(batch.clicked) else "sum"
     click = terms.click_NK().gather(1, batch.shown[:, None]).squeeze(1)
@@ -58,20 +59,20 @@ def losses(model: TwoTower, batch: Batch, states: States | None = None) -> tuple
 
 
 def clip_gradients(model: torch.nn.Module, max_norm: float) -> None:
-    """Scale all gradients so that their norm together is at most `max_norm`."""
+    """Scale all gradients so that their joint norm is at most `max_norm`."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     scale = max_norm / (torch.nn.utils.get_total_norm(gradients) + 1e-6)
     torch._foreach_mul_(gradients, scale.clamp(max=1.0))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def generator_states() -> dict[str, Tensor]:
-    """Where this process's generators stand, by device."""
+    """States of this process's random generators, by device."""
     states = {"cpu": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
 def set_generator_states(states: dict[str, Tensor]) -> None:
-    """Go on from what `generator_states` gave; on another kind of device, from there on the draws are others."""
+    """Restore the result of `generator_states`; on another kind of device the draws differ from then on."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
@@ -93,37 +94,38 @@ class RankerTask(pl.LightningModule):
         tower: ImageTower | None = None,
         titles: NextTitleLoss | None = None,
     ) -> None:
-        """`impressions`: of a pass, over which the prior is spread; `cursor`: how far the training has come, moved by the
-        keeper; `tower`: the image encoder, where it is trained too; `titles`: how titles are learned, where they are."""
+        """`impressions`: number in an epoch, over which the prior is spread; `cursor`: the training's progress, moved by the
+        checkpoint callback; `tower`: the image encoder, where it is trained too; `titles`: the next-title loss, where there is
+        one."""
         super().__init__()
         self.model, self.optimiser_config = model, optimiser
         self.total_steps, self.seed, self.cursor = max(1, total_steps), seed, cursor
-        if titles is None:  # ranks that average their gradients would wait for those of what no loss reaches
+        if titles is None:  # ranks that average their gradients would wait for parameters that get none
             model.disable_title_ranking()
         self.ema = ExponentialMovingAverage(model, optimiser.average)
         self.tower, self.titles = tower, titles
         self.prior, self.impressions = Prior(model, prior), impressions
         self.generators: dict[str, Tensor] | None = None
-        """Generator states to go on with in the middle of a slice."""
+        """Generator states to resume from, between two validations."""
         self.sums = torch.zeros(2, dtype=torch.float64)
-        """Of this slice so far: summed loss, impressions."""
+        """Summed loss and impressions since the last validation, (2,)."""
         self.validation_log_loss = self.validation_engaged_log_loss = math.nan
         self._validated = torch.zeros(4, dtype=torch.float64)
         self._first_nonfinite = torch.full((4,), math.nan)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything trained, and the average of it. The catalogue is not: it comes from the shards."""
+        """All trained weights and their average. The catalogue is left out: it comes from the shards."""
         fixed = set(Content._fields) - ({IMAGE_BUFFER} if self.tower is not None else set())
         return {name: value for name, value in self.state_dict().items() if name.split(".")[-1] not in fixed}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take what `state` gave."""
+        """Restore the result of `state`."""
         missing, unexpected = self.load_state_dict(state, strict=False)
         assert not unexpected
         assert {name.split(".")[-1] for name in missing} <= set(Content._fields)
 
     def on_train_epoch_start(self) -> None:
-        """Seed from the slice alone, or go on where the generators stood: a resumed run draws the same dropout."""
+        """Seed by the number of validations done, or restore the generators: a resumed run draws the same dropout."""
         states, self.generators = self.generators, None
         if states is not None and self.cursor.batch:
             set_generator_states(states)
@@ -155,19 +157,20 @@ class RankerTask(pl.LightningModule):
             self._first_nonfinite = torch.where(
                 torch.isfinite(loss) | ~torch.isnan(self._first_nonfinite[3]), self._first_nonfinite, status
             )
-        # asking a GPU for a number makes it wait: there, now and then, and before each checkpoint
+        # reading a number from a GPU makes it wait: check every few batches there, and before each checkpoint
         if not loss.is_cuda or batch_idx % 32 == 31:
             self.require_finite()
         return loss * self.trainer.world_size  # the ranks' gradients are averaged, and the loss is a sum over them
 
     def require_finite(self) -> None:
-        """Raise a FloatingPointError that names the first batch whose loss was no number, if any was."""
+        """Raise a FloatingPointError that names the first batch whose loss was not finite, if any was."""
         loss, click, engaged, batch = self._first_nonfinite.tolist()
         if not math.isnan(batch):
             raise FloatingPointError(
-                f"the loss is {loss} in slice {self.cursor.validations + 1}, batch {batch:.0f} (click {click}, engaged {engaged}). "
+                f"the loss is {loss} before validation {self.cursor.validations + 1}, batch {batch:.0f} (click {click}, engaged "
+                f"{engaged}). "
                 f"Lower optimiser.learning_rate ({self.optimiser_config.learning_rate}); "
-                "where the first batch is the one, embed the shards again."
+                "if it is the first batch, embed the shards again."
             )
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
@@ -186,7 +189,7 @@ class RankerTask(pl.LightningModule):
         clip_gradients(self, self.optimiser_config.clip)
 
     def on_validation_epoch_start(self) -> None:
-        """Start the sums."""
+        """Reset the sums."""
         if self.tower is not None and self.cursor.step:
             table = self.tower.table()
             for model in (self.model, cast(TwoTower, self.ema.module)):
@@ -194,14 +197,14 @@ class RankerTask(pl.LightningModule):
         self._validated = torch.zeros(4, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Sum the losses of the averaged model, in the precision it will be served in."""
+        """Sum the losses of the averaged model, in the precision in which it will be served."""
         with torch.autocast(self.device.type, enabled=False):
             click, engaged, clicks = losses(cast(TwoTower, self.ema.module), batch)
         count = len(batch.clicked)
         self._validated += torch.stack([click * count, torch.full_like(click, count), engaged, clicks])
 
     def on_validation_epoch_end(self) -> None:
-        """Means over the split, of all ranks."""
+        """Average the losses over the split and all ranks."""
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(self._validated)
         click, count, engaged, clicks = self._validated.tolist()
@@ -209,7 +212,7 @@ class RankerTask(pl.LightningModule):
         self.log("validation_log_loss", self.validation_log_loss, logger=False)  # for callbacks that monitor it
 
     def train_loss(self) -> float:
-        """Mean loss per impression of this slice so far, of all ranks: every rank must ask."""
+        """Mean loss per impression since the last validation, over all ranks; every rank must call it."""
         sums = self.sums.clone()
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(sums)
@@ -217,13 +220,13 @@ class RankerTask(pl.LightningModule):
         return loss / count if count else math.nan
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW under warm-up and cosine."""
+        """AdamW with linear warm-up and cosine decay."""
         config = self.optimiser_config
         fused = self.device.type in FUSED
         parameters = list(self.model.parameters())
         with_prior = self.prior.parameters()
-        # Decay pulls vectors to zero, where an id nobody trained lies; biases and norms have no such home, and what has a
-        # prior has one already
+        # Decay pulls vectors to zero, the vector of an untrained id; for biases and norms zero means nothing, and parameters
+        # with a prior have a pull already
         groups = [
             {
                 "params": [p for p in parameters if p.ndim > 1 and id(p) not in with_prior],

@@ -1,8 +1,8 @@
 """A warm start: a new training begins from the weights of a finished run.
 
 In: the finished run and shards prepared like its own (`keyart prepare DATASET NEW --like SHARDS --since DATE`). The
-towers' tables must mean the same, row by row, and images must have been embedded by the same encoder; what the
-catalogue gained since stands behind the trained rows and has content only.
+towers' tables must mean the same, row by row, and images must have been embedded by the same encoder; titles and artworks
+added since have rows behind the trained ones, and content only.
 """
 
 import torch
@@ -14,27 +14,27 @@ from models.two_tower import Content, TwoTower, TwoTowerConfig
 from train.run import Run
 
 GROWING = ("titles", "artworks")
-"""Vocabularies that may gain untrained values behind; the model's tables end with the trained ones."""
+"""Vocabularies that may have untrained values at their end; the model's tables end with the trained ones."""
 POST_HOC_BUFFERS = ("calibration", "posterior_FF", "posterior_own_A")
-"""What is fitted when the training is over."""
+"""Buffers that are fitted after the training."""
 FIXED = ("people", "genres")
-"""Vocabularies whose every row is a row of a table, as those of context features are."""
+"""Vocabularies with a table row for every value, as those of context features are."""
 
 
 def inherited_model_config(base_run: Run, requested: TwoTowerConfig) -> TwoTowerConfig:
-    """The model config a warm start has: the run's own. Another one that was asked for is a UserError."""
+    """The model config of a warm start: the run's own; UserError where the requested one is neither that nor the default."""
     if requested not in (base_run.model.config, TwoTowerConfig()):
         raise UserError(
-            f"{base_run.folder}: its model is {base_run.model.config}, and {requested} was asked for. "
+            f"{base_run.folder}: its model is {base_run.model.config}, and {requested} was requested. "
             "A warm start keeps the model: leave out --model options, or --from."
         )
     return base_run.model.config
 
 
 def require_compatible(base_run: Run, shards: Shards, encoder: str) -> None:
-    """Raise a UserError where weights of the run would mean something else on these shards.
+    """Raise a UserError where the run's weights would mean something else on these shards.
 
-    `encoder` identifies the image encoder of the shards' embedding, as `train.embed.encoder_fingerprint` gives it.
+    `encoder`: fingerprint of the image encoder of the shards' embedding, by `train.embed.encoder_fingerprint`.
     """
     theirs = base_run.config["shards"]
     context = base_run.model.sizes.context
@@ -59,7 +59,7 @@ def require_compatible(base_run: Run, shards: Shards, encoder: str) -> None:
     if encoder != trained_with:
         raise UserError(
             f"{shards.folder}: its images are embedded by another encoder ({encoder}) than the one {base_run.folder} was "
-            f"trained with ({trained_with}). Prepare it with --like {theirs}, and embed it with the settings of those."
+            f"trained with ({trained_with}). Prepare it with --like {theirs}, and embed it with the settings of {theirs}."
         )
 
 

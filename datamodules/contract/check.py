@@ -1,8 +1,8 @@
 """`keyart check`: is this folder a dataset by the contract?
 
-In: a dataset folder, which is only read. Out: `CheckReport`: every violation counted, with the first offenders and the
-remedy. Three passes, each over what the one before found sound: the files' schemas (`check_files`), the rows (the rules
-of `check_rules`, counted by the engine in one aggregation per table), the images (Pillow, decoded to the end).
+In: a dataset folder, which is only read. Out: `CheckReport`: every violation counted, with the first offending rows and the
+remedy. Three passes, each over what passed the one before: the files' schemas (`check_files`), the rows (the rules
+of `row_rules`, counted by the engine in one aggregation per table), the images (Pillow, decoded to the end).
 """
 
 import posixpath
@@ -31,9 +31,9 @@ from foundation.errors import UserError
 from foundation.progress import progress_bar
 
 OFFENDERS = 3
-"""How many of those who break a rule are named."""
+"""How many offending rows of a rule are named."""
 MEMORY = "2GB"
-"""What a check by itself may hold."""
+"""Memory that a check on its own may use."""
 IMAGES_PER_BLOCK = 512
 """Images handed to the threads at a time: keeps the queue short for a large catalogue, and Ctrl-C quick."""
 
@@ -50,22 +50,22 @@ IMAGE_RULES = {
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """What a dataset holds and where it breaks the contract."""
+    """The contents of a dataset and its violations of the contract."""
 
     dataset: Path
     """The folder that was read."""
     violations: tuple[Violation, ...]
-    """Of schema first, then of rows, then of images; within each in the contract's order."""
+    """Violations of the schema first, then of rows, then of images; within each in the contract's order."""
     rows: dict[str, int]
-    """Rows of each table that is there, in the files that can be read."""
+    """Rows of each existing table, in the files that can be read."""
     files: dict[str, int]
-    """Files of each table that is there."""
+    """Files of each existing table."""
     images: int
-    """Different images the artworks name; 0 where they were not asked for, or could not be."""
+    """Number of different images that artworks name; 0 where images were not checked."""
 
     @property
     def ok(self) -> bool:
-        """Nothing breaks the contract."""
+        """Whether nothing breaks the contract."""
         return not self.violations
 
 
@@ -77,12 +77,12 @@ def check(
     engine: Engine | None = None,
     tables: Sequence[Table] = TABLES,
 ) -> CheckReport:
-    """Judge a dataset by the contract; the dataset is never written to.
+    """Check a dataset against the contract; the dataset is never written to.
 
-    Where a table's schema is broken, neither its rows are judged, nor its images, nor what other tables refer to in it.
-    With `images` false, no image is opened; of others than `tables`, nothing is. Progress is drawn on `console`, standard
-    error by default; `engine` counts, by default a DuckDB of this call, and what it does not read is not judged. Raises
-    `UserError` where the engine fails for a reason outside of the dataset, such as a full disk.
+    Where a table's schema is broken, neither its rows nor its images are checked, nor references to it from other tables.
+    With `images` false, no image is opened; only `tables` are read. Progress is drawn on `console`, standard error by default;
+    `engine` counts, by default a DuckDB of this call, and rows that it does not read are not checked. Raises `UserError` where
+    the engine fails for a reason outside of the dataset, such as a full disk.
     """
     if not dataset.is_dir():
         what = "is not a folder" if dataset.exists() else "does not exist"
@@ -104,7 +104,7 @@ def check(
                     listed = _listed_images(relations) if images else []
                 break
             except failures as error:
-                # the footers were fine, so damage is in the pages: name those files, then judge what is left
+                # the footers were fine, so damage is in the pages: name those files, then check the others
                 damage = [files.damage(dataset) for files in sound]
                 if not any(damage):
                     reason = printable(str(error).splitlines()[0], 200)
@@ -134,7 +134,7 @@ def require_valid(
     engine: Engine | None = None,
     tables: Sequence[Table] = TABLES,
 ) -> CheckReport:
-    """The findings of a dataset that keeps the contract; with `drop_invalid`, but for rows that can be left out.
+    """Check a dataset and return the report of one that keeps the contract, with `drop_invalid` except for droppable rows.
 
     Raises `UserError` with the first violation of one that does not; where there are more, all are printed on `console`.
     """
@@ -151,7 +151,7 @@ def require_valid(
 
 
 def print_check_report(check_report: CheckReport, console: Console) -> None:
-    """What was read, as a table; then one line that all is well, or one line per violation."""
+    """Print the contents as a table; then one line that all is well, or one line per violation."""
     if check_report.rows:
         table = TextTable(title=Text(printable(check_report.dataset)), title_justify="left")
         table.add_column("table")
@@ -179,7 +179,7 @@ def _print_violations(violations: Iterable[Violation], console: Console, *, soft
 def _relations(engine: Engine, sound: list[TableFiles]) -> Relations:
     """The sound tables with every column of the contract, in the types the files have; absent columns are null."""
     tables = {}
-    # impressions before plays: an engine that reads some impressions alone reads their members' plays
+    # impressions before plays: an engine narrowed to some impressions reads only their members' plays
     for files in sorted(sound, key=lambda files: files.table.name != IMPRESSIONS.name):
         raw = engine.read(files.paths, files.table.name, merged=files.table.merged)
         columns = {
@@ -195,7 +195,7 @@ def _relations(engine: Engine, sound: list[TableFiles]) -> Relations:
 def _row_violations(
     dataset: Path, sound: list[TableFiles], tables: Relations, engine: Engine, progress: Progress
 ) -> Iterator[Violation]:
-    """One pass per table counts every rule; only for broken ones are files and first offenders looked for."""
+    """Count every rule in one pass per table; files and first offending rows are queried only for broken rules."""
     task = progress.add_task("rows", total=len(sound))
     for files in sound:
         table, rows = files.table, tables[files.table.name]
@@ -269,7 +269,7 @@ def _image_violations(dataset: Path, listed: list[tuple[str, str]], progress: Pr
         noun = "artwork" if len(broken) == 1 else "artworks"
         violations.append(
             Violation(
-                # a file that is not there, or not ours, is the table's mistake
+                # a missing or foreign file is a fault of the table
                 where=location_of(dataset, paths) if rule == "unreadable-image" else "artworks.parquet",
                 rule=rule,
                 what=f"{len(broken):,} {noun} {what}",
@@ -283,8 +283,8 @@ def _image_violations(dataset: Path, listed: list[tuple[str, str]], progress: Pr
 
 @contextmanager
 def strict_image_decoding() -> Iterator[None]:
-    """Pillow warns of doubtful metadata, which nobody here reads, and of images too large to decode on most machines: those are
-    faults inside the block."""
+    """Within the context Pillow's warnings of doubtful metadata, which is not read here, are ignored, and images too large to
+    decode on most machines are errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -292,7 +292,8 @@ def strict_image_decoding() -> Iterator[None]:
 
 
 def image_fault(dataset: Path, image: str) -> tuple[str, str] | None:
-    """Within `images_judged`: which of `IMAGE_RULES` an image breaks, and what to print of it; None for a sound one."""
+    """The rule of `IMAGE_RULES` that an image breaks, and its description; None for a sound one. Call it within
+    `strict_image_decoding`."""
     if Path(image).is_absolute() or posixpath.normpath(image).split("/")[0] == "..":
         return "image-outside", printable(image)
     path = dataset / image

@@ -1,7 +1,7 @@
-"""What the Parquet files of a table say about themselves, judged by the contract.
+"""Checks of a table's Parquet files by their footers.
 
 In: a table of the contract and a dataset folder. Out: its files, their row counts and `Violation`s of schema, from the
-footers alone. Types are judged here, by pyarrow, before an engine reads a row: engines cast in silence.
+footers only. Types are checked here, by pyarrow, before an engine reads a row, because engines cast silently.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, Column, Kind, Table
 
 Problem = tuple[str, str, str]
-"""Rule, what and remedy of a violation, before it is known how many files share it."""
+"""Rule, description and remedy of a violation, before the files that share it are counted."""
 
 ACCEPTED_TYPES: dict[Kind, str] = {
     "string": "string",
@@ -38,9 +38,9 @@ class Violation:
     """One rule of the contract, broken in one table."""
 
     where: str
-    """A file or table, relative to the dataset; of several files the first, and how many more."""
+    """A file or table, relative to the dataset; for several files the first, and the number of others."""
     rule: str
-    """Short and stable: what tests and scripts go by."""
+    """Short and stable name, for tests and scripts."""
     what: str
     """Completes the sentence "where: ..."; carries the count where rows or images are counted."""
     count: int
@@ -50,7 +50,7 @@ class Violation:
     remedy: str
     """What to do about it, one sentence."""
     rows: bool = False
-    """It is single rows that break the rule: `keyart prepare --drop-invalid` can leave them out."""
+    """Whether single rows break the rule, which `keyart prepare --drop-invalid` can leave out."""
 
     def line(self) -> str:
         """The violation on one line."""
@@ -60,27 +60,27 @@ class Violation:
 
 @dataclass(frozen=True, kw_only=True)
 class TableFiles:
-    """A table's files and what their footers say."""
+    """A table's files and the contents of their footers."""
 
     table: Table
-    """By the contract."""
+    """The table by the contract."""
     paths: list[Path]
     """Empty where the table is absent."""
     columns: tuple[str, ...]
     """Columns of the contract that the files have."""
     rows: int
-    """In the files whose footer can be read."""
+    """Rows in the files whose footer can be read."""
     violations: list[Violation]
-    """Of schema; where there are any, the rows cannot be judged."""
+    """Violations of the schema; where there are any, the rows cannot be checked."""
 
     @property
     def sound(self) -> bool:
-        """There is something to read, and an engine can read it."""
+        """Whether there are rows, and an engine can read them."""
         return bool(self.paths) and not self.violations
 
     @classmethod
     def read(cls, dataset: Path, table: Table) -> "TableFiles":
-        """Read every footer and judge the schemas."""
+        """Read every footer and check the schemas."""
         paths = table.files(dataset)
         location = f"{table.name}/" if table.folder else f"{table.name}.parquet"
         if not paths:
@@ -148,7 +148,7 @@ class TableFiles:
 
 
 def location_of(dataset: Path, paths: list[Path]) -> str:
-    """The first of some files, relative to the dataset, and how many more there are."""
+    """The first of some files, relative to the dataset, and the number of others."""
     first = printable(paths[0].relative_to(dataset).as_posix())
     more = len(paths) - 1
     return f"{first} and {more:,} more {'file' if more == 1 else 'files'}" if more else first
@@ -175,8 +175,8 @@ def _unreadable(error: Exception) -> Problem:
 
 
 def _schema_problems(table: Table, schema: pa.Schema) -> Iterator[Problem]:
-    """What one file lacks or holds in a type the contract does not know."""
-    # engines look columns up without regard to case: Row beside row would be read in its place, or not at all
+    """Columns that one file lacks, or has in a type that the contract does not allow."""
+    # engines ignore case in column names: Row beside row would be read instead, or not at all
     folded = [name.lower() for name in schema.names]
     for column in table.columns:
         if column.name not in schema.names:
@@ -186,7 +186,7 @@ def _schema_problems(table: Table, schema: pa.Schema) -> Iterator[Problem]:
                 yield "missing-column", f"column {column.name} is missing", remedy
             continue
         if folded.count(column.name.lower()) > 1:
-            what = f"column {column.name} is there more than once, but for upper and lower case"
+            what = f"duplicate column {column.name}, ignoring case"
             yield "ambiguous-column", what, "Rename or drop the others"
             continue
         type_ = schema.field(column.name).type
@@ -211,9 +211,9 @@ def _retype(column: Column) -> str:
 
 
 def _disagreements(table: Table, readable: list[tuple[Path, pa.Schema]], other: pa.Schema) -> Iterator[Problem]:
-    """Where a file differs from the first: an engine reads all files of a table with one file's schema.
+    """Differences of a file's schema from the first's, because an engine reads all files of a table with one schema.
 
-    A column that some files may lack is held against the first file that has it, and not all null.
+    A column that some files may lack is compared with the first file that has it with values in it.
     """
     remedy = "Export all files of the table with one schema"
     for column in table.columns:
@@ -225,8 +225,8 @@ def _disagreements(table: Table, readable: list[tuple[Path, pa.Schema]], other: 
                 continue
             first_path, first = with_values[0]
         if (name in first.names) != (name in other.names):
-            here, there = ("has no", "has it") if name in first.names else ("has a", "has none")
-            yield rule, f"{here} column {name}, {printable(first_path.name)} {there}", remedy
+            here, in_first = ("has no", "has it") if name in first.names else ("has a", "has none")
+            yield rule, f"{here} column {name}, {printable(first_path.name)} {in_first}", remedy
         elif name in first.names:
             a, b = _name(first.field(name).type), _name(other.field(name).type)
             if a != b:
@@ -234,7 +234,7 @@ def _disagreements(table: Table, readable: list[tuple[Path, pa.Schema]], other: 
 
 
 def _has_values(schema: pa.Schema, name: str) -> bool:
-    """Whether a file has a column, of another type than that of nothing but nulls."""
+    """Whether a file has the column in a type other than null."""
     return name in schema.names and not pa.types.is_null(schema.field(name).type)
 
 
@@ -261,14 +261,14 @@ def _holds(type_: pa.DataType, kind: Kind) -> bool:
 
 
 def _item(type_: pa.DataType) -> pa.DataType | None:
-    """What a list holds; None where it is no list."""
+    """The item type of a list; None for other types."""
     types = pa.types
     lists = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
     return type_.value_type if any(is_kind(type_) for is_kind in lists) else None
 
 
 def _name(type_: pa.DataType) -> str:
-    """A type's name without what is Arrow's own and makes no difference in Parquet: width of offsets, dictionaries."""
+    """A type's name without details of Arrow that make no difference in Parquet: width of offsets, dictionaries."""
     types = pa.types
     if types.is_dictionary(type_):
         return _name(type_.value_type)

@@ -11,7 +11,7 @@ from foundation.context import LARGEST_FLOAT
 
 
 def _has_embedding(rows: Relation) -> Any:
-    """Whether a row has numbers in `embedding`: an empty list counts as none."""
+    """Whether a row has numbers in the column `embedding`; an empty list has none."""
     return (typed_column(rows, "embedding").length() > 0).fill_null(False)
 
 

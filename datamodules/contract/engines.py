@@ -30,7 +30,7 @@ from foundation.errors import UserError
 
 EngineName = Literal["duckdb", "pyspark"]
 FILE = "keyart_file"
-"""The column that says which file a row came from."""
+"""The column that names a row's file."""
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 LEAST_MEMORY = 500_000_000
@@ -43,7 +43,7 @@ appender.stderr.target = SYSTEM_ERR
 appender.stderr.layout.type = PatternLayout
 appender.stderr.layout.pattern = spark: %m%ex{none}%n
 """
-"""What Spark logs: a user of keyart has no use for how a session starts, nor for where in Java a task failed."""
+"""Log settings of Spark: errors only, without the session's start and Java stack traces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class EngineConfig:
     """duckdb, in this process; or pyspark, a session started here (extra `spark`, Java 17). Its executors must see every
     folder by the same path and, to score, have keyart: no extra, no torch."""
     memory: str = ""
-    """What the whole command may hold, such as 2GB; what does not fit is spilled beside the output. Default: half of the
+    """Memory of the whole command, such as 2GB; data that does not fit is spilled beside the output. Default: half of the
     machine's memory."""
     spark: list[str] = field(default_factory=list)
     """Settings of the Spark session as KEY=VALUE, such as spark.master=spark://host:7077; may be given again."""
@@ -71,7 +71,7 @@ class EngineConfig:
 
     @property
     def bytes(self) -> int:
-        """What the whole command may hold."""
+        """Memory of the whole command, in bytes."""
         if not self.memory:
             return max(LEAST_MEMORY, _machine_memory() // 2)
         parsed = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", self.memory)
@@ -81,7 +81,7 @@ class EngineConfig:
             number = 0.0
             unit = 1
         if not number > 0:
-            raise UserError(f"memory={self.memory}: is no size. Give one like 2GB or 500MB.")
+            raise UserError(f"memory={self.memory}: invalid size. Give one like 2GB or 500MB.")
         return int(number * unit)
 
 
@@ -95,16 +95,16 @@ def _machine_memory() -> int:
 
 
 class Engine(Protocol):
-    """What `check` and `prepare` need of an engine."""
+    """The interface of an engine for `keyart check` and `keyart prepare`."""
 
     memory: int
-    """Bytes the whole command may hold."""
+    """Memory of the whole command, in bytes."""
     errors: tuple[type[Exception], ...]
-    """What the engine raises."""
+    """Exception classes that the engine raises."""
     folder: Path
-    """Where it spills; whatever machine works for it must see it."""
+    """Folder it spills to; every machine that works for it must see the folder."""
     session: Any
-    """Spark's session, for work that is no relation; None where there is no Spark."""
+    """Spark's session, for work other than relations; None for other engines."""
 
     def read(self, files: list[Path], name: str, *, merged: bool = False) -> Relation:
         """Parquet files as one relation, with the column `FILE`; they share a schema, or have it in parts where `merged`."""
@@ -152,13 +152,13 @@ def _opened(config: EngineConfig, folder: Path) -> Iterator[Engine]:
 
 
 class RecentEngine:
-    """An engine that reads, of the impressions, those shown at or after a moment, and of the plays, their members'.
+    """An engine that reads only impressions shown at or after a moment, and only their members' plays.
 
-    Impressions that do not say when they were shown are read too: they are for `check` to find. Both are worked out once.
+    Impressions without `shown_at` are read too, so that `keyart check` reports them. Both are computed once.
     """
 
     def __init__(self, engine: Engine, moment: datetime, tables: Sequence[Table] = TABLES) -> None:
-        """Narrow what `engine` reads, to the columns of `tables`."""
+        """Narrow the rows that `engine` reads, and the columns to those of `tables`."""
         self.engine, self.moment = engine, moment
         self._columns = {FILE, *(column.name for table in tables for column in table.columns)}
         self.memory, self.errors = engine.memory, engine.errors
@@ -168,12 +168,12 @@ class RecentEngine:
 
     @classmethod
     def of(cls, engine: Engine, moment: datetime | None, tables: Sequence[Table] = TABLES) -> Engine:
-        """The engine, narrowed where a moment is given; as it is where it is narrowed to that already."""
+        """The engine, narrowed if a moment is given and it is not narrowed to that moment already."""
         same = isinstance(engine, RecentEngine) and engine.moment == moment
         return engine if moment is None or same else cls(engine, moment, tables)
 
     def read(self, files: list[Path], name: str, *, merged: bool = False) -> Relation:
-        """As `Engine.read`, fewer rows."""
+        """As `Engine.read`, with fewer rows."""
         if name not in self._cached:
             rows: Any = self.engine.read(files, name, merged=merged)
             if name == IMPRESSIONS.name and "shown_at" in rows.columns:
@@ -192,13 +192,13 @@ class RecentEngine:
 
 
 def to_arrow(relation: Relation) -> pa.Table:
-    """A small relation whole. Not by `to_pyarrow`, which loads pandas for it; a sum of integers, which DuckDB widens to
+    """All rows of a small relation, without Ibis' `to_pyarrow`, which loads pandas; a sum of integers, which DuckDB widens to
     128 bits, must be a count or a sum of floats here."""
     return relation.to_pyarrow_batches().read_all()
 
 
 def spill_folder(out: Path) -> Path:
-    """Where an engine spills while `out` is made: beside it, on the disk that has room for it."""
+    """The folder an engine spills to while `out` is made: beside it, on the same disk."""
     return out.with_name(f".{out.name}.spill")
 
 
@@ -267,7 +267,7 @@ class _Spark:
             "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{folder.resolve() / 'log4j2.properties'}",
         }
         settings |= dict(setting.split("=", 1) for setting in config.spark)
-        # what the result depends on is not the user's to set
+        # settings that the result depends on cannot be changed by the user
         settings |= {
             "spark.sql.session.timeZone": "UTC",
             "spark.sql.ansi.enabled": "false",  # a list's element past its end is null, as in DuckDB

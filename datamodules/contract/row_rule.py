@@ -1,4 +1,4 @@
-"""A row rule of the dataset contract: what it is made of, for the modules that state rules."""
+"""The class of row rules of the dataset contract, for the modules that define rules."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ Relations = Mapping[str, Relation]
 
 @dataclass(frozen=True, kw_only=True)
 class RowRule:
-    """One thing that must hold in every row of a table."""
+    """A condition that must hold in every row of a table."""
 
     name: str
-    """Short and stable: what tests and scripts go by."""
+    """Short and stable name, for tests and scripts."""
     table: Table
     broken: Callable[[Relation, Relations], Value]
     """From the table and all tables: true where the row breaks the rule. Null counts as not broken."""
@@ -27,12 +27,12 @@ class RowRule:
     remedy: str
     """One sentence."""
     depends_on: tuple[Table, ...] = ()
-    """Other tables the rule looks into; where one of them cannot be judged, neither can the rule."""
+    """Other tables that the rule reads; where one of them cannot be checked, neither can the rule."""
     offending_value: Callable[[Relation], Value] | None = None
-    """What to print of an offender beside its id."""
+    """The value to print of an offending row beside its id."""
     suspects: Callable[[Relation], Relation] | None = None
-    """From the table: rows, of whatever shape, that are none where no row breaks the rule; for a rule of which that is
-    much cheaper to know than which rows do."""
+    """From the table: a relation that is empty where no row breaks the rule; for rules for which it is much cheaper to compute
+    than the offending rows."""
 
     def flags(self, rows: Relation, tables: Relations) -> BooleanValue:
         """True where a row breaks the rule, else false, never null."""
@@ -41,11 +41,11 @@ class RowRule:
 
 
 def typed_column(rows: Relation, name: str) -> Any:
-    """A column in its own type, which no type checker can know: Ibis finds it in the schema."""
+    """A column in its own type, which Ibis takes from the schema and no type checker can know."""
     return rows[name]
 
 
 def labelled(word: str, value: Any) -> Value:
-    """A value in words, behind what it is."""
+    """A value as text, preceded by a word."""
     prefix: Any = ibis.literal(f"{word} ")
     return prefix + value.cast("string")

@@ -1,8 +1,8 @@
-"""The row rules of the dataset contract: what each row must hold, as Ibis expressions.
+"""The row rules of the dataset contract, as Ibis expressions.
 
-In: the tables as relations. Out: for each rule a boolean expression that is true where a row breaks it, with the words
-that tell a user so. `check` counts these expressions; whoever wants to drop such rows filters by the same ones. Nothing
-here is particular to one engine.
+In: the tables as relations. Out: for each rule a boolean expression that is true where a row breaks it, with a description
+and a remedy. `datamodules.contract.check` counts these expressions, and dropping invalid rows filters by the same ones.
+Nothing here is particular to one engine.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,9 @@ EARLIEST = datetime(1971, 1, 1, tzinfo=UTC)
 CLOCK_TOLERANCE = timedelta(days=1)
 """How far past this machine's clock a time may lie: clocks and time zones are off by hours, never by days."""
 MAX_CANDIDATES = 2**15 - 1
-"""Where the shown artwork is among them is kept in 16 bits."""
+"""Indices of candidates are stored in 16 bits."""
 FOREIGN_CANDIDATE = "keyart_stranger"
-"""Column that `with_foreign_candidate` adds: the first candidate that is no artwork of the row's title, null where all are."""
+"""Column that `with_foreign_candidate` adds: the first candidate that is not an artwork of the row's title, null if all are."""
 
 
 def with_foreign_candidate(impressions: Relation, artworks: Relation) -> Relation:
@@ -38,7 +38,7 @@ def with_foreign_candidate(impressions: Relation, artworks: Relation) -> Relatio
     own = artworks.group_by("title_id").agg(keyart_own=artworks.artwork_id.collect())
     joined = impressions.left_join(own, "title_id")
     candidates, own_artworks = typed_column(joined, "candidates"), typed_column(joined, "keyart_own")
-    # a title without artworks has no list, and every candidate is a stranger to it
+    # a title without artworks has no list, so that every candidate is foreign
     foreign_candidates = candidates.filter(lambda candidate: ~own_artworks.contains(candidate).fill_null(False))
     return joined.select(*impressions.columns, foreign_candidates[0].name(FOREIGN_CANDIDATE))
 
@@ -167,7 +167,7 @@ def _plausible_time(table: Table, column: str) -> tuple[RowRule, RowRule]:
 
 def _has_duplicates(rows: Relation, _: Relations) -> Value:
     candidates = typed_column(rows, "candidates")
-    # a candidate whose first place is not its own; cheaper than the list's distinct values
+    # a candidate whose first index is not its own; cheaper than the list's distinct values
     return ~_has_null(candidates) & (candidates.filter(lambda x, i: candidates.index(x) != i).length() > 0)
 
 
@@ -252,7 +252,7 @@ RULES: tuple[RowRule, ...] = (
         name="duplicate-candidates",
         table=IMPRESSIONS,
         broken=_has_duplicates,
-        what="that list a candidate twice",
+        what="with a duplicate candidate",
         remedy="List every candidate once, with the sum of its propensities",
         offending_value=lambda rows: labelled("candidates", typed_column(rows, "candidates").join(", ")),
     ),
@@ -293,7 +293,7 @@ RULES: tuple[RowRule, ...] = (
         table=IMPRESSIONS,
         broken=lambda rows, _: typed_column(rows, "candidates").length() > MAX_CANDIDATES,
         what=f"with more than {MAX_CANDIDATES:,} candidates",
-        remedy="Log those alone that could have been shown",
+        remedy="Log only those that could have been shown",
     ),
     _small_number("row", LARGEST_POSITION),
     _small_number("column", LARGEST_POSITION),
@@ -333,7 +333,7 @@ RULES: tuple[RowRule, ...] = (
         table=IMPRESSIONS,
         broken=_shown_has_zero_propensity,
         what="whose shown artwork has propensity 0",
-        remedy="Log the probabilities that were drawn from: what was shown cannot have had none",
+        remedy="Log the probabilities that were drawn from: the shown artwork's cannot be 0",
         offending_value=lambda rows: labelled("artwork", rows["artwork_id"]),
     ),
     RowRule(
@@ -354,4 +354,4 @@ RULES: tuple[RowRule, ...] = (
     _unique(MEMBERS),
 )
 
-assert {rule.table for rule in RULES} <= set(TABLES), "a rule of a table outside the contract would never be asked"
+assert {rule.table for rule in RULES} <= set(TABLES), "a rule of a table outside the contract would never be checked"

@@ -1,7 +1,7 @@
-"""The dataset contract, version 1: which tables a dataset has, which columns they have, of which kind.
+"""The dataset contract, version 1: the tables of a dataset, their columns and the columns' kinds.
 
-In: a dataset folder of Parquet. Out: the tables' files and declared columns, which `simulate` writes by, `check` judges
-by and `prepare` reads by. Nothing here reads a row.
+In: a dataset folder of Parquet. Out: the tables' files and declared columns, by which datasets are simulated, checked and
+read. Nothing here reads a row.
 """
 
 from collections.abc import Iterable
@@ -19,8 +19,8 @@ Kind = Literal[
     "string", "strings", "float", "floats", "vector", "integer", "timestamp", "boolean", "category", "number"
 ]
 """What a column holds: `strings`, `floats` and `vector` are lists; integers and floats may be of any width; a category is a
-text, a whole number or a truth value, a number any of these but text, decimals included. A `vector` is cast to 32 bits by who
-reads it, after a number too large for them was named."""
+text, a whole number or a truth value, a number any of these but text, decimals included. A `vector` is cast to 32 bits when
+it is read, after numbers too large for them were reported."""
 
 ENGINE_TYPES: dict[Kind, str] = {
     "string": "string",
@@ -34,7 +34,7 @@ ENGINE_TYPES: dict[Kind, str] = {
     "category": "string",
     "number": "float64",
 }
-"""What each kind is to Ibis: columns are read as these, and absent optional ones as nulls of them."""
+"""The Ibis type of each kind: columns are read as it, and absent optional ones as nulls of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +44,13 @@ class Column:
     name: str
     kind: Kind
     required: bool = True
-    """The column must exist."""
+    """Whether the column must exist."""
     nullable: bool = False
-    """Single values may be null."""
+    """Whether single values may be null."""
     in_some_files: bool = False
-    """One file of the table that has it is enough: in the others it counts as null."""
+    """Whether one file of the table with the column is enough: in the others it counts as null."""
     maximum: int | None = None
-    """The largest value of a column of integers from 0; None: its rules state one, or there is none."""
+    """The largest value of a column of integers from 0; None: its rules state one, or none is stated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Table:
 
     @property
     def merged(self) -> bool:
-        """Its files may differ in which columns they have."""
+        """Whether its files may differ in which columns they have."""
         return any(column.in_some_files for column in self.columns)
 
     def files(self, dataset: Path) -> list[Path]:
@@ -90,7 +90,7 @@ ARTWORKS = Table(
     columns=(
         Column(name="artwork_id", kind="string"),
         Column(name="title_id", kind="string"),
-        # one of the two must be there: `check` says so where neither is
+        # one of the two must exist: a row rule reports where neither does
         Column(name="image", kind="string", required=False, nullable=True),
         Column(name="embedding", kind="vector", required=False, nullable=True),
         Column(name="depicts", kind="strings", required=False, nullable=True),
@@ -117,7 +117,7 @@ IMPRESSIONS = Table(
         Column(name="artwork_id", kind="string"),
         Column(name="shown_at", kind="timestamp"),
         Column(name="candidates", kind="strings"),
-        # one of the two must be there: `check` says so where neither is
+        # one of the two must exist: a row rule reports where neither does
         Column(name="propensities", kind="floats", required=False, nullable=True),
         Column(name="propensity", kind="float", required=False, nullable=True),
         Column(name="policy", kind="string", nullable=True),
@@ -135,7 +135,7 @@ CONTEXT_COLUMN_KINDS: dict[str, Kind] = {
     "hour": "integer",
     "position": "integer",
 }
-"""By a context feature's kind: that of its column."""
+"""Kind of a context feature's column by the feature's kind."""
 MEMBERS = Table(name="members", columns=(Column(name="member_id", kind="string"),), required=False)
 
 TABLES = (TITLES, ARTWORKS, PLAYS, IMPRESSIONS, MEMBERS)
@@ -144,12 +144,12 @@ TABLES = (TITLES, ARTWORKS, PLAYS, IMPRESSIONS, MEMBERS)
 def impressions_table(features: Iterable[ContextFeature]) -> Table:
     """The impressions with the columns of declared context features beside the contract's own.
 
-    UserError where a feature's column is one of the contract's, which are features already or are none.
+    UserError where a feature's column is one of the contract's, which are built-in features or cannot be features.
     """
     more = [feature for feature in features if feature not in BUILT_IN and not feature.from_time]
     names = {column.name for column in IMPRESSIONS.columns}
     for feature in more:
-        if feature.source.lower() in names:  # engines look columns up without regard to case
+        if feature.source.lower() in names:  # engines ignore case in column names
             raise UserError(
                 f"context feature {feature.name!r}: column {feature.source} is the contract's own. Name another column."
             )
@@ -173,7 +173,7 @@ def tables_with(features: Iterable[ContextFeature]) -> tuple[Table, ...]:
 
 
 def dataset_fingerprint(dataset: Path) -> str:
-    """Of the four tables a dataset must have: titles, artworks, plays, impressions. Images have their own."""
+    """Fingerprint of the four required tables: titles, artworks, plays, impressions. Images have their own."""
     return files_fingerprint(
         (f for table in (TITLES, ARTWORKS, PLAYS, IMPRESSIONS) for f in table.files(dataset)), dataset
     )

@@ -1,8 +1,7 @@
-"""The LightningDataModule over shards: which batches an epoch of the trainer sees.
+"""The LightningDataModule over shards: the batches of each epoch of the trainer.
 
-An epoch of the trainer is one slice of a pass over the training impressions, so that validation comes more often than
-passes do. Which batches it holds follows from the training's place alone, so that a resumed training asks for those that
-are left.
+An epoch of the trainer is a part of an epoch over the training impressions, so that validation can come several times
+per epoch. Its batches follow from the training's cursor alone, so that a resumed training gets the remaining ones.
 """
 
 from collections.abc import Iterator
@@ -17,21 +16,21 @@ from datamodules.shards.shard import TRAIN, VALIDATION, Shards
 
 @dataclass(kw_only=True)
 class Cursor:
-    """How far a training has come. One object, read by all that depend on it and moved by the keeper alone."""
+    """The progress of a training. One object, shared by its readers and moved by the checkpoint callback only."""
 
     validations: int = 0
-    """Slices that are finished, validation included."""
+    """Validations that are finished."""
     batch: int = 0
-    """Batches done of the present slice; all of them while it is validated."""
+    """Batches done since the last validation."""
     step: int = 0
     """Steps of the optimiser since the beginning."""
 
 
 class EpochPart:
-    """The batches that are left of one slice of one pass; what the trainer takes for a loader."""
+    """The remaining batches before the next validation, in the role of the trainer's data loader."""
 
     def __init__(self, feed: Feed, part: int, parts: int, done: int = 0) -> None:
-        """Slice `part` of `parts` of the feed's present pass, without its first `done` batches."""
+        """Part `part` of `parts` of the feed's present epoch, without its first `done` batches."""
         plan = len(feed)
         self.feed = feed
         self.begin, self.end = part * plan // parts + done, (part + 1) * plan // parts
@@ -62,9 +61,10 @@ class ShardsModule(pl.LightningDataModule):
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        """`reach`: plays a state depends on; `batch`: impressions of all `ranks` together; `slices`: per pass.
+        """`reach`: plays a state depends on; `batch`: impressions of all `ranks` together;
+        `validations_per_epoch`: parts of an epoch, each followed by a validation.
 
-        `window`: impressions of a member that share a reading of its plays, at most.
+        `window`: impressions of a member that share one encoding of its plays, at most.
         """
         super().__init__()
         self.validations_per_epoch, self.cursor = validations_per_epoch, cursor
@@ -92,7 +92,7 @@ class ShardsModule(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> EpochPart:
-        """What is left of the present slice."""
+        """The remaining batches before the next validation."""
         self.train_feed.epoch, part = divmod(self.cursor.validations, self.validations_per_epoch)
         return EpochPart(self.train_feed, part, self.validations_per_epoch, self.cursor.batch)
 

@@ -20,12 +20,12 @@ from datamodules.shards.padding import padded
 from datamodules.shards.shard import Shard
 
 SHARDS_MIXED = 8
-"""Shards whose batches are mixed: few enough that what is read lies in memory."""
+"""Shards whose batches are mixed: few enough that their arrays stay in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """`M` windows of members, `T` plays, `N` impressions, `K` candidates. Padding is 0 and lies right of what counts."""
+    """`M` windows of members, `T` plays, `N` impressions, `K` candidates. Padding is 0, on the right."""
 
     play_title: Tensor
     """int64 (M, T): title rows."""
@@ -34,7 +34,7 @@ class Batch:
     play_watched: Tensor
     """float32 (M, T): fraction watched, NaN where not logged."""
     first: Tensor
-    """bool (M,): the window begins with the member's first play."""
+    """bool (M,): whether the window begins with the member's first play."""
     member: Tensor
     """int64 (N,): the window an impression belongs to."""
     position: Tensor
@@ -51,15 +51,15 @@ class Batch:
     engaged: Tensor
     """float32 (N,): NaN where not logged."""
     shown: Tensor
-    """int64 (N,): place of the shown artwork in `artworks`."""
+    """int64 (N,): index of the shown artwork in `artworks`."""
     shard: int
-    """Which shard the impressions are of."""
+    """Index of the impressions' shard."""
     engagement_known: Tensor
     """int64 (n,): the clicked impressions of which it was logged whether they were engaged."""
     index: Tensor
     """int64 (N,): their rows in the shard."""
     global_impressions: int
-    """Impressions of the batch over all ranks: N where there is one."""
+    """Impressions of the batch over all ranks: N for a single rank."""
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
@@ -79,20 +79,20 @@ class _Windows:
     """Windows of a shard: flat arrays of shape (W,)."""
 
     first: np.ndarray
-    """First impression, a place in the selected impressions."""
+    """Index of the first impression in the selected impressions."""
     count: np.ndarray
-    """How many impressions."""
+    """Number of impressions."""
     play: np.ndarray
     """First play."""
     plays: np.ndarray
-    """How many plays."""
+    """Number of plays."""
 
     def take(self, window_indices: np.ndarray) -> "_Windows":
         return _Windows(**{f.name: getattr(self, f.name)[window_indices] for f in fields(self)})
 
 
 def _windows(shard: Shard, selected: np.ndarray, reach: int, max_impressions: int) -> _Windows:
-    """Cut selected impressions (rows, in order) into runs of at most `most` of one member, spanning `reach` plays."""
+    """Cut selected impressions (rows, in order) into runs of at most `max_impressions` of one member, spanning `reach` plays."""
     end, start = shard.history_end[selected], shard.history_start[selected]
     member = np.searchsorted(shard.member_impressions, selected, side="right") - 1
     new_member = np.flatnonzero(np.diff(member, prepend=-1))
@@ -105,7 +105,7 @@ def _windows(shard: Shard, selected: np.ndarray, reach: int, max_impressions: in
 
 
 class Feed:
-    """Batches of the impressions of one split; set `epoch` to say which pass. Iterating yields the whole pass."""
+    """Batches of the impressions of one split; set `epoch` to choose the epoch. Iterating yields the whole epoch."""
 
     def __init__(
         self,
@@ -122,10 +122,11 @@ class Feed:
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        """`reach`: plays a state depends on; `impressions`: about how many a batch holds; `window`: at most, per window.
+        """`reach`: plays a state depends on; `impressions`: about how many a batch has; `window`: impressions per window, at
+        most.
 
-        With several `ranks`, each is dealt every so many-th window of every batch: together they yield the batches that
-        one alone does, and a batch of fewer windows than ranks is empty for some.
+        With several `ranks`, each gets every `ranks`-th window of every batch: together they yield the batches of a single
+        rank, and a batch of fewer windows than ranks is empty for some.
         """
         self.shards, self.reach, self.impressions = shards, reach, impressions
         self.shuffle, self.candidates, self.seed, self.pin = shuffle, candidates, seed, pin
@@ -145,7 +146,7 @@ class Feed:
         return sum(len(rows) for rows in self.selected)
 
     def padding(self) -> float:
-        """Share of this epoch's encoded positions that hold no play."""
+        """Share of this epoch's encoded positions that are padding."""
         encoded = held = 0
         for s, window_indices in self.plan():
             plays = self.windows[s].plays[window_indices]
@@ -158,7 +159,7 @@ class Feed:
         return len(self.plan())
 
     def plan(self) -> list[tuple[int, np.ndarray]]:
-        """This epoch's batches as (shard, windows): windows of like length together.
+        """This epoch's batches as (shard, windows): windows of similar length together.
 
         Shuffled, members are mixed within a batch, and batches over some shards at a time, whose order is random too.
         """
@@ -187,11 +188,11 @@ class Feed:
         return batches
 
     def __iter__(self) -> Iterator[Batch]:
-        """Every batch of this pass."""
+        """Every batch of this epoch."""
         return self.batches(0, len(self))
 
     def batches(self, begin: int, end: int) -> Iterator[Batch]:
-        """Batches begin .. end of this pass; a thread gathers one ahead."""
+        """Batches begin .. end of this epoch; a thread gathers one ahead."""
         plan = self.plan()[begin:end]
         last = {s: ordinal for ordinal, (s, _) in enumerate(plan)}
         ahead: Queue[Batch | BaseException | None] = Queue(maxsize=2)
@@ -231,7 +232,7 @@ class Feed:
         """This rank's part of the batch of some windows of a shard.
 
         Where a batch has fewer windows than there are ranks, some get one window's plays and no impression: every weight
-        then has a gradient, if only zero, which is what ranks that average their gradients wait for.
+        then has a gradient, if only zero, which averaging the gradients over ranks needs.
         """
         share, global_impressions = (
             window_indices[self.rank :: self.ranks],
@@ -243,13 +244,13 @@ class Feed:
         return self.gather(s, replace(first, count=np.zeros_like(first.count)), global_impressions)
 
     def rows(self, s: int, windows: _Windows) -> tuple[np.ndarray, np.ndarray]:
-        """A shard's impressions in some windows: the window of each, and its place in the shard."""
+        """A shard's impressions in some windows: the window of each, and its row in the shard."""
         member = np.repeat(np.arange(len(windows.count)), windows.count)
         run = np.cumsum(windows.count) - windows.count
         return member, self.selected[s][np.arange(len(member)) - run[member] + windows.first[member]]
 
     def gather(self, s: int, windows: _Windows, global_impressions: int) -> Batch:
-        """The batch of some windows of a shard, `whole` impressions over all ranks."""
+        """The batch of some windows of a shard. `global_impressions`: its impressions over all ranks."""
         shard = self.shards[s]
         plays = shard.padded_runs(windows.play, windows.plays)
         member, rows = self.rows(s, windows)

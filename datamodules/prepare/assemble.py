@@ -1,6 +1,6 @@
 """One shard from its rows: members in order of their ids, plays and impressions in order of time, histories by position.
 
-In: the rows of a shard in any order. Out: a `Shard` that depends on what the rows hold and not on how they came.
+In: the rows of a shard in any order. Out: a `Shard` that does not depend on that order.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -49,10 +49,10 @@ def assemble(
     split_times: tuple[int, int],
     features: tuple[ContextFeature, ...],
 ) -> tuple[Shard, np.ndarray]:
-    """A shard, and where each of its impressions stands in the table given, int64 (N,).
+    """A shard, and the row of each of its impressions in the table `impressions`, int64 (N,).
 
-    The tables are as `shard_spill` encodes them; None where there is none. `split_times`: first instants of validation and
-    of test. `features`: the context features.
+    `plays`, `impressions`: rows as `datamodules.prepare.shard_spill` encodes them; None for an empty table. `split_times`:
+    first instants of validation and of test. `features`: the context features.
     """
     plays = plays if plays is not None else PLAY_COLUMNS.empty_table()
     stored = {feature.name: feature.stored_dtype for feature in features if not feature.from_time}
@@ -113,7 +113,7 @@ def assemble(
 def member_time_order(
     member: np.ndarray, time: np.ndarray, tie_keys: Callable[[np.ndarray], tuple[np.ndarray, ...]]
 ) -> np.ndarray:
-    """Rows in order of (member, time, keys of ties); the keys are asked for those rows alone that tie."""
+    """Rows in order of (member, time, keys of ties); the keys are computed only for rows that tie."""
     if not len(member):
         return np.zeros(0, np.int64)
     least = time.min()
@@ -130,7 +130,7 @@ def member_time_order(
 
 
 def _member_codes(first_ids: pa.Array, other: pa.Array) -> tuple[np.ndarray, np.ndarray, int]:
-    """Two columns of ids as places in the ids' order (by their bytes), and how many ids there are."""
+    """Two columns of ids as ranks in the order of the ids' bytes, and the number of different ids."""
     encoded = pa.chunked_array([first_ids, other], pa.string()).combine_chunks().dictionary_encode()
     rank = _ranks(encoded.dictionary)
     code = rank[np.asarray(encoded.indices)] if len(encoded) else np.zeros(0, np.int64)
@@ -138,7 +138,7 @@ def _member_codes(first_ids: pa.Array, other: pa.Array) -> tuple[np.ndarray, np.
 
 
 def _ranks(strings: pa.Array) -> np.ndarray:
-    """int64: each string's place in the order of all, by bytes; the strings differ."""
+    """int64: each string's rank in the order of bytes; the strings differ."""
     rank = np.empty(len(strings), np.int64)
     rank[np.asarray(pc.array_sort_indices(strings)).astype(np.int64)] = np.arange(len(strings))
     return rank
@@ -149,7 +149,7 @@ def _history_ends(
 ) -> np.ndarray:
     """For every impression, one past its member's last play strictly before it.
 
-    Member and time are packed into one integer, for as many members at a time as 63 bits can tell apart.
+    Member and time are packed into one integer, for as many members at a time as fit into 63 bits.
     """
     ends = np.zeros(len(shown_at), np.int64)
     if not len(shown_at) or not len(play_time):
@@ -171,7 +171,7 @@ def _history_ends(
 
 
 def _ragged(offsets: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lists in another order: where each begins then, int64 (N + 1,), and the places of their values now, (C,)."""
+    """Lists in another order: their new offsets, int64 (N + 1,), and the present indices of their values, (C,)."""
     width = np.diff(offsets)[order]
     start = np.concatenate([[0], np.cumsum(width, dtype=np.int64)])
     # in 32 bits, as Arrow's own offsets are

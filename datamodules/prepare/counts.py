@@ -1,4 +1,4 @@
-"""What `prepare` found, counted honestly: rows in and out and why, members, histories, unknowns, splits.
+"""Counts of a preparation: rows in and out and why, members, histories, unknowns, splits.
 
 In: every shard as it is made. Out: the counts of the manifest, and the table a user sees at the end.
 """
@@ -26,17 +26,17 @@ class ShardCounts:
     """Sums over shards."""
 
     def __init__(self, vocabularies: Vocabularies) -> None:
-        """`vocabularies` say what the training period knows."""
+        """`vocabularies`: those of the training period."""
         self.vocabularies = vocabularies
         self.splits = np.zeros((len(SPLITS), 4), np.int64)
         """By split: impressions, clicks, randomised, of one candidate."""
         self.plays = self.members = self.candidates = 0
         self.lengths = np.zeros(1, np.int64)
-        """How many impressions have a history of so many plays."""
+        """Number of impressions by length of the history."""
         self.unknown: dict[str, int] = dict.fromkeys(UNKNOWNS, 0)
 
     def add(self, shard: Shard) -> None:
-        """One more shard."""
+        """Add a shard's counts."""
         single_candidate = np.diff(shard.candidate_start) == 1
         for column, which in enumerate((None, shard.clicked > 0, randomised(shard), single_candidate)):
             rows = shard.split if which is None else shard.split[which]
@@ -58,9 +58,9 @@ class ShardCounts:
                 self.unknown[feature.name] = self.unknown.get(feature.name, 0) + int(unknown.sum())
 
     def manifest(self) -> dict[str, Any]:
-        """The counts as JSON has them."""
+        """The counts as JSON values."""
         impressions = int(self.splits[:, 0].sum())
-        # the value at a quantile is one that occurs: the first whose impressions, counted from the shortest, reach it
+        # a quantile is a value that occurs: the first whose cumulative number of impressions reaches it
         reached = np.cumsum(self.lengths)
         ranks = [max(1, int(np.ceil(q * impressions))) for q in QUANTILES]
         quantiles = np.searchsorted(reached, ranks).tolist() if impressions else [0] * len(QUANTILES)
@@ -86,12 +86,12 @@ class ShardCounts:
 
 
 def randomised(shard: Shard) -> np.ndarray:
-    """bool (N,): impressions whose candidates were all equally likely, the part of a log made for judging others."""
+    """bool (N,): impressions whose candidates were all equally likely, from which other policies can be evaluated."""
     width = np.diff(shard.candidate_start)
     even = (width > 1) & equal_within_rounding(shard.propensity * width, 1.0)
     if not len(even):
         return even
-    # and no candidate's propensity differs from the shown one's; where only that one was logged, none can
+    # and no candidate's propensity differs from the shown one's; where only that one was logged, it is all that is known
     alike = equal_within_rounding(shard.candidate_propensity, np.repeat(shard.propensity, width))
     differs = ~alike & ~np.isnan(shard.candidate_propensity)
     return even & (np.add.reduceat(differs, shard.candidate_start[:-1], dtype=np.int32) == 0)

@@ -1,9 +1,9 @@
 """`keyart prepare`: raw tables -> shards.
 
-The engine reads, judges, filters and counts (`relations`), and sends rows in any order; ids become rows of the
-vocabularies on the way, and rows are laid down shard by shard (`spill`); each shard is then put in order by itself
-(`assemble`). A history is found by position in its member's own plays, so that strictly-before holds by construction
-and no join can leak the future. Nothing is ever held but a few batches and the shards at work.
+The engine reads, checks, filters and counts (`datamodules.prepare.relations`), and sends rows in any order; ids become rows of
+the vocabularies on the way, and rows are written shard by shard (`datamodules.prepare.shard_spill`); each shard is then sorted
+on its own (`datamodules.prepare.assemble`). A history is a range of positions in its member's own plays, so that strictly-before
+holds by construction and no join can leak the future. Only a few batches and the shards in progress are in memory.
 """
 
 import json
@@ -60,12 +60,12 @@ SPILL = "spill"
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """How a log becomes shards."""
+    """Options of preparing a log."""
 
     validation: float = 0.15
     """Share of the impressions, by time, between training and test: for early stopping, calibration and choices."""
     test: float = 0.15
-    """Share of the impressions, the newest: read by evaluation alone."""
+    """Share of the impressions, the newest: read by evaluation only."""
     validation_from: str = ""
     """Date or time (ISO 8601, UTC) at which validation begins; with `test_from`, instead of the shares."""
     test_from: str = ""
@@ -97,7 +97,7 @@ class PrepareConfig:
 
 
 def shards_fingerprint(dataset: Path, config: PrepareConfig, *made_like: Any) -> str:
-    """What the shards of this dataset under this config will carry as their fingerprint."""
+    """The fingerprint of the shards of this dataset under this config."""
     return fingerprint(dataset_fingerprint(dataset), config, CONTRACT_VERSION, SHARDS_VERSION, *made_like)
 
 
@@ -116,12 +116,12 @@ def prepare(
 ) -> dict[str, Any]:
     """Write the shards of a valid dataset and return their manifest.
 
-    With `like`, the vocabularies of those shards are used, what the catalogue gained stands behind them, and their
-    image encoder and context features come along; with `vocabularies` and `features`, just those. With `since`, only
-    impressions shown at or after that moment are kept, with their members' whole histories, and the splits are shares of
+    With `like`, the vocabularies of those shards are used, new titles and artworks appended, and their image encoder and
+    context features are copied; with `vocabularies` and `features`, only those are used. With `since`, only impressions
+    shown at or after that moment are kept, with their members' whole histories, and the splits are shares of
     them. With `keep_requests`, each shard also keeps impression_id and candidates as they were logged, in
     `requests.parquet`.
-    The dataset is read, never written to; `out` appears when it is complete, and an embedding it had stays with it.
+    The dataset is read, never written to; `out` appears when it is complete, and keeps an embedding that it had.
     """
     config, out, console = (
         config or PrepareConfig(),
@@ -194,7 +194,7 @@ def prepare(
             save_context(features, folder)
             counted = shard_counts.manifest()
             if dataset_fingerprint(dataset) != log_fingerprint:
-                raise UserError(f"{dataset}: changed while it was read. Prepare it again when nobody writes to it.")
+                raise UserError(f"{dataset}: changed while it was read. Prepare it again when no process writes to it.")
             manifest = {
                 "contract_version": CONTRACT_VERSION,
                 "fingerprint": shards_fingerprint(
@@ -233,11 +233,11 @@ def check_and_prepare(
     since: datetime | None,
     console: Console,
 ) -> dict[str, Any]:
-    """`prepare` a dataset that is first held against the contract, by one engine. UserError where it breaks a rule."""
+    """Check a dataset and prepare it, by one engine. UserError where it breaks a rule of the contract."""
     require_writable_target(dataset, out)
     with open_engine(engine_config, spill_folder(out)) as opened:
         tables = tables_with(Shards.open(like).context if like else context_features(config.context))
-        # beside shards that were made of the log before, what is new is judged; else the whole log
+        # with `like` and `since`, only new rows are checked; else the whole log
         engine = RecentEngine.of(opened, since, tables) if like else opened
         require_valid(
             dataset, images=False, drop_invalid=config.drop_invalid, console=console, engine=engine, tables=tables
@@ -246,28 +246,28 @@ def check_and_prepare(
 
 
 def _require_same_context(model: Shards, config: PrepareConfig) -> None:
-    """UserError where other context features are declared than those of the shards to be like."""
+    """UserError where the config declares other context features than those of the shards it shall be like."""
     of_model = {feature.name: feature for feature in model.context}
-    asked = {feature.name: feature for feature in context_features(config.context)}
+    declared = {feature.name: feature for feature in context_features(config.context)}
     remedy = "Leave --context out: shards like others have their features."
-    if config.context and asked.keys() != of_model.keys():
+    if config.context and declared.keys() != of_model.keys():
         raise UserError(
-            f"context={sorted(asked.keys() - of_model) or sorted(of_model.keys() - asked)}: {model.folder} has the context "
+            f"context={sorted(declared.keys() - of_model) or sorted(of_model.keys() - declared)}: {model.folder} has the context "
             f"features {', '.join(sorted(of_model))}. {remedy}"
         )
     for feature in config.context:
         other = of_model[feature.name]
         for field_name in ("kind", "source", "read_by", "crossed_with", "prior", "reference", "mean", "std"):
-            declared, theirs = getattr(feature, field_name), getattr(other, field_name)
-            if declared is not None and declared != theirs:
+            own, theirs = getattr(feature, field_name), getattr(other, field_name)
+            if own is not None and own != theirs:
                 option = {"source": "column", "read_by": "terms"}.get(field_name, field_name)
                 raise UserError(
-                    f"context feature {feature.name!r}: {option}={declared!r}, and in {model.folder} it is {theirs!r}. {remedy}"
+                    f"context feature {feature.name!r}: {option}={own!r}, and in {model.folder} it is {theirs!r}. {remedy}"
                 )
 
 
 def require_writable_target(dataset: Path, out: Path) -> None:
-    """Raise a UserError where shards cannot be written: what is there is none of ours, or the dataset lies in the way."""
+    """Raise a UserError where `out` cannot be written: a folder that keyart did not write, or one in or around the dataset."""
     source, target = dataset.resolve(), out.resolve()
     if source == target or source in target.parents or target in source.parents:
         raise UserError(f"{out}: lies in {dataset}, or around it; the source is only read. Name a folder beside it.")
@@ -275,12 +275,12 @@ def require_writable_target(dataset: Path, out: Path) -> None:
     manifest = out / MANIFEST
     if manifest.is_file() and '"contract_version"' not in manifest.read_text(errors="replace"):
         raise UserError(
-            f"{manifest}: is no manifest of shards, so keyart did not write it. Name a new or empty folder."
+            f"{manifest}: is not a manifest of shards, so keyart did not write it. Name a new or empty folder."
         )
 
 
 def _rows_at_once(size: LogSize, memory: int) -> int:
-    """Rows of a batch: four of them, on their way from the engine to their shards, take an eighth of the memory."""
+    """Rows per batch, such that four batches, between the engine and their shards, take an eighth of the memory."""
     bytes_a_row = 200 + 64 * size.candidates // max(1, size.impressions)
     return max(1024, min(131_072, memory // 32 // bytes_a_row))
 
@@ -297,7 +297,7 @@ def _require_complete(size: LogSize, plays: int, impressions: int, out: Path) ->
 def _why_empty(log: DatasetTables, since: datetime | None) -> str:
     dropped = [f"{count:,} by {rule}" for rule, count in log.dropped.get("impressions", {}).items()]
     if dropped:
-        return f"no impression is left, for rows were dropped: {', '.join(dropped)}. Run keyart check."
+        return f"no impression is left after rows were dropped: {', '.join(dropped)}. Run keyart check."
     if since is not None:
         return f"no impression since {since:%Y-%m-%d %H:%M}. Name an earlier date."
     return "the table is empty. Name a dataset with logged impressions."
@@ -326,7 +326,7 @@ def _split_times(log: DatasetTables, size: LogSize, config: PrepareConfig, datas
 
 
 def _bytes(size: LogSize) -> int:
-    """About what the arrays of a log hold."""
+    """Approximate bytes of a log's arrays."""
     return 70 * size.impressions + 8 * size.candidates + 30 * size.plays
 
 
@@ -335,11 +335,11 @@ def _shard_count(size: LogSize) -> int:
 
 
 WORKING_COPIES = 5
-"""A shard at work holds about so many times its own bytes: as it was read, in order, and what ordering takes."""
+"""Memory of a shard in progress as a multiple of its own bytes: rows as read, sorted, and the memory of sorting."""
 
 
 def _parallel_shards(size: LogSize, shards: int, memory: int) -> int:
-    """How many shards may be at work at a time."""
+    """How many shards may be in progress at a time."""
     return max(1, min(len(os.sched_getaffinity(0)), memory // 2 // max(1, WORKING_COPIES * _bytes(size) // shards)))
 
 
@@ -354,7 +354,7 @@ def _require_memory(size: LogSize, shards: int, memory: int) -> None:
 
 
 def _in_parallel(make: Any, shards: int, at_once: int) -> Iterator[Shard]:
-    """The shards in order, `at_once` of them in the making."""
+    """The shards in order, `at_once` of them in progress."""
     with ThreadPoolExecutor(at_once) as threads:
         todo = iter(range(shards))
         running = [threads.submit(make, s) for s in islice(todo, at_once)]

@@ -1,7 +1,7 @@
-"""What `prepare` asks of an engine, as Ibis expressions: the same for every engine.
+"""The queries of `keyart prepare` as Ibis expressions, the same for every engine.
 
-In: the tables of a dataset. Out: relations in the contract's types, without the rows that break it, and what is counted
-over them: where the splits lie, and the vocabularies of the training period.
+In: the tables of a dataset. Out: relations in the contract's types, without invalid rows, and results over them: the split
+times, and the vocabularies of the training period.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
@@ -36,8 +36,8 @@ MICROSECONDS_AN_HOUR = 3_600_000_000
 ROUNDED_SHARE = 1e-5
 """Of a number's mean: what its standard deviation must be at least for 32 bits to tell its values apart by a hundredth of it."""
 PREPARED_TABLES = (TITLES, ARTWORKS, IMPRESSIONS, PLAYS)
-"""What `prepare` reads. Rows may refer to tables before their own, and are dropped where what they refer to was; and an
-engine that reads some impressions alone reads their members' plays."""
+"""The tables that are read. Rows may refer to earlier tables, and are dropped where the row they refer to was; and an
+engine that is narrowed to some impressions reads only their members' plays."""
 
 Dropped = dict[str, dict[str, int]]
 """By table, by reason: rows that were left out."""
@@ -59,9 +59,9 @@ class DatasetTables:
     def read(
         cls, engine: Engine, dataset: Path, *, drop_invalid: bool, features: tuple[ContextFeature, ...] = BUILT_IN
     ) -> "DatasetTables":
-        """Open a dataset; with `drop_invalid`, rows that break a rule are left out and counted by the first they break.
+        """Open a dataset; with `drop_invalid`, rows that break a rule are left out and counted by the first rule they break.
 
-        Of rows that share an id none is kept: which of them is right cannot be known.
+        Rows that share an id are all left out, because it is not known which of them is right.
         """
         tables: dict[str, Relation] = {}
         rows: dict[str, int] = {}
@@ -75,7 +75,7 @@ class DatasetTables:
             tables[table.name] = typed(engine, files, table)
             if drop_invalid:
                 tables[table.name], dropped[table.name] = _valid(engine, table, tables)
-        # judged above where rows are dropped; large, and read by `keyart embed` alone
+        # checked above where rows are dropped; large, and read only by `keyart embed`
         tables[ARTWORKS.name] = tables[ARTWORKS.name].drop("embedding")
         return cls(**tables, rows=rows, dropped=dropped)
 
@@ -100,7 +100,7 @@ def typed(engine: Engine, files: list[Path], table: Table) -> Relation:
 
 
 def _valid(engine: Engine, table: Table, tables: dict[str, Relation]) -> tuple[Relation, dict[str, int]]:
-    """A table's rows that break no rule, and how many broke which first; the tables before it hold valid rows alone."""
+    """A table's valid rows, and the number of invalid ones by the first rule they break; earlier tables hold only valid rows."""
     rows = tables[table.name]
     with_rules = with_foreign_candidate(rows, tables[ARTWORKS.name]) if table.name == IMPRESSIONS.name else rows
     rules = row_rules(table)
@@ -121,13 +121,13 @@ def _valid(engine: Engine, table: Table, tables: dict[str, Relation]) -> tuple[R
 
 @dataclass(frozen=True, kw_only=True)
 class LogSize:
-    """How much there is to prepare."""
+    """Sizes of the tables to prepare."""
 
     impressions: int
     candidates: int
     plays: int
     hours: pa.Table
-    """hour (since 1970) and rows: impressions by hour, in order."""
+    """Columns hour (since 1970) and rows: impressions by hour, in order."""
 
 
 def measure_log(log: DatasetTables) -> LogSize:
@@ -145,9 +145,9 @@ def measure_log(log: DatasetTables) -> LogSize:
 
 
 def times_at_ranks(log: DatasetTables, size: LogSize, ranks: tuple[int, ...]) -> tuple[int, ...]:
-    """`shown_at` in microseconds at some places of the impressions in order of time.
+    """`shown_at` in microseconds at some ranks of the impressions in order of time.
 
-    An order statistic without a sort: only the hours that hold a place are looked into, and counted by instant.
+    An order statistic without a sort: only the hours that contain a rank are read, and counted by instant.
     """
     hours, ends = size.hours["hour"].to_numpy(), np.cumsum(size.hours["rows"].to_numpy())
     at = np.searchsorted(ends, ranks, side="right")
@@ -217,7 +217,7 @@ def vocabularies_of(
 ) -> Vocabularies:
     """Vocabularies of the training period; titles and artworks hold the rest of the catalogue behind it.
 
-    `training_ends`: microseconds since 1970; what happened then or later is not looked at.
+    `training_ends`: microseconds since 1970; rows from then on are ignored.
     """
     end = ibis.timestamp(datetime.fromtimestamp(training_ends / 1e6, UTC))
     plays = log.plays.filter(log.plays.played_at < end)
@@ -246,7 +246,7 @@ def vocabularies_of(
     assert tuple(vocabularies) == VOCABULARY_NAMES
     for name, source in ((feature.name, feature.source) for feature in features if feature.kind == "category"):
         column = impressions[source]
-        # counted first: of ten million values none is to be held here
+        # counted first, so that ten million values are never loaded
         require_few_values(name, to_arrow(impressions.aggregate(values=column.nunique()))["values"][0].as_py())
         vocabularies[name] = Vocabulary.of(distinct(impressions, column).to_pylist())
     return vocabularies
@@ -267,7 +267,7 @@ def play_rows(log: DatasetTables, shards: int) -> Relation:
 
 
 def impression_rows(log: DatasetTables, shards: int) -> Relation:
-    """Impressions with the shard of their member and the place of the shown artwork among the candidates."""
+    """Impressions with the shard of their member and the index of the shown artwork among the candidates."""
     shown = log.impressions
     index = shown.candidates.index(shown.artwork_id).cast("int32")
     return shown.mutate(**{SHARD: _shard(shown.member_id, shards), SHOWN: index}).drop("artwork_id")

@@ -1,7 +1,7 @@
-"""Rows on their way from the engine to their shards: ids as rows of the vocabularies, laid down shard by shard.
+"""Rows between the engine and their shards: ids encoded as rows of the vocabularies, spilled by shard.
 
-In: Arrow batches in any order. Out: one Arrow file beside the output, cut so that each of its batches is of one shard:
-a shard is read back as the batches that are its own.
+In: Arrow batches in any order. Out: one Arrow file beside the output, each of whose batches belongs to one shard:
+a shard is read back as its own batches.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -33,7 +33,7 @@ class ShardSpill:
     """One table's rows, by shard."""
 
     def __init__(self, path: Path, shards: int) -> None:
-        """Will write `path`."""
+        """`path`: the file to write."""
         self.path = path
         self.schema: pa.Schema | None = None
         self.batches_written = self.rows = 0
@@ -41,7 +41,7 @@ class ShardSpill:
         """By shard: its batches of the file."""
 
     def fill(self, batches: Iterable[pa.RecordBatch], encode: Encode, advance: Callable[[int], None]) -> None:
-        """Encode and write every batch; the engine works on the next ones meanwhile. `advance` is told the rows."""
+        """Encode and write every batch, while the engine works on the next ones. `advance`: called with each batch's rows."""
         writer = None
         try:
             with closing(_ahead(iter(batches))) as ahead:
@@ -67,7 +67,7 @@ class ShardSpill:
                 writer.close()
 
     def read(self, shard: int) -> pa.Table | None:
-        """The rows of one shard, in no order; None where the whole table has no row."""
+        """The rows of one shard, unordered; None where the whole table is empty."""
         if self.schema is None:
             return None
         # not mapped: pages of a map would count as held until it is closed
@@ -88,7 +88,7 @@ def _ahead(batches: Iterator[pa.RecordBatch], depth: int = 2) -> Generator[pa.Re
                     return
                 queue.put(batch)
             queue.put(None)
-        except BaseException as error:  # told where it is waited for
+        except BaseException as error:  # raised in the thread that waits
             queue.put(error)
 
     thread = Thread(target=fetch, daemon=True)
@@ -129,7 +129,7 @@ def encoder_of_impressions(
     """Impressions as the engine sends them -> columns of a `Shard` before sorting.
 
     `candidate` and `candidate_propensity` are lists of the same lengths. With `keep_requests` the candidates stay as
-    they were logged too, in `candidates`. UserError where a small vocabulary has more values than 16 bits tell apart.
+    they were logged too, in `candidates`. UserError where a small vocabulary has more values than fit into 16 bits.
     """
     for name in ("policies", *categories_of(features)):
         require_few_values(name, len(vocabularies[name]) - 1)
@@ -167,10 +167,10 @@ def encoder_of_impressions(
 
 
 def require_few_values(name: str, values: int) -> None:
-    """UserError where a category has more values than 16 bits tell apart."""
+    """UserError where a category has more values than fit into 16 bits."""
     if values >= INT16_ROWS:
         raise UserError(
-            f"impressions: {values:,} different values of {name}, and at most {INT16_ROWS - 1:,} can be told apart. Write the "
+            f"impressions: {values:,} different values of {name}, and at most {INT16_ROWS - 1:,} are possible. Write the "
             "rare ones as one value, or null."
         )
 

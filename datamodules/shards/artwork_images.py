@@ -15,7 +15,7 @@ from datamodules.shards.vocabulary import Vocabulary
 from foundation.errors import UserError
 
 HEIGHT, WIDTH = 144, 96
-"""Every image is brought to this size once, in pixels: posters are taller than wide."""
+"""Size that every image is resized to once, in pixels: posters are taller than wide."""
 
 
 def image_paths(dataset: Path, artworks: Vocabulary) -> list[Path]:

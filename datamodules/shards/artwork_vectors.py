@@ -1,7 +1,7 @@
 """Vectors of the user's own for artworks: the column `embedding` of artworks.parquet -> one float32 array.
 
-In: a dataset and the artworks whose vectors are wanted. Out: the vectors in the artworks' order, judged by the contract's rules,
-and the hashes of their bytes by which a change is noticed.
+In: a dataset and artwork ids. Out: the vectors in the artworks' order, checked by the contract's rules, and the hashes of their
+bytes, by which a change is detected.
 
 Legend: A artworks, V numbers of a vector.
 """
@@ -24,11 +24,12 @@ from datamodules.contract.tables import ARTWORKS
 from foundation.errors import UserError
 
 IMAGE, COLUMN = "image", "embedding"
-"""The columns of artworks.parquet that an embedding may be made of."""
+"""The columns of artworks.parquet that can be embedded."""
 
 
 def filled_columns(dataset: Path) -> set[str]:
-    """Those of `image` and `embedding` that artworks.parquet has with a value in some row; UserError for a broken table."""
+    """The columns among `image` and `embedding` that have a value in some row of artworks.parquet; UserError for a broken
+    table."""
     files = TableFiles.read(dataset, ARTWORKS)
     if files.violations:
         raise UserError(f"{dataset}: {files.violations[0].line()}")
@@ -59,7 +60,7 @@ def read_vectors(dataset: Path, artworks: Sequence[str]) -> tuple[np.ndarray, st
 def require_vectors(column: pa.ChunkedArray, artworks: Sequence[str], path: Path) -> np.ndarray:
     """Lists of numbers as one array, float32 (A, V); a UserError that names the first of the artworks that break a rule.
 
-    All have one length, and are finite and not zero throughout, as `keyart check` asks too.
+    All must have one length, be finite and not all zero, as in `keyart check`.
     """
     if not len(column):
         return np.zeros((0, 0), np.float32)
@@ -74,7 +75,7 @@ def require_vectors(column: pa.ChunkedArray, artworks: Sequence[str], path: Path
     values = [f", value {vectors_AV[a, index]}" for a, index in enumerate(index_A)]
     _require("embedding-values", unusable_AV.any(1), artworks, path, values)
     _require("embedding-zero", ~vectors_AV.any(1), artworks, path, [""] * len(length_A))
-    return vectors_AV.copy()  # of Arrow's memory, which torch may not write to
+    return vectors_AV.copy()  # Arrow's memory is read-only for torch
 
 
 def vector_hashes(vectors_AV: np.ndarray) -> list[str]:
@@ -83,7 +84,7 @@ def vector_hashes(vectors_AV: np.ndarray) -> list[str]:
 
 
 def _require(name: str, broken_A: np.ndarray, artworks: Sequence[str], path: Path, values: Sequence[str]) -> None:
-    """Raise in the words of the contract's rule where it is broken."""
+    """Raise a UserError in the words of the contract's rule where some artworks break it."""
     count = int(broken_A.sum())
     if not count:
         return

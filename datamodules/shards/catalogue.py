@@ -1,8 +1,8 @@
-"""The catalogue as arrays: what every title and artwork is, by vocabulary row.
+"""The catalogue as arrays: the content of every title and artwork, by vocabulary row.
 
 In: the tables `titles` and `artworks` and the vocabularies. Out: small integer arrays that the towers gather from.
 Lists are padded with 0, the unknown row. Names in `depicts` are people or, where the genre vocabulary knows them, genres:
-so that an artwork's mood and a title's genre meet in one table, and so do a face and a cast.
+so that an artwork's mood and a title's genre share one table, and so do depicted people and the cast.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -19,7 +19,7 @@ from datamodules.shards.vocabulary import Vocabularies, Vocabulary
 
 MAX_PEOPLE = 8
 MAX_GENRES = 6
-"""Longer lists are cut: the first names of a cast are the billed ones."""
+"""Lengths at which lists are cut: the first names of a cast are the billed ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Catalogue:
     artwork_title: np.ndarray
     """int32 (A,): the title's row."""
     artwork_people: np.ndarray
-    """int32 (A, up to 8): people rows of whom it depicts."""
+    """int32 (A, up to 8): people rows of the people it depicts."""
     artwork_genres: np.ndarray
     """int32 (A, up to 6): genre rows of the moods it depicts."""
 
@@ -49,7 +49,7 @@ class Catalogue:
 
     @classmethod
     def load(cls, folder: Path) -> "Catalogue":
-        """Read what `save` wrote."""
+        """Read the arrays of `save`."""
         return cls(**{field.name: np.load(folder / f"{field.name}.npy") for field in fields(cls)})
 
 

@@ -1,21 +1,21 @@
-"""What artworks were embedded from, as shards, runs and bundles record it; imports nothing but the standard library."""
+"""The sources of artworks' embeddings, as shards, runs and bundles record them; imports only the standard library."""
 
 from typing import NotRequired, TypedDict
 
 TRAINED_HERE, FROM_HUB = "trained here on", "torchvision's pretrained weights"
 FROM_FILE, FROM_RUN = "weights of", "and projection of the run"
 GIVEN = "given in artworks.parquet"
-"""How a record tells where an image encoder's weights, or the vectors in its place, come from: licences are told by these words."""
+"""Phrases by which a record names the origin of an image encoder's weights, or of vectors; licences are derived from them."""
 
 
 class EmbeddingOrigin(TypedDict):
-    """What artworks were embedded from, as a run and a bundle keep it."""
+    """The sources of a run's or bundle's artwork embeddings."""
 
     sources: list[str]
-    """Of `image` and `embedding`."""
+    """`image`, `embedding` or both."""
     width: int
-    """Numbers of an artwork's features."""
+    """Length of an artwork's embedding."""
     vector_length: NotRequired[int]
-    """Numbers of a vector of the user's own."""
+    """Length of the user's own vectors."""
     vectors: NotRequired[str]
     """Fingerprint of these vectors."""

@@ -1,4 +1,4 @@
-"""Runs of rows of flat columns, gathered side by side and padded to one length: how every batch and request is made.
+"""Gathers runs of rows of flat columns and pads them to one length, for batches and requests.
 
 Legend: M runs, T longest run, P rows of the flat columns.
 """
@@ -12,19 +12,19 @@ PLAY_FILLS: dict[str, tuple[float, type]] = {
     "play_artwork": (0, np.int64),
     "play_watched": (np.nan, np.float32),
 }
-"""Columns of plays: what they are padded with, and their type."""
+"""Columns of plays: their padding value and type."""
 
 
 def padded(
     values: np.ndarray, start: np.ndarray, length: np.ndarray, fill: float = 0, dtype: type = np.int64
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Runs of `values` (P,) from `start` (M,) on, of some `length` (M,): (M, T), T at least 1, and which entries are of a run."""
+    """Runs of `values` (P,) from `start` (M,), with `length` (M,): (M, T), T at least 1, and the mask of entries of a run."""
     index, inside = _index(start, length)
     return _filled(values, index, inside, fill, dtype), inside
 
 
 def padded_plays(columns: Mapping[str, np.ndarray], start: np.ndarray, length: np.ndarray) -> dict[str, np.ndarray]:
-    """The same of every column of `PLAY_FILLS`, each (P,) -> (M, T)."""
+    """Padded runs of every column of `PLAY_FILLS`, each (P,) -> (M, T)."""
     index, inside = _index(start, length)
     return {name: _filled(columns[name], index, inside, *how) for name, how in PLAY_FILLS.items()}
 

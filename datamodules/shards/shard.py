@@ -1,4 +1,4 @@
-"""Shards: a prepared log as flat arrays that numpy alone maps into memory, each member stored once.
+"""Shards: a prepared log as flat arrays that numpy maps into memory, each member stored once.
 
 `SHARDS/manifest.json` (contract version, counts, split dates, fingerprint), `vocabularies.json`, `catalogue/*.npy` and
 one folder `shard-00000/` of `.npy` columns per shard. In a shard, plays are sorted by (member, played_at) and
@@ -63,14 +63,14 @@ class Shard:
     candidate_propensity: np.ndarray
     """float32 (C,): NaN where the log has only the shown artwork's."""
     shown: np.ndarray
-    """int16 (N,): place of the shown artwork among the candidates."""
+    """int16 (N,): index of the shown artwork among the candidates."""
     propensity: np.ndarray
-    """float32 (N,): of the shown artwork."""
+    """float32 (N,): propensity of the shown artwork."""
     policy: np.ndarray
     """int16 (N,): policy row."""
     context: dict[str, np.ndarray]
     """By context feature, (N,), in its `stored_dtype`: rows of a category's vocabulary, a number, an hour or a position;
-    `ContextFeature.unknown` where not logged. What is computed from `shown_at` is not stored."""
+    `ContextFeature.unknown` where not logged. Features computed from `shown_at` are not stored."""
     features: tuple[ContextFeature, ...]
     """The context features, in the order of a graph's inputs."""
     clicked: np.ndarray
@@ -95,7 +95,7 @@ class Shard:
         return table.view(f"S{table.shape[1]}").ravel()
 
     def padded_runs(self, start: np.ndarray, length: np.ndarray) -> dict[str, np.ndarray]:
-        """Runs of plays, from rows `start` (M,) on, of some `length` (M,), padded on the right: (M, T), T at least 1.
+        """Runs of plays from rows `start` (M,), with `length` (M,), padded on the right: (M, T), T at least 1.
 
         `play_title` and `play_artwork` int64, padded with 0, `play_watched` float32, with NaN.
         """
@@ -138,7 +138,7 @@ class Shard:
         return cls(**{name: mapped(name) for name in COLUMNS}, context=context, features=features)
 
     def release(self) -> None:
-        """Give back the memory of what was read; what is read again comes from the file, mostly the system's copy of it."""
+        """Release the memory of pages that were read; reading them again comes from the file, mostly from the system's cache."""
         for values in self.columns().values():
             mapped = values.base
             if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
@@ -146,14 +146,14 @@ class Shard:
 
 
 CONTEXT_PREFIX = "context_"
-"""How the names of files of context features begin."""
+"""Prefix of the files of context features."""
 COLUMNS = tuple(field.name for field in fields(Shard) if field.name not in ("context", "features"))
 """Columns that every shard has, by the names of their files."""
 
 
 @dataclass(frozen=True)
 class Shards:
-    """A folder that `prepare` wrote."""
+    """A folder of shards, written by `datamodules.prepare`."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -163,7 +163,7 @@ class Shards:
         """Read the manifest; a folder without one, or of another contract version, is a UserError."""
         path = folder / MANIFEST
         if not path.is_file():
-            raise UserError(f"{folder}: no {MANIFEST}, so these are no shards. Make them with keyart prepare.")
+            raise UserError(f"{folder}: has no {MANIFEST}, so it does not hold shards. Make them with keyart prepare.")
         manifest = json.loads(path.read_text())
         version = manifest.get("contract_version")
         if version != CONTRACT_VERSION:

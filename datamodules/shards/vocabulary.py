@@ -1,6 +1,6 @@
 """Ids as strings <-> rows of the model's tables.
 
-Row 0 of every vocabulary is the unknown row: nulls and values the vocabulary lacks meet it. Titles and artworks hold the
+Row 0 of every vocabulary is the unknown row, for nulls and values the vocabulary lacks. Titles and artworks hold the
 whole catalogue, those of the training period first: a row past `trained` has content (genres, people, image) but never
 had a gradient of its own, so the towers send its id to the unknown row and keep its content.
 """
@@ -28,7 +28,7 @@ class Vocabulary:
 
     values: list[str]
     trained: int
-    """How many of the values, the first ones, occur in the training period."""
+    """Number of values that occur in the training period; they are the first ones."""
 
     @classmethod
     def of(cls, trained: Iterable[str | None], untrained: Iterable[str | None] = ()) -> "Vocabulary":
@@ -40,7 +40,7 @@ class Vocabulary:
         return cls(first + rest, len(first))
 
     def extended(self, values: Iterable[str | None]) -> "Vocabulary":
-        """The same with values it lacks behind, sorted, as untrained ones: no row of before moves."""
+        """The vocabulary with values it lacks appended, sorted, as untrained ones: no former row moves."""
         present = set(self.values)
         more = sorted({value for value in values if value and value not in present})
         return Vocabulary(self.values + more, self.trained) if more else self
@@ -51,7 +51,7 @@ class Vocabulary:
 
     @property
     def trained_rows(self) -> int:
-        """Rows of a table that holds the unknown row and the trained values alone."""
+        """Rows of a table with only the unknown row and the trained values."""
         return self.trained + 1
 
     @cached_property
@@ -82,6 +82,6 @@ def save_vocabularies(vocabularies: Vocabularies, path: Path) -> None:
 
 
 def load_vocabularies(path: Path) -> Vocabularies:
-    """Read what `save_vocabularies` wrote."""
+    """Read the file of `save_vocabularies`."""
     table = json.loads(path.read_text())
     return {name: Vocabulary(entry["values"], entry["trained"]) for name, entry in table.items()}

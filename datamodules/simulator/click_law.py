@@ -9,11 +9,11 @@
     logit p(engaged | click) = ENGAGED + MATCH * (taste_m . genres_i + fandom_m . cast_i) - MISLED * misleads_a
     p(engaged)               = p(click) * p(engaged | click)
 
-The words in capitals are the effect sizes, `Strengths`. taste_m holds a member's taste for every genre, fandom_m for
+The words in capitals are the effect sizes, `EffectSizes`. taste_m holds a member's taste for every genre, fandom_m for
 every person, nearly all zero; genres_i are shares that sum to 1, cast_i is 1 for the lead and less down the bill;
 people_a are equal shares of the one or two people the artwork shows, mood_a is the genre it looks like; quality_a lies
 in -1 .. 1; close_a is 1 for a close-up and -1 for a wide picture; misleads_a is 1 where the mood is none of the title's
-genres or the only person shown has a tiny role. Nothing in the appeal is invisible: it is all drawn (`draw`).
+genres or the only person shown has a tiny role. Everything that appeal depends on is visible (`draw_artworks`).
 
 Legend: M members, I titles, A artworks, G genres, P people, N impressions, K candidates.
 """
@@ -35,11 +35,11 @@ class EffectSizes:
     """The effect sizes of the law, in logits per unit."""
 
     affinity: float = 0.5
-    """What the title itself adds, by genres and cast."""
+    """Effect of the title's genres and cast."""
     mood: float = 0.72
     """Taste for the genre an artwork looks like."""
     person: float = 0.7
-    """Being a fan of whom it shows."""
+    """Being a fan of the people it shows."""
     quality: float = 0.5
     """Contrast and colour; the same for every member."""
     framing: float = 0.15
@@ -62,7 +62,7 @@ class EffectSizes:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SimulatedCatalogue:
-    """The service's titles and artworks, with what only the simulation knows."""
+    """The service's titles and artworks, with attributes that only the simulation knows."""
 
     people: list[str]
     """Names."""
@@ -81,7 +81,7 @@ class SimulatedCatalogue:
     shows: list[tuple[int, ...]]
     """People on each artwork, left to right."""
     pair_A2: np.ndarray
-    """The same; one person alone stands twice."""
+    """The people on each artwork as a pair; a single person twice."""
     close_A: np.ndarray
     """1 close-up, -1 wide."""
     quality_A: np.ndarray
@@ -93,7 +93,7 @@ class SimulatedCatalogue:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SimulatedMembers:
-    """The service's members, with what only the simulation knows."""
+    """The service's members, with attributes that only the simulation knows."""
 
     taste_MG: np.ndarray
     fandom_MP: np.ndarray
@@ -103,12 +103,12 @@ class SimulatedMembers:
     age_M: np.ndarray
     """Index of the age band, drawn first: tastes follow it."""
     joined_M: np.ndarray
-    """Day, 0 for those who were there before the log began."""
+    """Day of joining, 0 for those who joined before the log began."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SimulatedImpressions:
-    """Impressions as the law sees them; the place of a candidate that is not there holds -1."""
+    """Impressions as input of the law; candidates are padded with -1."""
 
     member_N: np.ndarray
     title_N: np.ndarray
@@ -135,7 +135,7 @@ def true_probabilities(
     shown: SimulatedImpressions,
     click_rate: float,
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """p(click) and p(engaged), float32 of shape (N, K), 0 where there is no candidate, and the base that was found.
+    """p(click) and p(engaged), float32 of shape (N, K), 0 in padding, and the base.
 
     The base is chosen such that a uniform policy gets `click_rate` on these impressions.
     """
@@ -158,7 +158,7 @@ def true_probabilities(
 def _appeal_NK(
     strengths: EffectSizes, members: SimulatedMembers, catalogue: SimulatedCatalogue, shown: SimulatedImpressions
 ) -> np.ndarray:
-    """What each candidate adds."""
+    """The appeal of each candidate, (N, K)."""
     member_N1, candidates_NK = shown.member_N[:, None], shown.candidates_NK
     appeal_NK = strengths.mood * members.taste_MG[member_N1, catalogue.mood_A[candidates_NK]]
     for slot in (0, 1):
@@ -173,7 +173,9 @@ def _appeal_NK(
 
 def _base_for(click_rate: float, logit_NK: np.ndarray, mask_NK: np.ndarray) -> float:
     """Bisect for the base at which the mean over impressions of the mean over candidates is `click_rate`."""
-    step = max(1, len(logit_NK) // 50_000)  # a sample places the base as well, and each of 40 halvings reads it whole
+    step = max(
+        1, len(logit_NK) // 50_000
+    )  # a sample determines the base as well, and each of 40 halvings reads all of it
     logit_NK, mask_NK = logit_NK[::step], mask_NK[::step]
     share_NK = mask_NK / mask_NK.sum(1, keepdims=True) / len(mask_NK)
     low, high = -20.0, 20.0

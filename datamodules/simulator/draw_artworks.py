@@ -1,6 +1,6 @@
-"""Draws the simulated artworks: what the click law sees is visible in the pixels.
+"""Draws the simulated artworks, so that everything the click law reads is visible in the pixels.
 
-In: who is shown, the mood, the framing and how striking the picture is. Out: an RGB image of 96 x 144 pixels. Each
+In: the people, the mood, the framing and the quality of the picture. Out: an RGB image of 96 x 144 pixels. Each
 person has one look of their own (hair colour and shape, skin, clothes, pattern, glasses, beard), each mood a palette,
 a scene behind the people, a frame and a tilt; a close-up fills the picture with a face, a wide picture shows whole
 figures; quality is contrast and colour. Background and posture vary with the seed, so that no two artworks are equal.
@@ -37,7 +37,7 @@ MAX_LOOKS = len(HAIRS) * len(HAIR_SHAPES) * len(CLOTHES)
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What makes a person recognisable on every artwork."""
+    """The attributes by which a person is recognisable on every artwork."""
 
     skin: Colour
     hair: Colour
@@ -66,7 +66,7 @@ def look_of(person: int) -> Look:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """What is to be seen on one artwork."""
+    """The content of one artwork."""
 
     people: tuple[int, ...]
     """One or two person numbers, left to right."""
@@ -88,7 +88,7 @@ def draw_artwork(picture: Picture) -> Image.Image:
     mood.scene(ImageDraw.Draw(image), rng)
     if mood.blur:
         image = image.filter(ImageFilter.GaussianBlur(mood.blur))
-    _place_people(ImageDraw.Draw(image), picture, rng)
+    _draw_people(ImageDraw.Draw(image), picture, rng)
     if mood.tilt:
         image = image.rotate(mood.tilt, Image.Resampling.BILINEAR, fillcolor=mood.bottom)
     image = Image.blend(image, Image.new("RGB", image.size, mood.light), 0.16)
@@ -106,13 +106,13 @@ def _gradient(top: Colour, bottom: Colour) -> Image.Image:
     return Image.composite(Image.new("RGB", (_W, _H), bottom), Image.new("RGB", (_W, _H), top), mask)
 
 
-def _place_people(draw: ImageDraw.ImageDraw, picture: Picture, rng: np.random.Generator) -> None:
-    """One in the middle or two side by side, heads in the upper half of a close-up."""
+def _draw_people(draw: ImageDraw.ImageDraw, picture: Picture, rng: np.random.Generator) -> None:
+    """Draw one person in the middle or two side by side, heads in the upper half of a close-up."""
     alone = len(picture.people) == 1
     radius = (50 if alone else 36) if picture.close else 21
     middle = 112 if picture.close else 128
-    for place, person in enumerate(picture.people):
-        x = _W / 2 + (0 if alone else (place - 0.5) * (92 if picture.close else 80)) + rng.uniform(-7, 7)
+    for column, person in enumerate(picture.people):
+        x = _W / 2 + (0 if alone else (column - 0.5) * (92 if picture.close else 80)) + rng.uniform(-7, 7)
         size = radius * rng.uniform(0.93, 1.07)
         _draw_person(draw, look_of(person), x, middle + rng.uniform(-8, 8), size)
 
@@ -156,7 +156,7 @@ def _draw_person(draw: ImageDraw.ImageDraw, look: Look, x: float, y: float, r: f
 
 
 def _draw_pattern(box: Callable[..., None], oval: Callable[..., None], look: Look) -> None:
-    """What is on the clothes, light on dark and dark on light."""
+    """The pattern of the clothes, light on dark and dark on light."""
     ink: Colour = (20, 20, 25) if sum(look.clothes) > 330 else (245, 240, 225)
     if look.pattern == "stripes":
         for y in (1.75, 2.35, 2.95, 3.55):
@@ -171,12 +171,12 @@ def _draw_pattern(box: Callable[..., None], oval: Callable[..., None], look: Loo
 
 @dataclass(frozen=True, kw_only=True)
 class Mood:
-    """How a genre looks."""
+    """The look of a genre."""
 
     top: Colour
     bottom: Colour
     light: Colour
-    """Falls on everything, people included."""
+    """Colour of the light on everything, people included."""
     frame: Colour
     border: int
     """Width of the frame at all sides, in drawn pixels."""
@@ -185,15 +185,15 @@ class Mood:
     tilt: float = 0.0
     """Degrees."""
     blur: float = 0.0
-    """Of the scene behind the people, in drawn pixels."""
+    """Blur of the scene behind the people, in drawn pixels."""
     grain: float = 0.0
-    """Standard deviation, in grey levels."""
+    """Standard deviation of the noise, in grey levels."""
     scene: Callable[[ImageDraw.ImageDraw, np.random.Generator], None]
-    """Paints what stands behind the people."""
+    """Paints the scene behind the people."""
 
 
 def _draw_frame(draw: ImageDraw.ImageDraw, mood: Mood, rng: np.random.Generator) -> None:
-    """The frame, and lines in place of the title's lettering."""
+    """The frame, and lines instead of the title's lettering."""
     draw.rectangle((0, 0, _W - 1, _H - 1), outline=mood.frame, width=mood.border)
     if mood.bars:
         draw.rectangle((0, 0, _W, mood.bars), fill=mood.frame)

@@ -1,9 +1,9 @@
-"""What happens on the simulated service: impressions, clicks and plays.
+"""Events of the simulated service: impressions, clicks and plays.
 
-In: an invented catalogue and its members. Out: a `Log` of impressions in the order of time, with true propensities and
-probabilities, and `Plays`. Clicks follow `law`; titles are met and played by popularity, freshness and taste.
+In: a simulated catalogue and its members. Out: a `SimulatedLog` of impressions in the order of time, with true propensities and
+probabilities, and `SimulatedPlays`. Clicks follow `click_law`; titles are shown and played by popularity, freshness and taste.
 
-Legend as in `law`, with J plays.
+Legend as in `click_law`, with J plays.
 """
 
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from datamodules.simulator.population import COUNTRIES
 
 _DAY = 86_400_000_000  # microseconds
 _HOURS = 1.0 + 0.9 * np.cos(2 * np.pi * (np.arange(24) - 20) / 24) + 0.3 * (np.arange(24) == 12)
-_CHUNK = 20_000  # rows that meet every title at once
+_CHUNK = 20_000  # rows that are multiplied with every title at once
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SimulatedLog:
-    """Impressions in the order of time, with what happened."""
+    """Impressions in the order of time, with their outcomes."""
 
     shown: SimulatedImpressions
     time_N: np.ndarray
@@ -38,13 +38,13 @@ class SimulatedLog:
     """float32."""
     explore_N: np.ndarray
     chosen_N: np.ndarray
-    """Place of the shown artwork among the candidates."""
+    """Index of the shown artwork among the candidates."""
     clicked_N: np.ndarray
     engaged_N: np.ndarray
     p_click_NK: np.ndarray
     p_engaged_NK: np.ndarray
     base: float
-    """Of the law."""
+    """The base of the law."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,7 +57,7 @@ class SimulatedPlays:
     """Microseconds since day 0."""
     watched_J: np.ndarray
     artwork_J: np.ndarray
-    """The artwork it was clicked through, -1 where it was found otherwise."""
+    """The artwork it was clicked through, -1 for other plays."""
 
 
 def draw_log(
@@ -72,7 +72,7 @@ def draw_log(
     click_rate: float,
     strengths: EffectSizes,
 ) -> SimulatedLog:
-    """Who is shown what where, and what comes of it."""
+    """Draw visits, titles, positions, candidates, shown artworks and outcomes."""
     count_M = np.maximum(1, rng.poisson(mean_impressions * rng.gamma(2.0, 0.5, len(members.joined_M))))
     member_N, time_N = _draw_visits(rng, count_M, members.joined_M, days)
     order = np.argsort(time_N, kind="stable")
@@ -82,7 +82,7 @@ def draw_log(
 
     own_device_N = rng.random(rows) < 0.75
     device_N = np.where(own_device_N, members.device_M[member_N], rng.integers(0, len(DEVICES), rows))
-    # what is popular is placed high: a naive reader takes its place for its appeal
+    # popular titles are shown at high positions, so that a naive model mistakes position for appeal
     row_scale_N = 3.2 * np.exp(-0.35 * catalogue.popularity_I[title_N])
     shown = SimulatedImpressions(
         member_N=member_N,
@@ -201,20 +201,20 @@ def draw_plays(
     days: int,
     mean_plays: float,
 ) -> SimulatedPlays:
-    """Plays that members find by themselves, and those that follow a click.
+    """Draw plays without an impression, and those that follow a click.
 
     A title is seldom played twice by one member: every tenth repetition stays.
     """
     play_count_M = rng.poisson(mean_plays * rng.gamma(2.5, 0.4, len(members.joined_M)))
     play_count_M[rng.random(len(members.joined_M)) < 0.05] = 0
-    # three times as many as wanted: what repeats a title drops out, and the first drawn, at whatever time, stay
+    # three times as many as needed: repetitions of a title are dropped, and the first drawn, at whatever time, are kept
     member_J, time_J = _draw_visits(rng, 3 * play_count_M, members.joined_M, days)
     title_J = _choose_titles(rng, catalogue, members, member_J, time_J, progress, "plays", pull=1.6)
     first_J = np.zeros(len(member_J), bool)
     first_J[np.unique(member_J * len(catalogue.title_names) + title_J, return_index=True)[1]] = True
     kept_rows = np.flatnonzero(first_J | (rng.random(len(member_J)) < 0.1))
-    place_J = np.arange(len(kept_rows)) - np.searchsorted(member_J[kept_rows], member_J[kept_rows])
-    kept_rows = kept_rows[place_J < play_count_M[member_J[kept_rows]]]
+    ordinal_J = np.arange(len(kept_rows)) - np.searchsorted(member_J[kept_rows], member_J[kept_rows])
+    kept_rows = kept_rows[ordinal_J < play_count_M[member_J[kept_rows]]]
     member_J, time_J, title_J = member_J[kept_rows], time_J[kept_rows], title_J[kept_rows]
     watched_J = rng.beta(2.0, 2.0, len(member_J)) * 0.5 + 0.5 / (
         1 + np.exp(-match(members, catalogue, member_J, title_J) - rng.normal(0, 0.8, len(member_J)))

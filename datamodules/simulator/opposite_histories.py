@@ -4,8 +4,8 @@ In: the tables titles and artworks. Out: pairs of two kinds, half of each. `mood
 comedies, for a title that has an artwork in either mood. `star`: a history of titles with one person against one with
 another, for a title that shows each of them alone.
 
-Candidates are the artworks that compete, not all the title has: an artwork of a third mood or a third person may be
-the right choice for both members (it may simply be the better picture), and then nothing could be said about the pair.
+Candidates are only the competing artworks: one of a third mood or person may be the right choice for both members (it
+may simply be the better picture), and the pair would say nothing.
 A pair is passed when the choice for the first history is one of `artwork_a` and the choice for the second one of
 `artwork_b`: a ranker that ignores histories passes none, one that guesses passes about a quarter.
 """
@@ -44,10 +44,10 @@ class OppositeHistories:
     """title_ids, oldest first; never the title itself. As long as `history_b`."""
     history_b: list[str]
     artwork_a: list[str]
-    """What would be right to show after history a."""
+    """The artworks that are right to show after history a."""
     artwork_b: list[str]
     country: str
-    """Of both members; so is the device."""
+    """Country of both members; the device is shared too."""
     device: str
 
 
@@ -60,7 +60,7 @@ class _OppositeCase:
     title_id: str
     artworks: tuple[list[str], list[str]]
     own: tuple[list[str], list[str]]
-    """Titles that speak for one taste alone."""
+    """Titles that fit only one of the two tastes."""
     neither: list[str]
 
 
@@ -72,10 +72,10 @@ class _Title:
 
 
 def draw_opposite_histories(dataset: Path, count: int, seed: int) -> list[OppositeHistories]:
-    """`count` pairs, every second one of kind `star`; contests take turns, histories are drawn anew.
+    """Draw `count` pairs, every second one of kind `star`; cases take turns, each with new histories.
 
     The two histories of a pair are matched: the n-th titles of both share as many other genres as can be had; where a
-    taste has too few titles, both histories hold the same titles that speak for neither. Raises UserError where the
+    taste has too few titles, both histories hold the same titles that fit neither. Raises UserError where the
     catalogue is too small for a pair of some kind.
     """
     titles = [
@@ -117,7 +117,7 @@ def _mood_contests(titles: list[_Title], shows: dict[str, dict[str, frozenset[st
 
 
 def _star_contests(titles: list[_Title], shows: dict[str, dict[str, frozenset[str]]]) -> list[_OppositeCase]:
-    """Each two people of a cast of whom either is seen alone."""
+    """Pairs of people of a cast, each of whom has an artwork without the other."""
     cases = []
     for title in titles:
         rest = [other for other in titles if other is not title]

@@ -1,10 +1,10 @@
-"""Invents the simulated service: people, titles, artworks and members.
+"""Draws the population of the simulated service: people, titles, artworks and members.
 
-In: sizes and a generator. Out: `law.SimulatedCatalogue` and `law.SimulatedMembers`. The first two titles are the oldest
-examples of the problem: one has a couple on one artwork and its comedian on another; one has two stars, each alone on
+In: sizes and a generator. Out: `click_law.SimulatedCatalogue` and `click_law.SimulatedMembers`. The first two titles are the
+oldest examples of the problem: one has a couple on one artwork and its comedian on another; one has two stars, each alone on
 an artwork.
 
-Legend as in `law`.
+Legend as in `click_law`.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ COUNTRIES = ("BR", "DE", "IN", "JP", "US")
 AGE_BANDS = ("18-29", "30-44", "45-59", "60+")
 
 BILLING = (1.0, 0.7, 0.45, 0.12)
-"""What a place in the cast is worth; the last is a tiny role."""
+"""Weight of a cast member by billing; the last is a tiny role."""
 _TOGETHER = {("Romance", "Comedy"): 4.0, ("Romance", "Drama"): 3.0, ("Action", "Science Fiction"): 3.0,
              ("Horror", "Thriller"): 3.0, ("Action", "Western"): 2.0, ("Drama", "Thriller"): 2.0}  # fmt: skip
 _MISREPRESENTS = 0.22

@@ -1,17 +1,17 @@
 """Simulates a streaming service whose truth is known: a dataset by the contract, and the true probabilities.
 
-In: a frozen config. Out: a folder with the tables, the images drawn by `draw`, and
+In: a frozen config. Out: a folder with the tables, the images drawn by `draw_artworks`, and
 
 - `truth/*.parquet`: impression_id, candidates, p_click (probability of a click, were this candidate shown) and
   p_engaged (probability of engaged, were it shown: p_click x p(engaged | click)), aligned with candidates;
-- `hidden/*.npz`: tastes and whatever else the law reads and no log has, so that a test can restate the law;
+- `hidden/*.npz`: tastes and all other inputs of the law that no log has, so that a test can restate the law;
 - `simulation.json`: config, the law's constants, counts and true values.
 
-Clicks follow the law stated in `law`. Plays follow taste, popularity and time; an engaged click is a play of its own,
+Clicks follow the law of `click_law`. Plays follow taste, popularity and time; an engaged click is a play of its own,
 with the artwork it was clicked through. 30 % of the impressions explore uniformly; the rest are shown by an older model
 that knows each country's average taste and a noisy idea of every artwork's quality.
 
-Legend as in `law`, with J plays.
+Legend as in `click_law`, with J plays.
 """
 
 import json
@@ -44,7 +44,7 @@ from foundation.fingerprint import fingerprint
 from foundation.progress import progress_bar
 
 MARKER = "simulation.json"
-_NEWEST = 0.85  # of the impressions in time: what `summary["newest"]` leaves out
+_NEWEST = 0.85  # share of the impressions, in order of time, that `summary["newest"]` leaves out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,12 +179,12 @@ def _draw_images(folder: Path, catalogue: SimulatedCatalogue, seed: int, progres
 
 
 def _values(log: SimulatedLog, p_NK: np.ndarray, catalogue: SimulatedCatalogue, rows: slice) -> dict[str, float]:
-    """What policies get per impression: `p_NK` where they show what they choose by clicks."""
+    """Expected reward per impression of the policies, which choose by clicks: the mean of `p_NK` at their choices."""
     p_NK, click_NK, candidates_NK = p_NK[rows], log.p_click_NK[rows], log.shown.candidates_NK[rows]
     mask_NK = candidates_NK >= 0
     artworks = len(catalogue.title_A)
     flat = candidates_NK[mask_NK]
-    # clicks over the title's mean, not clicks: a late artwork met other impressions than its rivals
+    # clicks above the title's mean, not clicks: a late artwork had other impressions than its rivals
     relative_clicks = click_NK / (click_NK.sum(1) / mask_NK.sum(1))[:, None]
     mean_A = np.bincount(flat, relative_clicks[mask_NK], artworks) / np.maximum(
         np.bincount(flat, minlength=artworks), 1

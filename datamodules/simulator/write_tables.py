@@ -1,6 +1,6 @@
-"""Writes a simulated service as the dataset contract wants it, with `truth/` and `hidden/` beside.
+"""Writes a simulated service as a dataset of the contract, with `truth/` and `hidden/`.
 
-In: what `invent` and `events` made. Out: Parquet files; plays and impressions in several parts, plays by a hash of the
+In: the results of `population` and `events`. Out: Parquet files; plays and impressions in several parts, plays by a hash of the
 member as a warehouse would cut them, impressions by time.
 """
 
@@ -134,7 +134,7 @@ def _times(microseconds: np.ndarray) -> pa.Array:
 
 
 def _candidates(log: SimulatedLog, rows: np.ndarray, artwork_ids: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Candidates as lists of ids, and where they stand, bool (N, K)."""
+    """Candidates as lists of ids, and their mask, bool (N, K)."""
     candidates_NK = log.shown.candidates_NK[rows]
     mask_NK = candidates_NK >= 0
     offsets = np.concatenate([[0], np.cumsum(mask_NK.sum(1))]).astype(np.int32)
@@ -142,7 +142,7 @@ def _candidates(log: SimulatedLog, rows: np.ndarray, artwork_ids: pa.Array) -> t
 
 
 def _lists(values_NK: np.ndarray, mask_NK: np.ndarray) -> pa.Array:
-    """list<float32> of the values that are there."""
+    """list<float32> of the values in the mask."""
     offsets = np.concatenate([[0], np.cumsum(mask_NK.sum(1))]).astype(np.int32)
     return pa.ListArray.from_arrays(offsets, pa.array(values_NK[mask_NK], pa.float32()))
 
@@ -180,7 +180,7 @@ def _impressions(
 
 
 def _write_hidden(folder: Path, catalogue: SimulatedCatalogue, members: SimulatedMembers) -> None:
-    """What the law reads and no log has; rows in the order of the tables."""
+    """Write the inputs of the law that no log has; rows in the order of the tables."""
     folder.mkdir()
     np.savez(folder / "members.npz", taste_MG=members.taste_MG, fandom_MP=members.fandom_MP)
     np.savez(

@@ -1,7 +1,7 @@
 """Where a policy's value comes from: slice by slice, and how much of it is the artwork's.
 
-In: a log with its policies weighed. Out: rows of JSON. A slice's values are doubly robust, its intervals by member, and its
-verdict is given as for the whole log, so that a slice too small to say anything says that.
+In: a log with importance weights of its policies. Out: rows of JSON. A slice's values are doubly robust, its intervals by
+member, and its verdict follows the rules for the whole log, so that a slice that is too small is reported as such.
 
 Legend: N impressions, M members.
 """
@@ -30,12 +30,12 @@ NO_LIFT = LiftColumns(
     relative_high=None,
 )
 CONTRASTS = (
-    ("uniform", None, "the title and its place, whatever the artwork"),
+    ("uniform", None, "the title and its position, whatever the artwork"),
     ("best_fixed", "uniform", "the best artwork of each title, the same for everybody"),
     ("scored", "best_fixed", "choosing for each member"),
     ("scored", "uniform", "the artwork in all"),
 )
-"""(policy, what it is held against, what the difference is due to)."""
+"""(policy, the base it is compared with, the cause of the difference)."""
 
 
 def attribute_value(
@@ -104,7 +104,7 @@ def lift_row(value: Sums, base: Sums) -> LiftColumns:
         without_M = (value.value - value.influence_M) / (base.value - base.influence_M)
     relative, change = normal_interval(float(ratio) - 1, ratio - without_M), float(ratio) - 1
     if not normal_interval(base.value, base.influence_M).low > 0:
-        # a base that may be 0: nothing can be said relative to it (Fieller, 1954)
+        # a base that may be 0 has no relative difference (Fieller, 1954)
         relative, change = NONE, float("nan")
     return {
         "value": finite_or_none(value.value),
@@ -119,7 +119,7 @@ def lift_row(value: Sums, base: Sums) -> LiftColumns:
 
 
 def artwork_contribution(estimates: Estimates) -> list[ContributionRow]:
-    """How much of the value the artwork makes, the title held fixed: `CONTRASTS`, by `title_snips` and by `dr`.
+    """The artwork's part of the value, with the title held fixed: `CONTRASTS`, by `title_snips` and by `dr`.
 
     `title_snips` compares within each title and averages the titles by their impressions, so that what titles differ in
     cannot enter; `dr` compares on the same impressions.

@@ -1,7 +1,7 @@
-"""What stands beside a value: where it comes from, what exploring would cost, and whether the artworks are honest.
+"""Audits beside a policy's value: slices, the cost of exploring, calibration, clickbait and exposure.
 
-In: a log with its policies weighed, and whatever else the dataset holds. Out: the sections of `value.json` after the
-estimates. A section that the dataset has nothing for is left out, and a note says so.
+In: a log with importance weights of its policies, and the dataset's other tables. Out: the sections of `value.json` after the
+estimates. A section that the dataset has no data for is left out, and a note says so.
 
 Legend: N impressions.
 """
@@ -39,32 +39,32 @@ from evaluation.record.rows import (
 )
 from foundation.context import BUILT_IN, CONTEXT_FILE, ContextFeature, load_context
 
-NO_ENGAGEMENT = "The log does not say of every click whether it led to a viewing: clickbait cannot be told."
+NO_ENGAGEMENT = "The log does not say of every click whether it led to a viewing: clickbait cannot be measured."
 REASONS = "reasons.json"
 MIN_ROWS = 200
-"""Rows of a slice below which its calibration is not told."""
+"""Rows of a slice below which its calibration is not reported."""
 WEIGHT_EDGES = (0.0, 1e-9, 0.1, 0.2, 0.5, 0.8, 1.25, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0, np.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditInputs:
-    """What is known besides the scored log."""
+    """The inputs of the audits besides the scored log."""
 
     dataset: Path
     since: datetime | None
     before: datetime | None
     outcomes: Outcomes | None
-    """Everything shown until the end of the period."""
+    """Outcomes of all impressions until the end of the period."""
     past: Outcomes | None
-    """Of that, what was shown before it."""
+    """Outcomes of the impressions before the period."""
     reasons: dict[str, Reason]
-    """Why the scores' policy chose what it did, by impression; empty where the scores do not say."""
+    """Explanations of the scores' policy by impression; empty where the scores have none."""
     features: tuple[ContextFeature, ...]
-    """The context features of the bundle that scored; of scores from elsewhere the built-in ones."""
+    """The context features of the bundle that scored; the built-in ones for scores from elsewhere."""
 
     @classmethod
     def read(cls, dataset: Path, scores: Path, since: datetime | None, before: datetime | None = None) -> "AuditInputs":
-        """All that was logged until the end of a period, and the reasons beside the scores."""
+        """Read the outcomes logged until the end of a period, and the explanations beside the scores."""
         outcomes = read_outcomes(dataset, before)
         past = None if since is None or outcomes is None else outcomes.shown_before(since)
         path, context = record_beside(scores, REASONS), record_beside(scores, CONTEXT_FILE)
@@ -83,9 +83,9 @@ def audit(
     fixed_N: NDArray[np.integer] | None,
     doubts: tuple[str, ...],
 ) -> AuditSections:
-    """The sections; `scored` and `weighted_log` are of the same rows, `estimates` is what is estimated from them.
+    """Compute the sections. `scored` and `weighted_log` have the same rows, `estimates` was computed from them.
 
-    `fixed_N` is the place of the best artwork for everybody, learned from the past.
+    `fixed_N`: (N,) index among the candidates of the best artwork for everybody, learned from the past.
     """
     period = (audit_inputs.since, audit_inputs.before)
     attributes = read_impression_attributes(audit_inputs.dataset, scored, *period, audit_inputs.features)
@@ -120,7 +120,7 @@ def audit(
 
 
 def weight_histogram(weighted_log: WeightedLog) -> list[WeightRow]:
-    """By policy: how many impressions have weights in low .. high, and what share of all weight they carry."""
+    """Rows by policy: how many impressions have weights in low .. high, and their share of all weight."""
     rows: list[WeightRow] = []
     for policy, arrays in weighted_log.policy_weights.items():
         if policy == LOGGED:
@@ -144,7 +144,7 @@ def weight_histogram(weighted_log: WeightedLog) -> list[WeightRow]:
 
 
 def fit_metrics(log: ScoredLog) -> FitMetrics:
-    """How well the probabilities of what was shown fit what happened: of a click, and of a viewing after a click."""
+    """Metrics of the shown artworks' probabilities against the outcomes: of a click, and of a viewing after a click."""
     p_N = log.click_probability_NK[np.arange(len(log)), log.shown]
     fit: FitMetrics = {"metrics": _metrics(p_N, log.clicked), "reliability": _points(p_N, log.clicked)}
     engagement_fit = engaged_after_click(log, p_N)
@@ -154,7 +154,8 @@ def fit_metrics(log: ScoredLog) -> FitMetrics:
 
 
 def engaged_after_click(log: ScoredLog, p_N: NDArray) -> tuple[NDArray, NDArray] | None:
-    """Of clicked impressions, the probability of a viewing given the click, and whether there was one; None where not known."""
+    """For clicked impressions, the probability of a viewing given the click, and whether it followed, 1 or 0, (n,) each; None
+    where scores or log do not say."""
     at = log.clicked > 0
     if log.engaged_probability is None or log.engaged is None or not at.any():
         return None
@@ -162,7 +163,7 @@ def engaged_after_click(log: ScoredLog, p_N: NDArray) -> tuple[NDArray, NDArray]
 
 
 def calibration_by_slice(log: ScoredLog, slices: Sequence[LogSlice]) -> list[CalibrationSliceRow]:
-    """By slice, predicted and actual rates of what was shown, and the calibration error beside what chance makes of it."""
+    """By slice, predicted and observed rates of the shown artworks, and the calibration error beside its null distribution."""
     p_N = log.click_probability_NK[np.arange(len(log)), log.shown]
     heads = [("clicked", p_N, log.clicked, np.arange(len(log)))]
     engagement_fit = engaged_after_click(log, p_N)

@@ -1,9 +1,9 @@
-"""Artworks that are clicked and not watched: clicks above, engagement after a click below what the title's others get.
+"""Artworks that are clicked and not watched: clicks above, engagement after a click below the title's other artworks.
 
-In: what was shown and what came of it. Out: rows per artwork. Rates are weighted by inverse propensity, so that they are
-those of an artwork shown to anybody, not to the members an older policy aimed it at; noise is counted by member; gaps are
-shrunk to 0 as far as their spread is noise; and of the many artworks tested, at most a stated share of those flagged is
-expected to be flagged by chance.
+In: impressions and their outcomes. Out: rows per artwork. Rates are weighted by inverse propensity, so that they are
+those of an artwork shown to anybody, not to the members an older policy aimed it at; variances are by member; gaps are
+shrunk to 0 as far as their spread is noise; and of the flagged artworks at most a stated share is expected to be false
+discoveries.
 
 Legend: N impressions, A artworks, T titles.
 """
@@ -20,14 +20,14 @@ from evaluation.record.rows import Clickbait, ClickbaitRow
 
 FALSE_DISCOVERIES = 0.1
 MIN_CLICKS = 10
-"""Clicks below which an artwork is not tested; its title's others need as many."""
+"""Clicks below which an artwork is not tested; its title's other artworks need as many together."""
 MAX_LISTED = 50
-"""Artworks that are listed."""
+"""How many artworks are listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """A rate of each artwork against that of its title's others; arrays (A,), NaN where there is nothing to compare."""
+    """Each artwork's rate against that of its title's other artworks; arrays (A,), NaN where either has no impressions."""
 
     rate_A: NDArray[np.float64]
     expected_A: NDArray[np.float64]
@@ -36,7 +36,7 @@ class Gap:
 
     @property
     def gap_A(self) -> NDArray[np.float64]:
-        """The difference as it is."""
+        """The difference of the two rates, not shrunk."""
         return self.rate_A - self.expected_A
 
     def shrunk_A(self, tested_A: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -50,7 +50,7 @@ class Gap:
             return self.gap_A * spread / (spread + noise_A)
 
     def p_value_A(self, above: bool) -> NDArray[np.float64]:
-        """How likely a difference as large, above (or below) 0, is by noise alone: one-sided, normal."""
+        """P value of the difference being above (or below) 0: one-sided, normal approximation."""
         with np.errstate(invalid="ignore", divide="ignore"):
             z_A = self.gap_A / self.error_A * (1 if above else -1)
         return np.array([0.5 * erfc(z / sqrt(2)) if np.isfinite(z) else np.nan for z in z_A])
@@ -61,8 +61,8 @@ def gap(
 ) -> Gap:
     """Rates sum w o / sum w of artworks, against the same over the other artworks of the title, (A,).
 
-    Variance by member, around the rate of the title as a whole, which is what both sides have where there is no difference,
-    and never less than a coin's of that rate: few outcomes that are all alike have no spread of their own. A member's
+    Variance by member, around the rate of the whole title, which both sides have under the null hypothesis, and never less
+    than the binomial variance at that rate: few outcomes that are all alike have no spread of their own. A member's
     impressions of two artworks of a title count as independent.
     """
     count = len(title_A)
@@ -101,7 +101,7 @@ def _by_member(values_N: NDArray, artwork_N: NDArray, member_N: NDArray, count: 
 
 
 def benjamini_hochberg(p_value: NDArray[np.float64], share: float = FALSE_DISCOVERIES) -> NDArray[np.bool_]:
-    """Which of many tests to believe, so that at most `share` of them is expected to be chance; NaN is no test.
+    """Which null hypotheses to reject, so that at most `share` of the rejected ones are expected to be true; NaN: not tested.
 
     Benjamini and Hochberg (1995), Controlling the false discovery rate.
     """
@@ -114,11 +114,12 @@ def benjamini_hochberg(p_value: NDArray[np.float64], share: float = FALSE_DISCOV
 
 
 def clickbait(outcomes: Outcomes, name_of: Callable[[str], str]) -> Clickbait | None:
-    """The artworks that are most clicked for least viewing, and how many there are; None where engagement is not known.
+    """The artworks that are clicked more and watched less than their title's others, worst first, with counts; None where
+    engagement is not known.
 
-    An artwork is `clickbait` where clicks are above and engagement is below what the title's other artworks get, both
-    beyond chance (the larger of the two one-sided probabilities is tested, as Berger, 1982); `misleading` where engagement
-    alone is. `name_of` gives an artwork's name.
+    An artwork is `clickbait` where its clicks are significantly above and its engagement significantly below that of the
+    title's other artworks (the larger of the two one-sided P values is tested, as Berger, 1982); `misleading` where only
+    its engagement is below. `name_of` maps an artwork's id to a name.
     """
     if outcomes.engaged is None:
         return None
@@ -126,7 +127,7 @@ def clickbait(outcomes: Outcomes, name_of: Callable[[str], str]) -> Clickbait | 
     title_A = np.zeros(count, np.int64)
     title_A[outcomes.artwork] = outcomes.title
     shown_A = np.bincount(outcomes.artwork, minlength=count)
-    # an artwork that was never shown is of no title here, and takes no part
+    # an artwork that was never shown has no title here and is left out
     title_A[shown_A == 0] = int(outcomes.title.max(initial=0)) + 1
     weight_N = 1 / (outcomes.width * outcomes.propensity)
     clicks = gap(outcomes.clicked, weight_N, outcomes.artwork, outcomes.member, title_A)
@@ -144,7 +145,7 @@ def clickbait(outcomes: Outcomes, name_of: Callable[[str], str]) -> Clickbait | 
         benjamini_hochberg(engaged_p_value_A),
     )
     above_A, below_A = clicks.shrunk_A(tested_A), engaged.shrunk_A(tested_A)
-    # what it costs a member: clicks more than the others draw, times the viewings that then fail to come
+    # cost to members: clicks beyond those of the others, times the viewings that do not follow
     worse_A = np.nan_to_num(np.maximum(above_A, 0) * np.maximum(-below_A, 0))
     order = np.lexsort((np.nan_to_num(below_A), -worse_A, ~misleading_A, ~bait_A))
     listed = [a for a in order.tolist() if tested_A[a] and below_A[a] < 0][:MAX_LISTED]

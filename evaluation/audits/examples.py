@@ -1,6 +1,6 @@
-"""A few members as they are: what they watched, and which artworks the policy would show them, best first.
+"""Example members: what they watched, and which artworks the policy would show them, best first.
 
-Members are drawn by chance, not picked: a page that shows the best cases alone is an advertisement.
+Members are drawn at random, not picked: a page that shows only the best cases is an advertisement.
 
 Legend: N impressions, K candidates (padded).
 """
@@ -32,16 +32,16 @@ MIN_PLAYS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ArtworkLabels:
-    """Names and images, by id."""
+    """Names and images of titles and artworks, by id."""
 
     names: dict[str, str]
     genres: dict[str, list[str]]
     images: dict[str, Path]
     """By artwork."""
     of_title: dict[str, str]
-    """A title's first artwork, by title."""
+    """The id of a title's first artwork, by title."""
     title_of: dict[str, str]
-    """An artwork's title, by artwork."""
+    """The id of an artwork's title, by artwork."""
 
     def name_of_artwork(self, artwork: str) -> str:
         """The name of its title; the artwork's id where that is not known."""
@@ -50,7 +50,7 @@ class ArtworkLabels:
 
 
 def read_artwork_labels(dataset: Path) -> ArtworkLabels:
-    """What there is of titles.parquet and artworks.parquet; ids stand for names that are not there."""
+    """Read names and images from titles.parquet and artworks.parquet where they exist; ids replace missing names."""
     names: dict[str, str] = {}
     genres: dict[str, list[str]] = {}
     for path in TITLES.files(dataset):
@@ -82,11 +82,11 @@ def examples(
     fixed_N: NDArray | None,
     reasons: dict[str, Reason] | None = None,
 ) -> list[ExampleMember]:
-    """Members with their newest plays and the policy's order of some titles' artworks; `fixed_N` is the best for everybody.
+    """Random members with their newest plays and the policy's ranking of some titles' artworks.
 
     Rows of member, plays (title, name, artwork), shown (title, name, genres, candidates with artwork, click_probability,
-    policy, best_fixed, logged; best first; and why, where `reasons` has the impression: its members come first, chance
-    having chosen them already). Images are left to the page.
+    policy, best_fixed, logged; best first; and why, where `reasons` has the impression: its members come first, for they
+    were drawn at random already). `fixed_N`: (N,) index of the best artwork for everybody. The page adds the images.
     """
     reasons = reasons or {}
     explained = pc.is_in(log.impression_id, value_set=pa.array(list(reasons), pa.string()))
@@ -155,7 +155,7 @@ def _shown(
 
 
 def _named(reason: Reason | None, catalogue: ArtworkLabels) -> Reason | None:
-    """A reason whose plays have their titles' names."""
+    """The reason, with the names of its plays' titles added."""
     if reason is None:
         return None
     plays: list[ReasonPlay] = [
@@ -165,7 +165,7 @@ def _named(reason: Reason | None, catalogue: ArtworkLabels) -> Reason | None:
 
 
 def _plays(dataset: Path, members: list[str]) -> dict[str, list[tuple[int, str, str | None]]]:
-    """(moment, title, artwork) of some members' plays, oldest first."""
+    """By member, its plays as (microseconds since 1970, title, artwork), oldest first."""
     files = [str(path) for path in PLAYS.files(dataset)]
     if not files:
         return {}

@@ -1,7 +1,7 @@
-"""What exploring costs: the lift of the scores' best artwork, the more often others are shown, in two ways.
+"""The cost of exploring: the lift of the scores' policy by how often it shows other artworks than the best, in two families.
 
-`epsilon` shows the best one and, in a share of impressions, any artwork alike; `softmax` shows artworks the more often the
-better they are scored, the more evenly the higher its temperature. Both begin at the greedy policy and end at the uniform.
+`epsilon` shows the best artwork and, in a share of impressions, a uniformly random one; `softmax` shows artworks more often
+the better they are scored, more evenly at a higher temperature. Both range from the greedy policy to the uniform one.
 
 Legend: N impressions, K candidates (padded), M members.
 """
@@ -19,10 +19,10 @@ from foundation.choice import greedy_NK, softmax_NK
 
 EPSILONS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 TEMPERATURES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-"""Of click logits."""
+"""Temperatures of the softmax over click logits."""
 
 ChoiceRule = Callable[[NDArray, NDArray], NDArray]
-"""Scores (n, K) and which candidates are there -> probabilities (n, K)."""
+"""Scores (n, K) and the candidates' mask (n, K) -> probabilities (n, K)."""
 
 
 def lift_by_exploration(weighted_log: WeightedLog, reward: str = "clicked") -> list[ExplorationRow]:

@@ -1,8 +1,8 @@
-"""Who is shown whom: what artworks depict, by segment of members, under a policy, against the catalogue and the uniform policy.
+"""Exposure: how often a policy shows a segment of members what artworks depict, against the catalogue and the uniform policy.
 
 The publicly reported failure of personal artwork is members shown the faces of actors who barely appear. It has two signs,
-told side by side for each segment and each person or tag that artworks depict: it is shown to the segment more than chance
-would, and a click on it leads to a viewing less often than the segment's other clicks do.
+reported side by side for each segment and each person or tag that artworks depict: it is shown to the segment more than by the
+uniform policy, and a click on it leads to a viewing less often than the segment's other clicks do.
 
 Legend: N impressions, K candidates (padded), M members, A artworks.
 """
@@ -30,13 +30,13 @@ from evaluation.off_policy.valuation import row_blocks
 from evaluation.record.rows import EngagementRow, ExposureRow, finite_or_none
 
 MAX_TAGS = 30
-"""People and tags that are told of: those the uniform policy would show most."""
+"""How many people and tags are reported: those the uniform policy would show most."""
 ALL = "all members"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TagExposure:
-    """One person or tag: by member, (M,), expected impressions of it, and clicks on it, weighed to the policy."""
+    """One person or tag: by member, (M,), its expected impressions, and clicks on it weighted to the policy."""
 
     name: str
     catalogue: float
@@ -47,11 +47,11 @@ class TagExposure:
     clicked_M: NDArray[np.float64]
     engaged_M: NDArray[np.float64]
     clicks: int
-    """On it, not weighed."""
+    """Clicks on it, not weighted."""
 
 
 def read_depicts(dataset: Path) -> tuple[pa.Array, list[list[str]]] | None:
-    """Artwork ids and what each depicts; None where the dataset does not say."""
+    """Artwork ids and the values that each depicts; None where the dataset lacks them."""
     files = ARTWORKS.files(dataset)
     if not files:
         return None
@@ -68,17 +68,17 @@ def read_depicts(dataset: Path) -> tuple[pa.Array, list[list[str]]] | None:
 def exposure(
     dataset: Path, log: ScoredLog, member: pa.Array, weight_N: NDArray[np.floating]
 ) -> tuple[list[ExposureRow], list[str]]:
-    """Rows of segment, level, what is depicted and how often it is shown to them; and what is left out, in words.
+    """Rows of segment, level and depicted person or tag with its exposure; and notes on what is left out.
 
-    `member` are the log's member ids, `weight_N` the policy's weights; `log` must be ordered by member.
+    `member`: the log's member ids; `weight_N`: the policy's weights; `log` must be ordered by member.
     """
     depicts = read_depicts(dataset)
     if depicts is None or not any(depicts[1]):
-        return [], ["The dataset does not say what artworks depict: who is shown whom cannot be told."]
+        return [], ["The dataset does not say what artworks depict: exposure cannot be measured."]
     members = Members.of(log.member)
     tags = _depicted(log, members, *depicts, weight_N)
     if not tags:
-        return [], ["No two artworks of the log depict the same: who is shown whom cannot be told."]
+        return [], ["No two artworks of the log depict the same: exposure cannot be measured."]
     segments, notes = read_segments(dataset, member.take(pa.array(members.start_M)))
     groups = _groups(segments, len(members))
     count_M = members.total(np.ones(len(log)))
@@ -95,14 +95,16 @@ def exposure(
         shown_more = row["above_low"] is not None and row["above_low"] > 0
         row["flag"] = "shown more, watched less" if below and shown_more else "watched less" if below else ""
     if log.engaged is None:
-        notes.append("The log does not say which clicks led to a viewing: how well what is shown holds cannot be told.")
+        notes.append(
+            "The log does not say which clicks led to a viewing: engagement by what is depicted cannot be measured."
+        )
     return rows, notes
 
 
 def _depicted(
     log: ScoredLog, members: Members, artworks: pa.Array, words: list[list[str]], weight_N: NDArray
 ) -> list[TagExposure]:
-    """The people and tags that would be shown most by chance."""
+    """The people and tags that the uniform policy would show most, with their exposure."""
     index = pc.index_in(log.artworks, value_set=artworks).to_pylist()
     of_A = [words[p] if p is not None else [] for p in index]
     candidates_A = np.zeros(len(of_A))
@@ -125,7 +127,7 @@ def _depicted(
     index_N = np.repeat(np.arange(len(members)), np.diff(np.append(members.start_M, len(log))))
     tags = []
     for name in names:
-        # -1, the padding, is the last place
+        # index -1, the padding, is the last column
         depicts_A = np.array([name in depicted for depicted in of_A] + [False])
         sums = np.zeros((5, len(members)))
         clicks = 0
@@ -155,7 +157,7 @@ def _row(
     whole_2M: NDArray,
     engagement: bool,
 ) -> ExposureRow:
-    """How often a segment is shown it, and how its clicks hold, beside the segment's other clicks."""
+    """The row of one segment's level and one tag: exposure, and engagement after clicks against the segment's other clicks."""
 
     def ratio(numerator_M: NDArray, denominator_M: NDArray) -> Sums:
         return Sums(numerator_M[at_M][None], denominator_M[at_M][None])
@@ -203,9 +205,9 @@ def _row(
 def engagement_by_segment(
     dataset: Path, log: ScoredLog, member: pa.Array, weights: dict[str, NDArray[np.floating]]
 ) -> list[EngagementRow]:
-    """Of the clicks each policy would get in a segment, the share that leads to a viewing, against the uniform policy's.
+    """The share of each policy's clicks in a segment that leads to a viewing, against the uniform policy's share.
 
-    `weights` are the policies', `uniform` among them; rows of segment, level, policy, value, uniform, gap with its interval.
+    `weights`: by policy, `uniform` included. Rows of segment, level, policy, value, uniform, gap with its interval.
     """
     if log.engaged is None:
         return []
@@ -240,7 +242,7 @@ def engagement_by_segment(
 
 
 def _groups(segments: dict[str, pa.Array], members: int) -> list[tuple[str, str, NDArray[np.bool_]]]:
-    """All members, and each level of each segment, as (segment, level, which members)."""
+    """All members, and each level of each segment, as (segment, level, mask of members)."""
     groups: list[tuple[str, str, NDArray[np.bool_]]] = [(ALL, "", np.ones(members, bool))]
     for name, values in segments.items():
         code_M, levels = top_levels(values)
@@ -249,6 +251,6 @@ def _groups(segments: dict[str, pa.Array], members: int) -> list[tuple[str, str,
 
 
 FLAG_RULE = (
-    f"Of the pairs of segment and tag that are flagged, {FALSE_DISCOVERIES:.0%} are expected to be chance; fewer than "
-    f"{MIN_CLICKS} clicks are not tested."
+    f"Of the pairs of segment and tag that are flagged, {FALSE_DISCOVERIES:.0%} are expected to be false discoveries; fewer "
+    f"than {MIN_CLICKS} clicks are not tested."
 )

@@ -1,4 +1,4 @@
-"""How well probabilities fit what happened: AUC, log loss, calibration. Arrays in, numbers out.
+"""Metrics of predicted probabilities against outcomes: AUC, log loss, calibration. Arrays in, numbers out.
 
 Legend: N impressions.
 """
@@ -18,7 +18,7 @@ class Reliability:
     predicted: Floats
     """Mean probability."""
     observed: Floats
-    """Share of ones."""
+    """Share of labels that are 1."""
     count: NDArray[np.integer]
     """Rows."""
 
@@ -30,18 +30,18 @@ def _checked(p_N: Floats, y_N: NDArray) -> tuple[NDArray[np.float64], NDArray[np
             f"probabilities of shape {p_N.shape} and labels of shape {y_N.shape}: must be (N,) both, N > 0."
         )
     if not ((p_N >= 0) & (p_N <= 1)).all():
-        raise ValueError("probabilities: must lie in 0 .. 1 and be no NaN.")
+        raise ValueError("probabilities: must lie in 0 .. 1, without NaN.")
     if not np.isin(y_N, (0.0, 1.0)).all():
         raise ValueError("labels: must be 0 or 1.")
     return p_N, y_N
 
 
 def auc(p_N: Floats, y_N: NDArray) -> float:
-    """Chance that a random one outranks a random zero, ties counting half; NaN where there is one class alone.
+    """Probability that a random positive outranks a random negative, ties counting half; NaN for a single class.
 
-    (sum of the ones' ranks - n1 (n1 + 1) / 2) / (n1 n0), ties sharing their mean rank (Hanley and McNeil, 1982).
-    `p_N` are probabilities and `y_N` labels 0 or 1, both of shape (N,). ValueError: other shapes, no rows, values
-    outside 0 .. 1, labels but 0 and 1.
+    (sum of the positives' ranks - n1 (n1 + 1) / 2) / (n1 n0), ties sharing their mean rank (Hanley and McNeil, 1982).
+    `p_N`: probabilities, `y_N`: labels 0 or 1, both of shape (N,). ValueError: other shapes, no rows, values
+    outside 0 .. 1, labels other than 0 and 1.
     """
     p_N, y_N = _checked(p_N, y_N)
     _, inverse, count = np.unique(p_N, return_inverse=True, return_counts=True)
@@ -54,7 +54,7 @@ def auc(p_N: Floats, y_N: NDArray) -> float:
 
 
 def log_loss(p_N: Floats, y_N: NDArray) -> float:
-    """-1/N sum_n y_n log p_n + (1 - y_n) log(1 - p_n), in nats: what happened, by the probability given to it.
+    """-1/N sum_n y_n log p_n + (1 - y_n) log(1 - p_n), in nats.
 
     Probabilities are kept 1e-12 from 0 and 1: one wrong certainty costs 28 nats, not infinity. Arguments and errors as
     `auc`. Good (1952), Rational Decisions.
@@ -65,7 +65,7 @@ def log_loss(p_N: Floats, y_N: NDArray) -> float:
 
 
 def reliability(p_N: Floats, y_N: NDArray, bins: int = 20) -> Reliability:
-    """Predicted against observed in `bins` bins of equal count (fewer where there are fewer rows).
+    """Predicted against observed rates in `bins` bins of equal count (fewer where there are fewer rows).
 
     Arguments and errors as `auc`, and ValueError for fewer than one bin. Equal probabilities may fall into two bins:
     they stay in the order of the rows, which must not depend on the labels.
@@ -83,17 +83,18 @@ def reliability(p_N: Floats, y_N: NDArray, bins: int = 20) -> Reliability:
 def expected_calibration_error(p_N: Floats, y_N: NDArray, bins: int = 20) -> float:
     """sum_b n_b / N |observed_b - predicted_b| over the bins of `reliability` (Naeini et al., 2015, equal count here).
 
-    Positive by chance alone, by about sqrt(2 bins p (1 - p) / (pi N)): compare models on the same rows.
+    Its expectation is above 0 even for right probabilities, about sqrt(2 bins p (1 - p) / (pi N)): compare models on the same
+    rows.
     """
     points = reliability(p_N, y_N, bins)
     return float((points.count * np.abs(points.observed - points.predicted)).sum() / points.count.sum())
 
 
 def null_calibration_error(p_N: Floats, bins: int = 20, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """The expected calibration error that probabilities would have were they right: 2.5 and 97.5 % of `draws`.
+    """The expected calibration error of right probabilities: 2.5 and 97.5 percentiles of `draws` simulations.
 
-    In each bin of `reliability` the count of ones is drawn about its mean with variance sum p (1 - p), as normal numbers.
-    An error within is no error that this many rows can tell. Arguments and errors as `auc`.
+    In each bin of `reliability` the number of positives is drawn from a normal distribution of variance sum p (1 - p).
+    An error inside the interval cannot be distinguished from 0 with this many rows. Arguments and errors as `auc`.
     """
     p_N = np.sort(_checked(p_N, np.zeros(len(p_N)))[0])
     edges = np.unique(np.linspace(0, len(p_N), bins + 1).astype(int))

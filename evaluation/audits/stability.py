@@ -1,4 +1,4 @@
-"""How often a member would find another artwork on a title than the last time: what changing too often would cost is trust.
+"""How often a title's artwork changes for a member: artworks that change too often cost trust.
 
 Legend: N impressions, K candidates (padded).
 """
@@ -17,17 +17,17 @@ DAY_BANDS = ((1, "the next day"), (2, "2 to 7 days later"), (8, "more than 7 day
 
 
 def changes(log: ScoredLog) -> list[StabilityRow]:
-    """Chance that two impressions of one title to one member, on different days, show different artworks; by days between.
+    """Probability that two impressions of one title to one member, on different days, show different artworks; by days between.
 
     For each impression and the last one before it on an earlier day: 1 - sum_a policy(a) earlier_policy(a), each day's
-    artwork being drawn anew; a policy that is certain changes or does not. Rows of policy (`scored`, `uniform`, and
-    `logged`, where it is what was shown), days, value with its interval by member, pairs and members. `log` must be
-    ordered by member.
+    artwork being an independent draw; 0 or 1 for a deterministic policy. Rows of policy (`scored`, `uniform`, and `logged`,
+    computed from the shown artworks), days, value with its interval by member, pairs and members. `log` must be ordered by
+    member.
     """
     order = np.lexsort((log.shown_at, log.title, log.member))
     same = (np.diff(log.member[order]) == 0) & (np.diff(log.title[order]) == 0)
     day = log.shown_at[order] // DAY
-    # the last impression of each day stands for it: the first of the next day is held against that
+    # the first impression of a day is compared with the last one of the day before
     later = same & (np.diff(day) > 0)
     earlier_N, later_N = order[:-1][later], order[1:][later]
     between = (day[1:] - day[:-1])[later]

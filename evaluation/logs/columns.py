@@ -30,9 +30,9 @@ ARROW_TYPES: dict[Kind, pa.DataType] = {
     "floats": pa.list_(pa.float64()),
     "boolean": pa.bool_(),
 }
-"""What each kind is read as. Categories, numbers and timestamps, which come in many types, keep their own.
+"""The Arrow type that each kind is read as. Categories, numbers and timestamps, which come in many types, keep their own.
 
-A cast of nanoseconds on reading would refuse what does not divide.
+A cast of nanoseconds on reading would fail for values that are not whole microseconds.
 """
 KIND_NAMES: dict[Kind, str] = {
     "string": "text",
@@ -55,11 +55,12 @@ def read_columns(
     since: datetime | None = None,
     before: datetime | None = None,
 ) -> pa.Table:
-    """Columns of `files` as one table of plain types; optional columns the first file lacks are absent.
+    """Columns of `files` as one table of plain types; optional columns that the first file lacks are absent, unless they are
+    marked as in some files only.
 
-    `source` is what errors name, `remedy` what they end with. `since` and `before`, with a time zone, keep rows by
+    `source`: the path that errors name; `remedy`: their last sentence. `since` and `before`, with a time zone, filter rows by
     `shown_at`. UserError: no file, an unreadable one, a column that is missing, of another kind, or null where it must
-    not be. ValueError: a moment without a time zone.
+    not be. ValueError: `since` or `before` without a time zone.
     """
     if any(moment is not None and moment.tzinfo is None for moment in (since, before)):
         raise ValueError(f"since={since}, before={before}: must have a time zone.")
@@ -85,7 +86,7 @@ def read_columns(
 
 
 def _with_columns_of_some_files(schema: pa.Schema, files: Sequence[Path], columns: Sequence[Column]) -> pa.Schema:
-    """The first file's schema, and columns that some files may lack in the type of the first file that has values of them."""
+    """The first file's schema; columns that some files may lack have the type of the first file with values in them."""
     for column in columns:
         if column.in_some_files:
             schemas = (pq.read_schema(path) for path in files)
@@ -94,7 +95,7 @@ def _with_columns_of_some_files(schema: pa.Schema, files: Sequence[Path], column
             index = schema.get_field_index(column.name)
             if type_ is not None and index < 0:
                 schema = schema.append(pa.field(column.name, type_))
-            elif index >= 0:  # all null where none is found: any type of the kind does
+            elif index >= 0:  # all null: any type of the column's kind will do
                 of_nulls = pa.string() if column.kind == "category" else pa.float64()
                 schema = schema.set(index, pa.field(column.name, type_ or of_nulls))
     return schema
@@ -118,10 +119,10 @@ def _period(
 
 
 def _holds(schema: pa.Schema, column: Column, source: Path, remedy: str) -> bool:
-    """Whether the column is there; UserError where it must be and is not, or is of another kind."""
+    """Whether the schema has the column; UserError where a required one is missing, or one is of another kind."""
     if column.name not in schema.names:
         if column.required:
-            raise UserError(f"{source}: has no column {column.name}. {remedy}")
+            raise UserError(f"{source}: column {column.name} is missing. {remedy}")
         return False
     type_ = schema.field(column.name).type
     if not _is(type_, column.kind):
@@ -130,7 +131,7 @@ def _holds(schema: pa.Schema, column: Column, source: Path, remedy: str) -> bool
 
 
 def _is(type_: pa.DataType, kind: Kind) -> bool:
-    """Whether a type holds a kind; numbers may be integers, as in a policy of ones and zeros."""
+    """Whether a type is of a kind; floats may be stored as integers, as in a policy of ones and zeros."""
     types = pa.types
     if kind in ("strings", "floats"):
         lists = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view)
@@ -150,7 +151,7 @@ def _is(type_: pa.DataType, kind: Kind) -> bool:
 
 
 def first_id(ids: pa.ChunkedArray | pa.Array, where_N: NDArray) -> str:
-    """The first id of some rows, for a message."""
+    """The id of the first row that `where_N` selects, for a message."""
     return ids[int(np.flatnonzero(where_N)[0])].as_py()
 
 
@@ -172,19 +173,19 @@ def list_lengths(lists: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def padding_mask(width: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which places of a padded (N, K) array hold an item."""
+    """Mask (N, K) of the items of padded lists, K being the longest list's length."""
     return np.arange(width.max(initial=1)) < width[:, None]
 
 
 def integer_codes(values: pa.ChunkedArray | pa.Array, names: pa.Array | None) -> NDArray[np.int64]:
-    """Strings as integers: places in `names`, -2 for one that is not there; or, without names, in order of appearance."""
+    """Strings as integers, (N,): their index in `names`, -2 for others; or, without names, numbered in order of appearance."""
     array = to_array(values)
     names = pc.unique(array) if names is None else names
     return np.asarray(pc.fill_null(pc.index_in(array, value_set=names), -2), np.int64)
 
 
 def integer_code_lists(lists: pa.ChunkedArray, names: pa.Array) -> NDArray[np.int64]:
-    """Lists of strings as integers by `index`, (N, K); -1 in padding."""
+    """Lists of strings as integers by `integer_codes`, (N, K); -1 in padding."""
     mask_NK = padding_mask(list_lengths(lists))
     table_NK = np.full(mask_NK.shape, -1, np.int64)
     table_NK[mask_NK] = integer_codes(flatten_lists(lists), names)

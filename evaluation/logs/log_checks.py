@@ -1,4 +1,4 @@
-"""What can be wrong with a log itself: propensities that are not what was done, rewards that drift.
+"""Checks of a log itself: whether propensities agree with how often artworks were shown, and whether rewards drift.
 
 Legend: N impressions, K candidates (padded), B bins, P parts of the period.
 """
@@ -15,12 +15,12 @@ from evaluation.off_policy.intervals import Members, Sums, normal_interval, stan
 from evaluation.record.rows import PeriodRow, PropensityRow, finite_or_none
 
 ERRORS, SHARE = 4.0, 0.05
-"""A bin of propensities is off where shown and expected differ by so many standard errors and by that share."""
+"""A bin of propensities is off where shown and expected differ by more than both: so many standard errors, and that share."""
 DRIFT_ERRORS, DRIFT_SHARE = 4.0, 0.2
-"""Rewards drift where two halves differ by so many standard errors and by that share."""
+"""Rewards drift where two halves differ by more than both: so many standard errors, and that share."""
 BINS = 10
 ROWS_PER_BLOCK = 500_000
-"""Impressions held at a time."""
+"""Impressions in memory at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,26 +30,26 @@ class Calibration:
     propensity_B: NDArray[np.float64]
     """Mean."""
     shown_B: NDArray[np.float64]
-    """Share that was shown."""
+    """Share of the bin's candidates that were shown."""
     count_B: NDArray[np.int64]
     error_B: NDArray[np.float64]
-    """Standard error of the difference, were the propensities right."""
+    """Standard error of the difference under the logged propensities."""
 
     @property
     def doubt(self) -> str:
-        """In words, what is off; empty where nothing is."""
+        """A sentence about the bin that is most off; empty where none is."""
         gap_B = self.shown_B - self.propensity_B
         off_B = (np.abs(gap_B) > ERRORS * self.error_B) & (np.abs(gap_B) > SHARE * self.propensity_B)
         if not off_B.any():
             return ""
         worst = int(np.argmax(np.where(off_B, np.abs(gap_B) / np.maximum(self.error_B, 1e-12), 0)))
         return (
-            f"propensities are not what was done: candidates logged at {self.propensity_B[worst]:.3f} were shown in "
+            f"propensities are not what happened: candidates logged at {self.propensity_B[worst]:.3f} were shown in "
             f"{self.shown_B[worst]:.3f}"
         )
 
     def rows(self) -> list[PropensityRow]:
-        """The bins, as a record has them."""
+        """The bins as rows of a record."""
         arrays = (self.propensity_B, self.shown_B, self.count_B.tolist(), self.error_B)
         return [
             {"propensity": float(p), "shown": float(s), "candidates": int(n), "standard_error": float(e)}
@@ -58,9 +58,9 @@ class Calibration:
 
 
 def calibration(propensity_NK: NDArray, mask_NK: NDArray, shown_N: NDArray) -> Calibration:
-    """Of every candidate, how often it was shown against how often it should have been, in bins of about equal count.
+    """Shown shares against logged propensities over all candidates, in bins of about equal count.
 
-    Error: sqrt(sum p (1 - p)) / count, draws being independent given their propensities, whoever the member.
+    Standard error: sqrt(sum p (1 - p)) / count, draws being independent given their propensities, whoever the member.
     """
     some = slice(None, None, 1 + len(shown_N) // ROWS_PER_BLOCK)
     probability = propensity_NK[some][mask_NK[some]].astype(np.float64)
@@ -86,10 +86,10 @@ def calibration(propensity_NK: NDArray, mask_NK: NDArray, shown_N: NDArray) -> C
 def drift(
     reward_N: NDArray, weight_N: NDArray, shown_at_N: NDArray, member_N: NDArray, parts: int = 4
 ) -> tuple[list[tuple[int, PeriodRow]], str]:
-    """The uniform policy's value (SNIPS) in parts of the period that hold as many impressions each; and the doubt, in words.
+    """The uniform policy's value (SNIPS) in parts of the period with equal numbers of impressions; and the doubt, in words.
 
-    The uniform policy's, for it does not change: what moves is members' behaviour or the catalogue, not who chose. The
-    first half is held against the second. `member_N` must be ordered.
+    The uniform policy, because it does not change: differences are due to members' behaviour or the catalogue, not to the
+    policy. The first half is compared with the second. `member_N` must be ordered.
     """
     order = np.argsort(shown_at_N, kind="stable")
     part_N = np.empty(len(order), np.int64)

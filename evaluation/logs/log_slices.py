@@ -1,7 +1,7 @@
-"""What impressions can be told apart by: the member's history, the title, the place, the page, and segments of members.
+"""Slices of a log: by the member's history, the title, the context, the candidates, and segments of members.
 
-In: a scored log and the dataset it is of. Out: `Slice`s, each a name, a level and the impressions of it. What the dataset
-does not hold (plays, titles, segments) cannot be told apart by, and that is said.
+In: a scored log and its dataset. Out: `LogSlice`s, each an attribute's name, a level and its impressions. Attributes whose
+table the dataset lacks (plays, titles, segments) make no slices, and a note says so.
 
 Legend: N impressions.
 """
@@ -27,7 +27,7 @@ from evaluation.logs.scored_log import ScoredLog
 from foundation.context import BUILT_IN, ContextFeature
 
 MAX_LEVELS = 12
-"""Levels of one name that are told apart; what is rarer is one level more."""
+"""Levels per attribute; rarer ones are put together into one more."""
 HISTORY = ((0, "no play before"), (1, "1 to 5 plays"), (6, "6 to 20"), (21, "21 to 100"), (101, "more than 100"))
 ROWS = ((0, "first row"), (1, "second and third row"), (3, "fourth to sixth"), (6, "further down"))
 POSITIONS = ((0, "first"), (1, "second and third"), (3, "fourth to sixth"), (6, "further on"))
@@ -36,26 +36,26 @@ NOT_LOGGED = "not logged"
 
 @dataclass(frozen=True, kw_only=True)
 class LogSlice:
-    """Some impressions that have something in common."""
+    """The impressions that share a level of an attribute."""
 
     name: str
-    """What they are told apart by, such as device."""
+    """The attribute, such as device."""
     level: str
     rows: NDArray[np.integer]
-    """Their places in the log, ascending."""
+    """Indices of the impressions in the log, ascending."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImpressionAttributes:
-    """What the log's impressions have around them; all of N, in the log's order."""
+    """Ids and context of the log's impressions, (N,) each, in the log's order."""
 
     member: pa.Array
     title: pa.Array
     """string both."""
     columns: dict[str, pa.Array]
-    """By context feature, where it was logged; nulls stand for themselves."""
+    """By context feature, where it was logged; nulls stay nulls."""
     features: tuple[ContextFeature, ...]
-    """The context features, those of the columns among them."""
+    """All context features, those without a column included."""
 
 
 def read_impression_attributes(
@@ -65,7 +65,7 @@ def read_impression_attributes(
     before: datetime | None = None,
     features: tuple[ContextFeature, ...] = BUILT_IN,
 ) -> ImpressionAttributes:
-    """Ids and the context of the log's impressions; `since` .. `before` is the log's period."""
+    """Read ids and the context of the log's impressions; `since` .. `before` is the log's period."""
     by_name = {c.name: c for c in IMPRESSIONS.columns}
     columns = [by_name["impression_id"], by_name["member_id"], by_name["title_id"]]
     stored = {feature.name: feature for feature in features if not feature.from_time}
@@ -97,20 +97,20 @@ def read_impression_attributes(
 def build_slices(
     dataset: Path, log: ScoredLog, attributes: ImpressionAttributes, past: Outcomes | None
 ) -> tuple[list[LogSlice], list[str]]:
-    """Every slice the dataset allows, and what could not be told apart, in words. `past` is what was shown before."""
+    """Every slice the dataset allows, and notes on missing ones. `past`: outcomes of the impressions before the period."""
     slices: list[LogSlice] = []
     notes: list[str] = []
     if PLAYS.files(dataset):
         slices += _banded("history", plays_before(dataset, log.shown_at, attributes.member), HISTORY)
     else:
-        notes.append("The dataset has no plays: new and known members are not told apart.")
+        notes.append("The dataset has no plays: no slices by the length of the history.")
     slices += _popularity(log.title)
     if TITLES.files(dataset):
         slices += _genres(dataset, attributes.title)
     else:
-        notes.append("The dataset has no titles.parquet: genres are not told apart.")
+        notes.append("The dataset has no titles.parquet: no slices by genre.")
     for feature in attributes.features:
-        if feature.name in attributes.columns and feature.name != "column":  # which rows tell apart enough
+        if feature.name in attributes.columns and feature.name != "column":  # slices by row are enough
             slices += _context_slices(feature, attributes.columns[feature.name])
     count_N = log.mask_NK.sum(1)
     max_candidates = int(min(count_N.max(initial=2), MAX_LEVELS))
@@ -162,7 +162,7 @@ def plays_before(dataset: Path, shown_at_N: NDArray[np.int64], member: pa.Array)
     member_J = np.concatenate([integer_codes(member, names), player[known]])
     time_J = np.concatenate([shown_at_N, played_at[known]])
     is_play_J = np.arange(len(member_J)) >= count
-    # of one moment, the impression comes before the play: what is counted is strictly before
+    # at equal times the impression sorts before the play, because plays are counted strictly before
     order = np.lexsort((is_play_J, time_J, member_J))
     seen = np.cumsum(is_play_J[order])
     first = np.flatnonzero(np.diff(member_J[order], prepend=-1))
@@ -174,10 +174,10 @@ def plays_before(dataset: Path, shown_at_N: NDArray[np.int64], member: pa.Array)
 
 
 def read_segments(dataset: Path, member: pa.Array) -> tuple[dict[str, pa.Array], list[str]]:
-    """Columns of members.parquet that tell segments apart, each of the impressions' members; and what is left out, in words."""
+    """Segment columns of members.parquet, gathered for the impressions' members (N,); and notes on what is left out."""
     (path, *_) = MEMBERS.files(dataset) or [None]
     if path is None:
-        return {}, ["The dataset has no members.parquet: no segments are told apart."]
+        return {}, ["The dataset has no members.parquet: no slices by segment."]
     table = pq.read_table(path)
     position = pc.index_in(member, value_set=to_array(table["member_id"]).cast(pa.string()))
     segments, notes = {}, []
@@ -195,7 +195,7 @@ def read_segments(dataset: Path, member: pa.Array) -> tuple[dict[str, pa.Array],
 
 
 def top_levels(values: pa.Array) -> tuple[NDArray[np.int64], list[str]]:
-    """Level of each value, (N,), most frequent first, what is rarer than `MAX_LEVELS` in one; and their names."""
+    """Level of each value, (N,), the most frequent first, those beyond `MAX_LEVELS` together in one; and the levels' names."""
     encoded = pc.fill_null(values.cast(pa.string()), NOT_LOGGED).dictionary_encode()
     names, code_N = encoded.dictionary.to_pylist(), np.asarray(encoded.indices, np.int64)
     order = np.argsort(-np.bincount(code_N, minlength=len(names)), kind="stable")
@@ -219,7 +219,7 @@ def _levels(name: str, code_N: NDArray, levels: Sequence[str]) -> Iterator[LogSl
 
 
 def _banded(name: str, value_N: NDArray, bands: Sequence[tuple[float, str]]) -> Iterator[LogSlice]:
-    """By the highest band that begins at or below a value; NaN is not logged."""
+    """Slices by the highest band that begins at or below a value; NaN: not logged."""
     code_N = np.searchsorted([begin for begin, _ in bands], np.nan_to_num(value_N, nan=np.inf), side="right") - 1
     code_N = np.where(np.isnan(value_N), len(bands), code_N)
     return _levels(name, code_N, [*(level for _, level in bands), NOT_LOGGED])

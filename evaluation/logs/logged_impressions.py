@@ -1,6 +1,6 @@
-"""Logged impressions as arrays: what was shown, to choose from what, with which chance, and what came of it.
+"""Logged impressions as arrays: shown artwork, candidates, propensities and outcome.
 
-In: a dataset's `impressions/`. Out: its columns as arrays, judged on the way; `Outcomes`, for what needs no scores.
+In: a dataset's `impressions/`. Out: its columns as arrays, checked while reading; `Outcomes`, where no scores are needed.
 
 Legend: N impressions, K candidates (padded).
 """
@@ -33,11 +33,11 @@ from foundation.errors import UserError
 REQUIRED_COLUMNS = ("impression_id", "member_id", "title_id", "artwork_id", "candidates", "shown_at", "clicked")
 OPTIONAL_COLUMNS = ("propensities", "propensity", "policy", "engaged")
 UNNAMED_POLICY = "unnamed"
-"""What a logging policy without a name is called."""
+"""The name of a logging policy without one."""
 
 
 def read_impressions(dataset: Path, *, since: datetime | None = None, before: datetime | None = None) -> pa.Table:
-    """Impressions shown in since .. before, ordered by id; optional columns the log lacks are absent."""
+    """Read the impressions shown in since .. before, ordered by id; optional columns that the log lacks are absent."""
     # a log of one policy need not name it
     columns = [
         replace(c, required=c.name in REQUIRED_COLUMNS)
@@ -51,29 +51,29 @@ def read_impressions(dataset: Path, *, since: datetime | None = None, before: da
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
-    """What was shown and what came of it, scores or none: for what can be learned without them; arrays (N,)."""
+    """Shown artworks and their outcomes, without scores; arrays (N,)."""
 
     artworks: pa.Array
     """string: every artwork that was a candidate."""
     artwork: NDArray[np.integer]
-    """The shown artwork, a place in `artworks`."""
+    """Index of the shown artwork in `artworks`."""
     title: NDArray[np.integer]
-    """Titles as integers; not those of a `ScoredLog`."""
+    """Titles as integers; numbered otherwise than in a `ScoredLog`."""
     member: NDArray[np.integer]
-    """Members as integers; likewise."""
+    """Members as integers; numbered otherwise than in a `ScoredLog`."""
     width: NDArray[np.integer]
-    """How many candidates there were."""
+    """Number of candidates."""
     propensity: NDArray[np.floating]
-    """Of the shown artwork."""
+    """Propensity of the shown artwork."""
     clicked: NDArray[np.floating]
     """1 or 0."""
     engaged: NDArray[np.floating] | None
-    """1 or 0; None where the log does not say of every click whether it led to a real viewing."""
+    """1 or 0; None where the log does not say for every click whether it led to a real viewing."""
     shown_at: NDArray[np.int64]
     """Microseconds since 1970, UTC."""
 
     def shown_before(self, moment: datetime) -> "Outcomes | None":
-        """What was shown before a moment, and the artworks that were candidates then and shown; None where nothing was."""
+        """Outcomes before a moment, with the artworks that were candidates before it; None if there were no impressions."""
         keep = self.shown_at < int(moment.timestamp() * 1e6)
         if not keep.any():
             return None
@@ -82,7 +82,7 @@ class Outcomes:
 
 
 def read_outcomes(dataset: Path, before: datetime | None = None) -> Outcomes | None:
-    """Everything that was shown before a moment, or ever; None where there is nothing."""
+    """Read all outcomes, or those before a moment; None if there were no impressions."""
     log = read_impressions(dataset, before=before)
     if not len(log):
         return None
@@ -102,24 +102,24 @@ def read_outcomes(dataset: Path, before: datetime | None = None) -> Outcomes | N
 
 
 def shown_at_of(log: pa.Table) -> NDArray[np.int64]:
-    """When each impression was shown, microseconds since 1970, UTC."""
+    """Time of each impression, (N,), microseconds since 1970, UTC."""
     return np.asarray(to_array(log["shown_at"].cast(pa.timestamp("us", "UTC"), safe=False)).cast(pa.int64()))
 
 
 def to_float(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    """A column of booleans as 1 or 0."""
+    """A column of booleans as 1.0 or 0.0, (N,)."""
     return np.asarray(to_array(column).cast(pa.uint8()), np.float64)
 
 
 def engaged_of(log: pa.Table) -> NDArray[np.float64] | None:
-    """Whether each impression was engaged: null without a click means no; null after a click is not known: None."""
+    """Whether each impression was engaged, 1 or 0, (N,): null without a click means 0; None if it is null after any click."""
     if "engaged" not in log.column_names or pc.any(pc.and_(log["clicked"], log["engaged"].is_null())).as_py():
         return None
     return to_float(pc.fill_null(log["engaged"], False))
 
 
 def candidates_of(log: pa.Table, dataset: Path) -> tuple[pa.Array, NDArray, NDArray]:
-    """Names of artworks, candidates as integers (N, K), and the place of the shown one (N,)."""
+    """Ids of artworks, candidates as indices into them (N, K), -1 in padding, and the index of the shown candidate (N,)."""
     names = pc.unique(flatten_lists(log["candidates"]))
     artwork_NK = integer_code_lists(log["candidates"], names)
     same_NK = artwork_NK == integer_codes(log["artwork_id"], names)[:, None]
@@ -140,7 +140,7 @@ def policy_of(log: pa.Table) -> pa.ChunkedArray:
 
 
 def propensities_of(log: pa.Table, shown: NDArray, mask_NK: NDArray, dataset: Path) -> tuple[NDArray, NDArray]:
-    """Propensity of the shown artwork (N,), and of every candidate (N, K)."""
+    """Propensity of the shown artwork (N,), and of every candidate (N, K), NaN where only the shown one's was logged."""
     propensity_NK = np.where(mask_NK, np.nan, 0.0)
     propensity = np.full(len(shown), np.nan)
     if "propensities" in log.column_names:
@@ -149,16 +149,16 @@ def propensities_of(log: pa.Table, shown: NDArray, mask_NK: NDArray, dataset: Pa
         odd = logged & (list_lengths(lists) != mask_NK.sum(1))
         if odd.any():
             raise UserError(
-                f"{dataset}/impressions: {odd.sum()} rows whose propensities are not as many as their candidates "
+                f"{dataset}/impressions: {odd.sum()} rows with another number of propensities than candidates "
                 f"(first: {first_id(log['impression_id'], odd)}). Run keyart check {dataset}."
             )
         propensity_NK[mask_NK & logged[:, None]] = flatten_lists(lists).to_numpy(zero_copy_only=False)
         total = propensity_NK.sum(1)
-        # a list of nulls or NaN sums to NaN; a negative one is no probability, whatever it sums to
+        # a list with nulls or NaN sums to NaN; negative values are invalid, whatever the sum
         wrong = logged & (~equal_within_rounding(total, 1.0) | (propensity_NK < 0).any(1))
         if wrong.any():
             raise UserError(
-                f"{dataset}/impressions: {wrong.sum()} rows whose propensities are no probabilities that sum to 1 (first: "
+                f"{dataset}/impressions: {wrong.sum()} rows whose propensities are not probabilities that sum to 1 (first: "
                 f"{first_id(log['impression_id'], wrong)}, sum {total[wrong][0]:.3g}). Run keyart check {dataset}."
             )
         propensity = propensity_NK[np.arange(len(shown)), shown]

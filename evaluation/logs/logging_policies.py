@@ -1,12 +1,12 @@
-"""Several logging policies in one log: whose propensity a weight divides by.
+"""Several logging policies in one log: which propensity a weight divides by.
 
 Per-policy weights divide by the propensity of the policy that logged the impression: always known, always unbiased.
 Balanced weights divide by the mixture of all policies that logged this choice (the balance heuristic of Veach and Guibas,
 1995; Agarwal et al., 2017, Effective evaluation using logged bandit feedback from multiple loggers), which
-tames the weights of what one policy hardly showed and another often did. They need each policy's propensities on the
+lowers the weights of artworks that one policy rarely showed and another often did. They need each policy's propensities on the
 others' impressions. Nobody logs those; they are known where no policy is personalised, that is, where each policy gives
-one list of candidates the same propensities every time. Then, and only then, weights are balanced. They assume besides
-that chance decided, within such a list, which policy an impression met: not the member, nor the day.
+one list of candidates the same propensities every time. Then, and only then, weights are balanced. They also assume
+that impressions of such a list were assigned to policies at random: not by member, nor by day.
 
 Legend: N impressions, K candidates (padded), G lists of candidates x policies.
 """
@@ -52,7 +52,7 @@ def _lists(artwork_NK: NDArray) -> NDArray[np.int64]:
 
 
 def _pairs(list_N: NDArray, logging_policy_N: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """Pairs of list and policy: distinct ones, each row's place among them, each pair's list."""
+    """Distinct pairs of list and policy as integers, each impression's index among them, (N,), and each pair's list, (G,)."""
     policy_count = int(logging_policy_N.max()) + 1
     distinct, index_N = np.unique(list_N * policy_count + logging_policy_N, return_inverse=True)
     return distinct, index_N.reshape(-1), distinct // policy_count

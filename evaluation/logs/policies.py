@@ -16,17 +16,17 @@ from foundation.choice import greedy_NK
 
 
 def uniform(log: ScoredLog) -> NDArray:
-    """Every candidate alike."""
+    """Equal probability for every candidate, (N, K)."""
     return log.mask_NK / log.mask_NK.sum(1, keepdims=True)
 
 
 def greedy(score_NK: NDArray, log: ScoredLog) -> NDArray:
-    """`greedy_NK` of a log's candidates."""
+    """Probability 1 for the candidate of highest score, (N, K), over a log's candidates."""
     return greedy_NK(score_NK, log.mask_NK)
 
 
 def _highest(score_NK: NDArray, log: ScoredLog) -> NDArray[np.integer]:
-    """Place of the candidate of highest score, (N,), the first of equals."""
+    """Index of the candidate of highest score, (N,), the first of equals."""
     return np.where(log.mask_NK, score_NK, -np.inf).argmax(1)
 
 
@@ -37,17 +37,17 @@ def _certain(chosen_N: NDArray[np.integer], log: ScoredLog) -> NDArray:
 
 
 def best_fixed(log: ScoredLog, past: Outcomes) -> NDArray:
-    """All on `best_fixed_choice`."""
+    """Probability 1 for `best_fixed_choice`, (N, K)."""
     return _certain(best_fixed_choice(log, past), log)
 
 
 def best_fixed_choice(log: ScoredLog, past: Outcomes) -> NDArray[np.integer]:
-    """Place of the best artwork of each title for everybody, (N,), by click rates before the period.
+    """Index among the candidates of each title's best artwork for everybody, (N,), by click rates before the period.
 
-    Rates are self-normalised by inverse propensity, so that an older policy's aim does not count as quality, and shrunk
-    to their title's rate by empirical Bayes (Efron and Morris, 1973): few impressions do not make a winner. How much is
-    read off the spread between artworks beyond sampling noise, so that no validation is needed and nothing of the
-    period is seen. An artwork never shown has the mean rate of its title's others.
+    Rates are self-normalised by inverse propensity, so that an older policy's targeting does not count as quality, and shrunk
+    to their title's rate by empirical Bayes (Efron and Morris, 1973), against winners with few impressions. The amount of
+    shrinkage follows from the spread between artworks beyond sampling noise, so that no validation is needed and nothing of
+    the period is used. An artwork that was never shown has the mean rate of its title's others.
     """
     rate_A = _shrunk_rates(past)
     index = pc.fill_null(pc.index_in(log.artworks, value_set=past.artworks), -1).to_numpy(zero_copy_only=False)
@@ -71,7 +71,7 @@ def _shrunk_rates(past: Outcomes) -> NDArray:
     rate = clicks / np.maximum(total, 1e-12)
     size = total**2 / np.maximum(squares, 1e-12)
     noise = prior * (1 - prior)
-    # between-artwork variance: what the spread of rates has beyond their sampling noise
+    # between-artwork variance: the spread of rates beyond their sampling noise
     between = np.average((rate - prior)[seen] ** 2 - noise[seen] / size[seen], weights=size[seen])
     strength = noise / max(between, 1e-9)
     return np.where(seen, (size * rate + strength * prior) / (size + strength), np.nan)

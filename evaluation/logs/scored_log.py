@@ -1,4 +1,4 @@
-"""A log beside somebody's scores of it, as arrays: impressions and scores joined, candidates aligned.
+"""A log joined with a scores table, as arrays: impressions and scores in one order, candidates aligned.
 
 In: a dataset's `impressions/` (and `truth/`, where it is simulated) and a scores table. Out: a `ScoredLog`.
 
@@ -47,9 +47,9 @@ SCORES = (
     Column(name="policy", kind="floats"),
     Column(name="engaged_probability", kind="floats", required=False),
 )
-"""A scores table, by the contract; and the probability of a click that leads to a viewing, for whoever writes it."""
+"""Columns of a scores table by the contract; the probability of a click that leads to a viewing is optional."""
 TRUTH = (*_KEY, Column(name="p_click", kind="floats"), Column(name="p_engaged", kind="floats"))
-"""What a simulated dataset has in `truth/`."""
+"""Columns of a simulated dataset's `truth/`."""
 
 TRUTH_REMEDY = "Simulate the dataset again."
 
@@ -61,7 +61,7 @@ def record_beside(scores: Path, name: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredLog:
-    """Impressions of a period with what was logged and what somebody's scores say of them."""
+    """Impressions of a period: the log's columns and the scores."""
 
     impression_id: pa.Array
     """string (N,)."""
@@ -72,45 +72,45 @@ class ScoredLog:
     artworks: pa.Array
     """string: every artwork that was a candidate."""
     artwork_NK: NDArray[np.integer]
-    """Candidates as places in `artworks`, -1 where there are no more."""
+    """Candidates as indices into `artworks`, -1 in padding."""
     mask_NK: NDArray[np.bool_]
-    """Where there is a candidate."""
+    """True for candidates, False for padding."""
     shown: NDArray[np.integer]
-    """(N,): place of the shown artwork among the candidates."""
+    """(N,): index of the shown artwork among the candidates."""
     propensity: NDArray[np.floating]
-    """(N,): of the shown artwork."""
+    """(N,): propensity of the shown artwork."""
     propensity_NK: NDArray[np.floating]
-    """NaN where the log has the shown artwork's alone; 0 in padding."""
+    """Propensities of all candidates: NaN where only the shown artwork's was logged; 0 in padding."""
     shown_at: NDArray[np.int64]
     """(N,): microseconds since 1970, UTC."""
     logging_policy: NDArray[np.integer]
-    """(N,): which policy logged it, a place in `loggers`."""
+    """(N,): which policy logged it, an index into `logging_policies`."""
     logging_policies: tuple[str, ...]
     """Names of the logging policies."""
     missing: int
-    """Impressions of the log without scores, left out."""
+    """Number of impressions without scores, which are left out."""
     unknown: int
-    """Scores of impressions that the log lacks, or that are not of the period."""
+    """Number of scores of impressions that are not in the log's period."""
     randomised: NDArray[np.bool_]
-    """(N,): there were at least two candidates, all equally likely, whatever the policy was called.
+    """(N,): True where there were at least two candidates, all equally likely, whatever the policy's name.
 
-    Where only the shown artwork's propensity was logged: it was 1 / number of candidates. That can take in an
-    impression of another policy which gave just this artwork just that probability; log whole propensities if it can.
+    Where only the shown artwork's propensity was logged, the test is that it is 1 / number of candidates. That can include an
+    impression of another policy which gave this artwork exactly that probability; logging all propensities avoids it.
     """
     clicked: NDArray[np.floating]
     """(N,): 1 or 0."""
     engaged: NDArray[np.floating] | None
     """(N,): 1 or 0; None where the log does not say of every click whether it led to a real viewing."""
     click_probability_NK: NDArray[np.floating]
-    """By the scores; 0 in padding."""
+    """Click probabilities by the scores; 0 in padding."""
     policy_NK: NDArray[np.floating]
-    """By the scores; 0 in padding."""
+    """The scored policy's probabilities; 0 in padding."""
     engaged_probability: NDArray[np.floating] | None
-    """(N,): by the scores, that the shown artwork is clicked and leads to a viewing; None where they do not say."""
+    """(N,): probability by the scores that the shown artwork is clicked and viewed; None where the scores lack it."""
     true_click_NK: NDArray[np.floating] | None
     """True click probabilities, 0 in padding; None where they are not known."""
     true_engaged_NK: NDArray[np.floating] | None
-    """True probabilities of an engaged play, likewise."""
+    """True probabilities of an engaged play, 0 in padding; None where they are not known."""
     policies: dict[str, NDArray[np.floating]] = field(default_factory=dict)
     """Other policies to value on it, by name; probabilities (N, K)."""
 
@@ -119,11 +119,11 @@ class ScoredLog:
         return len(self.shown)
 
     def where(self, keep_N: NDArray[np.bool_]) -> "ScoredLog":
-        """Some of the impressions; artworks keep their integers."""
+        """The impressions that a mask selects; artworks keep their indices."""
         return self.take(np.flatnonzero(keep_N))
 
     def take(self, rows: NDArray[np.integer]) -> "ScoredLog":
-        """Impressions by their places, in that order; artworks keep their integers."""
+        """The impressions at some rows, in that order; artworks keep their indices."""
         columns: dict[str, Any] = {"impression_id": self.impression_id.take(pa.array(rows))}
         for column in fields(self):
             value = getattr(self, column.name)
@@ -143,10 +143,10 @@ def read_scored_log(
     allow_missing: bool = False,
     if_missing: str = "Score the log again.",
 ) -> ScoredLog:
-    """Join a log with scores; UserError where scores are missing, of other candidates, or no probabilities.
+    """Join a log with scores; UserError where scores are missing, for other candidates, or not probabilities.
 
-    `since` .. `before` is the period, `logged_by` the one logging policy to keep. With `allow_missing`, impressions without
-    scores are left out and counted; `if_missing` is the remedy named where they are refused.
+    `since` .. `before`: the period; `logged_by`: the one logging policy to keep. With `allow_missing`, impressions without
+    scores are left out and counted; else they are a UserError, whose remedy is `if_missing`.
     """
     log = read_impressions(dataset, since=since, before=before)
     if not len(log):
@@ -189,7 +189,7 @@ def read_scored_log(
     propensity, propensity_NK = propensities_of(log, shown, mask_NK, dataset)
     log = log.drop_columns([name for name in ("candidates", "propensities") if name in log.column_names])
     width = mask_NK.sum(1)
-    # where only the shown artwork's was logged, the others are NaN and cannot differ
+    # where only the shown artwork's propensity was logged, the others are NaN and compare as equal
     alike_NK = equal_within_rounding(propensity_NK, propensity[:, None]) | np.isnan(propensity_NK) | ~mask_NK
     uniform = equal_within_rounding(propensity * width, 1.0)
     return ScoredLog(
@@ -219,7 +219,7 @@ def read_scored_log(
 
 
 def _of_one_policy(log: pa.Table, logged_by: str | None, dataset: Path) -> pa.Table:
-    """The impressions one policy logged; UserError where there are none."""
+    """The impressions that one policy logged; UserError where it logged none."""
     if logged_by is None:
         return log
     names = policy_of(log)
@@ -227,7 +227,7 @@ def _of_one_policy(log: pa.Table, logged_by: str | None, dataset: Path) -> pa.Ta
     if not len(of_policy):
         available = ", ".join(sorted(pc.unique(to_array(names)).to_pylist()))
         raise UserError(
-            f"log-policy={logged_by}: {dataset}/impressions has none of it in this period. There are: {available}."
+            f"log-policy={logged_by}: logged no impression of {dataset}/impressions in this period. Policies: {available}."
         )
     return of_policy.combine_chunks()
 
@@ -252,14 +252,14 @@ def _matching(source: Path, table: pa.Table, ids: pa.ChunkedArray, remedy: str) 
         counts = pc.value_counts(matched)
         again = np.asarray(counts.field("counts")) > 1
         raise UserError(
-            f"{source}: {again.sum()} impressions of the log are there more than once "
+            f"{source}: {again.sum()} duplicate impressions of the log "
             f"(first: {first_id(counts.field('values'), again)}). Write each once."
         )
     return table.take(position).combine_chunks()
 
 
 def _alignment(ours_NK: NDArray, theirs_NK: NDArray, mask_NK: NDArray, ids: pa.ChunkedArray, source: Path) -> NDArray:
-    """Where each of our candidates stands in their list, (N, K)."""
+    """Index of each of the log's candidates in the other table's list, (N, K); UserError where the candidates differ."""
     if theirs_NK.shape == ours_NK.shape and (ours_NK == theirs_NK).all():
         return np.broadcast_to(np.arange(ours_NK.shape[1]), ours_NK.shape)
     same_NKJ = ours_NK[:, :, None] == theirs_NK[:, None, :]
@@ -272,7 +272,7 @@ def _alignment(ours_NK: NDArray, theirs_NK: NDArray, mask_NK: NDArray, ids: pa.C
 
 
 def _aligned(table: pa.Table, name: str, order_NK: NDArray, mask_NK: NDArray, source: Path) -> NDArray:
-    """Lists of probabilities as (N, K) in our candidates' order, 0 in padding."""
+    """Lists of probabilities as (N, K) in the order of the log's candidates, 0 in padding; UserError for invalid ones."""
     ids = table["impression_id"]
     odd = list_lengths(table[name]) != mask_NK.sum(1)
     if odd.any():
@@ -281,13 +281,13 @@ def _aligned(table: pa.Table, name: str, order_NK: NDArray, mask_NK: NDArray, so
         )
     values_NK = np.zeros(mask_NK.shape)
     values_NK[mask_NK] = flatten_lists(table[name]).to_numpy(zero_copy_only=False)
-    # what a softmax in float32 rounds beyond 1 is no fault; NaN is
+    # a softmax in float32 may round to slightly above 1, which is allowed; NaN is not
     bad_NK = ~((values_NK >= -1e-6) & (values_NK <= 1 + 1e-6))
     bad = np.asarray(bad_NK.any(1))
     if bad.any():
         value = values_NK[bad_NK][0]
         raise UserError(
-            f"{source}: {bad.sum()} rows whose {name} is no probability (first: {first_id(ids, bad)}, {value:.4g}). "
+            f"{source}: {bad.sum()} rows whose {name} is not a probability (first: {first_id(ids, bad)}, {value:.4g}). "
             "Write numbers from 0 to 1."
         )
     return np.where(mask_NK, np.take_along_axis(np.clip(values_NK, 0.0, 1.0), order_NK, axis=1), 0.0)
@@ -296,7 +296,7 @@ def _aligned(table: pa.Table, name: str, order_NK: NDArray, mask_NK: NDArray, so
 def _truth(
     dataset: Path, ids: pa.ChunkedArray, artwork_NK: NDArray, mask_NK: NDArray, names: pa.Array
 ) -> tuple[NDArray | None, NDArray | None]:
-    """True click and engaged probabilities (N, K), where the dataset is simulated and `truth/` lies in it."""
+    """True click and engaged probabilities (N, K) of a simulated dataset with `truth/`; None for others."""
     folder = dataset / "truth"
     if not folder.is_dir():
         return None, None

@@ -1,4 +1,4 @@
-"""Estimates and their differences as rows of JSON: numbers, intervals, diagnostics, verdicts and what stands behind them.
+"""Estimates and their differences as rows of JSON: numbers, intervals, diagnostics, verdicts and their reasons.
 
 Legend: D bootstrap draws, E estimates, M members.
 """
@@ -39,19 +39,19 @@ class PointEstimate:
     impressions: int
     members: int
     unbiased: Sums | None = None
-    """Of one that can be biased: the unbiased estimate to hold it against."""
+    """For an estimator that can be biased: the unbiased estimate to compare it with."""
     bias_source: str = ""
-    """Where its bias would come from."""
+    """The source of a possible bias, in words."""
     uses_reward_model: bool = False
-    """It leans on the reward model."""
+    """Whether it depends on the reward model."""
     bias: float = 0.0
-    """Of one that has no such reference: about its bias."""
+    """For an estimator that can be biased and has no unbiased reference: its approximate bias."""
     parameter: Parameter | None = None
-    """What was chosen on the data."""
+    """Its parameter that was chosen on the data."""
 
 
 def estimate_rows(estimates: Sequence[PointEstimate], bootstrap_DE: NDArray, doubts: tuple[str, ...]) -> Estimates:
-    """Estimates and differences as rows, with what stands behind them; `overlap` and `left_out` are left to the caller."""
+    """Estimates and differences as rows, with intervals, verdicts and parameters; the caller fills `overlap` and `left_out`."""
     rows = Estimates(estimates=[], differences=[], intervals=[], verdicts=[], parameters=[], overlap=[], left_out=[])
     judged: list[Verdict] = []
     for index, estimate in enumerate(estimates):
@@ -95,14 +95,14 @@ def estimate_rows(estimates: Sequence[PointEstimate], bootstrap_DE: NDArray, dou
         if (estimate.reward, estimate.estimator) == (other.reward, other.estimator):
             verdict = weaker_verdict(judged[a], judged[b])
             if verdict == "reliable" and _bias_doubts(estimate, other):
-                # what two values have room for, their difference may not
+                # a bias that is small against each value's error may be large against that of their difference
                 verdict = "weak"
             rows["differences"].append(_difference(estimate, other, bootstrap_DE[:, a], bootstrap_DE[:, b], verdict))
     return rows
 
 
 def _bias_doubts(estimate: PointEstimate, base: PointEstimate | None = None) -> list[str]:
-    """Doubts of an estimator that can be biased: on a value, or on its difference from the base's."""
+    """Doubts about an estimator that can be biased: about a value, or about its difference from the base's."""
     value, influence_M = estimate.sums.value, estimate.sums.influence_M
     if base is not None:
         value, influence_M = value - base.sums.value, influence_M - base.sums.influence_M
@@ -122,7 +122,8 @@ def _bias_doubts(estimate: PointEstimate, base: PointEstimate | None = None) -> 
 def _difference(
     estimate: PointEstimate, base: PointEstimate, estimate_D: NDArray, base_D: NDArray, verdict: Verdict
 ) -> DifferenceRow:
-    """What a policy earns above `base`, on the same members; the relative one by bootstrap, as a ratio is not normal."""
+    """A policy's value minus that of `base`, on the same members; the relative difference by bootstrap, for a ratio is not
+    normal."""
     value, below = estimate.sums.value, base.sums.value
     influence_M = estimate.sums.influence_M - base.sums.influence_M
     interval = normal_interval(value - below, influence_M)
@@ -147,7 +148,7 @@ def _difference(
 
 
 def _interval_columns(value: float, low: float, high: float, verdict: Verdict) -> IntervalColumns:
-    """No number at all where the log holds no answer."""
+    """Value and interval; all None where the verdict is unanswerable."""
     if verdict == "unanswerable":
         return {"value": None, "low": None, "high": None}
     return {"value": finite_or_none(value), "low": finite_or_none(low), "high": finite_or_none(high)}
@@ -162,7 +163,7 @@ def _weight_columns(overlap: Overlap) -> WeightColumns:
 
 
 def overlap_row(policy: str, overlap: Overlap) -> OverlapRow:
-    """What a policy's weights say of the log."""
+    """The row of a policy's weight diagnostics."""
     return {
         "policy": policy,
         **_weight_columns(overlap),

@@ -1,14 +1,14 @@
 """Off-policy estimators: arrays of a log in, the terms of an estimate out.
 
 Every estimator here is a sum of ratios of totals: value = sum_t total(numerator_t) / total(denominator_t), a mean where
-the denominator is one per impression. From such `Terms` alone follow the value, its interval by member, its bootstrap and
-its difference from another policy's (`evaluation.off_policy.intervals`), so that an estimator is nothing but its formula.
+the denominator is one per impression. The value, its interval by member, its bootstrap and its difference from another
+policy's follow from such `Terms` (`evaluation.off_policy.intervals`), so that an estimator is only its formula.
 
 Throughout: reward r, weight w = policy / logging probability of the shown artwork, `predicted_N` q(shown) and
 `expected_N` sum_a policy(a) q(a) by a reward model q that has not seen the impression's member.
 
 Estimand of all: the mean reward per impression, on impressions like these, had the policy chosen the artwork. All assume
-that one impression's artwork does not change another's reward. What else each needs, and when it fails, is said there.
+that one impression's artwork does not change another's reward. Each docstring states further assumptions and failure modes.
 
 Legend: N impressions.
 """
@@ -26,10 +26,10 @@ def _mean(values_N: Floats) -> Terms:
 
 
 def replay(reward_N: Floats, chosen_N: Floats) -> Terms:
-    """sum_n c_n r_n / sum_n c_n, c the policy's probability of what was shown: 0 or 1 where the policy is deterministic.
+    """sum_n c_n r_n / sum_n c_n, c the policy's probability of the shown artwork: 0 or 1 where the policy is deterministic.
 
-    For a policy that draws, this is the mean over its draws of keeping the impressions where the draw is what was shown.
-    Assumes that every artwork had the same chance, of the same number of candidates everywhere. Fails elsewhere: where
+    For a stochastic policy, it is the expectation, over its draws, of keeping the impressions whose draw was shown.
+    Assumes that every artwork was equally likely, among the same number of candidates everywhere. Fails elsewhere: where
     numbers differ it prefers impressions with few candidates. Li, Chu, Langford and Wang (2011), Unbiased offline
     evaluation of contextual-bandit-based news article recommendation algorithms.
     """
@@ -59,8 +59,8 @@ def clipped_ips(reward_N: Floats, weight_N: Floats, clip: float) -> Terms:
 def snips(reward_N: Floats, weight_N: Floats) -> Terms:
     """Self-normalised IPS, sum_n w_n r_n / sum_n w_n.
 
-    As `ips`; biased by O(1/N), of less variance, within the range of the rewards, and moved by as much as all rewards
-    are. Fails silently where the policy's artworks had no propensity: the weights that are there are blown up to 1.
+    As `ips`; biased by O(1/N), of less variance, within the range of the rewards, and shifted by a constant added to all
+    rewards. Fails silently where the policy's artworks had no propensity: the remaining weights are scaled up to mean 1.
     Swaminathan and Joachims (2015), The self-normalized estimator for counterfactual learning.
     """
     return ((weight_N * reward_N, weight_N),)
@@ -69,8 +69,8 @@ def snips(reward_N: Floats, weight_N: Floats) -> Terms:
 def dm(expected_N: Floats) -> Terms:
     """Direct method, 1/N sum_n sum_a policy(a) q(a).
 
-    Needs no propensities. As right as the reward model, and no more: its error is in no interval, so it fails without a
-    sign. Dudik, Langford and Li (2011), Doubly robust policy evaluation and learning, section 2.
+    Needs no propensities. Only as good as the reward model, whose error no interval contains: it fails without a sign. Dudik,
+    Langford and Li (2011), Doubly robust policy evaluation and learning, section 2.
     """
     return _mean(expected_N)
 
@@ -117,7 +117,7 @@ def mips(reward_N: Floats, cluster_weight_N: Floats) -> Terms:
     """Marginalised IPS, 1/N sum_n w(c_n) r_n, w(c) = policy / logging probability of the shown artwork's whole cluster.
 
     Unbiased where artworks of one cluster earn alike and every cluster the policy may show had a propensity above 0; the
-    single artworks need none. Of less variance than `ips`. Fails by what artworks differ in within their cluster. Saito
+    single artworks need none. Of less variance than `ips`. Fails by the differences between artworks of a cluster. Saito
     and Joachims (2022), Off-policy evaluation for large action spaces via embeddings.
     """
     return _mean(cluster_weight_N * reward_N)
@@ -126,9 +126,9 @@ def mips(reward_N: Floats, cluster_weight_N: Floats) -> Terms:
 def offcem(reward_N: Floats, cluster_weight_N: Floats, expected_N: Floats, predicted_N: Floats) -> Terms:
     """Conjunct effects, 1/N sum_n expected_n + w(c_n) (r_n - predicted_n): clusters by weight, the rest by the model.
 
-    Unbiased where the model has the differences between artworks of one cluster right (local correctness), which is less
-    than `mips` or `dm` ask. Fails by its error in them. Saito, Ren and Joachims (2023), Off-policy evaluation for large
-    action spaces via conjunct effect modeling.
+    Unbiased where the model has the differences between artworks of one cluster right (local correctness), a weaker
+    assumption than those of `mips` and `dm`. Fails by the model's error in them. Saito, Ren and Joachims (2023), Off-policy
+    evaluation for large action spaces via conjunct effect modeling.
     """
     return _mean(expected_N + cluster_weight_N * (reward_N - predicted_N))
 
@@ -137,8 +137,8 @@ def title_snips(reward_N: Floats, weight_N: Floats, title_N: NDArray[np.integer]
     """`snips` within each title, averaged by the titles' impressions: sum_t N_t / N sum_(n in t) w_n r_n / sum_(n in t) w_n.
 
     How creatives of one item each are compared on randomised traffic: NSCTR in Yang et al. (2024), Parallel ranking of ads
-    and creatives in real-time advertising systems, algorithm 1, with weights in place of matches. What titles differ in
-    cannot enter by chance of weights. As `snips`, its O(1/N) bias being that of each title's own N_t: fails where titles are
+    and creatives in real-time advertising systems, algorithm 1, with weights instead of matches. Differences between titles
+    cannot enter through the weights' randomness. As `snips`, with a bias of O(1/N_t) for each title: fails where titles are
     small. Titles without any weight are left out of the mean.
 
     Given as one term, the mean of V_t + (N_t / W_t) w_n (r_n - V_t), with title t's value V_t and weight W_t: it has the

@@ -1,8 +1,8 @@
 """Values, and intervals by member, of estimates given as ratios of totals.
 
-A member's impressions share tastes, so that members, not impressions, are what was sampled: everything is summed within
-members once, and both intervals are made of those sums, whatever the number of impressions. Two policies on one log are
-compared on the same members, so that much of their noise cancels.
+A member's impressions are correlated, so that members, not impressions, are the sampling unit: everything is summed within
+members once, and both intervals are computed from those sums, whatever the number of impressions. Two policies on one log
+are compared on the same members, so that much of their noise cancels.
 
 Legend: N impressions (ordered by member), M members, T terms of an estimate, D bootstrap draws, E estimates.
 """
@@ -19,12 +19,12 @@ Z = 1.959963984540054
 """97.5 % point of the normal distribution."""
 DRAWS = 1000
 MEMBERS_PER_BLOCK = 2048
-"""Members whose draws are held at a time."""
+"""Members whose draws are in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """95 %; NaN at both ends where there is none."""
+    """A 95 % interval; both ends are NaN where it cannot be computed."""
 
     low: float
     high: float
@@ -47,7 +47,7 @@ class Sums:
 
     @property
     def influence_M(self) -> NDArray[np.float64]:
-        """What each member moves the value by: the value, less the value without that member. NaN where none is left."""
+        """Jackknife influence of each member, (M,): the value minus the value without that member. NaN for a single member."""
         without_TM = (
             array_TM.sum(1, keepdims=True) - array_TM for array_TM in (self.numerator_TM, self.denominator_TM)
         )
@@ -63,14 +63,14 @@ def _ratios(numerator_T: NDArray, denominator_T: NDArray) -> NDArray:
 
 @dataclass(frozen=True)
 class Members:
-    """Where each member's impressions begin, of rows that are ordered by member."""
+    """Start of each member's impressions, in rows that are ordered by member."""
 
     start_M: NDArray[np.integer]
     rows: int
 
     @classmethod
     def of(cls, member_N: NDArray[np.integer]) -> "Members":
-        """Of ordered members; ValueError where a member's rows are not together."""
+        """The starts from each row's member, (N,); ValueError where rows are not ordered by member."""
         start_M = np.flatnonzero(np.diff(member_N, prepend=member_N[0] - 1)) if len(member_N) else np.zeros(0, int)
         if len(np.unique(member_N[start_M])) != len(start_M):
             raise ValueError("members: rows must be ordered by member.")
@@ -90,7 +90,7 @@ class Members:
 
 
 def standard_error(influence_M: NDArray) -> float:
-    """Cluster-robust, by the jackknife: sqrt((M - 1) / M sum_m (moved_m - mean)^2); NaN for one member or none.
+    """Cluster-robust, by the jackknife: sqrt((M - 1) / M sum_m (influence_m - mean)^2); NaN for fewer than two members.
 
     Of the cluster-robust errors the one whose intervals hold best where members are few or differ in size (CV3 in
     MacKinnon, Nielsen and Webb, 2023, Fast and reliable jackknife and bootstrap methods for cluster-robust inference).
@@ -141,13 +141,13 @@ def bootstrap(sums: Sequence[Sums], seed: int, draws: int = DRAWS) -> NDArray[np
 
 
 def _poisson_table() -> NDArray[np.uint8]:
-    """Counts by a 16-bit number drawn evenly: Poisson(1), to one part in 65,536, at the price of a look-up."""
+    """Look-up table from a uniform 16-bit number to a Poisson(1) count, exact to one part in 65,536."""
     cumulative = np.cumsum(np.exp(-1) / np.cumprod([1, *range(1, 12)]))
     return np.searchsorted(cumulative, (np.arange(2**16) + 0.5) / 2**16).astype(np.uint8)
 
 
 def percentile_interval(values_D: NDArray) -> Interval:
-    """2.5 and 97.5 % of the draws that have a value; none where fewer than nine in ten have one."""
+    """2.5 and 97.5 percentiles of the draws that have a value; NaN where fewer than nine in ten have one."""
     finite_D = values_D[np.isfinite(values_D)]
     if len(finite_D) < 0.9 * len(values_D):
         return NONE

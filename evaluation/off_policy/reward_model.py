@@ -1,12 +1,12 @@
-"""A reward model of cheap features, cross-fitted by member: what `dm`, `dr` and their kin expect of each candidate.
+"""A cross-fitted reward model of cheap features: the expected reward of each candidate, for `dm`, `dr` and the like.
 
-In: a log's shown artworks and rewards. Out: for any of its rows, every candidate's expected reward, by a model that has
-seen no impression of the row's member; and, likewise, clusters of artworks that earn alike.
+In: a log's shown artworks and rewards. Out: for any of its rows, every candidate's expected reward, by a model fitted
+without impressions of the row's member; and, likewise, clusters of artworks with similar rewards.
 
 The model is a ridge regression of the reward on the rate of the title, what the artwork's rate adds to it (both shrunk by
-empirical Bayes: Efron and Morris, 1973), and the scores' own click probability, as it is and against the candidates'
-mean. Members are dealt into three folds. A fold's rates come of the two others; the regression for it is fitted in each
-of those two on rates of the other, so that no row meets its own reward on the way.
+empirical Bayes: Efron and Morris, 1973), and the scores' own click probability, as it is and minus the candidates'
+mean. Members are assigned to three folds. A fold's rates are computed from the two others; its regression is fitted on each
+of those two with rates of the other, so that no row's own reward enters its features.
 
 Legend: N impressions, K candidates (padded), A artworks, F features.
 """
@@ -20,23 +20,23 @@ FOLDS = 3
 CLUSTERS = 3
 FEATURES = 5
 RIDGE = 1e-4
-"""Added to the diagonal of the mean normal equations, in units of each feature's mean square: for columns all alike."""
+"""Ridge on the diagonal of the mean normal equations, relative to each feature's mean square: for constant columns."""
 MAX_PRIOR_STRENGTH = 1000.0
-"""Impressions that a prior is worth at most: where no spread is seen, differences stay small, yet are there to be weighed."""
+"""Impressions that a prior is worth at most: where rates show no spread, differences stay small but not zero."""
 IMPRESSIONS_PER_BLOCK = 200_000
-"""Impressions held at a time where every candidate counts."""
+"""Impressions in memory at a time where arrays have a column per candidate."""
 
 
 def assign_folds(members: int, seed: int) -> NDArray[np.int8]:
-    """A fold of each member, (M,), all folds alike large."""
+    """The fold of each member, (M,), in random order, folds of equal size."""
     return np.random.default_rng(seed).permutation(np.arange(members) % FOLDS).astype(np.int8)
 
 
 def shrunk_rates(count: NDArray, earned: NDArray, prior: NDArray, prior_count: NDArray | float) -> NDArray[np.float64]:
-    """Rates pulled to their priors as far as their spread is sampling noise; the prior itself where nothing was seen.
+    """Rates shrunk to their priors as far as their spread is sampling noise, (A,); the prior itself without impressions.
 
-    `count` impressions earned `earned`, (A,), and are among the `prior_count` that the prior was computed of. The strength
-    is the moment estimate noise / (spread - noise), at most `STRONGEST`.
+    `count`: impressions, `earned`: their summed reward, (A,) both; `prior_count`: the impressions that the prior was computed
+    from. The strength is the moment estimate noise / (spread - noise), at most `MAX_PRIOR_STRENGTH`.
     """
     seen = count > 0
     rate = np.divide(earned, count, out=np.asarray(prior, np.float64).copy(), where=seen)
@@ -51,14 +51,14 @@ def shrunk_rates(count: NDArray, earned: NDArray, prior: NDArray, prior_count: N
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedChoices:
-    """What a reward model is fitted on; rows are impressions."""
+    """Input of a reward model; rows are impressions."""
 
     artwork_NK: NDArray[np.integer]
     """Candidates as integers, -1 in padding."""
     score_NK: NDArray[np.floating]
     """A score of each candidate, such as its predicted click probability; 0 in padding."""
     shown_N: NDArray[np.integer]
-    """Place of the shown artwork."""
+    """Index of the shown artwork among the candidates."""
     title_N: NDArray[np.integer]
     fold_N: NDArray[np.integer]
     """Fold of the impression's member."""
@@ -66,15 +66,15 @@ class LoggedChoices:
 
 @dataclass(frozen=True)
 class RewardModel:
-    """By fold: rates of titles' artworks, weights of the features, clusters of artworks."""
+    """A fitted model by fold: rates of titles and artworks, weights of the features, clusters of artworks."""
 
     title_rate_fA: NDArray[np.float64]
-    """Shrunk rate of each artwork's title, by the other folds."""
+    """Shrunk rate of each artwork's title, from the other folds."""
     artwork_effect_fA: NDArray[np.float64]
-    """What the artwork's shrunk rate adds to it."""
+    """The artwork's shrunk rate minus that of its title."""
     weight_fF: NDArray[np.float64]
     cluster_fA: NDArray[np.int8]
-    """0 for the third of the artworks that add least .. 2 for the third that add most."""
+    """Cluster of each artwork by thirds of that difference: 0 for the lowest .. 2 for the highest."""
 
     def predict(self, log: LoggedChoices, rows: slice) -> NDArray[np.float64]:
         """Expected reward of every candidate, (n, K), in 0 .. 1; 0 in padding."""
@@ -99,13 +99,13 @@ class RewardModel:
 def _features(
     level: NDArray, added: NDArray, score_NK: NDArray, mask_NK: NDArray
 ) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
-    """One array (N, K) each."""
+    """The model's features, arrays (N, K): rate of the title, difference of the artwork, score, score minus the mean score."""
     mean_N1 = score_NK.sum(1, keepdims=True) / np.maximum(mask_NK.sum(1, keepdims=True), 1)
     return np.ones_like(level), level, added, score_NK, score_NK - mean_N1
 
 
 def fit_reward_model(log: LoggedChoices, reward_N: NDArray[np.floating], artworks: int) -> RewardModel:
-    """Fit on what was shown; `artworks` is A. A fold without rows leaves the others' rates alone."""
+    """Fit on the shown artworks' rewards (N,); `artworks` is A. A fold without rows adds nothing to the others' rates."""
     rows = np.arange(len(reward_N))
     seen_N = log.artwork_NK[rows, log.shown_N].astype(np.int64)
     title_A = np.zeros(artworks, np.int64)
@@ -163,7 +163,7 @@ def fit_reward_model(log: LoggedChoices, reward_N: NDArray[np.floating], artwork
 
 
 def _rates(count_A: NDArray, earned_A: NDArray, title_A: NDArray) -> tuple[NDArray, NDArray]:
-    """Shrunk rate of each artwork's title, and what the artwork's own adds to it, (A,) both."""
+    """Shrunk rate of each artwork's title, and the artwork's shrunk rate minus it, (A,) both."""
     count_T, earned_T = np.bincount(title_A, count_A), np.bincount(title_A, earned_A)
     overall = earned_T.sum() / max(count_T.sum(), 1.0)
     title_rate_A = shrunk_rates(count_T, earned_T, np.full(len(count_T), overall), count_T.sum())[title_A]

@@ -1,8 +1,8 @@
 """Policies valued on one log by every estimator, with intervals, differences and a verdict: the core of `keyart value`.
 
 In: a log as arrays, ordered by member, and policies as functions of its rows. Out: `Estimates`, lists of rows.
-What has a column per candidate is held for some hundred thousand impressions at a time; the rest is a handful of arrays (N,)
-per policy, and sums by member.
+Arrays with a column per candidate are made for some hundred thousand impressions at a time; the rest is a few arrays (N,) per
+policy, and sums by member.
 
 Legend: N impressions, K candidates (padded), M members, D bootstrap draws, E estimates.
 """
@@ -32,13 +32,13 @@ GRID = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, float("inf
 """Weights at which to clip (clipped_ips) or to switch (switch_dr); squared, strengths of shrinkage (dr_os)."""
 
 HEADLINE_ESTIMATOR, FALLBACK_ESTIMATOR = "dr", "snips"
-"""The estimate a reader should look at first: unbiased as `ips` is, with less noise; and the one to take where it needs
-propensities that were not logged."""
+"""The main estimator, unbiased as `ips` is, with less noise; and its replacement where the propensities it needs were not
+logged."""
 LOGGED = "logged"
-"""The policy that made the log: its weights are 1, whatever was logged."""
-NEEDS_ALL_PROPENSITIES = "needs the propensities of all candidates, and the log has the shown artwork's alone"
-NEEDS_RANDOMISED = "needs impressions whose candidates all had the same chance, and the log has none"
-REPLAY_NOT_LOGGED = "is made of randomised impressions, which were not the logging policy's choice"
+"""The logging policy: its weights are 1, whatever was logged."""
+NEEDS_ALL_PROPENSITIES = "needs the propensities of all candidates, and the log has only the shown artwork's"
+NEEDS_RANDOMISED = "needs impressions whose candidates were all equally likely, and the log has none"
+REPLAY_NOT_LOGGED = "uses randomised impressions, which were not the logging policy's choice"
 
 PolicyProbabilities = Callable[[slice], NDArray]
 """Rows of a log -> the policy's probabilities over their candidates, (n, K)."""
@@ -53,17 +53,17 @@ class BanditLog:
     artwork_NK: NDArray[np.integer]
     """Candidates as integers, -1 in padding."""
     shown_N: NDArray[np.integer]
-    """Place of the shown artwork."""
+    """Index of the shown artwork among the candidates."""
     propensity_N: NDArray[np.floating]
-    """Of the shown artwork."""
+    """Propensity of the shown artwork."""
     propensity_NK: NDArray[np.floating] | None
-    """Of every candidate; None where that was not logged."""
+    """Propensities of all candidates; None where they were not logged."""
     score_NK: NDArray[np.floating]
     """A score of each candidate for the reward model, such as its click probability; 0 in padding."""
     randomised_N: NDArray[np.bool_]
-    """All candidates had the same chance."""
+    """Whether all candidates were equally likely."""
     reward: Mapping[str, NDArray[np.floating]]
-    """By name, (N,) each."""
+    """Rewards by name, (N,) each."""
 
     def __len__(self) -> int:
         """N."""
@@ -76,18 +76,18 @@ class PolicyWeights:
 
     weight_N: NDArray[np.float64]
     chosen_N: NDArray[np.float64]
-    """The policy's probability of what was shown."""
+    """The policy's probability of the shown artwork."""
     expected: Mapping[str, NDArray[np.float64]] | None
-    """By reward, what the model expects under the policy; None where the policy's probabilities are not known."""
+    """By reward, the model's expectation under the policy; None where the policy's probabilities are not known."""
     cluster_weight_N: NDArray[np.float64] | None
-    """None where the log's own probabilities are not known."""
+    """Policy over logging probability of the shown artwork's cluster; None where the log's propensities are not known."""
     overlap: Overlap
     cluster_overlap: Overlap | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedLog:
-    """Policies weighed on a log: what values, slices and curves are made of."""
+    """A log with the importance weights of policies, from which values, slices and curves are computed."""
 
     log: BanditLog
     members: Members
@@ -97,11 +97,11 @@ class WeightedLog:
     policy_weights: Mapping[str, PolicyWeights]
     """By policy."""
     predicted: Mapping[str, NDArray]
-    """By reward, what the model expected of what was shown, (N,)."""
+    """By reward, the model's prediction for the shown artwork, (N,)."""
     seed: int
 
     def dr_scores_N(self, policy: str, reward: str) -> NDArray[np.float64]:
-        """What each impression says of a policy, (N,), by `dr`: their mean is the value. KeyError where it is left out."""
+        """Each impression's term of the `dr` estimate of a policy, (N,); the mean is its value. KeyError where it is left out."""
         arrays = self.policy_weights[policy]
         if arrays.expected is None:
             raise KeyError(policy)
@@ -117,14 +117,14 @@ def value_policies(
     seed: int = 0,
     draws: int = DRAWS,
 ) -> Estimates:
-    """`importance_weights` and `estimate` in one."""
+    """Fit, weigh and estimate: `importance_weights`, then `estimate`."""
     return estimate(importance_weights(log, policies, seed=seed), doubts=doubts, draws=draws)
 
 
 def importance_weights(
     log: BanditLog, policies: Mapping[str, PolicyProbabilities | None], *, seed: int = 0
 ) -> WeightedLog:
-    """Fit the reward models and weigh every policy; `LOGGED` may be None where its propensities are not known."""
+    """Fit the reward models and compute every policy's weights; `LOGGED` may be None where its propensities are not known."""
     members = Members.of(log.member_N)
     fold_N = np.repeat(assign_folds(len(members), seed), np.diff(np.append(members.start_M, len(log))))
     choices = LoggedChoices(
@@ -147,9 +147,8 @@ def importance_weights(
 def estimate(weighted_log: WeightedLog, *, doubts: tuple[str, ...] = (), draws: int = DRAWS) -> Estimates:
     """Every policy's value by every reward and estimator.
 
-    `doubts` are what is wrong with the log, in words: they keep a verdict from being reliable. Returns `estimates`,
-    `differences`, `intervals` (of both kinds, by estimate; `low` and `high` of an estimate are the normal ones),
-    `verdicts` (with reasons), `parameters` (as chosen), `overlap` and `left_out`, lists of rows.
+    `doubts`: defects of the log, in words; with any, no verdict is reliable. In the result `low` and `high` of an estimate are
+    the ends of its normal interval; the list `intervals` has both kinds.
     """
     log, members = weighted_log.log, weighted_log.members
     estimates: list[PointEstimate] = []
@@ -179,10 +178,9 @@ def _policy_weights(
     models: Mapping[str, RewardModel],
     members: Members,
 ) -> tuple[dict[str, PolicyWeights], dict[str, NDArray]]:
-    """Each policy's arrays, and what the models expected of what was shown: all candidates once, by parts."""
-    clusters = next(
-        iter(models.values())
-    )  # of one reward, the first, for all: weights are the policy's, not the reward's
+    """Each policy's arrays, and by reward the models' predictions for the shown artworks, (N,); computed by blocks of rows."""
+    # clusters by the first reward, for all rewards: weights belong to the policy
+    clusters = next(iter(models.values()))
     all_propensities = log.propensity_NK is not None
     count = len(log)
     predicted = {reward: np.empty(count) for reward in models}
@@ -232,12 +230,12 @@ def _policy_weights(
 
 
 def row_blocks(count: int) -> Iterator[slice]:
-    """Rows, some hundred thousand at a time."""
+    """Slices of `count` rows, some hundred thousand each."""
     return (slice(first, min(first + IMPRESSIONS_PER_BLOCK, count)) for first in range(0, count, IMPRESSIONS_PER_BLOCK))
 
 
 def _unsupported_cluster_mass(policy_nk: NDArray, logging_nk: NDArray, cluster_nk: NDArray) -> float:
-    """Sum over rows of the policy's probability in clusters the log had no probability for."""
+    """Sum over rows of the policy's probability in clusters with logging probability 0."""
     total = 0.0
     for cluster in range(int(cluster_nk.max(initial=-1)) + 1):
         of_nk = cluster_nk == cluster
@@ -249,7 +247,7 @@ def _unsupported_cluster_mass(policy_nk: NDArray, logging_nk: NDArray, cluster_n
 def _estimates(
     log: BanditLog, members: Members, policy: str, reward: str, arrays: PolicyWeights, predicted_N: NDArray
 ) -> Iterator[tuple[str, PointEstimate | str]]:
-    """(name, estimate), or the reason why there is none."""
+    """Pairs of an estimator's name and its estimate, or the reason why it cannot be computed."""
     reward_N, w_N, cluster_N = log.reward[reward], arrays.weight_N, arrays.cluster_weight_N
     effective_rewarded = kish_sample_size(w_N * reward_N)
 
@@ -319,13 +317,13 @@ def _replay_estimate(
     arrays: PolicyWeights,
     estimate_of: Callable[..., tuple[str, PointEstimate]],
 ) -> tuple[str, PointEstimate | str]:
-    """Replay, on the randomised part, held against SNIPS there."""
+    """Replay on the randomised impressions, compared with SNIPS on the same ones."""
     part = log.randomised_N
     if policy == LOGGED:
         return "replay", REPLAY_NOT_LOGGED
     if not part.any():
         return "replay", NEEDS_RANDOMISED
-    # the others count nothing, so that all estimates have the same members
+    # other impressions count 0, so that all estimates have the same members
     reward_N, chosen_N, weight_N = log.reward[reward], arrays.chosen_N * part, arrays.weight_N * part
     sums = members.sums(by.replay(reward_N, chosen_N))
     own = Members.of(log.member_N[part])
@@ -342,7 +340,7 @@ def _replay_estimate(
 
 
 def title_snips_bias(reward_N: NDArray, weight_N: NDArray, title_N: NDArray) -> float:
-    """About how far off `title_snips` is, each title's ratio being biased by -sum w^2 (r - V) / (sum w)^2."""
+    """Approximate bias of `title_snips`, each title's ratio having the bias -sum w^2 (r - V) / (sum w)^2."""
     titles = int(title_N.max(initial=-1)) + 1
     count_T, weight_T, earned_T, square_T, square_earned_T = (
         np.bincount(title_N, v, titles)
@@ -363,7 +361,7 @@ def _tuned(
     *,
     uses_reward_model: bool,
 ) -> dict[str, Any]:
-    """The one of least estimated squared error."""
+    """Arguments of a `PointEstimate` with the parameter of least estimated squared error."""
     reference = UnbiasedReference(
         value=unbiased.value,
         influence_M=unbiased.influence_M,
@@ -375,7 +373,7 @@ def _tuned(
         reference.bias(sums.value, influence_M) for sums, influence_M in zip(sums_by_parameter, influences, strict=True)
     ]
     index = argmin_squared_error(biases, [standard_error(influence_M) for influence_M in influences])
-    # as JSON has no infinity: null is no bound at all
+    # JSON has no infinity: null means no bound
     json_grid = [None if np.isinf(number) else number for number in grid]
     parameter = Parameter(parameter=name, chosen=json_grid[index], rule=SELECTION_RULE, of=json_grid)
     return {
@@ -388,7 +386,7 @@ def _tuned(
 
 
 def argmin_squared_error(biases_L: Sequence[float], errors_L: Sequence[float]) -> int:
-    """Place of the least bias^2 + error^2; of equals the last, which interferes least, and where none is known (one member)."""
+    """Index of the least bias^2 + error^2; the last of equals, which changes the weights least, also where none is finite."""
     squared = np.asarray(biases_L, np.float64) ** 2 + np.asarray(errors_L, np.float64) ** 2
     squared = np.where(np.isfinite(squared), squared, np.inf)
     return int(np.flatnonzero(squared <= squared.min())[-1])

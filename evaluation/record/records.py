@@ -31,11 +31,11 @@ from foundation.errors import UserError
 
 VALUE_FILE, VALUE_VERSION = "value.json", 1
 REPORT_FILE, REPORT_VERSION = "report.json", 6
-"""Versions are raised when a record says other things, or in another way: older reports are then made again."""
+"""Schema versions, raised when fields change or change their meaning: older records must then be written again."""
 
 
 class AuditSections(FitMetrics):
-    """What stands beside the estimates."""
+    """The sections beside the estimates."""
 
     attribution: list[SliceRow]
     artwork_alone: list[ContributionRow]
@@ -51,10 +51,10 @@ class AuditSections(FitMetrics):
 
 
 class ValueSections(AuditSections, Estimates):
-    """The policies on a log, with what is known of the log: what both records hold."""
+    """The part that both records share: the policies' estimates on a log, and properties of the log."""
 
     verdict: VerdictRow
-    """On the scored policy's clicks, by the estimator to look at first."""
+    """The verdict on the scored policy's clicks, by the main estimator."""
     weights: str
     logging_policies: list[LoggingPolicyRow]
     randomised: int
@@ -68,7 +68,7 @@ class ValueRecord(ValueSections):
     schema_version: int
     period: str
     split: str | None
-    """Who says when validation and test began, in words; None of the whole log."""
+    """The source of the split times, in words; None for the whole log."""
     since: str | None
     before: str | None
     log_policy: str
@@ -90,26 +90,26 @@ class PolicyRow(TypedDict):
 
 
 class NotRandomisedRow(IntervalColumns):
-    """What the logging policy earned on the impressions that were not randomised."""
+    """The logging policy's value on the impressions that were not randomised."""
 
     reward: str
     impressions: int
 
 
 class ReportExtras(TypedDict, total=False):
-    """What whoever asks for a report knows besides."""
+    """Further fields of a report, which the caller of `evaluate` fills."""
 
     made_from: str
-    """Fingerprint of what it was made from."""
+    """Fingerprint of the report's inputs."""
     dataset: str
     """Fingerprint of the log."""
     onnx_torch_largest_difference: float
     validation: Mapping[str, Any]
-    """What the run measured on validation, as `metrics.json` has it."""
+    """The run's validation metrics, as in `metrics.json`."""
 
 
 class Report(FitMetrics, ReportExtras):
-    """`report.json`; fit is that of all impressions, `value` of those that offered a choice."""
+    """`report.json`; metrics are over all impressions, `value` over those with at least two candidates."""
 
     schema_version: int
     scored: str
@@ -147,14 +147,14 @@ def read_report(folder: Path) -> Report:
 
 
 def _read(path: Path, version: int, remedy: str) -> object:
-    """A record; UserError where there is none, where it is not JSON, and where its schema has another version."""
+    """Read a record; UserError where it is missing, is not JSON, or has another schema version."""
     if not path.is_file():
         raise UserError(f"{path}: does not exist. {remedy}")
     try:
         record = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: cannot be read ({error}). {remedy}") from None
-    found = record.get("schema_version") if isinstance(record, dict) else None
-    if found != version:
-        raise UserError(f"{path}: schema version {found}, and this keyart reads version {version}. {remedy}")
+    written = record.get("schema_version") if isinstance(record, dict) else None
+    if written != version:
+        raise UserError(f"{path}: schema version {written}, and this keyart reads version {version}. {remedy}")
     return record

@@ -1,7 +1,7 @@
-"""The rows of `value.json` and `report.json`: what each holds, by the name of its list there.
+"""Types of the rows of `value.json` and `report.json`.
 
-Values are rewards per impression; `low` and `high` are the ends of a 95 % interval by member. None stands for a number that
-the log cannot give. Probabilities, rates and relative differences are shares, not percentages.
+Values are rewards per impression; `low` and `high` are the ends of a 95 % interval by member. None is a number that the log
+does not support. Probabilities, rates and relative differences are shares, not percentages.
 """
 
 import math
@@ -11,7 +11,7 @@ Verdict = Literal["reliable", "weak", "unanswerable"]
 
 
 def finite_or_none(number: float) -> float | None:
-    """A number as JSON has it: None where it is infinite or NaN."""
+    """The number as a JSON value: None where it is infinite or NaN."""
     return float(number) if math.isfinite(number) else None
 
 
@@ -32,7 +32,7 @@ class RelativeColumns(TypedDict):
 
 
 class WeightColumns(TypedDict):
-    """How much a log has to say of a policy, by its importance weights."""
+    """How well a log supports a policy, by its importance weights."""
 
     effective_sample_size: float
     mean_weight: float | None
@@ -40,7 +40,7 @@ class WeightColumns(TypedDict):
 
 
 class EstimateKey(TypedDict):
-    """Which estimate a row is of."""
+    """Identifies the estimate of a row."""
 
     policy: str
     reward: str
@@ -56,7 +56,7 @@ class EstimateRow(EstimateKey, IntervalColumns, WeightColumns):
 
 
 class DifferenceRow(EstimateRow, RelativeColumns):
-    """What a policy earns above a base, on the same members."""
+    """A policy's value minus a base's, on the same members."""
 
     base: str
 
@@ -78,7 +78,7 @@ class VerdictRow(EstimateKey):
 
 
 class Parameter(TypedDict):
-    """A parameter of an estimator that was chosen on the data; None is no bound."""
+    """A parameter of an estimator that was chosen on the data; None: no bound."""
 
     parameter: str
     chosen: float | None
@@ -87,7 +87,7 @@ class Parameter(TypedDict):
 
 
 class ParameterRow(EstimateKey, Parameter):
-    """The same, of one estimate."""
+    """The chosen parameter of one estimate."""
 
 
 class OverlapRow(WeightColumns):
@@ -100,13 +100,13 @@ class OverlapRow(WeightColumns):
 
 
 class LeftOutRow(EstimateKey):
-    """An estimate that was not made, and why."""
+    """An estimate that could not be computed, and why."""
 
     reason: str
 
 
 class Estimates(TypedDict):
-    """Every policy by every estimator."""
+    """Estimates of every policy by every estimator, with all that belongs to them."""
 
     estimates: list[EstimateRow]
     differences: list[DifferenceRow]
@@ -118,14 +118,14 @@ class Estimates(TypedDict):
 
 
 class LoggingPolicyRow(TypedDict):
-    """A logging policy and how many impressions are its."""
+    """A logging policy and how many impressions it logged."""
 
     policy: str
     impressions: int
 
 
 class PropensityRow(TypedDict):
-    """Candidates of about one logged propensity: how often they were shown."""
+    """A bin of candidates with about equal logged propensity: how often they were shown."""
 
     propensity: float
     shown: float
@@ -134,14 +134,14 @@ class PropensityRow(TypedDict):
 
 
 class PeriodRow(IntervalColumns):
-    """The uniform policy's value in some of a log, from a moment in ISO 8601 on."""
+    """The uniform policy's value in a part of a log that begins at `since`, in ISO 8601."""
 
     since: str
     impressions: int
 
 
 class DriftRow(PeriodRow):
-    """The same in a quarter of the period, by number, or `before` the period."""
+    """The uniform policy's value in a quarter of the period, by number, or `before` the period."""
 
     reward: str
     part: int | Literal["before"]
@@ -169,7 +169,7 @@ class SliceRow(LiftColumns, EstimateKey):
 
 
 class ContributionRow(IntervalColumns, EstimateKey):
-    """What a policy earns above a base with the title held fixed, and what that is due to; base None: the value itself."""
+    """A policy's value minus a base's with the title held fixed, and the cause of the difference; base None: the value."""
 
     base: str | None
     due_to: str
@@ -186,7 +186,7 @@ class ExplorationRow(LiftColumns):
 
 
 class WeightRow(TypedDict):
-    """Impressions whose weights lie in low .. high, None being no bound."""
+    """Impressions whose weights lie in low .. high; None: no bound."""
 
     policy: str
     low: float
@@ -196,14 +196,14 @@ class WeightRow(TypedDict):
 
 
 class CalibrationError(TypedDict):
-    """Expected calibration error, and the 2.5 and 97.5 % of what chance makes of right probabilities."""
+    """Expected calibration error, and in `by_chance` the 2.5 and 97.5 percentiles of that of right probabilities."""
 
     expected_calibration_error: float
     by_chance: list[float]
 
 
 class Metrics(CalibrationError):
-    """How well probabilities fit what happened; AUC is None where there is one class alone."""
+    """Metrics of probabilities against outcomes; AUC is None for a single class."""
 
     auc: float | None
     log_loss: float
@@ -219,7 +219,7 @@ class ReliabilityPoints(TypedDict):
 
 
 class FitMetrics(TypedDict):
-    """How well clicks are predicted, and viewings after a click where scores and log say so."""
+    """Metrics of predicted clicks, and of viewings after a click where scores and log have them."""
 
     metrics: Metrics
     reliability: ReliabilityPoints
@@ -228,7 +228,7 @@ class FitMetrics(TypedDict):
 
 
 class CalibrationSliceRow(CalibrationError):
-    """Predicted and observed rates of a slice."""
+    """Predicted and observed rates of a slice, with the calibration error."""
 
     slice: str
     level: str
@@ -257,7 +257,7 @@ class ClickbaitRow(TypedDict):
 
 
 class Clickbait(TypedDict):
-    """Artworks that are clicked more and watched less, worst first, with the counts and the rule's numbers."""
+    """Artworks that are clicked more and watched less, worst first, with the counts and thresholds of the test."""
 
     tested: int
     clickbait: int
@@ -269,7 +269,7 @@ class Clickbait(TypedDict):
 
 
 class ExposureRow(TypedDict):
-    """How often a segment is shown what artworks depict, and how its clicks on it hold."""
+    """How often a segment is shown a depicted person or tag, and its engagement after clicks on it."""
 
     segment: str
     level: str
@@ -294,7 +294,7 @@ class ExposureRow(TypedDict):
 
 
 class EngagementRow(IntervalColumns):
-    """Of the clicks that a policy would get in a segment, the share that leads to a viewing; the interval is the gap's."""
+    """The share of a policy's clicks in a segment that leads to a viewing; the interval is that of the gap."""
 
     segment: str
     level: str
@@ -305,7 +305,7 @@ class EngagementRow(IntervalColumns):
 
 
 class StabilityRow(IntervalColumns):
-    """Chance that a member meets another artwork on a title than the last time."""
+    """Probability that a title's artwork for a member differs from the last time."""
 
     policy: str
     days: str
@@ -314,7 +314,7 @@ class StabilityRow(IntervalColumns):
 
 
 class ReasonPlay(TypedDict):
-    """What one play adds to the logit of a click, by part."""
+    """The contribution of one play to the logit of a click, by part."""
 
     title: str
     place: int
@@ -326,14 +326,14 @@ class ReasonPlay(TypedDict):
 
 
 class Likeness(TypedDict):
-    """A person whom the artwork shows, and how much the member's plays speak for them."""
+    """A person shown by the artwork, and how similar the member's plays are to it."""
 
     name: str
     likeness: float
 
 
 class Reason(TypedDict):
-    """What speaks for a chosen artwork against the mean of the others, in the logit of a click."""
+    """The chosen artwork's logit minus the mean of the others', split into contributions."""
 
     impression_id: str
     artwork: str
@@ -376,7 +376,7 @@ class ExamplePlay(TypedDict):
 
 
 class ExampleMember(TypedDict):
-    """A member drawn by chance: newest plays first, and what would be shown."""
+    """A random member: its plays, newest first, and impressions with the policy's ranking."""
 
     member: str
     plays_before: int

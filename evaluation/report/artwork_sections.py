@@ -1,4 +1,4 @@
-"""The page's sections on artworks: clickbait, exposure, changes from day to day, and members with what they would see."""
+"""The page's sections on artworks: clickbait, exposure, changes from day to day, and example members."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -13,7 +13,7 @@ MAX_CARDS, MAX_FLAGGED = 12, 12
 
 
 def clickbait_section(summary: Clickbait | None, catalogue: ArtworkLabels) -> Iterator[str]:
-    """Artworks that are clicked more and watched less than they should be, with their pictures."""
+    """Artworks that are clicked more and watched less than the title's others, with their pictures."""
     if summary is None:
         return
     yield "<h2>Clicked, and not watched</h2>"
@@ -21,8 +21,8 @@ def clickbait_section(summary: Clickbait | None, catalogue: ArtworkLabels) -> It
         f"<p>Of {summary['tested']:,} artworks with {summary['least_clicks']} clicks or more, "
         f"{summary['clickbait']:,} are clicked more and watched less than their title’s others, and another "
         f"{summary['misleading']:,} are watched less; at most {summary['false_discoveries']:.0%} of either are expected "
-        f"to be chance. From {summary['impressions']:,} impressions, as anybody would have been shown them; "
-        "gaps are shrunk by what chance alone makes of them.</p>"
+        f"to be false discoveries. From {summary['impressions']:,} impressions, weighted as if shown to anybody; "
+        "gaps are shrunk by their sampling noise.</p>"
     )
     cards = []
     for row in summary["artworks"][:MAX_CARDS]:
@@ -38,10 +38,11 @@ def clickbait_section(summary: Clickbait | None, catalogue: ArtworkLabels) -> It
 
 
 def engagement_section(rows: Sequence[EngagementRow]) -> Iterator[str]:
-    """How well clicks hold, by segment."""
+
     if not rows:
         return
-    yield "<h2>Do the clicks hold?</h2>"
+    """The share of clicks that leads to a viewing, by segment and policy."""
+    yield "<h2>Do clicks lead to viewings?</h2>"
     yield "<p>Of the clicks that a policy would get, the share that leads to a viewing; in points above the uniform policy's.</p>"
     policies = list(dict.fromkeys(row["policy"] for row in rows))
     lines = []
@@ -52,7 +53,7 @@ def engagement_section(rows: Sequence[EngagementRow]) -> Iterator[str]:
         for policy in policies:
             row = by_key[policy]
             if row["value"] is None or row["gap"] is None or row["low"] is None or row["high"] is None:
-                cells.append("cannot be told")
+                cells.append("no estimate")
                 continue
             ends = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
             cells.append(f'{row["value"]:.1%} <span class="of">{100 * row["gap"]:+.1f} {ends}</span>')
@@ -61,14 +62,14 @@ def engagement_section(rows: Sequence[EngagementRow]) -> Iterator[str]:
 
 
 def exposure_section(rows: Sequence[ExposureRow]) -> Iterator[str]:
-    """What the policy shows to whom, and what does not hold after a click."""
+    """Exposure by segment, and what is watched less after a click."""
     if not rows:
         return
     yield "<h2>Who is shown whom</h2>"
     yield f'<div class="charts">{charts.exposure(rows)}</div>'
     flagged = sorted((r for r in rows if r["flag"]), key=lambda r: (r["flag"] == "watched less", r["engaged_gap"] or 0))
     if not flagged:
-        yield "<p>What no segment watches less than its other clicks, after a click: none was found.</p>"
+        yield "<p>Nothing depicted is watched less after a click than a segment’s other clicks.</p>"
         return
     lines = [
         table_row(
@@ -96,7 +97,7 @@ def _points(row: ExposureRow) -> str:
 
 
 def stability_section(rows: Sequence[StabilityRow]) -> Iterator[str]:
-    """How often a member would meet another artwork."""
+    """The probability that a title's artwork changes for a member, by days between."""
     if not rows:
         return
     yield "<h2>How often the artwork changes</h2>"
@@ -111,12 +112,12 @@ def stability_section(rows: Sequence[StabilityRow]) -> Iterator[str]:
             cells.append(f"{row['value']:.0%} {ends}")
         lines.append(table_row(cells, policy))
     pairs = ", ".join(f"{by_key['scored', day]['pairs']:,} {day}" for day in days)
-    yield f"<p>Chance that a member meets another artwork on a title than the last time ({pairs}).</p>"
+    yield f"<p>Probability that a title’s artwork for a member differs from the last time ({pairs}).</p>"
     yield table(["", *days], lines)
 
 
 def _why(why: Reason) -> str:
-    """What speaks for the framed artwork against the mean of the others, in its click logit: exact, and adds up."""
+    """The framed artwork's click logit minus the mean of the others', in words: exact contributions that add up."""
     clauses = []
     for play in why["plays"]:
         parts = {part: play[part] for part in ("learned", "image", "people", "genres")}
@@ -129,7 +130,7 @@ def _why(why: Reason) -> str:
     of_context = ", ".join(f"{name} {value:+.2f}" for name, value in why.get("context_features", {}).items())
     clauses.append(f"the context {why['context']:+.2f}" + (f" ({of_context})" if of_context else ""))
     if abs(why["state"]) > 1e-3:
-        clauses.append(f"what attention read of the plays together {why['state']:+.2f}")
+        clauses.append(f"the attention state of the plays {why['state']:+.2f}")
     people = [f"{person['name']} ({person['likeness']:+.2f})" for person in why["people"] if person["name"]]
     shows = f" It shows {', '.join(people)}." if people else ""
     text = f"Above the others by {why['appeal']:+.2f}: {'; '.join(clauses)}.{shows}"
@@ -137,17 +138,17 @@ def _why(why: Reason) -> str:
 
 
 WORDS = {"learned": "what its viewers like", "image": "its picture", "people": "its people", "genres": "its genres"}
-"""What the parts of a play's share are."""
+"""The parts of a play's contribution, in words."""
 
 
 def examples(rows: Sequence[ExampleMember], catalogue: ArtworkLabels) -> Iterator[str]:
-    """Members with what they watched and what they would be shown."""
+    """Random members with what they watched and what they would be shown."""
     if not rows:
         return
-    yield f"<h2>{len(rows)} members, drawn by chance</h2>"
+    yield f"<h2>{len(rows)} members, drawn at random</h2>"
     yield (
-        "<p>What they watched last, and the artworks of titles they met, best scored first; framed is what the policy shows "
-        "most. Where it is said why, the numbers are what each past play and the rest add to the logit of a click.</p>"
+        "<p>What they watched last, and the artworks of titles they were shown, best scored first; framed is what the policy "
+        "shows most. In explanations, the numbers are what each past play and the rest add to the logit of a click.</p>"
     )
     yield '<div class="members">'
     for row in rows:

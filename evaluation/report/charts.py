@@ -1,7 +1,7 @@
-"""The report's charts, drawn by matplotlib as SVG that takes its colours from the page: light and dark alike, no scripts.
+"""The report's charts, drawn by matplotlib as SVG that takes its colours from the page, light or dark; no scripts.
 
-In: rows of a report. Out: `<figure>` with an SVG 440 wide, so that a phone shows its letters at nearly their size. Colours
-stand in the drawing as numbers of their own and are replaced by the page's variables.
+In: rows of a report. Out: `<figure>` with an SVG 440 wide, so that a phone shows its text at nearly full size. The drawing
+uses placeholder colours, which are replaced by the page's variables.
 """
 
 import io
@@ -31,7 +31,7 @@ POLICY_NAMES = {
     "uniform": "uniform",
 }
 STYLE: Any = {
-    "svg.fonttype": "none",  # letters stay letters
+    "svg.fonttype": "none",  # keep text as text
     "svg.hashsalt": "keyart",
     "font.family": "sans-serif",
     "font.size": 12,
@@ -51,7 +51,7 @@ WIDTH = 440
 
 
 def chart(height: int, caption: str, draw: Callable[[Axes], None]) -> str:
-    """A figure of one set of axes; `height` in the page's pixels, the caption below is also what a screen reader says."""
+    """A figure with one set of axes; `height` in the page's pixels; the caption is also the label for screen readers."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
         figure.patch.set_alpha(0)
@@ -73,7 +73,7 @@ def chart(height: int, caption: str, draw: Callable[[Axes], None]) -> str:
 
 
 def forest(estimates: Sequence[EstimateRow], reward: str, truth: dict[str, float] | None = None) -> str:
-    """Policies by every estimator; hollow where the verdict is weak, absent where the log holds no answer."""
+    """Policies by every estimator; hollow where the verdict is weak, absent where it is unanswerable."""
     rows = [(row, row["value"]) for row in estimates if row["reward"] == reward and row["value"] is not None]
     if not rows:
         return ""
@@ -114,7 +114,7 @@ def forest(estimates: Sequence[EstimateRow], reward: str, truth: dict[str, float
 
 
 def reliability(points: ReliabilityPoints, what: str = "clicked") -> str:
-    """Observed against predicted in bins of equal count, with the spread that chance gives each bin, and the counts."""
+    """Observed against predicted rates in bins of equal count, with each bin's 95 % sampling range, and the counts."""
     predicted, observed = np.array(points["predicted"]), np.array(points["observed"])
     count = np.array(points["count"])
     bar = 1.96 * np.sqrt(observed * (1 - observed) / count)
@@ -133,7 +133,7 @@ def reliability(points: ReliabilityPoints, what: str = "clicked") -> str:
     size = f"{least:,}" if least == greatest else f"{least:,} to {greatest:,}"
     caption = (
         f"Share that was {what} against the predicted probability, {len(count)} bins of {size} each; "
-        "bars: 95 % of chance. On the diagonal, probabilities are right."
+        "bars: 95 % sampling range. On the diagonal, probabilities are right."
     )
     return chart(330, caption, draw)
 
@@ -160,7 +160,7 @@ def propensities(rows: Sequence[PropensityRow]) -> str:
 
 
 def exploration(rows: Sequence[ExplorationRow]) -> str:
-    """Lift against how often another artwork than the best is shown; nothing where no lift can be told."""
+    """Lift against how often another artwork than the best is shown; empty where no lift can be estimated."""
     lifts = [(row["relative"], row) for row in rows if row["relative"] is not None]
     if not lifts:
         return ""
@@ -188,8 +188,8 @@ def exploration(rows: Sequence[ExplorationRow]) -> str:
         axes.legend(loc="upper right")
 
     caption = (
-        "Lift in clicks by how much is explored, doubly robust, 95 % bands by member. Epsilon shows any artwork alike in a "
-        "share of impressions; softmax shows artworks the more often the better they are scored."
+        "Lift in clicks by how much is explored, doubly robust, 95 % bands by member. Epsilon shows a random artwork in a "
+        "share of impressions; softmax shows artworks more often the better they are scored."
     )
     return chart(300, caption, draw)
 

@@ -1,7 +1,7 @@
 """The report as one page: self-contained HTML, light and dark, readable on a phone; no network, no scripts.
 
-In: the record that `evaluate` makes. Out: HTML with the finding in words, then the page of `keyart value` with the policies'
-true values where they are known.
+In: the record of `evaluation.evaluate`. Out: HTML with the result in words, then the page of `keyart value` with the
+policies' true values where they are known.
 """
 
 from html import escape
@@ -13,13 +13,13 @@ from evaluation.report.value_page import NOTES as VALUE_NOTES
 from evaluation.report.value_page import headline, sections
 
 NOTES = {
-    "True": "Known for simulated services alone, whose law of clicks is written beside them.",
+    "True": "Known only for simulated services, whose law of clicks is written beside them.",
 }
-"""What a reader of this page needs besides the notes of `keyart value`'s."""
+"""Notes on how to read this page, besides those of `keyart value`'s page."""
 
 
 def render(report: Report, dataset: Path) -> str:
-    """The page; `dataset` is where the pictures are."""
+
     value = report["value"]
     verdict = value["verdict"]
     parts = [
@@ -28,7 +28,8 @@ def render(report: Report, dataset: Path) -> str:
         f'<p class="soft">{_population(report)}</p>',
         *(_not_randomised(row) for row in report["not_randomised"]),
     ]
-    # of all impressions, not of those alone that offered a choice
+    """The page as HTML; `dataset`: the folder with the pictures."""
+    # over all impressions, not only those with at least two candidates
     parts += sections(value, dataset, report["policies"], fit=report)
     if "onnx_torch_largest_difference" in report:
         parts.append(
@@ -40,19 +41,19 @@ def render(report: Report, dataset: Path) -> str:
 
 
 def _population(report: Report) -> str:
-    """Whose impressions the values speak of."""
+    """The evaluated impressions, in words."""
     text = (
         f"{report['impressions']:,} impressions of {report['members']:,} members since "
         f"{report['since'][:16].replace('T', ' ')} UTC, "
         f"of which {report['randomised']:,} were randomised."
     )
     if report["without_choice"]:
-        text += f" Another {report['without_choice']:,} offered a single artwork, nothing to choose, and are left out."
+        text += f" Another {report['without_choice']:,} had a single candidate, nothing to choose, and are left out."
     return text
 
 
 def _not_randomised(row: NotRandomisedRow) -> str:
-    """What the logging policy earned where it aimed, which exploring dilutes in its value."""
+    """The logging policy's value on impressions that were not randomised, which exploring dilutes in its value."""
     if row["value"] is None:
         return ""
     return (
@@ -62,7 +63,7 @@ def _not_randomised(row: NotRandomisedRow) -> str:
 
 
 def _headline(report: Report) -> str:
-    """The finding in words, and what is known of it by the true law."""
+    """The result in words, with the captured lift where the true law is known."""
     text = headline(report["value"], report["scored"])
     if report["captured_lift"] is None:
         return text

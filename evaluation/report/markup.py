@@ -1,4 +1,4 @@
-"""What pages are made of: their style, tables, numbers with intervals, small pictures."""
+"""Building blocks of pages: style, tables, numbers with intervals, small pictures."""
 
 import base64
 import io
@@ -77,7 +77,7 @@ def per_mille(value: float | None) -> str:
 def with_interval(row: IntervalColumns | None) -> str:
     """A value per 1,000 with its interval."""
     if row is None or row["value"] is None:
-        return "cannot be told"
+        return "unanswerable"
     if row["low"] is None or row["high"] is None:
         return per_mille(row["value"])
     ends = f"[{1000 * row['low']:.1f}, {1000 * row['high']:.1f}]"
@@ -95,7 +95,7 @@ def relative(row: RelativeColumns | None) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[str]) -> str:
-    """A table that scrolls where it is too wide; rows as `line` makes them."""
+    """A table that scrolls where it is too wide; `rows` are results of `table_row`."""
     head = "".join(f"<th>{escape(heading)}</th>" for heading in heads)
     return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
@@ -106,7 +106,7 @@ def table_row(cells: Sequence[str], kind: str = "") -> str:
 
 
 def picture(artwork: str | None, catalogue: ArtworkLabels, words: str) -> str:
-    """An artwork, or the words in its place where there is no image."""
+    """An artwork's image, or the words instead where it has none."""
     path = catalogue.images.get(artwork or "")
     source = thumbnail(path) if path is not None else None
     if source is None:

@@ -1,7 +1,7 @@
 """The value of a policy as one page: self-contained HTML, light and dark, readable on a phone; no network, no scripts.
 
-In: the record that `value_of` makes, and the dataset, for pictures. Out: HTML. `value_page` is what `keyart value` writes;
-`sections` are what every report has, `shell` what stands around.
+In: the record of `evaluation.value`, and the dataset, for pictures. Out: HTML. `value_page` makes the whole page of
+`keyart value`, `sections` the part that every report has.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,18 +34,18 @@ from evaluation.report.artwork_sections import (
 from evaluation.report.markup import html_document, notes, per_mille, relative, table, table_row, with_interval
 
 NOTES = {
-    "Value": "The mean reward per impression, had the policy chosen the artworks of these impressions, whose titles and places "
-    "are as they were logged. Impressions with a single candidate are left out: every policy earns the same there.",
-    "Verdict": "Reliable: on simulated logs, such intervals hold the truth in 92 to 98 % of cases. Weak: a number, with a "
-    "reason to doubt it. Unanswerable: the log holds no answer, and none is given.",
-    "Intervals": "95 %, by member: a member's impressions resemble each other, so members, not impressions, are what was "
-    "sampled. Differences are of the same members on both sides: they can be certain where two intervals overlap. Of twenty "
-    "intervals, one misses by chance: mind that among many slices.",
-    "Estimators": "ips and snips weigh what was shown by how much likelier the policy would show it; dm asks a model of "
-    "rewards alone; dr and its kin (sndr, switch_dr, dr_os) correct the model by weights; mips and offcem weigh clusters of "
-    "artworks; replay keeps randomised impressions that match; title_snips compares within titles. dr is looked at first.",
+    "Value": "The mean reward per impression, had the policy chosen the artworks of these impressions, with titles and "
+    "positions as they were logged. Impressions with a single candidate are left out: every policy earns the same on them.",
+    "Verdict": "Reliable: on simulated logs, such intervals contain the truth in 92 to 98 % of cases. Weak: a number, with a "
+    "reason to doubt it. Unanswerable: the log does not support an estimate, and none is given.",
+    "Intervals": "95 %, by member: a member's impressions resemble each other, so members, not impressions, are the sampling "
+    "unit. Differences are on the same members on both sides: they can be certain where two intervals overlap. One of twenty "
+    "intervals misses the truth at random: remember that with many slices.",
+    "Estimators": "ips and snips weight shown artworks by policy over logging probability; dm uses only a model of rewards; "
+    "dr and the like (sndr, switch_dr, dr_os) correct the model by weights; mips and offcem weight clusters of artworks; replay "
+    "keeps randomised impressions that match; title_snips compares within titles. dr is the main one.",
 }
-"""What a reader needs who has never seen such a page."""
+"""Notes on how to read the page."""
 
 
 def value_page(record: ValueRecord, dataset: Path) -> str:
@@ -69,25 +69,25 @@ def _since(record: ValueRecord) -> str:
 
 
 def main_estimate(record: Estimates, policy: str, reward: str) -> EstimateRow | None:
-    """The estimate to look at first: doubly robust, else SNIPS; None where neither was made."""
+    """The main estimate: doubly robust, else SNIPS; None where neither was computed."""
     rows = {e["estimator"]: e for e in record["estimates"] if (e["policy"], e["reward"]) == (policy, reward)}
     return rows.get(HEADLINE_ESTIMATOR) or rows.get(FALLBACK_ESTIMATOR)
 
 
 def headline(record: ValueSections, name: str = "the scored policy") -> str:
-    """The finding in words: what the log says of the scored policy, called `name`, against uniform."""
+    """The result in words: the scored policy, called `name`, against uniform."""
     if record["verdict"]["verdict"] == "unanswerable":
-        return f"This log cannot tell what {name} would earn."
+        return f"This log does not support an estimate of {name}."
     base = "base" if any(row["policy"] == "base" for row in record["estimates"]) else "uniform"
     row = next(
         d
         for d in record["differences"]
         if (d["policy"], d["base"], d["reward"], d["estimator"]) == ("scored", base, "clicked", HEADLINE_ESTIMATOR)
     )
-    against = "the other scores" if base == "base" else "showing any artwork alike"
+    against = "the other scores" if base == "base" else "showing artworks at random"
     relative, ends = row["relative"], (row["relative_low"], row["relative_high"])
     if relative is None or ends[0] is None or ends[1] is None:
-        return f"This log cannot tell {name} apart from {against}."
+        return f"This log cannot separate {name} from {against}."
     value, low, high = 100 * relative, 100 * ends[0], 100 * ends[1]
     interval = f"95 % interval: {low:+.1f} to {high:+.1f} %"
     subject = name[0].upper() + name[1:] if name.startswith("the ") else name
@@ -95,7 +95,7 @@ def headline(record: ValueSections, name: str = "the scored policy") -> str:
         return f"{subject} would earn {value:.1f} % more clicks than {against} ({interval})."
     if high < 0:
         return f"{subject} would earn {-value:.1f} % fewer clicks than {against} ({interval})."
-    return f"This log cannot tell {name} apart from {against}: {value:+.1f} % clicks ({interval})."
+    return f"This log cannot separate {name} from {against}: {value:+.1f} % clicks ({interval})."
 
 
 def sections(
@@ -103,7 +103,7 @@ def sections(
 ) -> Iterator[str]:
     """Everything between the verdict and the notes.
 
-    `policies`: by policy and reward, a label and the true value, if known. `fit`: metrics to show in place of the record's own.
+    `policies`: by policy and reward, a label and the true value, if known. `fit`: metrics to show instead of the record's own.
     """
     yield "<h2>What each policy would earn</h2>"
     yield _values(record, policies)
@@ -116,7 +116,7 @@ def sections(
     yield f'<div class="charts">{"".join(drawn)}</div>'
     yield "<h2>How much of it is the artwork’s</h2>"
     yield _alone(record["artwork_alone"])
-    yield "<h2>Can the log say so?</h2>"
+    yield "<h2>Does the log support it?</h2>"
     checks = [charts.weights(record["weight_histogram"])]
     if record["calibration"]:
         checks.append(charts.propensities(record["calibration"]))
@@ -176,7 +176,7 @@ def _against_uniform(above: Mapping[tuple[str, ...], DifferenceRow], policy: str
     row = above.get(("uniform", policy, reward, by))
     if row is None or row["relative"] is None:
         return "–"
-    # what uniform lacks, turned round: 1 / (1 + x) - 1, whose ends change places
+    # the inverse of uniform's relative difference, 1 / (1 + x) - 1, which swaps the ends of the interval
     value, high, low = (
         None if number is None else 1 / (1 + number) - 1
         for number in (row["relative"], row["relative_low"], row["relative_high"])
@@ -215,13 +215,13 @@ def _fit(what: str, metrics: Metrics) -> str:
     text = "within" if error <= high else "above"
     return (
         f"<p>{what}: log loss {metrics['log_loss']:.5f} (a constant: {metrics['log_loss_of_a_constant']:.5f}), AUC {auc}, "
-        f"expected calibration error {error:.4f} over 20 bins of equal count, {text} what chance alone makes of right "
+        f"expected calibration error {error:.4f} over 20 bins of equal count, {text} the 95 % range of right "
         f"probabilities, {low:.4f} to {high:.4f}.</p>"
     )
 
 
 def _calibrated(rows: Sequence[CalibrationSliceRow]) -> str:
-    """Slice by slice; those beyond chance are named."""
+    """Calibration by slice; errors beyond the range of right probabilities are marked."""
     if not rows:
         return ""
     off = sum(row["expected_calibration_error"] > row["by_chance"][1] for row in rows)
@@ -233,8 +233,8 @@ def _calibrated(rows: Sequence[CalibrationSliceRow]) -> str:
         cells += [f"{row['predicted']:.2%}", f"{row['observed']:.2%}"]
         cells.append(f'{row["expected_calibration_error"]:.4f}{mark} <span class="of">[{low:.4f}, {high:.4f}]</span>')
         lines.append(table_row(cells))
-    text = f"Slice by slice: {off} of {len(rows)} errors are above the 97.5 % of chance"
-    heads = ["slice", "", "impressions or clicks", "predicted", "actual", "calibration error, of chance"]
+    text = f"Slice by slice: {off} of {len(rows)} errors are above the 97.5 percentile of right probabilities"
+    heads = ["slice", "", "impressions or clicks", "predicted", "actual", "calibration error, if right"]
     return f"<details><summary>{text}</summary>{table(heads, lines)}</details>"
 
 
@@ -253,7 +253,7 @@ def _slices(rows: Sequence[SliceRow]) -> str:
         size = f'{row["impressions"]:,} <span class="of">{row["members"]:,} members</span>'
         cells = [escape(row["level"]), size]
         if row["verdict"] == "unanswerable":
-            cells += ["cannot be told", "", "", ""]
+            cells += ["unanswerable", "", "", ""]
         else:
             mark = "" if row["verdict"] == "reliable" else " (weak)"
             cells += [
@@ -267,8 +267,8 @@ def _slices(rows: Sequence[SliceRow]) -> str:
 
 
 def _chosen(record: Estimates) -> Iterator[str]:
-    """What was chosen on the data, and what could not be estimated: for whoever signs."""
-    yield "<h2>For whoever signs</h2>"
+    """Details for reviewers: parameters chosen on the data, verdicts, and estimates that could not be computed."""
+    yield "<h2>Details for reviewers</h2>"
     lines = [
         table_row(
             [

@@ -32,9 +32,9 @@ EXPLAIN_TABLES = "explain.safetensors"
 CONTEXT_PREFIX = "context_"
 """How the names of tables of context features in graphs begin."""
 IMAGE_HASHES = "images.json"
-"""The hashes of the artworks' images, by row from 1; not there where images are not read."""
+"""Hashes of the artworks' images, by row from 1; absent where images are not read."""
 VECTOR_HASHES = "vectors.json"
-"""The same of the vectors that a user gave for the artworks; not there where none were given."""
+"""Hashes of the user's own vectors of artworks, by row from 1; absent where none were given."""
 
 
 def bundle_checksums(folder: Path) -> dict[str, str]:
@@ -49,11 +49,11 @@ class Bundle:
     folder: Path
     metadata: BundleRecord
     threads: int = 0
-    """Of ONNX Runtime; 0: every core."""
+    """Threads of ONNX Runtime; 0: one per core."""
 
     @classmethod
     def open(cls, folder: Path, threads: int = 0) -> "Bundle":
-        """Read and check a bundle; one that is no bundle, of another version, or changed since, is a UserError."""
+        """Read and check a bundle; UserError where it is not a bundle, has another version, or was changed since the export."""
         metadata = read_record(folder)
         if metadata["contract_version"] != CONTRACT_VERSION:
             raise UserError(
@@ -70,12 +70,12 @@ class Bundle:
 
     @property
     def content_checksums(self) -> dict[str, str]:
-        """SHA-256 of every file that can change an answer: all but the card, which tells what came of them."""
+        """SHA-256 of every file that can change an answer: all but the card, which describes them."""
         return {name: digest for name, digest in self.metadata["sha256"].items() if name != CARD}
 
     @property
     def test_from(self) -> datetime:
-        """When the test period of its run began; UserError where it was exported without a run's dates."""
+        """The start of its run's test period; UserError where it was exported without a run's dates."""
         if "test_from" not in self.metadata:
             raise UserError(
                 f"{self.folder / BUNDLE_FILE}: does not say when the test period began. Export a run by keyart export."
@@ -99,7 +99,7 @@ class Bundle:
 
     @cached_property
     def member_session(self) -> ort.InferenceSession:
-        """The same for the vectors that rank titles."""
+        """ONNX Runtime on the CPU for the graph of members' vectors that rank titles."""
         return self._open(MEMBER_ROWS)
 
     @cached_property
@@ -119,28 +119,29 @@ class Bundle:
 
     @property
     def history_length(self) -> int:
-        """How many of the last plays a request carries at most."""
+        """The tables of explanations and exploring by name, read once: see `serving.scoring.explain`."""
+        """Plays of a request's history, at most: the last ones."""
         return int(self.metadata["history_length"])
 
     @property
     def history_span(self) -> int:
-        """Among how many of the last plays a title counts as played before."""
+        """The number of last plays among which a title counts as played before."""
         return int(self.metadata["history_span"])
 
     def rank(
         self, request: dict[str, np.ndarray], outputs: Sequence[str] = (), *, release_memory: bool = False
     ) -> dict[str, np.ndarray]:
-        """Run the graph: inputs and outputs by name, as `bundle.json` describes them; `outputs`: those wanted, default all.
+        """Run the graph: inputs and outputs by name, as `bundle.json` describes them; `outputs`: those to return, default all.
 
-        `release_memory`: whether the memory that ONNX Runtime took for it is the system's again, not kept for the next run.
+        `release_memory`: whether to return the memory that ONNX Runtime allocated for it to the system, instead of keeping it.
         """
         names = list(outputs) or [output.name for output in self.session.get_outputs()]
         return dict(zip(names, _run(self.session, request, names, release_memory), strict=True))
 
     def members(self, history: dict[str, np.ndarray]) -> np.ndarray:
-        """What ranks titles, float32 (N, W), from the inputs `history_*` of a request."""
+        """Title queries, float32 (N, W), from the inputs `history_*` of a request."""
         if not (self.folder / MEMBER_ROWS).is_file():
-            raise UserError(f"{self.folder / MEMBER_ROWS}: is not there: an older bundle. Export the run again.")
+            raise UserError(f"{self.folder / MEMBER_ROWS}: is missing: an older bundle. Export the run again.")
         return _run(self.member_session, history, ["title_query"])[0]
 
     def explain(self, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -154,7 +155,7 @@ class Bundle:
 def _run(
     session: ort.InferenceSession, request: dict[str, np.ndarray], names: list[str], release_memory: bool = False
 ) -> list[np.ndarray]:
-    """A graph's outputs. Inputs that a model of this kind does not read are not among its graph's, and left out."""
+    """A graph's outputs. Inputs that this kind of model does not read, and its graph lacks, are left out."""
     read = {part.name: request[part.name] for part in session.get_inputs()}
     options = ort.RunOptions()
     if release_memory:

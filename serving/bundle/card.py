@@ -1,4 +1,4 @@
-"""The model card: what a bundle is, what was measured and what it must not be trusted with, written from its record."""
+"""The model card: a bundle's purpose, measurements and limits, written from its record."""
 
 from collections.abc import Mapping
 
@@ -14,23 +14,23 @@ Chooses, for one member and one title, which of the title's artworks to show: th
 clicks, were this artwork shown, and that the click leads to a real viewing. It ranks titles for members too.
 """
 PRECISIONS = """\
-Graphs of fewer bytes answer as rank.onnx, member.onnx and choose.onnx do, from the folder of their name. One ships where, on the
-run's own validation impressions, it keeps every bound given beside a figure. `snips lift`: clicks per 1,000 impressions above
-the log's, showing the likeliest artwork.
+Reduced-precision graphs, in the folder of their name, have the inputs and outputs of rank.onnx, member.onnx and choose.onnx. A
+precision ships where, on the run's own validation impressions, it keeps every bound given beside a figure. `snips lift`: clicks
+per 1,000 impressions above the log's, showing the most probable artwork.
 """
 LIMITS = """\
 - A probability is what the log's period would have shown. Markets, catalogues and pages change: measure calibration on new
   impressions, and train again when it drifts.
-- Who was shown what is what the logging policy chose; kinds of artworks that it never showed are told by likeness alone.
-- Ids that training never saw meet the unknown row: titles and artworks are then told by genres, people, year and image.
-- Nothing here knows who a member is but by what was played, on which device, in which country and when.
-- It picks what is clicked. What is fair to show to whom, and whom artworks depict, is for people to judge: `keyart value` tells
-  for whom the lift is, and who is shown whom.
+- The logging policy chose what was shown; kinds of artworks that it never showed are ranked by similarity to others only.
+- Ids that training never saw share the unknown row: such titles and artworks are ranked by genres, people, year and image.
+- The model knows members only by their plays and by the context of a request, such as device, country and time.
+- It picks what is clicked. Whether exposure is fair is for people to judge: `keyart value` reports for which members the lift
+  is, and which people are shown to whom.
 """
 
 
 def model_card(metadata: BundleRecord, vocabularies: Vocabularies) -> str:
-    """The card in Markdown, from what `bundle.json` holds. What was not measured is said to be not measured."""
+    """The card in Markdown, from the record in `bundle.json`; missing measurements are listed as not measured."""
     lines = ["# Model card", "", PURPOSE]
     lines += ["## Made of", "", *_made_of(metadata, vocabularies), ""]
     lines += ["## Measured", "", *_measured(metadata), ""]
@@ -91,7 +91,7 @@ def _measured(metadata: BundleRecord) -> list[str]:
             rows[f"validation log loss of {words}, calibration"] = f"{loss:.5f}, {kind}"
     for words, measured in (
         ("largest difference from torch, 256 random requests over rows", metadata.get("parity")),
-        ("largest difference from torch, golden cases over ids, in one go and in two", metadata.get("golden")),
+        ("largest difference from torch, golden cases over ids, in one graph and in two", metadata.get("golden")),
         (
             "largest difference of a probability, new artworks and titles through artwork.onnx and title.onnx",
             metadata.get("vectors"),
@@ -147,7 +147,7 @@ UNKNOWN = "not recorded: the record names no image encoder"
 
 
 def licence_terms(origin: RunOrigin) -> Licences:
-    """By what it is of: a licence, or in whose hands it is."""
+    """Licences or owners of the ranker, the image encoder and the code."""
     log = f"log {origin['log_fingerprint']}" if "log_fingerprint" in origin else "a log that is not recorded"
     encoder = origin.get("image_encoder")
     terms = UNKNOWN if encoder is None else f"{encoder}: {_terms(encoder).format(log=log)}"
@@ -159,9 +159,9 @@ def licence_terms(origin: RunOrigin) -> Licences:
 
 
 def _terms(encoder: str) -> str:
-    """By where an encoder's weights came from in the end: of a chain of runs, the last that is named; and vectors beside it."""
-    found = [words for words in TERMS if words in encoder and words != GIVEN]
-    origins = [max(found, key=encoder.index)] if found else []
+    """Terms by the original source of an encoder's weights, the last one named in a chain of runs, and those of vectors."""
+    sources = [words for words in TERMS if words in encoder and words != GIVEN]
+    origins = [max(sources, key=encoder.index)] if sources else []
     origins += [GIVEN] if GIVEN in encoder else []
-    assert origins, f"{encoder}: tells no origin, as `train.embed` does"
+    assert origins, f"{encoder}: names no origin, as `train.embed` does"
     return "; ".join(TERMS[words] for words in origins)

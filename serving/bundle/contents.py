@@ -1,6 +1,6 @@
-"""What each file of a bundle is, and each tensor of its tables: enough to use what is computed already without this source.
+"""Descriptions of a bundle's files and of each tensor of its tables: enough to use them without this source.
 
-In: the folder before it is sealed. Out: what `bundle.json` and the card say of its files.
+In: the folder before its checksums are taken. Out: descriptions for `bundle.json` and the card.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ FILE_DESCRIPTIONS = {
     "member.onnx": "a history -> the member's vectors, to keep until the member plays again",
     "choose.onnx": "a member's vector, context, title and candidates -> as rank.onnx",
     "titles.onnx": "a member's vector for titles -> the best titles",
-    "explore.onnx": "candidates and what rank.onnx told of them -> a choice and its propensity",
+    "explore.onnx": "candidates and rank.onnx's outputs for them -> a choice and its propensity",
     RANK_ROWS: "rank.onnx over rows of the vocabularies",
     MEMBER_ROWS: "member.onnx over rows of the vocabularies",
     EXPLAIN_ROWS: "inputs of rank_rows.onnx -> what each past play, person and context feature adds to a candidate's appeal",
@@ -41,29 +41,31 @@ FILE_DESCRIPTIONS = {
     ARTWORK_GRAPH: "an image of any size, a vector of your own, or both, and what it depicts -> an artwork's vectors",
     TITLE_GRAPH: "genres, cast and year -> a title's vectors",
     TOWER_WEIGHTS: "the large weights of those two; it stays beside them",
-    IMAGE_HASHES: "a hash of each artwork's image, by row from 1: keyart refresh tells by it which changed",
-    VECTOR_HASHES: "the same of each artwork's `embedding`, a vector that came from outside",
+    IMAGE_HASHES: "a hash of each artwork's image, by row from 1: keyart refresh detects changes by it",
+    VECTOR_HASHES: "a hash of each artwork's `embedding`, a vector that came from outside, by row from 1",
     "fp16": "rank.onnx, member.onnx and choose.onnx in half the bytes, and their weights",
     "int8": "the same in a third of the bytes",
     WEIGHTS: "the graphs' large weights, each once; it stays beside them",
     CONTEXT_FILE: "context features: what each is, by which terms it is read, mean and standard deviation of numbers",
-    VOCABULARIES: "ids by kind; an id's row is its place here plus 1, row 0 stands for all others",
-    GOLDEN: "requests and what torch answered, or of what a refresh added the bundle itself; a JSON object a line",
+    VOCABULARIES: "ids by kind; an id's row is its index here plus 1, row 0 is for all others",
+    GOLDEN: "requests with torch's answers, or, for additions of a refresh, the bundle's own; a JSON object per line",
     EXAMPLE: "runs the golden cases with numpy and onnxruntime alone",
     EXAMPLE_IN_NODE: "the same with onnxruntime-node",
     REPOSITORY: "a model repository for Triton: graphs, what each reads of the weights, and configurations",
-    TITLE_VECTORS: "every title's vector, to rank titles by anybody's index: the dot product with `title_query` is its score",
+    TITLE_VECTORS: "every title's vector, to rank titles by any vector index: the dot product with `title_query` is its score",
     EXPLAIN_TABLES: "every title's and artwork's vectors: appeal(k) = artwork_query . artwork_vector + "
     "content_query . artwork_content + artwork_bias - (artwork_query . mean_vector + content_query . mean_content + "
     "mean_bias of the title), with artwork_query and content_query as rank.onnx gives them",
-    POSTERIOR: "how unsure appeal is: of its features artwork_vector * artwork_query (D), then the sums of "
+    POSTERIOR: "the uncertainty of appeal: of its features artwork_vector * artwork_query (D), then the sums of "
     "artwork_content * content_query over image, people and moods (3)",
 }
-"""By name, of those a bundle may hold."""
+"""Descriptions by name of all files that a bundle may hold."""
 TENSOR_DESCRIPTIONS = {
-    TITLE_VECTORS: {"title_vector": ("I W", "by title row; its last column is the title's own score, met by a 1")},
+    TITLE_VECTORS: {
+        "title_vector": ("I W", "by title row; its last column is the title's bias, which title_query multiplies by 1")
+    },
     EXPLAIN_TABLES: {
-        "artwork_vector": ("A D", "by artwork row: what a member's artwork_query meets"),
+        "artwork_vector": ("A D", "by artwork row: multiplied with a member's artwork_query in appeal"),
         "artwork_content": (
             "A C",
             "by artwork row: projected image (D), mean of the people shown (D), shares of moods (G)",
@@ -82,7 +84,7 @@ TENSOR_DESCRIPTIONS = {
         "own": ("A", "by artwork row: standard deviation of artwork_bias"),
     },
 }
-"""Of each table: axes in LETTERS, and meaning."""
+"""Axes, in the letters of `AXIS_LEGEND`, and meaning of each table's tensors."""
 AXIS_LEGEND = (
     "I title rows, A artwork rows, L people on an artwork, D width, G genres, C = 2 D + G, R rank of what is played together, "
     "W width of what ranks titles, F = D + 3"
@@ -90,7 +92,8 @@ AXIS_LEGEND = (
 
 
 def describe_files(folder: Path) -> dict[str, FileDescription]:
-    """By file name: what it is; of a table also each tensor's type, shape, axes in letters that `letters` tells, and meaning."""
+    """By file name, its description; for a table also each tensor's type, shape, axes in the letters of `letters`, and
+    meaning."""
     descriptions: dict[str, FileDescription] = {}
     for name, what in FILE_DESCRIPTIONS.items():
         if not (folder / name).exists():
@@ -103,7 +106,7 @@ def describe_files(folder: Path) -> dict[str, FileDescription]:
 
 
 def section(metadata: BundleRecord) -> list[str]:
-    """Of the card: what the tables hold."""
+    """The card's section on the tables' contents."""
     files = metadata["files"]
     lines = [f"Rows are those of `{VOCABULARIES}`. Axes: {AXIS_LEGEND}."]
     for name in TENSOR_DESCRIPTIONS:
@@ -118,7 +121,7 @@ def section(metadata: BundleRecord) -> list[str]:
 
 
 def _tensors(path: Path, meanings: dict[str, tuple[str, str]]) -> dict[str, TensorDescription]:
-    """Read from the file's header alone."""
+    """Descriptions of a file's tensors, read from its header only."""
     descriptions: dict[str, TensorDescription] = {}
     with safe_open(path, "numpy") as file:
         for name in file.keys():  # noqa: SIM118, it is no mapping

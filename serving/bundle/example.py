@@ -1,4 +1,4 @@
-"""How to ask this bundle: runs its golden cases and prints how far the answers are from the model's own.
+"""How to run this bundle: runs its golden cases and prints the largest difference from the model's own answers.
 
 Needs numpy and onnxruntime, nothing else: pip install numpy onnxruntime; python example.py
 """
@@ -13,7 +13,7 @@ PADDING = {"history_title": "", "history_artwork": "", "history_watched": None}
 
 
 def to_arrays(request: dict, dtypes: dict) -> dict:
-    """A batch of one. Lists of a batch are padded to one length: an empty history is a play of padding. null: not known."""
+    """A batch of one request. Lists are padded to one length: an empty history is one play of padding. null: not known."""
     arrays = {}
     for name, value in request.items():
         listed = value or [PADDING[name]] if name in PADDING else value
@@ -31,9 +31,9 @@ def run_graph(session: ort.InferenceSession, request: dict) -> dict:
 
 
 def largest_golden_difference(folder: Path, graphs: str = "") -> float:
-    """Of the golden cases by rank.onnx, and by member.onnx and choose.onnx, which keep a member's vector in between.
+    """Largest difference of the golden cases, by rank.onnx, and by member.onnx followed by choose.onnx.
 
-    `graphs`: the bundle's own folder, or "fp16" or "int8" for those of fewer bytes, where the bundle has them.
+    `graphs`: "" for the bundle's own folder, or "fp16" or "int8" for the reduced-precision graphs, where the bundle has them.
     """
     names = ("rank", "member", "choose")
     rank, member, choose = (ort.InferenceSession(folder / graphs / f"{name}.onnx") for name in names)

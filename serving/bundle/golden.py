@@ -1,8 +1,8 @@
 """Golden cases: requests in ids with the answers that torch gave, for every language that runs the bundle.
 
 One JSON line a case: `request` in the names of the graph's inputs, `answer` in those of its outputs. Among them: no history,
-the longest, a history of plays whose artwork or share watched is not known, ids nobody knows, one candidate and forty,
-every device and country, places that are not known.
+the longest, a history of plays whose artwork or share watched is not known, unknown ids, one candidate and forty,
+every device and country, positions that are not known.
 """
 
 import json
@@ -18,7 +18,7 @@ from serving.bundle.example import to_arrays
 from serving.bundle.ids import vocabulary_of
 
 AnswerFunction = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
-"""A request over rows -> what a bundle answers, each output of batch 1."""
+"""A request over rows -> the bundle's outputs, each of batch 1."""
 
 CASES = 240
 UNKNOWN_ID = "known to nobody"

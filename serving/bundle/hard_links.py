@@ -1,4 +1,4 @@
-"""Files that have several names, as those of a bundle have while its record alone is replaced: read and counted once."""
+"""Hard links: files of a bundle have several names while only its record is replaced; they are read and counted once."""
 
 import hashlib
 import os
@@ -6,22 +6,22 @@ import shutil
 from pathlib import Path
 
 Inode = tuple[int, int]
-"""Device and number: the same for every name of a file."""
+"""Device and inode number, the same for every name of a file."""
 
 
 def link(source: Path, target: Path) -> int:
-    """Give a file a second name; returns the bytes that cost: 0, or its size where the file system makes no links."""
+    """Give a file a second name; returns the bytes it takes: 0, or the file's size where the file system has no hard links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
-    except OSError:  # each file system refuses in its own way; what is wrong besides, copying meets again
+    except OSError:  # file systems refuse links by different errors; any other error occurs again when copying
         shutil.copy2(source, target)
         return target.stat().st_size
     return 0
 
 
 def sha256(path: Path, digest_by_inode: dict[Inode, str] | None = None) -> str:
-    """Of a file's bytes. `known`: of linked files that were read already, to which this one is added."""
+    """SHA-256 of a file's bytes. `digest_by_inode`: digests of linked files read before, to which this one's is added."""
     inode, digest_by_inode = _inode(path), {} if digest_by_inode is None else digest_by_inode
     if inode is None:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -47,6 +47,6 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def _inode(path: Path) -> Inode | None:
-    """Of a file that has several names; None for one that has not."""
+    """The inode of a file that has several names; None for any other."""
     status = path.stat()
     return (status.st_dev, status.st_ino) if status.st_nlink > 1 else None

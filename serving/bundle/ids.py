@@ -1,7 +1,7 @@
 """Graphs that take ids: the vocabularies go into the graph, and large weights into one file that all graphs share.
 
 A graph over rows gets a LabelEncoder (of ONNX's own ai.onnx.ml operators) before each input that holds ids, and behind each
-output that does: strings the vocabulary lacks meet the unknown row, "" is what lists are padded with.
+output that does: strings the vocabulary lacks become the unknown row, and lists are padded with "".
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from onnx.external_data_helper import set_external_data
 from datamodules.shards.vocabulary import VOCABULARY_NAMES, Vocabularies, Vocabulary
 
 WEIGHTS, TOWER_WEIGHTS = "weights.bin", "artwork.bin"
-"""Of the graphs that rank, and of those that give what is new its vectors."""
+"""Files with the large weights of the ranking graphs, and of those that encode new titles and artworks."""
 VOCABULARY_OF = {
     "history_title": "titles",
     "history_artwork": "artworks",
@@ -30,20 +30,20 @@ VOCABULARY_OF = {
     "depicts_people": "people",
     "depicts_genres": "genres",
 }
-"""The vocabulary of every input and output that holds ids, but for context features that are categories: their own."""
+"""The vocabulary of every input and output that holds ids; context features that are categories have one of their own."""
 MERGED_INPUTS = {"depicts_people": "depicts", "depicts_genres": "depicts"}
-"""Inputs over rows that are the same words, found in different vocabularies."""
+"""Inputs over rows that are the same words, looked up in different vocabularies."""
 TITLE_TABLE_PREFIXES, ARTWORK_TABLE_PREFIXES = ("play_", "title_", "mean_", "retrieval_vector"), ("artwork_",)
-"""How the names of tables by title row and by artwork row begin."""
+"""Prefixes of the names of tables by title row and by artwork row."""
 OF_ROWS = ".row"
-"""How the names of values end that hold rows of a vocabulary beside ids; no context feature's name has a dot."""
+"""Suffix of the names of values that hold the rows of ids; the name of a context feature has no dot."""
 ML_OPSET = 4
 MIN_EXTERNAL_BYTES = 4096
 """Smaller tensors stay in their graph."""
 
 
 def vocabulary_of(name: str, vocabularies: Vocabularies) -> Vocabulary | None:
-    """The vocabulary of an input or output of a graph over ids; None of one that holds no ids."""
+    """The vocabulary of an input or output of a graph over ids; None if it holds no ids."""
     if name in VOCABULARY_OF:
         return vocabularies[VOCABULARY_OF[name]]
     return None if name in VOCABULARY_NAMES else vocabularies.get(name)
@@ -88,7 +88,7 @@ def update_id_encoders(model: ModelProto, vocabularies: Vocabularies) -> None:
             source, target = node.input[0], node.output[0]
             to_rows = source in inputs
             vocabulary = vocabulary_of((target if to_rows else source)[: -len(OF_ROWS)], vocabularies)
-            assert vocabulary is not None, f"{node.name}: an encoder of no vocabulary"
+            assert vocabulary is not None, f"{node.name}: an encoder without a vocabulary"
             node.CopyFrom(_encoder(source, target, vocabulary.values, to_rows=to_rows))
 
 
@@ -130,7 +130,7 @@ def write_graphs(models: dict[str, ModelProto], folder: Path, weights_file: str 
                     weights.write(raw)
                 for field in ("raw_data", "float_data", "int64_data", "int32_data"):
                     tensor.ClearField(field)
-                tensor.raw_data = raw  # what `set_external_data` asks for, then dropped
+                tensor.raw_data = raw  # required by `set_external_data`, then dropped
                 set_external_data(tensor, weights_file, offset=offset_of[digest], length=len(raw))
                 tensor.ClearField("raw_data")
                 tensor.data_location = TensorProto.EXTERNAL
@@ -140,7 +140,7 @@ def write_graphs(models: dict[str, ModelProto], folder: Path, weights_file: str 
 def read_graph(path: Path) -> ModelProto:
     """A graph with its weights inside, as `write_graphs` was given it.
 
-    By itself: onnx's own reader refuses weights that have a second name, such as a bundle copied as links has.
+    Not by onnx's own reader, which refuses weights that have a second name, as in a bundle copied by hard links.
     """
     model = onnx.load(str(path), load_external_data=False)
     files: dict[str, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""`bundle.json` as a typed record: what a bundle is, what it was made of and what was measured; written and read here alone.
+"""`bundle.json` as a typed record of a bundle's files, origin and measurements; written and read only here.
 
 The record carries the version of its schema; a bundle of another version is refused by name, with what to do.
 """
@@ -50,26 +50,26 @@ class FileDescription(TypedDict):
 
 
 class Difference(TypedDict):
-    """The largest difference that was measured, and the bound above which a bundle is refused."""
+    """The largest measured difference, and the bound above which a bundle is refused."""
 
     largest_difference: float
     bound: float
 
 
 class GoldenDifference(Difference):
-    """The same over the golden cases."""
+    """The largest difference over the golden cases."""
 
     cases: int
 
 
 class ParityDifference(Difference):
-    """The same over random requests."""
+    """The largest difference over random requests."""
 
     requests: int
 
 
 class Figures(TypedDict):
-    """What was measured of graphs of one precision on validation impressions: see `export.gates.measure`."""
+    """Measurements of graphs of one precision on validation impressions: see `export.gates.measure`."""
 
     largest_difference: float | None
     log_loss: float | None
@@ -83,7 +83,7 @@ class Figures(TypedDict):
 class PrecisionRow(TypedDict):
     """Graphs of one precision: whether they ship, or why not, and the bounds they must keep; float32 has none.
 
-    What was not measured is absent.
+    Figures that were not measured are absent.
     """
 
     precision: str
@@ -111,7 +111,7 @@ class Refreshed(TypedDict):
 
 
 class Estimate(TypedDict):
-    """A value or a difference per 1,000 impressions with its 95 % interval; None where the log cannot tell."""
+    """A value or a difference per 1,000 impressions with its 95 % interval; None where the log does not support it."""
 
     estimator: str
     verdict: str
@@ -132,7 +132,7 @@ class EvaluatedPolicy(TypedDict):
 
 
 class FitMetrics(TypedDict):
-    """How well probabilities fit what happened; `by_chance`: calibration errors that right ones have, 2.5 and 97.5 %."""
+    """Metrics of probabilities; in `by_chance` the 2.5 and 97.5 percentiles of the calibration error of right ones."""
 
     auc: float | None
     log_loss: float
@@ -142,7 +142,7 @@ class FitMetrics(TypedDict):
 
 
 class LogVerdict(TypedDict):
-    """How far the log's answer can be trusted, with reasons in words."""
+    """How far the log's estimate can be trusted, with reasons in words."""
 
     policy: str
     reward: str
@@ -152,7 +152,7 @@ class LogVerdict(TypedDict):
 
 
 class Evaluation(TypedDict):
-    """What a report of the bundle says that who serves it must know."""
+    """The part of a report that a serving team needs."""
 
     policy: str
     verdict: LogVerdict
@@ -173,7 +173,7 @@ class Evaluation(TypedDict):
 
 
 class RunOrigin(TypedDict, total=False):
-    """What is known of the run that a bundle was made of."""
+    """Facts about the run that a bundle was made from."""
 
     fingerprint: str
     validation_from: str
@@ -184,11 +184,11 @@ class RunOrigin(TypedDict, total=False):
     embedding: EmbeddingOrigin
     provenance: Mapping[str, str]
     metrics: Mapping[str, object]
-    """As the run's `metrics.json`."""
+    """The run's `metrics.json`."""
 
 
 class Licences(TypedDict):
-    """By what it is of: a licence, or in whose hands it is."""
+    """Licences or owners of a bundle's parts."""
 
     ranker: str
     image_encoder: str
@@ -223,17 +223,17 @@ def write_record(folder: Path, record: BundleRecord) -> None:
 
 
 def read_record(folder: Path) -> BundleRecord:
-    """Read `bundle.json`; UserError where there is none, where it is not JSON, and where its schema has another version."""
+    """Read `bundle.json`; UserError where it is missing, is not JSON, or has another schema version."""
     path = folder / BUNDLE_FILE
     if not path.is_file():
-        raise UserError(f"{folder}: no {BUNDLE_FILE}, so this is no bundle. Make one with keyart export RUN {folder}.")
+        raise UserError(f"{folder}: is not a bundle: no {BUNDLE_FILE}. Make one with keyart export RUN {folder}.")
     try:
         record = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: cannot be read ({error}). Export the run again.") from None
-    found = record.get("schema_version") if isinstance(record, dict) else None
-    if found != BUNDLE_VERSION:
+    written = record.get("schema_version") if isinstance(record, dict) else None
+    if written != BUNDLE_VERSION:
         raise UserError(
-            f"{path}: schema version {found}, and this keyart reads version {BUNDLE_VERSION}. Export the run again."
+            f"{path}: schema version {written}, and this keyart reads version {BUNDLE_VERSION}. Export the run again."
         )
     return cast("BundleRecord", record)

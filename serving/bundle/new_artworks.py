@@ -1,6 +1,6 @@
-"""What a bundle's artwork tower makes of artworks that training never saw, without torch: rows of the tables by artwork.
+"""Encoding of artworks that training never saw by a bundle's artwork tower, without torch: rows of the tables by artwork.
 
-In: a bundle and artworks of a dataset, with their images, vectors of the user's own, or both: whatever artwork.onnx reads.
+In: a bundle and artworks of a dataset, with their images, vectors of the user's own, or both, as artwork.onnx reads.
 Out: the rows, or a UserError that names the first artwork that cannot be used.
 
 Legend: N artworks, L list length, V numbers of a user's vector.
@@ -29,9 +29,9 @@ from foundation.progress import progress_bar
 from serving.bundle.bundle import ARTWORK_GRAPH, BUNDLE_FILE, IMAGE_HASHES, TITLE_GRAPH, VECTOR_HASHES, Bundle
 
 TableRows = dict[str, np.ndarray]
-"""By table, what is put behind it."""
+"""By table, the rows to append."""
 HASHES = {IMAGE: IMAGE_HASHES, COLUMN: VECTOR_HASHES}
-"""By what artworks are embedded from: the file of its hashes."""
+"""By source of embeddings, the file of its hashes."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,22 @@ class ArtworkTower:
 
     @cached_property
     def session(self) -> ort.InferenceSession:
-        """The graph of one thread."""
+        """A session of the graph with one thread."""
         return open_session(self.bundle.folder / ARTWORK_GRAPH)
 
     @property
     def sources(self) -> list[str]:
-        """What it reads of an artwork: its image, a vector of the user's own, or both."""
+        """Its inputs: `image`, `embedding`, the user's own vector, or both."""
         return [part.name for part in self.session.get_inputs() if part.name in HASHES]
 
     def required_files(self) -> Iterator[str]:
-        """What a bundle must hold so that it can be refreshed."""
+        """The files that a bundle needs to be refreshed."""
         yield from (ARTWORK_GRAPH, TITLE_GRAPH)
         for source in self.sources:
             yield HASHES[source]
 
     def vectors(self, dataset: Path, artworks: pa.Table) -> np.ndarray:
-        """The vectors of new artworks, float32 (N, V); a UserError where one is missing, or they are of another model."""
+        """The vectors of new artworks, float32 (N, V); UserError where one is missing, or their length is another model's."""
         path, ids = dataset / "artworks.parquet", artworks["artwork_id"].to_pylist()
         (length,) = (part.shape[1] for part in self.session.get_inputs() if part.name == COLUMN)
         if not len(ids):
@@ -78,7 +78,7 @@ class ArtworkTower:
         return vectors
 
     def hashes(self, dataset: Path, artworks: pa.Table) -> dict[str, list[str]]:
-        """By source: a hash of what each artwork is embedded from."""
+        """By source, a hash of each artwork's image or vector."""
         hashes = {}
         if IMAGE in self.sources:
             hashes[IMAGE] = content_hashes([dataset / image for image in artworks[IMAGE].to_pylist()])
@@ -116,7 +116,7 @@ class ArtworkTower:
         return rows
 
     def _people(self, lists: list[list[str] | None]) -> np.ndarray:
-        """The rows of those people shown that count, (N, L), padded with 0."""
+        """Rows of the depicted people that are counted, (N, L), padded with 0."""
         table, people = self.bundle.tables["artwork_people"], self.bundle.vocabularies["people"]
         shown = [people.rows(pa.array(labels or [], pa.string())) for labels in lists]
         known = [rows[rows > 0][:MAX_PEOPLE] for rows in shown]
@@ -127,8 +127,8 @@ class ArtworkTower:
 
 
 def warn_changed(tower: ArtworkTower, dataset: Path, artworks: pa.Table, console: Console) -> None:
-    """Tell of artworks whose images or vectors changed under their ids; a UserError where most vectors did, for then the new
-    ones are another model's too."""
+    """Warn of artworks whose images or vectors changed under their ids; UserError where most vectors did, because the new ones
+    are then another model's too."""
     row_of = {value: row for row, value in enumerate(tower.bundle.vocabularies["artworks"].values)}
     for source in tower.sources:
         old = json.loads((tower.bundle.folder / HASHES[source]).read_text())
@@ -179,7 +179,7 @@ def require_images(dataset: Path, artworks: pa.Table) -> None:
 
 
 def open_session(path: Path) -> ort.InferenceSession:
-    """A graph of one thread."""
+    """A session of a graph with one thread."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -1,14 +1,14 @@
-"""Graphs of the bundle in fewer bytes: tables kept as fp16 or int8, arithmetic in float32 as before.
+"""Reduced-precision graphs of the bundle: tables stored as fp16 or int8, arithmetic in float32.
 
-In: a graph whose weights lie inside it. Out: the same inputs, outputs and opset. Tables that are read by row are 99 % of a
+In: a graph with its weights inside. Out: the same inputs, outputs and opset. Tables that are read by row are 99 % of a
 graph's weights; only the rows a request reads become float32 again:
 
     fp16   the table rounded to half precision; gather, cast
     int8   each row divided by its largest magnitude / 127 and rounded, with that float32 scale beside it; gather both, cast,
            multiply: an entry is off by half a step of its own row at most
 
-Rows know nothing of each other, so that a table that has grown keeps the bits of its old rows. What a MatMul or Gemm reads whole
-stays float32: it is under 1 % of the bytes, and a cast of it would be folded back into float32 when the graph is loaded.
+Rows are independent, so that a table that has grown keeps the bits of its old rows. Weights that a MatMul or Gemm reads whole
+stay float32: they are under 1 % of the bytes, and a cast of them would be folded back into float32 when the graph is loaded.
 """
 
 from collections.abc import Iterable
@@ -23,14 +23,14 @@ from serving.bundle.ids import MIN_EXTERNAL_BYTES
 Precision = Literal["fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 INT8_STEPS = 127
-"""Of an int8 row between 0 and its largest magnitude."""
+"""Steps of an int8 row between 0 and its largest magnitude."""
 
 
 def reduce_graph(model: ModelProto, precision: Precision) -> ModelProto:
-    """A copy of a graph whose large float32 tables that are only ever read by row are kept as `kind`.
+    """A copy of a graph whose large float32 tables that are only read by row are stored in `precision`.
 
-    Each is stored once, however many nodes read it. A table that holds a value that is not finite, or too large for fp16,
-    stays float32: nothing that is no number comes of the rounding.
+    Each is stored once, however many nodes read it. A table with a value that is not finite, or too large for fp16, stays
+    float32, so that rounding never makes an infinity or NaN.
     """
     reduced_model = ModelProto()
     reduced_model.CopyFrom(model)
@@ -60,7 +60,7 @@ def reduce_graph(model: ModelProto, precision: Precision) -> ModelProto:
 
 
 def _is_table(tensor: TensorProto) -> bool:
-    """Of vectors, not of single numbers, which a scale each would only make longer."""
+    """Whether a tensor is a table of vectors; for single numbers a scale each would only add bytes."""
     size = int(np.prod(tensor.dims)) * np.dtype(np.float32).itemsize
     of_vectors = tensor.data_type == TensorProto.FLOAT and len(tensor.dims) >= 2 and tensor.dims[-1] > 1
     return of_vectors and size >= MIN_EXTERNAL_BYTES and not tensor.name.startswith(CONTEXT_PREFIX)
@@ -84,7 +84,7 @@ def _reads_rows(node: NodeProto, table: str, by_row: set[str]) -> bool:
 
 
 def _stored(table: np.ndarray, name: str, precision: Precision) -> list[TensorProto]:
-    """What stands for a table: its rows, and for int8 their scales, (R, 1, ...); nothing where it has to stay float32."""
+    """The stored tensors of a table: its rows, and for int8 their scales, (R, 1, ...); empty where it has to stay float32."""
     if precision == "fp16":
         with np.errstate(over="ignore"):
             rows = table.astype(np.float16)
@@ -99,7 +99,7 @@ def _stored(table: np.ndarray, name: str, precision: Precision) -> list[TensorPr
 
 
 def _widened(node: NodeProto, parts: list[TensorProto]) -> list[NodeProto]:
-    """A node that reads rows, in terms of what its table is stored as; any other as it is."""
+    """The nodes that read rows of a stored table instead of `node`; any other node unchanged."""
     if not parts:
         return [node]
     output = node.output[0]

@@ -1,4 +1,4 @@
-"""Bounds that a reduced graph must keep to ship; `export.gates` measures the figures they are of."""
+"""Bounds that a reduced graph must keep to ship; `export.gates` measures the figures."""
 
 from dataclasses import dataclass, fields
 
@@ -10,7 +10,7 @@ FULL_PRECISION = "fp32"
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What a reduced graph must keep to; each field is the name of a figure that is measured."""
+    """Bounds of a reduced graph; each field has the name of a measured figure."""
 
     largest_difference: float
     """Most that a click or engaged probability may differ from float32's."""
@@ -26,7 +26,7 @@ class Bounds:
     """Most bytes of its files, of those of the float32 ones."""
 
     def violations(self, figures: PrecisionRow) -> list[str]:
-        """Which bounds a graph breaks and by what, one sentence each; what is no number breaks its bound."""
+        """Which bounds a graph breaks and by how much, one sentence each; a NaN breaks its bound."""
         sentences = []
         for field in fields(self):
             number, bound = figures.get(field.name), getattr(self, field.name)

@@ -1,4 +1,4 @@
-"""Keeping in a bundle what `keyart evaluate` says of it, and changing nothing else."""
+"""Recording the result of `keyart evaluate` in a bundle, and changing nothing else."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ from serving.bundle.metadata import BUNDLE_FILE, BundleRecord, Evaluation, write
 
 
 def record_verdict(folder: Path, evaluation: Evaluation, scored: Bundle) -> bool:
-    """Keep in a bundle what a report says of it, in `bundle.json` and the card; returns whether anything changed.
+    """Record an evaluation in a bundle's `bundle.json` and card; returns whether anything changed.
 
-    Both are replaced together: a bundle of the same files, linked, takes the place of the old one. UserError as
-    `Bundle.open`, and where it is no more the one that was scored.
+    Both are replaced together: a bundle of the same files, as hard links, replaces the old one. UserError as
+    `Bundle.open`, and where it is no longer the one that was scored.
     """
     with open_for_replacement(folder) as bundle:
         if bundle.content_checksums != scored.content_checksums:
@@ -26,7 +26,7 @@ def record_verdict(folder: Path, evaluation: Evaluation, scored: Bundle) -> bool
 
 @contextmanager
 def open_for_replacement(folder: Path) -> Iterator[Bundle]:
-    """A bundle that nobody else replaces meanwhile, opened by its real path; one whose replacing was cut short is put back."""
+    """Open a bundle by its real path and lock it against replacement; a bundle whose replacement was interrupted is restored."""
     folder = folder.resolve()
     require_replaceable(folder, BUNDLE_FILE)
     Bundle.open(folder)  # refused before anything is claimed

@@ -1,10 +1,9 @@
-"""`keyart refresh`: what the catalogue gained since the training, put into a bundle without training, and without torch.
+"""`keyart refresh`: adds titles and artworks that are new since the training to a bundle, without training and without torch.
 
-In: a bundle and a dataset, of which titles, artworks and their images or vectors are read. artwork.onnx and title.onnx give
-what is new its vectors, by content alone, as the towers told artworks and titles in training that they had never seen. Rows are
-added behind those of before: no vector that was there changes, not a bit of it, and so no answer to a request that names nothing
-new. The means of a title's artworks are such vectors: a title that gains an artwork keeps its own; one that had no artwork, and so
-no mean, is given that of its first ones.
+In: a bundle and a dataset, of which titles, artworks and their images or vectors are read. artwork.onnx and title.onnx encode
+the new ones from their content alone, as the towers encode untrained ids. Their rows are appended: no former vector changes, not
+by a bit, and so no answer to a request without new ids. The means over a title's artworks are such vectors: a title that gains
+an artwork keeps its mean; one that had no artwork, and so no mean, gets that of its first ones.
 
 Legend: A new artworks, I new titles, L list length.
 """
@@ -71,13 +70,13 @@ from serving.bundle.variants import rebuild_variants
 TITLE_COLUMNS = "title_vectors"
 """The one table of titles.onnx, by title column."""
 CASES = 24
-"""Golden cases of what is new."""
+"""Number of golden cases of new titles and artworks."""
 TITLE_BATCH = 1024
 
 
 @dataclass(frozen=True)
 class RefreshResult:
-    """What a bundle gained."""
+    """The numbers of titles and artworks that a bundle gained."""
 
     titles: int
     artworks: int
@@ -85,29 +84,29 @@ class RefreshResult:
 
 @dataclass(frozen=True)
 class CatalogueAdditions:
-    """What is put into the tables."""
+    """New rows of the tables."""
 
     titles: int
     artworks: int
     rows: TableRows
-    """Behind those of before."""
+    """Appended rows by table."""
     first_mean_rows: np.ndarray
-    """Rows of old titles that have their first artworks now, int64 (F,), and in `first` their means by table, till now zero."""
+    """Rows of old titles that now have their first artworks, int64 (F,), and in `first` their means by table, zero before."""
     first_means: TableRows
 
 
 def refresh(folder: Path, dataset: Path, console: Console) -> RefreshResult:
     """Add a dataset's new titles and artworks to a bundle, which is replaced when all is done; UserError where that cannot be.
 
-    What the bundle has already is left as it is; where an old artwork's image or vector is another than it was embedded from,
-    that is printed, and its row stays.
+    Existing rows are left as they are; where an old artwork's image or vector differs from the one it was embedded from, a
+    warning is printed.
     """
     with open_for_replacement(folder) as bundle:
         tower = ArtworkTower(bundle)
         for name in tower.required_files():
             if not (folder / name).is_file():
                 raise UserError(
-                    f"{folder / name}: is not there, and gives what is new its vectors. Export the run again."
+                    f"{folder / name}: is missing, and encodes new titles and artworks. Export the run again."
                 )
         require_valid(dataset, images=False, console=console, tables=(TITLES, ARTWORKS))
         titles, artworks = _read(dataset)
@@ -148,7 +147,7 @@ def _read(dataset: Path) -> tuple[pa.Table, pa.Table]:
 
 
 def _new(table: pa.Table, known: Vocabulary) -> pa.Table:
-    """The rows whose id, the first column, a vocabulary lacks; the empty id is nobody's."""
+    """The rows whose id, the first column, a vocabulary lacks; rows with an empty id are left out."""
     ids = table.column(0)
     return table.filter(pa.array((known.rows(ids) == 0) & np.array([bool(value) for value in ids.to_pylist()], bool)))
 
@@ -171,7 +170,7 @@ def _title_rows(bundle: Bundle, titles: pa.Table, artworks: pa.Table, of_artwork
 
 
 def _first_artwork_means(bundle: Bundle, artworks: pa.Table, of_artworks: TableRows) -> tuple[np.ndarray, TableRows]:
-    """Of titles that the bundle has, without artworks till now: their rows, and the means of their first artworks."""
+    """Rows of the bundle's titles that had no artworks, and the means of their first artworks."""
     known = bundle.vocabularies["titles"].rows(artworks["title_id"])
     of_nothing = np.logical_not(bundle.tables["mean_vector"].any(1) | bundle.tables["mean_content"].any(1))
     rows = np.unique(known[(known > 0) & of_nothing[known]]).astype(np.int64)
@@ -180,7 +179,7 @@ def _first_artwork_means(bundle: Bundle, artworks: pa.Table, of_artworks: TableR
 
 
 def _means(bundle: Bundle, of_artworks: TableRows, owned: list[tuple[int, int]], titles: int) -> TableRows:
-    """Means of artworks' rows by title, from (title, artwork) pairs of places; zero where a title has none."""
+    """Means of artworks' rows by title, from pairs of indices (title, artwork); zero where a title has none."""
     rows: TableRows = {}
     for part in ("vector", "content", "bias", "engaged"):
         values, name = of_artworks.get(f"artwork_{part}"), f"mean_{part}"
@@ -202,7 +201,7 @@ def _write(
     hashes: dict[str, list[str]],
     console: Console,
 ) -> None:
-    """The bundle with rows behind its tables, in place of the old one."""
+    """Replace the bundle by one with rows appended to its tables."""
     old, metadata = bundle.folder, deepcopy(bundle.metadata)
     with atomic_folder(old, marker=BUNDLE_FILE) as folder:
         graphs = {
@@ -223,7 +222,7 @@ def _write(
             )
         title_vectors = load_file(old / TITLE_VECTORS)["title_vector"]
         save_file({"title_vector": _append_rows("retrieval_vector", title_vectors, additions)}, folder / TITLE_VECTORS)
-        for path in old.iterdir():  # what no new title or artwork changes
+        for path in old.iterdir():  # files that do not depend on titles and artworks
             if path.is_file() and not (folder / path.name).exists() and path.name not in (BUNDLE_FILE, CARD, GOLDEN):
                 shutil.copy2(path, folder / path.name)
         _add_cases(bundle, vocabularies, additions, folder, metadata)
@@ -255,8 +254,8 @@ def _table_name(key: str, file: str) -> str:
 def _add_cases(
     bundle: Bundle, vocabularies: Vocabularies, additions: CatalogueAdditions, folder: Path, metadata: BundleRecord
 ) -> None:
-    """Golden cases of the new ids behind those of before, which torch answered; these the bundle over rows answers itself, and
-    those that name a title which has its first mean now."""
+    """Append golden cases of the new ids, answered by the bundle's graph over rows, and renew those that name a title with a
+    first mean; torch answered the others."""
     cases = [json.loads(line) for line in (bundle.folder / GOLDEN).read_text("utf-8").strip("\n").split("\n")]
     refreshed, outputs = Bundle(folder, metadata), list(cases[0]["answer"])
 
@@ -287,7 +286,7 @@ def _add_cases(
 
 
 def extended(model: ModelProto, vocabularies: Vocabularies, additions: CatalogueAdditions) -> ModelProto:
-    """A graph with rows behind its tables and the new ids in its vocabularies."""
+    """A graph with rows appended to its tables and the new ids in its vocabularies."""
     for tensor in model.graph.initializer:
         name = tensor.name
         if name.startswith((*TITLE_TABLE_PREFIXES, *ARTWORK_TABLE_PREFIXES)):
@@ -304,7 +303,7 @@ def extended(model: ModelProto, vocabularies: Vocabularies, additions: Catalogue
 
 
 def _append_rows(name: str, table: np.ndarray, additions: CatalogueAdditions) -> np.ndarray:
-    """A table with its new rows. Of what content does not tell, they have what the unknown row has."""
+    """A table with its new rows, which are copies of the unknown row where content does not determine them."""
     if name in additions.first_means and len(additions.first_mean_rows):
         table = table.copy()
         table[additions.first_mean_rows] = additions.first_means[name].reshape(-1, *table.shape[1:])

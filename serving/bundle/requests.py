@@ -1,7 +1,7 @@
-"""The inputs of a bundle's ranking graph over rows, made in one way for whoever asks.
+"""The one builder of the inputs of a bundle's ranking graph over rows.
 
-Scoring of shards, the HTTP service, comparisons of members, golden cases and benchmarks hand over flat columns of plays and
-candidates and say where each request's run of them lies; here runs are padded and named.
+Scoring of shards, the HTTP service, comparisons of members, golden cases and benchmarks pass flat columns of plays and
+candidates, and the run of each request in them; here runs are padded and named.
 
 Legend: N requests, T plays, K candidates.
 """
@@ -19,12 +19,12 @@ GRAPH_NAMES = {
     "play_artwork": "history_artwork",
     "play_watched": "history_watched",
 }
-"""Inputs of a graph by the columns of plays they are made of."""
+"""Inputs of a graph by the columns of plays they are made from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """Where each request's run lies in flat columns."""
+    """Start and length of each request's run in flat columns."""
 
     start: np.ndarray
     """int64 (N,)."""
@@ -33,7 +33,7 @@ class Runs:
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> "Runs":
-        """Runs that lie end to end."""
+        """Consecutive runs of some lengths."""
         length = np.array(lengths, np.int64)
         return cls(start=np.cumsum(length) - length, length=length)
 
@@ -66,7 +66,7 @@ def reference_context(
     requests: int,
     given: Mapping[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """The context of requests that say nothing of it, each (N,): every feature's reference, or what is `given` by its name.
+    """The context of requests without one, each (N,): every feature's reference, or its value in `given`.
 
     `row_of`: by category, rows by value.
     """

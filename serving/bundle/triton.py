@@ -1,6 +1,6 @@
-"""A model repository for Triton (and what else speaks the Open Inference protocol) in the bundle: `BUNDLE/triton`.
+"""A model repository for Triton (and other servers of the Open Inference protocol) in the bundle: `BUNDLE/triton`.
 
-    triton/rank/config.pbtxt        what goes in and comes out, told by the graph itself
+    triton/rank/config.pbtxt        inputs and outputs, read from the graph itself
     triton/rank/1/model.onnx        rank.onnx
     triton/rank/1/weights.bin       what it reads of the weights
 
@@ -64,7 +64,7 @@ def model_config(name: str, graph: GraphProto) -> str:
 
 
 def inherited_model_config(part: ValueInfoProto) -> list[int]:
-    """Of an input or output; -1 where it may differ."""
+    """The shape of an input or output; -1 for axes that may differ."""
     return [dim.dim_value if dim.HasField("dim_value") else -1 for dim in part.type.tensor_type.shape.dim]
 
 

@@ -1,7 +1,7 @@
 """Reduced graphs in a bundle: BUNDLE/fp16 and BUNDLE/int8, each with rank.onnx, member.onnx, choose.onnx and weights.bin.
 
-They ask and answer as the graphs of the same names beside them. One ships only where it was measured on the run's own
-validation impressions and kept every bound of `export.gates`; the record, the console and the card say what was measured.
+They have the inputs and outputs of the full graphs of the same names. A precision ships only where it was measured on the run's
+own validation impressions and kept every bound of `export.gates`; record, console and card report the measurements.
 """
 
 import shutil
@@ -24,7 +24,7 @@ FIGURES = ("largest_difference", "log_loss", "log_loss_change", "same_choice", "
 
 
 def write_variant(folder: Path, precision: Precision) -> Path:
-    """Write a bundle's graphs in fewer bytes to `folder/kind`, over rows too, which is what the gates ask."""
+    """Write a bundle's graphs in a precision to a subfolder of its name, over rows too, which the gates run; returns it."""
     out = folder / precision
     out.mkdir()
     write_graphs(
@@ -34,10 +34,10 @@ def write_variant(folder: Path, precision: Precision) -> Path:
 
 
 def rebuild_variants(folder: Path, old: list[PrecisionRow], golden: float, console: Console) -> list[PrecisionRow]:
-    """Make the reduced graphs that shipped anew from float32 graphs that gained rows; their record.
+    """Rebuild the shipped reduced graphs from float32 graphs that gained rows; returns their record.
 
-    A table is reduced row by row, so that old rows are the bits they were. What the log said of them stands; size and the
-    golden cases are measured again, and a bound that is broken now withdraws the graphs.
+    A table is reduced row by row, so that old rows keep their bits. Measurements on the log are kept; size and the golden
+    cases are measured again, and graphs that now break a bound are removed.
     """
     rows: list[PrecisionRow] = [{**row} for row in old]
     size = served_bytes(folder)
@@ -61,12 +61,12 @@ def rebuild_variants(folder: Path, old: list[PrecisionRow], golden: float, conso
 
 
 def finite_or_none(number: float) -> float | None:
-    """A number as JSON has it: None where it is infinite or NaN."""
+    """The number as a JSON value: None where it is infinite or NaN."""
     return number if np.isfinite(number) else None
 
 
 def served_bytes(folder: Path) -> int:
-    """Of the graphs that are served and what of the weights beside them they read, each once."""
+    """Bytes of the served graphs and of the weights they read, each counted once."""
     weights: dict[int, int] = {}
     for name in SERVED_GRAPHS:
         for tensor in onnx.load(str(folder / name), load_external_data=False).graph.initializer:
@@ -78,7 +78,7 @@ def served_bytes(folder: Path) -> int:
 
 
 def precision_table(rows: list[PrecisionRow]) -> list[str]:
-    """The card's table: what each precision keeps of float32, and the bound of each figure."""
+    """The card's table of each precision's figures against float32, with the bound of each figure."""
     names = (*FIGURES, "golden_difference", "size_share")
     lines = ["| precision | ships | " + " | ".join(name.replace("_", " ") for name in names) + " | MB |"]
     lines += ["|---|---|" + "---|" * (len(names) + 1)]

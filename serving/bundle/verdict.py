@@ -1,20 +1,20 @@
-"""The card's section on what `keyart evaluate` says of a bundle, which `bundle.json` keeps as its `evaluation`."""
+"""The card's section on the result of `keyart evaluate`, which is the field `evaluation` of `bundle.json`."""
 
 from serving.bundle.metadata import BundleRecord, Estimate, FitMetrics
 
 NOT_EVALUATED = (
-    "Not judged yet: `keyart evaluate BUNDLE DATASET REPORT --record` writes what the newest period says of it here."
+    "Not evaluated yet: `keyart evaluate BUNDLE DATASET REPORT --record` writes the result on the newest period here."
 )
 
 
 def section(metadata: BundleRecord) -> list[str]:
-    """Of the card, from a bundle's record."""
+    """The section from a bundle's record."""
     evaluation = metadata.get("evaluation")
     if evaluation is None:
         return [NOT_EVALUATED]
     verdict = evaluation["verdict"]
     refreshed = evaluation.get("refreshed_since", [])
-    since = [f"Judged before the catalogue was refreshed: {', '.join(refreshed)}.", ""] if refreshed else []
+    since = [f"Evaluated before the catalogue was refreshed: {', '.join(refreshed)}.", ""] if refreshed else []
     of_log = f"; log {evaluation['dataset']}" if "dataset" in evaluation else ""
     lines = [
         *since,
@@ -53,7 +53,7 @@ def _format_estimate(row: Estimate | None, sign: str) -> str:
     if row is None:
         return ""
     if row["value"] is None:
-        return "cannot be told"
+        return "unanswerable"
     ends = (
         "no interval"
         if row["low"] is None or row["high"] is None
@@ -67,7 +67,7 @@ def _calibration_line(words: str, metrics: FitMetrics) -> str:
     return (
         f"- Log loss of {words} {metrics['log_loss']:.5f} (a constant's "
         f"{metrics['log_loss_of_a_constant']:.5f}); calibration error "
-        f"{metrics['expected_calibration_error']:.4f} (a calibrated model's by chance {low:.4f} to {high:.4f})."
+        f"{metrics['expected_calibration_error']:.4f} (of a calibrated model {low:.4f} to {high:.4f})."
     )
 
 

@@ -1,4 +1,4 @@
-"""`keyart verify`: every checksum of a bundle, and its golden cases by ONNX Runtime, of each precision. Needs no torch."""
+"""`keyart verify`: every checksum of a bundle, and its golden cases by ONNX Runtime, in each precision. Needs no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +11,23 @@ from serving.bundle.example import largest_golden_difference
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What was checked."""
+    """The results of a verification."""
 
     files: int
     cases: int
     difference: float
-    """Largest, of any answer of any case, from what torch said when the bundle was made."""
+    """Largest difference of any answer of any golden case from torch's answer at export."""
     variant_differences: dict[str, float]
-    """The same of the graphs of each precision that ships beside float32."""
+    """By precision that ships beside float32, the largest difference of its graphs."""
 
     def __str__(self) -> str:
-        """In words, for the console."""
+        """The results in words, for the console."""
         variants = "".join(f", {name} {difference:.1e}" for name, difference in self.variant_differences.items())
         return f"{self.files} files unchanged; {self.cases} golden cases, max_abs_difference={self.difference:.1e}{variants}"
 
 
 def verify(folder: Path) -> VerifyResult:
-    """Check a bundle; the first thing that is wrong is a UserError."""
+    """Check a bundle; UserError for the first fault."""
     restore_replaced(folder.resolve())
     bundle = Bundle.open(folder)  # checks every file's SHA-256
     golden = bundle.metadata["golden"]

@@ -1,7 +1,7 @@
-"""Requests -> answers: ranked artworks, the policy's choice with its propensity, and why.
+"""Requests -> answers: ranked artworks, the policy's choice with its propensity, and an explanation.
 
-In: requests that `serving.http.requests` read, any number together. Out: for each what `RANKED` says, as JSON has it. Requests are
-padded to the longest, which changes nothing but the last bits of a float32.
+In: requests from `serving.http.requests`, any number together. Out: for each an answer by the schema `RANKED`, as JSON values.
+Requests are padded to the longest, which changes only the last bits of a float32.
 
 Legend: N requests, K candidates.
 """
@@ -21,9 +21,9 @@ OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity")
 MAX_BATCH_CANDIDATES = 16_384
 """Candidates ranked in one run of the graph, padding included; one request may have more."""
 RELEASE_MEMORY_ABOVE = 2048
-"""Candidates ranked in one run past which its memory is given back: once in a while, and no two such runs are alike."""
+"""Candidates of one run of the graph beyond which its memory is returned to the system: such runs are rare and differ in size."""
 MAX_CACHED_POLICIES = 8
-"""Of Thompson sampling, whose draws are kept from one request to the next; their draws are MOST_DRAWS at most, together."""
+"""Number of Thompson policies whose draws are cached between requests; together they have at most MAX_DRAWS draws."""
 
 Answer = dict[str, Any]
 
@@ -39,23 +39,21 @@ class ArtworkRanker:
         self.drawn: dict[tuple[int, float], Thompson] = {}
 
     def thompson(self, draws: int, width: float) -> Thompson:
-        """The draws of a policy. Clients choose the policies, and MOST_DRAWS draws of a ranker of width 64 are 27 MB."""
+        """The draws of a policy. Clients choose the policies, and MAX_DRAWS draws of a ranker of width 64 are 27 MB."""
         drawn = self.drawn.pop((draws, width), None) or Thompson(self.bundle, draws, width)
-        self.drawn[draws, width] = drawn  # at the end, as the one asked for last
+        self.drawn[draws, width] = drawn  # at the end, as the most recently used
         while len(self.drawn) > MAX_CACHED_POLICIES or sum(draws for draws, _ in self.drawn) > MAX_DRAWS:
             del self.drawn[next(iter(self.drawn))]
         return drawn
 
     def require(self, request: Request) -> None:
-        """RequestError where an older bundle lacks what is asked of it."""
+        """RequestError where an older bundle lacks a table that the request needs."""
         if (request.explain and not self.explains) or (request.policy.kind == "thompson" and not self.explores):
             field = "explain" if request.explain and not self.explains else "policy=thompson"
-            raise RequestError(
-                422, f"{field}: the bundle was made before there was any. Export the run again and serve that."
-            )
+            raise RequestError(422, f"{field}: the bundle is too old for it. Export the run again and serve that.")
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """Of each request, in order."""
+        """The answer to each request, in order."""
         answers: list[Answer] = [{} for _ in requests]
         for group in _groups(requests):
             for index, answer in zip(group, self._answer_group([requests[index] for index in group]), strict=True):
@@ -112,7 +110,7 @@ class ArtworkRanker:
     def _answer(
         self, request: Request, graph_outputs: dict[str, np.ndarray], policy_K: np.ndarray
     ) -> tuple[Answer, int]:
-        """The answer and the place of the chosen candidate."""
+        """The answer and the index of the chosen candidate."""
         k = len(request.names)
         chosen = int(policy_K.argmax())
         if policy_K[chosen] < 1:
@@ -138,7 +136,7 @@ class ArtworkRanker:
     def _explanation(
         self, request: Request, single_features: dict[str, np.ndarray], chosen: int
     ) -> dict[str, Any] | None:
-        """Why the chosen candidate and not the others; None where there are none."""
+        """The chosen candidate against the others; None where there are no others."""
         if len(request.names) < 2:
             return None
         (explanation,) = reasons(
@@ -152,7 +150,7 @@ class ArtworkRanker:
 
 
 def _groups(requests: Sequence[Request]) -> Iterator[list[int]]:
-    """Places of requests that are ranked together: of like width, so that few candidates are not padded to thousands."""
+    """Indices of requests that are ranked together: of similar width, so that few candidates are not padded to thousands."""
     group: list[int] = []
     for index in sorted(range(len(requests)), key=lambda index: len(requests[index].names)):
         if group and (len(group) + 1) * len(requests[index].names) > MAX_BATCH_CANDIDATES:

@@ -1,6 +1,6 @@
-"""The service itself, as an ASGI application: what each path answers, and what it refuses.
+"""The service as an ASGI application: the answers and refusals of each path.
 
-Whatever a client sends ends in an answer below 500: `RequestError` carries its status and its line. Bodies are read with a limit
+Whatever a client sends gets an answer below 500: `RequestError` carries its status and its line. Bodies are read with a limit
 of size and of time, ranked by `serving.http.batches`, counted by `serving.http.metrics`.
 """
 
@@ -49,11 +49,11 @@ class Service:
         spec = openapi(bundle, version("keyart"))
         self.spec, self.docs = json.dumps(spec), page(spec, curl(bundle, config.url))
         self.up = json.dumps({"status": "up", "fingerprint": bundle.metadata.get("fingerprint", "")})
-        # once, so that the first member who asks does not wait for what is read late
+        # one request beforehand, so that the first client does not wait for lazily read tables
         self.answers.answer(self.reader.read(json.dumps(example(bundle)).encode(), time.time())[0])
 
     def application(self) -> ASGIApp:
-        """What uvicorn runs."""
+        """The ASGI application for uvicorn."""
         routes = [
             Route("/rank", self.rank, methods=["POST"]),
             Route("/health", self.health),
@@ -76,7 +76,7 @@ class Service:
         return _json(json.dumps(answers if is_list else answers[0]))
 
     async def health(self, call: Call) -> Response:
-        """Up, while batches are answered at all."""
+        """Answer 200 while batches are being answered."""
         return _json(self.up)
 
     async def metrics(self, call: Call) -> Response:
@@ -88,11 +88,11 @@ class Service:
         return _json(self.spec)
 
     async def page(self, call: Call) -> Response:
-        """The description, to read."""
+        """The description as HTML."""
         return Response(self.docs, media_type="text/html")
 
     async def paths(self, call: Call) -> Response:
-        """Where what is."""
+        """The paths and their meaning."""
         return _json(
             json.dumps(
                 {"POST /rank": "ranked artworks"} | {path: message for path, (message, _) in OTHER_PATHS.items()}
@@ -100,7 +100,7 @@ class Service:
         )
 
     async def _body(self, call: Call) -> bytes:
-        """RequestError where it is too large or too slow."""
+        """The body of a request; RequestError where it is too large or too slow."""
         max_bytes, parts, size = self.config.body_bytes, [], 0
         try:
             async with asyncio.timeout(self.config.body_seconds):
@@ -111,7 +111,9 @@ class Service:
                     elif size > DRAIN_FACTOR * max_bytes:
                         break
         except TimeoutError:
-            raise RequestError(408, f"body: not there after {self.config.body_seconds:g} s. Send it at once.") from None
+            raise RequestError(
+                408, f"body: incomplete after {self.config.body_seconds:g} s. Send it at once."
+            ) from None
         except ClientDisconnect:
             raise RequestError(400, "body: ended early. Send all of it.") from None
         if size > max_bytes:
@@ -128,7 +130,7 @@ class Service:
 
 
 def curl(bundle: Bundle, url: str) -> str:
-    """A line to try the service with."""
+    """A command line to try the service."""
     body = json.dumps(example(bundle) | {"explain": True}).replace("'", "\\u0027")
     return f"curl -s {url}/rank -d '{body}'"
 
@@ -160,12 +162,12 @@ class _MetricsMiddleware:
 
 
 def _json(text: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    # ASCII, as json.dumps has it: half a surrogate pair in somebody's id is answered as it came
+    # ASCII, as json.dumps writes: half a surrogate pair in an id is answered as it came
     return Response(text, status, headers, "application/json")
 
 
 async def _request_error(call: Call, error: RequestError) -> Response:
-    # what is left of a body that was not read cannot be told from the next request
+    # the rest of an unread body cannot be distinguished from the next request
     headers = (
         {"connection": "close"} if error.status in (408, 413) else {"retry-after": "1"} if error.status == 503 else {}
     )
@@ -173,10 +175,10 @@ async def _request_error(call: Call, error: RequestError) -> Response:
 
 
 async def _http_error(call: Call, error: HTTPException) -> Response:
-    message = f"{call.method} {call.url.path[:100]}: {error.detail}. GET / lists what there is."
+    message = f"{call.method} {call.url.path[:100]}: {error.detail}. GET / lists the paths."
     return _json(json.dumps({"error": message}), error.status_code, {**(error.headers or {}), "connection": "close"})
 
 
 async def _internal_error(call: Call, error: Exception) -> Response:
-    message = f"{type(error).__name__}: this is a defect of keyart; what the service prints shows where."
+    message = f"{type(error).__name__}: this is a defect of keyart; the service's output shows where."
     return _json(json.dumps({"error": message}), 500)

@@ -12,12 +12,12 @@ from serving.http.answers import Answer
 from serving.http.requests import Request, RequestError
 
 IDLE_TURNS = 4
-"""Turns of the event loop in which no request came: from a socket to the queue is a turn or two."""
+"""Iterations of the event loop without a new request: from a socket to the queue takes one or two."""
 _Waiting = tuple[Request, asyncio.Future[Answer]]
 
 
 class RequestBatcher:
-    """A queue in front of what answers many requests at once."""
+    """A queue in front of a function that answers many requests at once."""
 
     def __init__(
         self,
@@ -28,10 +28,10 @@ class RequestBatcher:
         waiting: int,
         on_batch: Callable[[int], None],
     ) -> None:
-        """At most `most` requests are answered together, after at most `seconds`; `seen` is told how many.
+        """At most `max_batch` requests are answered together, after at most `seconds`; `on_batch` is called with their number.
 
-        Past `waiting` requests in the queue, further ones are refused: at a thousand requests a second the last of 4,096
-        would wait for four seconds, longer than who asks for an artwork does.
+        Beyond `waiting` requests in the queue, further ones are refused: at a thousand requests a second the last of 4,096
+        would wait for four seconds, longer than a client waits for an artwork.
         """
         self.answer, self.max_batch, self.seconds, self.waiting, self.on_batch = (
             answer,
@@ -46,7 +46,7 @@ class RequestBatcher:
     async def ask(self, requests: Sequence[Request]) -> list[Answer]:
         """The answers, in order; RequestError (503) where too many wait already."""
         if self.queue.qsize() + len(requests) > self.waiting:
-            raise RequestError(503, f"rank: {self.queue.qsize():,} requests are waiting. Ask again in a second.")
+            raise RequestError(503, f"rank: {self.queue.qsize():,} requests are waiting. Retry in a second.")
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in requests]
         for pair in zip(requests, futures, strict=True):
@@ -64,17 +64,17 @@ class RequestBatcher:
             self.on_batch(len(batch))
             try:
                 answers = await loop.run_in_executor(self.thread, self.answer, [request for request, _ in batch])
-            except Exception as error:  # a defect: whoever waits is told, and the service goes on
+            except Exception as error:  # a defect: raised in the waiting requests, and the service continues
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)
                 continue
             for (_, future), answer in zip(batch, answers, strict=True):
-                if not future.done():  # who asked may have left
+                if not future.done():  # the client may have left
                     future.set_result(answer)
 
     async def _gather(self, end: float) -> None:
-        """Until enough wait, or time is over, or nobody else is on the way: who asks alone waits for nobody."""
+        """Wait until the batch is full, time is over, or no further request arrives: a single request does not wait."""
         turns = 0
         while (
             turns < IDLE_TURNS and self.queue.qsize() < self.max_batch - 1 and asyncio.get_running_loop().time() < end

@@ -1,6 +1,6 @@
-"""Sockets: where the service listens, how long and how large the head of a request may be, how it stops.
+"""Sockets: listening, limits on time and size of the head of a request, and stopping.
 
-uvicorn limits neither the size of a head nor the time it takes; what a body may be is `serving.http.application`'s.
+uvicorn limits neither the size of a head nor the time it takes; `serving.http.application` limits bodies.
 """
 
 import asyncio
@@ -16,12 +16,12 @@ from serving.http.config import ServeConfig
 
 HEAD_BYTES = 65_536
 IDLE_SECONDS = 75
-"""That a connection is kept between requests: longer than the 60 that proxies keep theirs, who would meet a closed one."""
+"""Seconds that an idle connection is kept: longer than the 60 of proxies, which would otherwise use a closed one."""
 SHUTDOWN_SECONDS = 10
 
 
 def listen(config: ServeConfig) -> socket.socket:
-    """A socket that listens; UserError where the address cannot be had."""
+    """A listening socket; UserError where the address cannot be used."""
     try:
         family = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.create_server((config.host, config.port), family=family, backlog=2048)
@@ -37,7 +37,7 @@ def listen(config: ServeConfig) -> socket.socket:
 
 
 def run(app: ASGIApp, listening: socket.socket, config: ServeConfig) -> None:
-    """Until SIGTERM or Ctrl-C; what was asked by then is answered."""
+    """Serve until SIGTERM or Ctrl-C; requests received by then are answered."""
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -51,7 +51,7 @@ def run(app: ASGIApp, listening: socket.socket, config: ServeConfig) -> None:
             limit_concurrency=config.connections,
         )
     )
-    # uvicorn raises the signal once more when it has stopped, for whoever else wants it: nobody does
+    # uvicorn raises the signal again when it has stopped, for other handlers, of which there are none
     previous_handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.run([listening])
@@ -61,20 +61,20 @@ def run(app: ASGIApp, listening: socket.socket, config: ServeConfig) -> None:
 
 
 class HeaderLimitProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with a limit of time and size for what comes before a body."""
+    """uvicorn's protocol, with a limit on time and size of a request's head."""
 
     seconds = 10.0
     deadline: asyncio.TimerHandle | None = None
     size = 0
-    """Bytes since the head that is due began."""
+    """Bytes of the present head so far."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A first request is due."""
+        """Start the deadline of the first head."""
         super().connection_made(transport)
         self._start_header_deadline()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of a head are counted, those of a body are not."""
+        """Count the bytes of a head, not those of a body."""
         if self.deadline is None and (self.cycle is None or self.cycle.response_complete):
             self._start_header_deadline()
         if self.deadline is not None:
@@ -84,12 +84,12 @@ class HeaderLimitProtocol(HttpToolsProtocol):
             self._refuse(b"431 Request Header Fields Too Large", b"head: too large.")
 
     def on_headers_complete(self) -> None:
-        """The head is there."""
+        """Stop the deadline of the head."""
         self._cancel_header_deadline()
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is due any more."""
+        """Stop any deadline."""
         self._cancel_header_deadline()
         super().connection_lost(exc)
 

@@ -1,4 +1,4 @@
-"""What the service offers, as OpenAPI 3.1 and as one page to read that needs nothing from anywhere else."""
+"""The service's description, as OpenAPI 3.1 and as one self-contained HTML page."""
 
 from html import escape
 from typing import Any
@@ -25,16 +25,16 @@ CHOSEN: dict[str, Spec] = {
 EXPLANATION: dict[str, Spec] = {
     "artwork": {"type": "string", "description": "the chosen one"},
     "appeal": _NUMBER | {"description": "above the mean of the other candidates; what follows adds up to it"},
-    "itself": _NUMBER | {"description": "the artwork's own, for whomever"},
+    "itself": _NUMBER | {"description": "the artwork's own, the same for every member"},
     "context": _NUMBER | {"description": "what the context features add, together"},
     "context_features": {"type": "object", "description": "its parts by context feature"},
-    "state": _NUMBER | {"description": "what a history read in its order adds and no play does alone"},
+    "state": _NUMBER | {"description": "contribution of the history's order, which no single play has"},
     "plays": {
         "type": "array",
         "items": {"type": "object"},
-        "description": "those that weigh most: title, ago (1: the last), and by what: learned, image, people, genres",
+        "description": "those that contribute most: title, ago (1: the last), and by part: learned, image, people, genres",
     },
-    "people": {"type": "array", "items": {"type": "object"}, "description": "whom it shows: name, likeness"},
+    "people": {"type": "array", "items": {"type": "object"}, "description": "people it shows: name, likeness"},
 }
 ANSWER: dict[str, Spec] = {
     "chosen": {"$ref": "#/components/schemas/Chosen"},
@@ -46,27 +46,27 @@ ANSWER: dict[str, Spec] = {
     "affinity": _NUMBER | {"description": "what the title adds to the click logit, for this member"},
     "explanation": {
         "anyOf": [{"$ref": "#/components/schemas/Explanation"}, {"type": "null"}],
-        "description": "where it was asked for; null of a single candidate",
+        "description": "where requested; null for a single candidate",
     },
 }
 ERROR_STATUSES = {
     400: "no JSON",
     408: "the body took too long",
     413: "the body is too large",
-    422: "a field is not in order: error names it, its value and the remedy",
+    422: "a field is invalid: error names it, its value and the remedy",
     503: "too many requests are waiting",
 }
 OTHER_PATHS = {
     "/health": ("The service is up: the bundle's fingerprint.", "application/json"),
-    "/metrics": ("Counts of itself, for Prometheus.", "text/plain"),
+    "/metrics": ("Metrics of the service, for Prometheus.", "text/plain"),
     "/openapi.json": ("This description.", "application/json"),
-    "/docs": ("This description, to read.", "text/html"),
-    "/": ("Where what is.", "application/json"),
+    "/docs": ("This description as a page.", "text/html"),
+    "/": ("The list of paths.", "application/json"),
 }
 
 
 def example(bundle: Bundle) -> dict[str, Any]:
-    """A request of ids that the bundle knows."""
+    """An example request with ids that the bundle knows."""
     vocabularies = {name: vocabulary.values for name, vocabulary in bundle.vocabularies.items()}
     request: dict[str, Any] = {
         "title": (vocabularies["titles"] or ["a title"])[0],

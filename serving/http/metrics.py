@@ -1,4 +1,4 @@
-"""What a service counts of itself, in Prometheus' text format 0.0.4."""
+"""Metrics of the service, in Prometheus' text format 0.0.4."""
 
 from bisect import bisect_left
 from collections import Counter
@@ -9,7 +9,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Histogram:
-    """How many values were at most so large, and their sum."""
+    """Cumulative counts of values by upper bound, and their sum."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
@@ -20,7 +20,7 @@ class Histogram:
         self.sum += value
 
     def lines(self, name: str, help_: str) -> list[str]:
-        """In the text format."""
+        """The lines of the text format."""
         lines, below = [f"# HELP {name} {help_}", f"# TYPE {name} histogram"], 0
         for bound, count in zip((*self.bounds, "+Inf"), self.counts, strict=True):
             below += count
@@ -29,14 +29,14 @@ class Histogram:
 
 
 class ServiceMetrics:
-    """Of one process, since it started."""
+    """Metrics of one process, since it started."""
 
     def __init__(self) -> None:
         self.responses: Counter[tuple[str, int]] = Counter()
         self.seconds, self.sizes = Histogram(SECONDS), Histogram(SIZES)
 
     def text(self, waiting: int) -> str:
-        """What GET /metrics answers; `waiting`: requests in the queue now."""
+        """The answer to GET /metrics; `waiting`: requests in the queue now."""
         lines = [
             "# HELP keyart_http_requests_total Requests answered, by path and status.",
             "# TYPE keyart_http_requests_total counter",

@@ -1,7 +1,7 @@
-"""What is asked over HTTP: JSON in, the graph's inputs out, every fault named by field, value and remedy.
+"""Reading of HTTP requests: JSON in, the graph's inputs out, every fault named by field, value and remedy.
 
-A body is one request or a list of them. Ids are strings; those the bundle does not know meet the unknown row and keep their
-names. What a client may send, and how much of it, is written once, here: `serving.http.interface` shows it as OpenAPI.
+A body is one request or a list of them. Ids are strings; those the bundle does not know are ranked as the unknown row and keep
+their names. Fields and limits are declared in `serving.http.schema`, which `serving.http.interface` shows as OpenAPI.
 
 Legend: N requests, T plays, K candidates.
 """
@@ -40,7 +40,7 @@ from serving.scoring.policies import ServingPolicy
 
 
 class RequestError(Exception):
-    """Something asked that is not answered: a status of HTTP and one line that names field, value and remedy."""
+    """A request that is refused: an HTTP status and one line that names field, value and remedy."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -53,18 +53,18 @@ class Request:
 
     artworks: list[int]
     names: list[str]
-    """Of the artworks, as they were given."""
+    """Ids of the candidates, as they were given."""
     history_titles: list[str]
     """Titles of the history, as they were given: the last plays, oldest first."""
     history: tuple[list[int], list[int], list[float]]
-    """Of each of those plays: title, artwork, watched (NaN: not known)."""
+    """Columns of those plays: rows of titles and artworks, and watched (NaN: not known)."""
     context: dict[str, int | float]
     """By feature: row of a category, number (float), hour or position."""
     title: int
     play_count: int
     policy: ServingPolicy
     reward: str
-    """By which the policy chooses: one of REWARDS."""
+    """The reward that the policy chooses by: one of REWARDS."""
     seed: int | None
     explain: bool
 
@@ -82,15 +82,13 @@ class RequestReader:
         self.history_length = bundle.history_length
 
     def read(self, body: bytes, now: float) -> tuple[list[Request], bool]:
-        """The requests of a body, and whether it is a list; `now`: seconds since 1970. RequestError where any is not in order."""
+        """The requests of a body, and whether it is a list; `now`: seconds since 1970. RequestError where any is invalid."""
         try:
             payload = json.loads(body.decode(), parse_constant=_no_constant)
         except RecursionError:
             raise RequestError(400, "body: is nested too deep to be a request. GET /docs shows one.") from None
         except ValueError as error:
-            raise RequestError(
-                400, f"body: is not valid JSON ({str(error)[:100]}). GET /docs shows a request."
-            ) from None
+            raise RequestError(400, f"body: invalid JSON ({str(error)[:100]}). GET /docs shows a request.") from None
         if not isinstance(payload, list):
             return [self._request(payload, "", now)], False
         if len(payload) > MAX_REQUESTS:
@@ -118,11 +116,11 @@ class RequestReader:
             raise RequestError(422, f"{prefix}artworks: {len(names):,} candidates. Give at most {MAX_CANDIDATES:,}.")
         for index, name in enumerate(names):
             if type(name) is not str:
-                raise RequestError(422, f"{prefix}artworks[{index}]={_quoted(name)}: is not an id. Ids are strings.")
+                raise RequestError(422, f"{prefix}artworks[{index}]={_quoted(name)}: invalid id. Ids are strings.")
         if len(set(names)) < len(names):
             twice = Counter(names).most_common(1)[0][0]
             raise RequestError(
-                422, f"{prefix}artworks: {_quoted(twice)} is a duplicate candidate. Give each candidate once."
+                422, f"{prefix}artworks: duplicate candidate {_quoted(twice)}. Give each candidate once."
             )
 
         time = fields_given.get("time")
@@ -133,7 +131,7 @@ class RequestReader:
         plays = fields_given.get("history")
         if plays is not None and not isinstance(plays, list):
             raise RequestError(
-                422, f"{prefix}history={_quoted(plays)}: is not a list. Give the plays, oldest first, or []."
+                422, f"{prefix}history={_quoted(plays)}: must be a list. Give the plays, oldest first, or []."
             )
         history_titles, history = self._history(plays or [], prefix, timestamp + MAX_CLOCK_SKEW)
         count = _integer(fields_given, "play_count", prefix, 0, MAX_PLAY_COUNT, len(plays or []))
@@ -147,7 +145,9 @@ class RequestReader:
             _string(fields_given, "reward", prefix) or REWARD_KINDS[0],
         )
         if reward not in REWARD_KINDS:
-            raise RequestError(422, f"{prefix}reward={_quoted(reward)}: is unknown. Give {' or '.join(REWARD_KINDS)}.")
+            raise RequestError(
+                422, f"{prefix}reward={_quoted(reward)}: unknown reward. Give {' or '.join(REWARD_KINDS)}."
+            )
         if policy.kind == "thompson" and reward != REWARD_KINDS[0]:
             raise RequestError(
                 422,
@@ -155,7 +155,7 @@ class RequestReader:
             )
         explain = fields_given.get("explain")
         if explain is not None and type(explain) is not bool:
-            raise RequestError(422, f"{prefix}explain={_quoted(explain)}: is neither true nor false.")
+            raise RequestError(422, f"{prefix}explain={_quoted(explain)}: must be true or false.")
         return Request(
             artworks=[self.artworks.get(name, 0) for name in names],
             names=names,
@@ -192,7 +192,7 @@ class RequestReader:
         if not feature.from_time:
             return _integer(fields_given, name, prefix, 0, feature.maximum, -1)
         if value is not None and fields_given.get("time") is not None:
-            raise RequestError(422, f"{prefix}{name}={_quoted(value)}: is given beside time. Give one of the two.")
+            raise RequestError(422, f"{prefix}{name}={_quoted(value)}: given beside time. Give one of the two.")
         return _integer(fields_given, name, prefix, 0, feature.maximum, math.floor(timestamp) // 3600 % HOURS)
 
     def _history(
@@ -206,7 +206,7 @@ class RequestReader:
         for index, play in enumerate(plays[first:], first):
             where = f"{prefix}history[{index}]"
             if type(play) is not dict:
-                raise RequestError(422, f"{where}={_quoted(play)}: is not a play. Give an object with title.")
+                raise RequestError(422, f"{where}={_quoted(play)}: invalid play. Give an object with title.")
             _require_known_fields(play, PLAY, f"{where}.")
             history_titles.append(_string(play, "title", f"{where}.", required=True))
             artworks.append(self.artworks.get(_string(play, "artwork", f"{where}."), 0))
@@ -228,7 +228,7 @@ class RequestReader:
 
 
 def inputs(requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The graph's inputs for some requests, padded to the longest, and which candidates are there: bool (N, K)."""
+    """The graph's inputs for some requests, padded to the longest, and the mask of candidates: bool (N, K)."""
     columns: list[list[Any]] = [[value for request in requests for value in request.history[c]] for c in range(3)]
     plays = {
         name: np.array(column, dtype) for (name, (_, dtype)), column in zip(PLAY_FILLS.items(), columns, strict=True)
@@ -255,7 +255,7 @@ def _policy(fields_given: dict[str, Any], prefix: str, candidates: int) -> Servi
         policy = ServingPolicy.parse(text)
     except UserError:
         forms = "greedy, epsilon:SHARE (0 .. 1), softmax:TEMPERATURE (above 0) or thompson:DRAWS:WIDTH"
-        raise RequestError(422, f"{prefix}policy={_quoted(text)}: is unknown. Give {forms}.") from None
+        raise RequestError(422, f"{prefix}policy={_quoted(text)}: unknown policy. Give {forms}.") from None
     if policy.kind == "thompson" and candidates * policy.strength > MAX_DRAWN:
         max_draws = MAX_DRAWN // candidates
         raise RequestError(
@@ -270,7 +270,7 @@ def _require_known_fields(fields_given: dict[str, Any], fields: dict[str, Schema
     name = next(name for name in fields_given if name not in fields)
     close_matches = get_close_matches(name[:40], fields, 1)
     hint = f"Did you mean {close_matches[0]}?" if close_matches else f"Fields: {', '.join(fields)}."
-    raise RequestError(422, f"{prefix}{_quoted(name)}: is an unknown field. {hint}")
+    raise RequestError(422, f"{prefix}{_quoted(name)}: unknown field. {hint}")
 
 
 def _string(fields_given: dict[str, Any], name: str, prefix: str, *, required: bool = False) -> str:
@@ -281,7 +281,7 @@ def _string(fields_given: dict[str, Any], name: str, prefix: str, *, required: b
         return ""
     if name not in fields_given:
         raise RequestError(422, f"{prefix}{name}: is missing. GET /docs shows a request.")
-    raise RequestError(422, f"{prefix}{name}={_quoted(value)}: is not a string. Put it in quotes.")
+    raise RequestError(422, f"{prefix}{name}={_quoted(value)}: must be a string. Put it in quotes.")
 
 
 def _integer(fields_given: dict[str, Any], name: str, prefix: str, minimum: int, maximum: int, default: int) -> int:
@@ -294,7 +294,7 @@ def _integer(fields_given: dict[str, Any], name: str, prefix: str, minimum: int,
 
 
 def _fraction(value: Any, where: str) -> float:
-    """NaN where not known."""
+    """A fraction, 0 .. 1; NaN for null."""
     if value is None:
         return math.nan
     if type(value) not in (int, float) or not 0 <= value <= 1:
@@ -316,13 +316,13 @@ def _timestamp(value: Any, where: str) -> float:
     if not EARLIEST <= seconds <= LATEST:
         raise RequestError(
             422,
-            f"{where}={_quoted(value)}: is not a time from 1900 to 2100. Give ISO 8601, or seconds (not ms) since 1970.",
+            f"{where}={_quoted(value)}: invalid time, must lie in 1900 to 2100. Give ISO 8601, or seconds (not ms) since 1970.",
         )
     return seconds
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not valid JSON; write null for what is not known")
+    raise ValueError(f"{name} is not JSON; write null where a value is not known")
 
 
 _KINDS: dict[type, Callable[[Any], str]] = {
@@ -332,7 +332,7 @@ _KINDS: dict[type, Callable[[Any], str]] = {
 
 
 def _quoted(value: Any) -> str:
-    """A value as it may stand in one line."""
+    """A value on one line, cut where it is long."""
     if type(value) in _KINDS:
         return _KINDS[type(value)](value)
     text = json.dumps(value)

@@ -1,4 +1,4 @@
-"""What a client may ask, field by field, and how much of it: the one statement that requests are read by and OpenAPI shows."""
+"""The fields and limits of requests: the one declaration by which requests are read and OpenAPI is written."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,9 +7,9 @@ from foundation.context import ContextFeature
 from serving.scoring.policies import DEFAULT_DRAWS
 
 MAX_CANDIDATES, MAX_REQUESTS = 10_000, 256
-"""In one body: candidates of all its requests, and requests."""
+"""Limits of one body: candidates of all its requests, and requests."""
 MAX_DRAWN = MAX_CANDIDATES * DEFAULT_DRAWS
-"""Candidates x draws of Thompson sampling: what is held at once stays below about 200 MB."""
+"""Limit of candidates x draws of Thompson sampling, which keeps its arrays below about 200 MB."""
 MAX_CLOCK_SKEW = 300
 """Seconds that another machine's clock may be ahead of this one's."""
 EARLIEST, LATEST = -2_208_988_800, 4_102_444_800
@@ -65,9 +65,9 @@ REQUEST: dict[str, Schema] = {
         "type": ["integer", "null"],
         "minimum": 0,
         "maximum": MAX_SEED,
-        "description": "of the choice where the policy leaves it to chance; default: another one each time",
+        "description": "seed of the choice where the policy is random; default: a new one each time",
     },
-    "explain": {"type": ["boolean", "null"], "description": "say why the chosen artwork, where there are two or more"},
+    "explain": {"type": ["boolean", "null"], "description": "explain the chosen artwork, where there are two or more"},
 }
 REQUIRED = ("title", "artworks")
 

@@ -1,7 +1,7 @@
 """`keyart serve`: a bundle behind HTTP, small and complete enough to measure a real service against.
 
-One process: an event loop reads and writes, one thread runs the graph over what came meanwhile. Needs the extra `serve`, and
-no torch. `serving.http.application` answers, `serving.http.requests` says what may be asked.
+One process: an event loop reads and writes, one thread runs the graph over the requests that arrived meanwhile. Needs the extra
+`serve`, and no torch. `serving.http.application` answers, `serving.http.requests` reads requests.
 """
 
 import ctypes
@@ -16,11 +16,11 @@ from serving.bundle.bundle import Bundle
 from serving.http.config import ServeConfig
 
 M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES = -3, 2**20
-"""mallopt's name of the size from which memory is the system's again once it is free, and that size."""
+"""mallopt's parameter for the size from which freed memory is returned to the system, and that size."""
 
 
 def serve(folder: Path, config: ServeConfig, console: Console) -> None:
-    """Answer until SIGTERM or Ctrl-C. UserError where the extra is missing, the bundle is none or the port is taken."""
+    """Answer until SIGTERM or Ctrl-C. UserError where the extra is missing, the folder is not a bundle or the port is taken."""
     try:
         from serving.http.application import Service, curl
         from serving.http.connections import listen, run
@@ -44,9 +44,9 @@ def serve(folder: Path, config: ServeConfig, console: Console) -> None:
 
 
 def _return_large_arrays() -> None:
-    """Have large arrays given back when they are free. glibc, left alone, learns to keep those of up to 32 MB: what the largest
-    requests took in between then stays, and grows for 80,000 requests that no two are alike (docs/experiments.md)."""
+    """Have the memory of large arrays returned to the system when they are freed. glibc by default learns to keep those of up to
+    32 MB, so that memory of the largest requests stays, and grows over 80,000 different requests (docs/experiments.md)."""
     if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and keeps nothing
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl lacks it, and keeps nothing
         if mallopt is not None:
             mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)

@@ -1,6 +1,6 @@
-"""What a bundle would show to whom: histories in, choices out, by ids alone.
+"""Choices of a bundle for given histories, by ids alone.
 
-`rank_histories` asks the graph as a serving team would. `opposite_members` finds two members of a dataset with opposite
+`rank_histories` runs the graph as a serving team would. `opposite_members` finds two members of a dataset with opposite
 tastes and lays their histories and the artworks each would be shown side by side.
 """
 
@@ -37,7 +37,7 @@ def rank_histories(
     country: str = "",
     device: str = "",
 ) -> list[np.ndarray]:
-    """Click probability of each candidate for each request, with the reference value of every context feature but those given.
+    """Click probability of each candidate for each request, with the reference value of every context feature except those given.
 
     Request i: the title ids of `histories[i]`, oldest first (empty: a member without history), the title `titles[i]`,
     the artwork ids `candidates[i]`. Ids the bundle does not know count as unknown.
@@ -72,10 +72,10 @@ def rank_histories(
 
 
 def share_flipped(bundle: Bundle, dataset: Path, count: int = 200, seed: int = 0) -> dict[str, float]:
-    """Of pairs of opposite histories, the share for which both choices are as they should be: by kind, and of `all`.
+    """The share of pairs of opposite histories for which both choices are right: by kind, and over `all`.
 
     Romance against comedy (`mood`) and one star against another (`star`), half each, on a simulated dataset; the choice
-    is among the artworks that compete for the two tastes, as `datamodules.simulator.opposite_histories` has it.
+    is among the artworks that compete for the two tastes: see `datamodules.simulator.opposite_histories`.
     """
     pairs = draw_opposite_histories(dataset, count, seed)
     sides = [
@@ -101,7 +101,7 @@ def opposite_members(bundle: Bundle, dataset: Path) -> Table:
     """Two members whose plays share the fewest genres, and which artwork of the same titles each would be shown.
 
     The members are chosen by their plays and the titles by what their artworks depict (moods of both genres), never by
-    what the model makes of them.
+    the model's scores.
     """
     titles = pq.read_table(TITLES.files(dataset)[0])
     genres_of = dict(zip(titles["title_id"].to_pylist(), titles["genres"].to_pylist(), strict=True))
@@ -138,7 +138,7 @@ def _histories(dataset: Path) -> dict[str, list[str]]:
 def _opposites(
     histories: dict[str, list[str]], genres_of: dict[str, list[str] | None]
 ) -> tuple[tuple[str, str], tuple[str, str]]:
-    """(genre, member) twice: Romance and Comedy where both are there, else the two commonest genres."""
+    """Two pairs (genre, member): Romance and Comedy where the dataset has both, else the two most frequent genres."""
     total = Counter(genre for genres in genres_of.values() for genre in genres or [])
     if len(total) < 2:
         raise UserError("titles: fewer than two genres, so no two members have opposite tastes to show.")

@@ -43,11 +43,11 @@ def sum_by_part(products_xC: np.ndarray, width: int) -> np.ndarray:
 def reasons(
     bundle: Bundle, request: dict[str, np.ndarray], mask_NK: np.ndarray, chosen_N: np.ndarray, max_plays: int = 4
 ) -> list[dict[str, Any]]:
-    """For each request, what speaks for its chosen candidate against the mean of the others, in the click logit.
+    """For each request, the chosen candidate's click logit minus the mean of the others', split into contributions.
 
     Rows of artwork (its id), appeal, itself, context, context_features (its parts), state, plays (the `max_plays` largest:
-    title, its place in the history,
-    learned, image, people, genres) and people (name, likeness; of the chosen one alone). ValueError where a request has one
+    title, its position in the history,
+    learned, image, people, genres) and people (name, likeness; of the chosen one only). ValueError where a request has one
     candidate.
     """
     if (mask_NK.sum(1) < 2).any():

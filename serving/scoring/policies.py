@@ -11,19 +11,19 @@ from foundation.choice import greedy_NK, softmax_NK
 from foundation.errors import UserError
 
 DEFAULT_DRAWS, MAX_DRAWS, WIDTH = 256, 100_000, 0.25
-"""Of Thompson sampling: draws where none are named, and at most; and how much of the posterior's width they have."""
+"""Thompson sampling: default and largest number of draws, and the default factor of the posterior's width."""
 
 
 @dataclass(frozen=True)
 class ServingPolicy:
-    """How click probabilities become the policy's probabilities."""
+    """A rule from click probabilities to the policy's probabilities."""
 
     kind: str
     """greedy, softmax, epsilon or thompson."""
     strength: float = 0.0
     """Temperature of the softmax over click logits, above 0; the share shown uniformly, 0 .. 1; or the posterior draws."""
     width: float = WIDTH
-    """Of thompson: how much of the posterior's standard deviation is drawn."""
+    """For thompson: factor of the posterior's standard deviation."""
 
     @classmethod
     def parse(cls, text: str) -> "ServingPolicy":
@@ -49,7 +49,7 @@ class ServingPolicy:
         return cls(kind, value, width)
 
     def probabilities(self, click_NK: np.ndarray, mask_NK: np.ndarray) -> np.ndarray:
-        """float32 (N, K), each row summing to 1 over the candidates that are there; ties go to the first."""
+        """float32 (N, K), each row summing to 1 over the candidates of the mask; ties go to the first."""
         if self.kind == "softmax":
             return softmax_NK(click_NK, mask_NK, self.strength).astype(np.float32)
         chosen = greedy_NK(click_NK, mask_NK)

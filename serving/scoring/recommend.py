@@ -1,9 +1,8 @@
 """`keyart recommend`: a bundle over a dataset -> the titles every member should see first, without torch.
 
 In: plays, each member's in order of time. Out: Parquet of member_id, titles, scores (aligned lists, best first). A title's
-score is the dot product of the member's vector, which the graph gives, with the title's own: what the member played
-before it is left out, and what was learned about places on a page is not in it. A title nobody played when the bundle was
-trained is ranked by its content.
+score is the dot product of the member's vector, an output of the graph, with the title's own: titles that the member played
+are left out, and positions on a page do not enter. A title without plays when the bundle was trained is ranked by its content.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -44,17 +43,15 @@ class TitleRanker:
     """A bundle's member vectors and title vectors."""
 
     def __init__(self, bundle: Bundle) -> None:
-        """UserError where the bundle is of before there were any."""
+        """UserError where the bundle is too old to have them."""
         path = bundle.folder / TITLE_VECTORS
         if not path.is_file():
-            raise UserError(
-                f"{path}: is not there: the bundle was made before titles were ranked. Export the run again."
-            )
+            raise UserError(f"{path}: is missing: the bundle was made before titles were ranked. Export the run again.")
         self.bundle = bundle
         self.title_IW: np.ndarray = load_file(path)["title_vector"]
 
     def members(self, plays: dict[str, np.ndarray], length: np.ndarray) -> np.ndarray:
-        """Member vectors, float32 (M, W), from the last plays as `Shard.stretches` gives them and how many those are, (M,)."""
+        """Member vectors, float32 (M, W), from the last plays, as `Shard.padded_runs` returns them, and their numbers, (M,)."""
         history = {f"history_{name.removeprefix('play_')}": values for name, values in plays.items()}
         return self.bundle.members(history | {"history_length": length})
 
@@ -63,8 +60,8 @@ class TitleRanker:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The rows of the `top` titles of each member, best first, and their scores, each (M, top).
 
-        `without`: members (places) and title rows that are left out, and so is the unknown row. Where a member has fewer
-        titles left than `top`, row 0 stands for those that lack, with the score -inf. Ties go to the lower row.
+        `exclude`: pairs of member index and title row that are left out, as is the unknown row. Where a member has fewer
+        titles left than `top`, the list is padded with row 0 and score -inf. Ties go to the lower row.
         """
         score_MI = member_MW @ self.title_IW.T
         score_MI[:, 0] = -np.inf
@@ -88,8 +85,8 @@ def recommend(
 ) -> int:
     """Write the `top` titles for every member of plays and of `members.parquet`; returns how many members.
 
-    `before`: as of that moment, from plays before it; default: all plays. A member without plays is told what the bundle
-    says to somebody of whom nothing is known. `out` appears when it is complete.
+    `before`: only plays before that moment count; default: all plays. A member without plays gets the list of an unknown
+    member. `out` appears when it is complete.
     """
     if top < 1:
         raise UserError(f"top={top}: must be at least 1.")
@@ -152,7 +149,7 @@ def recommend(
 def _lists(
     ranker: TitleRanker, shard: Shard, top: int, moment: int | None
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """By members at once: the first of them, and the titles and scores of all, (M, top)."""
+    """By block of members: index of the first one, and titles and scores of all, (M, top)."""
     reach = ranker.bundle.history_length
     start, end = shard.member_plays[:-1], shard.member_plays[1:]
     if moment is not None:
@@ -173,7 +170,7 @@ def _empty_shard() -> Shard:
 
 
 def _members_without_plays(dataset: Path, played: list[pa.Array]) -> pa.Array:
-    """Members of `members.parquet`, where there is one, that played nothing."""
+    """Members of `members.parquet`, if it exists, without plays."""
     files = MEMBERS.files(dataset)
     if not files:
         return pa.array([], pa.string())
@@ -183,7 +180,7 @@ def _members_without_plays(dataset: Path, played: list[pa.Array]) -> pa.Array:
 
 
 def _table(ids: pa.Array, best_rows: np.ndarray, score: np.ndarray, names: pa.Array) -> pa.Table:
-    """Lists of ids and scores; where row 0 stands, a member's list ends."""
+    """Lists of ids and scores; a member's list ends at row 0."""
     is_title = best_rows > 0
     offsets = pa.array(np.concatenate([[0], np.cumsum(is_title.sum(1))]).astype(np.int32))
     titles = pa.ListArray.from_arrays(offsets, names.take(pa.array(best_rows[is_title])))

@@ -28,7 +28,7 @@ from serving.scoring.scorer import Scorer
 
 SCORES_FILE, REASONS_FILE = "scores.json", "reasons.json"
 SCORES_VERSION = 2
-"""Raised when scores or their record say other things: older ones are then made again."""
+"""Version of scores and their record; raised when their content changes, so that older ones are made again."""
 MAX_EXPLAINED = 40
 """Impressions whose choice is explained."""
 
@@ -36,7 +36,7 @@ MAX_EXPLAINED = 40
 def scores_fingerprint(
     bundle: Bundle, dataset: Path, policy: str, since: datetime | None, reward: str = "clicked"
 ) -> str:
-    """What scores of this dataset by this bundle and policy carry as their fingerprint."""
+    """The fingerprint of scores of this dataset by this bundle and policy."""
     return fingerprint(bundle.content_checksums, dataset_fingerprint(dataset), policy, since, reward, SCORES_VERSION)
 
 
@@ -97,7 +97,7 @@ def score(
             "reward": reward,
             "impressions": total,
             "since": since and since.isoformat(),
-            # when validation and test began for the model, which whoever values the scores must know
+            # when validation and test began for the model, which an evaluation of the scores needs
             "validation_from": bundle.metadata.get("validation_from"),
             "test_from": bundle.metadata.get("test_from"),
         }
@@ -118,7 +118,7 @@ def check_and_score(
     since: datetime | None,
     console: Console,
 ) -> int:
-    """`score` a dataset that is first held against the contract, by one engine. UserError where it breaks a rule."""
+    """Check a dataset and score it, by one engine. UserError where it breaks a rule of the contract."""
     from datamodules.contract.check import require_valid
     from datamodules.contract.engines import open_engine, spill_folder
 

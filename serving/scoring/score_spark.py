@@ -1,8 +1,8 @@
 """`keyart score --engine pyspark`: shards ranked by Spark's executors, to the files that one process would write.
 
 In: shards on a file system that this process and every executor see. A task is a shard: it is ranked by the same function
-as in this process and written under a name of the task's own beside the output; what goes through Spark is a line that says
-so. Of a shard that was tried twice, or by two at once, Spark hands on one line, and the file it names is moved into place.
+as in this process and written beside the output under a name of the task's own; only a receipt goes through Spark. Where a shard
+was tried twice, or by two tasks at once, Spark returns one receipt, and the file it names is moved to the output.
 
 Executors need numpy, pyarrow, onnxruntime, safetensors and rich, and keyart itself; neither torch nor an engine.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # executors load this module, and need no engine
 
 COLUMNS = {"shard": pa.int64(), "part": pa.string(), "impressions": pa.int64(), "reasons": pa.string()}
 RESULT_SCHEMA = pa.schema(COLUMNS | {"refused": pa.string()})
-"""What a task tells: its shard, the file it wrote and of how many impressions, and why their choices; or a user's error."""
+"""Receipt of a task: its shard, the file it wrote, its number of impressions and explanations; or a user's error."""
 SHARED_PATHS_HINT = "The bundle, the dataset and OUT must lie where every executor sees them, by the same paths."
 INSTALL_HINT = (
     "Install keyart there, torch is not needed: pip install numpy pyarrow onnxruntime safetensors rich; "
@@ -43,11 +43,11 @@ INSTALL_HINT = (
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringTask:
-    """What a task must know; the paths are absolute, for an executor has its own working directory."""
+    """The input of a task; the paths are absolute, because an executor has its own working directory."""
 
     bundle: str
     digest: str
-    """Of the bundle's files, as this process sees them."""
+    """SHA-256 of the bundle's files, as this process sees them."""
     shards: str
     """The folder of shards."""
     parts: str
@@ -61,7 +61,7 @@ class ScoringTask:
     def of(
         cls, bundle: Bundle, shards: Path, spill: Path, *, policy: str, reward: str, max_explained: int
     ) -> "ScoringTask":
-        """By a bundle, on the shards in a folder, written aside within `spill`."""
+        """Work by a bundle on the shards in a folder, written within `spill`."""
         folders = {"bundle": bundle.folder, "shards": shards, "parts": spill / f"scores-{uuid4().hex}"}
         digest = fingerprint(bundle.metadata["sha256"])
         paths = {name: str(folder.resolve()) for name, folder in folders.items()}
@@ -71,7 +71,7 @@ class ScoringTask:
 def score_on_executors(
     engine: "Engine", work: ScoringTask, shards: int, impressions: int, folder: Path, console: Console
 ) -> list[dict[str, Any]]:
-    """Write `part-00000.parquet` and so on into `folder`; why the choices of some impressions, in the shards' order.
+    """Write `part-00000.parquet` and so on into `folder`; returns explanations of some impressions, in the shards' order.
 
     Raises a UserError where an executor has no keyart, does not see the files, or fails more often than Spark allows.
     """
@@ -91,20 +91,20 @@ def score_on_executors(
             raise UserError(row.refused)
         if row.impressions:
             if not (parts / row.part).is_file():
-                raise UserError(f"{parts / row.part}: an executor wrote it and it is not there. {SHARED_PATHS_HINT}")
+                raise UserError(f"{parts / row.part}: an executor wrote it and it is missing. {SHARED_PATHS_HINT}")
             shutil.move(parts / row.part, folder / f"part-{row.shard:05d}.parquet")
     scored = [row.shard for row in rows], sum(row.impressions for row in rows)
     assert scored == (list(range(shards)), impressions), "every shard once, and every impression"
-    shutil.rmtree(parts, ignore_errors=True)  # what a task wrote that Spark gave up
+    shutil.rmtree(parts, ignore_errors=True)  # files of tasks that Spark gave up
     return [reason for row in rows for reason in json.loads(row.reasons)]
 
 
 def _task(work: ScoringTask) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """What an executor does with numbers of shards. Spark sends it by value, being no function of a module: so that where
-    keyart cannot be imported it is this function that finds it, and says it once."""
+    """The function that an executor applies to numbers of shards. Spark sends it by value, because it is not a function of a
+    module, so that it can report that keyart cannot be imported."""
     task_fields, remedy, schema = vars(work), INSTALL_HINT, RESULT_SCHEMA
 
-    def rank(batches):  # without annotations, which are of this module
+    def rank(batches):  # without annotations, which would refer to this module
         try:
             from serving.scoring.score_spark import ScoringTask, task_result
         except ImportError as error:
@@ -122,7 +122,7 @@ def _task(work: ScoringTask) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa
 
 
 def task_result(work: ScoringTask, shard: int) -> dict[str, Any]:
-    """Rank a shard, on an executor; a row of `RECEIPTS`. A user's error is told in it: it is none to try again."""
+    """Rank a shard, on an executor; returns a row of the receipts. It holds a user's error, which must not be retried."""
     source, name = Path(work.shards, f"shard-{shard:05d}"), f"part-{shard:05d}.{uuid4().hex}.parquet"
     try:
         for folder in (source, Path(work.bundle), Path(work.parts)):
@@ -136,7 +136,7 @@ def task_result(work: ScoringTask, shard: int) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _scorer(work: ScoringTask) -> Scorer:
-    """Opened once for all the shards that a Python worker ranks."""
+    """The scorer, opened once for all the shards that a Python worker ranks."""
     bundle = Bundle.open(Path(work.bundle))
     if fingerprint(bundle.metadata["sha256"]) != work.digest:
         raise UserError(f"{work.bundle}: an executor sees another bundle there. {SHARED_PATHS_HINT}")
@@ -164,12 +164,12 @@ def _progress(parts: Path, shards: int, console: Console) -> Iterator[None]:
 
 
 def _error_line(error: Exception) -> str:
-    """The one line of Spark's many that tells what happened: how Python's traceback ends, or why the last try failed."""
+    """The relevant line of Spark's error: the end of Python's traceback, or the reason of the last failure."""
     text = str(error)
     patterns = (
         r"Traceback \(most recent call last\):\n(?:[ \t].*\n)+(\S.*)",
         r"most recent failure: .*?executor [^)]*\): (.+)",
-        r"^: (.+)",  # below what was called by way of py4j
+        r"^: (.+)",  # below a call through py4j
         r"^\s*(\S.*)",
     )
     match = next(filter(None, (re.search(pattern, text, re.MULTILINE) for pattern in patterns)), None)

@@ -33,7 +33,7 @@ class Scorer:
 
     def __init__(self, bundle: Bundle, policy: str, reward: str = "clicked", threads: int = 1) -> None:
         """`threads`: requests ranked side by side. UserError where bundle, policy and reward do not go together."""
-        # a thread of ONNX Runtime each: they share out requests, not one request's work
+        # one thread of ONNX Runtime each: parallel over requests, not within one
         self.bundle, self.threads = replace(bundle, threads=1), threads
         self.choice_policy = ServingPolicy.parse(policy)
         self.score_name = "click_probability" if reward == "clicked" else "engaged_probability"
@@ -48,9 +48,9 @@ class Scorer:
     def score_shard(
         self, folder: Path, target: Path, max_explained: int, advance: Callable[[int], None] = lambda n: None
     ) -> tuple[int, list[dict[str, Any]]]:
-        """Write the scores of the shard in `folder` to `target`; how many, and why the choice of at most so many.
+        """Write the scores of the shard in `folder` to `target`; returns their number and at most `max_explained` explanations.
 
-        A shard without impressions has no file. `advance` is told of impressions as they are ranked.
+        A shard without impressions has no file. `advance` is called with numbers of impressions as they are ranked.
         """
         shard = Shard.open(folder, self.bundle.context)
         explained: list[dict[str, Any]] = []
@@ -73,7 +73,7 @@ class Scorer:
         return shard.impressions, explained
 
     def _ranked(self, shard: Shard) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]]:
-        """A shard's requests in order, each with its answer: every thread ranks some, while the next are gathered."""
+        """A shard's requests in order, with mask and answer: threads rank some while the next are gathered."""
         with ThreadPoolExecutor(self.threads) as pool:
             waiting: deque[tuple[dict[str, np.ndarray], np.ndarray, Future[dict[str, np.ndarray]]]] = deque()
             for request, mask_NK in shard_requests(shard, self.bundle.history_length):
@@ -97,7 +97,7 @@ def _reasons(
     if not (bundle.folder / EXPLAIN_ROWS).is_file():  # a bundle made before there were any
         return []
     rows = np.flatnonzero((mask_NK.sum(1) > 2) & (request["history_length"] > 2))
-    # one a member: a member's impressions stand together
+    # one per member, whose impressions are adjacent
     rows = rows[np.unique(request["history_title"][rows, 0], return_index=True)[1]][: max(0, max_explained)]
     if not len(rows):
         return []
@@ -112,9 +112,9 @@ def _reasons(
 def shard_requests(
     shard: Shard, history_length: int, rows_wanted: np.ndarray | None = None
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """A shard's impressions as the graph's inputs, in order, with which candidates are there: bool (N, K).
+    """A shard's impressions as the graph's inputs, in order, with the mask of candidates: bool (N, K).
 
-    `rows_wanted`: the impressions' places in the shard, default all.
+    `rows_wanted`: the impressions' rows in the shard, default all.
     """
     plays = {name: getattr(shard, name) for name in PLAY_FILLS}
     rows_wanted = np.arange(shard.impressions) if rows_wanted is None else rows_wanted

@@ -1,9 +1,9 @@
-"""Thompson sampling over a bundle, without torch: artworks drawn as often as they may be the best.
+"""Thompson sampling over a bundle, without torch: artworks are shown as often as they are best under the posterior.
 
-A draw is one ranker out of the posterior: weights of appeal's features and a bias of every artwork. The policy takes one of
+A draw is one ranker from the posterior: weights of appeal's features and a bias of every artwork. The policy takes one of
 a fixed number of draws at random and shows the artwork that is best by it, so that the probability of an artwork is exactly
-the share of the draws that it wins: what is written into the policy column is what was done. Against Thompson sampling with
-draws without end (Thompson, 1933; Chapelle and Li, 2011) such a share is an estimate, of standard error
+the share of the draws that it wins: the logged propensities are exact. As an estimate of Thompson sampling with unlimited
+draws (Thompson, 1933; Chapelle and Li, 2011) such a share has the standard error
 sqrt(p (1 - p) / draws). The posterior may be drawn narrower than it is, which explores less: Chapelle and Li found a quarter to
 a half best, and so does `keyart bench explore`.
 
@@ -18,19 +18,19 @@ from serving.bundle.bundle import POSTERIOR, Bundle
 from serving.scoring.explain import sum_by_part
 
 GOLDEN_RATIO, MIX_STEPS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 0))
-"""Of splitmix64: what it steps by, and by which shifts and factors it mixes."""
+"""Constants of splitmix64: its step, and the shifts and factors of its mixing."""
 MAX_APPEALS_HELD = 4_000_000
-"""Drawn appeals held at a time."""
+"""Drawn appeals in memory at a time."""
 
 
 class Thompson:
-    """Draws out of a bundle's posterior, the same for every request, from the seed alone."""
+    """Draws from a bundle's posterior, the same for every request, determined by the seed."""
 
     def __init__(self, bundle: Bundle, draws: int, width: float = 1.0, seed: int = 0) -> None:
-        """`width`: the posterior's standard deviations are taken times this. UserError where the bundle has no posterior."""
+        """`width`: factor of the posterior's standard deviations. UserError where the bundle has no posterior."""
         path = bundle.folder / POSTERIOR
         if not path.is_file():
-            raise UserError(f"{path}: is not there: the bundle was made before exploring. Export the run again.")
+            raise UserError(f"{path}: is missing: the bundle was made before exploring. Export the run again.")
         posterior, tables = load_file(path), bundle.tables
         self.vector, self.content = tables["artwork_vector"], tables["artwork_content"]
         self.own, self.draws, self.seed = posterior["own"] * np.float32(width), draws, seed
@@ -41,7 +41,7 @@ class Thompson:
     def probabilities(
         self, request: dict[str, np.ndarray], outputs: dict[str, np.ndarray], mask_NK: np.ndarray
     ) -> np.ndarray:
-        """Shares of the draws won, float32 (N, K), from a request and what the graph found for it; 0 where no candidate is."""
+        """Shares of the draws won, float32 (N, K), from a request and the graph's outputs for it; 0 in padding."""
         n, k = mask_NK.shape
         rows = max(1, MAX_APPEALS_HELD // (k * self.draws))
         parts = [
@@ -87,7 +87,7 @@ class Thompson:
 
 def normals(rows: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """A standard normal for every (row, draw), float32 (..., S): a function of both and of the seed, so that no table of
-    them is kept. splitmix64 (Steele and others, 2014) and Box and Muller's transform (1958)."""
+    them is stored. splitmix64 (Steele and others, 2014) and Box and Muller's transform (1958)."""
     counter = rows.astype(np.uint64)[..., None] * np.uint64(draws) + np.arange(draws, dtype=np.uint64)
     with np.errstate(over="ignore"):
         first = mix64(counter * np.uint64(2) + np.uint64((1 + seed * GOLDEN_RATIO) % 2**64))
