@@ -159,7 +159,7 @@ def _traced(
             tuple(example[name] for name in inputs),
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(inputs),
+            input_names=[f"input.{name}" for name in inputs],
             output_names=list(outputs),
             dynamic_shapes={"inputs": tuple(shapes[name] for name in inputs)} if variadic else shapes,
             verbose=False,
@@ -169,7 +169,25 @@ def _traced(
     assert program is not None
     model = program.model_proto
     model.ir_version = IR_VERSION
+    _name_inputs(model)
     return model
+
+
+def _name_inputs(model: ModelProto) -> None:
+    """Name the inputs of a trace, "input.NAME", as they are called; no value between them and the outputs has such a name.
+
+    An input may be a context feature, whose name is a user's: the tracer calls its own values "add", "cat" or "scale".
+    """
+    graph = model.graph
+    renamed = {part.name: part.name.removeprefix("input.") for part in graph.input}
+    outputs = {part.name for part in graph.output}
+    between = [name for node in graph.node for name in node.output] + [tensor.name for tensor in graph.initializer]
+    renamed |= {name: f"value.{name}" for name in between if name and name not in outputs}
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
+    for part in (*graph.input, *graph.initializer, *graph.value_info):
+        part.name = renamed.get(part.name, part.name)
 
 
 def _titles(ranking: Ranking) -> ModelProto:

@@ -52,6 +52,17 @@ RESERVED = frozenset(
             "scores",
         ),
         *("click_probability", "engaged_probability", "appeal", "affinity"),
+        *(
+            "by_play",
+            "by_image",
+            "by_people",
+            "by_genres",
+            "by_person",
+            "by_context",
+            "of_artwork",
+            "of_state",
+            "of_title",
+        ),
     }
 )
 """Reserved names: columns of the contract, fields of a request, inputs and outputs of the graphs."""
@@ -63,6 +74,7 @@ RESERVED_PREFIXES = (
     "mean_",
     "retrieval_",
     "content_",
+    "context_",
     "depicts_",
     "keyart_",
 )

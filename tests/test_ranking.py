@@ -1,5 +1,6 @@
 """The served module and its trace say what the trained towers say, in every output and at the edges of every table."""
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from onnx import ModelProto
 from export.export import random_requests
 from export.graphs import build_graphs
 from export.parity import trained_answer
-from foundation.context import MAX_POSITION
+from foundation.context import MAX_POSITION, ContextFeature
 from models.history import HistoryConfig
 from models.linear_title_models import LowRankEaseConfig
 from models.ranking import HISTORY, OUTPUTS, Ranking
@@ -60,8 +61,15 @@ def of_kind(trained: TwoTower, kind: str) -> TwoTower:
     history = HistoryConfig(encoder="attention", span=20, layers=2) if kind == "attention" else HistoryConfig(span=9)
     config = TwoTowerConfig(width=16, history=history, coplay=LowRankEaseConfig(rank=0 if kind == "no co-play" else 8))
     content = Content(*(trained.get_buffer(name) for name in Content._fields))
+    sizes = trained.sizes
+    if kind == "names of operators":
+        hour, column = (next(f for f in sizes.context if f.name == name) for name in ("hour", "column"))
+        number = ContextFeature(name="exp", kind="number", terms=("appeal", "presentation"), mean=3.0, std=2.0)
+        sizes = sizes._replace(
+            context=(replace(hour, name="add"), replace(column, name="scale"), number), categories={}
+        )
     torch.manual_seed(0)
-    model = TwoTower(config, trained.sizes, content).eval()
+    model = TwoTower(config, sizes, content).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "bias" in name or "prior" in name:
@@ -102,7 +110,7 @@ def test_it_is_the_towers(run: Path, n: int, plays: int, candidates: int) -> Non
     agree(run, random_requests(opened.vocabularies, ranking.features, plays, n, plays, candidates, seed=n))
 
 
-@pytest.mark.parametrize("kind", ["bends", "straight", "attention", "no co-play"])
+@pytest.mark.parametrize("kind", ["bends", "straight", "attention", "no co-play", "names of operators"])
 def test_of_every_kind(run: Path, kind: str) -> None:
     opened, ranking, _ = served(run, kind)
     reach = ranking.model.config.history.reach
