@@ -277,12 +277,12 @@ class Ranking(nn.Module):
         heads_N1H = self.member_features(state) @ self.heads_weight + self.heads_bias
         title_N1D, engagement_N1D, rest_N1 = heads_N1H.split([width, width, width + 2], dim=2)
         if self.features:
-            first, *others = (self.context_rows(feature, context) for feature in self.features)
+            first, *others = (self.feature_rows(feature, context) for feature in self.features)
             rest_N1 = rest_N1 + sum(others, start=first).unsqueeze(1)
         artwork_N1D, levels_N12 = rest_N1.split([width, 2], dim=2)
         return Queries(title_N1D, artwork_N1D, state.recent * self.similarity_gain, engagement_N1D, levels_N12)
 
-    def context_rows(self, feature: ContextFeature, context: Context) -> Tensor:
+    def feature_rows(self, feature: ContextFeature, context: Context) -> Tensor:
         """What a feature adds to the artwork query and to both logits, (N, D + 2)."""
         name = f"context_{feature.name}"
         rows, above, share = lookup(feature, context, self.model.sizes.categories)

@@ -119,7 +119,7 @@ class Explain(nn.Module):
         by_person_NKL = by_person_NKL * shown_NKL / shown_NKL.sum(2, keepdim=True).clamp(min=1)
 
         features = [feature for feature in ranking.features if "appeal" in feature.read_by]
-        vectors = [ranking.context_rows(feature, given)[:, :width] for feature in features]
+        vectors = [ranking.feature_rows(feature, given)[:, :width] for feature in features]
         by_context_NKF = vector_NKD @ torch.stack(vectors, dim=2) if vectors else vector_NKD[..., :0]
         of_artwork_NK = vector_NKD @ ranking.heads_bias[2 * width : 3 * width] + own_NK2[..., 0]
         of_title_N1 = -torch.cat(ranking.title_share(queries, title_N1), dim=2).sum(2)

@@ -31,6 +31,7 @@ from foundation.context import (
 )
 from foundation.errors import UserError
 from models.context import ContextSum, zero_context
+from models.ranking import Ranking
 from pipeline import embedded_artworks
 from serving.bundle.bundle import BUNDLE_FILE, EXAMPLE, GOLDEN, Bundle
 from serving.bundle.metadata import RunOrigin
@@ -181,6 +182,14 @@ def test_a_number_bends_at_its_knots_and_is_unknown_where_it_is_none(own_run: Pa
     value = torch.tensor([torch.nan, -1e9, 6.0, 8.0, 9.0, 10.0, 13.0, 14.0, 1e9])
     added = term(zero_context((), len(value)) | {number.name: value}).squeeze(-1)
     torch.testing.assert_close(added, torch.tensor([7.0, 0.0, 0.0, 1.0, 2.5, 4.0, 12.5, 16.0, 16.0]))
+
+
+def test_a_feature_may_have_any_name_in_the_served_module(own_run: Path) -> None:
+    """Its table is an attribute of the module, which must have no other of such a name: `rows` was once refused for one."""
+    ranking = Ranking(Run.open(own_run).model.eval())
+    assert {name for name in dir(ranking) if name.startswith("context_")} == {
+        f"context_{f.name}" for f in ranking.features
+    }
 
 
 def test_the_bundle_states_and_reads_them(own_bundle: Path) -> None:

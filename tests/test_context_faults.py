@@ -8,9 +8,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime as ort
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from onnx import TensorProto, helper
 from rich.console import Console
 
 import keyart
@@ -20,6 +23,7 @@ from datamodules.contract.engines import EngineConfig
 from datamodules.contract.tables import tables_with
 from datamodules.prepare.prepare import PrepareConfig, check_and_prepare, prepare
 from datamodules.shards.shard import Shards
+from datamodules.shards.vocabulary import Vocabulary
 from evaluation.logs.log_slices import build_slices, read_impression_attributes
 from evaluation.logs.scored_log import read_scored_log
 from foundation.context import (
@@ -33,6 +37,7 @@ from foundation.context import (
     save_context,
 )
 from foundation.errors import UserError
+from serving.bundle.ids import add_id_encoders, update_id_encoders
 from serving.bundle.requests import reference_context
 from tests import small_dataset
 from tests.dataset_breaks import PART_0, PART_1, add, cast_column
@@ -300,6 +305,20 @@ def test_a_damaged_record_of_features_is_named(tmp_path: Path, text: str, named:
 def test_a_record_of_no_features_is_none() -> None:
     """A ranker may read no context at all."""
     assert features_from_json([]) == ()
+
+
+def test_ids_meet_their_rows_whatever_a_feature_is_called() -> None:
+    """The rows of the category `language` once had the name of the number `language_row`; and again in a refresh."""
+    of_rows = [helper.make_tensor_value_info(name, TensorProto.INT64, ["n"]) for name in ("language", "language_row")]
+    total = helper.make_tensor_value_info("total", TensorProto.INT64, ["n"])
+    graph = helper.make_graph([helper.make_node("Add", ["language", "language_row"], ["total"])], "g", of_rows, [total])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    encoded = add_id_encoders(model, {"language": Vocabulary(["de"], 1)})
+    request = {"language": np.array(["de", "en"], object), "language_row": np.array([10, 20])}
+    for rows in ([11, 20], [11, 22]):
+        session = ort.InferenceSession(encoded.SerializeToString())
+        np.testing.assert_array_equal(np.asarray(session.run(["total"], request)[0]), rows)
+        update_id_encoders(encoded, {"language": Vocabulary(["de", "en"], 1)})
 
 
 def test_declarations_that_cannot_be() -> None:

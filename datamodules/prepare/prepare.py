@@ -152,7 +152,7 @@ def prepare(
         elif vocabularies is None:
             vocabularies = vocabularies_of(log, split_times[0], features)
             features = with_number_statistics(log, split_times[0], features)
-        warn_of_rounding(features, console)
+            warn_of_rounding(features, console)
         shards = config.shards or _shard_count(size)
         _require_memory(size, shards, working.memory)
         at_once = _rows_at_once(size, working.memory)

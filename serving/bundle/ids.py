@@ -35,6 +35,8 @@ MERGED_INPUTS = {"depicts_people": "depicts", "depicts_genres": "depicts"}
 """Inputs over rows that are the same words, looked up in different vocabularies."""
 TITLE_TABLE_PREFIXES, ARTWORK_TABLE_PREFIXES = ("play_", "title_", "mean_", "retrieval_vector"), ("artwork_",)
 """Prefixes of the names of tables by title row and by artwork row."""
+OF_ROWS = ".row"
+"""Suffix of the names of values that hold the rows of ids; the name of a context feature has no dot."""
 ML_OPSET = 4
 MIN_EXTERNAL_BYTES = 4096
 """Smaller tensors stay in their graph."""
@@ -57,8 +59,8 @@ def add_id_encoders(model: ModelProto, vocabularies: Vocabularies) -> ModelProto
         name = MERGED_INPUTS.get(part.name, part.name)
         vocabulary = vocabulary_of(part.name, vocabularies)
         if vocabulary is not None:
-            input_encoders.append(_encoder(name, f"{part.name}_row", vocabulary.values, to_rows=True))
-            _rename(graph.node, part.name, f"{part.name}_row")
+            input_encoders.append(_encoder(name, f"{part.name}{OF_ROWS}", vocabulary.values, to_rows=True))
+            _rename(graph.node, part.name, f"{part.name}{OF_ROWS}")
             part.type.tensor_type.elem_type = TensorProto.STRING
         part.name = name
         inputs[name] = part
@@ -68,8 +70,8 @@ def add_id_encoders(model: ModelProto, vocabularies: Vocabularies) -> ModelProto
     for part in graph.output:
         vocabulary = vocabulary_of(part.name, vocabularies)
         if vocabulary is not None:
-            output_encoders.append(_encoder(f"{part.name}_row", part.name, vocabulary.values, to_rows=False))
-            _rename(graph.node, part.name, f"{part.name}_row")
+            output_encoders.append(_encoder(f"{part.name}{OF_ROWS}", part.name, vocabulary.values, to_rows=False))
+            _rename(graph.node, part.name, f"{part.name}{OF_ROWS}")
             part.type.tensor_type.elem_type = TensorProto.STRING
     nodes = [*input_encoders, *graph.node, *output_encoders]
     del graph.node[:]
@@ -80,11 +82,12 @@ def add_id_encoders(model: ModelProto, vocabularies: Vocabularies) -> ModelProto
 
 def update_id_encoders(model: ModelProto, vocabularies: Vocabularies) -> None:
     """Put extended vocabularies into a graph that takes or gives ids."""
+    inputs = {part.name for part in model.graph.input}
     for node in model.graph.node:
         if node.op_type == "LabelEncoder":
             source, target = node.input[0], node.output[0]
-            to_rows = target.endswith("_row")
-            vocabulary = vocabulary_of((target if to_rows else source).removesuffix("_row"), vocabularies)
+            to_rows = source in inputs
+            vocabulary = vocabulary_of((target if to_rows else source)[: -len(OF_ROWS)], vocabularies)
             assert vocabulary is not None, f"{node.name}: an encoder without a vocabulary"
             node.CopyFrom(_encoder(source, target, vocabulary.values, to_rows=to_rows))
 

@@ -60,8 +60,8 @@ def reduce_graph(model: ModelProto, precision: Precision) -> ModelProto:
 
 
 def _is_table(tensor: TensorProto) -> bool:
-    """Whether a tensor is a table of vectors; for single numbers a scale each would only add bytes. A table of a context feature has
-    few rows, every request reads one, and it decides between candidates: it stays as it is."""
+    """Whether a tensor is a table of vectors, not of single numbers, for which a scale each would only add bytes, nor of a context
+    feature: it has few rows, which every request reads, and decides between candidates."""
     size = int(np.prod(tensor.dims)) * np.dtype(np.float32).itemsize
     of_vectors = tensor.data_type == TensorProto.FLOAT and len(tensor.dims) >= 2 and tensor.dims[-1] > 1
     return of_vectors and size >= MIN_EXTERNAL_BYTES and not tensor.name.startswith(CONTEXT_PREFIX)
