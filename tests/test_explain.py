@@ -13,8 +13,8 @@ from export.export import export
 from foundation.errors import UserError
 from models.history import HistoryConfig
 from models.two_tower import TwoTower, TwoTowerConfig
-from serving.bundle.bundle import Bundle
-from serving.scoring.explain import EXPLAIN_TABLES, Explainer, reasons, total
+from serving.bundle.bundle import EXPLAIN_ROWS, Bundle
+from serving.scoring.explain import reasons, total
 from tests.test_evaluation import since_of
 from train.embed import load_embedding
 from train.run import content_of, sizes_of
@@ -43,7 +43,7 @@ def request_of(bundle: Bundle, n: int = 40, plays: int = 20, candidates: int = 6
 def test_the_terms_are_the_appeal(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     request = request_of(opened)
-    terms = Explainer(opened).explain(request)
+    terms = opened.explain(request)
     assert np.abs(total(terms) - opened.rank(request)["appeal"]).max() < 1e-5
     assert np.abs(terms["of_state"]).max() == 0, "of the mean nothing is left over"
     assert np.abs(terms["by_person"].sum(-1) - terms["by_people"].sum(1)).max() < 1e-5
@@ -70,7 +70,7 @@ def test_what_attention_reads_is_one_term(shards: Path, tmp_path: Path) -> None:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     bundle = export(model, opened.vocabularies, tmp_path / "bundle", origin={})
     assert bundle.metadata["explanations"]["largest_difference"] < 1e-5
-    terms = Explainer(bundle).explain(request_of(bundle))
+    terms = bundle.explain(request_of(bundle))
     assert np.abs(terms["of_state"]).max() > 0
 
 
@@ -102,7 +102,8 @@ def test_reasons_are_those_of_the_choice(bundle: Path) -> None:
         reasons(opened, request, np.arange(6) < np.ones((len(mask), 1)), chosen)
 
 
-def test_a_bundle_without_tables_says_so(bundle: Path, tmp_path: Path) -> None:
-    bare = Bundle(tmp_path, Bundle.open(bundle).metadata)
-    with pytest.raises(UserError, match=f"{EXPLAIN_TABLES}: is missing"):
-        _ = Explainer(bare).tables
+def test_a_bundle_without_the_graph_says_so(bundle: Path, tmp_path: Path) -> None:
+    opened = Bundle.open(bundle)
+    bare = Bundle(tmp_path, opened.metadata)
+    with pytest.raises(UserError, match=f"{EXPLAIN_ROWS}: is not there"):
+        bare.explain(request_of(opened))
