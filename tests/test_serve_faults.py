@@ -88,7 +88,7 @@ def test_too_many_are_refused_and_a_defect_reaches_its_caller(bundle: Path) -> N
             422,
             "Give thompson:25600.",
         ),
-        (GOOD | {"explain": 1}, 422, "explain=1: is neither"),
+        (GOOD | {"explain": 1}, 422, "explain=1: must be true or false"),
         (b" " * 1_100_000, 413, "body: more than 1,048,576 bytes"),
     ],
 )
