@@ -69,7 +69,7 @@ def run_pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> 
     else:
         require_valid(dataset, images=True, tables=tables)
         with atomic_file(out / "check.json") as partial:
-            partial.write_text(json.dumps({"fingerprint": expected}))
+            partial.write_text(json.dumps({"fingerprint": expected}), encoding="utf-8")
         console.print(f"check: {dataset} holds the contract")
     if stored_fingerprint(shards / "manifest.json") == shards_fingerprint(dataset, recipe.prepare):
         console.print(f"prepare: {shards} is up to date")
@@ -265,4 +265,4 @@ def print_simulated_truth(report: Report, out: Path, dataset: Path, output: Cons
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))

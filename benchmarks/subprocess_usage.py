@@ -31,7 +31,7 @@ process = subprocess.Popen(sys.argv[2:], stdout=subprocess.DEVNULL)
 _, status, usage = os.wait4(process.pid, 0)
 seconds = time.perf_counter() - began
 told = [seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status)]
-open(sys.argv[1], "w").write(json.dumps(told))
+open(sys.argv[1], "w", encoding="utf-8").write(json.dumps(told))
 """
 """A small process between: what a process held before it called another program counts as the other's too."""
 
@@ -52,7 +52,7 @@ def measure(arguments: Sequence[str], *, threads: int | None = None) -> ProcessU
         lines = completed.stderr.decode(errors="replace").strip().splitlines() or ["it wrote nothing"]
         if completed.returncode:
             raise UserError(f"{' '.join(arguments[:6])} ...: cannot be run: {lines[-1][:300]}")
-        seconds, cpu_seconds, peak_bytes, code = json.loads(report.read_text())
+        seconds, cpu_seconds, peak_bytes, code = json.loads(report.read_text(encoding="utf-8"))
     if code:
         how = f"exit {code}" if code > 0 else f"signal {-code}"
         raise UserError(f"{' '.join(arguments[:6])} ...: failed ({how}): {lines[-1][:300]}")

@@ -36,7 +36,7 @@ def require_replaceable(path: Path, marker: str) -> None:
 def exclusive_lock(path: Path) -> Iterator[None]:
     """Nobody else claims `path` meanwhile: a second call is a UserError. The claim ends with the process that has it."""
     lock = path.with_name(f"{path.name}.lock")
-    with lock.open("w") as file:
+    with lock.open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -27,7 +27,7 @@ from train.run import Run
 def test_onnx_is_torch_over_the_test_period(bundle: Path, run: Path, shards: Path, scores: Path) -> None:
     """Two ways that share no code: members stored once in torch, one request per impression in ONNX Runtime."""
     assert compare(Run.open(run).model, shards, scores) < 1e-5
-    assert json.loads((bundle / "bundle.json").read_text())["parity"]["largest_difference"] < 1e-5
+    assert json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["parity"]["largest_difference"] < 1e-5
 
 
 def test_comparing_finds_a_difference(run: Path, shards: Path, scores: Path) -> None:
@@ -107,7 +107,7 @@ def test_unknown_ids_in_a_log_are_scored(service: Path, bundle: Path, tmp_path: 
 
 def test_scores_follow_the_contract(service: Path, scores: Path, bundle: Path) -> None:
     found = pads.dataset(sorted(scores.glob("*.parquet"))).to_table()
-    since = json.loads((bundle / "bundle.json").read_text())["test_from"]
+    since = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["test_from"]
     log = pads.dataset(sorted((service / "impressions").glob("*.parquet"))).to_table(
         columns=["impression_id", "candidates", "shown_at"]
     )
@@ -178,7 +178,7 @@ to = Path({str(tmp_path / "scores")!r})
 print(score(Bundle.open(Path({str(bundle)!r})), Path({str(service)!r}), to, policy="thompson:16"))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1], encoding="utf-8"
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) > 0

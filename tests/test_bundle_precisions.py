@@ -62,10 +62,10 @@ def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 def shipped(bundle: Path, folder: Path, validation: Shards | None, console: Console | None = None) -> Path:
     """A copy of a bundle with its graphs of fewer bytes."""
     shutil.copytree(bundle, folder)
-    opened, metadata = Bundle.open(folder), json.loads((folder / BUNDLE_FILE).read_text())
+    opened, metadata = Bundle.open(folder), json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
     told = (opened.vocabularies, opened.history_length, metadata["golden"]["largest_difference"], validation)
     metadata["precisions"] = ship_variants(folder, *told, console or Console(quiet=True))
-    (folder / BUNDLE_FILE).write_text(json.dumps(metadata | {"sha256": bundle_checksums(folder)}))
+    (folder / BUNDLE_FILE).write_text(json.dumps(metadata | {"sha256": bundle_checksums(folder)}), encoding="utf-8")
     return folder
 
 
@@ -169,9 +169,9 @@ def test_what_ships_is_verified(bundle: Path, shards: Path, tmp_path: Path, capf
     assert keyart.main(["verify", str(folder)]) == 0
     assert f", int8 {found.variant_differences['int8']:.1e}" in capfd.readouterr().out
 
-    strict = json.loads((folder / BUNDLE_FILE).read_text())
+    strict = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
     strict["precisions"][1]["bounds"]["golden_difference"] = 1e-9
-    (folder / BUNDLE_FILE).write_text(json.dumps(strict))
+    (folder / BUNDLE_FILE).write_text(json.dumps(strict), encoding="utf-8")
     with pytest.raises(UserError, match=r"fp16: its golden cases differ by .* here, more than 1e-09"):
         verify(folder)
     weights = bytearray((folder / "int8" / WEIGHTS).read_bytes())

@@ -41,7 +41,7 @@ def same(one: Path, other: Path) -> bool:
 
 def told(run: Path) -> list[list[str]]:
     """The rows of log.csv, seconds left out."""
-    return [line.split(",")[:-1] for line in (run / "log.csv").read_text().splitlines()]
+    return [line.split(",")[:-1] for line in (run / "log.csv").read_text(encoding="utf-8").splitlines()]
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, method: str) -> None:
@@ -153,7 +153,7 @@ def test_killed_again_and_again(shards: Path, in_a_process: Path, tmp_path: Path
         assert not (run / METRICS).is_file()
     assert real_process.run(command, said) == 0
     assert same(run, in_a_process)
-    assert said.read_text().count("goes on from") == 2
+    assert said.read_text(encoding="utf-8").count("goes on from") == 2
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
@@ -165,12 +165,12 @@ def test_a_signal_saves(shards: Path, in_a_process: Path, tmp_path: Path, number
     assert process.pid is not None
     os.kill(process.pid, number)
     process.join(60)
-    assert process.exitcode == status, said.read_text()
-    assert "The same command again goes on" in said.read_text()
+    assert process.exitcode == status, said.read_text(encoding="utf-8")
+    assert "The same command again goes on" in said.read_text(encoding="utf-8")
     assert not (run / METRICS).is_file()
     if number == signal.SIGTERM:
         assert real_process.run(words(shards, run, 5), said) == 0
-        assert ", batch " in said.read_text(), "it went on in the midst of a slice"
+        assert ", batch " in said.read_text(encoding="utf-8"), "it went on in the midst of a slice"
         assert same(run, in_a_process)
 
 

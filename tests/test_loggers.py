@@ -50,7 +50,7 @@ class LinesLogger(Logger):
         self._write({"hyperparameters": params})
 
     def _write(self, line: dict[str, Any]) -> None:
-        with self.file.open("a") as file:
+        with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -64,7 +64,7 @@ class CountingCallback(pl.Callback):
         self.batches += 1
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.file.write_text(str(self.batches))
+        self.file.write_text(str(self.batches), encoding="utf-8")
 
 
 def lines_logger(file: Path, **arguments: Any) -> ClassSpec:
@@ -72,12 +72,12 @@ def lines_logger(file: Path, **arguments: Any) -> ClassSpec:
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def slices(run: Path) -> list[tuple[int, float]]:
     """Step and validation log loss after every slice, by the run's own log."""
-    rows = csv.DictReader((run / "log.csv").read_text().splitlines())
+    rows = csv.DictReader((run / "log.csv").read_text(encoding="utf-8").splitlines())
     return [(int(row["step"]), float(row["validation_log_loss"])) for row in rows]
 
 
@@ -91,12 +91,12 @@ def test_every_logger_is_given_the_metrics_and_the_config(shards: Path, tmp_path
     words += f" --logger pytorch_lightning.loggers.CSVLogger --logger.init_args.save_dir {tmp_path / 'csv'}"
     words += f" --logger {__name__}.LinesLogger --logger.file {file}"
     assert keyart.main(words.split()) == 0
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     (version,) = (tmp_path / "csv" / "lightning_logs").iterdir()
-    assert yaml.safe_load((version / "hparams.yaml").read_text()) == config
+    assert yaml.safe_load((version / "hparams.yaml").read_text(encoding="utf-8")) == config
     hyperparameters, *points = lines(file)
     assert hyperparameters == {"hyperparameters": config}
-    rows = list(csv.DictReader((version / "metrics.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((version / "metrics.csv").read_text(encoding="utf-8").splitlines()))
     assert validations(rows) == validations(points) == slices(run)
     assert len(slices(run)) == 3
     assert set().union(*points) == METRICS | {"step"} == set(rows[0])
@@ -108,7 +108,7 @@ def test_tensorboard_is_the_default_and_shows_the_config(shards: Path, tmp_path:
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == METRICS
     (text,) = events.Tensors("config/text_summary")
-    assert (tmp_path / "run" / "config.yaml").read_text() in text.tensor_proto.string_val[0].decode()
+    assert (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8") in text.tensor_proto.string_val[0].decode()
     fit(shards, tmp_path / "without", replace(SHORT, logger=False))
     assert not (tmp_path / "without" / "tensorboard").exists()
     assert slices(tmp_path / "without") == slices(tmp_path / "run")
@@ -135,7 +135,10 @@ def test_a_run_can_be_made_again_from_its_config(shards: Path, tmp_path: Path) -
     ]
     config = replace(SHORT, logger=[lines_logger(tmp_path / "lines.jsonl")], callbacks=callbacks)
     fit(shards, run, config, stop_after=1)
-    recipe.write_text(yaml.safe_dump({"fit": yaml.safe_load((run / "config.yaml").read_text())["fit"]}))
+    recipe.write_text(
+        yaml.safe_dump({"fit": yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["fit"]}),
+        encoding="utf-8",
+    )
     assert parse("fit", keyart.fit, "fit", ["s", "r", "--config", str(recipe)], None)["settings"] == config
     for words, logger in (
         (["--logger", "false"], False),
@@ -159,7 +162,7 @@ def test_a_recipe_may_name_classes_in_short(tmp_path: Path) -> None:
         (f"logger: {{class_path: {path}}}", [{"class_path": path}]),
         ("logger: true", True),
     ):
-        recipe.write_text(f"fit:\n  {text}\n")
+        recipe.write_text(f"fit:\n  {text}\n", encoding="utf-8")
         settings = parse("fit", keyart.fit, "fit", ["s", "r", "--config", str(recipe)], None)["settings"]
         assert settings.logger == expected, text
 
@@ -172,7 +175,7 @@ def test_callbacks_take_part(shards: Path, tmp_path: Path) -> None:
     ]
     metrics = fit(shards, tmp_path / "run", replace(SHORT, callbacks=callbacks))
     assert metrics["slices"] == len(slices(tmp_path / "run")) == 2, "the second is not better by 10"
-    assert int((tmp_path / "count.txt").read_text()) == slices(tmp_path / "run")[-1][0]
+    assert int((tmp_path / "count.txt").read_text(encoding="utf-8")) == slices(tmp_path / "run")[-1][0]
     with pytest.raises(UserError, match="another config"):
         fit(shards, tmp_path / "run", SHORT)  # a callback may change what is learned
 

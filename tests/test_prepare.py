@@ -243,12 +243,16 @@ def test_other_versions_and_strangers_are_refused(tmp_path: Path) -> None:
     RandomLog([], [("a", 0, 0, minute, False) for minute in range(8)]).write(tmp_path / "log")
     prepare(tmp_path / "log", tmp_path / "shards")
     path = tmp_path / "shards" / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"contract_version": 7}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"contract_version": 7}), encoding="utf-8"
+    )
     with pytest.raises(UserError, match="contract version 7"):
         Shards.open(tmp_path / "shards")
     with pytest.raises(UserError, match=r"no manifest\.json"):
         Shards.open(tmp_path)
     (tmp_path / "shards" / "shard-00000" / "title.npy").write_bytes(b"cut short")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"contract_version": 1}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"contract_version": 1}), encoding="utf-8"
+    )
     with pytest.raises(UserError, match=r"title\.npy: cannot be mapped"):
         _ = Shards.open(tmp_path / "shards").shards

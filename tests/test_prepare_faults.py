@@ -229,7 +229,7 @@ def test_a_full_disk_leaves_the_old_shards(service: Path, tmp_path: Path, most: 
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most})); "
         f"sys.exit(keyart.main(['prepare', {str(service)!r}, {str(tmp_path / 'shards')!r}]))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, encoding="utf-8")
     assert done.returncode == 1, done.stderr
     assert "The disk is full" in done.stderr.splitlines()[-1]
     assert state(tmp_path) == before
@@ -271,8 +271,8 @@ def test_two_calls_do_not_write_the_same_shards(service: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("place", [".", "inside", ".."])
 def test_the_source_is_never_written_over(dataset: Path, place: str) -> None:
-    (dataset / "manifest.json").write_text("{}")
-    (dataset.parent / "manifest.json").write_text("{}")
+    (dataset / "manifest.json").write_text("{}", encoding="utf-8")
+    (dataset.parent / "manifest.json").write_text("{}", encoding="utf-8")
     before = state(dataset.parent)
     with pytest.raises(UserError, match="the source is only read"):
         prepare(dataset, dataset / place)
@@ -280,7 +280,7 @@ def test_the_source_is_never_written_over(dataset: Path, place: str) -> None:
 
 
 def test_a_manifest_of_somebody_else_is_not_replaced(service: Path, tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"exported_by": "warehouse"}')
+    (tmp_path / "manifest.json").write_text('{"exported_by": "warehouse"}', encoding="utf-8")
     with pytest.raises(UserError, match="is no manifest of shards"):
         prepare(service, tmp_path)
 
@@ -302,7 +302,9 @@ def test_a_log_that_changes_meanwhile_is_refused(
 
 def test_ctrl_c_in_a_query_is_no_defect(service: Path, tmp_path: Path) -> None:
     call = [sys.executable, "-m", "keyart", "prepare", str(service), str(tmp_path / "shards")]
-    process = subprocess.Popen(call, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        call, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
     while not (tmp_path / ".shards.spill").exists():
         time.sleep(0.0005)
     time.sleep(0.2)
@@ -328,5 +330,5 @@ def test_the_tables_of_the_drop_tests_are_the_contracts() -> None:
 
 def test_the_manifest_is_json(service: Path, tmp_path: Path) -> None:
     prepare(service, tmp_path / "shards")
-    told = json.loads((tmp_path / "shards" / MANIFEST).read_text())
+    told = json.loads((tmp_path / "shards" / MANIFEST).read_text(encoding="utf-8"))
     assert told["rows"]["impressions"]["in"] == told["impressions"] == told["rows"]["impressions"]["out"]

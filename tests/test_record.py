@@ -48,7 +48,7 @@ def own(bundle: Path, tmp_path: Path) -> Path:
 
 def record_of(folder: Path) -> dict[str, Any]:
     """As it lies there."""
-    return json.loads((folder / BUNDLE_FILE).read_text())
+    return json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
 
 
 def test_the_verdict_is_kept_and_nothing_else_changes(
@@ -179,8 +179,12 @@ def test_a_bundle_of_another_version_is_refused_by_name(
     own: Path, capfd: pytest.CaptureFixture[str], record: dict | list | None, named: str
 ) -> None:
     path = own / BUNDLE_FILE
-    changed = "{" if record is None else json.dumps(json.loads(path.read_text()) | record if record else record)
-    path.write_text(changed)
+    changed = (
+        "{"
+        if record is None
+        else json.dumps(json.loads(path.read_text(encoding="utf-8")) | record if record else record)
+    )
+    path.write_text(changed, encoding="utf-8")
     assert keyart.main(["verify", str(own)]) == 1
     error = capfd.readouterr().err
     assert error.startswith(f"keyart verify: {path}: ")
@@ -202,7 +206,7 @@ def test_evaluate_records_where_it_is_asked_to(
     assert file_checksums(own) == sealed
     assert keyart.main(["evaluate", str(own), *words, "--record"]) == 0
     kept = record_of(own)["evaluation"]
-    told = json.loads((tmp_path / "report" / "report.json").read_text())
+    told = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     assert (kept["since"], kept["until"], kept["dataset"]) == (told["since"], told["until"], told["dataset"])
 
 
@@ -226,7 +230,7 @@ def test_the_whole_way_records_and_then_rests(service: Path, tmp_path: Path) -> 
     # cut short after the report and before its verdict was kept
     metadata = record_of(out / "bundle")
     del metadata["evaluation"]
-    (out / "bundle" / BUNDLE_FILE).write_text(json.dumps(metadata, indent=1))
+    (out / "bundle" / BUNDLE_FILE).write_text(json.dumps(metadata, indent=1), encoding="utf-8")
     run_pipeline(service, out, recipe, console)
     assert record_of(out / "bundle")["evaluation"] == kept
 
@@ -235,7 +239,7 @@ def test_licences_follow_where_the_encoder_came_from(service: Path, shards: Path
     def said(image_encoder: str) -> str:
         return licence_terms({"log_fingerprint": "abc", "image_encoder": image_encoder})["image_encoder"]
 
-    here = json.loads((shards / "embedding" / EMBEDDING_RECORD).read_text())["weights"]
+    here = json.loads((shards / "embedding" / EMBEDDING_RECORD).read_text(encoding="utf-8"))["weights"]
     assert "trained on the catalogue of log abc: yours" in said(here)
     assert "yours" in said(f"{here}, fine-tuned on clicks")
     hub = said("resnet18, torchvision's pretrained weights")

@@ -85,7 +85,7 @@ def fit(
         config = replace(config, model=inherited_model_config(base_run, config.model))
     if world.size == 1 and config.devices > 1:
         run_on_ranks(config.devices, fit_on_rank, shards, run, config, from_run, restart, stop_after)
-        return json.loads((run / METRICS).read_text()) if (run / METRICS).is_file() else {}
+        return json.loads((run / METRICS).read_text(encoding="utf-8")) if (run / METRICS).is_file() else {}
     with Signals() as signals, world.process_group():
         signals.deferred = world.size > 1  # one that left while they begin would leave the others waiting
         try:
@@ -377,7 +377,7 @@ class _Fit:
             with atomic_file(run / name) as partial:
                 shutil.copyfile(self.shards / EMBEDDING / name, partial)
         with atomic_file(run / METRICS) as partial:
-            partial.write_text(json.dumps(metrics, indent=1))
+            partial.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
         (run / BEST_WEIGHTS).unlink()
         self.console.print(
             f"fit: best validation log loss {checkpoints.best:.5f} after slice {checkpoints.best_slice} "

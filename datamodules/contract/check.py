@@ -5,18 +5,14 @@ remedy. Three passes, each over what the one before found sound: the files' sche
 of `check_rules`, counted by the engine in one aggregation per table), the images (Pillow, decoded to the end).
 """
 
-import posixpath
-import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import ibis
 from ibis.expr.types import BooleanColumn
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table as TextTable
@@ -24,28 +20,15 @@ from rich.text import Text
 
 from datamodules.contract.check_files import TableFiles, Violation, location_of, printable
 from datamodules.contract.engines import FILE, Engine, EngineConfig, open_engine, to_arrow
+from datamodules.contract.image_files import OFFENDERS, image_violations
 from datamodules.contract.row_rule import Relations, RowRule
 from datamodules.contract.row_rules import row_rules, with_foreign_candidate
 from datamodules.contract.tables import ARTWORKS, CONTRACT_VERSION, ENGINE_TYPES, IMPRESSIONS, TABLES, Table
 from foundation.errors import UserError
 from foundation.progress import progress_bar
 
-OFFENDERS = 3
-"""How many of those who break a rule are named."""
 MEMORY = "2GB"
 """What a check by itself may hold."""
-IMAGES_PER_BLOCK = 512
-"""Images handed to the threads at a time: keeps the queue short for a large catalogue, and Ctrl-C quick."""
-
-IMAGE_RULES = {
-    "image-outside": (
-        "whose image lies outside of the dataset",
-        "Copy the images into the dataset and write their paths relative to it",
-    ),
-    "missing-image": ("whose image does not exist", "Export the images too, or leave these artworks out"),
-    "unreadable-image": ("whose image cannot be decoded", "Export or copy the image again"),
-}
-"""By rule: the words after "3 artworks", and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +97,7 @@ def check(
                 violations += [violation for file_violations in damage for violation in file_violations]
                 sound = [files for files, file_violations in zip(sound, damage, strict=True) if not file_violations]
         violations += row_violations
-        violations += _image_violations(dataset, listed, progress)
+        violations += image_violations(dataset, listed, progress)
     present = [files for files in present if files.paths]
     return CheckReport(
         dataset=dataset,
@@ -236,65 +219,4 @@ def _listed_images(tables: Relations) -> list[tuple[str, str]]:
         return []
     artworks = tables[ARTWORKS.name]
     listed = artworks.filter(artworks["image"].notnull()).select("artwork_id", "image").order_by("artwork_id")
-    return [(str(row["artwork_id"]), row["image"]) for row in to_arrow(listed).to_pylist()]
-
-
-def _image_violations(dataset: Path, listed: list[tuple[str, str]], progress: Progress) -> list[Violation]:
-    """Artworks whose image lies outside of the dataset, is missing, or does not decode."""
-    images = list(dict.fromkeys(image for _, image in listed))
-    faults: dict[str, tuple[str, str]] = {}
-    task = progress.add_task("images", total=len(images))
-    with strict_image_decoding(), ThreadPoolExecutor() as threads:
-        for start in range(0, len(images), IMAGES_PER_BLOCK):
-            part = images[start : start + IMAGES_PER_BLOCK]
-            for image, fault in zip(part, threads.map(lambda image: image_fault(dataset, image), part), strict=True):
-                if fault:
-                    faults[image] = fault
-            progress.advance(task, len(part))
-    progress.remove_task(task)
-
-    violations = []
-    for rule, (what, remedy) in IMAGE_RULES.items():
-        broken = [(artwork, image) for artwork, image in listed if image in faults and faults[image][0] == rule]
-        if not broken:
-            continue
-        paths = [dataset / image for image in dict.fromkeys(image for _, image in broken)]
-        noun = "artwork" if len(broken) == 1 else "artworks"
-        violations.append(
-            Violation(
-                # a file that is not there, or not ours, is the table's mistake
-                where=location_of(dataset, paths) if rule == "unreadable-image" else "artworks.parquet",
-                rule=rule,
-                what=f"{len(broken):,} {noun} {what}",
-                count=len(broken),
-                first=tuple(f"{printable(a)}, {faults[image][1]}" for a, image in broken[:OFFENDERS]),
-                remedy=remedy,
-            )
-        )
-    return violations
-
-
-@contextmanager
-def strict_image_decoding() -> Iterator[None]:
-    """Pillow warns of doubtful metadata, which nobody here reads, and of images too large to decode on most machines: those are
-    faults inside the block."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
-def image_fault(dataset: Path, image: str) -> tuple[str, str] | None:
-    """Within `images_judged`: which of `IMAGE_RULES` an image breaks, and what to print of it; None for a sound one."""
-    if Path(image).is_absolute() or posixpath.normpath(image).split("/")[0] == "..":
-        return "image-outside", printable(image)
-    path = dataset / image
-    if not path.is_file():
-        return "missing-image", printable(image)
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-    except Exception as error:  # on broken bytes Pillow's decoders raise whatever they stumble over
-        lines = str(error).replace(str(path), path.name).splitlines()
-        return "unreadable-image", printable(lines[0] if lines else type(error).__name__)
-    return None
+    return [(str(row["artwork_id"]), row["image"]) for row in to_arrow(listed).to_pylist() if row["image"].strip()]

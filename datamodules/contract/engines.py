@@ -90,7 +90,7 @@ def _machine_memory() -> int:
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # absent, or the word "max"
-            limits.append(int(Path(path).read_text()))
+            limits.append(int(Path(path).read_text(encoding="utf-8")))
     return min(limits)
 
 
@@ -254,7 +254,7 @@ class _Spark:
             ) from None
         self.memory, self.folder = config.bytes, folder
         self.errors: tuple[type[Exception], ...] = (PySparkException, Py4JError)
-        (folder / "log4j2.properties").write_text(ERRORS_ALONE)
+        (folder / "log4j2.properties").write_text(ERRORS_ALONE, encoding="utf-8")
         self._file, self._expr = input_file_name, expr
         self._paths: dict[Path, Path] = {}
         settings = {

@@ -210,7 +210,7 @@ def prepare(
                 ),
                 "vocabularies": {n: {"values": len(v.values), "trained": v.trained} for n, v in vocabularies.items()},
             }
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             for previous in (out, like):  # cached by the images' bytes: `embed` takes from it what still fits
                 if previous is not None and (previous / EMBEDDING).is_dir() and not (folder / EMBEDDING).exists():
                     shutil.copytree(previous / EMBEDDING, folder / EMBEDDING)
@@ -257,7 +257,7 @@ def require_writable_target(dataset: Path, out: Path) -> None:
         raise UserError(f"{out}: lies in {dataset}, or around it; the source is only read. Name a folder beside it.")
     require_replaceable(out, MANIFEST)
     manifest = out / MANIFEST
-    if manifest.is_file() and '"contract_version"' not in manifest.read_text(errors="replace"):
+    if manifest.is_file() and '"contract_version"' not in manifest.read_text(errors="replace", encoding="utf-8"):
         raise UserError(
             f"{manifest}: is no manifest of shards, so keyart did not write it. Name a new or empty folder."
         )

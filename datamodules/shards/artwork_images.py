@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
+from datamodules.contract.check_files import printable
+from datamodules.contract.image_files import image_file
 from datamodules.contract.tables import ARTWORKS
 from datamodules.shards.vocabulary import Vocabulary
 from foundation.errors import UserError
@@ -28,13 +30,13 @@ def image_paths(dataset: Path, artworks: Vocabulary) -> list[Path]:
             f"{dataset}/artworks.parquet: lacks {len(missing)} artworks of the shards (first: {missing[0]}). "
             "Give the dataset the shards were prepared from, or prepare it."
         )
-    without = [value for value in artworks.values if by_id[value] is None]
+    without = [value for value in artworks.values if not (by_id[value] or "").strip()]
     if without:
         raise UserError(
             f"{dataset}/artworks.parquet: {len(without)} artworks have no image (first: {without[0]}). "
             "Name their files, or embed the vectors alone: --sources embedding."
         )
-    return [dataset / by_id[value] for value in artworks.values]
+    return [image_file(dataset, by_id[value]) for value in artworks.values]
 
 
 def content_hashes(paths: Sequence[Path]) -> list[str]:
@@ -43,8 +45,9 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
     def digest(path: Path) -> str:
         try:
             return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}). Restore the image.") from None
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"{printable(path, 300)}: cannot be read ({reason}). Restore the image.") from None
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(digest, paths))

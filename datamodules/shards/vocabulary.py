@@ -78,10 +78,10 @@ Vocabularies = dict[str, Vocabulary]
 def save_vocabularies(vocabularies: Vocabularies, path: Path) -> None:
     """Write all vocabularies as one JSON file."""
     table = {name: {"trained": v.trained, "values": v.values} for name, v in vocabularies.items()}
-    path.write_text(json.dumps(table, ensure_ascii=False))
+    path.write_text(json.dumps(table, ensure_ascii=False), encoding="utf-8")
 
 
 def load_vocabularies(path: Path) -> Vocabularies:
     """Read what `save_vocabularies` wrote."""
-    table = json.loads(path.read_text())
+    table = json.loads(path.read_text(encoding="utf-8"))
     return {name: Vocabulary(entry["values"], entry["trained"]) for name, entry in table.items()}

@@ -20,6 +20,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from datamodules.contract.image_files import image_file
 from datamodules.contract.tables import ARTWORKS, PLAYS, TITLES
 from evaluation.logs.columns import to_array
 from evaluation.logs.log_slices import ImpressionAttributes
@@ -63,7 +64,7 @@ def read_artwork_labels(dataset: Path) -> ArtworkLabels:
     for path in ARTWORKS.files(dataset):
         for row in _rows(path, ("artwork_id", "title_id", "image")):
             if row.get("image"):
-                images[row["artwork_id"]] = dataset / row["image"]
+                images[row["artwork_id"]] = image_file(dataset, row["image"])
             title_of[row["artwork_id"]] = row.get("title_id") or row["artwork_id"]
             of_title.setdefault(title_of[row["artwork_id"]], row["artwork_id"])
     return ArtworkLabels(names=names, genres=genres, images=images, of_title=of_title, title_of=title_of)

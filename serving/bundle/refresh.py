@@ -120,7 +120,7 @@ def refresh(folder: Path, dataset: Path, console: Console) -> RefreshResult:
         if IMAGE in tower.sources:
             require_images(dataset, artworks)
         hashes = {
-            HASHES[source]: json.loads((folder / HASHES[source]).read_text()) + digests
+            HASHES[source]: json.loads((folder / HASHES[source]).read_text(encoding="utf-8")) + digests
             for source, digests in tower.hashes(dataset, artworks).items()
         }
         of_artworks = tower.rows(dataset, artworks, console)
@@ -214,7 +214,7 @@ def _write(
         write_triton(folder)
         save_vocabularies(vocabularies, folder / VOCABULARIES)
         for name, digests in hashes.items():
-            (folder / name).write_text(json.dumps(digests))
+            (folder / name).write_text(json.dumps(digests), encoding="utf-8")
         for name in (EXPLAIN_TABLES, POSTERIOR):
             tables = load_file(old / name)
             save_file(
