@@ -23,6 +23,14 @@ from datamodules.shards.shard import TEST, TRAIN, VALIDATION, Shards
 from foundation.errors import UserError
 
 MEMBERS = ["a", "b", "\N{GRINNING FACE}", "d'e\nf"]
+
+
+def splits_apart(log: RandomLog) -> bool:
+    """Whether each of the three periods has an impression."""
+    times = sorted(at for *_, at, _ in log.impressions)
+    return times[0] < times[int(0.7 * len(times))] < times[int(0.85 * len(times))]
+
+
 MINUTES = st.integers(0, 12)  # few, so that plays and impressions fall on the same instant
 LOGS = st.builds(
     RandomLog,
@@ -32,7 +40,7 @@ LOGS = st.builds(
         min_size=4,
         max_size=25,
     ),
-)
+).filter(splits_apart)
 
 
 def told(shards: Shards) -> dict[str, tuple[list[str], int]]:

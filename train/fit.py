@@ -180,8 +180,14 @@ class _Fit:
     def _model(self, opened: Shards, embedding: torch.Tensor) -> TwoTower:
         splits = opened.manifest["splits"]
         for split in ("train", "validation"):
-            if not splits[split]["clicks"]:
+            clicks, impressions = splits[split]["clicks"], splits[split]["impressions"]
+            if not clicks:
                 raise UserError(f"{self.shards}: the {split} period has no click to learn from. Prepare a longer log.")
+            if clicks == impressions:
+                raise UserError(
+                    f"{self.shards}: all {impressions:,} impressions of the {split} period were clicked, and nothing is to be "
+                    "learned from clicks alone. Log what was shown and not clicked too."
+                )
         torch.manual_seed(self.config.seed)
         model = TwoTower(
             self.config.model, sizes_of(opened.vocabularies, opened.context), content_of(opened, embedding)

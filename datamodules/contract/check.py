@@ -9,21 +9,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import ibis
-from ibis.expr.types import BooleanColumn
+from ibis.expr.types import BooleanColumn, Value
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table as TextTable
 from rich.text import Text
 
 from datamodules.contract.check_files import TableFiles, Violation, location_of, printable
+from datamodules.contract.coverage import Coverage, coverage_findings, measure_coverage
 from datamodules.contract.engines import FILE, Engine, EngineConfig, open_engine, to_arrow
 from datamodules.contract.image_files import OFFENDERS, image_violations
 from datamodules.contract.row_rule import Relations, RowRule
 from datamodules.contract.row_rules import row_rules, with_foreign_candidate
-from datamodules.contract.tables import ARTWORKS, CONTRACT_VERSION, ENGINE_TYPES, IMPRESSIONS, TABLES, Table
+from datamodules.contract.stored_types import id_value
+from datamodules.contract.tables import ARTWORKS, CONTRACT_VERSION, ENGINE_TYPES, IMPRESSIONS, TABLES, Column, Table
 from foundation.errors import UserError
 from foundation.progress import progress_bar
 
@@ -45,6 +47,18 @@ class CheckReport:
     """Files of each table that is there."""
     images: int
     """Different images the artworks name; 0 where they were not asked for, or could not be."""
+    warnings: tuple[Violation, ...] = ()
+    """What breaks no rule and is likely a mistake of the export."""
+    remarks: tuple[str, ...] = ()
+    """What is read in another type than it is stored in."""
+    coverage: Coverage | None = None
+    """How far the tables know each other; None where that could not be counted."""
+
+    def notices(self) -> list[Text]:
+        """Warnings and remarks, a line each."""
+        return [Text.assemble(("warning ", "bold yellow"), warning.line()) for warning in self.warnings] + [
+            Text(f"{remark}.") for remark in self.remarks
+        ]
 
     @property
     def ok(self) -> bool:
@@ -85,6 +99,8 @@ def check(
                     relations = _relations(working, sound)
                     row_violations = list(_row_violations(dataset, sound, relations, working, progress))
                     listed = _listed_images(relations) if images else []
+                    coverage = measure_coverage(relations)
+                    of_coverage, warnings = coverage_findings(coverage, relations) if coverage else ([], [])
                 break
             except failures as error:
                 # the footers were fine, so damage is in the pages: name those files, then judge what is left
@@ -97,6 +113,7 @@ def check(
                 violations += [violation for file_violations in damage for violation in file_violations]
                 sound = [files for files, file_violations in zip(sound, damage, strict=True) if not file_violations]
         violations += row_violations
+        violations += of_coverage
         violations += image_violations(dataset, listed, progress)
     present = [files for files in present if files.paths]
     return CheckReport(
@@ -105,6 +122,9 @@ def check(
         rows={files.table.name: files.rows for files in present},
         files={files.table.name: len(files.paths) for files in present},
         images=len({image for _, image in listed}),
+        warnings=tuple(warnings),
+        remarks=tuple(remark for files in present for remark in files.remarks),
+        coverage=coverage,
     )
 
 
@@ -119,9 +139,15 @@ def require_valid(
 ) -> CheckReport:
     """The findings of a dataset that keeps the contract; with `drop_invalid`, but for rows that can be left out.
 
-    Raises `UserError` with the first violation, and how many more there are, of one that does not.
+    Warnings and remarks are printed on `console`, standard error by default. Raises `UserError` with the first violation, and how
+    many more there are, of one that does not.
     """
+    console = console or Console(stderr=True, soft_wrap=True, highlight=False)
     check_report = check(dataset, images=images, console=console, engine=engine, tables=tables)
+    for line in check_report.notices():
+        console.print(line, soft_wrap=True)
+    if check_report.coverage:
+        console.print(Text(f"check: {check_report.coverage.line()}"), soft_wrap=True)
     blocking = [violation for violation in check_report.violations if not (drop_invalid and violation.rows)]
     if not blocking:
         return check_report
@@ -142,6 +168,10 @@ def print_check_report(check_report: CheckReport, console: Console) -> None:
         if check_report.images:
             table.add_row("images", f"{check_report.images:,}", "")
         console.print(table)
+    if check_report.coverage:
+        console.print(Text(f"{check_report.coverage.line()}."))
+    for line in check_report.notices():
+        console.print(line)
     if check_report.ok:
         counts = [f"{check_report.rows[name]:,} {name}" for name in ("impressions", "plays", "titles", "artworks")]
         console.print(Text(f"dataset holds contract {CONTRACT_VERSION}: {', '.join(counts)}"))
@@ -159,13 +189,25 @@ def _relations(engine: Engine, sound: list[TableFiles]) -> Relations:
     for files in sorted(sound, key=lambda files: files.table.name != IMPRESSIONS.name):
         raw = engine.read(files.paths, files.table.name, merged=files.table.merged)
         columns = {
-            column.name: raw[column.name] if column.name in files.columns else ibis.null(ENGINE_TYPES[column.kind])
+            column.name: _judged(raw[column.name], column)
+            if column.name in files.columns
+            else ibis.null(ENGINE_TYPES[column.kind])
             for column in files.table.columns
         }
         tables[files.table.name] = raw.select(raw[FILE], **columns)
     if IMPRESSIONS.name in tables and ARTWORKS.name in tables:
         tables[IMPRESSIONS.name] = with_foreign_candidate(tables[IMPRESSIONS.name], tables[ARTWORKS.name])
     return tables
+
+
+def _judged(value: Any, column: Column) -> Value:
+    """A column as its rules are asked of it: in the type of the file, but for ids and for times without a zone."""
+    if column.of_ids:
+        return value.cast(ENGINE_TYPES[column.kind]) if column.kind == "strings" else id_value(value)
+    stored = value.type()
+    if column.kind == "timestamp" and stored.is_timestamp() and stored.timezone is None:
+        return value.cast(ENGINE_TYPES["timestamp"])
+    return value
 
 
 def _row_violations(

@@ -32,6 +32,8 @@ class RowRule:
     """Other tables the rule looks into; where one of them cannot be judged, neither can the rule."""
     offending_value: Callable[[Relation], Value] | None = None
     """What to print of an offender beside its id."""
+    makes_null: str | None = None
+    """The column that `--drop-invalid` makes null in such a row, which is then kept; None: the row is left out."""
     suspects: Callable[[Relation], Relation] | None = None
     """From the table: rows, of whatever shape, that are none where no row breaks the rule; for a rule of which that is
     much cheaper to know than which rows do."""

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from datamodules.contract.check_files import printable
 from datamodules.contract.image_files import image_file
+from datamodules.contract.stored_types import with_text_ids
 from datamodules.contract.tables import ARTWORKS
 from datamodules.shards.vocabulary import Vocabulary
 from foundation.errors import UserError
@@ -22,7 +23,8 @@ HEIGHT, WIDTH = 144, 96
 
 def image_paths(dataset: Path, artworks: Vocabulary) -> list[Path]:
     """The image file of every artwork of the vocabulary, in its order (row 1 first)."""
-    table = pa.concat_tables(pq.read_table(f, columns=["artwork_id", "image"]) for f in ARTWORKS.files(dataset))
+    parts = (pq.read_table(path, columns=["artwork_id", "image"]) for path in ARTWORKS.files(dataset))
+    table = pa.concat_tables(with_text_ids(part) for part in parts)
     by_id = dict(zip(table["artwork_id"].to_pylist(), table["image"].to_pylist(), strict=True))
     missing = [value for value in artworks.values if value not in by_id]
     if missing:

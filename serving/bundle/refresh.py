@@ -27,6 +27,7 @@ from datamodules.contract.engines import open_engine, to_arrow
 from datamodules.contract.tables import ARTWORKS, TITLES, Table
 from datamodules.prepare.relations import typed
 from datamodules.shards.artwork_vectors import IMAGE
+from datamodules.shards.catalogue import YEARS
 from datamodules.shards.vocabulary import Vocabularies, Vocabulary, save_vocabularies
 from foundation.atomic import atomic_folder
 from foundation.errors import UserError
@@ -158,7 +159,7 @@ def _title_rows(bundle: Bundle, titles: pa.Table, artworks: pa.Table, of_artwork
     if not titles.num_rows:
         return {}
     session = open_session(bundle.folder / TITLE_GRAPH)
-    year = titles["release_year"].cast(pa.float32()).to_numpy(zero_copy_only=False).astype(np.float32)
+    year = np.clip(titles["release_year"].cast(pa.float64()).to_numpy(zero_copy_only=False), *YEARS).astype(np.float32)
     genres, cast = (padded_lists(titles[name].to_pylist()) for name in ("genres", "cast"))
     parts = []
     for begin in range(0, titles.num_rows, TITLE_BATCH):
