@@ -45,8 +45,8 @@ from datamodules.shards.shard import REQUESTS, Shards
 from datamodules.simulator.simulate import SimulateConfig, simulate
 from foundation.errors import UserError
 from foundation.progress import progress_bar
-from serving.bundle.bundle import POSTERIOR, Bundle
-from serving.scoring.explain import EXPLAIN_TABLES, sum_by_part
+from serving.bundle.bundle import EXPLAIN_TABLES, POSTERIOR, Bundle
+from serving.scoring.explain import sum_by_part
 from serving.scoring.policies import WIDTH
 from serving.scoring.scorer import shard_requests
 

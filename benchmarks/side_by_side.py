@@ -80,7 +80,17 @@ def materialise(shards: Path, work: Path, config: SideBySideConfig) -> None:
 def our_command(what: str, subject: str, shards: Path, work: Path, config: SideBySideConfig, *more: str) -> list[str]:
     """The command of a subject that runs in this environment."""
     numbers = [str(n) for n in (config.batch, config.plays, config.width, config.impressions)]
-    arguments = ["-P", "-m", "benchmarks.subject", str(shards), str(work / "told.json"), what, subject, *numbers, *more]
+    arguments = [
+        "-P",
+        "-m",
+        "benchmarks.subject",
+        str(shards),
+        str(work / "results.json"),
+        what,
+        subject,
+        *numbers,
+        *more,
+    ]
     return [sys.executable, *arguments]
 
 
@@ -92,7 +102,7 @@ def peer_command(what: str, work: Path, config: SideBySideConfig) -> list[str]:
     script = Path(__file__).with_name("rechub.py")
     arguments = ["run", "--quiet", "--isolated", "--no-project", "--with", PEER_VERSION, "python", "-P", str(script)]
     numbers = [str(config.batch), str(config.width)]
-    return [uv, *arguments, str(work / PEER_FILE), str(work / "told.json"), what, *numbers]
+    return [uv, *arguments, str(work / PEER_FILE), str(work / "results.json"), what, *numbers]
 
 
 def alternate(
@@ -111,7 +121,9 @@ def alternate(
                 if subject in results:
                     try:
                         usage = measure(arguments)
-                        results[subject].append((json.loads((work / "told.json").read_text(encoding="utf-8")), usage))
+                        results[subject].append(
+                            (json.loads((work / "results.json").read_text(encoding="utf-8")), usage)
+                        )
                     except UserError as error:
                         if subject != PEER:
                             raise

@@ -46,7 +46,7 @@ def measure(arguments: Sequence[str], *, threads: int | None = None) -> ProcessU
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "told.json"
+        report = Path(folder) / "usage.json"
         launch = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(report), *arguments]
         completed = subprocess.run(launch, stderr=subprocess.PIPE, env=environment, check=False)
         lines = completed.stderr.decode(errors="replace").strip().splitlines() or ["it wrote nothing"]

@@ -249,12 +249,19 @@ def _peers(log: TitleLog, target: np.ndarray, work: Path, config: Config, consol
             console.print(f"bench titles: {subject} of RecTools, seed {seed}, {config.epochs} epochs; takes minutes")
             try:
                 usage = measure(
-                    [*arguments, str(work / "log.npz"), str(work / "told.json"), subject, str(config.epochs), str(seed)]
+                    [
+                        *arguments,
+                        str(work / "log.npz"),
+                        str(work / "results.json"),
+                        subject,
+                        str(config.epochs),
+                        str(seed),
+                    ]
                 )
             except UserError as error:
                 console.print(f"bench titles: {subject} left out: {error}")
                 break
-            lists = np.array(json.loads((work / "told.json").read_text(encoding="utf-8"))["listed"])
+            lists = np.array(json.loads((work / "results.json").read_text(encoding="utf-8"))["listed"])
             results.append(ndcg_and_hits(lists, target))
             seconds.append(usage.seconds)
         rows += _rows(subject, "", results, seconds) if results else []

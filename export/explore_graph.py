@@ -11,15 +11,55 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, helper
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from export.graph_builder import GraphBuilder
 from serving.scoring.thompson import GOLDEN_RATIO, MIX_STEPS, Thompson
 
 INPUTS, OUTPUTS = (
     ("artworks", "candidates", "appeal", "artwork_query", "content_query", "seed"),
     ("choice", "propensity", "policy"),
 )
+
+
+class GraphBuilder:
+    """A graph, node by node; strings are names of inputs and outputs of nodes, arrays become constants."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[str, TensorProto] = {}
+
+    def constant(self, value: NDArray, name: str = "") -> str:
+        """The name of a new constant."""
+        name = name or f"constant_{len(self.constants)}"
+        assert name not in self.constants, f"{name}: made twice"
+        self.constants[name] = numpy_helper.from_array(np.array(value, order="C"), name)
+        return name
+
+    def __call__(self, operator: str, *inputs: str | NDArray, name: str = "", **attributes: object) -> str:
+        """The name of a new node's output."""
+        output = name or f"{operator}_{len(self.nodes)}"
+        input_names = [part if isinstance(part, str) else self.constant(part) for part in inputs]
+        self.nodes.append(helper.make_node(operator, input_names, [output], **attributes))  # pyright: ignore[reportArgumentType]
+        return output
+
+    def unsqueeze(self, x: str, *axes: int) -> str:
+        """With new axes of length 1."""
+        return self("Unsqueeze", x, np.array(axes))
+
+    def model(
+        self,
+        name: str,
+        inputs: Sequence[ValueInfoProto],
+        outputs: Sequence[ValueInfoProto],
+        opset: int,
+        ir_version: int,
+    ) -> ModelProto:
+        """The graph, checked."""
+        graph = helper.make_graph(self.nodes, name, inputs, outputs, list(self.constants.values()))
+        model_proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+        onnx.checker.check_model(model_proto)
+        return model_proto
 
 
 def explore_graph(thompson: Thompson, opset: int, ir_version: int) -> ModelProto:

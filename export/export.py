@@ -24,22 +24,22 @@ from datamodules.shards.vocabulary import Vocabularies, save_vocabularies
 from export.descriptions import describe_graph
 from export.explore_graph import explore_graph
 from export.graphs import IR_VERSION, OPSET, build_graphs, build_tower_graphs
-from export.parity import TOWER_BOUND, largest_tower_difference
+from export.parity import TOWER_BOUND, largest_tower_difference, trained_answer
 from export.variants import ship_variants
 from foundation.atomic import atomic_folder
 from foundation.context import HOURS, MAX_POSITION, ContextFeature, save_context
 from foundation.errors import UserError
 from models.content_towers import ArtworkEmbedding, artwork_vectors
-from models.ranking import HISTORY, OUTPUTS, Ranking
-from models.serving import CHOOSE_OUTPUTS, Member
-from models.two_tower import MEANS, TwoTower
+from models.ranking import Ranking
+from models.serving import CHOOSE_OUTPUTS
+from models.two_tower import TwoTower
 from serving.bundle import example as example_of_bundle
 from serving.bundle.bundle import (
     ARTWORK_GRAPH,
     CARD,
-    CONTEXT_PREFIX,
     EXAMPLE,
     EXAMPLE_IN_NODE,
+    EXPLAIN_TABLES,
     GOLDEN,
     IMAGE_HASHES,
     POSTERIOR,
@@ -58,7 +58,7 @@ from serving.bundle.ids import TOWER_WEIGHTS, add_id_encoders, write_graphs
 from serving.bundle.metadata import BUNDLE_FILE, BUNDLE_VERSION, BundleRecord, RunOrigin, write_record
 from serving.bundle.requests import Runs, ranking_inputs
 from serving.bundle.triton import write_triton
-from serving.scoring.explain import EXPLAIN_TABLES, Explainer, total
+from serving.scoring.explain import total
 from serving.scoring.policies import DEFAULT_DRAWS
 from serving.scoring.policies import WIDTH as POSTERIOR_WIDTH
 from serving.scoring.thompson import Thompson
@@ -139,7 +139,7 @@ def export(
             for name, hashes in ((IMAGE_HASHES, images.image_hashes), (VECTOR_HASHES, images.vector_hashes)):
                 if hashes:
                     (folder / name).write_text(json.dumps(list(hashes)), encoding="utf-8")
-        answer = partial(_torch_answer, ranking)
+        answer = partial(_torch_answer, model)
         cases = write_golden(golden_cases(answer, vocabularies, features, reach), folder / GOLDEN)
         write_triton(folder)
         for name in (EXAMPLE, EXAMPLE_IN_NODE):
@@ -154,7 +154,7 @@ def export(
         record["files"] = describe_files(folder)
         record["sha256"] = bundle_checksums(folder)
         write_record(folder, record)
-        difference = _parity(ranking, Bundle.open(folder), vocabularies)
+        difference = _parity(model, Bundle.open(folder), vocabularies)
         if not difference <= PARITY_BOUND:
             raise UserError(
                 f"{out}: ONNX Runtime and torch differ by {difference:.2g}, more than {PARITY_BOUND}. Not exported."
@@ -171,7 +171,7 @@ def export(
                 f"{out}: the golden cases differ from torch by {golden:.2g}, more than {PARITY_BOUND}. Not exported."
             )
         if artwork is not None:
-            tower_difference = largest_tower_difference(artwork, ranking, folder, vocabularies)
+            tower_difference = largest_tower_difference(artwork, model, folder, vocabularies)
             if not tower_difference <= TOWER_BOUND:
                 raise UserError(
                     f"{out}: probabilities by {ARTWORK_GRAPH} and {TITLE_GRAPH} and by torch differ by "
@@ -192,34 +192,20 @@ def export(
     return Bundle.open(out)
 
 
-@torch.no_grad()
-def _torch_answer(ranking: Ranking, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _torch_answer(model: TwoTower, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """By torch, what a serving team is answered."""
-    outputs = ranking(*(torch.from_numpy(request[name]) for name in ranking.inputs))
-    named = dict(zip(OUTPUTS, outputs, strict=True))
-    return {name: named[name].numpy() for name in CHOOSE_OUTPUTS}
+    answer = trained_answer(model, request)
+    return {name: answer[name] for name in CHOOSE_OUTPUTS}
 
 
 def explanation_tables(ranking: Ranking) -> dict[str, Tensor]:
-    """What explanations are made of, by name, float32 and int32: see `serving.scoring.explain`."""
-    model = ranking.model
+    """Vectors of titles and artworks by name, float32, and of whom artworks show, int32: see `serving.bundle.contents`."""
     names = ("play_content", "play_mean_image", "play_coplay", "artwork_vector", "artwork_content", "artwork_bias")
     names += ("mean_vector", "mean_content", "mean_bias")
-    tables: dict[str, Tensor] = {name: getattr(ranking, name) for name in names}
-    query_context = model.artwork_query_context
-    tables |= {f"{CONTEXT_PREFIX}{f.name}": query_context.weights(f).weight for f in query_context.features}
-    tables |= {"artwork_people": model.artwork_people_AL.int(), "person": model.person.weight}
-    tables |= {
-        "similarity_gain": model.similarity_gain,
-        "query_weight": model.artwork_query.weight,
-        "query_bias": model.artwork_query.bias,
-    }
-    mean = model.recent
-    tables |= {"means": torch.tensor([MEANS])}
-    tables |= {"recent_bias": mean.band.bias_1S[0], "recent_prior": mean.log_prior.reshape(1)}
-    if model.artwork_query_state is not None:  # what the learned state adds cannot be shared out by play
-        tables["query_state"] = model.artwork_query_state.weight
-    return {name: value.detach().cpu().contiguous().clone() for name, value in tables.items()}
+    tables = {name: ranking.get_buffer(name) for name in names}
+    tables |= {name: tables[name].squeeze(1) for name in ("artwork_bias", "mean_bias")}
+    tables["artwork_people"] = ranking.artwork_people.int()
+    return {name: value.contiguous().clone() for name, value in tables.items()}
 
 
 def posterior_tensors(model: TwoTower) -> dict[str, Tensor]:
@@ -277,20 +263,15 @@ def random_requests(
     )[0]
 
 
-def _parity(ranking: Ranking, bundle: Bundle, vocabularies: Vocabularies) -> float:
+def _parity(model: TwoTower, bundle: Bundle, vocabularies: Vocabularies) -> float:
     """Largest difference between torch and ONNX Runtime over random requests of several sizes: of any probability, and of
     any entry of a member's vector, relative to it where it is above 1."""
     worst = 0.0
     for seed, (n, plays, candidates) in enumerate(((1, 1, 1), (55, 3, 40), (100, 4096, 5), (100, 20, 2))):
         request = random_requests(vocabularies, bundle.context, bundle.history_length, n, plays, candidates, seed + 1)
-        with torch.no_grad():
-            outputs = ranking(*(torch.from_numpy(request[name]) for name in ranking.inputs))
-            ours: dict[str, Tensor] = dict(zip(OUTPUTS, outputs, strict=True))
-            ours["title_query"] = Member(ranking)(*(torch.from_numpy(request[name]) for name in HISTORY))[1]
-        theirs = bundle.rank(request) | {"title_query": bundle.members(request)}
+        ours, theirs = trained_answer(model, request), bundle.rank(request) | {"title_query": bundle.members(request)}
         for name in ("click_probability", "engaged_probability", "title_query"):
-            value = ours[name].numpy()
-            difference = np.abs(value - theirs[name]) / np.maximum(1, np.abs(value))
+            difference = np.abs(ours[name] - theirs[name]) / np.maximum(1, np.abs(ours[name]))
             if not np.isfinite(difference).all():
                 return float("inf")
             worst = max(worst, float(difference.max()))
@@ -298,7 +279,6 @@ def _parity(ranking: Ranking, bundle: Bundle, vocabularies: Vocabularies) -> flo
 
 
 def _explanation_difference(bundle: Bundle, vocabularies: Vocabularies) -> float:
-    """Largest difference between appeal and the sum of the terms that explain it."""
+    """Largest difference between appeal, as rank.onnx gives it, and the sum of the terms that explain it."""
     request = random_requests(vocabularies, bundle.context, bundle.history_length, 100, 4096, 5, seed=9)
-    terms = Explainer(bundle).explain(request)
-    return float(np.abs(total(terms) - terms["appeal"]).max())
+    return float(np.abs(total(bundle.explain(request)) - bundle.rank(request)["appeal"]).max())

@@ -1,4 +1,5 @@
-"""The bundle's graphs: traced from torch or put together here, over ids for a serving team and over rows for bulk work.
+"""The bundle's graphs: traced from `models.ranking.Ranking` and what is made of it, over ids for a serving team and over rows
+for bulk work.
 
     rank.onnx     history, context, title, candidates -> probabilities and terms, in one go
     member.onnx   history -> the member's vectors, to be kept until the member plays again
@@ -9,6 +10,7 @@
     titles.onnx   a member's vector for titles -> the best titles
     explore.onnx  candidates and what rank.onnx told of them -> Thompson sampling's choice: see `export.explore_graph`
     rank_rows.onnx, member_rows.onnx   the first two over rows of the vocabularies
+    explain_rows.onnx   as rank_rows.onnx -> the terms that appeal is the sum of: see `models.serving.Explain`
 
 No custom operator; requests, plays and candidates in any number; masks inside.
 """
@@ -27,7 +29,6 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from datamodules.shards.vocabulary import Vocabularies
-from export.rank_graph import can_assemble, choose_graph, rank_graph
 from foundation.errors import UserError
 from models.content_towers import (
     ARTWORK_OUTPUTS,
@@ -37,8 +38,8 @@ from models.content_towers import (
     TitleVectors,
 )
 from models.ranking import HISTORY, OUTPUTS, Ranking
-from models.serving import CHOOSE_OUTPUTS, MEMBER_OUTPUTS, VECTORS, Choose, Member
-from serving.bundle.bundle import ARTWORK_GRAPH, MEMBER_ROWS, RANK_ROWS, TITLE_GRAPH
+from models.serving import CHOOSE_OUTPUTS, EXPLAIN_OUTPUTS, MEMBER_OUTPUTS, VECTORS, Choose, Explain, Member
+from serving.bundle.bundle import ARTWORK_GRAPH, CONTEXT_PREFIX, EXPLAIN_ROWS, MEMBER_ROWS, RANK_ROWS, TITLE_GRAPH
 from serving.bundle.ids import ARTWORK_TABLE_PREFIXES, TITLE_TABLE_PREFIXES, add_id_encoders
 
 OPSET = 20
@@ -54,27 +55,26 @@ def build_graphs(ranking: Ranking, vocabularies: Vocabularies, example: dict[str
     parts = {name: torch.from_numpy(values) for name, values in example.items()}
     with torch.no_grad():
         parts["member"] = Member(ranking)(*(parts[name] for name in HISTORY))[0]
+        parts |= dict(zip(VECTORS, ranking.model.artworks(parts["artworks"]), strict=True))
     parts["played_before"] = torch.zeros(len(parts["title"]), dtype=torch.bool)
-    parts |= dict(zip(VECTORS, ranking.artworks(parts["artworks"]), strict=True))
-    assembled, graphs = can_assemble(ranking.model), {}
+    explain, graphs = Explain(ranking), {}
     with marked(ranking) as marks:
+        graphs["rank.onnx"] = _traced(ranking, ranking.inputs, OUTPUTS, parts)
         graphs["member.onnx"] = _traced(Member(ranking), HISTORY, MEMBER_OUTPUTS, parts)
-        if not assembled:
-            graphs["rank.onnx"] = _traced(ranking, ranking.inputs, OUTPUTS, parts)
-            for name, vectors in (("choose.onnx", False), ("choose_vectors.onnx", True)):
-                choose = Choose(ranking, vectors=vectors)
-                graphs[name] = _traced(choose, choose.inputs, CHOOSE_OUTPUTS, parts)
+        for name, vectors in (("choose.onnx", False), ("choose_vectors.onnx", True)):
+            choose = Choose(ranking, vectors=vectors)
+            graphs[name] = _traced(choose, choose.inputs, CHOOSE_OUTPUTS, parts)
+        graphs[EXPLAIN_ROWS] = _traced(explain, explain.inputs, EXPLAIN_OUTPUTS, parts)
     for model in graphs.values():
         name_tables(model, marks)
-    if assembled:
-        graphs["rank.onnx"] = rank_graph(ranking, OPSET, IR_VERSION)
-        graphs["choose.onnx"] = choose_graph(ranking, OPSET, IR_VERSION)
-        graphs["choose_vectors.onnx"] = choose_graph(ranking, OPSET, IR_VERSION, vectors=True)
-    rank, member = graphs["rank.onnx"], graphs["member.onnx"]
+    _any_people(graphs[EXPLAIN_ROWS])
     graphs["titles.onnx"] = _titles(ranking)
-    order = ("rank.onnx", "member.onnx", "choose.onnx", "choose_vectors.onnx", "titles.onnx")
-    found = {name: add_id_encoders(graphs[name], vocabularies) for name in order}
-    return found | {RANK_ROWS: rank, MEMBER_ROWS: member}
+    by_rows = {
+        RANK_ROWS: graphs["rank.onnx"],
+        MEMBER_ROWS: graphs["member.onnx"],
+        EXPLAIN_ROWS: graphs.pop(EXPLAIN_ROWS),
+    }
+    return {name: add_id_encoders(graph, vocabularies) for name, graph in graphs.items()} | by_rows
 
 
 def build_tower_graphs(artwork: ArtworkVectors, vocabularies: Vocabularies) -> dict[str, ModelProto]:
@@ -106,6 +106,13 @@ def build_tower_graphs(artwork: ArtworkVectors, vocabularies: Vocabularies) -> d
         ARTWORK_GRAPH: add_id_encoders(of_artwork, vocabularies),
         TITLE_GRAPH: add_id_encoders(of_title, vocabularies),
     }
+
+
+def _any_people(model: ModelProto) -> None:
+    """Let artworks show more people than any did in training, as those of a refresh may."""
+    (output,) = (part for part in model.graph.output if part.name == "by_person")
+    output.type.tensor_type.shape.dim[2].dim_param = "people"
+    del model.graph.value_info[:]  # shapes of what lies between
 
 
 def _any_channels(model: ModelProto) -> ModelProto:
@@ -223,12 +230,12 @@ FIRST_MARK = 3_000_000.0
 @contextmanager
 def marked(ranking: Ranking) -> Iterator[dict[str, tuple[float, np.ndarray]]]:
     """Every table of the ranking, by name its mark and what it holds; marked inside the block, itself behind it."""
-    tables = [(name, table) for name, table in ranking.named_buffers(recurse=False) if table.numel()]
+    tables = [(name, table) for name in ranking.tables if (table := ranking.get_buffer(name)).numel()]
     saved: dict[str, Tensor] = {name: table.clone() for name, table in tables}
     marks: dict[str, tuple[float, np.ndarray]] = {}
     try:
         for index, (name, table) in enumerate(tables):
-            assert name.startswith((*TITLE_TABLE_PREFIXES, *ARTWORK_TABLE_PREFIXES)), name
+            assert name.startswith((*TITLE_TABLE_PREFIXES, *ARTWORK_TABLE_PREFIXES, CONTEXT_PREFIX)), name
             marks[name] = FIRST_MARK + index, saved[name].numpy()
             with torch.no_grad():
                 table.fill_(FIRST_MARK + index)
@@ -245,10 +252,9 @@ def name_tables(model: ModelProto, marks: dict[str, tuple[float, np.ndarray]]) -
     renamed = {}
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)
-        mark = float(values.flat[0]) if values.dtype == np.float32 and values.size else 0.0
-        if mark < FIRST_MARK:
+        name = name_of.get(float(values.flat[0])) if values.dtype in (np.float32, np.int64) and values.size else None
+        if name is None:
             continue
-        name = name_of[mark]
         table = marks[name][1]
         assert table.shape == values.shape, f"{name}: the tracer made {values.shape} of {table.shape}"
         renamed[tensor.name] = name

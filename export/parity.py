@@ -19,9 +19,9 @@ from datamodules.shards.vocabulary import Vocabularies
 from foundation.errors import UserError
 from models.content_towers import ARTWORK_OUTPUTS, TITLE_OUTPUTS, ArtworkVectors, TitleVectors
 from models.context import zero_context
-from models.ranking import Ranking
+from models.ranking import OUTPUTS
 from models.two_tower import TwoTower
-from models.types import ArtworkEncoding, States
+from models.types import ArtworkEncoding, States, TitleEncoding
 from serving.bundle.bundle import ARTWORK_GRAPH, TITLE_GRAPH
 from serving.bundle.golden import UNKNOWN_ID
 
@@ -54,6 +54,28 @@ def compare(model: TwoTower, shards: Path, scores: Path) -> float:
     return worst
 
 
+@torch.no_grad()
+def trained_answer(model: TwoTower, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`models.ranking.OUTPUTS` and `title_query` of requests over rows, by the towers as they are trained.
+
+    What the title's artworks share is the mean of their appeal, of each by itself.
+    """
+    given = {name: torch.from_numpy(values) for name, values in request.items()}
+    length_N, title_N = given["history_length"], given["title"]
+    member_N = torch.arange(len(title_N))
+    history = (given["history_title"], given["history_artwork"], given["history_watched"])
+    states = model.states(*history)
+    state, rewatch_N = model.state_at(states, member_N, length_N), model.is_rewatch(history[0], length_N, title_N)
+    terms = model.rank(state, given, title_N, given["artworks"], rewatch_N)
+    siblings_NL = model.title_artworks_IL[title_N]
+    mask_NL = (siblings_NL > 0).float()
+    shared_NL = model.rank(state, given, title_N, siblings_NL, rewatch_N).appeal_NK * mask_NL
+    shared_N = shared_NL.sum(1) / mask_NL.sum(1).clamp(min=1)
+    parts = (*model.probabilities(terms), terms.appeal_NK - shared_N[:, None], terms.affinity_N + shared_N)
+    parts = (*parts, *model.appeal_queries(state, given), model.member_vectors(state.learned, history[0], length_N))
+    return {name: values.numpy() for name, values in zip((*OUTPUTS, "title_query"), parts, strict=True)}
+
+
 IMAGE_SIZES = ((1, 1, 3), (144, 96, 3), (500, 333, 3), (37, 300, 1), (720, 1280, 4))
 """Height, width and channels of the images."""
 
@@ -75,7 +97,7 @@ def random_image(rng: np.random.Generator, height: int, width: int, channels: in
 
 @torch.no_grad()
 def largest_tower_difference(
-    artwork: ArtworkVectors, ranking: Ranking, folder: Path, vocabularies: Vocabularies
+    artwork: ArtworkVectors, model: TwoTower, folder: Path, vocabularies: Vocabularies
 ) -> float:
     """Largest difference of a click or engaged probability of random members that are shown images by artwork.onnx or by
     torch, and, relative to 1 where above, of an entry of a title's vectors by title.onnx."""
@@ -96,7 +118,7 @@ def largest_tower_difference(
             *(_rows(depicts, vocabularies, name) for name in ("people", "genres")),
         )
         sides = [
-            _shown(ranking, ArtworkEncoding(*(torch.as_tensor(part) for part in side[:4]))) for side in (theirs, ours)
+            _shown(model, ArtworkEncoding(*(torch.as_tensor(part) for part in side[:4]))) for side in (theirs, ours)
         ]
         worst = max(worst, *(float((expected - actual).abs().max()) for expected, actual in zip(*sides, strict=True)))
     year = np.array([1987.0, np.nan], np.float32)
@@ -131,14 +153,14 @@ def _rows(ids: np.ndarray, vocabularies: Vocabularies, name: str) -> torch.Tenso
     return torch.tensor([[row_of.get(word, 0) for word in row] for row in ids.tolist()])
 
 
-def _shown(ranking: Ranking, artworks: ArtworkEncoding) -> tuple[torch.Tensor, ...]:
+def _shown(model: TwoTower, artworks: ArtworkEncoding) -> tuple[torch.Tensor, ...]:
     """Click and engaged probabilities of one artwork for some random members."""
-    model, generator = ranking.model, torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
     recent = torch.randn(MEMBERS, sum(model.content_widths()), generator=generator) / 5
     coplay = torch.randn(MEMBERS, model.config.coplay.rank, generator=generator)
     learned = torch.randn(MEMBERS, model.config.width, generator=generator)
     zeros_N, context = torch.zeros(MEMBERS, dtype=torch.int64), zero_context(model.sizes.context, MEMBERS)
     shown = ArtworkEncoding(*(part.expand(MEMBERS, *part.shape[1:]).unsqueeze(1) for part in artworks))
+    title = TitleEncoding(*(part.expand(MEMBERS, *part.shape[1:]) for part in model.titles(zeros_N[:1])))
     rewatch = torch.zeros(MEMBERS, dtype=torch.bool)
-    outputs = ranking.ranked(States(learned, recent, coplay), context, zeros_N, shown, rewatch)
-    return outputs[:2]
+    return model.probabilities(model.rank_vectors(States(learned, recent, coplay), context, title, shown, rewatch))

@@ -1,64 +1,204 @@
-"""The trained ranker with its catalogue computed: what a serving graph holds.
+"""The trained ranker as it is served: its catalogue computed, its weights stacked. rank.onnx and explanations are traced from it.
 
 In: the recent history, the context and the candidates of each request. Out: probabilities and terms. Every vector of a
-title or an artwork is computed once, here, so that a request costs gathers, one member encoding and dot products.
+title or an artwork is computed once, at construction, so that a request costs gathers, one member encoding and dot products.
+A request by itself costs its operators, some .3 us each, and hardly its arithmetic (docs/experiments.md): heads that read
+the same are one product, a context feature is one table for all terms, and what depends on a whole number alone is a table
+of that number. `TwoTower` is the same formula as it is trained; tests hold the two together.
 
 Clicks alone cannot tell what all of a title's artworks share from what the title adds: the sum is the same. Here it counts as
 the title's: appeal is what an artwork has above the mean of its title's artworks, for this member, and affinity has the rest.
 
-Legend: N requests, T plays, K candidates, D width, I titles, A artworks.
+Legend: N requests, T plays, K candidates, D width, C content, R rank of co-play, W member features, I titles, A artworks,
+S span; 1: an axis of length 1, which saves reshaping.
 """
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from models.context import Context
-from models.two_tower import ArtworkEncoding, PlayEncoding, States, TitleEncoding, TwoTower
-
-_Parts = TypeVar("_Parts", PlayEncoding, TitleEncoding, ArtworkEncoding)
+from foundation.context import ContextFeature
+from models.context import Context, lookup
+from models.layers import repeated
+from models.linear_title_models import COARSE_RANK
+from models.presentation import PLAY_COUNT_BINS
+from models.two_tower import MEANS, ArtworkEncoding, States, TwoTower
 
 OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity", "artwork_query", "content_query")
 HISTORY = ("history_title", "history_artwork", "history_watched", "history_length")
 """What a member's vectors are made of."""
+EXCLUDED_LOGIT = -1e9
+"""Logit of a play that does not count."""
+MIN_NORM = 1e-6
+"""Norm of a sum of co-play vectors below which it has no direction."""
+
+
+class Plays(NamedTuple):
+    """What is kept of the plays of a history, and what each counts."""
+
+    image_NTD: Tensor
+    """The image that was clicked; 0 where it is not known."""
+    mean_image_NTD: Tensor
+    """The mean of the title's images, where the one clicked is not known; else 0."""
+    content_NT: Tensor
+    """(N, T, D + G): people and genres."""
+    coplay_NTR: Tensor
+    weight_N1T: Tensor
+    """The play's weight in the mean: see `models.history.RecentMean.last`."""
+    counts_N1T: Tensor
+    """1 for the last `span` plays, else 0."""
+
+
+class Candidates(NamedTuple):
+    """What is kept of the artworks to choose from."""
+
+    vector_NKD: Tensor
+    content_NKC: Tensor
+    own_NK2: Tensor
+    """What each adds for everybody to appeal, and to engagement."""
+
+
+class Queries(NamedTuple):
+    """What a member in a context looks for."""
+
+    title_N1D: Tensor
+    """Meets title vectors in affinity."""
+    artwork_N1D: Tensor
+    """Meets artwork vectors in appeal."""
+    content_N1C: Tensor
+    """Meets artworks' content in appeal."""
+    engagement_N1D: Tensor
+    """Meets artwork vectors in engagement."""
+    levels_N12: Tensor
+    """What the context adds to the logits of a click and of engagement."""
 
 
 class Ranking(nn.Module):
-    """A `TwoTower` in evaluation mode, its towers' outputs kept as tables."""
+    """A `TwoTower` in evaluation mode, its towers' outputs kept as tables and its weights stacked."""
 
     artwork_content: Tensor
     artwork_image: Tensor
-    mean_vector: Tensor
-    mean_content: Tensor
-    mean_bias: Tensor
-    play_token: Tensor
-    play_content: Tensor
     play_mean_image: Tensor
-    play_coplay: Tensor
+    artwork_people: Tensor
+    heads_weight: Tensor
+    heads_bias: Tensor
+    by_play_count: Tensor
+    similarity_gain: Tensor
+    fit_gain: Tensor
+    coplay_patterns: Tensor
+    request_sums: Tensor
+    candidate_sums: Tensor
+    scale: Tensor
+    shift: Tensor
+    knots: Tensor
+    knot_bends: Tensor
 
     def __init__(self, model: TwoTower) -> None:
         super().__init__()
         assert not model.training, "dropout would be baked into the tables"
         self.model = model
-        self.context = (*(feature.name for feature in model.sizes.context), "play_count")
+        self.reads_learned_state = model.artwork_query_state is not None
+        """Whether the click reads the learned state."""
+        self.features = model.sizes.context
+        self.context = (*(feature.name for feature in self.features), "play_count")
         """Inputs that are the context."""
-        self.inputs = (*HISTORY, *self.context, "title", "artworks")
+        history = (name for name in HISTORY if self.reads_learned_state or name != "history_watched")
+        self.inputs = (*history, *self.context, "title", "artworks")
         """Inputs of `forward`, in order."""
-        titles, artworks = torch.arange(len(model.title_year_I)), torch.arange(len(model.artwork_image_AE))
         with torch.no_grad():
-            tables = {"play": model.plays(titles), "title": model.titles(titles), "artwork": model.artworks(artworks)}
+            self._compute_catalogue()
+            catalogue = [name for name, _ in self.named_buffers(recurse=False)]
+            self._stack_weights()
+        self.tables = (*catalogue, *(f"context_{feature.name}" for feature in self.features))
+        """Tables that keep their names in a graph: by row of titles and artworks, and of context features."""
+
+    def _compute_catalogue(self) -> None:
+        """What the towers give of every title and artwork."""
+        model = self.model
+        titles, artworks = torch.arange(len(model.title_year_I)), torch.arange(len(model.artwork_image_AE))
+        tables = {"play": model.plays(titles), "title": model.titles(titles), "artwork": model.artworks(artworks)}
         for name, table in tables.items():
             for part, values in table._asdict().items():
-                self.register_buffer(f"{name}_{part}", values)
+                self.register_buffer(f"{name}_{part}", _in_rows(values))
         # an artwork's content begins with its projected image
         self.register_buffer("artwork_image", self.artwork_content[:, : model.config.width].clone())
+        # rows 0 say nothing: of each play, one of the two images is such a row
+        assert not self.artwork_image[0].any()
+        assert not self.play_mean_image[0].any()
         for part, values in tables["artwork"]._asdict().items():
-            self.register_buffer(f"mean_{part}", _mean_by_title(values, model.title_artworks_IL))
+            self.register_buffer(f"mean_{part}", _in_rows(_mean_by_title(values, model.title_artworks_IL)))
+        self.register_buffer("artwork_people", model.artwork_people_AL.clone())
 
-    def _rows(self, kind: type[_Parts], name: str, rows: Tensor) -> _Parts:
-        """The parts of a table at rows."""
-        return kind(*(getattr(self, f"{name}_{part}")[rows] for part in kind._fields))
+    def _stack_weights(self) -> None:
+        """Weights that are read together side by side, and tables of whole numbers."""
+        model, width = self.model, self.model.config.width
+        bias_S, span = model.recent.band.bias_1S[0].double(), model.config.history.span
+        plays_S = torch.arange(1, span + 1).double()
+        # softmax and what shrinks it, as logarithms: of the sum over a number of plays, by that number
+        level_S = torch.logcumsumexp(bias_S, 0) - torch.log(plays_S / (plays_S + model.recent.log_prior.double().exp()))
+        self.register_buffer("recent_level", _in_rows(F.pad(level_S, (1, 0), value=-EXCLUDED_LOGIT).float()))
+        # by how many plays from the end, the last one's being 1; 0 and span + 1 stand for all that do not count
+        self.register_buffer("recent_logit", _in_rows(F.pad(bias_S, (1, 1), value=EXCLUDED_LOGIT).float()))
+        self.register_buffer("recent_counts", _in_rows(F.pad(torch.ones(span), (1, 1))))
+
+        # title query, engagement's query, artwork query; the context adds to the last and to the logits of both heads
+        heads = (model.title_query, model.engagement.member, model.artwork_query)
+        weight_WH = torch.cat([head.weight for head in heads]).T
+        weight_WH[: sum(model.content_widths())] *= MEANS
+        if model.artwork_query_state is not None and model.title_query_state is not None:
+            state_DD = model.artwork_query_state.weight
+            weights = (model.title_query_state.weight, torch.zeros_like(state_DD), state_DD)
+            weight_WH = torch.cat([weight_WH, torch.cat(weights).T])
+        self.register_buffer("heads_weight", F.pad(weight_WH, (0, 2)).contiguous())
+        base_2 = torch.stack([model.presentation.base, torch.zeros(())])
+        self.register_buffer("heads_bias", torch.cat([*(head.bias for head in heads), base_2]))
+        terms = (
+            (slice(width), model.artwork_query_context),
+            (slice(width, width + 1), model.presentation.context),
+            (slice(width + 1, width + 2), model.engagement.context),
+        )
+        for feature in self.features:
+            table = torch.zeros(feature.rows(model.sizes.categories), width + 2)
+            for columns, term in terms:
+                if feature in term.features:
+                    table[:, columns] = term.weights(feature).weight
+            self.register_buffer(f"context_{feature.name}", table)
+
+        self.register_buffer("similarity_gain", repeated(model.similarity_gain, model.content_widths()))
+        self.register_buffer("fit_gain", repeated(model.engagement.fit_gain, model.content_widths()[1:]))
+        counts = torch.arange(2 ** (PLAY_COUNT_BINS - 1))
+        self.register_buffer("by_play_count", _in_rows(model.play_count(counts)))
+        scale_2, shift_2 = model.calibration[:, 0], model.calibration[:, 1]
+        knots_2B, bends_2B = model.calibration[:, 2:].chunk(2, dim=1)
+        self.bends = bool(bends_2B.any())
+        for name, values in (("scale", scale_2), ("shift", shift_2), ("knots", knots_2B), ("knot_bends", bends_2B)):
+            self.register_buffer(name, values.clone())
+        # what is summed up of a request, in the order of `ranked`, into: the logits of a click and of engagement, what its
+        # title's artworks share, and affinity, which has that too
+        by_affinity, by_appeal = model.engagement.gain.tolist()
+        in_affinity, shared, click, engagement = torch.tensor(
+            [[1.0, by_affinity, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 0]]
+        )
+        gains = [model.rewatch_gain[None], torch.ones(3)]
+        if model.coplay is not None:
+            patterns_R2 = torch.ones(model.coplay.config.rank, 2)
+            patterns_R2[COARSE_RANK:, 0] = 0
+            self.register_buffer("coplay_patterns", patterns_R2 / model.coplay.score_std_2)
+            gains.append(model.coplay_gain)
+        rows = [
+            torch.cat(gains)[:, None] * in_affinity,
+            shared.expand(3, 4),
+            torch.stack([click, engagement, engagement]),
+        ]
+        request_sums, candidate_sums = torch.cat(rows), torch.tensor([[1, by_appeal], [0, 1]])
+        if not self.bends:
+            request_sums[:, :2] *= scale_2
+            candidate_sums *= scale_2
+        self.register_buffer("request_sums", request_sums)
+        self.register_buffer("candidate_sums", candidate_sums)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Rank the candidates of N requests, given by `inputs`.
@@ -67,56 +207,144 @@ class Ranking(nn.Module):
         without history; `artworks`: (N, K) rows, padded with 0.
         All int64 but `history_watched` and numbers of the context, float32, NaN where not known. Returns click and engaged
         probabilities (N, K), appeal (N, K) and affinity (N,) as logits, and the two vectors that meet artworks, (N, D) and
-        (N, 2 D + G).
+        (N, C).
         """
         given = dict(zip(self.inputs, inputs, strict=True))
-        state = self.state(*(given[name] for name in HISTORY), learned=self.model.artwork_query_state is not None)
-        rewatch_N = self.model.is_rewatch(given["history_title"], given["history_length"], given["title"])
-        context = {name: given[name] for name in self.context}
-        return self.ranked(state, context, given["title"], self.artworks(given["artworks"]), rewatch_N)
+        plays, state = self.read(given)
+        candidates = self.candidates(given["artworks"])
+        return self.ranked(state, given, given["title"].unsqueeze(1), candidates, self.rewatch(plays, given))
 
-    def artworks(self, rows: Tensor) -> ArtworkEncoding:
-        """What is kept of artworks, for rows of any shape."""
-        return self._rows(ArtworkEncoding, "artwork", rows)
+    def rows(self, name: str, index: Tensor) -> Tensor:
+        """Rows of a table, (..., D)."""
+        return F.embedding(index, self.get_buffer(name))
+
+    def candidates(self, rows_NK: Tensor) -> Candidates:
+        """What is kept of artworks by row."""
+        vector, content, bias, engaged = (self.rows(f"artwork_{part}", rows_NK) for part in ArtworkEncoding._fields)
+        return Candidates(vector, content, torch.cat([bias, engaged], dim=2))
+
+    def plays(self, title_NT: Tensor, artwork_NT: Tensor, length_N: Tensor) -> Plays:
+        """What is kept of the plays of a history, by row."""
+        span, length_N1 = self.model.config.history.span, length_N.unsqueeze(1)
+        index_T = torch.arange(title_NT.shape[1], device=length_N.device)
+        nth_N1T = (length_N1.unsqueeze(2) - index_T).clamp(0, span + 1)
+        level_N11 = self.rows("recent_level", length_N1.clamp(0, span))
+        unclicked_NT = torch.where(artwork_NT > 0, 0, title_NT)
+        return Plays(
+            self.rows("artwork_image", artwork_NT),
+            self.rows("play_mean_image", unclicked_NT),
+            self.rows("play_content", title_NT),
+            self.rows("play_coplay", title_NT),
+            # a matrix product by a row takes less time than by a column that is to be turned
+            torch.exp(self.rows("recent_logit", nth_N1T).squeeze(3) - level_N11),
+            self.rows("recent_counts", nth_N1T).squeeze(3),
+        )
+
+    def means(self, plays: Plays) -> tuple[Tensor, Tensor]:
+        """Of a history the mean content (N, 1, C), and the sum of co-play (N, 1, R)."""
+        weight_N1T = plays.weight_N1T
+        image_N1D = weight_N1T @ plays.image_NTD + weight_N1T @ plays.mean_image_NTD
+        return torch.cat([image_N1D, weight_N1T @ plays.content_NT], dim=2), plays.counts_N1T @ plays.coplay_NTR
+
+    def learned_state(self, plays: Plays, title_NT: Tensor, watched_NT: Tensor, length_N: Tensor) -> Tensor:
+        """The sequence tower's state after the last play, (N, D)."""
+        image_NTD = plays.image_NTD + plays.mean_image_NTD
+        return self.model.sequence_tower.last(self.rows("play_token", title_NT), image_NTD, watched_NT, length_N)
+
+    def read(self, given: Mapping[str, Tensor]) -> tuple[Plays, States]:
+        """Plays and the states (N, 1, ...) after the last of them; the learned one of length 0 where no click reads it."""
+        title_NT, length_N = given["history_title"], given["history_length"]
+        plays = self.plays(title_NT, given["history_artwork"], length_N)
+        recent_N1C, coplay_N1R = self.means(plays)
+        learned_N1D = recent_N1C[..., :0]
+        if self.reads_learned_state:
+            learned_N1D = self.learned_state(plays, title_NT, given["history_watched"], length_N).unsqueeze(1)
+        return plays, States(learned_N1D, recent_N1C, coplay_N1R)
+
+    def rewatch(self, plays: Plays, given: Mapping[str, Tensor]) -> Tensor:
+        """1 where a recent play was of the very title, else 0, (N, 1, 1); an unknown title, row 0, is no other's."""
+        title_NT = given["history_title"]
+        same_NT = torch.where(title_NT == given["title"].unsqueeze(1), title_NT, 0).to(plays.counts_N1T.dtype)
+        return (plays.counts_N1T @ same_NT.unsqueeze(2)).clamp(max=1)
+
+    def member_features(self, state: States) -> Tensor:
+        """What the heads are linear in, (N, 1, W): the means, the direction of co-play and the learned state, if any."""
+        return torch.cat([state.recent, state.coplay / coplay_norm(state), state.learned], dim=2)
+
+    def queries(self, state: States, context: Context) -> Queries:
+        """What a member in a state (N, 1, ...) looks for in a context."""
+        width = self.model.config.width
+        heads_N1H = self.member_features(state) @ self.heads_weight + self.heads_bias
+        title_N1D, engagement_N1D, rest_N1 = heads_N1H.split([width, width, width + 2], dim=2)
+        if self.features:
+            first, *others = (self.context_rows(feature, context) for feature in self.features)
+            rest_N1 = rest_N1 + sum(others, start=first).unsqueeze(1)
+        artwork_N1D, levels_N12 = rest_N1.split([width, 2], dim=2)
+        return Queries(title_N1D, artwork_N1D, state.recent * self.similarity_gain, engagement_N1D, levels_N12)
+
+    def context_rows(self, feature: ContextFeature, context: Context) -> Tensor:
+        """What a feature adds to the artwork query and to both logits, (N, D + 2)."""
+        name = f"context_{feature.name}"
+        rows, above, share = lookup(feature, context, self.model.sizes.categories)
+        values = self.rows(name, rows)
+        if above is None or share is None:
+            return values
+        return torch.lerp(values, self.rows(name, above), share.unsqueeze(1))
+
+    def title_share(self, queries: Queries, title_N1: Tensor) -> list[Tensor]:
+        """The parts of what the mean of the title's artworks has in appeal, (N, 1, 1) each."""
+        by_vector = queries.artwork_N1D @ self.rows("mean_vector", title_N1).mT
+        by_content = queries.content_N1C @ self.rows("mean_content", title_N1).mT
+        return [by_vector, by_content, self.rows("mean_bias", title_N1)]
+
+    def affinity(self, queries: Queries, state: States, play_count_N: Tensor, title_N1: Tensor) -> list[Tensor]:
+        """The parts of affinity but for a rewatch and the title's share, (N, 1, 1) or (N, 1, 2) each."""
+        count_N1 = play_count_N.clamp(0, len(self.by_play_count) - 1).unsqueeze(1)
+        parts = [queries.title_N1D @ self.rows("title_vector", title_N1).mT, self.rows("title_bias", title_N1)]
+        parts.append(self.rows("by_play_count", count_N1))
+        if self.model.coplay is not None:
+            products_N1R = state.coplay * self.rows("title_coplay", title_N1)
+            parts.append(torch.asinh(products_N1R @ self.coplay_patterns))
+        return parts
 
     def ranked(
-        self, state: States, context: Context, title_N: Tensor, artworks: ArtworkEncoding, rewatch_N: Tensor
+        self, state: States, context: Context, title_N1: Tensor, candidates: Candidates, rewatch_N11: Tensor
     ) -> tuple[Tensor, ...]:
-        """The same from a member's state (N, ...), vectors of artworks (N, K, ...) and whether a recent play was of the title."""
-        title = self._rows(TitleEncoding, "title", title_N)
-        terms = self.model.rank_vectors(state, context, title, artworks, rewatch_N)
-        click_NK, engaged_NK = self.model.probabilities(terms)
-        queries = self.model.appeal_queries(state, context)
-        artwork_query_ND, content_query_NC = queries
-        shared_N = (artwork_query_ND * self.mean_vector[title_N]).sum(-1) + (
-            content_query_NC * self.mean_content[title_N]
-        ).sum(-1)
-        shared_N = shared_N + self.mean_bias[title_N]
-        appeal_NK, affinity_N = terms.appeal_NK - shared_N[:, None], terms.affinity_N + shared_N
-        return click_NK, engaged_NK, appeal_NK, affinity_N, *queries
+        """The outputs from a member's state (N, 1, ...), and 1 where a recent play was of the title, else 0, (N, 1, 1)."""
+        width, queries = self.model.config.width, self.queries(state, context)
+        engagement_N1D, level_N11 = self.rows("title_engaged", title_N1).split([width, 1], dim=2)
+        parts = [rewatch_N11, *self.affinity(queries, state, context["play_count"], title_N1)]
+        parts += [*self.title_share(queries, title_N1), queries.levels_N12, level_N11]
+        sums_N14 = torch.cat(parts, dim=2) @ self.request_sums
+        levels_N12, shared_N11, affinity_N11 = sums_N14.split([2, 1, 1], dim=2)
 
-    def state(
-        self,
-        title_NT: Tensor,
-        artwork_NT: Tensor,
-        watched_NT: Tensor,
-        length_N: Tensor,
-        *,
-        learned: bool,
-    ) -> States:
-        """The states (N, ...) after the last play alone; `learned`: whether the learned one too, else of length 0."""
-        model = self.model
-        image_NTD = self.artwork_image[artwork_NT]
-        image_NTD = torch.where((artwork_NT > 0).unsqueeze(-1), image_NTD, self.play_mean_image[title_NT])
-        content_NTC = torch.cat([image_NTD, self.play_content[title_NT]], dim=-1)
-        recent_NC = torch.bmm(model.recent.last(length_N, title_NT.shape[1]).unsqueeze(1), content_NTC).squeeze(1)
-        ago_NT = length_N[:, None] - 1 - torch.arange(title_NT.shape[1], device=title_NT.device)
-        counts_NT = ((ago_NT >= 0) & (ago_NT < model.config.history.span)).to(recent_NC.dtype)
-        coplay_NR = torch.bmm(counts_NT.unsqueeze(1), self.play_coplay[title_NT]).squeeze(1)
-        learned_ND = recent_NC.new_zeros(title_NT.shape[0], 0)
-        if learned:
-            learned_ND = model.sequence_tower.last(self.play_token[title_NT], image_NTD, watched_NT, length_N)
-        return States(learned_ND, recent_NC, coplay_NR)
+        # of each candidate two numbers: appeal, and what it adds to engagement beside appeal
+        vector_NKD, content_NKC, own_NK2 = candidates
+        fits_N1C = F.pad(self.rows("title_content", title_N1) * self.fit_gain, (width, 0))
+        by_vector_N2D = torch.cat([queries.artwork_N1D, queries.engagement_N1D + engagement_N1D], dim=1)
+        by_content_N2C = torch.cat([queries.content_N1C, fits_N1C], dim=1)
+        terms_NK2 = vector_NKD @ by_vector_N2D.mT + content_NKC @ by_content_N2C.mT + own_NK2
+        probability_NK2 = torch.sigmoid(self._calibrated(terms_NK2 @ self.candidate_sums + levels_N12))
+        click_NK, appeal_NK = probability_NK2[..., 0], terms_NK2[..., 0] - shared_N11.squeeze(2)
+        terms = (click_NK, click_NK * probability_NK2[..., 1], appeal_NK, affinity_N11.squeeze((1, 2)))
+        return *terms, queries.artwork_N1D.squeeze(1), queries.content_N1C.squeeze(1)
+
+    def _calibrated(self, logit_NK2: Tensor) -> Tensor:
+        """Calibrated logits of both heads: see `models.types.piecewise_linear_calibration`."""
+        if not self.bends:  # the scale is in the sums
+            return logit_NK2 + self.shift
+        above = (logit_NK2.unsqueeze(3) - self.knots).relu()
+        return logit_NK2 * self.scale + self.shift + (above * self.knot_bends).sum(3)
+
+
+def coplay_norm(state: States) -> Tensor:
+    """The norm of the sum of co-play, (N, 1, 1), by which it becomes a direction."""
+    return torch.linalg.vector_norm(state.coplay, dim=2, keepdim=True).clamp(min=MIN_NORM)
+
+
+def _in_rows(values: Tensor) -> Tensor:
+    """A table of one number a row as rows of length 1."""
+    return values.unsqueeze(1) if values.ndim == 1 else values
 
 
 def _mean_by_title(values_A: Tensor, artworks_IL: Tensor) -> Tensor:

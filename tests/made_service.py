@@ -20,17 +20,17 @@ Change = Callable[[pa.Table], pa.Table]
 
 def rows() -> dict[str, list[Any]]:
     """An impression an hour: half uniform, half aimed at each title's first artwork, which is not what members want."""
-    chance = np.random.default_rng(5)
+    rng = np.random.default_rng(5)
     columns: dict[str, list[Any]] = {}
     for n in range(ROWS):
-        title, member = int(chance.integers(len(WIDTHS))), int(chance.integers(60))
+        title, member = int(rng.integers(len(WIDTHS))), int(rng.integers(60))
         k = WIDTHS[title]
-        random = chance.random() < 0.5
+        random = rng.random() < 0.5
         propensities = np.full(k, 1 / k) if random else np.full(k, 0.2 / k) + 0.8 * (np.arange(k) == 0)
-        shown = int(chance.choice(k, p=propensities))
+        shown = int(rng.choice(k, p=propensities))
         # what a member wants turns with the member; the last artwork is better for everybody
         p_click = 0.1 + 0.4 * ((np.arange(k) + member) % k == 0) + 0.25 * (np.arange(k) == k - 1)
-        clicked = bool(chance.random() < p_click[shown])
+        clicked = bool(rng.random() < p_click[shown])
         row = {
             "impression_id": f"i{n:05d}",
             "member_id": f"m{member}",
@@ -40,7 +40,7 @@ def rows() -> dict[str, list[Any]]:
             "candidates": [f"t{title}/{a}" for a in range(k)],
             "propensities": propensities.tolist(),
             "clicked": clicked,
-            "engaged": bool(chance.random() < 0.5) if clicked else None,
+            "engaged": bool(rng.random() < 0.5) if clicked else None,
             "p_click": p_click.tolist(),
         }
         for name, value in row.items():

@@ -49,10 +49,10 @@ def log_of(table: pd.DataFrame, *, whole: bool) -> BanditLog:
 
 def thompson(draws: int = 200_000, seed: int = 0) -> np.ndarray:
     """Probability of each item in each position, (positions, items), by drawing click rates and taking the best three."""
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     count_PI = np.zeros((POSITIONS, ITEMS))
     for _ in range(10):
-        rate_DI = chance.beta(ALPHA, BETA, (draws // 10, ITEMS))
+        rate_DI = rng.beta(ALPHA, BETA, (draws // 10, ITEMS))
         best_DP = np.argpartition(-rate_DI, np.arange(POSITIONS), axis=1)[:, :POSITIONS]
         for position in range(POSITIONS):
             count_PI[position] += np.bincount(best_DP[:, position], minlength=ITEMS)

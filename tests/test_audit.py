@@ -180,9 +180,9 @@ def test_exploring_goes_from_the_best_to_chance(record: dict[str, Any]) -> None:
 
 
 def test_discoveries_by_hand() -> None:
-    chance = np.array([0.001, 0.5, 0.04, np.nan, 0.09, 0.9])
+    p_value = np.array([0.001, 0.5, 0.04, np.nan, 0.09, 0.9])
     # at 20 %: 0.001 <= 1/5, 0.04 <= 2/5, 0.09 <= 3/5 of it, 0.5 > 4/5
-    assert benjamini_hochberg(chance, 0.2).tolist() == [True, False, True, False, True, False]
+    assert benjamini_hochberg(p_value, 0.2).tolist() == [True, False, True, False, True, False]
     assert not benjamini_hochberg(np.full(3, np.nan)).any()
 
 

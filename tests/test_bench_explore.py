@@ -13,16 +13,16 @@ N, K, F, A = 3000, 4, 3, 8
 
 def stream_of(seed: int = 0, *, misled: float = 1.5) -> Stream:
     """Artworks of a stream whose biases the ranker does not know, and whose features it weighs wrongly."""
-    chance = np.random.default_rng(seed)
-    features = chance.normal(0, 0.4, (N, K, F))
-    artwork = np.argsort(chance.random((N, A)), axis=1)[:, :K]
-    own = chance.normal(0, misled / 2, A)
+    rng = np.random.default_rng(seed)
+    features = rng.normal(0, 0.4, (N, K, F))
+    artwork = np.argsort(rng.random((N, A)), axis=1)[:, :K]
+    own = rng.normal(0, misled / 2, A)
     known = -1.5 + features.sum(-1)
-    truth = known + features @ chance.normal(0, misled, F) + own[artwork]
+    truth = known + features @ rng.normal(0, misled, F) + own[artwork]
     return Stream(
         features_NKF=features,
         probability_NK=1 / (1 + np.exp(-known)),
-        mask_NK=np.arange(K) < chance.integers(2, K + 1, N)[:, None],
+        mask_NK=np.arange(K) < rng.integers(2, K + 1, N)[:, None],
         artwork_NK=artwork,
         truth_NK=1 / (1 + np.exp(-truth)),
         new_A=np.arange(A) < 1,
@@ -52,14 +52,14 @@ def regret_of(stream: Stream, policy: BanditPolicy) -> float:
 def test_those_who_learn_do_better_and_nobody_better_than_the_best() -> None:
     stream = stream_of()
     assert regret_of(stream, Oracle(stream)) == 0
-    chance = regret_of(stream, uniform(stream, 0))
+    uniform_regret = regret_of(stream, uniform(stream, 0))
     for policy in (
         Thompson(stream, 0),
         epsilon_greedy(stream, 0.1, 0),
         epsilon_greedy(stream, 0.0, 0),
         LinUCB(stream, 0.5),
     ):
-        assert 0 < regret_of(stream, policy) < 0.5 * chance
+        assert 0 < regret_of(stream, policy) < 0.5 * uniform_regret
     late = stream.run_policy(Thompson(stream, 0), stream.arriving(20, 0), 20, 0, lambda: None)
     assert late[2] < late[1], "in the last quarter it regrets less"
 

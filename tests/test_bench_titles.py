@@ -54,8 +54,8 @@ def test_a_log_is_read_in_order(folder: Path) -> None:
 
 
 def log_of(seed: int = 0) -> TitleLog:
-    chance = np.random.default_rng(seed)
-    member, title = np.nonzero(chance.random((40, 15)) < 0.4)
+    rng = np.random.default_rng(seed)
+    member, title = np.nonzero(rng.random((40, 15)) < 0.4)
     titles = {"genres": [["a"] if i < 7 else ["b", "c"] for i in range(15)], "title_id": range(15)}
     return TitleLog(member=member, title=title, time=np.arange(len(member)), titles=pd.DataFrame(titles))
 

@@ -39,7 +39,7 @@ from serving.bundle.refresh import refresh
 from serving.http.interface import openapi
 from serving.http.requests import RequestError, RequestReader, inputs
 from serving.http.schema import PLAY, REQUEST
-from serving.scoring.explain import Explainer, reasons, total
+from serving.scoring.explain import reasons, total
 from serving.scoring.score import score
 from tests.conftest import TINY_EMBEDDING, TINY_FIT
 from tests.test_prepare import arrays
@@ -223,7 +223,7 @@ def test_explanations_share_out_their_part(own_bundle: Path) -> None:
 
     opened = Bundle.open(own_bundle)
     request = random_requests(opened.vocabularies, opened.context, opened.history_length, 40, 20, 5, seed=3)
-    terms = Explainer(opened).explain(request)
+    terms = opened.explain(request)
     assert np.abs(total(terms) - opened.rank(request)["appeal"]).max() < 1e-5
     (explanation, *_) = reasons(opened, request, np.ones((40, 5), bool), np.zeros(40, np.int64))
     parts = explanation["context_features"]

@@ -27,7 +27,6 @@ from models.image_encoder import (
     Projection,
     WholeStatistics,
 )
-from models.ranking import Ranking
 from models.two_tower import TwoTower, TwoTowerConfig
 from serving.bundle.ids import TOWER_WEIGHTS, write_graphs
 from tests.tiny_vit import TinyViT
@@ -136,7 +135,7 @@ def test_a_vit_goes_into_the_graph_of_artworks(own: tuple[Path, Path], tmp_path:
     model = TwoTower(TwoTowerConfig(), sizes_of(opened.vocabularies, opened.context), content_of(opened, table)).eval()
     tower = artwork_vectors(model, ArtworkEmbedding(encoder, projection, vectors), (HEIGHT, WIDTH), (8, 6))
     write_graphs(build_tower_graphs(tower, opened.vocabularies), tmp_path, TOWER_WEIGHTS)
-    assert largest_tower_difference(tower, Ranking(model).eval(), tmp_path, opened.vocabularies) < TOWER_BOUND
+    assert largest_tower_difference(tower, model.eval(), tmp_path, opened.vocabularies) < TOWER_BOUND
 
 
 class OneBatchSize(TinyViT):

@@ -120,11 +120,11 @@ def test_a_title_without_weight_is_left_out() -> None:
 
 def test_the_bias_of_small_titles_is_seen() -> None:
     """Of titles of ten impressions each, whose rewarded impressions have the small weights."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     title = np.repeat(np.arange(4000), 10)
-    common = chance.random(len(title)) < 0.8
+    common = rng.random(len(title)) < 0.8
     weight = np.where(common, 0.625, 2.5)
-    reward = (chance.random(len(title)) < np.where(common, 0.6, 0.2)).astype(float)
+    reward = (rng.random(len(title)) < np.where(common, 0.6, 0.2)).astype(float)
     truth = 0.8 * 0.625 * 0.6 + 0.2 * 2.5 * 0.2
     off = Members.of(np.arange(len(title))).sums(by.title_snips(reward, weight, title)).value - truth
     assert abs(off) > 0.02
@@ -196,15 +196,15 @@ def test_balanced_weights_by_hand() -> None:
 
 def choices(seed: int, impressions: int = 4000) -> tuple[LoggedChoices, np.ndarray, np.ndarray, np.ndarray]:
     """A log whose artworks differ, its rewards, members and the true probabilities."""
-    chance = np.random.default_rng(seed)
-    member = np.sort(chance.integers(0, 200, impressions))
-    title = chance.integers(0, 10, impressions)
+    rng = np.random.default_rng(seed)
+    member = np.sort(rng.integers(0, 200, impressions))
+    title = rng.integers(0, 10, impressions)
     artwork_NK = title[:, None] * 4 + np.arange(4)
     artwork_NK[title == 3, 3] = -1
-    score_NK = np.where(artwork_NK >= 0, chance.random((impressions, 4)), 0.0)
+    score_NK = np.where(artwork_NK >= 0, rng.random((impressions, 4)), 0.0)
     truth_NK = np.where(artwork_NK >= 0, np.linspace(0.05, 0.4, 40)[artwork_NK] + 0.3 * score_NK, 0.0)
-    shown = (chance.random(impressions) * (artwork_NK >= 0).sum(1)).astype(int)
-    reward = (chance.random(impressions) < truth_NK[np.arange(impressions), shown]).astype(float)
+    shown = (rng.random(impressions) * (artwork_NK >= 0).sum(1)).astype(int)
+    reward = (rng.random(impressions) < truth_NK[np.arange(impressions), shown]).astype(float)
     log = LoggedChoices(
         artwork_NK=artwork_NK, score_NK=score_NK, shown_N=shown, title_N=title, fold_N=assign_folds(200, 0)[member]
     )
@@ -246,10 +246,10 @@ def test_shrunk_rates_lie_between_their_own_and_their_priors() -> None:
 
 
 def test_propensities_that_are_not_what_was_done_are_told() -> None:
-    chance = np.random.default_rng(0)
-    propensity = chance.dirichlet(np.full(4, 2.0), 20_000)
+    rng = np.random.default_rng(0)
+    propensity = rng.dirichlet(np.full(4, 2.0), 20_000)
     there = np.ones(propensity.shape, bool)
-    shown = (propensity.cumsum(1) < chance.random(20_000)[:, None]).sum(1).clip(max=3)
+    shown = (propensity.cumsum(1) < rng.random(20_000)[:, None]).sum(1).clip(max=3)
     right = calibration(propensity, there, shown)
     assert right.doubt == ""
     assert right.count_B.sum() == propensity.size
@@ -258,9 +258,9 @@ def test_propensities_that_are_not_what_was_done_are_told() -> None:
 
 
 def test_rewards_that_drift_are_told() -> None:
-    chance = np.random.default_rng(0)
-    member, time = np.sort(chance.integers(0, 300, 8000)), chance.permutation(8000)
-    steady, rising = ((chance.random(8000) < rate).astype(float) for rate in (0.2, 0.1 + 0.2 * (time > 4000)))
+    rng = np.random.default_rng(0)
+    member, time = np.sort(rng.integers(0, 300, 8000)), rng.permutation(8000)
+    steady, rising = ((rng.random(8000) < rate).astype(float) for rate in (0.2, 0.1 + 0.2 * (time > 4000)))
     weight = np.ones(8000)
     rows, doubt = drift(steady, weight, time, member)
     assert doubt == ""

@@ -28,8 +28,8 @@ from serving.scoring.compare_members import share_flipped
 
 
 def test_auc_is_the_share_of_ordered_pairs() -> None:
-    chance = np.random.default_rng(0)
-    p, y = chance.integers(0, 12, 200) / 12, chance.integers(0, 2, 200)
+    rng = np.random.default_rng(0)
+    p, y = rng.integers(0, 12, 200) / 12, rng.integers(0, 2, 200)
     pairs = [(a > b) + 0.5 * (a == b) for a in p[y == 1] for b in p[y == 0]]
     assert auc(p, y) == pytest.approx(np.mean(pairs))
     assert np.isnan(auc(p, np.ones(200)))
@@ -53,14 +53,14 @@ def test_bad_arrays_are_named(p: list[float], y: list[int], named: str) -> None:
 
 def many_logs(replications: int = 400, members: int = 60, each: int = 12) -> tuple[np.ndarray, ...]:
     """Logs of correlated members under skewed propensities: rewards, weights and members, and the target's true value."""
-    chance = np.random.default_rng(7)
+    rng = np.random.default_rng(7)
     logging, target = np.array([0.6, 0.3, 0.1]), np.array([0.2, 0.2, 0.6])
-    level = np.repeat(chance.normal(0, 0.12, (replications, members)), each, axis=1)
-    shown = chance.choice(3, size=level.shape, p=logging)
+    level = np.repeat(rng.normal(0, 0.12, (replications, members)), each, axis=1)
+    shown = rng.choice(3, size=level.shape, p=logging)
     rate = np.clip(np.array([0.3, 0.4, 0.5])[shown] + level, 0, 1)
-    reward = (chance.random(level.shape) < rate).astype(float)
+    reward = (rng.random(level.shape) < rate).astype(float)
     # of members drawn afresh, clipped rates included
-    draw = np.clip(np.array([0.3, 0.4, 0.5]) + chance.normal(0, 0.12, (400_000, 1)), 0, 1)
+    draw = np.clip(np.array([0.3, 0.4, 0.5]) + rng.normal(0, 0.12, (400_000, 1)), 0, 1)
     return reward, (target / logging)[shown], np.repeat(np.arange(members), each), np.array(draw.mean(0) @ target)
 
 

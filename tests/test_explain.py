@@ -13,28 +13,28 @@ from export.export import export
 from foundation.errors import UserError
 from models.history import HistoryConfig
 from models.two_tower import TwoTower, TwoTowerConfig
-from serving.bundle.bundle import Bundle
-from serving.scoring.explain import EXPLAIN_TABLES, Explainer, reasons, total
+from serving.bundle.bundle import EXPLAIN_ROWS, Bundle
+from serving.scoring.explain import reasons, total
 from tests.test_evaluation import since_of
 from train.embed import load_embedding
 from train.run import content_of, sizes_of
 
 
 def request_of(bundle: Bundle, n: int = 40, plays: int = 20, candidates: int = 6) -> dict[str, np.ndarray]:
-    chance, words = np.random.default_rng(3), bundle.vocabularies
+    rng, words = np.random.default_rng(3), bundle.vocabularies
     request = {
-        "history_title": chance.integers(0, len(words["titles"]), (n, plays)),
-        "history_artwork": chance.integers(0, len(words["artworks"]), (n, plays)) * (chance.random((n, plays)) < 0.5),
-        "history_watched": chance.random((n, plays)).astype(np.float32),
-        "history_length": chance.integers(0, plays + 1, n),
-        "country": chance.integers(0, len(words["country"]), n),
-        "device": chance.integers(0, len(words["device"]), n),
-        "hour": chance.integers(0, 24, n),
-        "title": chance.integers(0, len(words["titles"]), n),
-        "artworks": chance.integers(0, len(words["artworks"]), (n, candidates)),
+        "history_title": rng.integers(0, len(words["titles"]), (n, plays)),
+        "history_artwork": rng.integers(0, len(words["artworks"]), (n, plays)) * (rng.random((n, plays)) < 0.5),
+        "history_watched": rng.random((n, plays)).astype(np.float32),
+        "history_length": rng.integers(0, plays + 1, n),
+        "country": rng.integers(0, len(words["country"]), n),
+        "device": rng.integers(0, len(words["device"]), n),
+        "hour": rng.integers(0, 24, n),
+        "title": rng.integers(0, len(words["titles"]), n),
+        "artworks": rng.integers(0, len(words["artworks"]), (n, candidates)),
     }
     request |= {name: np.zeros(n, np.int64) for name in ("row", "column")}
-    request["play_count"] = chance.integers(0, 3000, n)
+    request["play_count"] = rng.integers(0, 3000, n)
     request["history_length"][:2] = 0
     request["history_watched"][:, ::3] = np.nan
     return request
@@ -43,7 +43,7 @@ def request_of(bundle: Bundle, n: int = 40, plays: int = 20, candidates: int = 6
 def test_the_terms_are_the_appeal(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     request = request_of(opened)
-    terms = Explainer(opened).explain(request)
+    terms = opened.explain(request)
     assert np.abs(total(terms) - opened.rank(request)["appeal"]).max() < 1e-5
     assert np.abs(terms["of_state"]).max() == 0, "of the mean nothing is left over"
     assert np.abs(terms["by_person"].sum(-1) - terms["by_people"].sum(1)).max() < 1e-5
@@ -70,7 +70,7 @@ def test_what_attention_reads_is_one_term(shards: Path, tmp_path: Path) -> None:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     bundle = export(model, opened.vocabularies, tmp_path / "bundle", origin={})
     assert bundle.metadata["explanations"]["largest_difference"] < 1e-5
-    terms = Explainer(bundle).explain(request_of(bundle))
+    terms = bundle.explain(request_of(bundle))
     assert np.abs(terms["of_state"]).max() > 0
 
 
@@ -102,7 +102,8 @@ def test_reasons_are_those_of_the_choice(bundle: Path) -> None:
         reasons(opened, request, np.arange(6) < np.ones((len(there), 1)), chosen)
 
 
-def test_a_bundle_without_tables_says_so(bundle: Path, tmp_path: Path) -> None:
-    bare = Bundle(tmp_path, Bundle.open(bundle).metadata)
-    with pytest.raises(UserError, match=f"{EXPLAIN_TABLES}: is not there"):
-        _ = Explainer(bare).tables
+def test_a_bundle_without_the_graph_says_so(bundle: Path, tmp_path: Path) -> None:
+    opened = Bundle.open(bundle)
+    bare = Bundle(tmp_path, opened.metadata)
+    with pytest.raises(UserError, match=f"{EXPLAIN_ROWS}: is not there"):
+        bare.explain(request_of(opened))

@@ -24,16 +24,14 @@ REACH = 4
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
     """Two shards of members with no play, few plays, and far more plays than one window."""
     folder = tmp_path_factory.mktemp("feed")
-    chance = np.random.default_rng(0)
-    plays = [
-        (f"m{chance.integers(9) ** 2 // 8}", int(chance.integers(3)), int(chance.integers(900))) for _ in range(300)
-    ]
+    rng = np.random.default_rng(0)
+    plays = [(f"m{rng.integers(9) ** 2 // 8}", int(rng.integers(3)), int(rng.integers(900))) for _ in range(300)]
     shown = [
         (
-            f"m{chance.integers(10)}",
-            int(chance.integers(3)),
-            int(chance.integers(9)),
-            int(chance.integers(900)),
+            f"m{rng.integers(10)}",
+            int(rng.integers(3)),
+            int(rng.integers(9)),
+            int(rng.integers(900)),
             bool(n % 3),
         )
         for n in range(400)

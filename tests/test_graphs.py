@@ -45,6 +45,7 @@ GRAPHS = (
     "title.onnx",
     "rank_rows.onnx",
     "member_rows.onnx",
+    "explain_rows.onnx",
 )
 
 

@@ -23,9 +23,9 @@ def test_auc_by_hand(p: list[float], y: list[int], expected: float) -> None:
 
 
 def test_auc_sees_order_alone() -> None:
-    chance = np.random.default_rng(1)
-    p, y = chance.random(500).round(2), chance.integers(0, 2, 500)
-    order = chance.permutation(500)
+    rng = np.random.default_rng(1)
+    p, y = rng.random(500).round(2), rng.integers(0, 2, 500)
+    order = rng.permutation(500)
     assert auc(p**3, y) == pytest.approx(auc(p, y))
     assert auc(p[order], y[order]) == pytest.approx(auc(p, y))
     assert auc(1 - p, y) == pytest.approx(1 - auc(p, y))
@@ -37,9 +37,9 @@ def test_a_wrong_certainty_costs_much_but_not_infinity() -> None:
 
 
 def test_log_loss_and_calibration_against_straight_lines() -> None:
-    chance = np.random.default_rng(2)
-    p = chance.random(103)  # no multiple of the bins
-    y = (chance.random(103) < p**2).astype(bool)
+    rng = np.random.default_rng(2)
+    p = rng.random(103)  # no multiple of the bins
+    y = (rng.random(103) < p**2).astype(bool)
     told = sum(-math.log(a if b else 1 - a) for a, b in zip(p.tolist(), y.tolist(), strict=True)) / 103
     assert log_loss(p, y) == pytest.approx(told)
 
@@ -56,9 +56,9 @@ def test_log_loss_and_calibration_against_straight_lines() -> None:
 
 
 def test_calibration_is_small_where_probabilities_are_right_and_large_where_not() -> None:
-    chance = np.random.default_rng(3)
-    p = chance.uniform(0.05, 0.5, 20_000)
-    y = chance.random(20_000) < p
+    rng = np.random.default_rng(3)
+    p = rng.uniform(0.05, 0.5, 20_000)
+    y = rng.random(20_000) < p
     by_chance = np.sqrt(2 * 20 * 0.27 * 0.73 / (np.pi * 20_000))
     assert 0.5 * by_chance < expected_calibration_error(p, y) < 2 * by_chance
     assert expected_calibration_error(p + 0.2, y) == pytest.approx(0.2, abs=0.02)
@@ -87,10 +87,10 @@ def test_no_bins_are_refused() -> None:
 
 
 def test_right_probabilities_err_as_much_as_chance_says() -> None:
-    chance = np.random.default_rng(4)
-    p = chance.beta(1, 12, 20_000)
+    rng = np.random.default_rng(4)
+    p = rng.beta(1, 12, 20_000)
     low, high = null_calibration_error(p)
-    errors = [expected_calibration_error(p, (chance.random(len(p)) < p).astype(float)) for _ in range(200)]
+    errors = [expected_calibration_error(p, (rng.random(len(p)) < p).astype(float)) for _ in range(200)]
     held = np.mean([(low <= error <= high) for error in errors])
     assert 0.9 <= held <= 0.99
-    assert expected_calibration_error(np.clip(1.3 * p, 0, 1), (chance.random(len(p)) < p).astype(float)) > high
+    assert expected_calibration_error(np.clip(1.3 * p, 0, 1), (rng.random(len(p)) < p).astype(float)) > high

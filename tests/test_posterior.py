@@ -78,10 +78,10 @@ def test_what_was_seldom_shown_is_less_sure(model: TwoTower, shards: Path) -> No
 
 def test_the_ridge_and_the_spread_are_found_again() -> None:
     """Of logs made with known ones."""
-    chance = np.random.default_rng(0)
-    known = chance.uniform(2, 40, 4000)
+    rng = np.random.default_rng(0)
+    known = rng.uniform(2, 40, 4000)
     for spread in (0.0, 0.3):
-        told = known * chance.normal(0, spread, 4000) + np.sqrt(known) * chance.normal(0, 1, 4000)
+        told = known * rng.normal(0, spread, 4000) + np.sqrt(known) * rng.normal(0, 1, 4000)
         found = bias_std_by_moments(torch.from_numpy(told), torch.from_numpy(known))
         assert found == pytest.approx(spread, abs=0.05 if spread == 0 else 0.03)
     assert evidence_ridge(torch.zeros(4, 4, dtype=torch.float64)) == pytest.approx(1e-6), "a log that says nothing"

@@ -153,11 +153,11 @@ def test_ids_may_hold_any_character(tmp_path: Path) -> None:
 def test_one_member_with_a_million_plays(tmp_path: Path) -> None:
     log = RandomLog([("a", 0, 0)], [(member, 0, 0, minute, False) for minute in range(10) for member in "ab"])
     log.write(tmp_path / "log")
-    chance = np.random.default_rng(0)
-    at = int(START.timestamp() * 1e6) + chance.integers(0, 9 * 60_000_000, 1_000_000)
+    rng = np.random.default_rng(0)
+    at = int(START.timestamp() * 1e6) + rng.integers(0, 9 * 60_000_000, 1_000_000)
     plays = {
         "member_id": pa.array(["a"]).take(pa.array(np.zeros(1_000_000, np.int8))),
-        "title_id": pa.array(TITLES).take(pa.array(chance.integers(0, 3, 1_000_000))),
+        "title_id": pa.array(TITLES).take(pa.array(rng.integers(0, 3, 1_000_000))),
         "played_at": pa.array(at).cast(pa.timestamp("us", "UTC")),
     }
     pq.write_table(pa.table(plays), tmp_path / "log" / "plays" / "part-0.parquet")

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 import keyart
 from datamodules.shards.artwork_images import content_hashes, load_images
 from datamodules.shards.catalogue import build_catalogue
-from export.export import random_requests
+from export.export import explanation_tables, random_requests
 from export.parity import TOWER_BOUND
 from models.ranking import OUTPUTS, Ranking
 from models.two_tower import TwoTower
@@ -76,7 +76,7 @@ def test_what_is_new_is_placed_as_torch_places_it(run: Path, grown: Path, refres
     assert words["artworks"].values[-3:] == list(NEW_ARTWORKS)
     tables = opened.tables
     for name in ("artwork_vector", "artwork_content", "artwork_bias", "play_content", "play_mean_image", "mean_vector"):
-        ours, torchs = tables[name], getattr(ranking, name).numpy()
+        ours, torchs = tables[name], explanation_tables(ranking)[name].numpy()
         assert ours.shape == torchs.shape, name
         new = -3 if name.startswith("artwork") else -2
         np.testing.assert_allclose(ours[new:], torchs[new:], atol=2e-3, err_msg=name)
@@ -87,10 +87,10 @@ def test_what_is_new_is_placed_as_torch_places_it(run: Path, grown: Path, refres
     # requests of what is new: title, history and candidates among them
     request = random_requests(words, opened.context, opened.history_length, 60, 20, 5, seed=4)
     old_titles, old_artworks = len(words["titles"]) - 2, len(words["artworks"]) - 3
-    chance = np.random.default_rng(1)
-    request["title"] = old_titles + chance.integers(0, 2, 60)
-    request["history_title"][:, ::3] = old_titles + chance.integers(0, 2, request["history_title"][:, ::3].shape)
-    request["artworks"][:, :2] = old_artworks + chance.integers(0, 3, (60, 2))
+    rng = np.random.default_rng(1)
+    request["title"] = old_titles + rng.integers(0, 2, 60)
+    request["history_title"][:, ::3] = old_titles + rng.integers(0, 2, request["history_title"][:, ::3].shape)
+    request["artworks"][:, :2] = old_artworks + rng.integers(0, 3, (60, 2))
     with torch.no_grad():
         told = dict(zip(OUTPUTS, ranking(*(torch.from_numpy(request[name]) for name in ranking.inputs)), strict=True))
     answer = opened.rank(request)
@@ -117,7 +117,7 @@ def test_no_vector_that_was_there_moved(bundle: Path, refreshed: Path) -> None:
                 np.testing.assert_array_equal(values, after[table][cut], err_msg=f"{name} {table}")
     assert {name for name, _ in grew} >= {"rank.onnx", "member.onnx", "choose.onnx", "titles.onnx", "explore.onnx"}
     kinds = {"artwork_vector", "artwork_content", "artwork_bias", "artwork_engaged", "artwork_image", "artwork_own"}
-    kinds |= {"play_content", "play_mean_image", "play_coplay", "play_token", "title_vectors"}
+    kinds |= {"play_content", "play_mean_image", "play_coplay", "play_token", "title_vectors", "artwork_people"}
     kinds |= {f"{of}_{part}" for of in ("title", "mean") for part in ("vector", "content", "bias", "engaged", "coplay")}
     assert {table for _, table in grew} <= kinds
     for file in (EXPLAIN_TABLES, TITLE_VECTORS, "posterior.safetensors"):

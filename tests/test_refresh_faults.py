@@ -18,7 +18,7 @@ from foundation.errors import UserError
 from serving.bundle.bundle import ARTWORK_GRAPH, BUNDLE_FILE, EXPLAIN_TABLES, Bundle
 from serving.bundle.refresh import refresh as refresh_bundle
 from serving.bundle.verify import verify
-from serving.scoring.explain import Explainer, total
+from serving.scoring.explain import total
 from tests.grown_catalogue import NEW_ARTWORKS
 
 QUIET = Console(quiet=True)
@@ -94,7 +94,7 @@ def test_the_people_an_artwork_shows_are_those_that_count(bundle: Path, grown: P
     opened = Bundle.open(folder)
     request = random_requests(opened.vocabularies, opened.context, opened.history_length, 50, 20, 4, seed=3)
     request["artworks"][:, 0] = opened.vocabularies["artworks"].row(NEW_ARTWORKS[0])
-    terms = Explainer(opened).explain(request)
+    terms = opened.explain(request)
     np.testing.assert_allclose(total(terms), terms["appeal"], atol=1e-4)
     np.testing.assert_allclose(terms["by_person"].sum(-1), terms["by_people"].sum(1), atol=1e-4)
 

@@ -48,10 +48,10 @@ def test_answers_are_the_bundles(at: Served, bundle: Path) -> None:
 
 
 def test_many_at_once_are_each_as_alone(at: Served, bundle: Path) -> None:
-    generator, chance = RequestGenerator(Bundle.open(bundle), 2), np.random.default_rng(2)
+    generator, rng = RequestGenerator(Bundle.open(bundle), 2), np.random.default_rng(2)
     policies = ("greedy", "epsilon:0.2", "softmax:0.5", "thompson:32", "thompson:16:1")
     bodies = [
-        generator.request(int(chance.integers(0, 60)), int(chance.integers(1, 30)))
+        generator.request(int(rng.integers(0, 60)), int(rng.integers(1, 30)))
         | {"policy": policies[place % 5], "seed": place, "explain": place % 7 == 0}
         for place in range(60)
     ]

@@ -51,8 +51,8 @@ def model_of(shards: Path, config: TwoTowerConfig = SMALL) -> TwoTower:
 
 def test_what_is_played_together_is_ease() -> None:
     """Of full rank."""
-    chance = np.random.default_rng(0)
-    played = chance.random((60, 12)) < 0.3
+    rng = np.random.default_rng(0)
+    played = rng.random((60, 12)) < 0.3
     member, title = np.nonzero(played)
     coplay = LowRankEase(14, LowRankEaseConfig(rank=12, ridge=5.0))  # a row nobody plays, and the unknown one
     coplay.fit(torch.from_numpy(member), torch.from_numpy(title) + 1)
@@ -93,8 +93,8 @@ def order_by_loops(histories: list[list[int]], config: NextItemConfig, titles: i
 def test_what_is_played_next_is_the_regression(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of full rank, in blocks as in one; titles out of the most played pass, and count as plays between; of low rank the
     best there is."""
-    chance = np.random.default_rng(0)
-    histories = [[int(title) for title in chance.zipf(1.3, n).clip(max=11)] for n in (1, 2, 9, 30, 40, 5)]
+    rng = np.random.default_rng(0)
+    histories = [[int(title) for title in rng.zipf(1.3, n).clip(max=11)] for n in (1, 2, 9, 30, 40, 5)]
     member = torch.from_numpy(np.repeat(np.arange(6), [len(history) for history in histories]))
     title = torch.tensor([title for history in histories for title in history])
     config = NextItemConfig(rank=12, ridge=2.0, near=3.0, far=20.0, rest=0.2, gain=7.0)

@@ -26,11 +26,11 @@ from serving.bundle.metadata import BUNDLE_FILE, BundleRecord, read_record
 VOCABULARIES, CARD = "vocabularies.json", "CARD.md"
 GOLDEN, EXAMPLE, EXAMPLE_IN_NODE = "golden.jsonl", "example.py", "example.mjs"
 ARTWORK_GRAPH, TITLE_GRAPH = "artwork.onnx", "title.onnx"
-RANK_ROWS, MEMBER_ROWS = "rank_rows.onnx", "member_rows.onnx"
+RANK_ROWS, MEMBER_ROWS, EXPLAIN_ROWS = "rank_rows.onnx", "member_rows.onnx", "explain_rows.onnx"
 TITLE_VECTORS, POSTERIOR = "titles.safetensors", "posterior.safetensors"
 EXPLAIN_TABLES = "explain.safetensors"
 CONTEXT_PREFIX = "context_"
-"""How the names of tables of context features in `EXPLAIN_TABLES` begin."""
+"""How the names of tables of context features in graphs begin."""
 IMAGE_HASHES = "images.json"
 """The hashes of the artworks' images, by row from 1; not there where images are not read."""
 VECTOR_HASHES = "vectors.json"
@@ -102,6 +102,11 @@ class Bundle:
         """The same for the vectors that rank titles."""
         return self._open(MEMBER_ROWS)
 
+    @cached_property
+    def explain_session(self) -> ort.InferenceSession:
+        """The same for the terms of appeal."""
+        return self._open(EXPLAIN_ROWS)
+
     def _open(self, name: str) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
@@ -109,7 +114,7 @@ class Bundle:
 
     @cached_property
     def tables(self) -> dict[str, np.ndarray]:
-        """What explanations and exploring are made of, by name, read once: see `serving.scoring.explain`."""
+        """The vectors of titles and artworks, by name, read once: see `serving.bundle.contents`."""
         return load_file(self.folder / EXPLAIN_TABLES)
 
     @property
@@ -137,6 +142,13 @@ class Bundle:
         if not (self.folder / MEMBER_ROWS).is_file():
             raise UserError(f"{self.folder / MEMBER_ROWS}: is not there: an older bundle. Export the run again.")
         return _run(self.member_session, history, ["title_query"])[0]
+
+    def explain(self, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The terms of appeal by name, from the inputs of `rank`; UserError where the bundle has no such graph."""
+        if not (self.folder / EXPLAIN_ROWS).is_file():
+            raise UserError(f"{self.folder / EXPLAIN_ROWS}: is not there: an older bundle. Export the run again.")
+        names = [output.name for output in self.explain_session.get_outputs()]
+        return dict(zip(names, _run(self.explain_session, request, names), strict=True))
 
 
 def _run(

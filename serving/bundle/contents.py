@@ -10,9 +10,9 @@ from safetensors import safe_open
 from foundation.context import CONTEXT_FILE
 from serving.bundle.bundle import (
     ARTWORK_GRAPH,
-    CONTEXT_PREFIX,
     EXAMPLE,
     EXAMPLE_IN_NODE,
+    EXPLAIN_ROWS,
     EXPLAIN_TABLES,
     GOLDEN,
     IMAGE_HASHES,
@@ -36,6 +36,7 @@ FILE_DESCRIPTIONS = {
     "explore.onnx": "candidates and what rank.onnx told of them -> a choice and its propensity",
     RANK_ROWS: "rank.onnx over rows of the vocabularies",
     MEMBER_ROWS: "member.onnx over rows of the vocabularies",
+    EXPLAIN_ROWS: "inputs of rank_rows.onnx -> what each past play, person and context feature adds to a candidate's appeal",
     "choose_vectors.onnx": "as choose.onnx, of candidates given as vectors that artwork.onnx made",
     ARTWORK_GRAPH: "an image of any size, a vector of your own, or both, and what it depicts -> an artwork's vectors",
     TITLE_GRAPH: "genres, cast and year -> a title's vectors",
@@ -68,24 +69,13 @@ TENSOR_DESCRIPTIONS = {
             "by artwork row: projected image (D), mean of the people shown (D), shares of moods (G)",
         ),
         "artwork_bias": ("A", "by artwork row: what it adds for everybody"),
-        "artwork_people": ("A L", "by artwork row: rows of `person`, padded with 0"),
+        "artwork_people": ("A L", "by artwork row: rows of the people it shows, padded with 0"),
         "mean_vector": ("I D", "by title row: mean of artwork_vector over the title's artworks"),
         "mean_content": ("I C", "by title row: mean of artwork_content over the title's artworks"),
         "mean_bias": ("I", "by title row: mean of artwork_bias over the title's artworks"),
         "play_content": ("I D+G", "by title row: mean of its people (D), its genres above the catalogue's shares (G)"),
         "play_mean_image": ("I D", "by title row: mean projected image, where a play's own artwork is not known"),
         "play_coplay": ("I R", "by title row: what is played together with it, summed over recent plays"),
-        "person": ("P D", "by row of people: a person's vector"),
-        "similarity_gain": ("3", "by which content_query is the means of image, people and genres of recent plays"),
-        "query_weight": (
-            "D C+R",
-            "artwork_query of the means, times `means`, and of the direction of what is played together",
-        ),
-        "query_bias": ("D", "artwork_query of nobody"),
-        "query_state": ("D D", "artwork_query of the learned state of the history"),
-        "means": ("1", "what the means are multiplied by before query_weight"),
-        "recent_bias": ("S", "logit of a play's weight in the means by how many plays ago it was, from 0"),
-        "recent_prior": ("1", "logarithm of p: n plays count n / (n + p)"),
     },
     POSTERIOR: {
         "spread": ("F F", "a root of the covariance of the features' weights"),
@@ -94,8 +84,8 @@ TENSOR_DESCRIPTIONS = {
 }
 """Of each table: axes in LETTERS, and meaning."""
 AXIS_LEGEND = (
-    "I title rows, A artwork rows, P rows of people, L people on an artwork, D width, G genres, C = 2 D + G, R rank of what is "
-    "played together, S plays looked back on, W width of what ranks titles, F = D + 3"
+    "I title rows, A artwork rows, L people on an artwork, D width, G genres, C = 2 D + G, R rank of what is played together, "
+    "W width of what ranks titles, F = D + 3"
 )
 
 
@@ -132,9 +122,7 @@ def _tensors(path: Path, meanings: dict[str, tuple[str, str]]) -> dict[str, Tens
     descriptions: dict[str, TensorDescription] = {}
     with safe_open(path, "numpy") as file:
         for name in file.keys():  # noqa: SIM118, it is no mapping
-            part, feature = file.get_slice(name), name.removeprefix(CONTEXT_PREFIX)
-            of_context = (f"{feature} D", f"by row of the context feature {feature}: added to artwork_query")
-            axes, meaning = of_context if feature != name else meanings[name]
+            part, (axes, meaning) = file.get_slice(name), meanings[name]
             dtype = {"F32": "float32", "I32": "int32"}[part.get_dtype()]
             descriptions[name] = {"dtype": dtype, "shape": list(part.get_shape()), "axes": axes, "meaning": meaning}
     return descriptions

@@ -17,12 +17,11 @@ from typing import Literal, get_args
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from serving.bundle.bundle import CONTEXT_PREFIX
 from serving.bundle.ids import MIN_EXTERNAL_BYTES
 
 Precision = Literal["fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-FLOAT32_TABLES = ("context",)
-"""Tables that stay float32: of a few hundred rows, which every request reads, and whose taste decides between candidates."""
 INT8_STEPS = 127
 """Of an int8 row between 0 and its largest magnitude."""
 
@@ -64,7 +63,7 @@ def _is_table(tensor: TensorProto) -> bool:
     """Of vectors, not of single numbers, which a scale each would only make longer."""
     size = int(np.prod(tensor.dims)) * np.dtype(np.float32).itemsize
     of_vectors = tensor.data_type == TensorProto.FLOAT and len(tensor.dims) >= 2 and tensor.dims[-1] > 1
-    return of_vectors and size >= MIN_EXTERNAL_BYTES and tensor.name not in FLOAT32_TABLES
+    return of_vectors and size >= MIN_EXTERNAL_BYTES and not tensor.name.startswith(CONTEXT_PREFIX)
 
 
 def _has_last_axis_of_one(node: NodeProto, initializers: Iterable[TensorProto]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.bundle.bundle import EXPLAIN_TABLES, POSTERIOR, Bundle
+from serving.bundle.bundle import EXPLAIN_ROWS, POSTERIOR, Bundle
 from serving.http.requests import Request, RequestError, inputs
 from serving.scoring.explain import reasons
 from serving.scoring.policies import MAX_DRAWS, ServingPolicy
@@ -34,7 +34,7 @@ class ArtworkRanker:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.explores = (bundle.folder / POSTERIOR).is_file()
-        self.explains = (bundle.folder / EXPLAIN_TABLES).is_file()
+        self.explains = (bundle.folder / EXPLAIN_ROWS).is_file()
         self.rng = np.random.default_rng()
         self.drawn: dict[tuple[int, float], Thompson] = {}
 

@@ -1,122 +1,33 @@
-"""Why this artwork: what each past play, each person shown and the context add to appeal, in numpy alone.
+"""Why this artwork: what each past play, each person shown and the context add to appeal.
 
-Appeal is a sum and dot products, so it is shared out exactly, not estimated:
+The terms come from the bundle's explain_rows.onnx, which is traced from the same module as rank.onnx and says what each is
+(`models.serving.Explain`). Appeal is their sum, so it is shared out exactly, not estimated. What a choice is due to are
+differences between candidates, never the terms by themselves.
 
-    appeal(k) = of_artwork(k) + of_state(k) + of_title + sum_c by_context(k, c)
-                + sum_t by_play(t, k) + by_image(t, k) + by_people(t, k) + by_genres(t, k)
-
-by_play is the learned part: taste is linear in the mean of what was played, and in the direction of what is played together
-with it, which is linear in each play given its length. by_image, by_people and by_genres are the likeness of the candidate to
-each play. by_person shares out the sum of by_people by whom the candidate shows. of_state is what a history encoder that
-attends adds and cannot be shared out by play; zero where the encoder is the mean. of_title takes out what the mean of the
-title's artworks has for this member, which is the title's and not the artwork's. What a choice is due to are differences
-between candidates, never the terms by themselves.
-
-Legend: N requests, T plays, K candidates, D width, G genres, L people on an artwork, C = 2 D + G, R rank of what is played
-together, W = C + R.
+Legend: N requests, T plays, K candidates, L people on an artwork, C = 2 D + G: an image, people and genres.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from foundation.context import KNOTS, MAX_POSITION, ContextFeature
-from foundation.errors import UserError
-from serving.bundle.bundle import CONTEXT_PREFIX, EXPLAIN_TABLES, Bundle
+from foundation.context import ContextFeature
+from serving.bundle.bundle import Bundle
 
-MIN_NORM = 1e-6
-"""Of what is played together, below which it has no direction."""
-
-
-@dataclass(frozen=True)
-class Explainer:
-    """A bundle's tables, to share out appeal with."""
-
-    bundle: Bundle
-
-    @property
-    def tables(self) -> dict[str, np.ndarray]:
-        """By name, as `explanation_tables` made them; UserError where the bundle has none."""
-        path = self.bundle.folder / EXPLAIN_TABLES
-        if not path.is_file():
-            raise UserError(f"{path}: is not there: the bundle was made before explanations. Export the run again.")
-        return self.bundle.tables
-
-    def explain(self, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The terms of appeal by name, float32: (N, T, K), (N, K, L), (N, K, 3), (N, K) or (N, 1); input as of the graph."""
-        table = self.tables
-        title_NT, clicked_NT = request["history_title"], request["history_artwork"]
-        artworks_NK, width = request["artworks"], table["query_weight"].shape[0]
-
-        image_NTD = table["artwork_content"][clicked_NT][..., :width]
-        image_NTD = np.where((clicked_NT > 0)[..., None], image_NTD, table["play_mean_image"][title_NT])
-        vector_NKD, content_NKC = table["artwork_vector"][artworks_NK], table["artwork_content"][artworks_NK]
-
-        content_NTC = np.concatenate([image_NTD, table["play_content"][title_NT]], axis=-1)
-        content_NTC = content_NTC * _weights(table, request)[..., None]
-        parts = [
-            gain * np.einsum("ntd,nkd->ntk", content_NTC[..., cut], content_NKC[..., cut])
-            for gain, cut in zip(table["similarity_gain"], content_widths(width), strict=True)
-        ]
-        terms: dict[str, np.ndarray] = dict(zip(("by_image", "by_people", "by_genres"), parts, strict=True))
-        terms["by_person"] = self._by_person(content_NTC[..., content_widths(width)[1]].sum(1), artworks_NK)
-
-        coplay_NTR = table["play_coplay"][title_NT] * _recent(table, request)[0][..., None]
-        length_N11 = np.linalg.norm(coplay_NTR.sum(1), axis=-1)[:, None, None]
-        coplay_NTR = coplay_NTR / np.maximum(length_N11, MIN_NORM)
-        member_NTW = np.concatenate([content_NTC * table["means"], coplay_NTR], axis=-1)
-        terms["by_play"] = np.einsum("ntw,nkw->ntk", member_NTW, vector_NKD @ table["query_weight"])
-        vectors = (_context_vector(f, table[f"{CONTEXT_PREFIX}{f.name}"], request) for f in self.context_features())
-        terms["by_context"] = np.stack(
-            [np.einsum("nd,nkd->nk", vector_ND, vector_NKD) for vector_ND in vectors], axis=-1
-        )
-        terms["of_artwork"] = vector_NKD @ table["query_bias"] + table["artwork_bias"][artworks_NK]
-        outputs, title_N = self.bundle.rank(request, ("appeal", "artwork_query", "content_query")), request["title"]
-        shared_N = (outputs["artwork_query"] * table["mean_vector"][title_N]).sum(-1) + table["mean_bias"][title_N]
-        terms["of_title"] = -(shared_N + (outputs["content_query"] * table["mean_content"][title_N]).sum(-1))[:, None]
-        appeal_NK = terms["appeal"] = outputs["appeal"]
-        terms["of_state"] = appeal_NK - total(terms) if "query_state" in table else np.zeros_like(appeal_NK)
-        return {name: values.astype(np.float32) for name, values in terms.items()}
-
-    def context_features(self) -> list[ContextFeature]:
-        """The context features that appeal reads: the last axis of `by_context`."""
-        return [feature for feature in self.bundle.context if "appeal" in feature.read_by]
-
-    def _by_person(self, people_ND: np.ndarray, artworks_NK: np.ndarray) -> np.ndarray:
-        """The likeness in people by whom a candidate shows, (N, K, L); 0 where there is nobody."""
-        table = self.tables
-        rows_NKL = table["artwork_people"][artworks_NK]
-        shown_NKL = rows_NKL > 0
-        likeness_NKL = np.einsum("nd,nkld->nkl", people_ND, table["person"][rows_NKL]) * table["similarity_gain"][1]
-        return likeness_NKL * shown_NKL / np.maximum(shown_NKL.sum(-1, keepdims=True), 1)
+PLAY_TERMS = ("by_play", "by_image", "by_people", "by_genres")
+"""The terms of plays, (N, T, K)."""
 
 
-def _context_vector(feature: ContextFeature, table_RD: np.ndarray, request: dict[str, np.ndarray]) -> np.ndarray:
-    """What a context feature adds to the artwork query, (N, D): see `models.context.lookup`."""
-    value_N = request[feature.name]
-    if feature.kind == "category":
-        return table_RD[value_N]
-    if feature.kind == "hour":
-        return table_RD[value_N + 1]
-    if feature.kind == "position":
-        row_N = np.clip(value_N, -1, MAX_POSITION) + 1
-        if feature.crossed_with:
-            row_N = row_N * (len(table_RD) // (MAX_POSITION + 2)) + request[feature.crossed_with]
-        return table_RD[row_N]
-    z_N = (value_N - (feature.mean or 0.0)) / (feature.std or 1.0)
-    at_N = np.clip(np.nan_to_num(z_N), KNOTS[0], KNOTS[-1]) - KNOTS[0]
-    below_N = np.minimum(at_N.astype(np.int64), len(KNOTS) - 2)
-    share_N1 = (at_N - below_N)[:, None]
-    between_ND = table_RD[below_N + 1] * (1 - share_N1) + table_RD[below_N + 2] * share_N1
-    return np.where(np.isnan(z_N)[:, None], table_RD[0], between_ND)
+def context_features(bundle: Bundle) -> list[ContextFeature]:
+    """The context features that appeal reads: the last axis of `by_context`."""
+    return [feature for feature in bundle.context if "appeal" in feature.read_by]
 
 
 def total(terms: dict[str, np.ndarray]) -> np.ndarray:
     """The sum of the terms, (N, K): appeal, but for rounding."""
-    plays = sum(terms[name].sum(1) for name in ("by_play", "by_image", "by_people", "by_genres"))
-    return plays + terms["by_context"].sum(-1) + terms["of_artwork"] + terms["of_title"] + terms.get("of_state", 0.0)
+    plays = sum(terms[name].sum(1) for name in PLAY_TERMS)
+    return plays + terms["by_context"].sum(-1) + terms["of_artwork"] + terms["of_title"] + terms["of_state"]
 
 
 def content_widths(width: int) -> tuple[slice, slice, slice]:
@@ -127,26 +38,6 @@ def content_widths(width: int) -> tuple[slice, slice, slice]:
 def sum_by_part(products_xC: np.ndarray, width: int) -> np.ndarray:
     """Sums over image, people and genres, (..., C) -> (..., 3)."""
     return np.stack([products_xC[..., cut].sum(-1) for cut in content_widths(width)], axis=-1)
-
-
-def _recent(table: dict[str, np.ndarray], request: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Which plays count, bool (N, T), and how many plays ago they were, less one."""
-    index = np.arange(request["history_title"].shape[1])
-    ago_NT = request["history_length"][:, None] - 1 - index
-    return (ago_NT >= 0) & (ago_NT < len(table["recent_bias"])), ago_NT
-
-
-def _weights(table: dict[str, np.ndarray], request: dict[str, np.ndarray]) -> np.ndarray:
-    """How much each play counts in a mean of recent plays, (N, T): learned by distance, shrunk where plays are few."""
-    bias_S = table["recent_bias"]
-    length_N1 = request["history_length"][:, None]
-    inside, ago_NT = _recent(table, request)
-    logit = bias_S[np.clip(ago_NT, 0, len(bias_S) - 1)].astype(np.float64)
-    logit = np.where(inside, logit, -np.inf)
-    raised = np.where(inside, np.exp(logit - np.max(logit, axis=1, keepdims=True, initial=-1e30)), 0.0)
-    plays = np.minimum(length_N1, len(bias_S))
-    shrunk = plays / (plays + np.exp(table["recent_prior"][0]))
-    return raised / np.maximum(raised.sum(1, keepdims=True), 1e-300) * shrunk
 
 
 def reasons(
@@ -161,8 +52,7 @@ def reasons(
     """
     if (mask_NK.sum(1) < 2).any():
         raise ValueError("mask_NK: a choice has at least two candidates.")
-    explainer = Explainer(bundle)
-    terms, vocabularies, features = explainer.explain(request), bundle.vocabularies, explainer.context_features()
+    terms, vocabularies, features = bundle.explain(request), bundle.vocabularies, context_features(bundle)
     explanations = []
     for n, chosen in enumerate(chosen_N.tolist()):
         others = np.flatnonzero(mask_NK[n] & (np.arange(mask_NK.shape[1]) != chosen))
@@ -170,11 +60,10 @@ def reasons(
         def contrast(values_xK: np.ndarray, chosen: int = chosen, others: np.ndarray = others) -> np.ndarray:
             return values_xK[..., chosen] - values_xK[..., others].mean(-1)
 
-        parts = ("by_play", "by_image", "by_people", "by_genres")
-        plays_T4 = np.stack([contrast(terms[name][n]) for name in parts], axis=-1)
+        plays_T4 = np.stack([contrast(terms[name][n]) for name in PLAY_TERMS], axis=-1)
         order = np.argsort(-np.abs(plays_T4.sum(-1)), kind="stable")[:max_plays]
         titles = request["history_title"][n]
-        people = explainer.tables["artwork_people"][request["artworks"][n, chosen]]
+        people = bundle.tables["artwork_people"][request["artworks"][n, chosen]]
         explanations.append(
             {
                 "artwork": _id(vocabularies["artworks"].values, request["artworks"][n, chosen]),

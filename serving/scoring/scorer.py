@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from datamodules.shards.padding import PLAY_FILLS
 from datamodules.shards.shard import REQUESTS, Shard
 from foundation.errors import UserError
-from serving.bundle.bundle import Bundle
+from serving.bundle.bundle import EXPLAIN_ROWS, Bundle
 from serving.bundle.requests import Runs, ranking_inputs
-from serving.scoring.explain import EXPLAIN_TABLES, reasons
+from serving.scoring.explain import reasons
 from serving.scoring.policies import ServingPolicy
 from serving.scoring.thompson import Thompson
 
@@ -94,7 +94,7 @@ def _reasons(
     max_explained: int,
 ) -> list[dict[str, Any]]:
     """Why the likeliest artwork of some impressions: those first in the shard with a choice and a history."""
-    if not (bundle.folder / EXPLAIN_TABLES).is_file():  # a bundle made before there were any
+    if not (bundle.folder / EXPLAIN_ROWS).is_file():  # a bundle made before there were any
         return []
     rows = np.flatnonzero((mask_NK.sum(1) > 2) & (request["history_length"] > 2))
     # one a member: a member's impressions stand together
