@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.terminal import (
+    prepare_streams,
     print_next_command,
     print_outputs,
     run_command,
     stderr_console,
     stdout_console,
     suggest_command,
+    undecodable_word,
     usage,
 )
 
@@ -398,6 +400,10 @@ def _run(name: str, words: list[str]) -> int:
 def cli() -> int:
     """`main` in a process of its own, which does not collect garbage while libraries load, nor at exit."""
     gc.set_threshold(100_000, 50, 50)
+    prepare_streams()
+    if problem := undecodable_word(sys.argv[1:]):
+        print(f"keyart: {problem}", file=sys.stderr)
+        return 1
     code = main()
     if "torch" not in sys.modules:  # torch's compiler counts remaining objects at exit, and complains
         gc.freeze()

@@ -66,10 +66,13 @@ def run_pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> 
     expected = fingerprint(dataset_fingerprint(dataset), images, features_to_json(recipe.prepare.context))
     if stored_fingerprint(out / "check.json") == expected:
         console.print(f"check: {dataset} is unchanged since it was checked")
+        for line in read_json(out / "check.json")["notices"]:
+            console.print(line, markup=False, soft_wrap=True)
     else:
-        require_valid(dataset, images=True, tables=tables)
+        checked = require_valid(dataset, images=True, tables=tables, console=console)
+        record = {"fingerprint": expected, "notices": [str(line) for line in checked.notices()]}
         with atomic_file(out / "check.json") as partial:
-            partial.write_text(json.dumps({"fingerprint": expected}))
+            partial.write_text(json.dumps(record), encoding="utf-8")
         console.print(f"check: {dataset} holds the contract")
     if stored_fingerprint(shards / "manifest.json") == shards_fingerprint(dataset, recipe.prepare):
         console.print(f"prepare: {shards} is up to date")
@@ -266,4 +269,4 @@ def print_simulated_truth(report: Report, out: Path, dataset: Path, output: Cons
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))

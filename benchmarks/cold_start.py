@@ -233,7 +233,7 @@ def refresh_bundle(run: Path, dataset: Path, work: Path) -> Bundle:
     vocabularies = {
         name: Vocabulary(known.values[: known.trained], known.trained) for name, known in opened.vocabularies.items()
     }
-    hashes = json.loads((run / EMBEDDED).read_text())["images"][: old.sizes.artworks - 1]
+    hashes = json.loads((run / EMBEDDED).read_text(encoding="utf-8"))["images"][: old.sizes.artworks - 1]
     images = EmbeddedArtworks(ArtworkEmbedding(*load_encoder(run)), hashes)
     export(model.eval(), vocabularies, work / "bundle", origin={}, images=images, console=quiet)
     refresh(work / "bundle", dataset, quiet)

@@ -74,5 +74,5 @@ for name, estimator in estimators.items():
         start = time.perf_counter()
         estimator.estimate_interval(**theirs, n_bootstrap_samples=parameters["draws"], random_state=0)
         results[name]["interval_seconds"] = time.perf_counter() - start
-with open(sys.argv[2], "w") as file:
+with open(sys.argv[2], "w", encoding="utf-8") as file:
     json.dump(results, file)

@@ -155,7 +155,7 @@ def _instant_of(dataset: Path, share: float) -> str:
 def _free_memory() -> int:
     """Bytes of memory that a new process could use; a large number where the system does not say."""
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except OSError:

@@ -55,7 +55,7 @@ def main(source: str, out: str, what: str, batch: int, width: int) -> None:
             for _ in loader:
                 pass
         seconds = time.perf_counter() - start
-    with open(out, "w") as file:
+    with open(out, "w", encoding="utf-8") as file:
         json.dump({"impressions": len(clicked), "seconds": seconds}, file)
 
 

@@ -91,7 +91,7 @@ def main(source: str, out: str, subject: str, epochs: int, seed: int) -> None:
             best = {"validation": validation, "epoch": epoch, "listed": listed(later, "test_").tolist()}
         elif epoch >= int(str(best["epoch"])) + PATIENCE * VALIDATE_EVERY:
             break
-    with open(out, "w") as file:
+    with open(out, "w", encoding="utf-8") as file:
         json.dump(best | {"settings": settings, "scores_by_epoch": scores_by_epoch}, file)
 
 

@@ -120,7 +120,9 @@ class Served:
 def serving(arguments: Sequence[str]) -> Iterator[Served]:
     """Run a serving command in a process of its own until the block ends. UserError where it does not start."""
     root = Path(__file__).parents[1]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root) as process:
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root, encoding="utf-8"
+    ) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         try:
@@ -304,6 +306,8 @@ def resident(pid: int) -> int:
     """Resident bytes of a process."""
     status = Path(f"/proc/{pid}/status")
     if status.is_file():
-        return int(re.findall(r"VmRSS:\s+(\d+) kB", status.read_text())[0]) * 1024
-    done = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True)
+        return int(re.findall(r"VmRSS:\s+(\d+) kB", status.read_text(encoding="utf-8"))[0]) * 1024
+    done = subprocess.run(
+        ["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     return int(done.stdout) * 1024

@@ -121,7 +121,9 @@ def alternate(
                 if subject in results:
                     try:
                         usage = measure(arguments)
-                        results[subject].append((json.loads((work / "results.json").read_text()), usage))
+                        results[subject].append(
+                            (json.loads((work / "results.json").read_text(encoding="utf-8")), usage)
+                        )
                     except UserError as error:
                         if subject != PEER:
                             raise

@@ -181,7 +181,7 @@ def main(arguments: list[str]) -> None:
         history = HistoryConfig(encoder=encoder, span=plays)  # pyright: ignore[reportArgumentType]
         shape = TwoTowerConfig(width=width, history=history)
         report = train_subject(shards, subject, batch, max_impressions, shape, load_embedding(Path(folder))[0])
-    Path(out).write_text(json.dumps(report))
+    Path(out).write_text(json.dumps(report), encoding="utf-8")
 
 
 if __name__ == "__main__":

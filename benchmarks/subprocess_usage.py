@@ -52,7 +52,7 @@ def measure(arguments: Sequence[str], *, threads: int | None = None) -> ProcessU
         lines = completed.stderr.decode(errors="replace").strip().splitlines() or ["it wrote nothing"]
         if completed.returncode:
             raise UserError(f"{' '.join(arguments[:6])} ...: cannot be run: {lines[-1][:300]}")
-        seconds, cpu_seconds, peak_bytes, code = json.loads(report.read_text())
+        seconds, cpu_seconds, peak_bytes, code = json.loads(report.read_text(encoding="utf-8"))
     if code:
         how = f"exit {code}" if code > 0 else f"signal {-code}"
         raise UserError(f"{' '.join(arguments[:6])} ...: failed ({how}): {lines[-1][:300]}")

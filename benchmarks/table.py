@@ -60,4 +60,4 @@ def format_value(value: float) -> str:
 def write_json(rows: Sequence[Row], path: Path) -> None:
     """The rows as a list of {benchmark, subject, figure, unit, value}; the file appears whole or not at all."""
     with atomic_file(path) as partial:
-        partial.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+        partial.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")

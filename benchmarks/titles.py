@@ -259,7 +259,7 @@ def _peers(log: TitleLog, target: np.ndarray, work: Path, config: Config, consol
             except UserError as error:
                 console.print(f"bench titles: {subject} left out: {error}")
                 break
-            lists = np.array(json.loads((work / "results.json").read_text())["listed"])
+            lists = np.array(json.loads((work / "results.json").read_text(encoding="utf-8"))["listed"])
             results.append(ndcg_and_hits(lists, target))
             seconds.append(usage.seconds)
         rows += _rows(subject, "", results, seconds) if results else []

@@ -123,7 +123,7 @@ def _side_by_side(config: Config, work: Path, console: Console) -> list[Row]:
     script = Path(__file__).with_name("obp_estimators.py")
     arguments = ["uv", "run", "--no-project", "--script", script, work / "arrays.npz", work / "theirs.json"]
     measure([*map(str, arguments), json.dumps(PARAMETERS | {"draws": DRAWS, "repeats": REPEATS})])
-    theirs = json.loads((work / "theirs.json").read_text())
+    theirs = json.loads((work / "theirs.json").read_text(encoding="utf-8"))
     members = Members.of(np.arange(config.impressions) // IMPRESSIONS_A_MEMBER)
     rows, sums, differences = [], [], []
     for name, terms_of in ours(arrays).items():

@@ -215,7 +215,7 @@ class _Specs:
 def read_section(path: Path, section: str, class_: type) -> dict[str, Any]:
     """The fields a recipe sets for one section, `recipe` for all; unknown fields and broken YAML are UserErrors."""
     try:
-        whole = yaml.safe_load(path.read_text())
+        whole = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}). Name a recipe, such as those in configs/."

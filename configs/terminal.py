@@ -5,9 +5,13 @@ Only the standard library is loaded, so that `keyart --help` answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from io import TextIOWrapper
 from pathlib import Path
+
+from foundation.errors import UTF8_REMEDY, UserError, describe_fault
 
 TYPE_CHECKING = False  # not typing's: see keyart.py
 if TYPE_CHECKING:
@@ -55,10 +59,27 @@ def suggest_command(word: str, commands: Iterable[str]) -> str:
     return f"Did you mean {near[0]}?" if near else "keyart --help lists them."
 
 
+def prepare_streams() -> None:
+    """Characters that standard output cannot encode are written as escapes: a name in an ASCII terminal ends no command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def undecodable_word(words: Iterable[str]) -> str | None:
+    """What to say where file names of the command line cannot reach libraries, which take them as UTF-8; None where they can."""
+    encoding = sys.getfilesystemencoding()
+    if encoding.lower().replace("-", "") == "utf8":
+        return None
+    for word in (*words, os.getcwd()):
+        if not word.isascii():
+            shown = os.fsencode(word).decode("utf-8", "backslashreplace")
+            return f"{shown}: the locale ({encoding}) is not UTF-8, and this name needs it. {UTF8_REMEDY}"
+    return None
+
+
 def run_command(name: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code: 1 where an input cannot be used or it failed, 130 where it was interrupted."""
-    from foundation.errors import UserError
-
     try:
         return command()
     except UserError as error:
@@ -67,8 +88,6 @@ def run_command(name: str, command: Callable[[], int]) -> int:
     except (KeyboardInterrupt, Exception) as error:
         # a query of DuckDB ends on Ctrl-C with an error of its own
         if not isinstance(error, KeyboardInterrupt) and "Query interrupted" not in str(error):
-            from foundation.errors import describe_fault
-
             print(f"keyart {name}: {describe_fault(error)}", file=sys.stderr)
             return 1
         print(f"keyart {name}: interrupted; no partial output. Re-run the same command to resume.", file=sys.stderr)

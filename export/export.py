@@ -138,7 +138,7 @@ def export(
             graphs |= towers
             for name, hashes in ((IMAGE_HASHES, images.image_hashes), (VECTOR_HASHES, images.vector_hashes)):
                 if hashes:
-                    (folder / name).write_text(json.dumps(list(hashes)))
+                    (folder / name).write_text(json.dumps(list(hashes)), encoding="utf-8")
         answer = partial(_torch_answer, model)
         cases = write_golden(golden_cases(answer, vocabularies, features, reach), folder / GOLDEN)
         write_triton(folder)

@@ -36,7 +36,7 @@ def require_replaceable(path: Path, marker: str) -> None:
 def exclusive_lock(path: Path) -> Iterator[None]:
     """Hold a lock on `path`; UserError where another process holds it. The lock ends with the process."""
     lock = path.with_name(f"{path.name}.lock")
-    with lock.open("w") as file:
+    with lock.open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -285,14 +285,14 @@ def features_from_json(values: list[dict[str, Any]]) -> tuple[ContextFeature, ..
 def save_context(features: Iterable[ContextFeature], folder: Path) -> None:
     """Write `context.json` into a folder."""
     with atomic_file(folder / CONTEXT_FILE) as partial:
-        partial.write_text(json.dumps(features_to_json(features), indent=1))
+        partial.write_text(json.dumps(features_to_json(features), indent=1), encoding="utf-8")
 
 
 def load_context(folder: Path, remedy: str) -> tuple[ContextFeature, ...]:
     """Read a folder's `context.json`; UserError with `remedy` where it is missing or damaged."""
     path = folder / CONTEXT_FILE
     try:
-        return features_from_json(json.loads(path.read_text()))
+        return features_from_json(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(
             f"{path}: is missing: {folder} was made before context features were declared. {remedy}"

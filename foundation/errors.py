@@ -1,7 +1,9 @@
 """Errors as users see them: one line that names file, value and remedy; faults of the machine, and defects of keyart."""
 
 import os
+import sys
 
+UTF8_REMEDY = "Put PYTHONUTF8=1 before the command, or set LC_ALL=C.UTF-8."
 DISK_FULL_PHRASES = ("No space left", "File too large", "Disk quota", "not enough space", "requested and")
 """Phrases by which the system and libraries report a full disk; numpy says `N requested and M written`."""
 
@@ -13,6 +15,8 @@ def describe_fault(error: BaseException) -> str:
     message = " ".join(str(error).split())[:300]
     if any(words in message for words in DISK_FULL_PHRASES):
         remedy = "The disk is full: free some space. No partial output; re-run the same command to resume."
+    elif isinstance(error, UnicodeError) and sys.getfilesystemencoding().lower() != "utf-8":
+        remedy = f"The locale ({sys.getfilesystemencoding()}) is not UTF-8. {UTF8_REMEDY}"
     elif isinstance(error, OSError):
         remedy = "Finished work is kept; re-run the same command to resume."
     else:

@@ -29,6 +29,12 @@ def drop(path: Path, column: str) -> None:
     pq.write_table(pq.read_table(path).drop_columns(column), path)
 
 
+def rename(path: Path, column: str, name: str) -> None:
+    """Call a column otherwise."""
+    table = pq.read_table(path)
+    pq.write_table(table.rename_columns([name if old == column else old for old in table.column_names]), path)
+
+
 def put(path: Path, row: int, /, **values: Any) -> None:
     """Write other values into one row, keeping the columns' types."""
     table = pq.read_table(path)
@@ -115,6 +121,58 @@ SCHEMA_BREAKS = (
             d / "titles.parquet",
         ),
         says="Rename Name to name.",
+    ),
+    *(
+        Break(
+            rule="misspelled-column",
+            where=f"{table}.parquet",
+            by=lambda d, table=table, column=column, values=values: add(d / f"{table}.parquet", column, values),
+            says=f"Rename {column} to {name}.",
+        )
+        for table, column, name, values in (
+            ("titles", "Cast", "cast", pa.array([["a"], []])),
+            ("artworks", "Depicts", "depicts", pa.array([["a"]] * 5)),
+            ("artworks", "EMBEDDING", "embedding", pa.array([[1.0]] * 5)),
+        )
+    ),
+    *(
+        Break(
+            rule="misspelled-column",
+            where=f"{PART_0} and 1 more file",
+            count=2,
+            by=lambda d, old=old, new=new: [rename(d / part, old, new) for part in (PART_0, PART_1)],
+            says=f"Rename {new} to {old}.",
+        )
+        for old, new in (("engaged", "Engaged"), ("propensities", "Propensities"), ("propensities", "PROPENSITIES "))
+    ),
+    Break(
+        rule="misspelled-column",
+        where="plays/part-0.parquet",
+        by=lambda d: rename(d / "plays/part-0.parquet", "watched", "Watched"),
+        says="column watched is missing, and Watched is there. Rename Watched to watched.",
+    ),
+    Break(
+        rule="missing-column",
+        where=f"{PART_0} and 1 more file",
+        count=2,
+        by=lambda d: [rename(d / part, "shown_at", "shownAt") for part in (PART_0, PART_1)],
+        says="Rename shownAt to shown_at.",
+    ),
+    Break(
+        rule="partition-column",
+        where="impressions/engaged=true/part-0.parquet",
+        by=lambda d: [
+            (d / "impressions/engaged=true").mkdir(),
+            [drop(d / part, "engaged") for part in (PART_0, PART_1)],
+            (d / PART_0).rename(d / "impressions/engaged=true/part-0.parquet"),
+        ],
+        says="its values are in names of folders alone, as engaged=true. Write engaged into the files too.",
+    ),
+    Break(
+        rule="missing-table",
+        where="titles.parquet",
+        by=lambda d: [(d / "titles").mkdir(), (d / "titles.parquet").rename(d / "titles/part-0.parquet")],
+        says="titles is there: call it titles.parquet.",
     ),
     Break(
         rule="ambiguous-column",
@@ -217,6 +275,29 @@ ROW_BREAKS = (
     Break(rule="embedding-zero", where="artworks.parquet", first=("a4",), by=with_embeddings([0.0, -0.0, 0.0])),
     Break(rule="null-impression-id", where=PART_1, first=("null",), by=shown(impression_id=None)),
     Break(rule="null-member-id", where=PART_1, first=("i6",), by=shown(member_id=None)),
+    Break(rule="null-member-id", where=PART_1, first=("i6",), by=shown(member_id=""), says="is null or blank"),
+    Break(rule="null-impression-id", where=PART_1, first=("null",), by=shown(impression_id=" \t")),
+    Break(rule="null-in-candidates", where=PART_1, first=("i6",), by=shown(candidates=["a0", " ", "a2"])),
+    Break(rule="null-in-candidates", where=PART_1, first=("i6",), by=shown(candidates=["a0", "", "a2"])),
+    Break(
+        rule="null-title-id",
+        where="plays/part-0.parquet",
+        first=("m0",),
+        by=lambda d: put(d / "plays/part-0.parquet", 0, title_id="  "),
+    ),
+    Break(
+        rule="release-year-range",
+        where="titles.parquet",
+        first=("t0, release_year 19990101",),
+        by=lambda d: put(d / "titles.parquet", 0, release_year=19990101),
+    ),
+    Break(
+        rule="release-year-range",
+        where="titles.parquet",
+        count=2,
+        first=("t0, release_year 0", "t1, release_year 9999"),
+        by=lambda d: [put(d / "titles.parquet", row, release_year=year) for row, year in ((0, 0), (1, 9999))],
+    ),
     Break(rule="null-clicked", where=PART_1, first=("i6",), by=shown(clicked=None)),
     Break(
         rule="null-title-id",
@@ -363,7 +444,39 @@ ROW_BREAKS = (
         by=lambda d: put(d / "plays/part-0.parquet", 1, watched=87.0),
     ),
 )
+
+
+def named(image: str, *says: str, rule: str = "missing-image") -> Break:
+    """The second artwork's image under another name, and what must be printed of it."""
+    return Break(
+        rule=rule,
+        where="artworks.parquet",
+        first=says,
+        by=lambda d: put(d / "artworks.parquet", 1, image=image),
+    )
+
+
 IMAGE_BREAKS = (
+    named("images/A1.PNG", "a1, images/A1.PNG (images/a1.png is there)"),
+    named("images\\a1.png", "a1, images\\a1.png (images/a1.png is there)"),
+    named("images/a1.jpeg", "a1, images/a1.jpeg (images/a1.png is there)"),
+    named("posters/a1.png", "a1, posters/a1.png (images/a1.png is there)"),
+    named("images/a1.png ", "a1, images/a1.png  (images/a1.png is there)"),
+    named(
+        "https://cdn.example.com/x/a1.png?w=300", "a1, https://cdn.example.com/x/a1.png?w=300 (images/a1.png is there)"
+    ),
+    named("data:image/png;base64," + 400 * "A", f"a1, data:image/png;base64,{55 * 'A'}..."),
+    named(400 * "x" + ".png", f"a1, {77 * 'x'}..."),
+    named("images/\x00", "a1, images/\\x00"),
+    named("images", "a1, images"),
+    named("C:\\art\\a1.png", "a1, C:\\art\\a1.png (images/a1.png is there)"),
+    named("/art/a1.png", "a1, /art/a1.png (images/a1.png is there)", rule="image-outside"),
+    Break(
+        rule="null-image",
+        where="artworks.parquet",
+        first=("a1",),
+        by=lambda d: put(d / "artworks.parquet", 1, image=" "),
+    ),
     Break(
         rule="missing-image",
         where="artworks.parquet",
@@ -386,6 +499,6 @@ IMAGE_BREAKS = (
         rule="unreadable-image",
         where="images/a1.png and 1 more file",
         count=2,
-        by=lambda d: [(d / f"images/a{i}.png").write_text("<html>404</html>") for i in (1, 3)],
+        by=lambda d: [(d / f"images/a{i}.png").write_text("<html>404</html>", encoding="utf-8") for i in (1, 3)],
     ),
 )

@@ -15,7 +15,7 @@ LEARNING = {"torch", "torchvision", "pytorch_lightning"}
 def imports(path: Path) -> set[str]:
     """Top-level names a module imports, wherever in the file."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -161,7 +161,11 @@ def test_directions(room: str, never: set[str]) -> None:
 def test_serving_and_judging_run_without_torch(module: str) -> None:
     blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in sorted(LEARNING))
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; {blocked}; import {module}"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", f"import sys; {blocked}; import {module}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
 
@@ -171,14 +175,14 @@ def test_an_executor_needs_no_engine() -> None:
     never = {*LEARNING, "pandas", "duckdb", "ibis", "pyspark", "onnx", "jsonargparse", "yaml", "matplotlib", "PIL"}
     blocked = "; ".join(f"sys.modules[{name!r}] = None" for name in sorted(never))
     program = f"import sys; {blocked}; import serving.scoring.score_spark"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
 
 
 def test_help_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'numpy', 'pyarrow', 'rich', 'jsonargparse'}"
     program = f"import sys, keyart; keyart.main(['--help']); print(sorted(set(sys.modules) & {heavy}))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert done.stdout.rstrip().endswith("[]"), done.stdout + done.stderr
 
 

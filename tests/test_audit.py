@@ -54,7 +54,9 @@ def scores_of(dataset: Path, out: Path, column: str) -> Path:
 def record(known: Path, oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("audit") / "out"
     assert keyart.main(["value", str(known), str(oracle), str(out), "--period", "all"]) == 0
-    return json.loads((out / "value.json").read_text()) | {"page": (out / "value.html").read_text("utf-8")}
+    return json.loads((out / "value.json").read_text(encoding="utf-8")) | {
+        "page": (out / "value.html").read_text("utf-8")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +146,7 @@ def test_the_artworks_share_adds_up(record: dict[str, Any]) -> None:
 
 def test_steps_add_up(known: Path, oracle: Path, tmp_path: Path) -> None:
     assert keyart.main(["value", str(known), str(oracle), str(tmp_path / "out")]) == 0
-    record = json.loads((tmp_path / "out" / "value.json").read_text())
+    record = json.loads((tmp_path / "out" / "value.json").read_text(encoding="utf-8"))
     for estimator in ("title_snips", "dr"):
         row_of_pair = {
             (r["policy"], r["base"]): r
@@ -312,7 +314,7 @@ def test_the_page_is_one_small_file_with_pictures(record: dict[str, Any]) -> Non
 def test_impressions_alone_are_enough(known: Path, oracle: Path, tmp_path: Path) -> None:
     shutil.copytree(known / "impressions", tmp_path / "bare" / "impressions")
     assert keyart.main(["value", str(tmp_path / "bare"), str(oracle), str(tmp_path / "out")]) == 0
-    record = json.loads((tmp_path / "out" / "value.json").read_text())
+    record = json.loads((tmp_path / "out" / "value.json").read_text(encoding="utf-8"))
     assert record["verdict"]["verdict"] == "reliable"
     assert record["exposure"] == []
     for words in ("no plays", "no titles.parquet", "no members.parquet", "what artworks depict"):
@@ -327,7 +329,7 @@ def test_a_policy_for_engaged_against_one_for_clicked(known: Path, oracle: Path,
     engaged = scores_of(known, tmp_path / "engaged.parquet", "p_engaged")
     words = ["value", str(known), str(engaged), str(tmp_path / "out"), "--base", str(oracle), "--period", "all"]
     assert keyart.main(words) == 0
-    record = json.loads((tmp_path / "out" / "value.json").read_text())
+    record = json.loads((tmp_path / "out" / "value.json").read_text(encoding="utf-8"))
     log = read_scored_log(known, engaged, None)
     other = read_scored_log(known, oracle, None)
     kept = log.mask_NK.sum(1) > 1
@@ -346,7 +348,7 @@ def test_a_policy_for_engaged_against_one_for_clicked(known: Path, oracle: Path,
 
 def test_a_policy_against_itself_differs_by_nothing(known: Path, oracle: Path, tmp_path: Path) -> None:
     assert keyart.main(["value", str(known), str(oracle), str(tmp_path / "out"), "--base", str(oracle)]) == 0
-    rows = json.loads((tmp_path / "out" / "value.json").read_text())["differences"]
+    rows = json.loads((tmp_path / "out" / "value.json").read_text(encoding="utf-8"))["differences"]
     same = [r for r in rows if {r["policy"], r["base"]} == {"scored", "base"} and r["value"] is not None]
     assert same
     assert all(abs(row["value"]) < 1e-12 for row in same)

@@ -29,8 +29,8 @@ def own(shards: Path, tmp_path: Path) -> Path:
 
 
 def change(shards: Path, **fields: object) -> None:
-    manifest = json.loads((shards / "manifest.json").read_text())
-    (shards / "manifest.json").write_text(json.dumps(manifest | fields))
+    manifest = json.loads((shards / "manifest.json").read_text(encoding="utf-8"))
+    (shards / "manifest.json").write_text(json.dumps(manifest | fields), encoding="utf-8")
 
 
 def test_shards_of_another_contract_version(own: Path, tmp_path: Path) -> None:

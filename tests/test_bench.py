@@ -49,7 +49,7 @@ def test_a_run_writes_what_it_prints(service: Path, tmp_path: Path, capsys: pyte
     out = tmp_path / "rows.json"
     words = ["--dataset", str(service), "--sizes", "0.008", "--repeats", "1", "--json", str(out)]
     assert keyart.main(["bench", "prepare", *words, "--work", str(tmp_path)]) == 0
-    rows = json.loads(out.read_text())
+    rows = json.loads(out.read_text(encoding="utf-8"))
     assert all(set(row) == {"benchmark", "subject", "figure", "unit", "value"} for row in rows)
     assert {row["benchmark"] for row in rows} == {"prepare"}
     assert {row["subject"] for row in rows} == {"keyart", "floor", "pandas"}

@@ -99,7 +99,9 @@ def test_lists_and_their_figures() -> None:
 @pytest.mark.slow
 def test_a_whole_run(service: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "titles.yaml"
-    recipe.write_text((RECIPES / "titles.yaml").read_text().replace("epochs: 30", "epochs: 2"))
+    recipe.write_text(
+        (RECIPES / "titles.yaml").read_text(encoding="utf-8").replace("epochs: 30", "epochs: 2"), encoding="utf-8"
+    )
     rows = bench(Config(log=str(service), recipe=str(recipe), epochs=0), Console(quiet=True))
     value_of = {(row.subject, row.figure): row.value for row in rows}
     assert value_of["keyart", "NDCG@10"] > 0

@@ -27,7 +27,7 @@ from train.run import Run
 def test_onnx_is_torch_over_the_test_period(bundle: Path, run: Path, shards: Path, scores: Path) -> None:
     """Two ways that share no code: members stored once in torch, one request per impression in ONNX Runtime."""
     assert compare(Run.open(run).model, shards, scores) < 1e-5
-    assert json.loads((bundle / "bundle.json").read_text())["parity"]["largest_difference"] < 1e-5
+    assert json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["parity"]["largest_difference"] < 1e-5
 
 
 def test_comparing_finds_a_difference(run: Path, shards: Path, scores: Path) -> None:
@@ -178,7 +178,7 @@ to = Path({str(tmp_path / "scores")!r})
 print(score(Bundle.open(Path({str(bundle)!r})), Path({str(service)!r}), to, policy="thompson:16"))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1], encoding="utf-8"
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) > 0

@@ -169,9 +169,9 @@ def test_what_ships_is_verified(bundle: Path, shards: Path, tmp_path: Path, capf
     assert keyart.main(["verify", str(folder)]) == 0
     assert f", int8 {verified.variant_differences['int8']:.1e}" in capfd.readouterr().out
 
-    strict = json.loads((folder / BUNDLE_FILE).read_text())
+    strict = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
     strict["precisions"][1]["bounds"]["golden_difference"] = 1e-9
-    (folder / BUNDLE_FILE).write_text(json.dumps(strict))
+    (folder / BUNDLE_FILE).write_text(json.dumps(strict), encoding="utf-8")
     with pytest.raises(UserError, match=r"fp16: its golden cases differ by .* here, more than 1e-09"):
         verify(folder)
     weights = bytearray((folder / "int8" / WEIGHTS).read_bytes())

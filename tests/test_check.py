@@ -80,7 +80,7 @@ def test_an_unknown_shown_artwork(dataset: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nowhere", "file"])
 def test_no_dataset(tmp_path: Path, name: str) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     violation = only(check(tmp_path / name), "no-dataset")
     assert violation.where == str(tmp_path / name)
 
@@ -177,7 +177,9 @@ def test_ids_may_hold_any_character(dataset: Path) -> None:
 
 
 def test_findings_can_be_read_in_100_columns(dataset: Path) -> None:
-    console = Console(width=100, record=True, quiet=False, file=(dataset.parent / "out.txt").open("w"))
+    console = Console(
+        width=100, record=True, quiet=False, file=(dataset.parent / "out.txt").open("w", encoding="utf-8")
+    )
     print_check_report(check(dataset), console)
     text = console.export_text()
     assert "dataset holds contract 1: 8 impressions, 3 plays, 2 titles, 5 artworks" in text

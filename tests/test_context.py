@@ -101,7 +101,7 @@ def dataset(service: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_shards(dataset: Path, shards: Path) -> Path:
     """Prepared by the recipe from the front door, the images embedded as those of `shards`."""
     out, recipe = dataset.parent / "shards", dataset.parent / "recipe.yaml"
-    recipe.write_text(RECIPE)
+    recipe.write_text(RECIPE, encoding="utf-8")
     assert keyart.main(["prepare", str(dataset), str(out), "--config", str(recipe)]) == 0
     embed(dataset, out, TINY_EMBEDDING)
     return out
@@ -194,14 +194,16 @@ def test_a_feature_may_have_any_name_in_the_served_module(own_run: Path) -> None
 
 def test_the_bundle_states_and_reads_them(own_bundle: Path) -> None:
     opened = Bundle.open(own_bundle)
-    graphs = json.loads((own_bundle / BUNDLE_FILE).read_text())["graphs"]
+    graphs = json.loads((own_bundle / BUNDLE_FILE).read_text(encoding="utf-8"))["graphs"]
     for graph in ("rank.onnx", "choose.onnx"):
         stated = {part["name"]: part["dtype"] for part in graphs[graph]["inputs"]}
         assert (stated["language"], stated["login_minutes"]) == ("string", "float32")
-    cases = [json.loads(line)["request"] for line in (own_bundle / GOLDEN).read_text().splitlines()]
+    cases = [json.loads(line)["request"] for line in (own_bundle / GOLDEN).read_text(encoding="utf-8").splitlines()]
     assert {case["language"] for case in cases} == {"de", "en", "ta", "known to nobody"}
     assert None in {case["login_minutes"] for case in cases}
-    done = subprocess.run([sys.executable, "-I", str(own_bundle / EXAMPLE)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-I", str(own_bundle / EXAMPLE)], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert float(done.stdout.split("=")[1]) < 1e-5
     reader = RequestReader(opened)
     request = {"title": opened.vocabularies["titles"].values[0], "artworks": opened.vocabularies["artworks"].values[:3]}
@@ -242,7 +244,7 @@ def test_scores_and_their_evaluation_tell_them_apart(own_bundle: Path, dataset: 
     opened = Bundle.open(own_bundle)
     assert score(opened, dataset, tmp_path / "scores", since=opened.test_from, console=Console(quiet=True))
     assert keyart.main(["evaluate", str(own_bundle), str(dataset), str(tmp_path / "report")]) == 0
-    report = (tmp_path / "report" / "report.json").read_text()
+    report = (tmp_path / "report" / "report.json").read_text(encoding="utf-8")
     slices = set(re.findall(r'"(?:name|slice)": "([a-z_ ]+)"', report))
     assert {*DECLARED, "device"} <= slices
 
@@ -277,7 +279,10 @@ def test_a_refresh_keeps_them(own_bundle: Path, dataset: Path, grown: Path) -> N
     assert refreshed.artworks > 0
     after = Bundle.open(own_bundle)
     assert after.context == before.context
-    assert any("language" in json.loads(line)["request"] for line in (own_bundle / GOLDEN).read_text().splitlines())
+    assert any(
+        "language" in json.loads(line)["request"]
+        for line in (own_bundle / GOLDEN).read_text(encoding="utf-8").splitlines()
+    )
 
 
 def test_a_new_day_is_standardised_as_before(dataset: Path, own_shards: Path, tmp_path: Path) -> None:
@@ -329,7 +334,7 @@ def test_bad_columns_are_named(dataset: Path, tmp_path: Path, what: str, capsys:
             table = table.append_column(column, values(table))
         pq.write_table(table, broken / "impressions" / path.name)
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE)
+    recipe.write_text(RECIPE, encoding="utf-8")
     assert keyart.main(["prepare", str(broken), str(tmp_path / "out"), "--config", str(recipe)]) == 1
     assert re.search(message, capsys.readouterr().err)
 

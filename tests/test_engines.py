@@ -234,9 +234,11 @@ class TestSpark:
         message: str,
     ) -> None:
         (tmp_path / "without").mkdir()
-        (tmp_path / "without/serving.py").write_text('raise ModuleNotFoundError("No module named serving")')
+        (tmp_path / "without/serving.py").write_text(
+            'raise ModuleNotFoundError("No module named serving")', encoding="utf-8"
+        )
         executable = tmp_path / "python"
-        executable.write_text(python.format(without=tmp_path / "without", python=sys.executable))
+        executable.write_text(python.format(without=tmp_path / "without", python=sys.executable), encoding="utf-8")
         executable.chmod(0o755)
         monkeypatch.setattr(spark.session.sparkContext, "pythonExec", str(executable))
         opened = Bundle.open(bundle)

@@ -205,7 +205,7 @@ def test_scores_that_do_not_fit_are_refused(dataset: Path, tmp_path: Path, chang
 
 
 def test_scores_that_are_no_table_are_refused(dataset: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.parquet").write_text("not Parquet")
+    (tmp_path / "text.parquet").write_text("not Parquet", encoding="utf-8")
     (tmp_path / "empty").mkdir()
     for name, named in (("text.parquet", "cannot be read"), ("empty", "no Parquet file"), ("none", "no Parquet file")):
         with pytest.raises(UserError, match=named) as raised:

@@ -104,7 +104,7 @@ def test_estimates_by_hand() -> None:
 
 
 def since_of(bundle: Path) -> datetime:
-    return datetime.fromisoformat(json.loads((bundle / "bundle.json").read_text())["test_from"])
+    return datetime.fromisoformat(json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["test_from"])
 
 
 def rewritten(scores: Path, out: Path, change) -> Path:
@@ -246,10 +246,10 @@ def test_rounded_propensities_are_judged_alike_everywhere(
 
 def test_the_report_is_one_file(service: Path, scores: Path, bundle: Path, tmp_path: Path) -> None:
     report = evaluate(service, scores, tmp_path / "report", since=since_of(bundle))
-    page = (tmp_path / "report" / "report.html").read_text()
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert not re.search(r'https?:|(src|href)="(?!#|data:)', page)
     assert "prefers-color-scheme: dark" in page
     for row in report["policies"]:
         assert row["label"] in page
     assert policy_table(report).row_count == 5
-    assert json.loads((tmp_path / "report" / "report.json").read_text()) == report
+    assert json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8")) == report

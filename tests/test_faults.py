@@ -41,7 +41,7 @@ def same(one: Path, other: Path) -> bool:
 
 def logged_rows(run: Path) -> list[list[str]]:
     """The rows of log.csv, seconds left out."""
-    return [line.split(",")[:-1] for line in (run / "log.csv").read_text().splitlines()]
+    return [line.split(",")[:-1] for line in (run / "log.csv").read_text(encoding="utf-8").splitlines()]
 
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, step: int, method: str) -> None:

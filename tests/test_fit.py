@@ -56,12 +56,12 @@ def test_another_seed_gives_other_weights(shards: Path, short: FitConfig, undist
 
 def test_a_finished_run_is_left_alone(shards: Path, short: FitConfig, undisturbed: Path) -> None:
     before = (undisturbed / "weights.safetensors").stat().st_mtime_ns
-    assert fit(shards, undisturbed, short) == json.loads((undisturbed / "metrics.json").read_text())
+    assert fit(shards, undisturbed, short) == json.loads((undisturbed / "metrics.json").read_text(encoding="utf-8"))
     assert (undisturbed / "weights.safetensors").stat().st_mtime_ns == before
 
 
 def test_a_run_says_what_it_was_made_of(shards: Path, undisturbed: Path) -> None:
-    config = yaml.safe_load((undisturbed / "config.yaml").read_text())
+    config = yaml.safe_load((undisturbed / "config.yaml").read_text(encoding="utf-8"))
     assert config["shards_fingerprint"] == Shards.open(shards).fingerprint
     assert config["fit"]["batch"] == 512
     assert config["provenance"]["torch"]
@@ -71,13 +71,13 @@ def test_a_run_says_what_it_was_made_of(shards: Path, undisturbed: Path) -> None
 def test_runs_that_do_not_fit_are_refused(shards: Path, short: FitConfig, undisturbed: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="other shards, another config or another --from"):
         fit(shards, undisturbed, replace(short, seed=9))
-    (tmp_path / "thesis.txt").write_text("years of work")
+    (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
     with pytest.raises(UserError, match="holds files"):
         fit(shards, tmp_path, short)
     copied = tmp_path / "copied"
     shutil.copytree(undisturbed, copied)
-    config = yaml.safe_load((copied / "config.yaml").read_text())
-    (copied / "config.yaml").write_text(yaml.safe_dump(config | {"contract_version": 7}))
+    config = yaml.safe_load((copied / "config.yaml").read_text(encoding="utf-8"))
+    (copied / "config.yaml").write_text(yaml.safe_dump(config | {"contract_version": 7}), encoding="utf-8")
     with pytest.raises(UserError, match="contract version 7"):
         Run.open(copied)
     shutil.copy(undisturbed / "config.yaml", copied / "config.yaml")
@@ -89,12 +89,12 @@ def test_runs_that_do_not_fit_are_refused(shards: Path, short: FitConfig, undist
 def test_a_run_of_before_the_history_encoder_lost_its_options(undisturbed: Path, tmp_path: Path) -> None:
     """The default's opens and is the same; one whose encoder is gone is refused by the names of what it has."""
     old = shutil.copytree(undisturbed, tmp_path / "old")
-    config = yaml.safe_load((old / "config.yaml").read_text())
+    config = yaml.safe_load((old / "config.yaml").read_text(encoding="utf-8"))
     history = config["fit"]["model"]["history"]
 
     def written_with(**fields: object) -> None:
         config["fit"]["model"]["history"] = history | fields
-        (old / "config.yaml").write_text(yaml.safe_dump(config))
+        (old / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
     written_with(heads=4, time=False, gated=False)
     config["fit"]["optimiser"]["rows"] = 100_000
@@ -128,9 +128,9 @@ def test_a_loss_that_is_no_number_is_named(shards: Path, short: FitConfig, tmp_p
 def test_a_log_without_clicks_is_refused(shards: Path, short: FitConfig, tmp_path: Path) -> None:
     shutil.copytree(shards, tmp_path / "shards")
     path = tmp_path / "shards" / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest["splits"]["validation"]["clicks"] = 0
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(UserError, match="the validation period has no click"):
         fit(tmp_path / "shards", tmp_path / "run", short)
 

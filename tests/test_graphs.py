@@ -74,12 +74,17 @@ def test_the_folder_alone_is_enough(bundle: Path, tmp_path: Path) -> None:
     """numpy and onnxruntime, nothing of keyart: the folder elsewhere, the interpreter without this project's path."""
     folder = shutil.copytree(bundle, tmp_path / "elsewhere")
     done = subprocess.run(
-        [sys.executable, "-I", str(folder / EXAMPLE)], capture_output=True, text=True, cwd=tmp_path, check=True
+        [sys.executable, "-I", str(folder / EXAMPLE)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+        encoding="utf-8",
     )
     name, value = done.stdout.strip().split("=")
     assert name == "max_abs_difference"
     assert float(value) < 1e-5
-    source = (folder / EXAMPLE).read_text()
+    source = (folder / EXAMPLE).read_text(encoding="utf-8")
     assert len(source.splitlines()) <= 60
     imported = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import", "from"))}
     assert imported == {"json", "pathlib", "numpy", "onnxruntime"}
@@ -93,7 +98,7 @@ def test_node_gets_the_same_numbers(bundle: Path, tmp_path: Path) -> None:
     words = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--silent", "onnxruntime-node@1"]
     subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
     words = ["node", str(bundle / EXAMPLE_IN_NODE)]
-    done = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, text=True, encoding="utf-8")
     assert float(done.stdout.strip().removeprefix("max_abs_difference=")) < 1e-5
 
 
@@ -101,7 +106,12 @@ def test_node_gets_the_same_numbers(bundle: Path, tmp_path: Path) -> None:
 def test_an_environment_of_two_packages_is_enough(bundle: Path, tmp_path: Path) -> None:
     words = ["uv", "run", "--isolated", "--no-project", "--with", "numpy", "--with", "onnxruntime"]
     done = subprocess.run(
-        [*words, "python", str(bundle / EXAMPLE)], cwd=tmp_path, check=True, capture_output=True, text=True
+        [*words, "python", str(bundle / EXAMPLE)],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     assert float(done.stdout.strip().removeprefix("max_abs_difference=")) < 1e-5
 
@@ -243,10 +253,10 @@ def test_verifying(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[st
     shutil.copy(bundle / WEIGHTS, broken / WEIGHTS)
     cases = cases_of(broken)
     cases[7]["answer"]["appeal"][0] += 0.01
-    (broken / GOLDEN).write_text("\n".join(map(json.dumps, cases)) + "\n")
-    metadata = json.loads((broken / BUNDLE_FILE).read_text())
+    (broken / GOLDEN).write_text("\n".join(map(json.dumps, cases)) + "\n", encoding="utf-8")
+    metadata = json.loads((broken / BUNDLE_FILE).read_text(encoding="utf-8"))
     metadata["sha256"][GOLDEN] = sha256(broken / GOLDEN)
-    (broken / BUNDLE_FILE).write_text(json.dumps(metadata))
+    (broken / BUNDLE_FILE).write_text(json.dumps(metadata), encoding="utf-8")
     assert largest_golden_difference(broken) == pytest.approx(0.01, abs=1e-4)
     with pytest.raises(UserError, match=r"golden cases differ by 0\.01 here, more than 0\.0001"):
         verify(broken)

@@ -50,7 +50,7 @@ class LinesLogger(Logger):
         self._write({"hyperparameters": params})
 
     def _write(self, line: dict[str, Any]) -> None:
-        with self.file.open("a") as file:
+        with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -64,7 +64,7 @@ class CountingCallback(pl.Callback):
         self.batches += 1
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.file.write_text(str(self.batches))
+        self.file.write_text(str(self.batches), encoding="utf-8")
 
 
 class LeavingCallback(pl.Callback):
@@ -82,7 +82,7 @@ def lines_logger(file: Path, **arguments: Any) -> ClassSpec:
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def logged_validations(run: Path) -> list[tuple[int, float]]:
@@ -101,9 +101,9 @@ def test_every_logger_is_given_the_metrics_and_the_config(shards: Path, tmp_path
     words += f" --logger pytorch_lightning.loggers.CSVLogger --logger.init_args.save_dir {tmp_path / 'csv'}"
     words += f" --logger {__name__}.LinesLogger --logger.file {file}"
     assert keyart.main(words.split()) == 0
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     (version,) = (tmp_path / "csv" / "lightning_logs").iterdir()
-    assert yaml.safe_load((version / "hparams.yaml").read_text()) == config
+    assert yaml.safe_load((version / "hparams.yaml").read_text(encoding="utf-8")) == config
     hyperparameters, *points = lines(file)
     assert hyperparameters == {"hyperparameters": config}
     rows = list(csv.DictReader((version / "metrics.csv").read_text().splitlines()))
@@ -118,7 +118,7 @@ def test_tensorboard_is_the_default_and_shows_the_config(shards: Path, tmp_path:
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == METRICS
     (text,) = events.Tensors("config/text_summary")
-    assert (tmp_path / "run" / "config.yaml").read_text() in text.tensor_proto.string_val[0].decode()
+    assert (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8") in text.tensor_proto.string_val[0].decode()
     fit(shards, tmp_path / "without", replace(SHORT, logger=False))
     assert not (tmp_path / "without" / "tensorboard").exists()
     assert logged_validations(tmp_path / "without") == logged_validations(tmp_path / "run")
@@ -145,7 +145,10 @@ def test_a_run_can_be_made_again_from_its_config(shards: Path, tmp_path: Path) -
     ]
     config = replace(SHORT, logger=[lines_logger(tmp_path / "lines.jsonl")], callbacks=callbacks)
     fit(shards, run, config, stop_after=1)
-    recipe.write_text(yaml.safe_dump({"fit": yaml.safe_load((run / "config.yaml").read_text())["fit"]}))
+    recipe.write_text(
+        yaml.safe_dump({"fit": yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["fit"]}),
+        encoding="utf-8",
+    )
     assert parse("fit", keyart.fit, "fit", ["s", "r", "--config", str(recipe)], None)["settings"] == config
     for words, logger in (
         (["--logger", "false"], False),
@@ -169,7 +172,7 @@ def test_a_recipe_may_name_classes_in_short(tmp_path: Path) -> None:
         (f"logger: {{class_path: {path}}}", [{"class_path": path}]),
         ("logger: true", True),
     ):
-        recipe.write_text(f"fit:\n  {text}\n")
+        recipe.write_text(f"fit:\n  {text}\n", encoding="utf-8")
         settings = parse("fit", keyart.fit, "fit", ["s", "r", "--config", str(recipe)], None)["settings"]
         assert settings.logger == expected, text
 

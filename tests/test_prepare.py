@@ -23,6 +23,14 @@ from datamodules.shards.shard import TEST, TRAIN, VALIDATION, Shards
 from foundation.errors import UserError
 
 MEMBERS = ["a", "b", "\N{GRINNING FACE}", "d'e\nf"]
+
+
+def splits_apart(log: RandomLog) -> bool:
+    """Whether each of the three periods has an impression."""
+    times = sorted(at for *_, at, _ in log.impressions)
+    return times[0] < times[int(0.7 * len(times))] < times[int(0.85 * len(times))]
+
+
 MINUTES = st.integers(0, 12)  # few, so that plays and impressions fall on the same instant
 LOGS = st.builds(
     RandomLog,
@@ -32,7 +40,7 @@ LOGS = st.builds(
         min_size=4,
         max_size=25,
     ),
-)
+).filter(splits_apart)
 
 
 def histories_and_splits(shards: Shards) -> dict[str, tuple[list[str], int]]:
@@ -250,12 +258,16 @@ def test_other_versions_and_strangers_are_refused(tmp_path: Path) -> None:
     RandomLog([], [("a", 0, 0, minute, False) for minute in range(8)]).write(tmp_path / "log")
     prepare(tmp_path / "log", tmp_path / "shards")
     path = tmp_path / "shards" / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"contract_version": 7}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"contract_version": 7}), encoding="utf-8"
+    )
     with pytest.raises(UserError, match="contract version 7"):
         Shards.open(tmp_path / "shards")
     with pytest.raises(UserError, match=r"no manifest\.json"):
         Shards.open(tmp_path)
     (tmp_path / "shards" / "shard-00000" / "title.npy").write_bytes(b"cut short")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"contract_version": 1}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"contract_version": 1}), encoding="utf-8"
+    )
     with pytest.raises(UserError, match=r"title\.npy: cannot be mapped"):
         _ = Shards.open(tmp_path / "shards").shards

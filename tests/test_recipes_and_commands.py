@@ -30,7 +30,7 @@ def test_every_recipe_loads_and_takes_two_steps(path: Path, shards: Path) -> Non
     words = ["data", "out", "--config", str(path)]
     recipe = parse("pipeline", keyart.pipeline, "recipe", words, None)["settings"]
     assert isinstance(recipe, Recipe)
-    assert path.read_text().startswith("#"), "a recipe says what it is for, its date and its command"
+    assert path.read_text(encoding="utf-8").startswith("#"), "a recipe says what it is for, its date and its command"
     opened = Shards.open(shards)
     model = TwoTower(
         recipe.fit.model, sizes_of(opened.vocabularies, opened.context), content_of(opened, load_embedding(shards)[0])
@@ -49,7 +49,7 @@ def test_every_recipe_loads_and_takes_two_steps(path: Path, shards: Path) -> Non
 
 def test_the_command_line_has_the_last_word(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("fit:\n  epochs: 3\n  model:\n    width: 32\n")
+    recipe.write_text("fit:\n  epochs: 3\n  model:\n    width: 32\n", encoding="utf-8")
     words = ["shards", "run", "--config", str(recipe), "--epochs", "7"]
     settings = parse("fit", keyart.fit, "fit", words, None)["settings"]
     assert (settings.epochs, settings.model.width, settings.validations_per_epoch) == (7, 32, 2)
@@ -60,7 +60,8 @@ def test_options_and_fields_work_under_their_old_names_and_say_so(
 ) -> None:
     recipe = tmp_path / "old.yaml"
     recipe.write_text(
-        "fit:\n  passes: 3\n  slices: 4\n  model:\n    order:\n      rank: 16\n  titles:\n    passes: 9\n"
+        "fit:\n  passes: 3\n  slices: 4\n  model:\n    order:\n      rank: 16\n  titles:\n    passes: 9\n",
+        encoding="utf-8",
     )
     words = ["shards", "run", "--config", str(recipe), "--passes", "7", "--model.order.ridge=20"]
     settings = parse("fit", keyart.fit, "fit", words, None)["settings"]
@@ -80,7 +81,7 @@ def test_options_and_fields_work_under_their_old_names_and_say_so(
 
 def test_a_field_that_was_removed_is_refused_with_what_to_do(tmp_path: Path) -> None:
     recipe = tmp_path / "old.yaml"
-    recipe.write_text("fit:\n  optimiser:\n    rows: 1000\n")
+    recipe.write_text("fit:\n  optimiser:\n    rows: 1000\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"old\.yaml: fit\.optimiser\.rows was removed: .*\. Leave it out\.$"):
         parse("fit", keyart.fit, "fit", ["shards", "run", "--config", str(recipe)], None)
     with pytest.raises(UserError, match=r"^optimiser\.rows was removed: .*\. Leave it out\.$"):
@@ -88,7 +89,9 @@ def test_a_field_that_was_removed_is_refused_with_what_to_do(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"^fit\.optimiser\.rows was removed"):
         parse("pipeline", keyart.pipeline, "recipe", ["data", "out", "--fit.optimiser.rows", "1000"], None)
     for name in ("heads", "time", "gated"):
-        recipe.write_text(f"fit:\n  model:\n    history:\n      encoder: attention\n      {name}: 1\n")
+        recipe.write_text(
+            f"fit:\n  model:\n    history:\n      encoder: attention\n      {name}: 1\n", encoding="utf-8"
+        )
         with pytest.raises(UserError, match=rf"old\.yaml: fit\.model\.history\.{name} was removed: .*Leave it out"):
             parse("fit", keyart.fit, "fit", ["shards", "run", "--config", str(recipe)], None)
         with pytest.raises(UserError, match=rf"^model\.history\.{name} was removed: .*Leave it out"):
@@ -109,7 +112,7 @@ def test_a_field_that_was_removed_is_refused_with_what_to_do(tmp_path: Path) -> 
     ],
 )
 def test_a_bad_recipe_is_named(tmp_path: Path, text: str, named: str) -> None:
-    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=named):
         parse("fit", keyart.fit, "fit", ["shards", "run", "--config", str(tmp_path / "mine.yaml")], None)
 
@@ -179,7 +182,7 @@ def test_a_full_disk_ends_in_one_line(service: Path, tmp_path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
         f"sys.exit(keyart.main(['prepare', {str(service)!r}, {str(tmp_path / 'shards')!r}]))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, encoding="utf-8")
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "keyart prepare:" in done.stderr.splitlines()[-1]
@@ -198,7 +201,7 @@ def test_ctrl_c_leaves_nothing_half_written(service: Path, tmp_path: Path) -> No
         "p.build_catalogue = interrupted\n"
         f"sys.exit(keyart.main(['prepare', {str(service)!r}, {str(tmp_path / 'shards')!r}]))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, encoding="utf-8")
     assert done.returncode == 130, done.stderr
     assert "interrupted" in done.stderr.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []

@@ -179,8 +179,12 @@ def test_a_bundle_of_another_version_is_refused_by_name(
     own: Path, capfd: pytest.CaptureFixture[str], record: dict | list | None, named: str
 ) -> None:
     path = own / BUNDLE_FILE
-    changed = "{" if record is None else json.dumps(json.loads(path.read_text()) | record if record else record)
-    path.write_text(changed)
+    changed = (
+        "{"
+        if record is None
+        else json.dumps(json.loads(path.read_text(encoding="utf-8")) | record if record else record)
+    )
+    path.write_text(changed, encoding="utf-8")
     assert keyart.main(["verify", str(own)]) == 1
     error = capfd.readouterr().err
     assert error.startswith(f"keyart verify: {path}: ")
@@ -226,7 +230,7 @@ def test_the_whole_way_records_and_then_rests(service: Path, tmp_path: Path) -> 
     # cut short after the report and before its verdict was kept
     metadata = record_of(out / "bundle")
     del metadata["evaluation"]
-    (out / "bundle" / BUNDLE_FILE).write_text(json.dumps(metadata, indent=1))
+    (out / "bundle" / BUNDLE_FILE).write_text(json.dumps(metadata, indent=1), encoding="utf-8")
     run_pipeline(service, out, recipe, console)
     assert record_of(out / "bundle")["evaluation"] == kept
 

@@ -107,7 +107,7 @@ def test_no_former_vector_moved(bundle: Path, refreshed: Path) -> None:
         return {t.name: numpy_helper.to_array(t) for t in onnx.load(str(folder / name)).graph.initializer}
 
     grew = set()
-    for name in json.loads((bundle / BUNDLE_FILE).read_text())["graphs"]:
+    for name in json.loads((bundle / BUNDLE_FILE).read_text(encoding="utf-8"))["graphs"]:
         before, after = explanation_tables(bundle, name), explanation_tables(refreshed, name)
         assert before.keys() == after.keys()
         for table, values in before.items():
@@ -154,9 +154,9 @@ def test_new_ids_are_known_everywhere(bundle: Path, refreshed: Path) -> None:
     }
     listed = np.asarray(session.run(["titles"], inputs)[0])
     assert set(NEW_TITLES) <= set(listed[0].tolist())
-    record = json.loads((refreshed / BUNDLE_FILE).read_text())
+    record = json.loads((refreshed / BUNDLE_FILE).read_text(encoding="utf-8"))
     assert [(one["titles"], one["artworks"]) for one in record["refreshed"]] == [(2, 3)]
-    assert len(json.loads((refreshed / IMAGE_HASHES).read_text())) == len(
+    assert len(json.loads((refreshed / IMAGE_HASHES).read_text(encoding="utf-8"))) == len(
         Bundle.open(refreshed).vocabularies["artworks"].values
     )
 
@@ -197,7 +197,7 @@ def test_images_are_known_by_their_bytes(bundle: Path, service: Path) -> None:
     table = pq.read_table(service / "artworks.parquet")
     image_of = dict(zip(table["artwork_id"].to_pylist(), table["image"].to_pylist(), strict=True))
     paths = [service / image_of[one] for one in Bundle.open(bundle).vocabularies["artworks"].values]
-    assert json.loads((bundle / IMAGE_HASHES).read_text()) == content_hashes(paths)
+    assert json.loads((bundle / IMAGE_HASHES).read_text(encoding="utf-8")) == content_hashes(paths)
 
 
 def test_a_new_artwork_is_ranked_at_once_by_its_vectors(bundle: Path, refreshed: Path, grown: Path) -> None:

@@ -72,7 +72,7 @@ def test_what_cannot_be_used_loses_nothing(
 
 def test_a_bundle_without_an_image_encoder_says_so(bundle: Path, grown: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(bundle, tmp_path / "bundle")
-    record = json.loads((folder / BUNDLE_FILE).read_text())
+    record = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
     (folder / ARTWORK_GRAPH).unlink()
     del record["sha256"][ARTWORK_GRAPH]
     (folder / BUNDLE_FILE).write_text(json.dumps(record))

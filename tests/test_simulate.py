@@ -127,10 +127,10 @@ def test_truth_is_aligned_and_clicks_follow_it(tables: dict[str, pd.DataFrame]) 
 
 def test_the_law_restated(service: Path, tables: dict[str, pd.DataFrame]) -> None:
     """The formula of the module, one row at a time, from the tables and the hidden tastes."""
-    record = json.loads((service / "simulation.json").read_text())
+    record = json.loads((service / "simulation.json").read_text(encoding="utf-8"))
     s, law = record["config"]["strengths"], record["law"]
     hidden = {**np.load(service / "hidden" / "members.npz"), **np.load(service / "hidden" / "artworks.npz")}
-    people = (service / "hidden" / "people.txt").read_text().split("\n")
+    people = (service / "hidden" / "people.txt").read_text(encoding="utf-8").split("\n")
     genres = list(MOODS)
     billing = (1.0, 0.7, 0.45, 0.12)
     artworks = tables["artworks"].reset_index().set_index("artwork_id")
@@ -163,7 +163,7 @@ def test_the_law_restated(service: Path, tables: dict[str, pd.DataFrame]) -> Non
 
 
 def test_values_are_those_of_the_truth(service: Path, tables: dict[str, pd.DataFrame]) -> None:
-    values = json.loads((service / "simulation.json").read_text())["values"]
+    values = json.loads((service / "simulation.json").read_text(encoding="utf-8"))["values"]
     p_click = tables["truth"].p_click
     logged = [(p * q).sum() for p, q in zip(p_click, tables["impressions"].propensities, strict=True)]
     assert values["uniform"] == pytest.approx(p_click.map(np.mean).mean(), rel=1e-5)
@@ -285,7 +285,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         SimulateConfig(members=3)
     with pytest.raises(ValueError, match="mood=-1"):
         EffectSizes(mood=-1)
-    (tmp_path / "mine.txt").write_text("not yours")
+    (tmp_path / "mine.txt").write_text("not yours", encoding="utf-8")
     with pytest.raises(UserError, match=r"simulation\.json"):
         simulate(tmp_path, TINY)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]

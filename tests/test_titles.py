@@ -249,7 +249,9 @@ def test_lists_are_the_best_titles_not_played(both: Bundle, service: Path, tmp_p
     moment = datetime(2024, 8, 1, tzinfo=UTC)
     count = recommend(both, service, tmp_path / "lists", top=5, before=moment)
     lists = lists_of(tmp_path / "lists")
-    assert count == len(lists) == json.loads((tmp_path / "lists" / "titles.json").read_text())["members"]
+    assert (
+        count == len(lists) == json.loads((tmp_path / "lists" / "titles.json").read_text(encoding="utf-8"))["members"]
+    )
     model, vocabulary = Run.open(both.folder.parent / "run").model, both.vocabularies["titles"]
     plays = pq.read_table(service / "plays").to_pandas().sort_values(["member_id", "played_at"])
     plays = plays[plays["played_at"] < moment]
@@ -324,7 +326,7 @@ from serving.scoring.recommend import recommend
 print(recommend(Bundle.open(Path({str(both.folder)!r})), Path({str(service)!r}), Path({str(tmp_path / "lists")!r})))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1], encoding="utf-8"
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) > 0

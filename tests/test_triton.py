@@ -87,7 +87,9 @@ def test_the_configurations_say_what_the_graphs_say(bundle: Path) -> None:
 @pytest.mark.slow
 def test_tritons_own_schema_reads_them(bundle: Path) -> None:
     words = ["uv", "run", "--no-project", "--isolated", "--with", "tritonclient[grpc]", "python", "-c", PARSE]
-    done = subprocess.run([*words, str(bundle / REPOSITORY)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*words, str(bundle / REPOSITORY)], capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stderr
     row_of = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
     assert set(row_of) == set(MODELS)
@@ -112,7 +114,7 @@ def test_each_model_answers_as_the_bundles_own_by_itself(bundle: Path, tmp_path:
 
 
 def test_its_files_are_sealed_and_hold_no_weight_that_is_not_read(bundle: Path) -> None:
-    metadata = json.loads((bundle / BUNDLE_FILE).read_text())
+    metadata = json.loads((bundle / BUNDLE_FILE).read_text(encoding="utf-8"))
     for name in MODELS:
         for file in (CONFIG, "1/model.onnx", f"1/{WEIGHTS}"):
             assert f"{REPOSITORY}/{name}/{file}" in metadata["sha256"]
@@ -123,7 +125,7 @@ def test_its_files_are_sealed_and_hold_no_weight_that_is_not_read(bundle: Path) 
 
 
 def test_a_link_is_a_second_name(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("once")
+    (tmp_path / "a").write_text("once", encoding="utf-8")
     assert link(tmp_path / "a", tmp_path / "deep" / "b") == 0
     assert disk_size(tmp_path) == 4
     assert files_of(tmp_path) == [tmp_path / "a", tmp_path / "deep" / "b"]

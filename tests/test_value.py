@@ -40,7 +40,7 @@ def record_of(dataset: Path, table: Path, out: Path, *words: str) -> dict[str, A
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")
 
-    return json.loads((out / "value.json").read_text(), parse_constant=refuse)
+    return json.loads((out / "value.json").read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def row_of(
@@ -137,7 +137,7 @@ def test_missing_scores_are_refused_or_left_out_and_counted(
     assert not (tmp_path / "out").exists()
     code, error = code_and_error(capfd, dataset, table, tmp_path / "out", "--allow-missing")
     assert (code, "10 impressions without scores are left out" in error) == (0, True)
-    left = json.loads((tmp_path / "out" / "value.json").read_text())
+    left = json.loads((tmp_path / "out" / "value.json").read_text(encoding="utf-8"))
     assert left["without_scores"] == 10
     assert left["impressions"] + left["without_choice"] == record["impressions"] + record["without_choice"] - 10
 

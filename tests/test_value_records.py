@@ -32,11 +32,13 @@ def test_the_period_is_that_of_the_shards_or_of_the_scores_own_record(
         assert code_and_error(capfd, service, own, tmp_path / out, *words)[0] == 0
         return json.loads((tmp_path / out / "value.json").read_text())["since"]
 
-    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest = json.loads((shards / "manifest.json").read_text(encoding="utf-8"))
     assert since_of("recorded") == manifest["test_from"]
     assert since_of("like", "--like", tmp_path / "dated") == later.isoformat()
-    record = json.loads((own / "scores.json").read_text())
-    (own / "scores.json").write_text(json.dumps(record | {"test_from": later.isoformat(), "validation_from": None}))
+    record = json.loads((own / "scores.json").read_text(encoding="utf-8"))
+    (own / "scores.json").write_text(
+        json.dumps(record | {"test_from": later.isoformat(), "validation_from": None}), encoding="utf-8"
+    )
     assert since_of("own") == later.isoformat()
     assert since_of("over", "--like", shards) == manifest["test_from"], "what the user names comes first"
     for words, named in (
@@ -73,7 +75,7 @@ def test_records_of_another_version_are_refused_by_name(tmp_path: Path, record: 
     ):
         with pytest.raises(UserError, match=re.escape(f"{tmp_path / name}: does not exist. {remedy}")):
             read(tmp_path)
-        (tmp_path / name).write_text("{" if record is None else json.dumps(record))
+        (tmp_path / name).write_text("{" if record is None else json.dumps(record), encoding="utf-8")
         with pytest.raises(UserError) as error:
             read(tmp_path)
         text = str(error.value)
@@ -81,5 +83,5 @@ def test_records_of_another_version_are_refused_by_name(tmp_path: Path, record: 
         assert text.endswith(remedy)
         assert ("cannot be read" if record is None else f"this keyart reads version {version}") in text
         assert "\n" not in text
-        (tmp_path / name).write_text(json.dumps({"schema_version": version, "impressions": 3}))
+        (tmp_path / name).write_text(json.dumps({"schema_version": version, "impressions": 3}), encoding="utf-8")
         assert read(tmp_path)["impressions"] == 3

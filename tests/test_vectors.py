@@ -154,7 +154,7 @@ def test_refresh_takes_new_vectors_as_training_would(trained_on: TrainedOn, tmp_
         rows = after.tables[name][-len(new) :]
         np.testing.assert_allclose(rows[single], expected[name][single], atol=2e-3, err_msg=name)
         np.testing.assert_array_equal(after.tables[name][: -len(new)], before.tables[name], err_msg=name)
-    assert json.loads((folder / VECTOR_HASHES).read_text())[-3:] == vector_hashes(given[-1].numpy())
+    assert json.loads((folder / VECTOR_HASHES).read_text(encoding="utf-8"))[-3:] == vector_hashes(given[-1].numpy())
     assert after.metadata.get("embedding") == before.metadata.get("embedding") is not None
     verify(folder)
     session = ort.InferenceSession(folder / ARTWORK_GRAPH)
@@ -260,10 +260,10 @@ def test_an_image_encoder_is_neither_trained_nor_handed_on_with_vectors(
 def test_a_run_of_an_older_keyart_is_of_images(run: Path, tmp_path: Path) -> None:
     """Its record of the embedding knows no sources; what is exported of it is the same."""
     old = shutil.copytree(run, tmp_path / "run")
-    record = json.loads((old / EMBEDDING_RECORD).read_text())
+    record = json.loads((old / EMBEDDING_RECORD).read_text(encoding="utf-8"))
     for name in ("vectors", "vector_width", "vector_length", "image_width"):
         del record[name]
-    (old / EMBEDDING_RECORD).write_text(json.dumps(record))
+    (old / EMBEDDING_RECORD).write_text(json.dumps(record), encoding="utf-8")
     now, before = embedded_artworks(run), embedded_artworks(old)
     assert before[1] == now[1] == {"sources": ["image"], "width": record["width"]}
     assert before[0].embedding.vectors is None

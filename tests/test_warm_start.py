@@ -41,7 +41,9 @@ def new_day(service: Path, shards: Path, tmp_path_factory: pytest.TempPathFactor
         row = table.slice(0, 1).to_pylist()[0] | new
         pq.write_table(pa.concat_tables([table, pa.Table.from_pylist([row], table.schema)]), path)
     out = folder / "shards"
-    since = datetime.fromisoformat(json.loads((shards / "manifest.json").read_text())["validation_from"])
+    since = datetime.fromisoformat(
+        json.loads((shards / "manifest.json").read_text(encoding="utf-8"))["validation_from"]
+    )
     prepare(dataset, out, like=shards, since=since)
     embed(dataset, out, TINY_EMBEDDING)
     return out
@@ -82,8 +84,8 @@ def test_a_warm_start_is_better_than_a_cold_one(new_day: Path, warm: Path, tmp_p
 
 
 def test_the_run_names_what_it_began_from(new_day: Path, warm: Path, run: Path) -> None:
-    config = yaml.safe_load((warm / "config.yaml").read_text())
-    assert config["from"] == yaml.safe_load((run / "config.yaml").read_text())["fingerprint"]
+    config = yaml.safe_load((warm / "config.yaml").read_text(encoding="utf-8"))
+    assert config["from"] == yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["fingerprint"]
     assert fit(new_day, warm, SHORT, from_run=run) == Run.open(warm).metrics
     with pytest.raises(UserError, match="other shards, another config or another --from"):
         fit(new_day, warm, SHORT)
@@ -99,9 +101,9 @@ def test_what_does_not_fit_is_refused(new_day: Path, shards: Path, run: Path, tm
 
     alone = tmp_path / "alone"
     shutil.copytree(new_day, alone)
-    vocabularies = json.loads((alone / "vocabularies.json").read_text())
+    vocabularies = json.loads((alone / "vocabularies.json").read_text(encoding="utf-8"))
     vocabularies["titles"]["values"][0] = "another"
-    (alone / "vocabularies.json").write_text(json.dumps(vocabularies))
+    (alone / "vocabularies.json").write_text(json.dumps(vocabularies), encoding="utf-8")
     with pytest.raises(UserError, match=rf"{alone}: its titles are not those .*{run.name} was trained with.*--like"):
         fit(alone, tmp_path / "run", SHORT, from_run=run)
 

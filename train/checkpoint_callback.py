@@ -183,16 +183,16 @@ class CheckpointCallback(pl.Callback):
     def _log(self, train_loss: float | None, loss: float) -> None:
         loss_text = "" if train_loss is None else f"{train_loss:.6f}"
         row = [self.cursor.validations, self.cursor.step, loss_text, f"{loss:.6f}", f"{self._elapsed():.1f}"]
-        with (self.run / LOG).open("a", newline="") as file:
+        with (self.run / LOG).open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(row)
 
 
 def truncate_log(run: Path, cursor: Cursor, *, resumed: bool) -> None:
     """Remove from `log.csv` the validations past the cursor, which will be repeated, so that each has one row."""
     path = run / LOG
-    rows = list(csv.reader(path.read_text().splitlines())) if resumed and path.is_file() else []
+    rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines())) if resumed and path.is_file() else []
     kept = [row for row in rows[1:] if len(row) == len(LOG_COLUMNS) and int(row[0]) <= cursor.validations]
     text = io.StringIO()
     csv.writer(text).writerows([LOG_COLUMNS, *kept])
     with atomic_file(path) as partial:
-        partial.write_text(text.getvalue(), newline="")
+        partial.write_text(text.getvalue(), newline="", encoding="utf-8")

@@ -109,7 +109,7 @@ def embed(
         if config.pixels:
             _write_pixels(folder, paths, made_of["images"], console)
         save_file({k: v.contiguous() for k, v in state.items()}, folder / ENCODER)
-        (folder / EMBEDDING_RECORD).write_text(json.dumps(record))
+        (folder / EMBEDDING_RECORD).write_text(json.dumps(record), encoding="utf-8")
     encoded = "" if images is None else f"{images.encoded} images encoded, {len(paths) - images.encoded} reused; "
     console.print(f"embed: {encoded}{table.shape[1]} features each. Encoder: {describe_origin(record)}")
     return record
@@ -274,7 +274,7 @@ def embedding_record(folder: Path) -> dict[str, Any] | None:
     embeddings of images alone."""
     if not (folder / EMBEDDING_RECORD).is_file():
         return None
-    record = json.loads((folder / EMBEDDING_RECORD).read_text())
+    record = json.loads((folder / EMBEDDING_RECORD).read_text(encoding="utf-8"))
     return {"vectors": [], "vector_width": 0, "vector_length": 0, "image_width": record["width"]} | record
 
 
@@ -309,7 +309,9 @@ def load_encoder(folder: Path, config: ImageEncoderConfig | None = None) -> tupl
             )
     state = load_file(folder / ENCODER)
     if config is None:
-        config = ImageEncoderConfig(**json.loads((folder / EMBEDDING_RECORD).read_text())["config"]["encoder"])
+        config = ImageEncoderConfig(
+            **json.loads((folder / EMBEDDING_RECORD).read_text(encoding="utf-8"))["config"]["encoder"]
+        )
     projection = _projection(state, "projection.")
     if projection is None:
         raise UserError(f"{folder / ENCODER}: holds no image encoder: artworks were embedded by vectors {GIVEN}.")

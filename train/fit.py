@@ -85,7 +85,7 @@ def fit(
         config = replace(config, model=inherited_model_config(base_run, config.model))
     if world.size == 1 and config.devices > 1:
         run_on_ranks(config.devices, fit_on_rank, shards, run, config, from_run, restart, stop_after)
-        return json.loads((run / METRICS).read_text()) if (run / METRICS).is_file() else {}
+        return json.loads((run / METRICS).read_text(encoding="utf-8")) if (run / METRICS).is_file() else {}
     with Signals() as signals, world.process_group():
         signals.deferred = world.size > 1  # a process that left during the start would leave the others waiting
         try:
@@ -180,8 +180,14 @@ class _Fit:
     def _model(self, opened: Shards, embedding: torch.Tensor) -> TwoTower:
         splits = opened.manifest["splits"]
         for split in ("train", "validation"):
-            if not splits[split]["clicks"]:
+            clicks, impressions = splits[split]["clicks"], splits[split]["impressions"]
+            if not clicks:
                 raise UserError(f"{self.shards}: the {split} period has no click to learn from. Prepare a longer log.")
+            if clicks == impressions:
+                raise UserError(
+                    f"{self.shards}: all {impressions:,} impressions of the {split} period were clicked, and nothing is to be "
+                    "learned from clicks alone. Log what was shown and not clicked too."
+                )
         torch.manual_seed(self.config.seed)
         model = TwoTower(
             self.config.model, sizes_of(opened.vocabularies, opened.context), content_of(opened, embedding)
@@ -377,7 +383,7 @@ class _Fit:
             with atomic_file(run / name) as partial:
                 shutil.copyfile(self.shards / EMBEDDING / name, partial)
         with atomic_file(run / METRICS) as partial:
-            partial.write_text(json.dumps(metrics, indent=1))
+            partial.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
         (run / BEST_WEIGHTS).unlink()
         self.console.print(
             f"fit: best log loss {checkpoints.best:.5f}, at validation {checkpoints.best_validation} "

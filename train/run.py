@@ -80,7 +80,7 @@ def provenance() -> dict[str, str]:
 def write_config(run: Path, record: dict[str, Any]) -> None:
     """Write `config.yaml`."""
     with atomic_file(run / CONFIG) as partial:
-        partial.write_text(yaml.safe_dump(record, sort_keys=False))
+        partial.write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def finished_metrics(run: Path, fingerprint: str, restart: bool, console: Consol
             )
         elif (run / METRICS).is_file():
             console.print(f"fit: {run} is up to date")
-            return json.loads((run / METRICS).read_text())
+            return json.loads((run / METRICS).read_text(encoding="utf-8"))
     elif run.is_dir() and any(path.suffix != ".partial" for path in run.iterdir()):
         raise UserError(f"{run}: holds files, but no {CONFIG}, so keyart did not write it. Name a new or empty folder.")
     return None
@@ -173,4 +173,6 @@ class Run:
         except RuntimeError as error:
             detail = " ".join(str(error).split())[:160]
             raise UserError(f"{folder / WEIGHTS}: do not fit the run's own config ({detail}). Train again.") from None
-        return cls(folder, record, json.loads((folder / METRICS).read_text()), model.eval(), vocabularies)
+        return cls(
+            folder, record, json.loads((folder / METRICS).read_text(encoding="utf-8")), model.eval(), vocabularies
+        )

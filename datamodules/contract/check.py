@@ -5,47 +5,32 @@ remedy. Three passes, each over what passed the one before: the files' schemas (
 of `row_rules`, counted by the engine in one aggregation per table), the images (Pillow, decoded to the end).
 """
 
-import posixpath
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import ibis
-from ibis.expr.types import BooleanColumn
-from PIL import Image
+from ibis.expr.types import BooleanColumn, Value
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table as TextTable
 from rich.text import Text
 
 from datamodules.contract.check_files import TableFiles, Violation, location_of, printable
+from datamodules.contract.coverage import Coverage, coverage_findings, measure_coverage
 from datamodules.contract.engines import FILE, Engine, EngineConfig, open_engine, to_arrow
+from datamodules.contract.image_files import OFFENDERS, image_violations
 from datamodules.contract.row_rule import Relations, RowRule
 from datamodules.contract.row_rules import row_rules, with_foreign_candidate
-from datamodules.contract.tables import ARTWORKS, CONTRACT_VERSION, ENGINE_TYPES, IMPRESSIONS, TABLES, Table
+from datamodules.contract.stored_types import id_value
+from datamodules.contract.tables import ARTWORKS, CONTRACT_VERSION, ENGINE_TYPES, IMPRESSIONS, TABLES, Column, Table
 from foundation.errors import UserError
 from foundation.progress import progress_bar
 
-OFFENDERS = 3
-"""How many offending rows of a rule are named."""
 MEMORY = "2GB"
 """Memory that a check on its own may use."""
-IMAGES_PER_BLOCK = 512
-"""Images handed to the threads at a time: keeps the queue short for a large catalogue, and Ctrl-C quick."""
-
-IMAGE_RULES = {
-    "image-outside": (
-        "whose image lies outside of the dataset",
-        "Copy the images into the dataset and write their paths relative to it",
-    ),
-    "missing-image": ("whose image does not exist", "Export the images too, or leave these artworks out"),
-    "unreadable-image": ("whose image cannot be decoded", "Export or copy the image again"),
-}
-"""By rule: the words after "3 artworks", and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +47,18 @@ class CheckReport:
     """Files of each existing table."""
     images: int
     """Number of different images that artworks name; 0 where images were not checked."""
+    warnings: tuple[Violation, ...] = ()
+    """What breaks no rule and is likely a mistake of the export."""
+    remarks: tuple[str, ...] = ()
+    """Columns that are read in another type than they are stored in."""
+    coverage: Coverage | None = None
+    """How many ids of one table are known to the others; None where that could not be counted."""
+
+    def notices(self) -> list[Text]:
+        """Warnings and remarks, a line each."""
+        return [Text.assemble(("warning ", "bold yellow"), warning.line()) for warning in self.warnings] + [
+            Text(f"{remark}.") for remark in self.remarks
+        ]
 
     @property
     def ok(self) -> bool:
@@ -102,6 +99,8 @@ def check(
                     relations = _relations(working, sound)
                     row_violations = list(_row_violations(dataset, sound, relations, working, progress))
                     listed = _listed_images(relations) if images else []
+                    coverage = measure_coverage(relations)
+                    of_coverage, warnings = coverage_findings(coverage, relations) if coverage else ([], [])
                 break
             except failures as error:
                 # the footers were fine, so damage is in the pages: name those files, then check the others
@@ -114,7 +113,8 @@ def check(
                 violations += [violation for file_violations in damage for violation in file_violations]
                 sound = [files for files, file_violations in zip(sound, damage, strict=True) if not file_violations]
         violations += row_violations
-        violations += _image_violations(dataset, listed, progress)
+        violations += of_coverage
+        violations += image_violations(dataset, listed, progress)
     present = [files for files in present if files.paths]
     return CheckReport(
         dataset=dataset,
@@ -122,6 +122,9 @@ def check(
         rows={files.table.name: files.rows for files in present},
         files={files.table.name: len(files.paths) for files in present},
         images=len({image for _, image in listed}),
+        warnings=tuple(warnings),
+        remarks=tuple(remark for files in present for remark in files.remarks),
+        coverage=coverage,
     )
 
 
@@ -136,12 +139,17 @@ def require_valid(
 ) -> CheckReport:
     """Check a dataset and return the report of one that keeps the contract, with `drop_invalid` except for droppable rows.
 
-    Raises `UserError` with the first violation of one that does not; where there are more, all are printed on `console`.
+    Warnings, remarks and, where there are more than one, violations are printed on `console`, standard error by default. Raises
+    `UserError` with the first violation of a dataset that does not.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, soft_wrap=True, highlight=False)
     check_report = check(dataset, images=images, console=console, engine=engine, tables=tables)
     blocking = [violation for violation in check_report.violations if not (drop_invalid and violation.rows)]
     if not blocking:
+        for line in check_report.notices():
+            console.print(line, soft_wrap=True)
+        if check_report.coverage:
+            console.print(Text(f"check: {check_report.coverage.line()}"), soft_wrap=True)
         return check_report
     more = len(blocking) - 1
     if more:
@@ -162,6 +170,10 @@ def print_check_report(check_report: CheckReport, console: Console) -> None:
         if check_report.images:
             table.add_row("images", f"{check_report.images:,}", "")
         console.print(table)
+    if check_report.coverage:
+        console.print(Text(f"{check_report.coverage.line()}."))
+    for line in check_report.notices():
+        console.print(line)
     if check_report.ok:
         counts = [f"{check_report.rows[name]:,} {name}" for name in ("impressions", "plays", "titles", "artworks")]
         console.print(Text(f"dataset holds contract {CONTRACT_VERSION}: {', '.join(counts)}"))
@@ -183,13 +195,25 @@ def _relations(engine: Engine, sound: list[TableFiles]) -> Relations:
     for files in sorted(sound, key=lambda files: files.table.name != IMPRESSIONS.name):
         raw = engine.read(files.paths, files.table.name, merged=files.table.merged)
         columns = {
-            column.name: raw[column.name] if column.name in files.columns else ibis.null(ENGINE_TYPES[column.kind])
+            column.name: _judged(raw[column.name], column)
+            if column.name in files.columns
+            else ibis.null(ENGINE_TYPES[column.kind])
             for column in files.table.columns
         }
         tables[files.table.name] = raw.select(raw[FILE], **columns)
     if IMPRESSIONS.name in tables and ARTWORKS.name in tables:
         tables[IMPRESSIONS.name] = with_foreign_candidate(tables[IMPRESSIONS.name], tables[ARTWORKS.name])
     return tables
+
+
+def _judged(value: Any, column: Column) -> Value:
+    """A column as its rules are asked of it: in the type of the file, but for ids and for times without a zone."""
+    if column.of_ids:
+        return value.cast(ENGINE_TYPES[column.kind]) if column.kind == "strings" else id_value(value)
+    stored = value.type()
+    if column.kind == "timestamp" and stored.is_timestamp() and stored.timezone is None:
+        return value.cast(ENGINE_TYPES["timestamp"])
+    return value
 
 
 def _row_violations(
@@ -243,66 +267,4 @@ def _listed_images(tables: Relations) -> list[tuple[str, str]]:
         return []
     artworks = tables[ARTWORKS.name]
     listed = artworks.filter(artworks["image"].notnull()).select("artwork_id", "image").order_by("artwork_id")
-    return [(str(row["artwork_id"]), row["image"]) for row in to_arrow(listed).to_pylist()]
-
-
-def _image_violations(dataset: Path, listed: list[tuple[str, str]], progress: Progress) -> list[Violation]:
-    """Artworks whose image lies outside of the dataset, is missing, or does not decode."""
-    images = list(dict.fromkeys(image for _, image in listed))
-    faults: dict[str, tuple[str, str]] = {}
-    task = progress.add_task("images", total=len(images))
-    with strict_image_decoding(), ThreadPoolExecutor() as threads:
-        for start in range(0, len(images), IMAGES_PER_BLOCK):
-            part = images[start : start + IMAGES_PER_BLOCK]
-            for image, fault in zip(part, threads.map(lambda image: image_fault(dataset, image), part), strict=True):
-                if fault:
-                    faults[image] = fault
-            progress.advance(task, len(part))
-    progress.remove_task(task)
-
-    violations = []
-    for rule, (what, remedy) in IMAGE_RULES.items():
-        broken = [(artwork, image) for artwork, image in listed if image in faults and faults[image][0] == rule]
-        if not broken:
-            continue
-        paths = [dataset / image for image in dict.fromkeys(image for _, image in broken)]
-        noun = "artwork" if len(broken) == 1 else "artworks"
-        violations.append(
-            Violation(
-                # a missing or foreign file is a fault of the table
-                where=location_of(dataset, paths) if rule == "unreadable-image" else "artworks.parquet",
-                rule=rule,
-                what=f"{len(broken):,} {noun} {what}",
-                count=len(broken),
-                first=tuple(f"{printable(a)}, {faults[image][1]}" for a, image in broken[:OFFENDERS]),
-                remedy=remedy,
-            )
-        )
-    return violations
-
-
-@contextmanager
-def strict_image_decoding() -> Iterator[None]:
-    """Within the context Pillow's warnings of doubtful metadata, which is not read here, are ignored, and images too large to
-    decode on most machines are errors."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
-def image_fault(dataset: Path, image: str) -> tuple[str, str] | None:
-    """The rule of `IMAGE_RULES` that an image breaks, and its description; None for a sound one. Call it within
-    `strict_image_decoding`."""
-    if Path(image).is_absolute() or posixpath.normpath(image).split("/")[0] == "..":
-        return "image-outside", printable(image)
-    path = dataset / image
-    if not path.is_file():
-        return "missing-image", printable(image)
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-    except Exception as error:  # on broken bytes Pillow's decoders raise whatever they stumble over
-        lines = str(error).replace(str(path), path.name).splitlines()
-        return "unreadable-image", printable(lines[0] if lines else type(error).__name__)
-    return None
+    return [(str(row["artwork_id"]), row["image"]) for row in to_arrow(listed).to_pylist() if row["image"].strip()]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datamodules.contract.stored_types import folded_name, int96_columns, parquet_files, partition_columns
 from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, Column, Kind, Table
 
 Problem = tuple[str, str, str]
@@ -31,6 +32,12 @@ ACCEPTED_TYPES: dict[Kind, str] = {
 }
 DECIMAL_DIGITS = 38
 """Of 128 bits: engines read wider decimals as other numbers, or not at all."""
+
+
+ZONE_REMEDY = (
+    "Write {0} in UTC and mark it so: timestamp[us, tz=UTC]; in pandas by .dt.tz_localize('UTC'), in SQL by "
+    "AT TIME ZONE 'UTC', in Spark as TIMESTAMP (spark.sql.timestampType=TIMESTAMP_LTZ), not TIMESTAMP_NTZ"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +79,8 @@ class TableFiles:
     """Rows in the files whose footer can be read."""
     violations: list[Violation]
     """Violations of the schema; where there are any, the rows cannot be checked."""
+    remarks: tuple[str, ...] = ()
+    """Columns that are read in another type than they are stored in, a sentence each."""
 
     @property
     def sound(self) -> bool:
@@ -84,25 +93,34 @@ class TableFiles:
         paths = table.files(dataset)
         location = f"{table.name}/" if table.folder else f"{table.name}.parquet"
         if not paths:
-            remedy = (
-                f"Export it as Parquet files directly in {location}" if table.folder else "Export it as this one file"
-            )
+            remedy = f"Export it as Parquet files in {location}" if table.folder else "Export it as this one file"
+            other = dataset / (f"{table.name}.parquet" if table.folder else table.name)
+            if parquet_files(other):
+                remedy = f"{other.name} is there: " + (
+                    f"move it into {location}" if table.folder else f"call it {location}"
+                )
             missing = Violation(
                 where=location, rule="missing-table", what="the table is missing", count=1, remedy=remedy
             )
             return cls(table=table, paths=[], columns=(), rows=0, violations=[missing] if table.required else [])
         rows = 0
         problems: dict[Problem, list[Path]] = {}
+        remarks: dict[str, None] = {}
         readable: list[tuple[Path, pa.Schema]] = []
         for path in paths:
             try:
                 with pq.ParquetFile(path) as file:
                     rows += file.metadata.num_rows
                     schema = file.schema_arrow
+                    instants = int96_columns(file.metadata)
             except (pa.ArrowException, OSError, ValueError) as error:
                 problems.setdefault(_unreadable(error), []).append(path)
                 continue
-            file_problems = list(_schema_problems(table, schema))
+            folders = partition_columns(table.place(dataset), path) if path != table.place(dataset) else {}
+            file_problems = list(_schema_problems(table, schema, instants, folders))
+            for column in table.columns:
+                if remark := _conversion(column, schema, instants):
+                    remarks.setdefault(f"{location}: {remark}")
             if not file_problems:
                 readable.append((path, schema))
                 file_problems = list(_disagreements(table, readable, schema))
@@ -129,7 +147,7 @@ class TableFiles:
                 if column.in_some_files and column.name not in names
             ]
         columns = tuple(column.name for column in table.columns if column.name in names)
-        return cls(table=table, paths=paths, columns=columns, rows=rows, violations=violations)
+        return cls(table=table, paths=paths, columns=columns, rows=rows, violations=violations, remarks=tuple(remarks))
 
     def damage(self, dataset: Path) -> list[Violation]:
         """Files whose footer is fine and whose pages are not. Reads every page: only for when an engine has failed."""
@@ -174,33 +192,58 @@ def _unreadable(error: Exception) -> Problem:
     return "unreadable-file", f"cannot be read as Parquet: {reason}", "Export or copy the file again"
 
 
-def _schema_problems(table: Table, schema: pa.Schema) -> Iterator[Problem]:
-    """Columns that one file lacks, or has in a type that the contract does not allow."""
+def _conversion(column: Column, schema: pa.Schema, instants: set[str]) -> str:
+    """A sentence about a column that is read in another type than it is stored in; empty for others."""
+    if column.name not in schema.names:
+        return ""
+    type_ = schema.field(column.name).type
+    if column.of_ids and pa.types.is_integer(_item(type_) or type_):
+        return f"{column.name} holds whole numbers ({_item(type_) or type_}); their digits are the ids"
+    if column.name in instants and pa.types.is_timestamp(type_) and type_.tz is None:
+        return f"{column.name} is stored as INT96, which has no zone; read as UTC, as Spark writes it"
+    return ""
+
+
+def _schema_problems(table: Table, schema: pa.Schema, instants: set[str], folders: dict[str, str]) -> Iterator[Problem]:
+    """Columns that one file lacks, or has in a type that the contract does not allow; `folders`: Hive values by column."""
     # engines ignore case in column names: Row beside row would be read instead, or not at all
     folded = [name.lower() for name in schema.names]
+    misspelled = set()
     for column in table.columns:
         if column.name not in schema.names:
-            if column.required:
-                like = [name for name in schema.names if name.lower() == column.name]
-                remedy = f"Rename {like[0]} to {column.name}" if like else f"Add it as {ACCEPTED_TYPES[column.kind]}"
-                yield "missing-column", f"column {column.name} is missing", remedy
+            like = [name for name in schema.names if folded_name(name) == folded_name(column.name)]
+            partition = [folder for name, folder in folders.items() if folded_name(name) == folded_name(column.name)]
+            if like:
+                misspelled.add(column.name)
+                what = f"column {column.name} is missing, and {printable(like[0])} is there"
+                rule = "missing-column" if column.required else "misspelled-column"
+                yield rule, what, f"Rename {printable(like[0])} to {column.name}"
+            elif partition:
+                misspelled.add(column.name)
+                what = f"column {column.name} is missing: its values are in names of folders alone, as {printable(partition[0])}"
+                yield "partition-column", what, f"Write {column.name} into the files too"
+            elif column.required:
+                yield "missing-column", f"column {column.name} is missing", f"Add it as {ACCEPTED_TYPES[column.kind]}"
             continue
         if folded.count(column.name.lower()) > 1:
             what = f"duplicate column {column.name}, ignoring case"
             yield "ambiguous-column", what, "Rename or drop the others"
             continue
         type_ = schema.field(column.name).type
-        if _holds(type_, column.kind) or (column.in_some_files and pa.types.is_null(type_)):
+        if holds(type_, column) or (column.in_some_files and pa.types.is_null(type_)):
             continue
         if column.kind == "timestamp" and pa.types.is_timestamp(type_):
+            if column.name in instants:
+                continue
             what = f"column {column.name} has type {type_}, a timestamp without a zone"
-            yield "timestamp-without-zone", what, f"Write {column.name} in UTC and mark it so: timestamp[us, tz=UTC]"
+            yield "timestamp-without-zone", what, ZONE_REMEDY.format(column.name)
         else:
             yield "wrong-type", f"column {column.name} has type {_name(type_)}", _retype(column)
-    if table.name == IMPRESSIONS.name and not {"propensities", "propensity"} & set(schema.names):
+    names = {*schema.names, *misspelled}
+    if table.name == IMPRESSIONS.name and not {"propensities", "propensity"} & names:
         what = "has neither propensities nor propensity"
         yield "no-propensity-column", what, "Log the probabilities; without them no policy can be valued"
-    if table is ARTWORKS and not {"image", "embedding"} & set(schema.names):
+    if table is ARTWORKS and not {"image", "embedding"} & names:
         what = "has neither image nor embedding"
         yield "no-image-column", what, "Add image, the path of each artwork's file, or embedding, a vector of your own"
 
@@ -236,6 +279,16 @@ def _disagreements(table: Table, readable: list[tuple[Path, pa.Schema]], other: 
 def _has_values(schema: pa.Schema, name: str) -> bool:
     """Whether a file has the column in a type other than null."""
     return name in schema.names and not pa.types.is_null(schema.field(name).type)
+
+
+def holds(type_: pa.DataType, column: Column) -> bool:
+    """Whether a column may be stored in a type."""
+    return _holds(type_, column.kind) or (column.of_ids and _holds_integers(type_, column.kind))
+
+
+def _holds_integers(type_: pa.DataType, kind: Kind) -> bool:
+    item = _item(type_) if kind == "strings" else type_
+    return item is not None and pa.types.is_integer(item)
 
 
 def _holds(type_: pa.DataType, kind: Kind) -> bool:

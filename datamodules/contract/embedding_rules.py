@@ -38,7 +38,10 @@ EMBEDDING_RULES = (
     RowRule(
         name="null-image",
         table=ARTWORKS,
-        broken=lambda rows, tables: rows["image"].isnull() & (_number_of_embeddings(tables) == 0),
+        broken=lambda rows, tables: (
+            (rows["image"].isnull() | (typed_column(rows, "image").strip() == ""))
+            & (_number_of_embeddings(tables) == 0)
+        ),
         what="with neither image nor embedding",
         remedy="Name the image's file, or give every artwork an embedding",
     ),

@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis.expr.types import Table as Relation
 
-from datamodules.contract.tables import IMPRESSIONS, PLAYS, TABLES, Table
+from datamodules.contract.stored_types import id_value, int96_columns
+from datamodules.contract.tables import ENGINE_TYPES, IMPRESSIONS, PLAYS, TABLES, Table
 from foundation.atomic import exclusive_lock
 from foundation.errors import UserError
 
@@ -90,7 +91,7 @@ def _machine_memory() -> int:
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # absent, or the word "max"
-            limits.append(int(Path(path).read_text()))
+            limits.append(int(Path(path).read_text(encoding="utf-8")))
     return min(limits)
 
 
@@ -177,11 +178,15 @@ class RecentEngine:
         if name not in self._cached:
             rows: Any = self.engine.read(files, name, merged=merged)
             if name == IMPRESSIONS.name and "shown_at" in rows.columns:
+                shown_at = rows.shown_at.cast(ENGINE_TYPES["timestamp"])
                 rows = self._materialise(
-                    rows.filter((rows.shown_at >= ibis.timestamp(self.moment)) | rows.shown_at.isnull()), name
+                    rows.filter((shown_at >= ibis.timestamp(self.moment)) | shown_at.isnull()), name
                 )
             elif name == PLAYS.name and IMPRESSIONS.name in self._cached:
-                rows = self._materialise(rows.semi_join(self._cached[IMPRESSIONS.name], "member_id"), name)
+                shown = self._cached[IMPRESSIONS.name]
+                members = shown.select(keyart_member=id_value(shown.member_id)).distinct()
+                same = id_value(rows.member_id) == members.keyart_member
+                rows = self._materialise(rows.semi_join(members, same), name)
             self._cached[name] = rows
         return self._cached[name]
 
@@ -254,7 +259,7 @@ class _Spark:
             ) from None
         self.memory, self.folder = config.bytes, folder
         self.errors: tuple[type[Exception], ...] = (PySparkException, Py4JError)
-        (folder / "log4j2.properties").write_text(ERRORS_ALONE)
+        (folder / "log4j2.properties").write_text(ERRORS_ALONE, encoding="utf-8")
         self._file, self._expr = input_file_name, expr
         self._paths: dict[Path, Path] = {}
         settings = {
@@ -299,10 +304,10 @@ class _Spark:
         paths = [re.sub(r"([\\*?\[\]{}])", r"\\\1", f"file://{path.resolve()}") for path in files]
         reader = self.session.read.option("recursiveFileLookup", "true").option("mergeSchema", str(merged).lower())
         frame = reader.parquet(*paths)
+        instants = int96_columns(pq.read_metadata(files[0]))
         for column in pq.read_schema(files[0]):
-            if (
-                pa.types.is_timestamp(column.type) and column.type.unit == "ns"
-            ):  # read as integers: Spark has no such type
+            nanoseconds = pa.types.is_timestamp(column.type) and column.type.unit == "ns"
+            if nanoseconds and column.name not in instants:  # read as integers: Spark has no such type
                 frame = frame.withColumn(column.name, self._expr(f"timestamp_micros(`{column.name}` div 1000)"))
         frame.withColumn(FILE, self._file()).createOrReplaceTempView(name)
         return self.backend.table(name)

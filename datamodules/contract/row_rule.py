@@ -30,6 +30,8 @@ class RowRule:
     """Other tables that the rule reads; where one of them cannot be checked, neither can the rule."""
     offending_value: Callable[[Relation], Value] | None = None
     """The value to print of an offending row beside its id."""
+    makes_null: str | None = None
+    """The column that `--drop-invalid` makes null in such a row, which is then kept; None: the row is left out."""
     suspects: Callable[[Relation], Relation] | None = None
     """From the table: a relation that is empty where no row breaks the rule; for rules for which it is much cheaper to compute
     than the offending rows."""

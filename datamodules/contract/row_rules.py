@@ -15,12 +15,15 @@ from ibis.expr.types import Table as Relation
 
 from datamodules.contract.embedding_rules import EMBEDDING_RULES
 from datamodules.contract.row_rule import Relations, RowRule, labelled, typed_column
+from datamodules.contract.stored_types import ID_COLUMNS, id_value
 from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, MEMBERS, PLAYS, TABLES, TITLES, Column, Table
 from foundation.choice import PROBABILITY_ROUNDING
 from foundation.context import LARGEST_FLOAT, LARGEST_POSITION
 
 EARLIEST = datetime(1971, 1, 1, tzinfo=UTC)
 """A time of today written in one unit and read in the next (seconds as milliseconds) falls into January 1970."""
+EARLIEST_YEAR, YEARS_AHEAD = 1870, 11
+"""A release year is a calendar year since there are films, or of one announced: no date, and no number that stands for unknown."""
 CLOCK_TOLERANCE = timedelta(days=1)
 """How far past this machine's clock a time may lie: clocks and time zones are off by hours, never by days."""
 MAX_CANDIDATES = 2**15 - 1
@@ -77,17 +80,20 @@ def _not_null(table: Table, column: str) -> RowRule:
         name=f"null-{column.replace('_', '-')}",
         table=table,
         broken=lambda rows, _: rows[column].isnull(),
-        what=f"where {column} is null",
+        what=f"where {column} is null{' or blank' if column in ID_COLUMNS else ''}",
         remedy="Leave such rows out of the export, or fill them in",
     )
 
 
 def _no_null_items(table: Table, column: str) -> RowRule:
+    ids = column in ID_COLUMNS
     return RowRule(
         name=f"null-in-{column}",
         table=table,
-        broken=lambda rows, _: _has_null(typed_column(rows, column)),
-        what=f"with a null inside {column}",
+        broken=lambda rows, _: (
+            _has_null(typed_column(rows, column)) | (_first_foreign_is_blank(rows) if ids else False)
+        ),
+        what=f"with a null {'or blank ' if ids else ''}inside {column}",
         remedy="Write the list without its nulls",
     )
 
@@ -104,6 +110,14 @@ def _is_listed(rows: Relation, column: str, value: Any) -> Any:
 
 def _has_null(array: Any) -> BooleanValue:
     return array.filter(lambda x: x.isnull()).length() > 0
+
+
+def _first_foreign_is_blank(rows: Relation) -> Any:
+    """Whether the first candidate that is no artwork of the title is blank: no artwork is, so that a blank one is foreign."""
+    if FOREIGN_CANDIDATE not in rows.columns:
+        return False
+    first = typed_column(rows, FOREIGN_CANDIDATE)
+    return (first.notnull() & id_value(first).isnull()).fill_null(False)
 
 
 def _unique(table: Table) -> RowRule:
@@ -216,6 +230,18 @@ def _small_number(column: str, maximum: int) -> RowRule:
 
 RULES: tuple[RowRule, ...] = (
     _unique(TITLES),
+    RowRule(
+        name="release-year-range",
+        table=TITLES,
+        broken=lambda rows, _: (
+            (typed_column(rows, "release_year") < EARLIEST_YEAR)
+            | (typed_column(rows, "release_year") > datetime.now(UTC).year + YEARS_AHEAD)
+        ),
+        what=f"whose release_year is no year from {EARLIEST_YEAR} to {YEARS_AHEAD} years ahead",
+        remedy="Write the calendar year alone, as 1999, or null where it is not known",
+        offending_value=lambda rows: labelled("release_year", rows["release_year"]),
+        makes_null="release_year",
+    ),
     _unique(ARTWORKS),
     _known_title(ARTWORKS),
     *EMBEDDING_RULES,
@@ -259,7 +285,7 @@ RULES: tuple[RowRule, ...] = (
     RowRule(
         name="unknown-candidate",
         table=IMPRESSIONS,
-        broken=lambda rows, tables: ~_is_listed(tables["artworks"], "artwork_id", rows[FOREIGN_CANDIDATE]),
+        broken=lambda rows, tables: ~_is_listed(tables["artworks"], "artwork_id", id_value(rows[FOREIGN_CANDIDATE])),
         what="with a candidate that artworks.parquet does not list",
         remedy="Add the artwork to artworks.parquet, or leave these rows out of the export",
         depends_on=(ARTWORKS,),
@@ -269,7 +295,7 @@ RULES: tuple[RowRule, ...] = (
         name="foreign-candidate",
         table=IMPRESSIONS,
         broken=lambda rows, tables: (
-            _is_listed(tables["artworks"], "artwork_id", rows[FOREIGN_CANDIDATE])
+            _is_listed(tables["artworks"], "artwork_id", id_value(rows[FOREIGN_CANDIDATE]))
             & _is_listed(tables["titles"], "title_id", rows["title_id"])  # else it is the title that is at fault
         ),
         what="with a candidate that belongs to another title",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from datamodules.contract.stored_types import ID_COLUMNS, parquet_files
 from foundation.context import BUILT_IN, ContextFeature
 from foundation.errors import UserError
 from foundation.fingerprint import files_fingerprint
@@ -52,10 +53,15 @@ class Column:
     maximum: int | None = None
     """The largest value of a column of integers from 0; None: its rules state one, or none is stated."""
 
+    @property
+    def of_ids(self) -> bool:
+        """It holds ids, alone or in lists: whole numbers are read as their digits, and a blank id is null."""
+        return self.name in ID_COLUMNS
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """One table by the contract: a file `name.parquet`, or a folder `name/` of Parquet files that share a schema."""
+    """One table by the contract: `name.parquet`, a file or a folder of them, or a folder `name/`; all files share a schema."""
 
     name: str
     columns: tuple[Column, ...]
@@ -67,12 +73,13 @@ class Table:
         """Whether its files may differ in which columns they have."""
         return any(column.in_some_files for column in self.columns)
 
+    def place(self, dataset: Path) -> Path:
+        """The table's file or folder."""
+        return dataset / (self.name if self.folder else f"{self.name}.parquet")
+
     def files(self, dataset: Path) -> list[Path]:
-        """The table's Parquet files, sorted by name; empty where the table is absent."""
-        if self.folder:
-            return sorted((dataset / self.name).glob("*.parquet"))
-        path = dataset / f"{self.name}.parquet"
-        return [path] if path.is_file() else []
+        """The table's Parquet files, sorted by path; empty where the table is absent."""
+        return parquet_files(self.place(dataset))
 
 
 TITLES = Table(

@@ -107,6 +107,7 @@ def print_counts(manifest: dict[str, Any], console: Console) -> None:
         dropped = sum(counts["dropped"].values())
         rows.add_row(name, *(f"{n:,}" for n in (counts["in"], dropped, counts["left_out"], counts["out"])))
         reasons += [f"dropped of {name}: {count:,} by {rule}" for rule, count in counts["dropped"].items()]
+        reasons += [f"made null in {name}: {count:,} by {rule}" for rule, count in counts["made_null"].items()]
     console.print(rows)
     for reason in reasons:
         console.print(reason)
@@ -132,11 +133,6 @@ def print_counts(manifest: dict[str, Any], console: Console) -> None:
         f"{UNKNOWNS.get(name) or UNKNOWN_CONTEXT.format(name)}: {count:,}"
         for name, count in manifest["unknown"].items()
         if count or name in UNKNOWNS
-    ]
-    lines += [
-        f"the {name} split is empty: give --validation-from and --test-from"
-        for name, split in manifest["splits"].items()
-        if not split["impressions"]
     ]
     for line in lines:
         console.print(line, soft_wrap=True)

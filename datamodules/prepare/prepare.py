@@ -34,6 +34,7 @@ from datamodules.prepare.relations import (
     LogSize,
     impression_rows,
     measure_log,
+    period_counts,
     play_rows,
     times_at_ranks,
     vocabularies_of,
@@ -42,7 +43,7 @@ from datamodules.prepare.relations import (
 )
 from datamodules.prepare.shard_spill import ShardSpill, encoder_of_impressions, encoder_of_plays
 from datamodules.shards.catalogue import build_catalogue
-from datamodules.shards.shard import EMBEDDING, MANIFEST, REQUESTS, Shard, Shards
+from datamodules.shards.shard import EMBEDDING, MANIFEST, REQUESTS, SPLITS, Shard, Shards
 from datamodules.shards.vocabulary import Vocabularies, save_vocabularies
 from foundation.atomic import atomic_folder, require_replaceable
 from foundation.context import ContextFeature, context_features, save_context
@@ -144,6 +145,8 @@ def prepare(
         if not size.impressions:
             raise UserError(f"{dataset}/impressions: {_why_empty(log, since)}")
         split_times = _split_times(log, size, config, dataset)
+        if vocabularies is None:  # else for a bundle to score, which has no use for splits
+            _require_splits(log, split_times, config, dataset)
         titles, artworks = to_arrow(log.titles), to_arrow(log.artworks)
         if model is not None:
             vocabularies = dict(model.vocabularies)
@@ -216,7 +219,7 @@ def prepare(
                 ),
                 "vocabularies": {n: {"values": len(v.values), "trained": v.trained} for n, v in vocabularies.items()},
             }
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             for previous in (out, like):  # cached by the images' bytes: `embed` takes from it what still fits
                 if previous is not None and (previous / EMBEDDING).is_dir() and not (folder / EMBEDDING).exists():
                     shutil.copytree(previous / EMBEDDING, folder / EMBEDDING)
@@ -273,7 +276,7 @@ def require_writable_target(dataset: Path, out: Path) -> None:
         raise UserError(f"{out}: lies in {dataset}, or around it; the source is only read. Name a folder beside it.")
     require_replaceable(out, MANIFEST)
     manifest = out / MANIFEST
-    if manifest.is_file() and '"contract_version"' not in manifest.read_text(errors="replace"):
+    if manifest.is_file() and '"contract_version"' not in manifest.read_text(errors="replace", encoding="utf-8"):
         raise UserError(
             f"{manifest}: is not a manifest of shards, so keyart did not write it. Name a new or empty folder."
         )
@@ -323,6 +326,24 @@ def _split_times(log: DatasetTables, size: LogSize, config: PrepareConfig, datas
         log, size, (int(count * (1 - config.validation - config.test)), int(count * (1 - config.test)))
     )
     return split_times[0], split_times[1]
+
+
+def _require_splits(log: DatasetTables, split_times: tuple[int, int], config: PrepareConfig, dataset: Path) -> None:
+    """UserError where a period would have no impression, before any work."""
+    counts, last, times = period_counts(log, split_times)
+    empty = [name for name, count in zip(SPLITS, counts, strict=True) if not count]
+    if not empty:
+        return
+    which = f"the {' and the '.join(empty)} period would be empty"
+    if config.validation_from:
+        raise UserError(
+            f"validation_from={config.validation_from}, test_from={config.test_from}: {which}; the last impression of {dataset} is "
+            f"of {_instant(last)}. Name dates that leave impressions to each period."
+        )
+    raise UserError(
+        f"{dataset}/impressions: {which}: {sum(counts):,} impressions have {times:,} different shown_at, and those of one time are "
+        "not torn apart. Log shown_at to the second, prepare a longer log, or give --validation-from and --test-from."
+    )
 
 
 def _bytes(size: LogSize) -> int:
@@ -383,7 +404,14 @@ def _rows(log: DatasetTables, out: dict[str, int], since: bool) -> dict[str, Any
         valid = rows - sum(dropped.values())
         left_out = valid - out.get(name, valid)
         assert since or not left_out, f"{left_out} rows of {name} were lost on the way"
-        counts[name] = {"in": rows, "dropped": dropped, "left_out": left_out, "out": valid - left_out}
+        nulled = log.nulled.get(name, {})
+        counts[name] = {
+            "in": rows,
+            "dropped": dropped,
+            "made_null": nulled,
+            "left_out": left_out,
+            "out": valid - left_out,
+        }
     return counts
 
 

@@ -22,8 +22,10 @@ import pyarrow.parquet as pq
 from ibis.expr.types import Table as Relation
 from rich.console import Console
 
+from datamodules.contract.coverage import REPEATED_PLAY
 from datamodules.contract.engines import Engine, to_arrow
 from datamodules.contract.row_rules import row_rules, with_foreign_candidate
+from datamodules.contract.stored_types import id_value
 from datamodules.contract.tables import ARTWORKS, ENGINE_TYPES, IMPRESSIONS, PLAYS, TITLES, Table, impressions_table
 from datamodules.prepare.shard_spill import SHARD, SHOWN, require_few_values
 from datamodules.shards.vocabulary import VOCABULARY_NAMES, Vocabularies, Vocabulary
@@ -54,6 +56,8 @@ class DatasetTables:
     rows: dict[str, int]
     """By table: rows in the files."""
     dropped: Dropped
+    nulled: Dropped
+    """By table, by rule: values that were made null."""
 
     @classmethod
     def read(
@@ -66,6 +70,7 @@ class DatasetTables:
         tables: dict[str, Relation] = {}
         rows: dict[str, int] = {}
         dropped: Dropped = {}
+        nulled: Dropped = {}
         for contract in PREPARED_TABLES:
             table = impressions_table(features) if contract is IMPRESSIONS else contract
             files = table.files(dataset)
@@ -74,10 +79,11 @@ class DatasetTables:
             rows[table.name] = sum(pq.read_metadata(path).num_rows for path in files)
             tables[table.name] = typed(engine, files, table)
             if drop_invalid:
+                tables[table.name], nulled[table.name] = _without_bad_values(table, tables)
                 tables[table.name], dropped[table.name] = _valid(engine, table, tables)
         # checked above where rows are dropped; large, and read only by `keyart embed`
         tables[ARTWORKS.name] = tables[ARTWORKS.name].drop("embedding")
-        return cls(**tables, rows=rows, dropped=dropped)
+        return cls(**tables, rows=rows, dropped=dropped, nulled=nulled)
 
 
 def typed(engine: Engine, files: list[Path], table: Table) -> Relation:
@@ -95,8 +101,27 @@ def typed(engine: Engine, files: list[Path], table: Table) -> Relation:
     columns = {}
     for column in table.columns:
         type_ = dt.dtype(ENGINE_TYPES[column.kind])
-        columns[column.name] = raw[column.name].cast(type_) if column.name in raw.columns else ibis.null(type_)
+        if column.name not in raw.columns:
+            columns[column.name] = ibis.null(type_)
+        elif column.of_ids and column.kind == "string":
+            columns[column.name] = id_value(raw[column.name])
+        else:
+            columns[column.name] = raw[column.name].cast(type_)
     return raw.select(**columns)
+
+
+def _without_bad_values(table: Table, tables: dict[str, Relation]) -> tuple[Relation, dict[str, int]]:
+    """A table whose rows are kept without the values that break a rule which names a column, and how many broke which."""
+    rows, counts = tables[table.name], {}
+    for rule in row_rules(table):
+        if rule.makes_null is not None:
+            flag = rule.flags(rows, tables)
+            (counted,) = to_arrow(rows.aggregate(rows=rows.count(where=flag))).to_pylist()
+            if counted["rows"]:
+                counts[rule.name] = counted["rows"]
+                column = rows[rule.makes_null]
+                rows = rows.mutate(**{rule.makes_null: ibis.ifelse(flag, ibis.null(column.type()), column)})
+    return rows, counts
 
 
 def _valid(engine: Engine, table: Table, tables: dict[str, Relation]) -> tuple[Relation, dict[str, int]]:
@@ -113,10 +138,17 @@ def _valid(engine: Engine, table: Table, tables: dict[str, Relation]) -> tuple[R
     reasoned = flagged.select(*rows.columns, keyart_reason=reason)
     reason_counts = to_arrow(reasoned.group_by("keyart_reason").agg(rows=reasoned.count())).to_pylist()
     dropped = {row["keyart_reason"]: row["rows"] for row in reason_counts if row["keyart_reason"]}
-    if not dropped:
-        return rows, {}
-    with_rules = engine.materialise(reasoned, f"{table.name}_judged")  # once, not for every query that follows
-    return with_rules.filter(with_rules.keyart_reason == "").select(*rows.columns), dict(sorted(dropped.items()))
+    kept = rows
+    if dropped:
+        judged = engine.materialise(reasoned, f"{table.name}_judged")  # once, not for every query that follows
+        kept = judged.filter(judged.keyart_reason == "").select(*rows.columns)
+    if table.name == PLAYS.name:
+        single = kept.distinct()
+        before, after = (to_arrow(r.aggregate(rows=r.count()))["rows"][0].as_py() for r in (kept, single))
+        if before > after:
+            kept = engine.materialise(single, f"{table.name}_single")
+            dropped[REPEATED_PLAY] = before - after
+    return kept, dict(sorted(dropped.items()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +202,23 @@ def times_at_ranks(log: DatasetTables, size: LogSize, ranks: tuple[int, ...]) ->
         first = np.searchsorted(before + np.cumsum(rows[inside]), index, side="right")
         result.append(int(moments[inside][first]))
     return tuple(result)
+
+
+def period_counts(log: DatasetTables, split_times: tuple[int, int]) -> tuple[list[int], int, int]:
+    """Impressions of training, validation and test, the last `shown_at` in microseconds, and how many different ones there are."""
+    shown_at = log.impressions.shown_at
+    moments = [ibis.timestamp(datetime.fromtimestamp(time / 1e6, UTC)) for time in split_times]
+    counted = log.impressions.aggregate(
+        rows=log.impressions.count(),
+        late=log.impressions.count(where=shown_at >= moments[0]),
+        test=log.impressions.count(where=shown_at >= moments[1]),
+        last=shown_at.max(),
+        times=shown_at.nunique(),
+    )
+    table = to_arrow(counted)
+    (row,) = table.drop_columns("last").to_pylist()
+    last = table["last"].cast(pa.timestamp("us", "UTC")).cast(pa.int64())[0].as_py()
+    return [row["rows"] - row["late"], row["late"] - row["test"], row["test"]], last, row["times"]
 
 
 def with_number_statistics(

@@ -10,6 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
+from datamodules.contract.check_files import printable
+from datamodules.contract.image_files import image_file
+from datamodules.contract.stored_types import with_text_ids
 from datamodules.contract.tables import ARTWORKS
 from datamodules.shards.vocabulary import Vocabulary
 from foundation.errors import UserError
@@ -20,7 +23,8 @@ HEIGHT, WIDTH = 144, 96
 
 def image_paths(dataset: Path, artworks: Vocabulary) -> list[Path]:
     """The image file of every artwork of the vocabulary, in its order (row 1 first)."""
-    table = pa.concat_tables(pq.read_table(f, columns=["artwork_id", "image"]) for f in ARTWORKS.files(dataset))
+    parts = (pq.read_table(path, columns=["artwork_id", "image"]) for path in ARTWORKS.files(dataset))
+    table = pa.concat_tables(with_text_ids(part) for part in parts)
     by_id = dict(zip(table["artwork_id"].to_pylist(), table["image"].to_pylist(), strict=True))
     missing = [value for value in artworks.values if value not in by_id]
     if missing:
@@ -28,13 +32,13 @@ def image_paths(dataset: Path, artworks: Vocabulary) -> list[Path]:
             f"{dataset}/artworks.parquet: lacks {len(missing)} artworks of the shards (first: {missing[0]}). "
             "Give the dataset the shards were prepared from, or prepare it."
         )
-    without = [value for value in artworks.values if by_id[value] is None]
+    without = [value for value in artworks.values if not (by_id[value] or "").strip()]
     if without:
         raise UserError(
             f"{dataset}/artworks.parquet: {len(without)} artworks have no image (first: {without[0]}). "
             "Name their files, or embed the vectors alone: --sources embedding."
         )
-    return [dataset / by_id[value] for value in artworks.values]
+    return [image_file(dataset, by_id[value]) for value in artworks.values]
 
 
 def content_hashes(paths: Sequence[Path]) -> list[str]:
@@ -43,8 +47,9 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
     def digest(path: Path) -> str:
         try:
             return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}). Restore the image.") from None
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"{printable(path, 300)}: cannot be read ({reason}). Restore the image.") from None
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(digest, paths))

@@ -20,6 +20,8 @@ from datamodules.shards.vocabulary import Vocabularies, Vocabulary
 MAX_PEOPLE = 8
 MAX_GENRES = 6
 """Lengths at which lists are cut: the first names of a cast are the billed ones."""
+YEARS = 1870, 2100
+"""Release years are clipped to this range; `check` refuses years outside of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +67,8 @@ def build_catalogue(titles: pa.Table, artworks: pa.Table, vocabularies: Vocabula
     title_count, artwork_count = len(vocabularies["titles"]), len(vocabularies["artworks"])
 
     title_year = np.zeros(title_count, np.float32)
-    year = pc.fill_null(pc.cast(titles["release_year"], pa.float32()), 2000.0).to_numpy()
-    title_year[title_rows] = (year - 2000.0) / 10.0
+    year = np.asarray(pc.fill_null(pc.cast(titles["release_year"], pa.int64()), 2000))
+    title_year[title_rows] = (np.clip(year, *YEARS) - 2000.0) / 10.0
     artwork_title = np.zeros(artwork_count, np.int32)
     artwork_title[artwork_rows] = vocabularies["titles"].rows(artworks["title_id"])
     artwork_title[0] = title_year[0] = 0

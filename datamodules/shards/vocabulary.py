@@ -18,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datamodules.contract.stored_types import is_blank
+
 VOCABULARY_NAMES = ("titles", "artworks", "people", "genres", "policies")
 """Vocabularies beside those of context features, which have the features' names."""
 
@@ -32,17 +34,17 @@ class Vocabulary:
 
     @classmethod
     def of(cls, trained: Iterable[str | None], untrained: Iterable[str | None] = ()) -> "Vocabulary":
-        """The training period's values, sorted, then the others, sorted. Nulls and empty strings, which lists of ids are padded
-        with, are left to the unknown row."""
-        first = sorted({value for value in trained if value})
+        """The training period's values, sorted, then the others, sorted. Nulls and blank strings, of which the empty
+        one pads lists of ids, are left to the unknown row."""
+        first = sorted({value for value in trained if value and not is_blank(value)})
         present = set(first)
-        rest = sorted({value for value in untrained if value and value not in present})
+        rest = sorted({value for value in untrained if value and not is_blank(value) and value not in present})
         return cls(first + rest, len(first))
 
     def extended(self, values: Iterable[str | None]) -> "Vocabulary":
         """The vocabulary with values it lacks appended, sorted, as untrained ones: no former row moves."""
         present = set(self.values)
-        more = sorted({value for value in values if value and value not in present})
+        more = sorted({value for value in values if value and not is_blank(value) and value not in present})
         return Vocabulary(self.values + more, self.trained) if more else self
 
     def __len__(self) -> int:
@@ -78,10 +80,10 @@ Vocabularies = dict[str, Vocabulary]
 def save_vocabularies(vocabularies: Vocabularies, path: Path) -> None:
     """Write all vocabularies as one JSON file."""
     table = {name: {"trained": v.trained, "values": v.values} for name, v in vocabularies.items()}
-    path.write_text(json.dumps(table, ensure_ascii=False))
+    path.write_text(json.dumps(table, ensure_ascii=False), encoding="utf-8")
 
 
 def load_vocabularies(path: Path) -> Vocabularies:
     """Read the file of `save_vocabularies`."""
-    table = json.loads(path.read_text())
+    table = json.loads(path.read_text(encoding="utf-8"))
     return {name: Vocabulary(entry["values"], entry["trained"]) for name, entry in table.items()}

@@ -144,14 +144,16 @@ def simulate(out: Path, config: SimulateConfig) -> dict:
             },
             **summary,
         }
-        (folder / MARKER).write_text(json.dumps(record, indent=2))
+        (folder / MARKER).write_text(json.dumps(record, indent=2), encoding="utf-8")
     return summary
 
 
 def simulate_once(out: Path, config: SimulateConfig, console: Console) -> None:
     """`simulate`, unless `out` holds what it would write."""
     record = out / MARKER
-    if record.is_file() and json.loads(record.read_text()).get("config") == json.loads(json.dumps(asdict(config))):
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("config") == json.loads(
+        json.dumps(asdict(config))
+    ):
         console.print(f"simulate: {out} is up to date")
     else:
         simulate(out, config)

@@ -189,4 +189,4 @@ def _write_hidden(folder: Path, catalogue: SimulatedCatalogue, members: Simulate
         close_A=catalogue.close_A,
         misleads_A=catalogue.misleads_A,
     )
-    (folder / "people.txt").write_text("\n".join(catalogue.people))
+    (folder / "people.txt").write_text("\n".join(catalogue.people), encoding="utf-8")

@@ -20,6 +20,8 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from datamodules.contract.image_files import image_file
+from datamodules.contract.stored_types import with_text_ids
 from datamodules.contract.tables import ARTWORKS, PLAYS, TITLES
 from evaluation.logs.columns import to_array
 from evaluation.logs.log_slices import ImpressionAttributes
@@ -63,7 +65,7 @@ def read_artwork_labels(dataset: Path) -> ArtworkLabels:
     for path in ARTWORKS.files(dataset):
         for row in _rows(path, ("artwork_id", "title_id", "image")):
             if row.get("image"):
-                images[row["artwork_id"]] = dataset / row["image"]
+                images[row["artwork_id"]] = image_file(dataset, row["image"])
             title_of[row["artwork_id"]] = row.get("title_id") or row["artwork_id"]
             of_title.setdefault(title_of[row["artwork_id"]], row["artwork_id"])
     return ArtworkLabels(names=names, genres=genres, images=images, of_title=of_title, title_of=title_of)
@@ -71,7 +73,7 @@ def read_artwork_labels(dataset: Path) -> ArtworkLabels:
 
 def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     present = [name for name in columns if name in pq.read_schema(path).names]
-    return pq.read_table(path, columns=present).to_pylist()
+    return with_text_ids(pq.read_table(path, columns=present)).to_pylist()
 
 
 def examples(
@@ -172,7 +174,7 @@ def _plays(dataset: Path, members: list[str]) -> dict[str, list[tuple[int, str, 
     source = pads.dataset(files)
     columns = [name for name in ("member_id", "title_id", "played_at", "artwork_id") if name in source.schema.names]
     member_filter = pads.field("member_id").cast(pa.string()).isin(members)
-    table = source.to_table(columns=columns, filter=member_filter)
+    table = with_text_ids(source.to_table(columns=columns, filter=member_filter))
     moment = to_array(table["played_at"].cast(pa.timestamp("us", "UTC"), safe=False)).cast(pa.int64()).to_pylist()
     artwork = table["artwork_id"].to_pylist() if "artwork_id" in columns else [None] * len(table)
     plays_by_member: dict[str, list[tuple[int, str, str | None]]] = {}

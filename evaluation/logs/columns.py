@@ -9,7 +9,7 @@ Legend: N rows, K items of a list (padded).
 # pyright: reportAttributeAccessIssue=false
 # pyarrow makes its compute functions when it is imported, where no type checker sees them.
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -20,6 +20,8 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from datamodules.contract.check_files import holds
+from datamodules.contract.stored_types import folded_name, int96_columns, with_text_ids
 from datamodules.contract.tables import Column, Kind
 from foundation.errors import UserError
 
@@ -68,19 +70,23 @@ def read_columns(
         raise UserError(f"{source}: no Parquet file. {remedy}")
     try:
         schema = _with_columns_of_some_files(pads.dataset(list(files)).schema, files, columns)
-        keep = _period(schema, since, before, source, remedy)
-        present = [c for c in columns if _holds(schema, c, source, remedy)]
+        instants = int96_columns(pq.read_metadata(files[0]))
+        if since is not None or before is not None:
+            _holds(schema, Column(name="shown_at", kind="timestamp"), source, remedy, instants)
+        keep = _period(since, before)
+        present = [c for c in columns if _holds(schema, c, source, remedy, instants)]
         read = pa.schema([(c.name, ARROW_TYPES.get(c.kind) or schema.field(c.name).type) for c in present])
         times = [schema.field("shown_at")] if keep is not None and "shown_at" not in read.names else []
         table = pads.dataset(list(files), schema=pa.schema([*read, *times])).to_table(columns=read.names, filter=keep)
     except pa.ArrowException as error:
         raise UserError(f"{source}: cannot be read: {' '.join(str(error).split())[:200]}. {remedy}") from None
+    table = with_text_ids(table)
     for column in columns:
         if column.name in table.column_names and not column.nullable and table[column.name].null_count:
             null = np.asarray(table[column.name].is_null())
+            key = table.column_names[0]
             raise UserError(
-                f"{source}: {null.sum()} rows whose {column.name} is null "
-                f"(first: {first_id(table['impression_id'], null)}). {remedy}"
+                f"{source}: {null.sum()} rows whose {column.name} is null (first: {first_id(table[key], null)}). {remedy}"
             )
     return table
 
@@ -101,13 +107,10 @@ def _with_columns_of_some_files(schema: pa.Schema, files: Sequence[Path], column
     return schema
 
 
-def _period(
-    schema: pa.Schema, since: datetime | None, before: datetime | None, source: Path, remedy: str
-) -> pc.Expression | None:
+def _period(since: datetime | None, before: datetime | None) -> pc.Expression | None:
     """The filter by `shown_at`, compared in microseconds whatever unit and zone it was written in."""
     if since is None and before is None:
         return None
-    _holds(schema, Column(name="shown_at", kind="timestamp"), source, remedy)
     unit = pa.timestamp("us", "UTC")
     shown_at = pads.field("shown_at").cast(unit, safe=False)
     keep = pads.scalar(True)
@@ -118,14 +121,21 @@ def _period(
     return keep
 
 
-def _holds(schema: pa.Schema, column: Column, source: Path, remedy: str) -> bool:
-    """Whether the schema has the column; UserError where a required one is missing, or one is of another kind."""
+def _holds(schema: pa.Schema, column: Column, source: Path, remedy: str, instants: Collection[str]) -> bool:
+    """Whether the schema has the column; UserError where a required one is missing, or one is of another kind.
+
+    `instants`: columns whose timestamps need no zone.
+    """
     if column.name not in schema.names:
+        if like := [name for name in schema.names if folded_name(name) == folded_name(column.name)]:
+            raise UserError(f"{source}: has no column {column.name}, but {like[0]}. Rename it to {column.name}.")
         if column.required:
             raise UserError(f"{source}: column {column.name} is missing. {remedy}")
         return False
     type_ = schema.field(column.name).type
-    if not _is(type_, column.kind):
+    if column.name in instants and pa.types.is_timestamp(type_):
+        return True
+    if not (_is(type_, column.kind) or holds(type_, column)):
         raise UserError(f"{source}: column {column.name} is {type_}, must be {KIND_NAMES[column.kind]}. {remedy}")
     return True
 

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from datamodules.contract.stored_types import with_text_ids
 from datamodules.contract.tables import IMPRESSIONS, MEMBERS, PLAYS, TITLES, Column
 from evaluation.logs.columns import integer_codes, read_columns, to_array
 from evaluation.logs.logged_impressions import Outcomes
@@ -175,11 +176,11 @@ def plays_before(dataset: Path, shown_at_N: NDArray[np.int64], member: pa.Array)
 
 def read_segments(dataset: Path, member: pa.Array) -> tuple[dict[str, pa.Array], list[str]]:
     """Segment columns of members.parquet, gathered for the impressions' members (N,); and notes on what is left out."""
-    (path, *_) = MEMBERS.files(dataset) or [None]
-    if path is None:
+    files = MEMBERS.files(dataset)
+    if not files:
         return {}, ["The dataset has no members.parquet: no slices by segment."]
-    table = pq.read_table(path)
-    position = pc.index_in(member, value_set=to_array(table["member_id"]).cast(pa.string()))
+    table = with_text_ids(pa.concat_tables(pq.read_table(path) for path in files))
+    position = pc.index_in(member, value_set=to_array(table["member_id"]))
     segments, notes = {}, []
     for field in table.schema:
         if field.name == "member_id":

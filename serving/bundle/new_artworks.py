@@ -20,7 +20,7 @@ import pyarrow as pa
 from PIL import Image
 from rich.console import Console
 
-from datamodules.contract.check import image_fault, strict_image_decoding
+from datamodules.contract.image_files import image_fault, image_file, strict_image_decoding
 from datamodules.shards.artwork_images import content_hashes
 from datamodules.shards.artwork_vectors import COLUMN, IMAGE, require_vectors, vector_hashes
 from datamodules.shards.catalogue import MAX_PEOPLE
@@ -81,14 +81,14 @@ class ArtworkTower:
         """By source, a hash of each artwork's image or vector."""
         hashes = {}
         if IMAGE in self.sources:
-            hashes[IMAGE] = content_hashes([dataset / image for image in artworks[IMAGE].to_pylist()])
+            hashes[IMAGE] = content_hashes([image_file(dataset, image) for image in artworks[IMAGE].to_pylist()])
         if COLUMN in self.sources:
             hashes[COLUMN] = vector_hashes(self.vectors(dataset, artworks))
         return hashes
 
     def rows(self, dataset: Path, artworks: pa.Table, console: Console) -> TableRows:
         """Rows of the tables by artwork."""
-        paths = [dataset / image for image in artworks[IMAGE].to_pylist()] if IMAGE in self.sources else None
+        paths = [image_file(dataset, image) for image in artworks[IMAGE].to_pylist()] if IMAGE in self.sources else None
         vectors = self.vectors(dataset, artworks) if COLUMN in self.sources else None
         lists = artworks["depicts"].to_pylist()
 
@@ -131,12 +131,15 @@ def warn_changed(tower: ArtworkTower, dataset: Path, artworks: pa.Table, console
     are then another model's too."""
     row_of = {value: row for row, value in enumerate(tower.bundle.vocabularies["artworks"].values)}
     for source in tower.sources:
-        old = json.loads((tower.bundle.folder / HASHES[source]).read_text())
+        old = json.loads((tower.bundle.folder / HASHES[source]).read_text(encoding="utf-8"))
         known = [artwork in row_of for artwork in artworks["artwork_id"].to_pylist()]
         if source == IMAGE:
-            files = [image is not None and (dataset / image).is_file() for image in artworks[IMAGE].to_pylist()]
+            files = [
+                image is not None and os.path.isfile(image_file(dataset, image))
+                for image in artworks[IMAGE].to_pylist()
+            ]
             present = artworks.filter(pa.array(np.logical_and(known, files)))
-            digests = content_hashes([dataset / image for image in present[IMAGE].to_pylist()])
+            digests = content_hashes([image_file(dataset, image) for image in present[IMAGE].to_pylist()])
         else:
             present = artworks.filter(pa.array(np.logical_and(known, artworks[COLUMN].is_valid())))
             ids = present["artwork_id"].to_pylist()
@@ -161,7 +164,7 @@ def require_images(dataset: Path, artworks: pa.Table) -> None:
     images = artworks[IMAGE].to_pylist()
 
     def fault_of(image: str | None) -> tuple[str, str] | None:
-        return ("null-image", "null") if image is None else image_fault(dataset, image)
+        return image_fault(dataset, image) if image and image.strip() else ("null-image", "null")
 
     with strict_image_decoding(), ThreadPoolExecutor() as pool:
         faults = list(pool.map(fault_of, images))

@@ -26,6 +26,7 @@ from datamodules.contract.engines import open_engine, to_arrow
 from datamodules.contract.tables import ARTWORKS, TITLES, Table
 from datamodules.prepare.relations import typed
 from datamodules.shards.artwork_vectors import IMAGE
+from datamodules.shards.catalogue import YEARS
 from datamodules.shards.vocabulary import Vocabularies, Vocabulary, save_vocabularies
 from foundation.atomic import atomic_folder
 from foundation.errors import UserError
@@ -119,7 +120,7 @@ def refresh(folder: Path, dataset: Path, console: Console) -> RefreshResult:
         if IMAGE in tower.sources:
             require_images(dataset, artworks)
         hashes = {
-            HASHES[source]: json.loads((folder / HASHES[source]).read_text()) + digests
+            HASHES[source]: json.loads((folder / HASHES[source]).read_text(encoding="utf-8")) + digests
             for source, digests in tower.hashes(dataset, artworks).items()
         }
         of_artworks = tower.rows(dataset, artworks, console)
@@ -157,7 +158,7 @@ def _title_rows(bundle: Bundle, titles: pa.Table, artworks: pa.Table, of_artwork
     if not titles.num_rows:
         return {}
     session = open_session(bundle.folder / TITLE_GRAPH)
-    year = titles["release_year"].cast(pa.float32()).to_numpy(zero_copy_only=False).astype(np.float32)
+    year = np.clip(titles["release_year"].cast(pa.float64()).to_numpy(zero_copy_only=False), *YEARS).astype(np.float32)
     genres, cast = (padded_lists(titles[name].to_pylist()) for name in ("genres", "cast"))
     parts = []
     for begin in range(0, titles.num_rows, TITLE_BATCH):
@@ -213,7 +214,7 @@ def _write(
         write_triton(folder)
         save_vocabularies(vocabularies, folder / VOCABULARIES)
         for name, digests in hashes.items():
-            (folder / name).write_text(json.dumps(digests))
+            (folder / name).write_text(json.dumps(digests), encoding="utf-8")
         for name in (EXPLAIN_TABLES, POSTERIOR):
             tables = load_file(old / name)
             save_file(

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.contract.stored_types import is_blank
 from datamodules.shards.padding import PLAY_FILLS
 from foundation.context import HOURS, LARGEST_FLOAT, ContextFeature, categories_of, category_text
 from foundation.errors import UserError
@@ -106,7 +107,7 @@ class RequestReader:
                 f"{prefix.rstrip('.') or 'body'}: is {_quoted(fields_given)}. Give an object with title and artworks.",
             )
         _require_known_fields(fields_given, self.fields, prefix)
-        title = _string(fields_given, "title", prefix, required=True)
+        title = _id(fields_given, "title", prefix)
         names = fields_given.get("artworks")
         if not isinstance(names, list) or not names:
             raise RequestError(
@@ -115,8 +116,10 @@ class RequestReader:
         if len(names) > MAX_CANDIDATES:
             raise RequestError(422, f"{prefix}artworks: {len(names):,} candidates. Give at most {MAX_CANDIDATES:,}.")
         for index, name in enumerate(names):
-            if type(name) is not str:
-                raise RequestError(422, f"{prefix}artworks[{index}]={_quoted(name)}: invalid id. Ids are strings.")
+            if type(name) is not str or is_blank(name):
+                raise RequestError(
+                    422, f"{prefix}artworks[{index}]={_quoted(name)}: invalid id. Ids are strings that are not blank."
+                )
         if len(set(names)) < len(names):
             twice = Counter(names).most_common(1)[0][0]
             raise RequestError(
@@ -208,7 +211,7 @@ class RequestReader:
             if type(play) is not dict:
                 raise RequestError(422, f"{where}={_quoted(play)}: invalid play. Give an object with title.")
             _require_known_fields(play, PLAY, f"{where}.")
-            history_titles.append(_string(play, "title", f"{where}.", required=True))
+            history_titles.append(_id(play, "title", f"{where}."))
             artworks.append(self.artworks.get(_string(play, "artwork", f"{where}."), 0))
             watched.append(_fraction(play.get("watched"), f"{where}.watched"))
             time = play.get("time")
@@ -282,6 +285,14 @@ def _string(fields_given: dict[str, Any], name: str, prefix: str, *, required: b
     if name not in fields_given:
         raise RequestError(422, f"{prefix}{name}: is missing. GET /docs shows a request.")
     raise RequestError(422, f"{prefix}{name}={_quoted(value)}: must be a string. Put it in quotes.")
+
+
+def _id(fields_given: dict[str, Any], name: str, prefix: str) -> str:
+    """An id that must be there: a blank one is as good as null."""
+    value = _string(fields_given, name, prefix, required=True)
+    if is_blank(value):
+        raise RequestError(422, f"{prefix}{name}={_quoted(value)}: is blank. Give the id.")
+    return value
 
 
 def _integer(fields_given: dict[str, Any], name: str, prefix: str, minimum: int, maximum: int, default: int) -> int:

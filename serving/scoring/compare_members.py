@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
-from rich.table import Table
+from rich.table import Table as TextTable
 
-from datamodules.contract.tables import ARTWORKS, PLAYS, TITLES
+from datamodules.contract.stored_types import with_text_ids
+from datamodules.contract.tables import ARTWORKS, PLAYS, TITLES, Table
 from datamodules.simulator.opposite_histories import draw_opposite_histories
 from foundation.context import categories_of
 from foundation.errors import UserError
@@ -97,20 +98,20 @@ def share_flipped(bundle: Bundle, dataset: Path, count: int = 200, seed: int = 0
     return shares | {"all": float(np.mean([*flipped["mood"], *flipped["star"]]))}
 
 
-def opposite_members(bundle: Bundle, dataset: Path) -> Table:
+def opposite_members(bundle: Bundle, dataset: Path) -> TextTable:
     """Two members whose plays share the fewest genres, and which artwork of the same titles each would be shown.
 
     The members are chosen by their plays and the titles by what their artworks depict (moods of both genres), never by
     the model's scores.
     """
-    titles = pq.read_table(TITLES.files(dataset)[0])
+    titles = _whole(TITLES, dataset)
     genres_of = dict(zip(titles["title_id"].to_pylist(), titles["genres"].to_pylist(), strict=True))
     names = dict(zip(titles["title_id"].to_pylist(), titles["name"].to_pylist(), strict=True))
     histories = _histories(dataset)
     (genre_a, member_a), (genre_b, member_b) = _opposites(histories, genres_of)
-    chosen = _titles_of_both(pq.read_table(ARTWORKS.files(dataset)[0]), genre_a, genre_b)
+    chosen = _titles_of_both(_whole(ARTWORKS, dataset), genre_a, genre_b)
 
-    table = Table(title=f"Two members: {member_a} plays {genre_a}, {member_b} plays {genre_b}", show_lines=True)
+    table = TextTable(title=f"Two members: {member_a} plays {genre_a}, {member_b} plays {genre_b}", show_lines=True)
     table.add_column("")
     for member, genre in ((member_a, genre_a), (member_b, genre_b)):
         table.add_column(f"{member} ({genre})")
@@ -127,9 +128,13 @@ def opposite_members(bundle: Bundle, dataset: Path) -> Table:
     return table
 
 
+def _whole(table: Table, dataset: Path) -> pa.Table:
+    return with_text_ids(pa.concat_tables(pq.read_table(path) for path in table.files(dataset)))
+
+
 def _histories(dataset: Path) -> dict[str, list[str]]:
     """Title ids each member played, oldest first."""
-    plays = pads.dataset(PLAYS.files(dataset)).to_table(columns=["member_id", "title_id", "played_at"])
+    plays = with_text_ids(pads.dataset(PLAYS.files(dataset)).to_table(columns=["member_id", "title_id", "played_at"]))
     plays = plays.sort_by([("member_id", "ascending"), ("played_at", "ascending"), ("title_id", "ascending")])
     grouped = plays.group_by("member_id", use_threads=False).aggregate([("title_id", "list")])
     return dict(zip(grouped["member_id"].to_pylist(), grouped["title_id_list"].to_pylist(), strict=True))

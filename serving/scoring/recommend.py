@@ -139,7 +139,7 @@ def recommend(
             "top": top,
             "before": before and before.isoformat(),
         }
-        (folder / RECOMMENDATIONS_FILE).write_text(json.dumps(record, indent=1))
+        (folder / RECOMMENDATIONS_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
     console.print(
         f"recommend: {top} titles each for {members:,} members in {out}, {len(without_plays):,} of them without plays"
     )

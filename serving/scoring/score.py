@@ -102,7 +102,7 @@ def score(
             "test_from": bundle.metadata.get("test_from"),
         }
         save_context(bundle.context, folder)
-        (folder / SCORES_FILE).write_text(json.dumps(record, indent=1))
+        (folder / SCORES_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
     console.print(f"score: {total:,} impressions in {out}")
     return total
 

@@ -1,0 +1,148 @@
+"""The image files that artworks name: where they lie, whether they decode, and which file is likely meant where one is missing.
+
+In: a dataset folder and the column `image` of artworks.parquet. Out: paths, and `Violation`s of images.
+"""
+
+import os
+import posixpath
+import re
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from PIL import Image
+from rich.progress import Progress
+
+from datamodules.contract.check_files import Violation, location_of, printable
+
+OFFENDERS = 3
+"""How many of those who break a rule are named."""
+IMAGES_PER_BLOCK = 512
+"""Images handed to the threads at a time: keeps the queue short for a large catalogue, and Ctrl-C quick."""
+MISSING_REMEDY = (
+    "Export the images too and name each by its path in the dataset, as it is spelled there, no URL and no data URI; or leave "
+    "these artworks out"
+)
+IMAGE_RULES = {
+    "image-outside": (
+        "whose image lies outside of the dataset",
+        "Copy the images into the dataset and write their paths relative to it",
+    ),
+    "missing-image": ("whose image does not exist", MISSING_REMEDY),
+    "unreadable-image": ("whose image cannot be decoded", "Export or copy the image again"),
+}
+"""By rule: the words after "3 artworks", and the remedy."""
+
+
+def image_file(dataset: Path, image: str) -> Path:
+    """The file that a value of `artworks.image` names: its bytes in UTF-8, as the file system keeps them under any locale."""
+    return dataset / os.fsdecode(image.encode())
+
+
+@contextmanager
+def strict_image_decoding() -> Iterator[None]:
+    """Pillow warns of doubtful metadata, which nobody here reads, and of images too large to decode on most machines: those are
+    faults inside the block."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def image_fault(dataset: Path, image: str) -> tuple[str, str] | None:
+    """Within `strict_image_decoding`: which of `IMAGE_RULES` an image breaks, and what to print of it; None for a sound one."""
+    if Path(image).is_absolute() or posixpath.normpath(image).split("/")[0] == "..":
+        return "image-outside", printable(image)
+    path = image_file(dataset, image)
+    if not os.path.isfile(path):  # which, unlike Path.is_file, holds for names that no file can have
+        return "missing-image", printable(image)
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except Exception as error:  # on broken bytes Pillow's decoders raise whatever they stumble over
+        lines = str(error).replace(str(path), path.name).splitlines()
+        return "unreadable-image", printable(lines[0] if lines else type(error).__name__)
+    return None
+
+
+def image_violations(dataset: Path, listed: list[tuple[str, str]], progress: Progress) -> list[Violation]:
+    """Artworks whose image lies outside of the dataset, is missing, or does not decode; `listed`: (artwork, image)."""
+    images = list(dict.fromkeys(image for _, image in listed))
+    faults: dict[str, tuple[str, str]] = {}
+    task = progress.add_task("images", total=len(images))
+    with strict_image_decoding(), ThreadPoolExecutor() as threads:
+        for start in range(0, len(images), IMAGES_PER_BLOCK):
+            part = images[start : start + IMAGES_PER_BLOCK]
+            for image, fault in zip(part, threads.map(lambda image: image_fault(dataset, image), part), strict=True):
+                if fault:
+                    faults[image] = fault
+            progress.advance(task, len(part))
+    progress.remove_task(task)
+
+    violations = []
+    for rule, (what, remedy) in IMAGE_RULES.items():
+        broken = [(artwork, image) for artwork, image in listed if image in faults and faults[image][0] == rule]
+        if not broken:
+            continue
+        unreadable = rule == "unreadable-image"
+        paths = [image_file(dataset, image) for image in dict.fromkeys(image for _, image in broken)]
+        first = [(artwork, image, faults[image][1]) for artwork, image in broken[:OFFENDERS]]
+        if not unreadable:
+            likely = likely_files(dataset, [image for _, image, _ in first])
+            hints = [f" ({printable(file)} is there)" if file else "" for file in likely]
+            first = [(a, image, words + hint) for (a, image, words), hint in zip(first, hints, strict=True)]
+        noun = "artwork" if len(broken) == 1 else "artworks"
+        of_all = "" if unreadable else f", of {len(listed):,} that name one"
+        violations.append(
+            Violation(
+                # a file that is not there, or not ours, is the table's mistake
+                where=location_of(dataset, paths) if unreadable else "artworks.parquet",
+                rule=rule,
+                what=f"{len(broken):,} {noun} {what}{of_all}",
+                count=len(broken),
+                first=tuple(f"{printable(artwork)}, {words}" for artwork, _, words in first),
+                remedy=remedy,
+            )
+        )
+    return violations
+
+
+def likely_files(dataset: Path, images: list[str]) -> list[str | None]:
+    """For each name that is no file of the dataset, the file that is likely meant, relative to the dataset, or None.
+
+    Tried in turn: the same path in other slashes, case, Unicode form or percent-encoding; the same file name in any folder; the
+    same path, then name, with another extension. A name that fits several files gets none.
+    """
+    by_path: dict[str, set[str]] = {}
+    for folder, folders, files in os.walk(dataset):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.lower().endswith(".parquet"):
+                relative = Path(folder, name).relative_to(dataset).as_posix()
+                for key in _keys(relative):
+                    by_path.setdefault(key, set()).add(relative)
+
+    def likely(image: str) -> str | None:
+        for key in _keys(image):
+            if len(fitting := by_path.get(key, set())) == 1:
+                return next(iter(fitting))
+        return None
+
+    return [None if image.startswith("data:") else likely(image) for image in images]
+
+
+def _keys(name: str) -> list[str]:
+    """By what a file may be found, most exact first; the kinds of keys cannot be mistaken for each other."""
+    path = urlsplit(name).path if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name) else name
+    folded = unicodedata.normalize("NFC", unquote(path)).replace("\\", "/").strip().casefold().strip("/")
+    whole, last = posixpath.normpath(folded), posixpath.basename(folded)
+    return [
+        f"path {whole}",
+        f"name {last}",
+        f"stem {posixpath.splitext(whole)[0]}",
+        f"last {posixpath.splitext(last)[0]}",
+    ]
