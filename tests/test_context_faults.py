@@ -284,12 +284,12 @@ def test_references_and_statistics_that_cannot_be(kind: ContextKind, change: dic
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("{}", "no list of features"),
-        ('"x"', "no list of features"),
+        ("{}", "not a list of features"),
+        ('"x"', "not a list of features"),
         ("{", "Expecting property name"),
         ('[{"name": "title", "kind": "category"}]', "context feature 'title': the name is taken"),
         ('[{"name": "x", "kind": "number"}, {"name": "x", "kind": "number"}]', "is declared more than once"),
-        ('[{"name": "x", "kind": "position", "crossed_with": "y"}]', "'y' is no category"),
+        ('[{"name": "x", "kind": "position", "crossed_with": "y"}]', "'y' is not a category"),
         ('[{"name": "x"}]', "kind"),
         ('[{"name": 5, "kind": "number"}]', "expected string"),
         ('["x"]', "mapping"),
@@ -336,7 +336,7 @@ def test_declarations_that_cannot_be() -> None:
             ContextFeature(**({"name": "mood", "kind": "category"} | change))  # pyright: ignore[reportArgumentType]
     for declared, message in (
         ([ContextFeature(name="device", kind="number")], r"'device' \(built in\): is declared more than once"),
-        ([ContextFeature(name="shelf", kind="position", crossed_with="hour")], "'hour' is no category"),
+        ([ContextFeature(name="shelf", kind="position", crossed_with="hour")], "'hour' is not a category"),
     ):
         with pytest.raises(UserError, match=message):
             context_features(declared)
