@@ -73,7 +73,8 @@ def run_pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> 
         record = {"fingerprint": expected, "notices": [str(line) for line in checked.notices()]}
         with atomic_file(out / "check.json") as partial:
             partial.write_text(json.dumps(record), encoding="utf-8")
-        console.print(f"check: {dataset} holds the contract")
+        known = f"; {checked.coverage.line()}" if checked.coverage else ""
+        console.print(f"check: {dataset} holds the contract{known}", markup=False, soft_wrap=True)
     if stored_fingerprint(shards / "manifest.json") == shards_fingerprint(dataset, recipe.prepare):
         console.print(f"prepare: {shards} is up to date")
     else:

@@ -148,8 +148,6 @@ def require_valid(
     if not blocking:
         for line in check_report.notices():
             console.print(line, soft_wrap=True)
-        if check_report.coverage:
-            console.print(Text(f"check: {check_report.coverage.line()}"), soft_wrap=True)
         return check_report
     more = len(blocking) - 1
     if more:

@@ -242,10 +242,13 @@ def check_and_prepare(
         tables = tables_with(Shards.open(like).context if like else context_features(config.context))
         # with `like` and `since`, only new rows are checked; else the whole log
         engine = RecentEngine.of(opened, since, tables) if like else opened
-        require_valid(
+        checked = require_valid(
             dataset, images=False, drop_invalid=config.drop_invalid, console=console, engine=engine, tables=tables
         )
-        return prepare(dataset, out, config, like=like, since=since, engine=engine, console=console)
+        manifest = prepare(dataset, out, config, like=like, since=since, engine=engine, console=console)
+        if checked.coverage:
+            console.print(f"prepare: {checked.coverage.line()}", markup=False, soft_wrap=True)
+        return manifest
 
 
 def _require_same_context(model: Shards, config: PrepareConfig) -> None:
