@@ -17,7 +17,18 @@ ODD_VALUES: list[Any] = [
     *("thompson:1:1e300", "thompson:0", [], {}, [[]], [None], {"": None}, [{}], ["a", 1], {"title": {"title": []}}),
 ]
 """Values of wrong types or ranges."""
-IDS = ["", "\x00", "🎬", "\ud83c", "é" * 300, "' OR 1=1 --", "<script>", "../../etc/passwd", "nul", "\u200f\u0301"]
+IDS = [
+    "\u00a0",
+    "\x00",
+    "🎬",
+    "\ud83c",
+    "é" * 300,
+    "' OR 1=1 --",
+    "<script>",
+    "../../etc/passwd",
+    "nul",
+    "\u200f\u0301",
+]
 POLICIES = ["greedy", "epsilon:0.1", "softmax:0.5", "thompson", "thompson:16", "thompson:32:0.5"]
 
 

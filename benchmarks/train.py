@@ -79,7 +79,7 @@ def _quality(config: Config, shards: Path, work: Path, console: Console) -> list
         for name, value in options.items():
             arguments += [name, str(value)]
         measure([sys.executable, "-P", "-m", "keyart", *arguments])
-        loss[subject] = json.loads((work / subject / METRICS).read_text())["validation_log_loss"]
+        loss[subject] = json.loads((work / subject / METRICS).read_text(encoding="utf-8"))["validation_log_loss"]
     figure = f"validation log loss, epochs: {config.epochs}"
     rows = [
         Row(benchmark=NAME, subject=subject, figure=figure, unit="nat", value=value) for subject, value in loss.items()

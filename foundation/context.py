@@ -22,9 +22,9 @@ CONTEXT_FILE = "context.json"
 """File in shards, runs and bundles: the features, numbers with the mean and standard deviation of the training period."""
 HOURS = 24
 LARGEST_POSITION = 2**15 - 1
-"""Of a log and of a request."""
+"""The largest position in a log and in a request."""
 SMALLEST_FLOAT, LARGEST_FLOAT = 1.1754943508222875e-38, 3.4028234663852886e38
-"""Of 32 bits, which numbers are kept and divided in."""
+"""The range of normal 32-bit numbers, in which numbers are kept and divided."""
 OWN_COLUMNS = "keyart_"
 """How the columns begin that keyart computes beside those of a log."""
 MAX_POSITION = 32

@@ -241,7 +241,7 @@ class Ranking(nn.Module):
         )
 
     def means(self, plays: Plays) -> tuple[Tensor, Tensor]:
-        """Of a history the mean content (N, 1, C), and the sum of co-play (N, 1, R)."""
+        """The mean content (N, 1, C) of a history, and the sum (N, 1, R) of its co-play vectors."""
         weight_N1T = plays.weight_N1T
         image_N1D = weight_N1T @ plays.image_NTD + weight_N1T @ plays.mean_image_NTD
         return torch.cat([image_N1D, weight_N1T @ plays.content_NT], dim=2), plays.counts_N1T @ plays.coplay_NTR

@@ -366,7 +366,7 @@ def test_a_base_that_lacks_impressions(
     assert "less.parquet: 500 impressions of the log are missing" in capfd.readouterr().err
     assert keyart.main([*words, "--allow-missing"]) == 0
     assert "lacks 500 impressions, which are left out on both sides" in capfd.readouterr().err
-    record = json.loads((tmp_path / "out" / "value.json").read_text())
+    record = json.loads((tmp_path / "out" / "value.json").read_text(encoding="utf-8"))
     assert record["without_base"] == 500
 
 

@@ -95,7 +95,7 @@ def test_what_torch_rechub_is_given(opened: Shards, shards: Path, tmp_path: Path
 def test_bad_sizes_are_named(bench) -> None:
     with pytest.raises(UserError, match="repeats=0"):
         bench.Config(repeats=0)
-    with pytest.raises(UserError, match="nowhere: no manifest"):
+    with pytest.raises(UserError, match="nowhere: has no manifest"):
         bench.bench(bench.Config(shards="nowhere"), Console(quiet=True))
 
 

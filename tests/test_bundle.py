@@ -107,7 +107,7 @@ def test_unknown_ids_in_a_log_are_scored(service: Path, bundle: Path, tmp_path: 
 
 def test_scores_follow_the_contract(service: Path, scores: Path, bundle: Path) -> None:
     table = pads.dataset(sorted(scores.glob("*.parquet"))).to_table()
-    since = json.loads((bundle / "bundle.json").read_text())["test_from"]
+    since = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))["test_from"]
     log = pads.dataset(sorted((service / "impressions").glob("*.parquet"))).to_table(
         columns=["impression_id", "candidates", "shown_at"]
     )

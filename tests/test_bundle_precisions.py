@@ -62,10 +62,10 @@ def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 def shipped(bundle: Path, folder: Path, validation: Shards | None, console: Console | None = None) -> Path:
     """A copy of a bundle with its graphs of fewer bytes."""
     shutil.copytree(bundle, folder)
-    opened, metadata = Bundle.open(folder), json.loads((folder / BUNDLE_FILE).read_text())
+    opened, metadata = Bundle.open(folder), json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
     arguments = (opened.vocabularies, opened.history_length, metadata["golden"]["largest_difference"], validation)
     metadata["precisions"] = ship_variants(folder, *arguments, console or Console(quiet=True))
-    (folder / BUNDLE_FILE).write_text(json.dumps(metadata | {"sha256": bundle_checksums(folder)}))
+    (folder / BUNDLE_FILE).write_text(json.dumps(metadata | {"sha256": bundle_checksums(folder)}), encoding="utf-8")
     return folder
 
 

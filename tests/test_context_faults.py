@@ -120,7 +120,7 @@ KINDS: tuple[ContextKind, ...] = ("number", "hour", "position", "category")
 
 
 def test_all_null_columns_are_evaluated(dataset: Path, scores: Path) -> None:
-    """Of Arrow's type of nothing but nulls, as pandas writes such a column."""
+    """Columns of Arrow's null type, which pandas writes for nothing but nulls."""
     features = [feature(f"{kind}_x", kind) for kind in KINDS]
     for f in features:
         give(dataset, f.source, [None] * ROWS, pa.null())
@@ -150,7 +150,7 @@ def test_hours_beyond_the_day_are_a_row_rule(dataset: Path) -> None:
 
 
 def test_wide_decimals_are_refused(dataset: Path) -> None:
-    """Of 256 bits, which DuckDB reads as other numbers; those of 38 digits are read as they are."""
+    """DuckDB reads decimals of 256 bits as other numbers; those of 38 digits are read as they are."""
     give(dataset, "x", [Decimal("1.25"), Decimal(2), None, Decimal(-3)], pa.decimal256(50, 2))
     (violation,) = check(dataset, images=False, tables=tables_with([feature()])).violations
     assert violation.line().endswith(

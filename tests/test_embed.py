@@ -87,7 +87,7 @@ def test_weights_come_from_a_file(own: tuple[Path, Path], tmp_path: Path) -> Non
     torch.save({key: value for key, value in state.items() if "layer3" not in key}, tmp_path / "cut.pth")
     with pytest.raises(UserError, match="do not fit resnet18"):
         embed(service, shards, replace(SMALL, weights=str(tmp_path / "cut.pth")))
-    (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "text.pth").write_text("no weights", encoding="utf-8")
     with pytest.raises(UserError, match="cannot be read as a state dict"):
         embed(service, shards, replace(SMALL, weights=str(tmp_path / "text.pth")))
     assert load_embedding(shards)[1] == record, "a refused call loses nothing"

@@ -133,7 +133,7 @@ class TestSpark:
         assert sum(dropped.values()) >= 4
 
     def test_context_columns_that_some_files_lack(self, spark: Engine, tmp_path: Path) -> None:
-        """Of each kind; one file has none of them, another has them all null."""
+        """A feature of each kind; one file has none of their columns, another has them all null."""
         dataset = small_dataset.write(tmp_path)
         first, second = (pq.read_table(dataset / part) for part in (PART_0, PART_1))
         rows = second.num_rows

@@ -191,7 +191,7 @@ def test_what_other_engines_write_is_read_alike(
         (changed("policy", last([1.0] * 9)), r"lists are not as long as their candidates \(first: i05999: policy\)"),
         (lambda t: t.drop_columns("policy"), "column policy is missing"),
         (changed("policy", lambda v: [0.5 for _ in v], pa.float32()), "column policy is float, must be a list"),
-        (changed("impression_id", lambda v: list(range(len(v))), pa.int64()), "impression_id is int64, must be text"),
+        (changed("impression_id", lambda v: [0.5] * len(v), pa.float64()), "impression_id is double, must be text"),
     ],
 )
 def test_scores_that_do_not_fit_are_refused(dataset: Path, tmp_path: Path, change: Change, named: str) -> None:

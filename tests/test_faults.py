@@ -159,7 +159,7 @@ def test_killed_again_and_again(shards: Path, in_a_process: Path, tmp_path: Path
         assert not (run / METRICS).is_file()
     assert real_process.run(command, output) == 0
     assert same(run, in_a_process)
-    assert output.read_text().count("resumes before validation") == 2
+    assert output.read_text(encoding="utf-8").count("resumes before validation") == 2
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
@@ -171,12 +171,12 @@ def test_a_signal_saves(shards: Path, in_a_process: Path, tmp_path: Path, number
     assert process.pid is not None
     os.kill(process.pid, number)
     process.join(60)
-    assert process.exitcode == status, output.read_text()
-    assert "Re-run the same command to resume" in output.read_text()
+    assert process.exitcode == status, output.read_text(encoding="utf-8")
+    assert "Re-run the same command to resume" in output.read_text(encoding="utf-8")
     assert not (run / METRICS).is_file()
     if number == signal.SIGTERM:
         assert real_process.run(words(shards, run, 5), output) == 0
-        assert ", batch " in output.read_text(), "it resumed between two validations"
+        assert ", batch " in output.read_text(encoding="utf-8"), "it resumed between two validations"
         assert same(run, in_a_process)
 
 

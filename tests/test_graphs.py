@@ -261,12 +261,12 @@ def test_verifying(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[st
     with pytest.raises(UserError, match=r"golden cases differ by 0\.01 here, more than 0\.0001"):
         verify(broken)
     cases[7]["answer"]["appeal"][0] = float("nan")
-    (broken / GOLDEN).write_text("\n".join(map(json.dumps, cases)) + "\n")
+    (broken / GOLDEN).write_text("\n".join(map(json.dumps, cases)) + "\n", encoding="utf-8")
     assert largest_golden_difference(broken) == np.inf, "NaN is not an answer"
 
 
 def test_the_record_and_the_card_list_the_graphs(bundle: Path) -> None:
-    metadata, card = json.loads((bundle / BUNDLE_FILE).read_text()), (bundle / CARD).read_text("utf-8")
+    metadata, card = json.loads((bundle / BUNDLE_FILE).read_text(encoding="utf-8")), (bundle / CARD).read_text("utf-8")
     assert set(metadata["graphs"]) == set(GRAPHS)
     assert metadata["sha256"] == bundle_checksums(bundle)
     for name in GRAPHS:

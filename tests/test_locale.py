@@ -41,8 +41,8 @@ def calls_without_encoding(source: str) -> list[int]:
 
 def test_every_text_file_names_its_encoding() -> None:
     paths = [path for path in ROOT.rglob("*.py") if not set(path.relative_to(ROOT).parts) & {".venv", "build"}]
-    found = {path: calls_without_encoding(path.read_text(encoding="utf-8")) for path in paths}
-    assert {path: lines for path, lines in found.items() if lines} == {}
+    lines_of = {path: calls_without_encoding(path.read_text(encoding="utf-8")) for path in paths}
+    assert {path: lines for path, lines in lines_of.items() if lines} == {}
     assert len(paths) > 150
 
 
@@ -57,7 +57,7 @@ def test_every_text_file_names_its_encoding() -> None:
         ("path.read_text('utf-8'); path.write_text(text, encoding='utf-8'); path.open('rb'); Shards.open(path)", []),
     ],
 )
-def test_what_is_found(source: str, lines: list[int]) -> None:
+def test_calls_without_encoding_are_seen(source: str, lines: list[int]) -> None:
     assert calls_without_encoding(source) == lines
 
 

@@ -87,7 +87,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 def logged_validations(run: Path) -> list[tuple[int, float]]:
     """Step and log loss of every validation, by the run's own log."""
-    rows = csv.DictReader((run / "log.csv").read_text().splitlines())
+    rows = csv.DictReader((run / "log.csv").read_text(encoding="utf-8").splitlines())
     return [(int(row["step"]), float(row["validation_log_loss"])) for row in rows]
 
 
@@ -106,7 +106,7 @@ def test_every_logger_is_given_the_metrics_and_the_config(shards: Path, tmp_path
     assert yaml.safe_load((version / "hparams.yaml").read_text(encoding="utf-8")) == config
     hyperparameters, *points = lines(file)
     assert hyperparameters == {"hyperparameters": config}
-    rows = list(csv.DictReader((version / "metrics.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((version / "metrics.csv").read_text(encoding="utf-8").splitlines()))
     assert validations(rows) == validations(points) == logged_validations(run)
     assert len(logged_validations(run)) == 3
     assert set().union(*points) == METRICS | {"step"} == set(rows[0])
@@ -185,7 +185,7 @@ def test_callbacks_take_part(shards: Path, tmp_path: Path) -> None:
     ]
     metrics = fit(shards, tmp_path / "run", replace(SHORT, callbacks=callbacks))
     assert metrics["validations"] == len(logged_validations(tmp_path / "run")) == 2, "the second is not better by 10"
-    assert int((tmp_path / "count.txt").read_text()) == logged_validations(tmp_path / "run")[-1][0]
+    assert int((tmp_path / "count.txt").read_text(encoding="utf-8")) == logged_validations(tmp_path / "run")[-1][0]
     with pytest.raises(UserError, match="another config"):
         fit(shards, tmp_path / "run", SHORT)  # a callback may change what is learned
 

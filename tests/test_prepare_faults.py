@@ -280,8 +280,8 @@ def test_two_calls_do_not_write_the_same_shards(service: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("folder", [".", "inside", ".."])
 def test_the_source_is_never_written_over(dataset: Path, folder: str) -> None:
-    (dataset / "manifest.json").write_text("{}")
-    (dataset.parent / "manifest.json").write_text("{}")
+    (dataset / "manifest.json").write_text("{}", encoding="utf-8")
+    (dataset.parent / "manifest.json").write_text("{}", encoding="utf-8")
     before = state(dataset.parent)
     with pytest.raises(UserError, match="the source is only read"):
         prepare(dataset, dataset / folder)
@@ -289,7 +289,7 @@ def test_the_source_is_never_written_over(dataset: Path, folder: str) -> None:
 
 
 def test_a_manifest_of_somebody_else_is_not_replaced(service: Path, tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"exported_by": "warehouse"}')
+    (tmp_path / "manifest.json").write_text('{"exported_by": "warehouse"}', encoding="utf-8")
     with pytest.raises(UserError, match="is not a manifest of shards"):
         prepare(service, tmp_path)
 
@@ -339,5 +339,5 @@ def test_the_tables_of_the_drop_tests_are_the_contracts() -> None:
 
 def test_the_manifest_is_json(service: Path, tmp_path: Path) -> None:
     prepare(service, tmp_path / "shards")
-    manifest = json.loads((tmp_path / "shards" / MANIFEST).read_text())
+    manifest = json.loads((tmp_path / "shards" / MANIFEST).read_text(encoding="utf-8"))
     assert manifest["rows"]["impressions"]["in"] == manifest["impressions"] == manifest["rows"]["impressions"]["out"]

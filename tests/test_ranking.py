@@ -130,8 +130,10 @@ def test_at_the_edges(run: Path) -> None:
     agree(run, request)
 
 
-def test_an_hour_out_of_range_is_refused(run: Path) -> None:
+def test_an_hour_out_of_range_is_the_nearest_that_is(run: Path) -> None:
     opened, ranking, graph = served(run, "as trained")
-    request = random_requests(opened.vocabularies, ranking.features, 2, 1, 2, 2, seed=3) | {"hour": np.array([24])}
-    with pytest.raises(Exception, match="out of data bounds"):
-        answered(graph, request, OUTPUTS)
+    request = random_requests(opened.vocabularies, ranking.features, 2, 1, 2, 2, seed=3)
+    for hour, nearest in ((24, 23), (-2, -1)):
+        answers = [answered(graph, request | {"hour": np.array([value])}, OUTPUTS) for value in (hour, nearest)]
+        for name, beyond, at_edge in zip(OUTPUTS, *answers, strict=True):
+            np.testing.assert_array_equal(beyond, at_edge, err_msg=name)

@@ -77,7 +77,7 @@ def test_a_model_without_coplay_has_no_gain_to_wait_for(shards: Path) -> None:
 
 def logged_rows(run: Path) -> list[list[float]]:
     """Step, training loss and validation loss of every validation."""
-    rows = list(csv.reader((run / "log.csv").read_text().splitlines()))
+    rows = list(csv.reader((run / "log.csv").read_text(encoding="utf-8").splitlines()))
     return [[float(value) for value in row[1:4]] for row in rows[1:]]
 
 
@@ -129,9 +129,9 @@ def test_a_signal_while_they_begin_ends_all_of_them(shards: Path, tmp_path: Path
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)
-    assert process.exitcode == 0, output.read_text()
-    assert "Re-run the same command to resume" in output.read_text()
-    assert "Traceback" not in output.read_text()
+    assert process.exitcode == 0, output.read_text(encoding="utf-8")
+    assert "Re-run the same command to resume" in output.read_text(encoding="utf-8")
+    assert "Traceback" not in output.read_text(encoding="utf-8")
 
 
 def test_what_one_of_them_cannot_use_is_said_once(shards: Path, tmp_path: Path) -> None:

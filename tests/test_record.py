@@ -48,7 +48,7 @@ def own(bundle: Path, tmp_path: Path) -> Path:
 
 def record_of(folder: Path) -> dict[str, Any]:
     """The record as JSON."""
-    return json.loads((folder / BUNDLE_FILE).read_text())
+    return json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
 
 
 def test_the_verdict_is_kept_and_nothing_else_changes(
@@ -206,7 +206,7 @@ def test_evaluate_records_where_it_is_asked_to(
     assert file_checksums(own) == sealed
     assert keyart.main(["evaluate", str(own), *words, "--record"]) == 0
     kept = record_of(own)["evaluation"]
-    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     assert (kept["since"], kept["until"], kept["dataset"]) == (report["since"], report["until"], report["dataset"])
 
 
@@ -239,7 +239,7 @@ def test_licences_follow_where_the_encoder_came_from(service: Path, shards: Path
     def licence_of(image_encoder: str) -> str:
         return licence_terms({"log_fingerprint": "abc", "image_encoder": image_encoder})["image_encoder"]
 
-    here = json.loads((shards / "embedding" / EMBEDDING_RECORD).read_text())["weights"]
+    here = json.loads((shards / "embedding" / EMBEDDING_RECORD).read_text(encoding="utf-8"))["weights"]
     assert "trained on the catalogue of log abc: yours" in licence_of(here)
     assert "yours" in licence_of(f"{here}, fine-tuned on clicks")
     hub = licence_of("resnet18, torchvision's pretrained weights")

@@ -139,7 +139,7 @@ def test_old_requests_get_the_same_answers_to_the_bit(bundle: Path, refreshed: P
 
 def test_new_ids_are_known_everywhere(bundle: Path, refreshed: Path) -> None:
     """In golden cases, which verify runs by ids; in titles.onnx; and in the record."""
-    old, new = ((folder / GOLDEN).read_text().splitlines() for folder in (bundle, refreshed))
+    old, new = ((folder / GOLDEN).read_text(encoding="utf-8").splitlines() for folder in (bundle, refreshed))
     assert new[: len(old)] == old
     assert len(new) > len(old)
     assert all(word in "".join(new[len(old) :]) for word in (*NEW_TITLES, *NEW_ARTWORKS))

@@ -75,7 +75,7 @@ def test_a_bundle_without_an_image_encoder_says_so(bundle: Path, grown: Path, tm
     record = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
     (folder / ARTWORK_GRAPH).unlink()
     del record["sha256"][ARTWORK_GRAPH]
-    (folder / BUNDLE_FILE).write_text(json.dumps(record))
+    (folder / BUNDLE_FILE).write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(UserError, match=r"artwork\.onnx: is missing"):
         refresh_bundle(folder, grown, QUIET)
 

@@ -197,7 +197,7 @@ def test_the_benchmark_says_what_it_saw(bundle: Path, tmp_path: Path, capsys: py
     out = tmp_path / "rows.json"
     words = ["--bundle", str(bundle), "--seconds", "0.5", "--connections", "4", "--fuzz", "60", "--json", str(out)]
     assert keyart.main(["bench", "load", *words]) == 0
-    rows = json.loads(out.read_text())
+    rows = json.loads(out.read_text(encoding="utf-8"))
     value_of = {row["figure"]: row["value"] for row in rows}
     assert {(row["benchmark"], row["subject"]) for row in rows} == {("load", "keyart")}
     assert value_of["load: requests"] > 0

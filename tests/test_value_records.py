@@ -30,7 +30,7 @@ def test_the_period_is_that_of_the_shards_or_of_the_scores_own_record(
 
     def since_of(out: str, *words: str | Path) -> str:
         assert code_and_error(capfd, service, own, tmp_path / out, *words)[0] == 0
-        return json.loads((tmp_path / out / "value.json").read_text())["since"]
+        return json.loads((tmp_path / out / "value.json").read_text(encoding="utf-8"))["since"]
 
     manifest = json.loads((shards / "manifest.json").read_text(encoding="utf-8"))
     assert since_of("recorded") == manifest["test_from"]
@@ -52,7 +52,7 @@ def test_the_period_is_that_of_the_shards_or_of_the_scores_own_record(
     code, error = code_and_error(capfd, service, own, tmp_path / "shares")
     assert (code, "by shares of this log, of which the newest 15% are test" in error) == (0, True), error
     for broken in ("{", json.dumps({"test_from": "soon"}), json.dumps([1]), json.dumps({"test_from": "2026-01-01"})):
-        (own / "scores.json").write_text(broken)
+        (own / "scores.json").write_text(broken, encoding="utf-8")
         code, error = code_and_error(capfd, service, own, tmp_path / "broken")
         assert (code, str(own / "scores.json") in error, error.count("\n")) == (1, True, 1), error
     code, error = code_and_error(capfd, service, own, tmp_path / "broken", "--like", service)
@@ -62,7 +62,7 @@ def test_the_period_is_that_of_the_shards_or_of_the_scores_own_record(
     for table in (scores, file):
         assert split_times(service, table).validation_from == validation_from
         inputs = AuditInputs.read(service, table, newest.test_from)
-        assert len(inputs.reasons) == len(json.loads((scores / "reasons.json").read_text()))
+        assert len(inputs.reasons) == len(json.loads((scores / "reasons.json").read_text(encoding="utf-8")))
     code, error = code_and_error(capfd, service, scores, tmp_path / "all", "--period", "all", "--like", shards)
     assert (code, f"like={shards}: period=all has no split times. Leave --like out" in error) == (1, True), error
 

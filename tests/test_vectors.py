@@ -102,7 +102,7 @@ def test_a_bundle_says_what_it_came_from(trained_on: TrainedOn) -> None:
     assert "under the terms of the model that made them outside of keyart" in licence
     inputs = [row["name"] for row in metadata["graphs"][ARTWORK_GRAPH]["inputs"]]
     digests = vector_hashes(np.stack([vector_of(name) for name in names_of(trained_on.shards)]))
-    assert json.loads((trained_on.bundle / VECTOR_HASHES).read_text()) == digests
+    assert json.loads((trained_on.bundle / VECTOR_HASHES).read_text(encoding="utf-8")) == digests
     if trained_on.sources == "both":
         assert metadata["embedding"]["sources"] == ["image", "embedding"]
         assert inputs == ["image", "embedding", "depicts"]

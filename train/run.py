@@ -70,7 +70,7 @@ def provenance() -> dict[str, str]:
     """Versions, and the git commit where the code lies in a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        commit = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8").stdout.strip()
     except OSError:  # git is not installed
         commit = ""
     versions = {name: version(name) for name in ("keyart", "torch", "torchvision", "pytorch-lightning", "numpy")}
@@ -88,7 +88,7 @@ def read_config(run: Path) -> dict[str, Any]:
     path = run / CONFIG
     if not path.is_file():
         raise UserError(f"{run}: is not a run: {CONFIG} is missing. Make one with keyart fit SHARDS {run}.")
-    record = yaml.safe_load(path.read_text())
+    record = yaml.safe_load(path.read_text(encoding="utf-8"))
     version = record.get("contract_version") if isinstance(record, dict) else None
     if version != CONTRACT_VERSION:
         raise UserError(

@@ -22,9 +22,8 @@ from datamodules.contract.check_files import TableFiles, Violation, location_of,
 from datamodules.contract.coverage import Coverage, coverage_findings, measure_coverage
 from datamodules.contract.engines import FILE, Engine, EngineConfig, open_engine, to_arrow
 from datamodules.contract.image_files import OFFENDERS, image_violations
-from datamodules.contract.row_rule import Relations, RowRule
+from datamodules.contract.row_rule import Relations, RowRule, id_value
 from datamodules.contract.row_rules import row_rules, with_foreign_candidate
-from datamodules.contract.stored_types import id_value
 from datamodules.contract.tables import ARTWORKS, CONTRACT_VERSION, ENGINE_TYPES, IMPRESSIONS, TABLES, Column, Table
 from foundation.errors import UserError
 from foundation.progress import progress_bar

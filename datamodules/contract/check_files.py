@@ -31,7 +31,7 @@ ACCEPTED_TYPES: dict[Kind, str] = {
     "number": "a float, an integer, a decimal of at most 38 digits or bool",
 }
 DECIMAL_DIGITS = 38
-"""Of 128 bits: engines read wider decimals as other numbers, or not at all."""
+"""The digits of a decimal of 128 bits: engines read wider ones as other numbers, or not at all."""
 
 
 ZONE_REMEDY = (
@@ -116,7 +116,7 @@ class TableFiles:
             except (pa.ArrowException, OSError, ValueError) as error:
                 problems.setdefault(_unreadable(error), []).append(path)
                 continue
-            folders = partition_columns(table.place(dataset), path) if path != table.place(dataset) else {}
+            folders = partition_columns(table.source(dataset), path) if path != table.source(dataset) else {}
             file_problems = list(_schema_problems(table, schema, instants, folders))
             for column in table.columns:
                 if remark := _conversion(column, schema, instants):

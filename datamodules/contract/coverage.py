@@ -35,11 +35,11 @@ class SharedIds:
     """As `plays.member_id`."""
     right: str
     rows: int
-    """Of the left, with an id."""
+    """Rows of the left that have an id."""
     unknown: int
-    """Of these, rows whose id the right does not have."""
+    """Those of them whose id the right does not have."""
     in_other_form: int
-    """Of these, rows whose id the right has in another form: other case, leading zeros, a trailing `.0`, dashes of a UUID."""
+    """Those of them whose id the right has in another form: other case, leading zeros, a trailing `.0`, dashes of a UUID."""
     first: tuple[str, str] | None
     """The first id of either side: of those in two forms, else of all."""
 
@@ -153,8 +153,8 @@ def _shared_ids(tables: Relations, left: Table, left_column: str, right: Table, 
             others.mutate(form=normal_form(others.other)).group_by("form").agg(lambda t: t.other.min().name("other"))
         )
         joined: Any = forms.filter(forms.form != "").inner_join(other_forms, "form")
-        (found,) = to_arrow(joined.aggregate(rows=_total(joined.rows))).to_pylist()
-        in_other_form = int(found["rows"] or 0)
+        (sums,) = to_arrow(joined.aggregate(rows=_total(joined.rows))).to_pylist()
+        in_other_form = int(sums["rows"] or 0)
         if in_other_form:
             (pair,) = to_arrow(joined.order_by("id").limit(1).select("id", "other")).to_pylist()
             first = pair["id"], pair["other"]

@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis.expr.types import Table as Relation
 
-from datamodules.contract.stored_types import id_value, int96_columns
+from datamodules.contract.row_rule import id_value
+from datamodules.contract.stored_types import int96_columns
 from datamodules.contract.tables import ENGINE_TYPES, IMPRESSIONS, PLAYS, TABLES, Table
 from foundation.atomic import exclusive_lock
 from foundation.errors import UserError

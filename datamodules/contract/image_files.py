@@ -54,7 +54,8 @@ def strict_image_decoding() -> Iterator[None]:
 
 
 def image_fault(dataset: Path, image: str) -> tuple[str, str] | None:
-    """Within `strict_image_decoding`: which of `IMAGE_RULES` an image breaks, and what to print of it; None for a sound one."""
+    """The rule of `IMAGE_RULES` that an image breaks, and its description; None for a sound one. Call it within
+    `strict_image_decoding`."""
     if Path(image).is_absolute() or posixpath.normpath(image).split("/")[0] == "..":
         return "image-outside", printable(image)
     path = image_file(dataset, image)

@@ -14,8 +14,8 @@ from ibis.expr.types import BooleanValue, Value
 from ibis.expr.types import Table as Relation
 
 from datamodules.contract.embedding_rules import EMBEDDING_RULES
-from datamodules.contract.row_rule import Relations, RowRule, labelled, typed_column
-from datamodules.contract.stored_types import ID_COLUMNS, id_value
+from datamodules.contract.row_rule import Relations, RowRule, id_value, labelled, typed_column
+from datamodules.contract.stored_types import ID_COLUMNS
 from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, MEMBERS, PLAYS, TABLES, TITLES, Column, Table
 from foundation.choice import PROBABILITY_ROUNDING
 from foundation.context import LARGEST_FLOAT, LARGEST_POSITION

@@ -10,9 +10,7 @@ here, so that check, prepare, serving and evaluation agree.
 import os
 import re
 from pathlib import Path
-from typing import Any
 
-import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -26,13 +24,6 @@ BLANK = " \t\n\r\v\f"
 def is_blank(text: str) -> bool:
     """Whether an id is none."""
     return not text.strip(BLANK)
-
-
-def id_value(value: Any) -> Any:
-    """A column of ids, as an expression: text, null where blank."""
-    text = value if value.type().is_string() else value.cast("string")
-    # what is blank sorts before "!": a comparison, which alone costs little, spares nearly every row the strip
-    return ibis.ifelse(text < "!", ibis.ifelse(text.strip() == "", ibis.null("string"), text), text)
 
 
 def with_text_ids(table: pa.Table) -> pa.Table:
@@ -59,29 +50,29 @@ def int96_columns(footer: pq.FileMetaData) -> set[str]:
     return {column.path for column in columns if column.physical_type == "INT96"}
 
 
-def parquet_files(place: Path) -> list[Path]:
+def parquet_files(source: Path) -> list[Path]:
     """A Parquet file, or those of a folder and its folders, sorted by path, but what Spark and Hive hide (`_SUCCESS`, `.crc`)."""
-    if place.is_file():
-        return [place]
-    found, seen = [], set()
-    for folder, folders, files in os.walk(place, followlinks=True):
+    if source.is_file():
+        return [source]
+    paths, seen = [], set()
+    for folder, folders, files in os.walk(source, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:  # a link that leads back
             folders.clear()
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not _hidden(name)]
-        found += [Path(folder, name) for name in files if name.lower().endswith(".parquet") and not _hidden(name)]
-    return sorted(found)
+        paths += [Path(folder, name) for name in files if name.lower().endswith(".parquet") and not _hidden(name)]
+    return sorted(paths)
 
 
 def _hidden(name: str) -> bool:
     return name.startswith(".") or (name.startswith("_") and "=" not in name)
 
 
-def partition_columns(place: Path, path: Path) -> dict[str, str]:
+def partition_columns(source: Path, path: Path) -> dict[str, str]:
     """Columns that the folders above a file name, as in `date=2026-01-01/`: by column, the folder's name."""
-    folders = (part.partition("=") for part in path.relative_to(place).parts[:-1])
+    folders = (part.partition("=") for part in path.relative_to(source).parts[:-1])
     return {column: f"{column}={value}" for column, equals, value in folders if equals}
 
 

@@ -73,13 +73,13 @@ class Table:
         """Whether its files may differ in which columns they have."""
         return any(column.in_some_files for column in self.columns)
 
-    def place(self, dataset: Path) -> Path:
+    def source(self, dataset: Path) -> Path:
         """The table's file or folder."""
         return dataset / (self.name if self.folder else f"{self.name}.parquet")
 
     def files(self, dataset: Path) -> list[Path]:
         """The table's Parquet files, sorted by path; empty where the table is absent."""
-        return parquet_files(self.place(dataset))
+        return parquet_files(self.source(dataset))
 
 
 TITLES = Table(

@@ -24,8 +24,8 @@ from rich.console import Console
 
 from datamodules.contract.coverage import REPEATED_PLAY
 from datamodules.contract.engines import Engine, to_arrow
+from datamodules.contract.row_rule import id_value
 from datamodules.contract.row_rules import row_rules, with_foreign_candidate
-from datamodules.contract.stored_types import id_value
 from datamodules.contract.tables import ARTWORKS, ENGINE_TYPES, IMPRESSIONS, PLAYS, TITLES, Table, impressions_table
 from datamodules.prepare.shard_spill import SHARD, SHOWN, require_few_values
 from datamodules.shards.vocabulary import VOCABULARY_NAMES, Vocabularies, Vocabulary
@@ -36,7 +36,7 @@ HEX = "0123456789abcdef"
 MAX_SHARDS = 16**3
 MICROSECONDS_AN_HOUR = 3_600_000_000
 ROUNDED_SHARE = 1e-5
-"""Of a number's mean: what its standard deviation must be at least for 32 bits to tell its values apart by a hundredth of it."""
+"""The least standard deviation of a number, as a share of its mean, whose hundredth part 32 bits can still represent."""
 PREPARED_TABLES = (TITLES, ARTWORKS, IMPRESSIONS, PLAYS)
 """The tables that are read. Rows may refer to earlier tables, and are dropped where the row they refer to was; and an
 engine that is narrowed to some impressions reads only their members' plays."""

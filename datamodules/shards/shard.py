@@ -164,7 +164,7 @@ class Shards:
         path = folder / MANIFEST
         if not path.is_file():
             raise UserError(f"{folder}: has no {MANIFEST}, so it does not hold shards. Make them with keyart prepare.")
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest.get("contract_version")
         if version != CONTRACT_VERSION:
             raise UserError(
