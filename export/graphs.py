@@ -59,12 +59,12 @@ def build_graphs(ranking: Ranking, vocabularies: Vocabularies, example: dict[str
     parts["played_before"] = torch.zeros(len(parts["title"]), dtype=torch.bool)
     explain, graphs = Explain(ranking), {}
     with marked(ranking) as marks:
-        graphs["rank.onnx"] = _traced(ranking, ranking.inputs, OUTPUTS, parts)
-        graphs["member.onnx"] = _traced(Member(ranking), HISTORY, MEMBER_OUTPUTS, parts)
+        graphs["rank.onnx"] = traced(ranking, ranking.inputs, OUTPUTS, parts)
+        graphs["member.onnx"] = traced(Member(ranking), HISTORY, MEMBER_OUTPUTS, parts)
         for name, vectors in (("choose.onnx", False), ("choose_vectors.onnx", True)):
             choose = Choose(ranking, vectors=vectors)
-            graphs[name] = _traced(choose, choose.inputs, CHOOSE_OUTPUTS, parts)
-        graphs[EXPLAIN_ROWS] = _traced(explain, explain.inputs, EXPLAIN_OUTPUTS, parts)
+            graphs[name] = traced(choose, choose.inputs, CHOOSE_OUTPUTS, parts)
+        graphs[EXPLAIN_ROWS] = traced(explain, explain.inputs, EXPLAIN_OUTPUTS, parts)
     for model in graphs.values():
         name_tables(model, marks)
     _any_people(graphs[EXPLAIN_ROWS])
@@ -88,7 +88,7 @@ def build_tower_graphs(artwork: ArtworkVectors, vocabularies: Vocabularies) -> d
     }
     backbone = "" if artwork.encoder is None else f"backbone={artwork.encoder.config.backbone}: "
     try:
-        of_artwork = _traced(artwork, artwork.inputs, ARTWORK_OUTPUTS, example)
+        of_artwork = traced(artwork, artwork.inputs, ARTWORK_OUTPUTS, example)
     except torch.onnx.OnnxExporterError as error:  # a backbone may be the user's
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(
@@ -101,7 +101,7 @@ def build_tower_graphs(artwork: ArtworkVectors, vocabularies: Vocabularies) -> d
         )
     if "image" in artwork.inputs:
         of_artwork = _any_channels(of_artwork)
-    of_title = _traced(TitleVectors(artwork.model, artwork.limit), TITLE_INPUTS, TITLE_OUTPUTS, example)
+    of_title = traced(TitleVectors(artwork.model, artwork.limit), TITLE_INPUTS, TITLE_OUTPUTS, example)
     return {
         ARTWORK_GRAPH: add_id_encoders(of_artwork, vocabularies),
         TITLE_GRAPH: add_id_encoders(of_title, vocabularies),
@@ -132,7 +132,7 @@ def _any_channels(model: ModelProto) -> ModelProto:
     return model
 
 
-def _traced(
+def traced(
     module: nn.Module, inputs: Sequence[str], outputs: Sequence[str], example: dict[str, torch.Tensor]
 ) -> ModelProto:
     """One graph with dynamic requests, history length and candidates; or artworks, sizes of images and words."""

@@ -11,7 +11,7 @@ import torch
 from onnx import ModelProto
 
 from export.export import random_requests
-from export.graphs import build_graphs
+from export.graphs import build_graphs, traced
 from export.parity import trained_answer
 from foundation.context import MAX_POSITION, ContextFeature
 from models.history import HistoryConfig
@@ -47,7 +47,10 @@ def served(folder: Path, kind: str) -> tuple[Run, Ranking, ModelProto]:
     example = random_requests(
         run.vocabularies, model.sizes.context, model.config.history.reach, 3, 7, 5, seed=0, full=True
     )
-    return run, ranking, build_graphs(ranking, run.vocabularies, example)[RANK_ROWS]
+    if kind == "as trained":
+        return run, ranking, build_graphs(ranking, run.vocabularies, example)[RANK_ROWS]
+    parts = {name: torch.from_numpy(values) for name, values in example.items()}
+    return run, ranking, traced(ranking, ranking.inputs, OUTPUTS, parts)
 
 
 def of_kind(trained: TwoTower, kind: str) -> TwoTower:
