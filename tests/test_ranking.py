@@ -11,7 +11,7 @@ import torch
 from onnx import ModelProto
 
 from export.export import random_requests
-from export.graphs import build_graphs, traced
+from export.graphs import traced
 from export.parity import trained_answer
 from foundation.context import MAX_POSITION, ContextFeature
 from models.history import HistoryConfig
@@ -21,7 +21,6 @@ from models.serving import CHOOSE_OUTPUTS, Choose, Member
 from models.two_tower import TwoTower
 from models.two_tower_config import TwoTowerConfig
 from models.types import KNOTS, Content
-from serving.bundle.bundle import RANK_ROWS
 from train.run import Run
 
 Request = dict[str, np.ndarray]
@@ -47,8 +46,6 @@ def served(folder: Path, kind: str) -> tuple[Run, Ranking, ModelProto]:
     example = random_requests(
         run.vocabularies, model.sizes.context, model.config.history.reach, 3, 7, 5, seed=0, full=True
     )
-    if kind == "as trained":
-        return run, ranking, build_graphs(ranking, run.vocabularies, example)[RANK_ROWS]
     parts = {name: torch.from_numpy(values) for name, values in example.items()}
     return run, ranking, traced(ranking, ranking.inputs, OUTPUTS, parts)
 
