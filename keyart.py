@@ -7,21 +7,20 @@ fields as options (`keyart fit SHARDS RUN --epochs 3 --model.width 32`) and `--c
 
 from __future__ import annotations
 
-import gc
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from configs.terminal import (
-    prepare_streams,
     print_next_command,
     print_outputs,
     run_command,
+    run_process,
     stderr_console,
     stdout_console,
     suggest_command,
-    undecodable_word,
     usage,
 )
 
@@ -337,17 +336,8 @@ def value(
     from evaluation.value import value as value_scores
     from evaluation.value import value_table
 
-    record = value_scores(
-        dataset,
-        scores,
-        out,
-        base=base,
-        period=period,
-        like=like,
-        log_policy=log_policy,
-        allow_missing=allow_missing,
-        console=stderr_console(),
-    )
+    estimate = partial(value_scores, base=base, period=period, like=like, log_policy=log_policy)
+    record = estimate(dataset, scores, out, allow_missing=allow_missing, console=stderr_console())
     stdout_console().print(value_table(record))
     other = "SCORES --policy epsilon:0.1" if base else f"OTHER; keyart value {dataset} OTHER OUT --base {scores}"
     print_next_command(f"{out / 'value.html'} and value.json written", f"keyart score BUNDLE {dataset} {other}")
@@ -398,16 +388,8 @@ def _run(name: str, words: list[str]) -> int:
 
 
 def cli() -> int:
-    """`main` in a process of its own, which does not collect garbage while libraries load, nor at exit."""
-    gc.set_threshold(100_000, 50, 50)
-    prepare_streams()
-    if problem := undecodable_word(sys.argv[1:]):
-        print(f"keyart: {problem}", file=sys.stderr)
-        return 1
-    code = main()
-    if "torch" not in sys.modules:  # torch's compiler counts remaining objects at exit, and complains
-        gc.freeze()
-    return code
+    """`main` in a process of its own."""
+    return run_process(main)
 
 
 if __name__ == "__main__":

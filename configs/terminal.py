@@ -5,6 +5,7 @@ Only the standard library is loaded, so that `keyart --help` answers at once.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -76,6 +77,19 @@ def undecodable_word(words: Iterable[str]) -> str | None:
             shown = os.fsencode(word).decode("utf-8", "backslashreplace")
             return f"{shown}: the locale ({encoding}) is not UTF-8, and this name needs it. {UTF8_REMEDY}"
     return None
+
+
+def run_process(main: Callable[[], int]) -> int:
+    """Run the command line in a process of its own, which does not collect garbage while libraries load, nor at exit."""
+    gc.set_threshold(100_000, 50, 50)
+    prepare_streams()
+    if problem := undecodable_word(sys.argv[1:]):
+        print(f"keyart: {problem}", file=sys.stderr)
+        return 1
+    code = main()
+    if "torch" not in sys.modules:  # torch's compiler counts remaining objects at exit, and complains
+        gc.freeze()
+    return code
 
 
 def run_command(name: str, command: Callable[[], int]) -> int:

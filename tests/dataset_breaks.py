@@ -4,95 +4,25 @@ The dataset is that of `test_check.py`. Each case is a function that writes into
 file, the count and the first offenders expected.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-EMBEDDING = pa.list_(pa.float32())
-PART_0, PART_1 = "impressions/part-0.parquet", "impressions/part-1.parquet"
-
-
-def cast_column(path: Path, column: str, type_: pa.DataType) -> None:
-    """Write one column in another type."""
-    table = pq.read_table(path)
-    index = table.schema.get_field_index(column)
-    pq.write_table(table.set_column(index, column, table[column].cast(type_, safe=False)), path)
-
-
-def drop(path: Path, column: str) -> None:
-    """Leave a column out."""
-    pq.write_table(pq.read_table(path).drop_columns(column), path)
-
-
-def rename(path: Path, column: str, name: str) -> None:
-    """Call a column otherwise."""
-    table = pq.read_table(path)
-    pq.write_table(table.rename_columns([name if old == column else old for old in table.column_names]), path)
-
-
-def put(path: Path, row: int, /, **values: Any) -> None:
-    """Write other values into one row, keeping the columns' types."""
-    table = pq.read_table(path)
-    for name, value in values.items():
-        cells = table[name].to_pylist()
-        cells[row] = value
-        index = table.schema.get_field_index(name)
-        table = table.set_column(index, name, pa.array(cells, table.schema.field(name).type))
-    pq.write_table(table, path)
-
-
-def add(path: Path, column: str, values: pa.Array) -> None:
-    """Write one more column."""
-    pq.write_table(pq.read_table(path).append_column(column, values), path)
-
-
-def cut(path: Path, keep: float = 0.6) -> None:
-    """Keep the first part of a file's bytes."""
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * keep)])
-
-
-def scribble(path: Path) -> None:
-    """Damage the pages of a Parquet file and leave its footer whole."""
-    data = bytearray(path.read_bytes())
-    footer = int.from_bytes(data[-8:-4], "little") + 8
-    data[4 : len(data) - footer] = b"\xff" * (len(data) - footer - 4)
-    path.write_bytes(data)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Break:
-    """One way to break a dataset, and what must be said of it."""
-
-    rule: str
-    """The one rule that is broken."""
-    where: str
-    """As the violation names it."""
-    by: Callable[[Path], object]
-    """Breaks the dataset in this folder."""
-    count: int = 1
-    """Number of rows, images or files."""
-    first: tuple[str, ...] = ()
-    """The first offenders; empty: any."""
-    says: str = ""
-    """Part of the message."""
-
-
-def shown(**values: Any) -> Callable[[Path], None]:
-    """Other values in the second file's third row, impression i6 of title t0."""
-    return lambda d: put(d / PART_1, 2, **values)
-
-
-def with_embeddings(*rows: list[float | None] | None, type_: pa.DataType = EMBEDDING) -> Callable[[Path], None]:
-    """The five artworks with sound embeddings, but for the last ones, which are given."""
-    sound: list[list[float | None] | None] = [[1.0 + i, 0.0, -0.5] for i in range(5 - len(rows))]
-    return lambda d: add(d / "artworks.parquet", "embedding", pa.array([*sound, *rows], type_))
-
+from tests.dataset_edits import (
+    PART_0,
+    PART_1,
+    Break,
+    add,
+    cast_column,
+    cut,
+    drop,
+    put,
+    rename,
+    scribble,
+    shown,
+    with_embeddings,
+)
 
 FUTURE = datetime.now(UTC).replace(microsecond=0) + timedelta(days=400)
 SCHEMA_BREAKS = (
@@ -442,63 +372,5 @@ ROW_BREAKS = (
         where="plays/part-0.parquet",
         first=("m0, watched 87.0",),
         by=lambda d: put(d / "plays/part-0.parquet", 1, watched=87.0),
-    ),
-)
-
-
-def named(image: str, *says: str, rule: str = "missing-image") -> Break:
-    """The second artwork's image under another name, and what must be printed of it."""
-    return Break(
-        rule=rule,
-        where="artworks.parquet",
-        first=says,
-        by=lambda d: put(d / "artworks.parquet", 1, image=image),
-    )
-
-
-IMAGE_BREAKS = (
-    named("images/A1.PNG", "a1, images/A1.PNG (images/a1.png is there)"),
-    named("images\\a1.png", "a1, images\\a1.png (images/a1.png is there)"),
-    named("images/a1.jpeg", "a1, images/a1.jpeg (images/a1.png is there)"),
-    named("posters/a1.png", "a1, posters/a1.png (images/a1.png is there)"),
-    named("images/a1.png ", "a1, images/a1.png  (images/a1.png is there)"),
-    named(
-        "https://cdn.example.com/x/a1.png?w=300", "a1, https://cdn.example.com/x/a1.png?w=300 (images/a1.png is there)"
-    ),
-    named("data:image/png;base64," + 400 * "A", f"a1, data:image/png;base64,{55 * 'A'}..."),
-    named(400 * "x" + ".png", f"a1, {77 * 'x'}..."),
-    named("images/\x00", "a1, images/\\x00"),
-    named("images", "a1, images"),
-    named("C:\\art\\a1.png", "a1, C:\\art\\a1.png (images/a1.png is there)"),
-    named("/art/a1.png", "a1, /art/a1.png (images/a1.png is there)", rule="image-outside"),
-    Break(
-        rule="null-image",
-        where="artworks.parquet",
-        first=("a1",),
-        by=lambda d: put(d / "artworks.parquet", 1, image=" "),
-    ),
-    Break(
-        rule="missing-image",
-        where="artworks.parquet",
-        first=("a1, images/a1.png",),
-        by=lambda d: (d / "images/a1.png").unlink(),
-    ),
-    Break(
-        rule="image-outside",
-        where="artworks.parquet",
-        first=("a1, images/../../a.png",),
-        by=lambda d: put(d / "artworks.parquet", 1, image="images/../../a.png"),
-    ),
-    Break(
-        rule="image-outside",
-        where="artworks.parquet",
-        by=lambda d: put(d / "artworks.parquet", 1, image=str(d / "images/a1.png")),
-    ),
-    Break(rule="unreadable-image", where="images/a1.png", says="first: a1, ", by=lambda d: cut(d / "images/a1.png")),
-    Break(
-        rule="unreadable-image",
-        where="images/a1.png and 1 more file",
-        count=2,
-        by=lambda d: [(d / f"images/a{i}.png").write_text("<html>404</html>", encoding="utf-8") for i in (1, 3)],
     ),
 )

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datamodules.shards.shard import Shards
-from tests.dataset_breaks import drop
+from tests.dataset_edits import drop
 
 LENGTH = 20
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from tests.dataset_breaks import PART_0, PART_1
+from tests.dataset_edits import PART_0, PART_1
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 STRINGS = pa.list_(pa.string())

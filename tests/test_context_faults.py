@@ -40,7 +40,7 @@ from foundation.errors import UserError
 from serving.bundle.ids import add_id_encoders, update_id_encoders
 from serving.bundle.requests import reference_context
 from tests import small_dataset
-from tests.dataset_breaks import PART_0, PART_1, add, cast_column
+from tests.dataset_edits import PART_0, PART_1, add, cast_column
 from tests.test_prepare import arrays
 
 ROWS = 4

@@ -17,7 +17,7 @@ from datamodules.prepare.prepare import prepare
 from datamodules.shards.shard import EMBEDDING
 from foundation.errors import UserError
 from tests.conftest import TINY_EMBEDDING
-from tests.dataset_breaks import cast_column, put
+from tests.dataset_edits import cast_column, put
 from tests.given_vectors import LENGTH, give_vectors, names_of, no_column, standardised, vector_of, without_images
 from train.embed import embed, encoder_fingerprint, load_embedding
 from train.embed_config import EmbedConfig

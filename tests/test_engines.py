@@ -29,7 +29,8 @@ from serving.bundle.bundle import Bundle
 from serving.scoring.score import score
 from serving.scoring.score_spark import ScoringTask, task_result
 from tests import small_dataset
-from tests.dataset_breaks import PART_0, PART_1, ROW_BREAKS, Break, cast_column, put, shown, with_embeddings
+from tests.dataset_breaks import ROW_BREAKS
+from tests.dataset_edits import PART_0, PART_1, Break, cast_column, put, shown, with_embeddings
 
 POSTERWORLD = Path(__file__).parents[2] / "shared/data/posterworld"
 
@@ -201,7 +202,7 @@ class TestSpark:
         new: bool,
     ) -> None:
         """Byte for byte: the same requests are in the same batches."""
-        monkeypatch.setattr("datamodules.prepare.prepare.SHARD_BYTES", 30_000 if new else 150_000)
+        monkeypatch.setattr("datamodules.prepare.shard_size.SHARD_BYTES", 30_000 if new else 150_000)
         opened = Bundle.open(bundle)
         since = opened.test_from if new else None
         for name, engine in (("duckdb", None), ("pyspark", spark)):

@@ -28,7 +28,7 @@ from serving.bundle.refresh import RefreshResult, refresh
 from serving.bundle.verify import verify
 from serving.scoring.score import score
 from tests.conftest import TINY_EMBEDDING
-from tests.dataset_breaks import put
+from tests.dataset_edits import put
 from tests.given_vectors import LENGTH, give_vectors, names_of, no_column, standardised, vector_of, without_images
 from tests.grown_catalogue import NEW_ARTWORKS, NEW_TITLES
 from train.config import FitConfig

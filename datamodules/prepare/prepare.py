@@ -7,14 +7,10 @@ holds by construction and no join can leak the future. Only a few batches and th
 """
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +37,7 @@ from datamodules.prepare.relations import (
     warn_of_rounding,
     with_number_statistics,
 )
+from datamodules.prepare.shard_size import in_parallel, parallel_shards, require_memory, rows_at_once, shard_count
 from datamodules.prepare.shard_spill import ShardSpill, encoder_of_impressions, encoder_of_plays
 from datamodules.shards.catalogue import build_catalogue
 from datamodules.shards.shard import EMBEDDING, MANIFEST, REQUESTS, SPLITS, Shard, Shards
@@ -54,8 +51,6 @@ from foundation.times import parse_time
 
 SHARDS_VERSION = 3
 """Raised when the arrays change their meaning: older shards are then prepared again."""
-SHARD_BYTES = 50_000_000
-"""About as much as a shard holds by default."""
 SPILL = "spill"
 
 
@@ -156,9 +151,9 @@ def prepare(
             vocabularies = vocabularies_of(log, split_times[0], features)
             features = with_number_statistics(log, split_times[0], features)
             warn_of_rounding(features, console)
-        shards = config.shards or _shard_count(size)
-        _require_memory(size, shards, working.memory)
-        at_once = _rows_at_once(size, working.memory)
+        shards = config.shards or shard_count(size)
+        require_memory(size, shards, working.memory)
+        at_once = rows_at_once(size, working.memory)
         encode_plays = encoder_of_plays(vocabularies)
         encode_impressions = encoder_of_impressions(vocabularies, features, keep_requests=keep_requests)
 
@@ -188,7 +183,7 @@ def prepare(
                     _save_requests(rows, order, target / REQUESTS)
                 return shard
 
-            for shard in _in_parallel(make, shards, _parallel_shards(size, shards, working.memory)):
+            for shard in in_parallel(make, shards, parallel_shards(size, shards, working.memory)):
                 shard_counts.add(shard)
                 progress.advance(task)
             shutil.rmtree(folder / SPILL)
@@ -285,12 +280,6 @@ def require_writable_target(dataset: Path, out: Path) -> None:
         )
 
 
-def _rows_at_once(size: LogSize, memory: int) -> int:
-    """Rows per batch, such that four batches, between the engine and their shards, take an eighth of the memory."""
-    bytes_a_row = 200 + 64 * size.candidates // max(1, size.impressions)
-    return max(1024, min(131_072, memory // 32 // bytes_a_row))
-
-
 def _require_complete(size: LogSize, plays: int, impressions: int, out: Path) -> None:
     """Raise where the engine sent fewer rows than it counted."""
     if (plays, impressions) != (size.plays, size.impressions):
@@ -347,49 +336,6 @@ def _require_splits(log: DatasetTables, split_times: tuple[int, int], config: Pr
         f"{dataset}/impressions: {which}: {sum(counts):,} impressions have {times:,} different shown_at, and those of one time are "
         "not torn apart. Log shown_at to the second, prepare a longer log, or give --validation-from and --test-from."
     )
-
-
-def _bytes(size: LogSize) -> int:
-    """Approximate bytes of a log's arrays."""
-    return 70 * size.impressions + 8 * size.candidates + 30 * size.plays
-
-
-def _shard_count(size: LogSize) -> int:
-    return min(MAX_SHARDS, max(1, -(-_bytes(size) // SHARD_BYTES)))
-
-
-WORKING_COPIES = 5
-"""Memory of a shard in progress as a multiple of its own bytes: rows as read, sorted, and the memory of sorting."""
-
-
-def _parallel_shards(size: LogSize, shards: int, memory: int) -> int:
-    """How many shards may be in progress at a time."""
-    return max(1, min(len(os.sched_getaffinity(0)), memory // 2 // max(1, WORKING_COPIES * _bytes(size) // shards)))
-
-
-def _require_memory(size: LogSize, shards: int, memory: int) -> None:
-    """Refuse shards too large for the memory, before any work."""
-    needed = WORKING_COPIES * _bytes(size) // shards
-    if needed > memory // 2:  # the other half is the engine's
-        raise UserError(
-            f"shards={shards}: one of them would take about {needed / 1e9:.1f} GB to make, and memory is "
-            f"{memory / 1e9:.1f} GB. Give --shards {_shard_count(size)} or more, or more --memory."
-        )
-
-
-def _in_parallel(make: Any, shards: int, at_once: int) -> Iterator[Shard]:
-    """The shards in order, `at_once` of them in progress."""
-    with ThreadPoolExecutor(at_once) as threads:
-        todo = iter(range(shards))
-        running = [threads.submit(make, s) for s in islice(todo, at_once)]
-        try:
-            while running:
-                shard = running.pop(0).result()
-                running += [threads.submit(make, s) for s in islice(todo, 1)]
-                yield shard
-        finally:
-            for future in running:
-                future.cancel()
 
 
 def _save_requests(rows: pa.Table | None, order: np.ndarray, path: Path) -> None:

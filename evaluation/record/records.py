@@ -27,7 +27,7 @@ from evaluation.record.rows import (
     VerdictRow,
     WeightRow,
 )
-from foundation.errors import UserError
+from foundation.records import read_versioned
 
 VALUE_FILE, VALUE_VERSION = "value.json", 1
 REPORT_FILE, REPORT_VERSION = "report.json", 6
@@ -132,8 +132,8 @@ def write_value(folder: Path, record: ValueRecord) -> None:
 
 
 def read_value(folder: Path) -> ValueRecord:
-    """Read `value.json` of a folder; UserError as `_read`."""
-    return cast("ValueRecord", _read(folder / VALUE_FILE, VALUE_VERSION, "Run keyart value again."))
+    """Read `value.json` of a folder; UserError as `foundation.records.read_versioned`."""
+    return cast("ValueRecord", read_versioned(folder / VALUE_FILE, VALUE_VERSION, "Run keyart value again."))
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -142,19 +142,5 @@ def write_report(folder: Path, report: Report) -> None:
 
 
 def read_report(folder: Path) -> Report:
-    """Read `report.json` of a folder; UserError as `_read`."""
-    return cast("Report", _read(folder / REPORT_FILE, REPORT_VERSION, "Run keyart evaluate again."))
-
-
-def _read(path: Path, version: int, remedy: str) -> object:
-    """Read a record; UserError where it is missing, is not JSON, or has another schema version."""
-    if not path.is_file():
-        raise UserError(f"{path}: does not exist. {remedy}")
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: cannot be read ({error}). {remedy}") from None
-    written = record.get("schema_version") if isinstance(record, dict) else None
-    if written != version:
-        raise UserError(f"{path}: schema version {written}, and this keyart reads version {version}. {remedy}")
-    return record
+    """Read `report.json` of a folder; UserError as `foundation.records.read_versioned`."""
+    return cast("Report", read_versioned(folder / REPORT_FILE, REPORT_VERSION, "Run keyart evaluate again."))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
 from datamodules.shards.embedding_origin import EmbeddingOrigin
-from foundation.errors import UserError
+from foundation.records import read_versioned
 
 BUNDLE_FILE = "bundle.json"
 BUNDLE_VERSION = 8
@@ -224,16 +224,5 @@ def write_record(folder: Path, record: BundleRecord) -> None:
 
 def read_record(folder: Path) -> BundleRecord:
     """Read `bundle.json`; UserError where it is missing, is not JSON, or has another schema version."""
-    path = folder / BUNDLE_FILE
-    if not path.is_file():
-        raise UserError(f"{folder}: is not a bundle: no {BUNDLE_FILE}. Make one with keyart export RUN {folder}.")
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: cannot be read ({error}). Export the run again.") from None
-    written = record.get("schema_version") if isinstance(record, dict) else None
-    if written != BUNDLE_VERSION:
-        raise UserError(
-            f"{path}: schema version {written}, and this keyart reads version {BUNDLE_VERSION}. Export the run again."
-        )
-    return cast("BundleRecord", record)
+    missing = f"{folder}: is not a bundle: no {BUNDLE_FILE}. Make one with keyart export RUN {folder}."
+    return cast("BundleRecord", read_versioned(folder / BUNDLE_FILE, BUNDLE_VERSION, "Export the run again.", missing))
