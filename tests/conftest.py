@@ -43,11 +43,14 @@ TINY_FIT = FitConfig(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked slow unless they are requested."""
+    """Skip tests marked slow unless they are requested; if they are, their files come first, so that no process ends alone."""
     if "KEYART_SLOW" not in os.environ:
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="takes a minute or more; KEYART_SLOW=1 runs it"))
+        return
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("spark")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
