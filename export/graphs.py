@@ -1,5 +1,5 @@
-"""The bundle's graphs: traced from `models.ranking.Ranking` and what is made of it, over ids for a serving team and over rows
-for bulk work.
+"""The bundle's graphs: parts of traces of `models.ranking.Ranking` and what is made of it, over ids for a serving team and over
+rows for bulk work.
 
     rank.onnx     history, context, title, candidates -> probabilities and terms, in one go
     member.onnx   history -> the member's vectors, to be kept until the member plays again
@@ -10,7 +10,7 @@ for bulk work.
     titles.onnx   a member's vector for titles -> the best titles
     explore.onnx  candidates and rank.onnx's outputs for them -> Thompson sampling's choice: see `export.explore_graph`
     rank_rows.onnx, member_rows.onnx   the first two over rows of the vocabularies
-    explain_rows.onnx   as rank_rows.onnx -> the terms that appeal is the sum of: see `models.serving.Explain`
+    explain_rows.onnx   as rank_rows.onnx -> the terms that appeal is the sum of: see `models.serving.Whole`
 
 No custom operator; requests, plays and candidates in any number; masks inside.
 """
@@ -26,6 +26,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.utils import Extractor
 from torch import Tensor, nn
 
 from datamodules.shards.vocabulary import Vocabularies
@@ -38,7 +39,7 @@ from models.content_towers import (
     TitleVectors,
 )
 from models.ranking import HISTORY, OUTPUTS, Ranking
-from models.serving import CHOOSE_OUTPUTS, EXPLAIN_OUTPUTS, MEMBER_OUTPUTS, VECTORS, Choose, Explain, Member
+from models.serving import CHOOSE_OUTPUTS, EXPLAIN_OUTPUTS, MEMBER_OUTPUTS, VECTORS, Choose, Whole
 from serving.bundle.bundle import ARTWORK_GRAPH, CONTEXT_PREFIX, EXPLAIN_ROWS, MEMBER_ROWS, RANK_ROWS, TITLE_GRAPH
 from serving.bundle.ids import ARTWORK_TABLE_PREFIXES, TITLE_TABLE_PREFIXES, add_id_encoders
 
@@ -46,35 +47,75 @@ OPSET = 20
 IR_VERSION = 10
 """ONNX Runtime 1.18 and newer read it."""
 BY_PLAY = ("history_title", "history_artwork", "history_watched")
-BY_CANDIDATE = ("artworks", *VECTORS)
+ONE_NUMBER = VECTORS[2:]
+"""Those of the vectors that are one number."""
 BY_WORD = ("depicts_people", "depicts_genres", "genres", "cast")
 
 
 def build_graphs(ranking: Ranking, vocabularies: Vocabularies, example: dict[str, np.ndarray]) -> dict[str, ModelProto]:
     """Every graph of the bundle but those of `build_tower_graphs`, by file name; `example`: requests over rows to trace with."""
+    whole, choose = Whole(ranking), Choose(ranking)
     parts = {name: torch.from_numpy(values) for name, values in example.items()}
     with torch.no_grad():
-        parts["member"] = Member(ranking)(*(parts[name] for name in HISTORY))[0]
-        parts |= dict(zip(VECTORS, ranking.model.artworks(parts["artworks"]), strict=True))
-    parts["played_before"] = torch.zeros(len(parts["title"]), dtype=torch.bool)
-    explain, graphs = Explain(ranking), {}
+        outputs = dict(zip(whole.outputs, whole(*(parts[name] for name in whole.inputs)), strict=True))
+    parts |= {"member": outputs["member"], "played_before": torch.zeros(len(parts["title"]), dtype=torch.bool)}
     with marked(ranking) as marks:
-        graphs["rank.onnx"] = traced(ranking, ranking.inputs, OUTPUTS, parts)
-        graphs["member.onnx"] = traced(Member(ranking), HISTORY, MEMBER_OUTPUTS, parts)
-        for name, vectors in (("choose.onnx", False), ("choose_vectors.onnx", True)):
-            choose = Choose(ranking, vectors=vectors)
-            graphs[name] = traced(choose, choose.inputs, CHOOSE_OUTPUTS, parts)
-        graphs[EXPLAIN_ROWS] = traced(explain, explain.inputs, EXPLAIN_OUTPUTS, parts)
-    for model in graphs.values():
+        traces = [traced(whole, whole.inputs, whole.outputs, parts)]
+        traces.append(traced(choose, choose.inputs, CHOOSE_OUTPUTS, parts))
+    for model in traces:
         name_tables(model, marks)
-    _any_people(graphs[EXPLAIN_ROWS])
-    graphs["titles.onnx"] = _titles(ranking)
-    by_rows = {
-        RANK_ROWS: graphs["rank.onnx"],
-        MEMBER_ROWS: graphs["member.onnx"],
-        EXPLAIN_ROWS: graphs.pop(EXPLAIN_ROWS),
-    }
+    _read_shapes_from(traces[0], ("history_length", "history_title"))
+    extract = Extractor(traces[0]).extract_model
+    rank, member = extract([*ranking.inputs], [*OUTPUTS]), extract([*HISTORY], [*MEMBER_OUTPUTS])
+    explain = extract([*ranking.inputs], [*EXPLAIN_OUTPUTS])
+    _any_people(explain)
+    graphs = {"rank.onnx": rank, "member.onnx": member, "choose.onnx": traces[1]}
+    graphs |= {"choose_vectors.onnx": _choose_vectors(traces[1]), "titles.onnx": _titles(ranking)}
+    by_rows = {RANK_ROWS: rank, MEMBER_ROWS: member, EXPLAIN_ROWS: explain}
     return {name: add_id_encoders(graph, vocabularies) for name, graph in graphs.items()} | by_rows
+
+
+def _read_shapes_from(model: ModelProto, names: Sequence[str]) -> None:
+    """Let lengths of axes that nodes take from inputs be those of the values `names`, so that a part without these inputs has
+    them; the tracer takes each from any input that has the axis."""
+    shape_of = {part.name: part.type.tensor_type.shape.dim for part in (*model.graph.input, *model.graph.value_info)}
+    axis_of = {dim.dim_param: (name, axis) for name in reversed(names) for axis, dim in enumerate(shape_of[name])}
+    inputs = {part.name for part in model.graph.input}
+    for node in model.graph.node:
+        if node.op_type == "Shape" and node.input[0] in inputs:
+            span = {attribute.name: attribute.i for attribute in node.attribute}
+            axis = span.get("start", 0)
+            assert span.get("end") == axis + 1, f"{node.name}: takes more than one length of {node.input[0]}"
+            name, axis = axis_of[shape_of[node.input[0]][axis].dim_param]
+            node.CopyFrom(helper.make_node("Shape", [name], [*node.output], start=axis, end=axis + 1))
+
+
+def _choose_vectors(choose: ModelProto) -> ModelProto:
+    """The same graph, of candidates that are given as vectors where it looks artworks up in its tables: the inputs `VECTORS`, the
+    parts of `ArtworkEncoding`, (N, K, ...)."""
+    given = {node.output[0]: node.input[0] for node in choose.graph.node if node.input and node.input[0] in VECTORS}
+    assert sorted(given.values()) == sorted(VECTORS), "each table of artworks is read once"
+    without = ModelProto()
+    without.CopyFrom(choose)
+    _read_shapes_from(without, ("member", *given))
+    inputs = [part.name for part in without.graph.input if part.name != "artworks"]
+    extracted = Extractor(without).extract_model([*inputs, *given], [*CHOOSE_OUTPUTS])
+    graph, columns = extracted.graph, []
+    for part in graph.input:
+        if part.name in given:
+            value, part.name = part.name, given[part.name]
+            shape = part.type.tensor_type.shape
+            if part.name in ONE_NUMBER:  # of one number a candidate, rows of length 1
+                columns.append(helper.make_node("Unsqueeze", [part.name, "last_axis"], [value]))
+                del shape.dim[2:]
+            else:
+                for node in graph.node:
+                    _rename_inputs(node, {value: part.name})
+    graph.initializer.append(numpy_helper.from_array(np.array([2]), "last_axis"))
+    nodes = [*columns, *graph.node]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    return extracted
 
 
 def build_tower_graphs(artwork: ArtworkVectors, vocabularies: Vocabularies) -> dict[str, ModelProto]:
@@ -139,7 +180,7 @@ def traced(
     n, t, k = torch.export.Dim("requests"), torch.export.Dim("plays", max=4096), torch.export.Dim("candidates")
     shapes: dict[str, Any] = {name: {0: n} for name in inputs}
     shapes |= {name: {0: n, 1: t} for name in BY_PLAY if name in inputs}
-    shapes |= {name: {0: n, 1: k} for name in BY_CANDIDATE if name in inputs}
+    shapes |= {name: {0: n, 1: k} for name in inputs if name == "artworks"}
     # of two lists each has a length of its own
     shapes |= {
         name: {0: n, 1: torch.export.Dim("words" if "depicts" in name else name)} for name in BY_WORD if name in inputs

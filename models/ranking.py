@@ -211,8 +211,9 @@ class Ranking(nn.Module):
         """
         given = dict(zip(self.inputs, inputs, strict=True))
         plays, state = self.read(given)
-        candidates = self.candidates(given["artworks"])
-        return self.ranked(state, given, given["title"].unsqueeze(1), candidates, self.rewatch(plays, given))
+        queries, candidates = self.queries(state, given), self.candidates(given["artworks"])
+        rewatch_N11, title_N1 = self.rewatch(plays, given), given["title"].unsqueeze(1)
+        return self.ranked(state, queries, given["play_count"], title_N1, candidates, rewatch_N11)
 
     def rows(self, name: str, index: Tensor) -> Tensor:
         """Rows of a table, (..., D)."""
@@ -308,12 +309,18 @@ class Ranking(nn.Module):
         return parts
 
     def ranked(
-        self, state: States, context: Context, title_N1: Tensor, candidates: Candidates, rewatch_N11: Tensor
+        self,
+        state: States,
+        queries: Queries,
+        play_count_N: Tensor,
+        title_N1: Tensor,
+        candidates: Candidates,
+        rewatch_N11: Tensor,
     ) -> tuple[Tensor, ...]:
-        """The outputs from a member's state (N, 1, ...), and 1 where a recent play was of the title, else 0, (N, 1, 1)."""
-        width, queries = self.model.config.width, self.queries(state, context)
+        """The outputs from a member's state (N, 1, ...) and queries; `rewatch_N11`: 1 where a recent play was of the title."""
+        width = self.model.config.width
         engagement_N1D, level_N11 = self.rows("title_engaged", title_N1).split([width, 1], dim=2)
-        parts = [rewatch_N11, *self.affinity(queries, state, context["play_count"], title_N1)]
+        parts = [rewatch_N11, *self.affinity(queries, state, play_count_N, title_N1)]
         parts += [*self.title_share(queries, title_N1), queries.levels_N12, level_N11]
         sums_N14 = torch.cat(parts, dim=2) @ self.request_sums
         levels_N12, shared_N11, affinity_N11 = sums_N14.split([2, 1, 1], dim=2)

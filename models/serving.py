@@ -1,9 +1,8 @@
-"""Parts of the trained ranker that a serving team runs by themselves: a member's vector once, candidates against it, and why.
+"""What is traced into the ranking graphs of a bundle, see `export.graphs`: the ranker in one go, and candidates against a member's
+vector.
 
-    member   history -> `member`, which meets candidates, and `title_query`, which meets titles
-    choose   `member` + context + candidates -> what `Ranking` gives
-    choose_vectors   the same, of candidates given as vectors, which `models.content_towers` makes of what the catalogue gains
-    explain  as `Ranking` -> the terms that appeal is the sum of
+    whole    history, context, title, candidates -> what `Ranking` gives, the member's vectors, and the terms of appeal
+    choose   a member's vector, context, title, candidates -> what `Ranking` gives
 
 Legend: N requests, T plays, K candidates, S a member's vector, W one for titles, D width, C content, F context features of
 appeal, L people on an artwork.
@@ -12,73 +11,22 @@ appeal, L people on an artwork.
 import torch
 from torch import Tensor, nn
 
-from models.ranking import OUTPUTS, Candidates, Ranking, coplay_norm
+from models.ranking import HISTORY, OUTPUTS, Candidates, Plays, Queries, Ranking, coplay_norm
 from models.types import States
 
 MEMBER_OUTPUTS = ("member", "title_query")
 CHOOSE_OUTPUTS = OUTPUTS[:4]
 VECTORS = ("artwork_vector", "artwork_content", "artwork_bias", "artwork_engaged")
 PLAY_TERMS = ("by_play", "by_image", "by_people", "by_genres")
-EXPLAIN_OUTPUTS = (*PLAY_TERMS, "by_person", "by_context", "of_artwork", "of_state", "of_title", "appeal")
+TERMS = (*PLAY_TERMS, "by_person", "by_context", "of_artwork", "of_state", "of_title")
+EXPLAIN_OUTPUTS = (*TERMS, "appeal")
 
 
-class Member(nn.Module):
-    """A member's vectors from the history: one that `Choose` reads, and the title query of `TwoTower.member_vectors`."""
+class Whole(nn.Module):
+    """All that a bundle says of whole requests, so that graphs with some of it are parts of one trace.
 
-    def __init__(self, ranking: Ranking) -> None:
-        super().__init__()
-        self.ranking = ranking
-
-    def forward(
-        self,
-        history_title: Tensor,
-        history_artwork: Tensor,
-        history_watched: Tensor,
-        history_length: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """(N, S) and (N, W); arguments as of `Ranking`."""
-        ranking = self.ranking
-        plays = ranking.plays(history_title, history_artwork, history_length)
-        learned_ND = ranking.learned_state(plays, history_title, history_watched, history_length)
-        parts = [part.squeeze(1) for part in ranking.means(plays)]
-        member = torch.cat([*parts, learned_ND] if ranking.reads_learned_state else parts, dim=-1)
-        return member, ranking.model.member_vectors(learned_ND, history_title, history_length)
-
-
-class Choose(nn.Module):
-    """Candidates ranked for a member whose vector is known, given as rows or as vectors."""
-
-    def __init__(self, ranking: Ranking, *, vectors: bool = False) -> None:
-        """`vectors`: candidates are given as the inputs `VECTORS`, and the graph's catalogue need not contain them."""
-        super().__init__()
-        self.ranking, self.vectors = ranking, vectors
-        self.inputs = ("member", *ranking.context, "title", "played_before", *(VECTORS if vectors else ("artworks",)))
-        """Inputs of `forward`, in order."""
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The outputs of `Ranking` without its two artwork queries; the arguments are those that `inputs` names.
-
-        `member`: (N, S) of `Member`; `played_before`: bool (N,), whether the title is among the last plays, as many as the
-        history encoder's span; `VECTORS`: the parts of `ArtworkEncoding`, (N, K, ...).
-        """
-        given, ranking = dict(zip(self.inputs, inputs, strict=True)), self.ranking
-        model, member = ranking.model, given["member"].unsqueeze(1)
-        content, rank = sum(model.content_widths()), model.config.coplay.rank
-        recent, coplay, learned = member.split([content, rank, member.shape[2] - content - rank], dim=2)
-        # as in a whole request, an unknown title is no other's
-        rewatch_N = given["played_before"] & (given["title"] > 0)
-        if self.vectors:
-            vector, content, *own = (given[name] for name in VECTORS)
-            candidates = Candidates(vector, content, torch.stack(own, dim=2))
-        else:
-            candidates = ranking.candidates(given["artworks"])
-        rewatch_N11 = rewatch_N.to(member.dtype).unsqueeze(1).unsqueeze(2)
-        state, title_N1 = States(learned, recent, coplay), given["title"].unsqueeze(1)
-        return ranking.ranked(state, given, title_N1, candidates, rewatch_N11)[: len(CHOOSE_OUTPUTS)]
-
-
-class Explain(nn.Module):
-    """Appeal shared out over what it is made of, exactly: it is a sum and dot products.
+    `MEMBER_OUTPUTS`: the vector that `Choose` reads, (N, S), and the title query of `TwoTower.member_vectors`, (N, W).
+    `TERMS` share out appeal over what it is made of, exactly: it is a sum and dot products.
 
         appeal(k) = of_artwork(k) + of_state(k) + of_title + sum_c by_context(k, c)
                     + sum_t by_play(t, k) + by_image(t, k) + by_people(t, k) + by_genres(t, k)
@@ -90,17 +38,39 @@ class Explain(nn.Module):
     title's artworks has for this member, which is the title's and not the artwork's.
     """
 
+    outputs = (*OUTPUTS, *MEMBER_OUTPUTS, *TERMS)
+    """Names of what `forward` returns, in order."""
+
     def __init__(self, ranking: Ranking) -> None:
         super().__init__()
-        self.ranking, self.inputs = ranking, ranking.inputs
+        self.ranking = ranking
+        self.inputs = (*HISTORY, *ranking.context, "title", "artworks")
+        """Inputs of `forward`, in order; `Ranking` describes them."""
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """`EXPLAIN_OUTPUTS` from the inputs of `Ranking`: the terms of plays (N, T, K), of people (N, K, L), of the context
-        (N, K, F), of_title (N, 1), and the others (N, K)."""
+        """`outputs`: of `Ranking`, the member's vectors, and of the terms those of plays (N, T, K), of people (N, K, L), of the
+        context (N, K, F), of_title (N, 1), and the others (N, K)."""
         ranking, given = self.ranking, dict(zip(self.inputs, inputs, strict=True))
         plays, state = ranking.read(given)
         title_N1, candidates = given["title"].unsqueeze(1), ranking.candidates(given["artworks"])
         queries = ranking.queries(state, given)
+        rewatch_N11 = ranking.rewatch(plays, given)
+        ranked = ranking.ranked(state, queries, given["play_count"], title_N1, candidates, rewatch_N11)
+        history_title, _, history_watched, history_length = (given[name] for name in HISTORY)
+        if ranking.reads_learned_state:
+            learned_ND = state.learned.squeeze(1)
+        else:
+            learned_ND = ranking.learned_state(plays, history_title, history_watched, history_length)
+        # the learned state is of length 0 where no click reads it
+        member_NS = torch.cat([state.recent, state.coplay, state.learned], dim=2).squeeze(1)
+        title_query_NW = ranking.model.member_vectors(learned_ND, history_title, history_length)
+        return *ranked, member_NS, title_query_NW, *self._terms(given, plays, state, queries, candidates)
+
+    def _terms(
+        self, given: dict[str, Tensor], plays: Plays, state: States, queries: Queries, candidates: Candidates
+    ) -> tuple[Tensor, ...]:
+        """What appeal is the sum of: `TERMS`."""
+        ranking, title_N1 = self.ranking, given["title"].unsqueeze(1)
         vector_NKD, content_NKC, own_NK2 = candidates
         widths, width = ranking.model.content_widths(), ranking.model.config.width
 
@@ -123,8 +93,35 @@ class Explain(nn.Module):
         by_context_NKF = vector_NKD @ torch.stack(vectors, dim=2) if vectors else vector_NKD[..., :0]
         of_artwork_NK = vector_NKD @ ranking.heads_bias[2 * width : 3 * width] + own_NK2[..., 0]
         of_title_N1 = -torch.cat(ranking.title_share(queries, title_N1), dim=2).sum(2)
-        appeal_NK = ranking.ranked(state, given, title_N1, candidates, ranking.rewatch(plays, given))[2]
-        of_state_NK = torch.zeros_like(appeal_NK)
+        of_state_NK = torch.zeros_like(of_artwork_NK)
         if ranking.reads_learned_state:
             of_state_NK = (vector_NKD @ (state.learned @ weight_WD[linear:]).mT).squeeze(2)
-        return by_play_NTK, *by_part, by_person_NKL, by_context_NKF, of_artwork_NK, of_state_NK, of_title_N1, appeal_NK
+        return by_play_NTK, *by_part, by_person_NKL, by_context_NKF, of_artwork_NK, of_state_NK, of_title_N1
+
+
+class Choose(nn.Module):
+    """Candidates ranked for a member whose vector is known."""
+
+    def __init__(self, ranking: Ranking) -> None:
+        super().__init__()
+        self.ranking = ranking
+        self.inputs = ("member", *ranking.context, "title", "played_before", "artworks")
+        """Inputs of `forward`, in order."""
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The outputs of `Ranking` without its two artwork queries; the arguments are those that `inputs` names.
+
+        `member`: (N, S) of `Whole`; `played_before`: bool (N,), whether the title is among the last plays, as many as the
+        history encoder's span.
+        """
+        given, ranking = dict(zip(self.inputs, inputs, strict=True)), self.ranking
+        model, member = ranking.model, given["member"].unsqueeze(1)
+        content, rank = sum(model.content_widths()), model.config.coplay.rank
+        recent, coplay, learned = member.split([content, rank, member.shape[2] - content - rank], dim=2)
+        # as in a whole request, an unknown title is no other's
+        rewatch_N = given["played_before"] & (given["title"] > 0)
+        rewatch_N11 = rewatch_N.to(member.dtype).unsqueeze(1).unsqueeze(2)
+        state, title_N1 = States(learned, recent, coplay), given["title"].unsqueeze(1)
+        queries, candidates = ranking.queries(state, given), ranking.candidates(given["artworks"])
+        ranked = ranking.ranked(state, queries, given["play_count"], title_N1, candidates, rewatch_N11)
+        return ranked[: len(CHOOSE_OUTPUTS)]

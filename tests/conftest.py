@@ -1,5 +1,6 @@
 """What several tests share: one tiny simulated service and what is made from it, each made once per session."""
 
+import logging
 import os
 import shutil
 
@@ -31,6 +32,9 @@ from train.embed import EmbedConfig, embed
 from train.fit import fit
 from train.optimiser import OptimiserConfig
 from train.run import Run
+
+# a sixth of an export's time went into these records, which pytest formats and nobody reads
+logging.getLogger("torch.__trace").propagate = False
 
 TINY = SimulateConfig(seed=3, members=300, titles=30, people=10, mean_plays=20, mean_impressions=27)
 """About 8,000 impressions."""

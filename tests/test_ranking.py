@@ -16,8 +16,8 @@ from export.parity import trained_answer
 from foundation.context import MAX_POSITION, ContextFeature
 from models.history import HistoryConfig
 from models.linear_title_models import LowRankEaseConfig
-from models.ranking import HISTORY, OUTPUTS, Ranking
-from models.serving import CHOOSE_OUTPUTS, Choose, Member
+from models.ranking import OUTPUTS, Ranking
+from models.serving import CHOOSE_OUTPUTS, Choose, Whole
 from models.two_tower import TwoTower
 from models.two_tower_config import TwoTowerConfig
 from models.types import KNOTS, Content
@@ -84,7 +84,9 @@ def agree(folder: Path, request: Request, kind: str = "as trained") -> None:
     given = {name: torch.from_numpy(values) for name, values in request.items()}
     with torch.no_grad():
         ours = ranking(*(given[name] for name in ranking.inputs))
-        given["member"] = Member(ranking)(*(given[name] for name in HISTORY))[0]
+        whole = Whole(ranking)
+        outputs = dict(zip(whole.outputs, whole(*(given[name] for name in whole.inputs)), strict=True))
+        given["member"] = outputs["member"]
         given["played_before"] = ranking.model.is_rewatch(
             given["history_title"], given["history_length"], given["title"]
         )

@@ -1,7 +1,7 @@
 """Why this artwork: what each past play, each person shown and the context add to appeal.
 
 The terms come from the bundle's explain_rows.onnx, which is traced from the same module as rank.onnx and says what each is
-(`models.serving.Explain`). Appeal is their sum, so it is shared out exactly, not estimated. What a choice is due to are
+(`models.serving.Whole`). Appeal is their sum, so it is shared out exactly, not estimated. What a choice is due to are
 differences between candidates, never the terms by themselves.
 
 Legend: N requests, T plays, K candidates, L people on an artwork, C = 2 D + G: an image, people and genres.
