@@ -65,7 +65,7 @@ DESCRIPTIONS = {
     "image": (
         "uint8",
         "(N, H, W, C)",
-        "images of one size, any; C: 3, RGB; 1, grey; 4, RGB and an alpha that is left out",
+        "images of one size, any, upright and in sRGB; C: 3, RGB; 1, grey; 4, RGB and alpha, composed over black",
     ),
     "embedding": ("float32", "(N, V)", "vectors of the model that made `embedding` of artworks.parquet, unchanged"),
     "depicts": ("int64", "(N, L)", "people and moods, padded with 0"),

@@ -157,16 +157,31 @@ def _any_people(model: ModelProto) -> None:
 
 
 def _any_channels(model: ModelProto) -> ModelProto:
-    """The same graph, whose image may be grey, of one channel, or have an alpha channel, which is left out."""
+    """The same graph, whose image may be grey, of one channel, or have an alpha channel, which composes it over black, as
+    `datamodules.contract.image_decoding` does."""
     graph = model.graph
-    constants = {"channels": np.array([3]), "first_channel": np.array([0]), "last_axis": np.array([3])}
-    constants["rgb_shape"] = np.array([1, 1, 1, 3])
+    constants = {name: np.array([value]) for name, value in (("first_channel", 0), ("channels", 3), ("end_of_alpha", 4))}
+    constants |= {"last_axis": np.array([3]), "rgb_shape": np.array([1, 1, 1, 3])}
+    constants["opaque_widths"] = np.array([0, 0, 0, 0, 0, 0, 0, 3])
+    constants |= {"opaque": np.array(255, np.uint8), "largest": np.array(255, np.float32)}
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     for node in graph.node:
         node.input[:] = ["image_rgb" if name == "image" else name for name in node.input]
-    cut = helper.make_node("Slice", ["image", "first_channel", "channels", "last_axis"], ["image_cut"])
-    wide = helper.make_node("Expand", ["image_cut", "rgb_shape"], ["image_rgb"])
-    nodes = [cut, wide, *graph.node]
+    node = helper.make_node
+    nodes = [
+        node("Slice", ["image", "first_channel", "channels", "last_axis"], ["image_cut"]),
+        # behind one channel or three, what stands in the fourth is opaque
+        node("Pad", ["image", "opaque_widths", "opaque"], ["image_padded"]),
+        node("Slice", ["image_padded", "channels", "end_of_alpha", "last_axis"], ["alpha"]),
+        node("Expand", ["image_cut", "rgb_shape"], ["image_wide"]),
+        node("Cast", ["image_wide"], ["image_colours"], to=TensorProto.FLOAT),
+        node("Cast", ["alpha"], ["alpha_255"], to=TensorProto.FLOAT),
+        node("Div", ["alpha_255", "largest"], ["alpha_share"]),
+        node("Mul", ["image_colours", "alpha_share"], ["image_composed"]),
+        node("Round", ["image_composed"], ["image_rounded"]),
+        node("Cast", ["image_rounded"], ["image_rgb"], to=TensorProto.UINT8),
+        *graph.node,
+    ]
     del graph.node[:]
     graph.node.extend(nodes)
     graph.input[0].type.tensor_type.shape.dim[3].dim_param = "channels"

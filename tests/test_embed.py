@@ -217,7 +217,7 @@ def test_images_of_any_mode_and_a_corrupt_one(tmp_path: Path) -> None:
         Image.new(mode, (1, 1) if name == "one.png" else (40, 90)).save(tmp_path / name)
     assert load_images(sorted(tmp_path.iterdir())).shape == (5, 3, 144, 96)
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "print.jpg").read_bytes()[:200])
-    with pytest.raises(UserError, match=r"cut\.jpg: is not a readable image"):
+    with pytest.raises(UserError, match=r"cut\.jpg: cannot be read as an image"):
         load_images([tmp_path / "cut.jpg"])
 
 

@@ -175,11 +175,13 @@ def test_an_image_of_any_size_and_mode_is_read_as_training_reads_it(
     session = ort.InferenceSession(bundle / ARTWORK_GRAPH)
     encoder, projection = load_encoder(run)
     first = Image.open(service / pq.read_table(service / "artworks.parquet")["image"][0].as_py()).convert("RGB")
+    half_seen = first.convert("RGBA")
+    half_seen.putalpha(Image.linear_gradient("L").resize(first.size))
     for name, image in {
         "large.png": first.resize((611, 803), Image.Resampling.BICUBIC),
         "small.png": first.resize((2, 3)),
         "grey.png": first.convert("L"),
-        "alpha.png": first.convert("RGBA"),
+        "alpha.png": half_seen,
     }.items():
         image.save(tmp_path / name)
         pixels = np.asarray(image)

@@ -49,7 +49,7 @@ from train.run import CONFIG, read_config
 CHUNK_SIZE = 256
 LEAST_SPREAD = 1e-37
 """The least standard deviation of a number of a user's vectors: what is smaller has no inverse in 32 bits."""
-EMBEDDING_VERSION = 2
+EMBEDDING_VERSION = 3
 """Raised when the embedding of the same images by the same weights changes."""
 
 

@@ -21,7 +21,7 @@ from rich.text import Text
 from datamodules.contract.check_files import TableFiles, Violation, location_of, printable
 from datamodules.contract.coverage import Coverage, coverage_findings, measure_coverage
 from datamodules.contract.engines import FILE, Engine, EngineConfig, open_engine, to_arrow
-from datamodules.contract.image_files import OFFENDERS, image_violations
+from datamodules.contract.image_files import OFFENDERS, check_images
 from datamodules.contract.row_rule import Relations, RowRule, id_value
 from datamodules.contract.row_rules import row_rules, with_foreign_candidate
 from datamodules.contract.tables import ARTWORKS, CONTRACT_VERSION, ENGINE_TYPES, IMPRESSIONS, TABLES, Column, Table
@@ -49,7 +49,7 @@ class CheckReport:
     warnings: tuple[Violation, ...] = ()
     """What breaks no rule and is likely a mistake of the export."""
     remarks: tuple[str, ...] = ()
-    """Columns that are read in another type than they are stored in."""
+    """Columns that are read in another type than they are stored in, and images that are read in part or without their profile."""
     coverage: Coverage | None = None
     """How many ids of one table are known to the others; None where that could not be counted."""
 
@@ -113,7 +113,8 @@ def check(
                 sound = [files for files, file_violations in zip(sound, damage, strict=True) if not file_violations]
         violations += row_violations
         violations += of_coverage
-        violations += image_violations(dataset, listed, progress)
+        of_images, image_remarks = check_images(dataset, listed, progress)
+        violations += of_images
     present = [files for files in present if files.paths]
     return CheckReport(
         dataset=dataset,
@@ -122,7 +123,7 @@ def check(
         files={files.table.name: len(files.paths) for files in present},
         images=len({image for _, image in listed}),
         warnings=tuple(warnings),
-        remarks=tuple(remark for files in present for remark in files.remarks),
+        remarks=(*(remark for files in present for remark in files.remarks), *image_remarks),
         coverage=coverage,
     )
 

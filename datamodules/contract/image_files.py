@@ -7,17 +7,16 @@ import os
 import posixpath
 import re
 import unicodedata
-import warnings
-from collections.abc import Iterator
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from PIL import Image
 from rich.progress import Progress
 
 from datamodules.contract.check_files import Violation, location_of, printable
+from datamodules.contract.image_decoding import REMARKS, decode_image, fault_words, strict_image_decoding
 
 OFFENDERS = 3
 """How many of those who break a rule are named."""
@@ -38,60 +37,74 @@ IMAGE_RULES = {
 """By rule: the words after "3 artworks", and the remedy."""
 
 
+class ImageFinding(NamedTuple):
+    """What is to be said of an image: the rule that it breaks, or remarks on how it is read."""
+
+    rule: str | None = None
+    """One of `IMAGE_RULES`."""
+    words: str = ""
+    remarks: tuple[str, ...] = ()
+    """Names of `image_decoding.REMARKS`."""
+
+
 def image_file(dataset: Path, image: str) -> Path:
     """The file that a value of `artworks.image` names: its bytes in UTF-8, as the file system keeps them under any locale."""
     return dataset / os.fsdecode(image.encode())
 
 
-@contextmanager
-def strict_image_decoding() -> Iterator[None]:
-    """Pillow warns of doubtful metadata, which nobody here reads, and of images too large to decode on most machines: those are
-    faults inside the block."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
-def image_fault(dataset: Path, image: str) -> tuple[str, str] | None:
-    """The rule of `IMAGE_RULES` that an image breaks, and its description; None for a sound one. Call it within
-    `strict_image_decoding`."""
+def judge_image(dataset: Path, image: str) -> ImageFinding:
+    """What is to be said of the image of a name; call it within `strict_image_decoding`."""
     if Path(image).is_absolute() or posixpath.normpath(image).split("/")[0] == "..":
-        return "image-outside", printable(image)
+        return ImageFinding("image-outside", printable(image))
     path = image_file(dataset, image)
     if not os.path.isfile(path):  # which, unlike Path.is_file, holds for names that no file can have
-        return "missing-image", printable(image)
+        return ImageFinding("missing-image", printable(image))
     try:
-        with Image.open(path) as picture:
-            picture.load()
+        return ImageFinding(remarks=decode_image(path)[1])
     except Exception as error:  # on broken bytes Pillow's decoders raise whatever they stumble over
-        lines = str(error).replace(str(path), path.name).splitlines()
-        return "unreadable-image", printable(lines[0] if lines else type(error).__name__)
-    return None
+        return ImageFinding("unreadable-image", printable(fault_words(error, path)))
 
 
-def image_violations(dataset: Path, listed: list[tuple[str, str]], progress: Progress) -> list[Violation]:
-    """Artworks whose image lies outside of the dataset, is missing, or does not decode; `listed`: (artwork, image)."""
+def check_images(
+    dataset: Path, listed: list[tuple[str, str]], progress: Progress
+) -> tuple[list[Violation], tuple[str, ...]]:
+    """Artworks whose image lies outside of the dataset, is missing, or does not decode, and remarks on how others are read;
+    `listed`: (artwork, image)."""
     images = list(dict.fromkeys(image for _, image in listed))
-    faults: dict[str, tuple[str, str]] = {}
+    findings: dict[str, ImageFinding] = {}
     task = progress.add_task("images", total=len(images))
     with strict_image_decoding(), ThreadPoolExecutor() as threads:
         for start in range(0, len(images), IMAGES_PER_BLOCK):
             part = images[start : start + IMAGES_PER_BLOCK]
-            for image, fault in zip(part, threads.map(lambda image: image_fault(dataset, image), part), strict=True):
-                if fault:
-                    faults[image] = fault
+            judged = zip(part, threads.map(lambda image: judge_image(dataset, image), part), strict=True)
+            findings |= {image: finding for image, finding in judged if finding != ImageFinding()}
             progress.advance(task, len(part))
     progress.remove_task(task)
+    return _violations(dataset, listed, findings), image_remarks(findings)
 
+
+def image_remarks(findings: Mapping[str, ImageFinding]) -> tuple[str, ...]:
+    """A sentence for each kind of remark, with the number of images and the first; `findings` by image."""
+    sentences = []
+    for remark, words in REMARKS.items():
+        remarked = [image for image, finding in findings.items() if remark in finding.remarks]
+        if remarked:
+            noun = "image" if len(remarked) == 1 else "images"
+            sentences.append(f"artworks.parquet: {len(remarked):,} {noun} {words} (first: {printable(remarked[0])})")
+    return tuple(sentences)
+
+
+def _violations(
+    dataset: Path, listed: list[tuple[str, str]], findings: Mapping[str, ImageFinding]
+) -> list[Violation]:
     violations = []
     for rule, (what, remedy) in IMAGE_RULES.items():
-        broken = [(artwork, image) for artwork, image in listed if image in faults and faults[image][0] == rule]
+        broken = [(artwork, image) for artwork, image in listed if image in findings and findings[image].rule == rule]
         if not broken:
             continue
         unreadable = rule == "unreadable-image"
         paths = [image_file(dataset, image) for image in dict.fromkeys(image for _, image in broken)]
-        first = [(artwork, image, faults[image][1]) for artwork, image in broken[:OFFENDERS]]
+        first = [(artwork, image, findings[image].words) for artwork, image in broken[:OFFENDERS]]
         if not unreadable:
             likely = likely_files(dataset, [image for _, image, _ in first])
             hints = [f" ({printable(file)} is there)" if file else "" for file in likely]

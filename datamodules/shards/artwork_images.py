@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from datamodules.contract.check_files import printable
+from datamodules.contract.image_decoding import decode_image, fault_words, strict_image_decoding
 from datamodules.contract.image_files import image_file
 from datamodules.contract.stored_types import with_text_ids
 from datamodules.contract.tables import ARTWORKS
@@ -56,15 +57,16 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
 
 
 def load_images(paths: Sequence[Path]) -> np.ndarray:
-    """Pixels, uint8 of shape (n, 3, 144, 96): any mode and size, brought to RGB and to one size; corrupt = UserError."""
+    """Pixels, uint8 of shape (n, 3, 144, 96): as people see them (`decode_image`), brought to one size; corrupt = UserError."""
 
     def load(path: Path) -> np.ndarray:
         try:
-            with Image.open(path) as image:
-                small = image.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-            raise UserError(f"{path}: is not a readable image ({error}). Replace the file.") from None
-        return np.asarray(small).transpose(2, 0, 1)
+            picture, _ = decode_image(path)
+        except Exception as error:  # on broken bytes Pillow's decoders raise whatever they stumble over
+            raise UserError(
+                f"{printable(path, 300)}: cannot be read as an image ({printable(fault_words(error, path))}). Replace the file."
+            ) from None
+        return np.asarray(picture.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 
-    with ThreadPoolExecutor() as pool:
+    with strict_image_decoding(), ThreadPoolExecutor() as pool:
         return np.stack(list(pool.map(load, paths)))

@@ -7,8 +7,7 @@ from functools import lru_cache
 from html import escape
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
+from datamodules.contract.image_decoding import decode_image, strict_image_decoding
 from evaluation.audits.examples import ArtworkLabels
 from evaluation.record.rows import IntervalColumns, RelativeColumns
 
@@ -121,12 +120,11 @@ WIDTH, QUALITY = 150, 60
 def thumbnail(path: Path) -> str | None:
     """An image file as a JPEG data URI of at most `WIDTH` by 3/2 of that; None where it cannot be read."""
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (2 * WIDTH, 3 * WIDTH))
-            small = image.convert("RGB")
-            small.thumbnail((WIDTH, WIDTH * 3 // 2))
-            target = io.BytesIO()
-            small.save(target, "JPEG", quality=QUALITY, optimize=True)
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
+        with strict_image_decoding():
+            small, _ = decode_image(path, at_least=3 * WIDTH)
+    except Exception:  # on broken bytes Pillow's decoders raise whatever they stumble over
         return None
+    small.thumbnail((WIDTH, WIDTH * 3 // 2))
+    target = io.BytesIO()
+    small.save(target, "JPEG", quality=QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode("ascii")

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pyarrow as pa
-from PIL import Image
 from rich.console import Console
 
-from datamodules.contract.image_files import image_fault, image_file, strict_image_decoding
+from datamodules.contract.image_decoding import decode_image, strict_image_decoding
+from datamodules.contract.image_files import ImageFinding, image_file, image_remarks, judge_image
 from datamodules.shards.artwork_images import content_hashes
 from datamodules.shards.artwork_vectors import COLUMN, IMAGE, require_vectors, vector_hashes
 from datamodules.shards.catalogue import MAX_PEOPLE
@@ -95,15 +95,15 @@ class ArtworkTower:
         def answer(index: int) -> TableRows:
             feeds: TableRows = {"depicts": padded_lists([lists[index]])}
             if paths is not None:
-                with Image.open(paths[index]) as image:
-                    feeds[IMAGE] = np.asarray(image.convert("RGB"))[None]
+                feeds[IMAGE] = np.asarray(decode_image(paths[index])[0])[None]
             if vectors is not None:
                 feeds[COLUMN] = vectors[index : index + 1]
             return run_session(self.session, feeds)
 
         names = [part.name for part in self.session.get_outputs()]
         parts: list[TableRows] = []
-        with ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar(console) as progress:
+        threads = ThreadPoolExecutor(os.cpu_count())
+        with strict_image_decoding(), threads as pool, progress_bar(console) as progress:
             task = progress.add_task("refresh: artworks", total=len(lists))
             for outputs in pool.map(answer, range(len(lists))):
                 parts.append(outputs)
@@ -159,26 +159,25 @@ def warn_changed(tower: ArtworkTower, dataset: Path, artworks: pa.Table, console
             )
 
 
-def require_images(dataset: Path, artworks: pa.Table) -> None:
-    """Raise a UserError where an image is missing or does not decode."""
+def require_images(dataset: Path, artworks: pa.Table, console: Console) -> None:
+    """Raise a UserError where an image is missing or does not decode; say which are read in part."""
     images = artworks[IMAGE].to_pylist()
 
-    def fault_of(image: str | None) -> tuple[str, str] | None:
-        return image_fault(dataset, image) if image and image.strip() else ("null-image", "null")
+    def judge(image: str | None) -> ImageFinding:
+        return judge_image(dataset, image) if image and image.strip() else ImageFinding("null-image", "null")
 
     with strict_image_decoding(), ThreadPoolExecutor() as pool:
-        faults = list(pool.map(fault_of, images))
-    broken = [
-        (artwork_id, fault)
-        for artwork_id, fault in zip(artworks["artwork_id"].to_pylist(), faults, strict=True)
-        if fault
-    ]
+        findings = list(pool.map(judge, images))
+    pairs = zip(artworks["artwork_id"].to_pylist(), findings, strict=True)
+    broken = [(artwork_id, finding) for artwork_id, finding in pairs if finding.rule]
     if broken:
-        artwork_id, (rule, what) = broken[0]
+        artwork_id, finding = broken[0]
         raise UserError(
-            f"{dataset}: {len(broken)} new artworks have images that cannot be used (first: {artwork_id}: {rule}, {what}). "
-            "Mend them, or leave these artworks out."
+            f"{dataset}: {len(broken)} new artworks have images that cannot be used (first: {artwork_id}: {finding.rule}, "
+            f"{finding.words}). Mend them, or leave these artworks out."
         )
+    for remark in image_remarks(dict(zip(images, findings, strict=True))):
+        console.print(f"refresh: {remark}.")
 
 
 def open_session(path: Path) -> ort.InferenceSession:

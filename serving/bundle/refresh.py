@@ -118,7 +118,7 @@ def refresh(folder: Path, dataset: Path, console: Console) -> RefreshResult:
             console.print(f"refresh: {folder} has every title and artwork of {dataset}")
             return RefreshResult(0, 0)
         if IMAGE in tower.sources:
-            require_images(dataset, artworks)
+            require_images(dataset, artworks, console)
         hashes = {
             HASHES[source]: json.loads((folder / HASHES[source]).read_text(encoding="utf-8")) + digests
             for source, digests in tower.hashes(dataset, artworks).items()
