@@ -60,6 +60,8 @@ class Config:
 
     members: int = 4000
     """Members of the simulated service, with about 74 impressions each."""
+    recipe: str = ""
+    """The recipe's file that the ranker is trained by; default: configs/demo.yaml."""
     begin: float = 0.2
     """Share of the log that the ranker is trained on, and half as much again that validates it; the rest is the stream."""
     rounds: int = 20
@@ -119,7 +121,7 @@ def simulate_stream(work: Path, config: Config, seed: int) -> Stream:
     since = datetime.fromisoformat(dates["test_from"])
     _, artworks = sample_held_out(dataset, config.held_out, seed)
     hold_out(dataset, work / "without", since, pa.array([], pa.string()), artworks)
-    recipe = read_recipe(ColdConfig())
+    recipe = read_recipe(ColdConfig(recipe=config.recipe))
     recipe = replace(recipe, prepare=replace(recipe.prepare, **dates))
     bundle = trained(work / "without", work / "ranker", recipe, seed)
     prepare(dataset, work / "stream", vocabularies=bundle.vocabularies, since=since, keep_requests=True, console=quiet)

@@ -1,5 +1,7 @@
 """The stream's figures for policies whose results are known."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from benchmarks.bandits import Laplace, LinUCB, Thompson, epsilon_greedy, unifor
 from benchmarks.explore import Config, bench
 from benchmarks.stream import BanditPolicy, Stream
 from foundation.errors import UserError
+from tests.small_recipe import small_recipe
 
 N, K, F, A = 3000, 4, 3, 8
 
@@ -105,9 +108,9 @@ def test_bad_words() -> None:
 
 
 @pytest.mark.slow
-def test_a_whole_run() -> None:
+def test_a_whole_run(tmp_path: Path) -> None:
     from rich.console import Console
 
-    rows = bench(Config(members=1000), Console(quiet=True))
+    rows = bench(Config(members=1000, recipe=small_recipe(tmp_path)), Console(quiet=True))
     regret = {row.subject: row.value for row in rows if row.figure == "regret"}
     assert regret["best possible"] == 0 < regret["keyart Thompson"] < regret["uniform"]

@@ -12,6 +12,7 @@ from benchmarks.cold_start import BEST_PER_TITLE, REFRESHED, SEEN, Config, bench
 from benchmarks.table import OURS
 from datamodules.contract.check import check
 from evaluation.period import newest_shares
+from tests.small_recipe import small_recipe
 
 
 def read(dataset: Path, name: str) -> pa.Table:
@@ -59,8 +60,8 @@ def test_a_title_keeps_an_artwork(service: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_was_never_seen_is_ranked_by_its_content() -> None:
-    rows = bench(Config(members=1200), Console(quiet=True))
+def test_what_was_never_seen_is_ranked_by_its_content(tmp_path: Path) -> None:
+    rows = bench(Config(members=1200, recipe=small_recipe(tmp_path)), Console(quiet=True))
     value_of = {(row.figure, row.subject): row.value for row in rows}
     assert value_of["known", OURS] > 0.5
     assert value_of["new artwork", OURS] > 0.4

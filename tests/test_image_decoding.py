@@ -47,7 +47,10 @@ def remarks(path: Path) -> tuple[str, ...]:
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 def test_a_picture_is_upright(tmp_path: Path, colours: np.ndarray, orientation: int, suffix: str) -> None:
     """A camera stores what its sensor saw, and how it was held."""
-    back = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
+    back = {
+        Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+        Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+    }
     upright = Image.fromarray(colours)
     turn = TURNS.get(orientation)
     stored = upright if turn is None else upright.transpose(back.get(turn, turn))
@@ -74,7 +77,9 @@ def test_metadata_that_cannot_be_read_turns_nothing(tmp_path: Path, colours: np.
     exif = Image.Exif()
     exif[274] = 6
     path = saved(tmp_path / "a.jpg", Image.fromarray(colours), exif=exif, quality=100)
-    path.write_bytes(path.read_bytes().replace(b"Exif\x00\x00II", b"Exif\x00\x00XX").replace(b"Exif\x00\x00MM", b"Exif\x00\x00XX"))
+    path.write_bytes(
+        path.read_bytes().replace(b"Exif\x00\x00II", b"Exif\x00\x00XX").replace(b"Exif\x00\x00MM", b"Exif\x00\x00XX")
+    )
     assert decoded(path).shape == (HEIGHT, WIDTH, 3)
     path = saved(tmp_path / "b.png", Image.fromarray(colours), exif=_orientation(9))
     assert (decoded(path) == colours).all()
@@ -210,7 +215,9 @@ def test_check_embed_and_the_report_read_one_picture(tmp_path: Path, colours: np
         assert np.abs(np.asarray(shown.convert("L")).astype(int) - np.asarray(whole.convert("L"))).mean() < 12
 
 
-def test_check_says_what_is_read_in_part(tmp_path: Path, colours: np.ndarray, capfd: pytest.CaptureFixture[str]) -> None:
+def test_check_says_what_is_read_in_part(
+    tmp_path: Path, colours: np.ndarray, capfd: pytest.CaptureFixture[str]
+) -> None:
     dataset = write(tmp_path)
     names = pq.read_table(dataset / "artworks.parquet")["image"].to_pylist()
     frames = [Image.fromarray(colours), Image.fromarray(colours[::-1].copy())]
