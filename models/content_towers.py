@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.image_encoder import ImageEncoder, Projection, resize_like_pillow
+from models.image_encoder import ImageEncoder, Projection
 from models.layers import mean_of_known
+from models.resizing import resize_like_pillow
 from models.serving import VECTORS
 from models.two_tower import TwoTower
 from models.types import TitleFeatures
@@ -72,7 +73,7 @@ class ArtworkVectors(nn.Module):
 
     def encode(self, embedding: Tensor, depicts_people: Tensor, depicts_genres: Tensor) -> tuple[Tensor, ...]:
         """The parts of `ArtworkEncoding` and the embedding, from the embedding (N, E) and rows (N, L)."""
-        picture = (embedding - self.model.image_mean_E) * self.model.image_scale
+        picture = (embedding - self.model.image_mean_E) * self.model.image_scale_E
         people, genres = (
             _first_known(rows, limit) for rows, limit in zip((depicts_people, depicts_genres), self.limit, strict=True)
         )

@@ -1,7 +1,8 @@
 """The image encoder: an artwork's pixels -> features of every level, from colour statistics to a backbone's last stage.
 
 In: images as uint8 (n, 3, height, width). Out: blocks of features: colour and edge statistics of a grid and of the whole image,
-then the backbone's levels, each pooled. What makes people click is visible at every level, so none is left out.
+random features (`models.random_features`), and the backbone's levels, each pooled, where there is one. What makes people click is
+visible at every level, so none is left out, and training learns from the log which blocks matter (`train.evidence`).
 `Projection` turns the blocks into one embedding of fixed width, each block standardised and reduced by its principal components.
 The backbone is whatever keeps the protocol `ImageBackbone`: a ResNet of torchvision, or a class of the user's.
 
@@ -18,10 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.random_features import RandomFeatures
+from models.resizing import resize
 from models.resnet import LAYERS, ResNetStages
 
 GRID = (4, 3)
 """Rows and columns of cells for the pixel statistics."""
+NO_BACKBONE = "none"
+"""In place of a backbone's name."""
 HUES, DIRECTIONS = 8, 6
 """Length of the block of whole-image statistics."""
 
@@ -76,52 +81,35 @@ def make_backbone(name: str, height: int, width: int) -> nn.Module:
 class ImageEncoderConfig:
     """Which backbone reads the images, and how wide their embedding is."""
 
-    backbone: str = "resnet18"
-    """resnet18, resnet34 or resnet50 of torchvision; or the path of a class of your own, package.module.Class, that keeps
-    models.image_encoder.ImageBackbone: a ViT, say."""
+    backbone: str = NO_BACKBONE
+    """none: statistics and random features alone; resnet18, resnet34 or resnet50 of torchvision beside them; or the path of a
+    class of your own, package.module.Class, that keeps models.image_encoder.ImageBackbone: a ViT, say."""
     height: int = 96
     """Images are resized to this height before the backbone reads them, pixels; a backbone of fixed input size uses its own."""
     width: int = 64
     """Images are resized to this width before the backbone reads them, pixels."""
     stage_width: int = 24
     """Principal components kept per level of the backbone."""
+    filter_width: int = 64
+    """Principal components kept per layer of random filters."""
+    colour_width: int = 32
+    """Principal components kept of the soft colour bins."""
+    layout_width: int = 48
+    """Principal components kept of the image in few pixels."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.backbone not in BACKBONES and "." not in self.backbone:
+        if self.backbone not in (NO_BACKBONE, *BACKBONES) and "." not in self.backbone:
             raise ValueError(
-                f"backbone={self.backbone}: unknown. Give {', '.join(BACKBONES)}, or a class path, package.module.Class."
+                f"backbone={self.backbone}: unknown. Give {NO_BACKBONE}, {', '.join(BACKBONES)}, or a class path, "
+                "package.module.Class."
             )
         for name, size in (("height", self.height), ("width", self.width)):
             if not 32 <= size <= 1024:
                 raise ValueError(f"{name}={size}: must lie in 32 .. 1024 pixels.")
-        if not 1 <= self.stage_width <= 512:
-            raise ValueError(f"stage_width={self.stage_width}: must lie in 1 .. 512.")
-
-
-def resize(images_nCHW: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear resizing with antialiasing as torchvision and Pillow have it, as two matrix products."""
-    across_VW = _triangle_filter(images_nCHW.shape[3], width, images_nCHW.device)
-    return _triangle_filter(images_nCHW.shape[2], height, images_nCHW.device) @ (images_nCHW @ across_VW.T)
-
-
-def resize_like_pillow(images_nHWC: Tensor, height: int, width: int) -> Tensor:
-    """uint8 images of any size, RGB -> float (n, 3, height, width), 0 .. 255 in whole levels: what Pillow's resizing gives,
-    which rounds halves up after each direction, but for a level here and there."""
-    images_nCHW = images_nHWC.permute(0, 3, 1, 2).to(torch.float32)
-    wide = (images_nCHW @ _triangle_filter(images_nCHW.shape[3], width, images_nCHW.device).T + 0.5).floor()
-    return (_triangle_filter(images_nCHW.shape[2], height, images_nCHW.device) @ wide + 0.5).floor().clamp(0, 255)
-
-
-def _triangle_filter(old: int, new: int, device: torch.device) -> Tensor:
-    """The weight of every old pixel in every new one along a side, (new, old): triangles as wide as a new pixel, at least as
-    wide as an old one."""
-    scale = old / new
-    # not max, by which a tracer would hold to images that are small
-    wide = cast(float, torch.sym_max(scale, 1.0))
-    centre_V1 = (torch.arange(new, device=device).unsqueeze(1) + 0.5) * scale
-    weight_VW = (1 - (torch.arange(old, device=device) + 0.5 - centre_V1).abs() / wide).clamp(min=0)
-    return weight_VW / weight_VW.sum(1, keepdim=True)
+        for name in ("stage_width", "filter_width", "colour_width", "layout_width"):
+            if not 1 <= getattr(self, name) <= 512:
+                raise ValueError(f"{name}={getattr(self, name)}: must lie in 1 .. 512.")
 
 
 class PixelStatistics(nn.Module):
@@ -217,15 +205,27 @@ class ImageEncoder(nn.Module):
         self.config = config
         self.statistics = PixelStatistics()
         self.whole = WholeStatistics()
-        self.backbone = make_backbone(config.backbone, config.height, config.width)
+        self.random = RandomFeatures()
+        self.backbone = (
+            None if config.backbone == NO_BACKBONE else make_backbone(config.backbone, config.height, config.width)
+        )
 
     @property
     def features(self) -> int:
         """Channels of the backbone's last level."""
         return cast(ImageBackbone, self.backbone).features
 
+    def components(self, levels: int) -> list[int]:
+        """How many numbers of each block an embedding keeps; `levels`: those of the backbone."""
+        config = self.config
+        statistics = [self.statistics.features, self.whole.features]
+        of_random = [config.filter_width, config.filter_width, config.colour_width, config.layout_width]
+        return [*statistics, *of_random, *[config.stage_width] * levels]
+
     def levels(self, images_nCHW: Tensor) -> Sequence[Tensor]:
         """The backbone's levels of float images in 0 .. 1, of any size: maps (n, C, h, w) or vectors (n, C)."""
+        if self.backbone is None:
+            return []
         size = cast(ImageBackbone, self.backbone).input_size
         if torch.compiler.is_exporting():  # ONNX Runtime's own antialiasing is off by some levels at edges
             return self.backbone(resize(images_nCHW, *size))
@@ -237,13 +237,13 @@ class ImageEncoder(nn.Module):
         return level.mean((2, 3)) if level.ndim == 4 else level
 
     def forward(self, images_nCHW: Tensor) -> list[Tensor]:
-        """uint8 (n, 3, H, W) -> blocks [(n, 72), (n, 30), (n, F1), ...]: statistics of cells and of the whole image, then each
-        level of the backbone: mean and standard deviation of a map, a vector unchanged."""
+        """uint8 (n, 3, H, W) -> blocks [(n, 72), (n, 30), (n, F1), ...]: statistics of cells and of the whole image, random features,
+        then each level of the backbone: mean and standard deviation of a map, a vector unchanged."""
         return self.blocks(images_nCHW.float() / 255)
 
     def blocks(self, pixels: Tensor) -> list[Tensor]:
         """The blocks of `forward` from float images in 0 .. 1."""
-        blocks = [self.statistics(pixels), self.whole(pixels)]
+        blocks = [self.statistics(pixels), self.whole(pixels), *self.random(pixels)]
         for level in self.levels(pixels):
             if level.ndim == 4:
                 level = torch.cat([level.mean((2, 3)), level.std((2, 3), correction=0)], dim=1)
@@ -290,6 +290,10 @@ class Projection(nn.Module):
             getattr(projection, f"centre_{i}").copy_(centre)
             getattr(projection, f"turn_{i}").copy_(turn / spread[:, None])
         return projection
+
+    def widths(self) -> list[int]:
+        """How many numbers each block keeps; they sum to E."""
+        return [self.get_buffer(f"turn_{i}").shape[1] for i in range(self.blocks)]
 
     def forward(self, blocks: list[Tensor]) -> Tensor:
         """[(n, F0), (n, F1), ...] -> (n, E)."""

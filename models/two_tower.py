@@ -58,7 +58,8 @@ class TwoTower(nn.Module):
     artwork_genres_AL: Tensor
     artwork_image_AE: Tensor
     image_mean_E: Tensor
-    image_scale: Tensor
+    image_scale_E: Tensor
+    main_scale_E: Tensor
     mean_genres_G: Tensor
     genre_identity_GG: Tensor
     calibration: Tensor
@@ -125,10 +126,23 @@ class TwoTower(nn.Module):
         spread = ((images_AE - centre_E).square().sum() / max(1, len(images_AE))).sqrt()
         self.register_buffer("image_mean_E", centre_E)
         # one image, or equal ones, say nothing about the spread of others
-        self.register_buffer("image_scale", IMAGE_NORM / torch.where(spread > 1e-3, spread, 1.0))
+        scale = IMAGE_NORM / torch.where(spread > 1e-3, spread, 1.0)
+        self.register_buffer("image_scale_E", scale.expand(len(centre_E)).clone())
+        # of the bias by content, in units of `image_scale_E`: see `scale_images`
+        self.register_buffer("main_scale_E", torch.ones_like(centre_E))
         self.register_buffer("genre_identity_GG", torch.eye(self.sizes.genres), persistent=False)
         shares_IG = self._genre_shares(content.title_genres_IL[1 : self.sizes.titles])
         self.register_buffer("mean_genres_G", shares_IG.sum(0) / max(1, len(shares_IG)))
+
+    @torch.no_grad()
+    def scale_images(self, taste_E: Tensor, main_E: Tensor) -> None:
+        """Scale image features by how far the log lets them matter: `taste_E` up to a factor, for all that reads images but the
+        bias by content, which reads them times `main_E`."""
+        images_AE = (self.artwork_image_AE[1 : self.sizes.artworks] - self.image_mean_E) * taste_E
+        norm = images_AE.square().sum(1).mean().sqrt()
+        if norm > 1e-6:
+            self.image_scale_E.copy_(taste_E * (IMAGE_NORM / norm))
+            self.main_scale_E.copy_(torch.where(taste_E > 0, main_E / self.image_scale_E, 0.0))
 
     def _title_rows(self, rows: Tensor) -> Tensor:
         """Rows of trained titles; others become the unknown row."""
@@ -141,7 +155,7 @@ class TwoTower(nn.Module):
             known, vectors = self.batch_images
             index = torch.searchsorted(known, rows).clamp(max=len(known) - 1)
             embedding = torch.where((known[index] == rows).unsqueeze(-1), F.embedding(index, vectors), embedding)
-        return (embedding - self.image_mean_E) * (self.image_scale * (rows > 0)).unsqueeze(-1)
+        return (embedding - self.image_mean_E) * self.image_scale_E * (rows > 0).unsqueeze(-1)
 
     def images(self, rows: Tensor) -> Tensor:
         """Projected pictures of artworks, (...,) -> (..., D)."""
@@ -158,7 +172,8 @@ class TwoTower(nn.Module):
         `rows`: (...,), 0 for an artwork that is not in the catalogue."""
         people, moods = mean_of_known(self.person, people_xL), self._genre_shares(genres_xL)
         artwork_features = torch.cat([picture, people, moods], dim=-1)
-        bias = self.artwork_content_bias(artwork_features) + self.artwork_bias(
+        main_features = torch.cat([picture * self.main_scale_E, people, moods], dim=-1)
+        bias = self.artwork_content_bias(main_features) + self.artwork_bias(
             torch.where(rows < self.sizes.artworks, rows, 0)
         )
         content = torch.cat([self.image(picture), people, moods], dim=-1)
@@ -195,9 +210,9 @@ class TwoTower(nn.Module):
     def plays(self, rows: Tensor) -> PlayEncoding:
         """Encodings of plays of titles, for title rows of any shape."""
         artworks_xL = self.title_artworks_IL[rows]
-        mask_x1 = (artworks_xL > 0).any(-1, keepdim=True).to(self.image_scale.dtype)
+        mask_x1 = (artworks_xL > 0).any(-1, keepdim=True).to(self.image_scale_E.dtype)
         picture = mean_of_rows(self.artwork_image_AE, artworks_xL) - self.image_mean_E
-        return self.encode_plays(self._title_features(rows), self.image(picture * self.image_scale * mask_x1))
+        return self.encode_plays(self._title_features(rows), self.image(picture * self.image_scale_E * mask_x1))
 
     def encode_plays(self, title_features: TitleFeatures, mean_image: Tensor) -> PlayEncoding:
         """Encodings of plays from their titles' features and the projected mean of the titles' artwork images (..., D)."""
@@ -314,7 +329,7 @@ class TwoTower(nn.Module):
 
     def affinity(self, state: States, context: Context, title: TitleEncoding, rewatch_N: Tensor) -> Tensor:
         """What the title adds to the click logit for this member, (N,), the effect of the member's number of plays included."""
-        title_query_ND = self.title_query(self._member_features(state))
+        title_query_ND = self.title_query(self.member_features(state))
         if self.title_query_state is not None:
             title_query_ND = title_query_ND + self.title_query_state(state.learned)
         affinity_N = (title_query_ND * title.vector).sum(-1) + title.bias + self.rewatch_gain * rewatch_N
@@ -326,13 +341,13 @@ class TwoTower(nn.Module):
         """Lengths of the parts of an artwork's content, and of a member's means: image, people, genres."""
         return self.config.width, self.config.width, self.sizes.genres
 
-    def _member_features(self, state: States) -> Tensor:
+    def member_features(self, state: States) -> Tensor:
         """The member features that the towers are linear in, (N, C + R): the means, and the normalised co-play vector."""
         return torch.cat([state.recent * MEANS, F.normalize(state.coplay, dim=-1, eps=1e-6)], dim=-1)
 
     def appeal_queries(self, state: States, context: Context) -> tuple[Tensor, Tensor]:
         """Queries for an artwork's vector, (N, D), and for its content, (N, C): appeal is the two dot products and a bias."""
-        artwork_query_ND = self.artwork_query(self._member_features(state)) + self.artwork_query_context(context)
+        artwork_query_ND = self.artwork_query(self.member_features(state)) + self.artwork_query_context(context)
         if self.artwork_query_state is not None:
             artwork_query_ND = artwork_query_ND + self.artwork_query_state(state.learned)
         return artwork_query_ND, state.recent * repeated(self.similarity_gain, self.content_widths())
@@ -351,7 +366,7 @@ class TwoTower(nn.Module):
         self, state: States, context: Context, title: TitleEncoding, artwork: ArtworkEncoding, terms: LogitTerms
     ) -> Tensor:
         """Logit of a real viewing given a click, (N, K)."""
-        return self.engagement(self._member_features(state), context, title, artwork, terms)
+        return self.engagement(self.member_features(state), context, title, artwork, terms)
 
     def forward(
         self,

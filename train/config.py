@@ -29,6 +29,8 @@ class FitConfig:
     """How the weights are updated."""
     prior: PriorConfig = field(default_factory=PriorConfig)
     """Normal priors of the weights."""
+    evidence: bool = True
+    """Learn from the log, before training, how far each block of image features matters: `train.evidence`."""
     titles: TitlesConfig = field(default_factory=TitlesConfig)
     """Whether and how it also learns to rank titles."""
     finetune: FineTuneConfig = field(default_factory=FineTuneConfig)

@@ -41,7 +41,7 @@ from foundation.atomic import atomic_folder
 from foundation.errors import UserError
 from foundation.fingerprint import fingerprint
 from foundation.progress import progress_bar
-from models.image_encoder import ImageEncoder, ImageEncoderConfig, PixelStatistics, Projection, WholeStatistics
+from models.image_encoder import ImageEncoder, ImageEncoderConfig, Projection
 from train.embed_config import EMBEDDING_RECORD, ENCODER, PIXEL_ROW, PIXELS, EmbedConfig
 from train.encoder_weights import make_encoder, weighted_encoder, weights_fingerprint
 from train.run import CONFIG, read_config
@@ -49,7 +49,7 @@ from train.run import CONFIG, read_config
 CHUNK_SIZE = 256
 LEAST_SPREAD = 1e-37
 """The least standard deviation of a number of a user's vectors: what is smaller has no inverse in 32 bits."""
-EMBEDDING_VERSION = 3
+EMBEDDING_VERSION = 4
 """Raised when the embedding of the same images by the same weights changes."""
 
 
@@ -104,6 +104,9 @@ def embed(
             )
     table = np.concatenate(tables, axis=1)
     record = _new_record(config, made_of, images, vectors, projection) | {"width": table.shape[1]}
+    record["blocks"] = [
+        width for p in (images and images.projection, projection) if p is not None for width in p.widths()
+    ]
     with atomic_folder(target, marker=EMBEDDING_RECORD) as folder:
         np.save(folder / "embedding.npy", np.concatenate([np.zeros_like(table[:1]), table]))
         if config.pixels:
@@ -190,9 +193,8 @@ def _embed_images(
         encoder, origin = weighted_encoder(config, paths, catalogue, console)
     blocks = _encode(encoder, [paths[index] for index in to_encode], console)
     if projection is None:
-        statistics = [PixelStatistics.features, WholeStatistics.features]
-        components = statistics + [config.encoder.stage_width] * (len(blocks) - len(statistics))
-        projection = Projection.fit(blocks, components)
+        levels = len(blocks) - len(encoder.components(0))
+        projection = Projection.fit(blocks, encoder.components(levels))
     vectors = projection(blocks).numpy() if to_encode else old_table[:0]
     index_of = {hashes[index]: i for i, index in enumerate(to_encode)}
     table = np.stack(

@@ -18,10 +18,11 @@ from torch.nn import functional as F
 
 from datamodules.shards.artwork_images import content_hashes, load_images
 from datamodules.shards.catalogue import Catalogue
-from datamodules.shards.embedding_origin import FROM_FILE, FROM_HUB, TRAINED_HERE
+from datamodules.shards.embedding_origin import DRAWN_HERE, FROM_FILE, FROM_HUB, TRAINED_HERE
 from foundation.errors import UserError
 from foundation.progress import progress_bar
-from models.image_encoder import BACKBONES, ImageEncoder, ImageEncoderConfig
+from models.image_encoder import BACKBONES, NO_BACKBONE, ImageEncoder, ImageEncoderConfig
+from models.random_features import SAMPLE
 from train.embed_config import ENCODER, EmbedConfig
 from train.schedule import warmup_cosine
 
@@ -56,6 +57,16 @@ def weighted_encoder(
     torch.manual_seed(config.seed)
     encoder = make_encoder(config.encoder)
     name = config.encoder.backbone
+    rng = torch.Generator().manual_seed(config.seed)
+    chosen = torch.randperm(len(paths), generator=rng)[:SAMPLE]
+    encoder.random.fit(torch.from_numpy(load_images([paths[i] for i in chosen.tolist()])).float() / 255, rng)
+    if name == NO_BACKBONE:
+        if config.weights != "train":
+            raise UserError(
+                f"weights={config.weights}: are of a backbone, and encoder.backbone={NO_BACKBONE} has none. "
+                f"Add --encoder.backbone {next(iter(BACKBONES))}, or whose weights they are."
+            )
+        return encoder.eval(), f"{DRAWN_HERE} {len(chosen)} images of the catalogue, without a backbone"
     if config.weights == "train":
         return encoder, _train(encoder, config, paths, catalogue, console)
     if config.weights == "hub":

@@ -2,6 +2,7 @@
 
 from typing import NotRequired, TypedDict
 
+DRAWN_HERE = "random filters, drawn here with"
 TRAINED_HERE, FROM_HUB = "trained here on", "torchvision's pretrained weights"
 FROM_FILE, FROM_RUN = "weights of", "and projection of the run"
 GIVEN = "given in artworks.parquet"

@@ -2,7 +2,15 @@
 
 from collections.abc import Mapping
 
-from datamodules.shards.embedding_origin import FROM_FILE, FROM_HUB, FROM_RUN, GIVEN, TRAINED_HERE, EmbeddingOrigin
+from datamodules.shards.embedding_origin import (
+    DRAWN_HERE,
+    FROM_FILE,
+    FROM_HUB,
+    FROM_RUN,
+    GIVEN,
+    TRAINED_HERE,
+    EmbeddingOrigin,
+)
 from datamodules.shards.vocabulary import Vocabularies
 from serving.bundle import contents, triton
 from serving.bundle import verdict as judged
@@ -134,6 +142,7 @@ def _table(rows: Mapping[str, str]) -> list[str]:
 
 
 TERMS = {
+    DRAWN_HERE: "drawn at random and fitted to the catalogue of {log}: yours, as far as its images are",
     TRAINED_HERE: "trained on the catalogue of {log}: yours, as far as its images and words are",
     FROM_HUB: "torchvision's: its code is BSD-3-Clause; the weights were trained on ImageNet and stand under the terms that "
     "follow from it, which torchvision does not grant: see https://github.com/pytorch/vision#pre-trained-model-license",
