@@ -113,7 +113,9 @@ def largest_tower_difference(
         theirs = artwork_session.run(list(ARTWORK_OUTPUTS), given | {"depicts": depicts})
         if "image" in given:
             alpha = image[..., 3:] / np.float32(255) if channels == 4 else np.float32(1)
-            given["image"] = np.broadcast_to(np.rint(image[..., :3] * alpha).astype(np.uint8), (*image.shape[:3], 3)).copy()
+            given["image"] = np.broadcast_to(
+                np.rint(image[..., :3] * alpha).astype(np.uint8), (*image.shape[:3], 3)
+            ).copy()
         ours = artwork(
             *map(torch.from_numpy, given.values()),
             *(_rows(depicts, vocabularies, name) for name in ("people", "genres")),

@@ -237,8 +237,8 @@ class ImageEncoder(nn.Module):
         return level.mean((2, 3)) if level.ndim == 4 else level
 
     def forward(self, images_nCHW: Tensor) -> list[Tensor]:
-        """uint8 (n, 3, H, W) -> blocks [(n, 72), (n, 30), (n, F1), ...]: statistics of cells and of the whole image, random features,
-        then each level of the backbone: mean and standard deviation of a map, a vector unchanged."""
+        """uint8 (n, 3, H, W) -> blocks [(n, 72), (n, 30), (n, F1), ...]: statistics of cells and of the whole image, random
+        features, then each level of the backbone: mean and standard deviation of a map, a vector unchanged."""
         return self.blocks(images_nCHW.float() / 255)
 
     def blocks(self, pixels: Tensor) -> list[Tensor]:

@@ -33,7 +33,7 @@ from tests.tiny_vit import TinyViT
 from train.embed import EmbedConfig, embed, load_embedding, load_encoder
 from train.run import content_of, sizes_of
 
-SMALL = EmbedConfig(views=64, encoder=ImageEncoderConfig(height=32, width=32, stage_width=4))
+SMALL = EmbedConfig(views=64, encoder=ImageEncoderConfig(backbone="resnet18", height=32, width=32, stage_width=4))
 
 
 @pytest.fixture
@@ -112,10 +112,10 @@ def test_a_vit_is_one_new_class(own: tuple[Path, Path], tmp_path: Path) -> None:
         small = torch.nn.functional.interpolate(pixels / 255, (32, 32), mode="bilinear", antialias=True)
         maps, token = vit.eval()(small)
         blocks = encoder(pixels)
-        torch.testing.assert_close(blocks[2], torch.cat([maps.mean((2, 3)), maps.std((2, 3), correction=0)], dim=1))
-        torch.testing.assert_close(blocks[3], token)
+        torch.testing.assert_close(blocks[6], torch.cat([maps.mean((2, 3)), maps.std((2, 3), correction=0)], dim=1))
+        torch.testing.assert_close(blocks[7], token)
         torch.testing.assert_close(load_embedding(shards)[0][1:6], projection(blocks))
-    assert record["width"] == 72 + 30 + 2 * 4
+    assert record["width"] == 72 + 30 + 64 + 64 + 32 + 48 + 2 * 4
     trained = embed(service, shards, replace(config, weights="train"))
     assert "trained here on" in trained["weights"]
     after = load_encoder(shards / EMBEDDING)[0].backbone.state_dict()
@@ -196,14 +196,26 @@ def test_a_backbone_that_cannot_be_had_is_named(own: tuple[Path, Path], config: 
 
 
 def test_an_unknown_backbone_is_refused_before_any_work() -> None:
-    with pytest.raises(ValueError, match=r"backbone=resnet99: unknown\. Give resnet18, resnet34, resnet50, or a class"):
+    with pytest.raises(
+        ValueError, match=r"backbone=resnet99: unknown\. Give none, resnet18, resnet34, resnet50, or a class"
+    ):
         ImageEncoderConfig(backbone="resnet99")
 
 
-def test_training_here_is_said(shards: Path) -> None:
-    origin = load_embedding(shards)[1]["weights"]
+def test_training_here_is_said(own: tuple[Path, Path]) -> None:
+    service, shards = own
+    assert "random filters" in load_embedding(shards)[1]["weights"]
+    origin = embed(service, shards, SMALL)["weights"]
     assert "trained here on" in origin
     assert "of a constant" in origin
+
+
+def test_weights_without_a_backbone_are_refused(own: tuple[Path, Path], tmp_path: Path) -> None:
+    service, shards = own
+    path = tmp_path / "mine.pth"
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"weights=.*mine\.pth: are of a backbone.*Add --encoder\.backbone resnet18"):
+        embed(service, shards, replace(TINY_EMBEDDING, weights=str(path)))
 
 
 def test_images_of_any_mode_and_a_corrupt_one(tmp_path: Path) -> None:

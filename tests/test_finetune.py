@@ -25,6 +25,7 @@ from train.prior import PriorConfig
 from train.run import WEIGHTS, Run, content_of, sizes_of
 from train.task import RankerTask, losses
 
+RESNET = replace(TINY_EMBEDDING, encoder=replace(TINY_EMBEDDING.encoder, backbone="resnet18"))
 FINETUNE = FineTuneConfig(learning_rate=1e-3, images=12)
 CONFIG = FitConfig(epochs=1, validations_per_epoch=2, batch=1024, patience=9, finetune=FINETUNE)
 
@@ -36,8 +37,9 @@ def with_pixels(service: Path, shards: Path, tmp_path_factory: pytest.TempPathFa
 
     out = tmp_path_factory.mktemp("pixels") / "shards"
     shutil.copytree(shards, out)
+    embed(service, out, RESNET)
     before = (out / EMBEDDING / "embedding.npy").read_bytes(), encoder_fingerprint(out)
-    embed(service, out, replace(TINY_EMBEDDING, pixels=True))
+    embed(service, out, replace(RESNET, pixels=True))
     assert ((out / EMBEDDING / "embedding.npy").read_bytes(), encoder_fingerprint(out)) == before
     return out
 
@@ -125,7 +127,7 @@ def test_the_run_holds_what_it_was_trained_to(with_pixels: Path, tuned: Path, se
         fit(
             tmp_path / "day", tmp_path / "next", FitConfig(epochs=1, validations_per_epoch=1, batch=512), from_run=tuned
         )
-    embed(service, tmp_path / "day", replace(TINY_EMBEDDING, weights=str(tuned)))
+    embed(service, tmp_path / "day", replace(RESNET, weights=str(tuned)))
     table = Run.open(tuned).model.artwork_image_AE
     torch.testing.assert_close(load_embedding(tmp_path / "day")[0], table, atol=1e-4, rtol=1e-4)
     fit(tmp_path / "day", tmp_path / "next", FitConfig(epochs=1, validations_per_epoch=1, batch=512), from_run=tuned)
@@ -158,3 +160,14 @@ def test_what_cannot_be_trained_is_named(shards: Path, tmp_path: Path) -> None:
     for name, value in (("learning_rate", -1.0), ("weight_decay", -1.0), ("images", 0)):
         with pytest.raises(UserError, match=f"finetune.{name}={value}"):
             FineTuneConfig(**{name: value})  # pyright: ignore[reportArgumentType]
+
+
+def test_without_a_backbone_nothing_is_trained(service: Path, shards: Path, tmp_path: Path) -> None:
+    import shutil
+
+    own = shutil.copytree(shards, tmp_path / "shards")
+    embed(service, own, replace(TINY_EMBEDDING, pixels=True))
+    with pytest.raises(
+        UserError, match=r"has no backbone, which finetune\.learning_rate=0\.001 trains\. Run keyart embed"
+    ):
+        fit(own, tmp_path / "run", CONFIG)

@@ -90,6 +90,7 @@ def weighted_encoder(
                 f"{path}: cannot be read as a state dict ({' '.join(str(error).split())[:200]}). Give a .pth or .safetensors file."
             ) from None
         origin = f"{name}, {FROM_FILE} {path.name}"
+    assert encoder.backbone is not None, "named"
     own = encoder.backbone.state_dict()  # without a classifier, which torchvision's files hold under this name
     state = {key: value for key, value in state.items() if key in own or not key.startswith("fc.")}
     try:
@@ -133,6 +134,7 @@ def _train(
         head.bias.copy_(torch.logit(prior))
         head.weight.zero_()
     steps = config.views // config.batch
+    assert encoder.backbone is not None, "named"
     parameters = [*encoder.backbone.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(warmup_cosine, total=steps, warmup=0.1))

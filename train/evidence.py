@@ -68,7 +68,9 @@ class Sample:
 @torch.no_grad()
 def block_variances(model: TwoTower, shards: Shards, widths: list[int], reach: int, batch: int) -> BlockVariances:
     """Fit on the training period, by member features of a model that is not trained yet; `widths`: of the blocks, summing to E."""
-    sample = _sample(model, shards, reach, batch)
+    training = model.training
+    sample = _sample(model.eval(), shards, reach, batch)
+    model.train(training)
     image_AE = (model.artwork_image_AE - model.image_mean_E).double().cpu()
     return fit_variances(sample, unit_blocks(image_AE, widths)[sample.rows_A], widths)
 
@@ -89,7 +91,6 @@ def _sample(model: TwoTower, shards: Shards, reach: int, batch: int) -> Sample:
     total = int(shards.manifest["splits"]["train"]["impressions"])
     stride = max(1, -(-total // MAX_IMPRESSIONS))
     features, artworks, clicked, titles, context = [], [], [], [], []
-    model = model.eval()
     lookups = [f for f in model.sizes.context if f.kind != "number" and "presentation" in f.read_by]
     for index, b in enumerate(Feed(shards.shards, TRAIN, reach=reach, impressions=2 * batch, shuffle=False)):
         if index % stride:

@@ -20,6 +20,7 @@ from datamodules.feed.impression_feed import Batch
 from datamodules.shards.shard import EMBEDDING
 from foundation.errors import UserError
 from foundation.progress import progress_bar
+from models.image_encoder import BACKBONES
 from train.ema import ExponentialMovingAverage
 from train.embed import load_embedding, load_encoder
 from train.embed_config import PIXEL_ROW, PIXELS
@@ -52,7 +53,7 @@ class ImageTower(nn.Module):
     """The shards' encoder and projection over their pixels, and the running average of its weights."""
 
     def __init__(self, shards: Path, config: FineTuneConfig, decay: float) -> None:
-        """A UserError where the shards hold no pixels, or their embedding is not computed from images alone."""
+        """A UserError where the shards hold no pixels, or their embedding is not made by a backbone alone from images."""
         super().__init__()
         folder = shards / EMBEDDING
         if load_embedding(shards)[1]["vector_length"]:
@@ -68,6 +69,11 @@ class ImageTower(nn.Module):
             )
         self.config = config
         self.encoder, self.projection = load_encoder(folder)
+        if self.encoder.backbone is None:
+            raise UserError(
+                f"{shards}: its image encoder has no backbone, which finetune.learning_rate={config.learning_rate} trains. "
+                f"Run keyart embed DATASET {shards} --encoder.backbone {next(iter(BACKBONES))} --pixels, or leave the rate out."
+            )
         self.ema = ExponentialMovingAverage(self.encoder, decay)
         self.pixels: np.ndarray = np.load(folder / PIXELS, mmap_mode="r")
         self.pixel_row = torch.from_numpy(np.load(folder / PIXEL_ROW).astype(np.int64))
