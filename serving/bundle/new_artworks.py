@@ -25,6 +25,7 @@ from datamodules.shards.artwork_images import content_hashes
 from datamodules.shards.artwork_vectors import COLUMN, IMAGE, require_vectors, vector_hashes
 from datamodules.shards.catalogue import MAX_PEOPLE
 from foundation.errors import UserError
+from foundation.machine import available_cores
 from foundation.progress import progress_bar
 from serving.bundle.bundle import ARTWORK_GRAPH, BUNDLE_FILE, IMAGE_HASHES, TITLE_GRAPH, VECTOR_HASHES, Bundle
 
@@ -103,7 +104,7 @@ class ArtworkTower:
 
         names = [part.name for part in self.session.get_outputs()]
         parts: list[TableRows] = []
-        with ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar(console) as progress:
+        with ThreadPoolExecutor(available_cores()) as pool, progress_bar(console) as progress:
             task = progress.add_task("refresh: artworks", total=len(lists))
             for outputs in pool.map(answer, range(len(lists))):
                 parts.append(outputs)

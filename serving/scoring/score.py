@@ -6,7 +6,6 @@ plays strictly before it. Out: Parquet files of impression_id, candidates, click
 """
 
 import json
-import os
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ from datamodules.contract.tables import dataset_fingerprint, tables_with
 from foundation.atomic import atomic_folder, require_replaceable
 from foundation.context import save_context
 from foundation.fingerprint import fingerprint
+from foundation.machine import available_cores
 from foundation.progress import progress_bar
 from serving.bundle.bundle import Bundle
 
@@ -59,7 +59,7 @@ def score(
     from datamodules.prepare.prepare import prepare  # here: executors load this module, and need no engine
 
     console = console or Console(stderr=True)
-    scorer = Scorer(bundle, policy, reward, threads=os.cpu_count() or 1)
+    scorer = Scorer(bundle, policy, reward, threads=available_cores())
     with atomic_folder(out, marker=SCORES_FILE) as folder:
         work = folder / "work"
         manifest = prepare(
