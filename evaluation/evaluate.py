@@ -31,7 +31,7 @@ from evaluation.record.rows import finite_or_none
 from evaluation.report.evaluation_page import render
 from evaluation.report.value_page import main_estimate
 from evaluation.value import value_cell, value_sections
-from foundation.atomic import atomic_folder
+from foundation.atomic import atomic_folder, claimed_output
 from foundation.errors import UserError
 
 LABELS = {
@@ -66,6 +66,18 @@ def evaluate(
     `notes` (heading -> text) go into the record and on the page, `extra` into the record only. UserError as
     `read_scored_log`, and where no impression has two candidates; ValueError where `since` has no time zone.
     """
+    with claimed_output(out, REPORT_FILE, dataset=dataset, sources=[scores]):
+        report = _report(dataset, scores, since, scored_name, notes or {}, extra or ReportExtras())
+        with atomic_folder(out, marker=REPORT_FILE) as folder:
+            (folder / "report.html").write_text(render(report, dataset), encoding="utf-8")
+            write_report(folder, report)
+    return report
+
+
+def _report(
+    dataset: Path, scores: Path, since: datetime, scored_name: str, notes: dict[str, str], extra: ReportExtras
+) -> Report:
+    """The record of an evaluation."""
     everything = read_scored_log(dataset, scores, since)
     log = everything.where(everything.mask_NK.sum(1) > 1)
     if not len(log):
@@ -73,7 +85,7 @@ def evaluate(
             f"{dataset}/impressions: no impression since {since} offered two artworks, so there was nothing to choose. "
             "Name another period."
         )
-    notes = dict(notes or {})
+    notes = dict(notes)
     policies = {"uniform": uniform(log)}
     audit_inputs = AuditInputs.read(dataset, scores, since)
     if audit_inputs.past is None:
@@ -95,7 +107,7 @@ def evaluate(
         for policy in (name for name in labels if name in policy_arrays):
             true_value = _mean_under(policy_arrays[policy], truth_NK)
             rows.append({"policy": policy, "label": labels[policy], "reward": reward, "true_value": true_value})
-    report: Report = {
+    return {
         "schema_version": REPORT_VERSION,
         "scored": scored_name,
         "since": since.astimezone(UTC).isoformat(),
@@ -110,12 +122,8 @@ def evaluate(
         "value": value_sections(log, audit_inputs),
         **fit_metrics(everything),
         "notes": notes,
-        **(extra or ReportExtras()),
+        **extra,
     }
-    with atomic_folder(out, marker=REPORT_FILE) as folder:
-        (folder / "report.html").write_text(render(report, dataset), encoding="utf-8")
-        write_report(folder, report)
-    return report
 
 
 def _not_randomised(log: ScoredLog, reward: str, reward_N: NDArray) -> NotRandomisedRow:

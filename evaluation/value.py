@@ -42,8 +42,9 @@ from evaluation.period import Period, SplitTimes, split_times
 from evaluation.record.records import VALUE_FILE, VALUE_VERSION, ValueRecord, ValueSections, write_value
 from evaluation.record.rows import DifferenceRow, DriftRow, EstimateRow, Estimates, PeriodRow, VerdictRow
 from evaluation.report.value_page import main_estimate, value_page
-from foundation.atomic import atomic_folder, require_replaceable
+from foundation.atomic import atomic_folder, claimed_output
 from foundation.errors import UserError
+from foundation.output_path import require_output
 from foundation.progress import progress_bar
 
 VALUE_PAGE = "value.html"
@@ -80,7 +81,8 @@ def value(
     validation or all, by the split times of `split_times`. UserError as `split_times` and `read_scored_log`, and where no
     impression has two candidates.
     """
-    require_replaceable(out, VALUE_FILE)
+    sources = [path for path in (scores, base, like) if path is not None]
+    require_output(out, VALUE_FILE, dataset=dataset, sources=sources)
     console = console or Console(quiet=True)
     if like is not None and period == "all":
         raise UserError(
@@ -102,7 +104,7 @@ def value(
             if_missing=if_missing,
         )
 
-    with progress_bar(console) as progress:
+    with claimed_output(out, VALUE_FILE), progress_bar(console) as progress:
         task = progress.add_task("value: read the log", total=PROGRESS_STEPS)
 
         def step(words: str) -> None:

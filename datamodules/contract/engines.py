@@ -30,6 +30,7 @@ from datamodules.contract.tables import ENGINE_TYPES, IMPRESSIONS, PLAYS, TABLES
 from foundation.atomic import exclusive_lock
 from foundation.errors import UserError
 from foundation.machine import machine_memory
+from foundation.output_path import real_path
 
 EngineName = Literal["duckdb", "pyspark"]
 FILE = "keyart_file"
@@ -132,8 +133,7 @@ def open_engine(config: EngineConfig | None = None, spill: Path | None = None) -
     config = config or EngineConfig()
     with ExitStack() as stack:
         folder = spill or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="keyart-"))) / "spill"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(exclusive_lock(folder))
+        stack.enter_context(exclusive_lock(folder.with_name(f"{folder.name}.lock"), folder))
         yield from _opened(config, folder)
 
 
@@ -202,7 +202,8 @@ def to_arrow(relation: Relation) -> pa.Table:
 
 def spill_folder(out: Path) -> Path:
     """The folder an engine spills to while `out` is made: beside it, on the same disk."""
-    return out.with_name(f".{out.name}.spill")
+    real = real_path(out)
+    return real.with_name(f".{real.name}.spill")
 
 
 class _DuckDB:
