@@ -12,6 +12,7 @@ appeal, L people on an artwork.
 import torch
 from torch import Tensor, nn
 
+from models.history import given_plays
 from models.ranking import OUTPUTS, Candidates, Ranking, coplay_norm
 from models.types import States
 
@@ -37,12 +38,12 @@ class Member(nn.Module):
         history_length: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """(N, S) and (N, W); arguments as of `Ranking`."""
-        ranking = self.ranking
-        plays = ranking.plays(history_title, history_artwork, history_length)
-        learned_ND = ranking.learned_state(plays, history_title, history_watched, history_length)
+        ranking, length_N = self.ranking, given_plays(history_length, history_title)
+        plays = ranking.plays(history_title, history_artwork, length_N)
+        learned_ND = ranking.learned_state(plays, history_title, history_watched, length_N)
         parts = [part.squeeze(1) for part in ranking.means(plays)]
         member = torch.cat([*parts, learned_ND] if ranking.reads_learned_state else parts, dim=-1)
-        return member, ranking.model.member_vectors(learned_ND, history_title, history_length)
+        return member, ranking.model.member_vectors(learned_ND, history_title, length_N)
 
 
 class Choose(nn.Module):
