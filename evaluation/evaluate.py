@@ -33,6 +33,7 @@ from evaluation.report.value_page import main_estimate
 from evaluation.value import value_cell, value_sections
 from foundation.atomic import atomic_folder, claimed_output
 from foundation.errors import UserError
+from foundation.lists import Lists
 
 LABELS = {
     "uniform": "uniform: any artwork, equally likely",
@@ -79,7 +80,7 @@ def _report(
 ) -> Report:
     """The record of an evaluation."""
     everything = read_scored_log(dataset, scores, since)
-    log = everything.where(everything.mask_NK.sum(1) > 1)
+    log = everything.where(everything.width > 1)
     if not len(log):
         raise UserError(
             f"{dataset}/impressions: no impression since {since} offered two artworks, so there was nothing to choose. "
@@ -99,11 +100,11 @@ def _report(
         rewards["engaged"] = (log.engaged, log.true_engaged_NK)
     rows: list[PolicyRow] = []
     for reward, (_, truth_NK) in rewards.items():
-        policy_arrays: dict[str, NDArray | None] = dict(policies)
+        policy_arrays: dict[str, Lists | None] = dict(policies)
         # its true value is known where the propensities of all candidates are
-        policy_arrays["logged"] = None if np.isnan(log.propensity_NK).any() else log.propensity_NK
+        policy_arrays["logged"] = None if np.isnan(log.propensity_NK.values_C).any() else log.propensity_NK
         if truth_NK is not None:
-            policy_arrays["best_possible"] = greedy(truth_NK, log)
+            policy_arrays["best_possible"] = greedy(truth_NK)
         for policy in (name for name in labels if name in policy_arrays):
             true_value = _mean_under(policy_arrays[policy], truth_NK)
             rows.append({"policy": policy, "label": labels[policy], "reward": reward, "true_value": true_value})
@@ -141,8 +142,10 @@ def _not_randomised(log: ScoredLog, reward: str, reward_N: NDArray) -> NotRandom
     }
 
 
-def _mean_under(policy_NK: NDArray | None, truth_NK: NDArray | None) -> float | None:
-    return None if policy_NK is None or truth_NK is None else float((policy_NK * truth_NK).sum(1).mean())
+def _mean_under(policy_NK: Lists | None, truth_NK: Lists | None) -> float | None:
+    if policy_NK is None or truth_NK is None:
+        return None
+    return float(policy_NK.like(policy_NK.values_C * truth_NK.values_C).sums().mean())
 
 
 def _captured_lift(rows: list[PolicyRow]) -> float | None:
