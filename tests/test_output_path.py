@@ -48,7 +48,7 @@ def commands(service: Path, shards: Path, run: Path, bundle: Path, scores: Path)
 
 
 NAMES = ("simulate", "prepare", "fit", "export", "score", "recommend", "value", "evaluate", "pipeline", "demo")
-IN_PLACE = ("fit", "pipeline", "demo")
+INTO_A_FOLDER = ("fit", "pipeline", "demo")
 """Commands that write into their folder and need no rename of it."""
 OF_A_DATASET = ("prepare", "score", "recommend", "value", "evaluate", "pipeline")
 MARKERS = {
@@ -210,11 +210,11 @@ def test_a_run_behind_a_dangling_link(commands: dict[str, Words], tmp_path: Path
 
 
 def test_a_json_behind_a_link(tmp_path: Path) -> None:
-    (tmp_path / "link.json").symlink_to("there.json")
+    (tmp_path / "link.json").symlink_to("target.json")
     with atomic_file(tmp_path / "link.json") as partial:
         partial.write_text("1", encoding="utf-8")
     assert (tmp_path / "link.json").is_symlink()
-    assert (tmp_path / "there.json").read_text(encoding="utf-8") == "1"
+    assert (tmp_path / "target.json").read_text(encoding="utf-8") == "1"
     with pytest.raises(UserError, match="is a folder, and the output is a file"):
         require_file(tmp_path)
 
@@ -287,11 +287,11 @@ def in_a_namespace(tmp_path: Path, mounts: str, commands: list[list[str]]) -> li
 @pytest.mark.skipif(not CAN_MOUNT, reason="mounting needs root, as `unshare -m` gives it")
 def test_out_is_a_mount_point_or_its_parent_is_read_only(commands: dict[str, Words], tmp_path: Path) -> None:
     """A volume of its own, a folder of the same file system bound into its parent, and one that may only be read."""
-    names = [name for name in NAMES if name not in IN_PLACE]
+    names = [name for name in NAMES if name not in INTO_A_FOLDER]
     volumes = ("volume", "bound", "with blank")
     refused = [(name, volume) for volume in volumes for name in names]
     frozen = [(name, out) for out in ("frozen/new", "frozen/empty", "frozen/volume") for name in NAMES]
-    frozen = [(name, out) for name, out in frozen if name not in IN_PLACE or out != "frozen/volume"]
+    frozen = [(name, out) for name, out in frozen if name not in INTO_A_FOLDER or out != "frozen/volume"]
     mounts = (
         "mkdir volume bound source 'with blank' frozen frozen/empty frozen/volume; mount -t tmpfs none volume; "
         "mount --bind source bound; mount --bind source 'with blank'; "
