@@ -62,11 +62,12 @@ def demo(*, out: Path = Path("keyart-demo"), seed: int = 0, settings: Recipe) ->
     """
     from datamodules.simulator.simulate import SimulateConfig, simulate_once
     from evaluation.evaluate import policy_table
-    from pipeline import print_simulated_truth, run_pipeline
+    from pipeline import claimed_stages, print_simulated_truth, run_pipeline
 
     console, dataset = stderr_console(), out / "dataset"
-    simulate_once(dataset, SimulateConfig(seed=seed), console)
-    report = run_pipeline(dataset, out, settings, console)
+    with claimed_stages(dataset, out):
+        simulate_once(dataset, SimulateConfig(seed=seed), console)
+        report = run_pipeline(dataset, out, settings, console)
     output = stdout_console()
     output.print(policy_table(report))
     print_simulated_truth(report, out, dataset, output)
@@ -284,14 +285,17 @@ def recommend(bundle: Path, dataset: Path, out: Path, *, top: int = 10, before: 
         before: As of this date or time (ISO 8601, UTC), from the plays before it; default: from all plays.
     """
     from datamodules.contract.check import require_valid
+    from foundation.atomic import claimed_output
     from foundation.times import parse_time
     from serving.bundle.bundle import Bundle
+    from serving.scoring.recommend import RECOMMENDATIONS_FILE
     from serving.scoring.recommend import recommend as recommend_titles
 
     moment = None if before is None else parse_time("before", before)
     opened = Bundle.open(bundle)
-    require_valid(dataset, images=False)
-    recommend_titles(opened, dataset, out, top=top, before=moment, console=stderr_console())
+    with claimed_output(out, RECOMMENDATIONS_FILE, dataset=dataset, sources=[bundle]):
+        require_valid(dataset, images=False)
+        recommend_titles(opened, dataset, out, top=top, before=moment, console=stderr_console())
     print_next_command(f"{out} written", f"keyart score {bundle} {dataset} SCORES")
 
 

@@ -18,6 +18,9 @@ TYPE_CHECKING = False  # not typing's: see keyart.py
 if TYPE_CHECKING:
     from rich.console import Console
 
+RESUMING = ("fit", "pipeline", "demo")
+"""Commands that continue what they finished before, when they are called again; all others begin anew."""
+
 
 def print_outputs(out: Path, to: Console, command: str) -> None:
     """Print what the pipeline wrote, and the next command."""
@@ -102,7 +105,8 @@ def run_command(name: str, command: Callable[[], int]) -> int:
     except (KeyboardInterrupt, Exception) as error:
         # a query of DuckDB ends on Ctrl-C with an error of its own
         if not isinstance(error, KeyboardInterrupt) and "Query interrupted" not in str(error):
-            print(f"keyart {name}: {describe_fault(error)}", file=sys.stderr)
+            print(f"keyart {name}: {describe_fault(error, resumes=name in RESUMING)}", file=sys.stderr)
             return 1
-        print(f"keyart {name}: interrupted; no partial output. Re-run the same command to resume.", file=sys.stderr)
+        again = "Re-run the same command to resume." if name in RESUMING else "Run the command again."
+        print(f"keyart {name}: interrupted; no partial output. {again}", file=sys.stderr)
         return 130

@@ -160,7 +160,9 @@ def _any_channels(model: ModelProto) -> ModelProto:
     """The same graph, whose image may be grey, of one channel, or have an alpha channel, which composes it over black, as
     `datamodules.contract.image_decoding` does."""
     graph = model.graph
-    constants = {name: np.array([value]) for name, value in (("first_channel", 0), ("channels", 3), ("end_of_alpha", 4))}
+    constants = {
+        name: np.array([value]) for name, value in (("first_channel", 0), ("channels", 3), ("end_of_alpha", 4))
+    }
     constants |= {"last_axis": np.array([3]), "rgb_shape": np.array([1, 1, 1, 3])}
     constants["opaque_widths"] = np.array([0, 0, 0, 0, 0, 0, 0, 3])
     constants |= {"opaque": np.array(255, np.uint8), "largest": np.array(255, np.float32)}

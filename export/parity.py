@@ -19,6 +19,7 @@ from datamodules.shards.vocabulary import Vocabularies
 from foundation.errors import UserError
 from models.content_towers import ARTWORK_OUTPUTS, TITLE_OUTPUTS, ArtworkVectors, TitleVectors
 from models.context import zero_context
+from models.history import given_plays
 from models.ranking import OUTPUTS
 from models.two_tower import TwoTower
 from models.types import ArtworkEncoding, States, TitleEncoding
@@ -61,7 +62,7 @@ def trained_answer(model: TwoTower, request: dict[str, np.ndarray]) -> dict[str,
     What the title's artworks share is the mean of their appeal, of each by itself.
     """
     given = {name: torch.from_numpy(values) for name, values in request.items()}
-    length_N, title_N = given["history_length"], given["title"]
+    length_N, title_N = given_plays(given["history_length"], given["history_title"]), given["title"]
     member_N = torch.arange(len(title_N))
     history = (given["history_title"], given["history_artwork"], given["history_watched"])
     states = model.states(*history)
@@ -113,7 +114,9 @@ def largest_tower_difference(
         theirs = artwork_session.run(list(ARTWORK_OUTPUTS), given | {"depicts": depicts})
         if "image" in given:
             alpha = image[..., 3:] / np.float32(255) if channels == 4 else np.float32(1)
-            given["image"] = np.broadcast_to(np.rint(image[..., :3] * alpha).astype(np.uint8), (*image.shape[:3], 3)).copy()
+            given["image"] = np.broadcast_to(
+                np.rint(image[..., :3] * alpha).astype(np.uint8), (*image.shape[:3], 3)
+            ).copy()
         ours = artwork(
             *map(torch.from_numpy, given.values()),
             *(_rows(depicts, vocabularies, name) for name in ("people", "genres")),

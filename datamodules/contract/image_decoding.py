@@ -75,7 +75,9 @@ def decode_image(path: Path, *, at_least: int | None = None) -> tuple[Image.Imag
         # a photo's preview, which cameras append, is no frame
         remarks = ["several-frames"] if image.format != "MPO" and getattr(image, "n_frames", 1) > 1 else []
         if at_least is not None:
-            image.draft(image.mode, (at_least, at_least))  # in its own mode: what is CMYK stays so until its profile is read
+            image.draft(
+                image.mode, (at_least, at_least)
+            )  # in its own mode: what is CMYK stays so until its profile is read
         image.load()
         colours, alpha = _without_alpha(image)
         if colours.mode in DEEP_GREY:

@@ -94,9 +94,7 @@ def image_remarks(findings: Mapping[str, ImageFinding]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _violations(
-    dataset: Path, listed: list[tuple[str, str]], findings: Mapping[str, ImageFinding]
-) -> list[Violation]:
+def _violations(dataset: Path, listed: list[tuple[str, str]], findings: Mapping[str, ImageFinding]) -> list[Violation]:
     violations = []
     for rule, (what, remedy) in IMAGE_RULES.items():
         broken = [(artwork, image) for artwork, image in listed if image in findings and findings[image].rule == rule]
