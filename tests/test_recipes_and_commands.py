@@ -15,6 +15,7 @@ from datamodules.feed.impression_feed import Feed
 from datamodules.shards.shard import TRAIN, Shards
 from foundation.errors import UserError
 from models.two_tower import TwoTower
+from tests.exported_files import write_all
 from train.embed import load_embedding
 from train.recipe import Recipe
 from train.run import content_of, sizes_of
@@ -232,6 +233,21 @@ def test_the_readme_names_its_two_commands() -> None:
     assert ["pytest"] in commands
 
 
+def test_the_commands_that_import_files_give_datasets_that_pass(
+    service: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DATASET").symlink_to(service)
+    write_all(service, tmp_path)
+    commands = documented_commands(ROOT / "docs" / "dataset.md")
+    imports = [words for words in commands if words[:2] == ["keyart", "import"]]
+    assert len(imports) == 3
+    for words in commands:
+        if words[1] == "import" or (words[1] == "check" and words[2] != "DATASET"):
+            assert keyart.main(words[1:]) == 0, words
+    assert {words[-1] for words in commands if words[1] == "check"} >= {"MOVIES", "LOG", "WHOLE"}
+
+
 @pytest.mark.slow
 def test_every_command_of_the_documents_runs(service: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder where its names are real; `demo` and `pytest` themselves are what CI runs beside this.
@@ -240,6 +256,7 @@ def test_every_command_of_the_documents_runs(service: Path, tmp_path: Path, monk
     """
     monkeypatch.chdir(tmp_path)
     shutil.copytree(service, tmp_path / "DATASET")
+    write_all(service, tmp_path)
 
     def small(where: str) -> list[str]:
         return [f"--{where}views=128", f"--{where}encoder.height=48", f"--{where}encoder.width=32"]
