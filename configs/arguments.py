@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from rich.text import Text
 
+from configs.paths import local_path
 from foundation.errors import UserError
 from train.plugins import ClassSpec
 
@@ -132,6 +133,7 @@ def renamed(path: str, known: Callable[[str], bool]) -> str:
 
 SPECS = (bool | list[ClassSpec], list[ClassSpec])
 """Types of options whose values are classes."""
+PATHS = (Path, Path | None)
 LISTS = (list[str], list[str] | None, list[int], list[float])
 
 
@@ -152,7 +154,10 @@ def _normalised(words: list[str], parser: ArgumentParser) -> list[str]:
         word = left.pop(0)
         name, equals, value = word.partition("=")
         if not name.startswith("--"):
-            (normalised if word in known else positional).append(word)
+            if word in known:
+                normalised.append(word)
+            else:
+                positional.append(local_path(word))
             continue
         name = name if name in known else "--" + name[2:].replace("-", "_")
         name = ALIASES.get(name, name)
@@ -178,6 +183,8 @@ def _normalised(words: list[str], parser: ArgumentParser) -> list[str]:
         else:
             if not equals and name in known and known[name].nargs is None and left and not left[0].startswith("--"):
                 equals, value = "=", left.pop(0)
+            if type_ in PATHS and equals:
+                value = local_path(value)
             normalised.append(f"{name}{equals}{value}")
     taking = [action for action in parser._actions if not action.option_strings and action.dest != "config"]
     many = len(positional) - len(taking) + 1
@@ -283,9 +290,9 @@ def _config_path(words: list[str]) -> Path | None:
     """The file after `--config`, read before the rest because it sets their defaults."""
     for index, word in enumerate(words):
         if word == "--config" and index + 1 < len(words):
-            return Path(words[index + 1])
+            return Path(local_path(words[index + 1]))
         if word.startswith("--config="):
-            return Path(word.partition("=")[2])
+            return Path(local_path(word.partition("=")[2]))
     return None
 
 

@@ -1,5 +1,6 @@
 """Every recipe trains; every word a user may get wrong ends in one line; the README's commands are real."""
 
+import inspect
 import re
 import shlex
 import shutil
@@ -206,6 +207,73 @@ def test_ctrl_c_leaves_nothing_half_written(service: Path, tmp_path: Path) -> No
     assert done.returncode == 130, done.stderr
     assert "interrupted" in done.stderr.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+PATH_WORDS = ("Path", "Path | None", "list[Path]")
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [
+        ("s3://bucket/x", "aws s3 sync s3://bucket/x FOLDER"),
+        ("s3a://bucket/x", "aws s3 sync s3a://bucket/x FOLDER"),
+        ("gs://bucket/x", "gcloud storage rsync -r gs://bucket/x FOLDER"),
+        ("abfss://box@account.dfs.core.windows.net/x", "azcopy copy abfss://box@account"),
+        ("hdfs://host:8020/x", "hdfs dfs -get hdfs://host:8020/x FOLDER"),
+        ("https://host/x.csv", "curl -LO https://host/x.csv"),
+        ("HTTP://host/x.csv", "curl -LO HTTP://host/x.csv"),
+        ("dbfs:/mnt/x", "Copy an input here first;"),
+        ("file://host/x", "names another machine"),
+        ("s3:/bucket/x", "aws s3 sync"),
+    ],
+)
+def test_a_url_is_no_folder_in_any_argument_of_any_command(
+    url: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tried = 0
+    for name in set(keyart.COMMANDS) - {"bench"}:
+        function = getattr(keyart, name, None) or getattr(keyart, f"{name}_")
+        parameters = [each for each in inspect.signature(function).parameters.values() if each.annotation in PATH_WORDS]
+        for each in parameters:
+            words = [
+                url if other is each else "here" for other in parameters if other.default is inspect.Parameter.empty
+            ]
+            if each.default is not inspect.Parameter.empty:
+                words += ["--" + each.name.replace("_", "-").replace("from-run", "from"), url]
+            assert keyart.main([name, *words]) == 1, (name, words)
+            error = capsys.readouterr().err
+            assert error.startswith(f"keyart {name}: {url}: "), error
+            assert remedy in error
+            assert error.count("\n") == 1
+            tried += 1
+    assert tried > 25
+    assert keyart.main(["fit", "here", "run", f"--config={url}"]) == 1
+    assert remedy in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_url_is_its_path(service: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a b").symlink_to(service)
+    for url in (f"file://{tmp_path}/a%20b", f"file:{tmp_path}/a b", f"file://localhost{tmp_path}/a%20b"):
+        assert keyart.main(["check", url]) == 0
+        assert f"keyart pipeline {tmp_path}/a b OUT" in capsys.readouterr().out
+
+
+def test_urls_that_are_no_paths_stay_what_they_are() -> None:
+    words = [
+        "a",
+        "b",
+        "--logger",
+        "pytorch_lightning.loggers.CSVLogger",
+        "--logger.init_args.save_dir",
+        "http://host:5000",
+    ]
+    settings = parse("fit", keyart.fit, "fit", words, None)["settings"]
+    assert settings.logger[0]["init_args"]["save_dir"] == "http://host:5000"
+    words = ["a", "b", "c", "--engine", "pyspark", "--spark", "spark.master=spark://host:7077"]
+    settings = parse("score", keyart.score, "engine", words, None)["settings"]
+    assert settings.spark == ["spark.master=spark://host:7077"]
 
 
 DOCUMENTS = ("README.md", "docs/serving.md", "docs/evaluation.md")

@@ -1,6 +1,7 @@
 """Options of `keyart import`: which tables the files hold, which column is which, and how their text is read."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
 
@@ -42,7 +43,7 @@ class ImportConfig:
     """Encoding of text files, such as ISO-8859-1. Default: UTF-8, or UTF-16 where the file begins with its mark."""
     plays_from: Literal["", "clicked", "engaged"] = ""
     """Also write plays/: each impression that was clicked, or engaged, as a play of its title at that time."""
-    images: str = ""
+    images: Path | None = None
     """Folder of the image files: those that artworks name are copied into the dataset."""
 
     def __post_init__(self) -> None:

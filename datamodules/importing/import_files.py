@@ -48,7 +48,7 @@ def import_files(files: list[Path], dataset: Path, config: ImportConfig, console
     if dataset.exists() and not dataset.is_dir():
         raise UserError(f"{dataset}: is a file. The last word is the folder of the dataset, after the files.")
     paths, made_here = expand(files), not dataset.exists()
-    if config.images and not Path(config.images).is_dir():
+    if config.images and not config.images.is_dir():
         raise UserError(f"images={config.images}: is no folder. Name the folder of the image files.")
     for table in TABLES:
         if table.name in config.tables:
@@ -121,7 +121,7 @@ def _import(paths: list[Path], dataset: Path, partial: Path, config: ImportConfi
                 f"plays/: {rows[PLAYS.name]:,} impressions that were {config.plays_from}, as plays at shown_at"
             )
         if config.images:
-            notes.append(_copy_images(Path(config.images), partial, dataset))
+            notes.append(_copy_images(config.images, partial, dataset))
     tables = tuple(made[table.name] for table in TABLES if table.name in made)
     ordered = {table.name: rows[table.name] for table in TABLES if table.name in rows}
     notes += [note for table in tables for note in table.notes]
