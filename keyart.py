@@ -27,6 +27,7 @@ from configs.terminal import (
 TYPE_CHECKING = False  # not typing's: jsonargparse executes the block under that, and every command would load torch
 if TYPE_CHECKING:
     from datamodules.contract.engines import EngineConfig
+    from datamodules.importing.config import ImportConfig
     from datamodules.prepare.prepare import PrepareConfig
     from datamodules.simulator.simulate import SimulateConfig
     from train.config import FitConfig
@@ -37,6 +38,7 @@ COMMANDS = {
     "demo": ("the whole pipeline on a simulated service, minutes on two CPU cores", "recipe"),
     "pipeline": ("the whole pipeline on a dataset: OUT/shards, run, bundle, scores, report", "recipe"),
     "simulate": ("a service with known truth: images, plays, impressions, true click probabilities", "simulate"),
+    "import": ("CSV, JSON lines or Parquet files of any columns -> a dataset's tables", "import"),
     "check": ("the contract, with every violation counted and shown", None),
     "prepare": ("raw tables -> shards", "prepare"),
     "embed": ("embeddings of images, or vectors of your own, into the shards, cached by content", "embed"),
@@ -60,18 +62,11 @@ def demo(*, out: Path = Path("keyart-demo"), seed: int = 0, settings: Recipe) ->
         out: Folder for the dataset and everything made from it.
         seed: Seed of the simulated service; another seed is another service.
     """
-    from datamodules.simulator.simulate import SimulateConfig, simulate_once
-    from evaluation.evaluate import policy_table
-    from pipeline import claimed_stages, print_simulated_truth, run_pipeline
+    from pipeline import run_demo
 
-    console, dataset = stderr_console(), out / "dataset"
-    with claimed_stages(dataset, out):
-        simulate_once(dataset, SimulateConfig(seed=seed), console)
-        report = run_pipeline(dataset, out, settings, console)
     output = stdout_console()
-    output.print(policy_table(report))
-    print_simulated_truth(report, out, dataset, output)
-    print_outputs(out, output, f"keyart pipeline {dataset} another-folder --fit.model.width 32")
+    run_demo(out, seed, settings, stderr_console(), output)
+    print_outputs(out, output, f"keyart pipeline {out / 'dataset'} another-folder --fit.model.width 32")
 
 
 def pipeline(dataset: Path, out: Path, *, settings: Recipe) -> None:
@@ -102,6 +97,20 @@ def simulate(out: Path, *, settings: SimulateConfig) -> None:
     print_next_command(f"{out} written", f"keyart pipeline {out} {out}-out")
 
 
+def import_(files: list[Path], dataset: Path, *, settings: ImportConfig) -> None:
+    """Write the tables that files of any columns hold into a dataset: CSV, JSON lines or Parquet, plain or gzipped.
+
+    Args:
+        files: Files, or folders of them.
+        dataset: Folder for the tables; a table that is there is never replaced.
+    """
+    from datamodules.importing.import_files import import_files, print_imported
+
+    imported = import_files(files, dataset, settings, stderr_console())
+    print_imported(imported, stdout_console())
+    print_next_command(f"{dataset}: {', '.join(imported.rows)} written", f"keyart check {dataset}")
+
+
 def check(dataset: Path, *, like: Path | None = None) -> int:
     """Check a dataset against the contract: every violation is counted, with the first offending rows and the remedy.
 
@@ -118,7 +127,7 @@ def check(dataset: Path, *, like: Path | None = None) -> int:
     check_report = check_dataset(dataset, tables=tables_with(load_context(like, remedy)) if like else TABLES)
     print_check_report(check_report, stdout_console())
     if check_report.ok:
-        print_next_command("", f"keyart pipeline {dataset} OUT")
+        print_next_command("", check_report.command)
     return 0 if check_report.ok else 1
 
 
@@ -379,7 +388,7 @@ def _run(name: str, words: list[str]) -> int:
     def command() -> int:
         from configs.arguments import RECIPES, parse
 
-        function, section = globals()[name], COMMANDS[name][1]
+        function, section = globals().get(name) or globals()[f"{name}_"], COMMANDS[name][1]  # import is a keyword
         recipe, called, arguments = RECIPES / "demo.yaml" if name == "demo" else None, name, words
         if name == "bench":
             from benchmarks import parse_command

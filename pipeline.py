@@ -20,7 +20,9 @@ from datamodules.prepare.prepare import prepare as prepare_shards
 from datamodules.prepare.prepare import shards_fingerprint
 from datamodules.shards.embedding_origin import EmbeddingOrigin
 from datamodules.shards.shard import EMBEDDING, MANIFEST, Shards
+from datamodules.simulator.simulate import SimulateConfig, simulate_once
 from evaluation.evaluate import evaluate as evaluate_scores
+from evaluation.evaluate import policy_table
 from evaluation.record.records import REPORT_FILE, REPORT_VERSION, Report, ReportExtras, ValueSections, read_report
 from evaluation.record.rows import DifferenceRow, IntervalColumns
 from evaluation.report.value_page import main_estimate
@@ -56,6 +58,16 @@ STAGE_MARKERS = {
     "report": REPORT_FILE,
 }
 """Folders that stages replace, with a file that each contains."""
+
+
+def run_demo(out: Path, seed: int, recipe: Recipe, console: Console, output: Console) -> None:
+    """Simulate the service of a seed in `out`, run the pipeline on it, and print what its true law says of the result."""
+    dataset = out / "dataset"
+    with claimed_stages(dataset, out):
+        simulate_once(dataset, SimulateConfig(seed=seed), console)
+        report = run_pipeline(dataset, out, recipe, console)
+    output.print(policy_table(report))
+    print_simulated_truth(report, out, dataset, output)
 
 
 def run_pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> Report:

@@ -156,11 +156,9 @@ def test_a_number_of_plays_that_a_request_does_not_have(run: Path, kind: str) ->
         expected = trained_answer(ranking.model, asked)
         np.testing.assert_array_equal(expected["appeal"], trained_answer(ranking.model, clamped)["appeal"])
     with torch.no_grad():
-        answers = [ranking(*(torch.from_numpy(asked[name]) for name in ranking.inputs)) for asked in (request, clamped)]
-        members = [
-            Member(ranking)(*(torch.from_numpy(asked[name]) for name in HISTORY)) for asked in (request, clamped)
-        ]
-    for one, other in [*zip(*answers, strict=True), *zip(*members, strict=True)]:
+        whole = Whole(ranking)
+        answers = [whole(*(torch.from_numpy(asked[name]) for name in whole.inputs)) for asked in (request, clamped)]
+    for one, other in zip(*answers, strict=True):
         assert torch.equal(one, other)
     for model in (graph, *(reduce_graph(graph, precision) for precision in ("fp16", "int8"))):
         for one, other in zip(*(answered(model, asked, OUTPUTS) for asked in (request, clamped)), strict=True):
