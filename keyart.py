@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.terminal import (
+    call_command,
     print_next_command,
     print_outputs,
     run_command,
@@ -379,25 +380,15 @@ def main(arguments: list[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"keyart: {words[0]}: unknown command. {suggest_command(words[0], COMMANDS)}", file=sys.stderr)
         return 2
-    return _run(words[0], words[1:])
+    function = globals().get(words[0]) or globals()[f"{words[0]}_"]  # import is a keyword
+    split = _split_bench if words[0] == "bench" else None
+    return run_command(words[0], partial(call_command, words[0], function, COMMANDS[words[0]][1], words[1:], split))
 
 
-def _run(name: str, words: list[str]) -> int:
-    """Parse the arguments of a command and call it; whatever a user can cause ends in one line."""
+def _split_bench(words: list[str]) -> tuple[str, type | None, list[str]]:
+    from benchmarks import parse_command
 
-    def command() -> int:
-        from configs.arguments import RECIPES, parse
-
-        function, section = globals().get(name) or globals()[f"{name}_"], COMMANDS[name][1]  # import is a keyword
-        recipe, called, arguments = RECIPES / "demo.yaml" if name == "demo" else None, name, words
-        if name == "bench":
-            from benchmarks import parse_command
-
-            called, section, arguments = parse_command(words)
-        parsed = parse(called, function, section, arguments, recipe)
-        return function(**({"settings": None} | parsed if name == "bench" else parsed)) or 0
-
-    return run_command(name, command)
+    return parse_command(words)
 
 
 def cli() -> int:
