@@ -25,7 +25,7 @@ from datamodules.importing.config import ImportConfig
 from datamodules.importing.mapping import ROW_NUMBER, TablePlan, entries_of, plan_tables
 from datamodules.importing.sources import Source, expand, literal, open_source, reading
 from datamodules.importing.table_sql import TableSql, candidates_sql, plays_sql, table_sql
-from foundation.atomic import exclusive_lock
+from foundation.atomic import claimed_folder
 from foundation.errors import UserError
 from foundation.progress import progress_bar
 
@@ -47,27 +47,24 @@ def import_files(files: list[Path], dataset: Path, config: ImportConfig, console
     """Write the tables that files hold into a dataset's folder. UserError, and nothing written, where a file cannot be read."""
     if dataset.exists() and not dataset.is_dir():
         raise UserError(f"{dataset}: is a file. The last word is the folder of the dataset, after the files.")
-    paths, made_here = expand(files), not dataset.exists()
+    paths = expand(files)
     if config.images and not config.images.is_dir():
         raise UserError(f"images={config.images}: is no folder. Name the folder of the image files.")
     for table in TABLES:
         if table.name in config.tables:
             _require_absent(table, dataset)
-    dataset.mkdir(parents=True, exist_ok=True)
     partial = dataset / ".import.partial"
-    try:
-        with exclusive_lock(dataset / ".import"):
+    with claimed_folder(dataset):
+        try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             (partial / "work").mkdir()
             (partial / "staged").mkdir()
             imported = _import(paths, dataset, partial, config, console)
             _put(partial, dataset)
-        return imported
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if made_here and not any(dataset.iterdir()):
-            dataset.rmdir()
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return imported
 
 
 def _require_absent(table: Table, dataset: Path) -> None:
