@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.terminal import (
+    call_command,
     print_next_command,
     print_outputs,
     run_command,
@@ -27,6 +28,7 @@ from configs.terminal import (
 TYPE_CHECKING = False  # not typing's: jsonargparse executes the block under that, and every command would load torch
 if TYPE_CHECKING:
     from datamodules.contract.engines import EngineConfig
+    from datamodules.importing.config import ImportConfig
     from datamodules.prepare.prepare import PrepareConfig
     from datamodules.simulator.simulate import SimulateConfig
     from train.config import FitConfig
@@ -37,6 +39,7 @@ COMMANDS = {
     "demo": ("the whole pipeline on a simulated service, minutes on two CPU cores", "recipe"),
     "pipeline": ("the whole pipeline on a dataset: OUT/shards, run, bundle, scores, report", "recipe"),
     "simulate": ("a service with known truth: images, plays, impressions, true click probabilities", "simulate"),
+    "import": ("CSV, JSON lines or Parquet files of any columns -> a dataset's tables", "import"),
     "check": ("the contract, with every violation counted and shown", None),
     "prepare": ("raw tables -> shards", "prepare"),
     "embed": ("embeddings of images, or vectors of your own, into the shards, cached by content", "embed"),
@@ -60,17 +63,11 @@ def demo(*, out: Path = Path("keyart-demo"), seed: int = 0, settings: Recipe) ->
         out: Folder for the dataset and everything made from it.
         seed: Seed of the simulated service; another seed is another service.
     """
-    from datamodules.simulator.simulate import SimulateConfig, simulate_once
-    from evaluation.evaluate import policy_table
-    from pipeline import print_simulated_truth, run_pipeline
+    from pipeline import run_demo
 
-    console, dataset = stderr_console(), out / "dataset"
-    simulate_once(dataset, SimulateConfig(seed=seed), console)
-    report = run_pipeline(dataset, out, settings, console)
     output = stdout_console()
-    output.print(policy_table(report))
-    print_simulated_truth(report, out, dataset, output)
-    print_outputs(out, output, f"keyart pipeline {dataset} another-folder --fit.model.width 32")
+    run_demo(out, seed, settings, stderr_console(), output)
+    print_outputs(out, output, f"keyart pipeline {out / 'dataset'} another-folder --fit.model.width 32")
 
 
 def pipeline(dataset: Path, out: Path, *, settings: Recipe) -> None:
@@ -101,6 +98,20 @@ def simulate(out: Path, *, settings: SimulateConfig) -> None:
     print_next_command(f"{out} written", f"keyart pipeline {out} {out}-out")
 
 
+def import_(files: list[Path], dataset: Path, *, settings: ImportConfig) -> None:
+    """Write the tables that files of any columns hold into a dataset: CSV, JSON lines or Parquet, plain or gzipped.
+
+    Args:
+        files: Files, or folders of them.
+        dataset: Folder for the tables; a table that is there is never replaced.
+    """
+    from datamodules.importing.import_files import import_files, print_imported
+
+    imported = import_files(files, dataset, settings, stderr_console())
+    print_imported(imported, stdout_console())
+    print_next_command(f"{dataset}: {', '.join(imported.rows)} written", f"keyart check {dataset}")
+
+
 def check(dataset: Path, *, like: Path | None = None) -> int:
     """Check a dataset against the contract: every violation is counted, with the first offending rows and the remedy.
 
@@ -117,7 +128,7 @@ def check(dataset: Path, *, like: Path | None = None) -> int:
     check_report = check_dataset(dataset, tables=tables_with(load_context(like, remedy)) if like else TABLES)
     print_check_report(check_report, stdout_console())
     if check_report.ok:
-        print_next_command("", f"keyart pipeline {dataset} OUT")
+        print_next_command("", check_report.command)
     return 0 if check_report.ok else 1
 
 
@@ -284,14 +295,17 @@ def recommend(bundle: Path, dataset: Path, out: Path, *, top: int = 10, before: 
         before: As of this date or time (ISO 8601, UTC), from the plays before it; default: from all plays.
     """
     from datamodules.contract.check import require_valid
+    from foundation.atomic import claimed_output
     from foundation.times import parse_time
     from serving.bundle.bundle import Bundle
+    from serving.scoring.recommend import RECOMMENDATIONS_FILE
     from serving.scoring.recommend import recommend as recommend_titles
 
     moment = None if before is None else parse_time("before", before)
     opened = Bundle.open(bundle)
-    require_valid(dataset, images=False)
-    recommend_titles(opened, dataset, out, top=top, before=moment, console=stderr_console())
+    with claimed_output(out, RECOMMENDATIONS_FILE, dataset=dataset, sources=[bundle]):
+        require_valid(dataset, images=False)
+        recommend_titles(opened, dataset, out, top=top, before=moment, console=stderr_console())
     print_next_command(f"{out} written", f"keyart score {bundle} {dataset} SCORES")
 
 
@@ -366,25 +380,15 @@ def main(arguments: list[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"keyart: {words[0]}: unknown command. {suggest_command(words[0], COMMANDS)}", file=sys.stderr)
         return 2
-    return _run(words[0], words[1:])
+    function = globals().get(words[0]) or globals()[f"{words[0]}_"]  # import is a keyword
+    split = _split_bench if words[0] == "bench" else None
+    return run_command(words[0], partial(call_command, words[0], function, COMMANDS[words[0]][1], words[1:], split))
 
 
-def _run(name: str, words: list[str]) -> int:
-    """Parse the arguments of a command and call it; whatever a user can cause ends in one line."""
+def _split_bench(words: list[str]) -> tuple[str, type | None, list[str]]:
+    from benchmarks import parse_command
 
-    def command() -> int:
-        from configs.arguments import RECIPES, parse
-
-        function, section = globals()[name], COMMANDS[name][1]
-        recipe, called, arguments = RECIPES / "demo.yaml" if name == "demo" else None, name, words
-        if name == "bench":
-            from benchmarks import parse_command
-
-            called, section, arguments = parse_command(words)
-        parsed = parse(called, function, section, arguments, recipe)
-        return function(**({"settings": None} | parsed if name == "bench" else parsed)) or 0
-
-    return run_command(name, command)
+    return parse_command(words)
 
 
 def cli() -> int:

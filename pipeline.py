@@ -5,6 +5,8 @@ starts again from a clean folder.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,18 +19,21 @@ from datamodules.prepare.counts import summary
 from datamodules.prepare.prepare import prepare as prepare_shards
 from datamodules.prepare.prepare import shards_fingerprint
 from datamodules.shards.embedding_origin import EmbeddingOrigin
-from datamodules.shards.shard import Shards
+from datamodules.shards.shard import EMBEDDING, MANIFEST, Shards
+from datamodules.simulator.simulate import SimulateConfig, simulate_once
 from evaluation.evaluate import evaluate as evaluate_scores
+from evaluation.evaluate import policy_table
 from evaluation.record.records import REPORT_FILE, REPORT_VERSION, Report, ReportExtras, ValueSections, read_report
 from evaluation.record.rows import DifferenceRow, IntervalColumns
 from evaluation.report.value_page import main_estimate
 from export.export import EmbeddedArtworks
 from export.export import export as export_bundle
 from export.parity import compare
-from foundation.atomic import atomic_file, restore_replaced
+from foundation.atomic import atomic_file, claimed_folder, claimed_output, restore_replaced
 from foundation.context import context_features, features_to_json
 from foundation.errors import UserError
 from foundation.fingerprint import files_fingerprint, fingerprint
+from foundation.output_path import require_folder, require_output
 from models.content_towers import ArtworkEmbedding
 from serving.bundle.bundle import Bundle
 from serving.bundle.metadata import BUNDLE_FILE, BUNDLE_VERSION, Estimate, EvaluatedPolicy, Evaluation, RunOrigin
@@ -45,6 +50,25 @@ from train.fit import fit as fit_ranker
 from train.recipe import Recipe
 from train.run import Run
 
+STAGE_MARKERS = {
+    "shards": MANIFEST,
+    f"shards/{EMBEDDING}": EMBEDDING_RECORD,
+    "bundle": BUNDLE_FILE,
+    "scores": SCORES_FILE,
+    "report": REPORT_FILE,
+}
+"""Folders that stages replace, with a file that each contains."""
+
+
+def run_demo(out: Path, seed: int, recipe: Recipe, console: Console, output: Console) -> None:
+    """Simulate the service of a seed in `out`, run the pipeline on it, and print what its true law says of the result."""
+    dataset = out / "dataset"
+    with claimed_stages(dataset, out):
+        simulate_once(dataset, SimulateConfig(seed=seed), console)
+        report = run_pipeline(dataset, out, recipe, console)
+    output.print(policy_table(report))
+    print_simulated_truth(report, out, dataset, output)
+
 
 def run_pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> Report:
     """Every stage in order, each skipped where its own fingerprint says that nothing changed; returns the report."""
@@ -54,6 +78,21 @@ def run_pipeline(dataset: Path, out: Path, recipe: Recipe, console: Console) -> 
             "prepare.drop_invalid: the pipeline scores and evaluates the log itself, which must be valid as it is. "
             f"Leave the rows out of {dataset}, or call keyart prepare, embed and fit one by one."
         )
+    with claimed_stages(dataset, out):
+        return _run_stages(dataset, out, recipe, console)
+
+
+@contextmanager
+def claimed_stages(dataset: Path, out: Path) -> Iterator[None]:
+    """Claim the pipeline's folder; UserError where another process has, or where the folder of a stage cannot be written."""
+    with claimed_folder(out, dataset=dataset):
+        for name, marker in STAGE_MARKERS.items():
+            require_output(out / name, marker, dataset=dataset)
+        require_folder(out / "run", dataset=dataset)
+        yield
+
+
+def _run_stages(dataset: Path, out: Path, recipe: Recipe, console: Console) -> Report:
     shards, run, bundle_folder, scores, report_folder = (
         out / n for n in ("shards", "run", "bundle", "scores", "report")
     )
@@ -119,6 +158,7 @@ def export_run(
     run: Path, out: Path, console: Console, fingerprint: str | None = None, *, reduced: bool = True
 ) -> Bundle:
     """Export a run's bundle. `reduced`: with reduced-precision graphs too, tested on the run's own shards if they still exist."""
+    require_output(out, BUNDLE_FILE, sources=[run])
     opened = Run.open(run)
     config = opened.config
     images, embedding = embedded_artworks(run)
@@ -169,13 +209,15 @@ def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: b
 
     `record`: whether to write the verdict into the bundle; a UserError for a run, and where the dataset breaks the contract.
     """
-    restore_replaced(source.resolve())
+    restore_replaced(source)
     is_bundle = (source / BUNDLE_FILE).is_file()
     if record and not is_bundle:
         raise UserError(
             f"{source}: is not a bundle; only a bundle records a verdict. Leave --record out, or export the run first."
         )
-    with TemporaryDirectory() as folder:
+    if record:
+        require_output(source, BUNDLE_FILE)
+    with claimed_output(out, REPORT_FILE, dataset=dataset, sources=[source]), TemporaryDirectory() as folder:
         work = Path(folder)
         bundle = Bundle.open(source) if is_bundle else export_run(source, work / "bundle", console, reduced=False)
         since = bundle.test_from

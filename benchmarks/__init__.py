@@ -59,9 +59,12 @@ def run(settings: Any, json: Path | None, progress: Console, output: Console) ->
     `json`."""
     from benchmarks.table import print_table, write_json
     from foundation.errors import UserError
+    from foundation.output_path import require_file
 
     if json is not None and (json.is_dir() or not json.parent.is_dir()):
         raise UserError(f"json={json}: cannot be written. Name a file in an existing folder.")
+    if json is not None:
+        require_file(json)
     chosen = [load(name).Config() for name in BENCHMARKS] if settings is None else [settings]
     rows = []
     for config in chosen:

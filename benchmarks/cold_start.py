@@ -25,7 +25,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks.table import OURS, Row
@@ -36,15 +35,16 @@ from datamodules.shards.vocabulary import Vocabulary
 from datamodules.simulator.simulate import SimulateConfig, simulate
 from evaluation.audits.attribution import lift_row
 from evaluation.logs.log_slices import plays_before, read_impression_attributes
-from evaluation.logs.logged_impressions import Outcomes, read_outcomes
-from evaluation.logs.policies import best_fixed_choice
+from evaluation.logs.logged_impressions import read_outcomes
+from evaluation.logs.policies import best_fixed, uniform
 from evaluation.logs.scored_log import ScoredLog, read_scored_log
 from evaluation.off_policy.intervals import Members
-from evaluation.off_policy.valuation import PolicyProbabilities, importance_weights
+from evaluation.off_policy.valuation import importance_weights
 from evaluation.period import newest_shares
 from evaluation.value import to_bandit_log
 from export.export import EmbeddedArtworks, export
 from foundation.errors import UserError
+from foundation.lists import Lists
 from models.content_towers import ArtworkEmbedding
 from models.two_tower import Content, TwoTower
 from serving.bundle.bundle import Bundle
@@ -141,7 +141,7 @@ def run_seed(
     hold_out(dataset, work / "without", since, titles, artworks)
     drop_plays(dataset, work / "bare")
     logs: dict[str, ScoredLog] = {}
-    new_member_policies: dict[str, NDArray] = {}
+    new_member_policies: dict[str, Lists] = {}
     bundles = {
         subject: trained(log, work / subject, recipe, seed)
         for subject, log in ((OURS, work / "without"), (SEEN, dataset))
@@ -151,49 +151,45 @@ def run_seed(
         scored, bare = (
             _scored(bundle, log, work / subject / f"scores-{log.name}", since) for log in (dataset, work / "bare")
         )
-        selected = np.flatnonzero(scored.mask_NK.sum(1) > 1)
+        selected = np.flatnonzero(scored.width > 1)
         order = selected[np.argsort(scored.member[selected], kind="stable")]
-        logs[subject], new_member_policies[subject] = scored.take(order), bare.policy_NK[order]
+        logs[subject], new_member_policies[subject] = scored.take(order), bare.policy_NK.take(order)
     log = logs[OURS]
     attributes = read_impression_attributes(dataset, log, since)
     new_title = np.asarray(pc.is_in(attributes.title, value_set=titles))
-    new_A = np.append(np.asarray(pc.is_in(log.artworks, value_set=artworks)), False)
-    new_artwork = new_A[log.artwork_NK].any(1) & ~new_title
+    new_A = np.asarray(pc.is_in(log.artworks, value_set=artworks))
+    new_artwork = log.artwork_NK.like(new_A[log.artwork_NK.values_C]).reduce(np.logical_or) & ~new_title
     no_plays = plays_before(dataset, log.shown_at, attributes.member) == 0
     known = ~new_title & ~new_artwork & ~no_plays
     masks = {"known": known, "new artwork": new_artwork, "new title": new_title, "new member": known}
     outcomes = read_outcomes(work / "without", since)
     policies = {subject: scored.policy_NK for subject, scored in logs.items()}
     if outcomes is not None:
-        policies[BEST_PER_TITLE] = _certain(log, outcomes)
+        policies[BEST_PER_TITLE] = best_fixed(log, outcomes)
     for group, at in masks.items():
         if at.sum() < MIN_IMPRESSIONS:
             continue
         group_policies = policies | new_member_policies if group == "new member" else policies
         for subject, figure in _figures(
-            log.where(at), {name: p_NK[at] for name, p_NK in group_policies.items()}
+            log.where(at), {name: p_NK.take(np.flatnonzero(at)) for name, p_NK in group_policies.items()}
         ).items():
             yield group, subject, figure, int(at.sum())
 
 
-def _certain(log: ScoredLog, outcomes: Outcomes) -> NDArray:
-    """The policy of the best artwork per title, (N, K), learned from the log without the held-out ones."""
-    chosen_N = best_fixed_choice(log, outcomes)
-    return (np.arange(log.mask_NK.shape[1]) == chosen_N[:, None]).astype(float)
-
-
-def _figures(log: ScoredLog, policies: dict[str, NDArray]) -> dict[str, float]:
+def _figures(log: ScoredLog, policies: dict[str, Lists]) -> dict[str, float]:
     """By policy, captured lift by the truth, or the lift over uniform in percent."""
-    uniform_NK = log.mask_NK / log.mask_NK.sum(1, keepdims=True)
+    uniform_NK = uniform(log)
     if log.true_click_NK is not None:
         truth_NK = log.true_click_NK
-        base, best = float((uniform_NK * truth_NK).sum(1).mean()), float(truth_NK.max(1).mean())
-        return {
-            name: (float((p_NK * truth_NK).sum(1).mean()) - base) / (best - base) for name, p_NK in policies.items()
+        best = float(truth_NK.reduce(np.maximum).mean())
+        true = {
+            name: float(truth_NK.like(p_NK.values_C * truth_NK.values_C).sums().mean())
+            for name, p_NK in (policies | {"": uniform_NK}).items()
         }
+        return {name: (true[name] - true[""]) / (best - true[""]) for name in policies}
     arrays, _ = to_bandit_log(log)
     weighted_log = importance_weights(
-        arrays, {name: _rows_of(p_NK) for name, p_NK in (policies | {"uniform": uniform_NK}).items()}
+        arrays, {name: p_NK.__getitem__ for name, p_NK in (policies | {"uniform": uniform_NK}).items()}
     )
     members = Members.of(arrays.member_N)
     ones = np.ones(len(log))
@@ -203,10 +199,6 @@ def _figures(log: ScoredLog, policies: dict[str, NDArray]) -> dict[str, float]:
         relative = lift_row(*sides)["relative"]
         lifts[name] = float("nan") if relative is None else 100 * relative
     return lifts
-
-
-def _rows_of(policy_NK: NDArray) -> PolicyProbabilities:
-    return lambda rows: policy_NK[rows]
 
 
 def trained(log: Path, work: Path, recipe: Recipe, seed: int) -> Bundle:

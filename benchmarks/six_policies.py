@@ -12,6 +12,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from datamodules.contract.tables import IMPRESSIONS
+from evaluation.logs.policies import uniform
 from evaluation.logs.scored_log import read_scored_log
 from evaluation.off_policy.valuation import LOGGED, PolicyProbabilities, value_policies
 from evaluation.value import to_bandit_log
@@ -42,11 +43,11 @@ def main(dataset: Path, scores: Path) -> None:
     scored = read_scored_log(dataset, scores, None)
     scored = scored.take(np.argsort(scored.member, kind="stable"))
     log, _ = to_bandit_log(scored)
-    uniform_N = 1 / scored.mask_NK.sum(1)
+    even_NK = uniform(scored)
 
     def mixture(share: float) -> PolicyProbabilities:
         """The scored policy, with a share of the uniform one."""
-        return lambda rows: (1 - share) * scored.policy_NK[rows] + share * scored.mask_NK[rows] * uniform_N[rows, None]
+        return lambda rows: (1 - share) * scored.policy_NK[rows] + share * even_NK[rows]
 
     policies: dict[str, PolicyProbabilities | None] = {
         "scored": mixture(0.0),

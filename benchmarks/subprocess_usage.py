@@ -30,7 +30,8 @@ began = time.perf_counter()
 process = subprocess.Popen(sys.argv[2:], stdout=subprocess.DEVNULL)
 _, status, usage = os.wait4(process.pid, 0)
 seconds = time.perf_counter() - began
-usage = [seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status)]
+unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
+usage = [seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit, os.waitstatus_to_exitcode(status)]
 open(sys.argv[1], "w").write(json.dumps(usage))
 """
 """A small process in between: memory that a process held before it started another program counts as the other's too."""

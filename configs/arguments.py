@@ -17,12 +17,13 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from rich.text import Text
 
+from configs.paths import local_path
 from foundation.errors import UserError
 from train.plugins import ClassSpec
 
 RECIPES = Path(__file__).parent
-NO_RECIPES = ("engine",)
-"""Sections that are not part of a recipe, because they change no result: the resources that a command may use."""
+NO_RECIPES = ("engine", "import")
+"""Sections that are not part of a recipe: the resources that a command may use, which change no result, and what files hold."""
 
 
 def section_class(section: str) -> type:
@@ -35,7 +36,9 @@ def section_class(section: str) -> type:
         from train.embed_config import EmbedConfig as Section
     elif section == "fit":
         from train.config import FitConfig as Section
-    elif section in NO_RECIPES:
+    elif section == "import":
+        from datamodules.importing.config import ImportConfig as Section
+    elif section == "engine":
         from datamodules.contract.engines import EngineConfig as Section
     else:
         from train.recipe import Recipe as Section
@@ -53,6 +56,9 @@ def parse(
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(prog=f"keyart {name}", description=_summary(function), exit_on_error=False)
     parser.add_function_arguments(function, as_positional=True, skip={"settings"} if section else set())
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) == list[Path]:
+            action.metavar = f"{action.dest.upper()} ..."
     class_ = section_class(section) if isinstance(section, str) else section
     of_recipe = section if isinstance(section, str) and section not in NO_RECIPES else None
     if of_recipe:
@@ -127,23 +133,31 @@ def renamed(path: str, known: Callable[[str], bool]) -> str:
 
 SPECS = (bool | list[ClassSpec], list[ClassSpec])
 """Types of options whose values are classes."""
+PATHS = (Path, Path | None)
 LISTS = (list[str], list[str] | None, list[int], list[float])
 
 
 def _normalised(words: list[str], parser: ArgumentParser) -> list[str]:
-    """The words in the parser's form: underscores for dashes, `true` after a bare flag, lists as `1,2` or option by option."""
+    """The words in the parser's form: underscores for dashes, `true` after a bare flag, lists as `1,2` or option by option.
+
+    Where the first positional argument is a list, it takes all positional words but those that the others need.
+    """
     known = parser._option_string_actions
     normalised: list[str] = []
     lists: dict[str, list[str]] = {}
     of_specs = [name for name, action in known.items() if getattr(action, "_typehint", None) in SPECS]
     spec_options = [name for name in of_specs if not name.endswith((".help", "+"))]
     specs: dict[str, _Specs] = {}
+    positional: list[str] = []
     left = list(words)
     while left:
         word = left.pop(0)
         name, equals, value = word.partition("=")
         if not name.startswith("--"):
-            normalised.append(word)
+            if word in known:
+                normalised.append(word)
+            else:
+                positional.append(local_path(word))
             continue
         name = name if name in known else "--" + name[2:].replace("-", "_")
         name = ALIASES.get(name, name)
@@ -167,7 +181,18 @@ def _normalised(words: list[str], parser: ArgumentParser) -> list[str]:
             else:
                 normalised.append(f"{name}={value}" if value.startswith("[") else f"{name}=[{value}]")
         else:
+            if not equals and name in known and known[name].nargs is None and left and not left[0].startswith("--"):
+                equals, value = "=", left.pop(0)
+            if type_ in PATHS and equals:
+                value = local_path(value)
             normalised.append(f"{name}{equals}{value}")
+    taking = [action for action in parser._actions if not action.option_strings and action.dest != "config"]
+    many = len(positional) - len(taking) + 1
+    if taking and getattr(taking[0], "_typehint", None) == list[Path] and positional:
+        if many < 1:
+            raise UserError(f"{' '.join(positional)}: give {' ... '.join(action.dest.upper() for action in taking)}.")
+        positional[:many] = [json.dumps(positional[:many])]
+    normalised = [*positional, *normalised]
     gathered = lists | {name: given.value for name, given in specs.items()}
     return [*normalised, *(f"{name}={json.dumps(values)}" for name, values in gathered.items())]
 
@@ -265,9 +290,9 @@ def _config_path(words: list[str]) -> Path | None:
     """The file after `--config`, read before the rest because it sets their defaults."""
     for index, word in enumerate(words):
         if word == "--config" and index + 1 < len(words):
-            return Path(words[index + 1])
+            return Path(local_path(words[index + 1]))
         if word.startswith("--config="):
-            return Path(word.partition("=")[2])
+            return Path(local_path(word.partition("=")[2]))
     return None
 
 

@@ -18,6 +18,9 @@ TYPE_CHECKING = False  # not typing's: see keyart.py
 if TYPE_CHECKING:
     from rich.console import Console
 
+RESUMING = ("fit", "pipeline", "demo")
+"""Commands that continue what they finished before, when they are called again; all others begin anew."""
+
 
 def print_outputs(out: Path, to: Console, command: str) -> None:
     """Print what the pipeline wrote, and the next command."""
@@ -79,6 +82,10 @@ def undecodable_word(words: Iterable[str]) -> str | None:
     return None
 
 
+SIGPIPE = 13
+"""POSIX's number of the signal that ends a program whose output nobody reads."""
+
+
 def run_process(main: Callable[[], int]) -> int:
     """Run the command line in a process of its own, which does not collect garbage while libraries load, nor at exit."""
     gc.set_threshold(100_000, 50, 50)
@@ -86,23 +93,50 @@ def run_process(main: Callable[[], int]) -> int:
     if problem := undecodable_word(sys.argv[1:]):
         print(f"keyart: {problem}", file=sys.stderr)
         return 1
-    code = main()
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read what is printed, `head` say, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + SIGPIPE
     if "torch" not in sys.modules:  # torch's compiler counts remaining objects at exit, and complains
         gc.freeze()
     return code
+
+
+SplitWords = Callable[[list[str]], tuple[str, type | None, list[str]]]
+"""Words of a command that has commands of its own -> the full name of the one, its section of a recipe, and its words."""
+
+
+def call_command(
+    name: str,
+    function: Callable[..., int | None],
+    section: str | type | None,
+    words: list[str],
+    split: SplitWords | None = None,
+) -> int:
+    """Parse a command's words by its parameters and the section of a recipe that it has, call it, and return its exit code."""
+    from configs.arguments import RECIPES, parse
+
+    called, section, words = (name, section, words) if split is None else split(words)
+    parsed = parse(called, function, section, words, RECIPES / "demo.yaml" if name == "demo" else None)
+    return function(**({} if split is None else {"settings": None}) | parsed) or 0
 
 
 def run_command(name: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code: 1 where an input cannot be used or it failed, 130 where it was interrupted."""
     try:
         return command()
+    except BrokenPipeError:
+        raise
     except UserError as error:
         print(f"keyart {name}: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, Exception) as error:
         # a query of DuckDB ends on Ctrl-C with an error of its own
         if not isinstance(error, KeyboardInterrupt) and "Query interrupted" not in str(error):
-            print(f"keyart {name}: {describe_fault(error)}", file=sys.stderr)
+            print(f"keyart {name}: {describe_fault(error, resumes=name in RESUMING)}", file=sys.stderr)
             return 1
-        print(f"keyart {name}: interrupted; no partial output. Re-run the same command to resume.", file=sys.stderr)
+        again = "Re-run the same command to resume." if name in RESUMING else "Run the command again."
+        print(f"keyart {name}: interrupted; no partial output. {again}", file=sys.stderr)
         return 130

@@ -31,8 +31,9 @@ from evaluation.record.rows import finite_or_none
 from evaluation.report.evaluation_page import render
 from evaluation.report.value_page import main_estimate
 from evaluation.value import value_cell, value_sections
-from foundation.atomic import atomic_folder
+from foundation.atomic import atomic_folder, claimed_output
 from foundation.errors import UserError
+from foundation.lists import Lists
 
 LABELS = {
     "uniform": "uniform: any artwork, equally likely",
@@ -66,14 +67,26 @@ def evaluate(
     `notes` (heading -> text) go into the record and on the page, `extra` into the record only. UserError as
     `read_scored_log`, and where no impression has two candidates; ValueError where `since` has no time zone.
     """
+    with claimed_output(out, REPORT_FILE, dataset=dataset, sources=[scores]):
+        report = _report(dataset, scores, since, scored_name, notes or {}, extra or ReportExtras())
+        with atomic_folder(out, marker=REPORT_FILE) as folder:
+            (folder / "report.html").write_text(render(report, dataset), encoding="utf-8")
+            write_report(folder, report)
+    return report
+
+
+def _report(
+    dataset: Path, scores: Path, since: datetime, scored_name: str, notes: dict[str, str], extra: ReportExtras
+) -> Report:
+    """The record of an evaluation."""
     everything = read_scored_log(dataset, scores, since)
-    log = everything.where(everything.mask_NK.sum(1) > 1)
+    log = everything.where(everything.width > 1)
     if not len(log):
         raise UserError(
             f"{dataset}/impressions: no impression since {since} offered two artworks, so there was nothing to choose. "
             "Name another period."
         )
-    notes = dict(notes or {})
+    notes = dict(notes)
     policies = {"uniform": uniform(log)}
     audit_inputs = AuditInputs.read(dataset, scores, since)
     if audit_inputs.past is None:
@@ -87,15 +100,15 @@ def evaluate(
         rewards["engaged"] = (log.engaged, log.true_engaged_NK)
     rows: list[PolicyRow] = []
     for reward, (_, truth_NK) in rewards.items():
-        policy_arrays: dict[str, NDArray | None] = dict(policies)
+        policy_arrays: dict[str, Lists | None] = dict(policies)
         # its true value is known where the propensities of all candidates are
-        policy_arrays["logged"] = None if np.isnan(log.propensity_NK).any() else log.propensity_NK
+        policy_arrays["logged"] = None if np.isnan(log.propensity_NK.values_C).any() else log.propensity_NK
         if truth_NK is not None:
-            policy_arrays["best_possible"] = greedy(truth_NK, log)
+            policy_arrays["best_possible"] = greedy(truth_NK)
         for policy in (name for name in labels if name in policy_arrays):
             true_value = _mean_under(policy_arrays[policy], truth_NK)
             rows.append({"policy": policy, "label": labels[policy], "reward": reward, "true_value": true_value})
-    report: Report = {
+    return {
         "schema_version": REPORT_VERSION,
         "scored": scored_name,
         "since": since.astimezone(UTC).isoformat(),
@@ -110,12 +123,8 @@ def evaluate(
         "value": value_sections(log, audit_inputs),
         **fit_metrics(everything),
         "notes": notes,
-        **(extra or ReportExtras()),
+        **extra,
     }
-    with atomic_folder(out, marker=REPORT_FILE) as folder:
-        (folder / "report.html").write_text(render(report, dataset), encoding="utf-8")
-        write_report(folder, report)
-    return report
 
 
 def _not_randomised(log: ScoredLog, reward: str, reward_N: NDArray) -> NotRandomisedRow:
@@ -133,8 +142,10 @@ def _not_randomised(log: ScoredLog, reward: str, reward_N: NDArray) -> NotRandom
     }
 
 
-def _mean_under(policy_NK: NDArray | None, truth_NK: NDArray | None) -> float | None:
-    return None if policy_NK is None or truth_NK is None else float((policy_NK * truth_NK).sum(1).mean())
+def _mean_under(policy_NK: Lists | None, truth_NK: Lists | None) -> float | None:
+    if policy_NK is None or truth_NK is None:
+        return None
+    return float(policy_NK.like(policy_NK.values_C * truth_NK.values_C).sums().mean())
 
 
 def _captured_lift(rows: list[PolicyRow]) -> float | None:

@@ -18,7 +18,6 @@ from typing import Literal
 
 import numpy as np
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -27,7 +26,7 @@ from evaluation.audits.audit import AuditInputs, audit
 from evaluation.logs.log_checks import calibration, drift, period_row
 from evaluation.logs.logged_impressions import Outcomes
 from evaluation.logs.logging_policies import mixture_propensities
-from evaluation.logs.policies import best_fixed_choice
+from evaluation.logs.policies import best_fixed_choice, uniform
 from evaluation.logs.scored_log import ScoredLog, read_scored_log
 from evaluation.off_policy.intervals import DRAWS
 from evaluation.off_policy.valuation import (
@@ -42,8 +41,9 @@ from evaluation.period import Period, SplitTimes, split_times
 from evaluation.record.records import VALUE_FILE, VALUE_VERSION, ValueRecord, ValueSections, write_value
 from evaluation.record.rows import DifferenceRow, DriftRow, EstimateRow, Estimates, PeriodRow, VerdictRow
 from evaluation.report.value_page import main_estimate, value_page
-from foundation.atomic import atomic_folder, require_replaceable
+from foundation.atomic import atomic_folder, claimed_output
 from foundation.errors import UserError
+from foundation.output_path import require_output
 from foundation.progress import progress_bar
 
 VALUE_PAGE = "value.html"
@@ -80,7 +80,8 @@ def value(
     validation or all, by the split times of `split_times`. UserError as `split_times` and `read_scored_log`, and where no
     impression has two candidates.
     """
-    require_replaceable(out, VALUE_FILE)
+    sources = [path for path in (scores, base, like) if path is not None]
+    require_output(out, VALUE_FILE, dataset=dataset, sources=sources)
     console = console or Console(quiet=True)
     if like is not None and period == "all":
         raise UserError(
@@ -102,21 +103,21 @@ def value(
             if_missing=if_missing,
         )
 
-    with progress_bar(console) as progress:
+    with claimed_output(out, VALUE_FILE), progress_bar(console) as progress:
         task = progress.add_task("value: read the log", total=PROGRESS_STEPS)
 
         def step(words: str) -> None:
             progress.update(task, description=f"value: {words}", advance=1)
 
         everything = read(scores)
-        eligible = everything.mask_NK.sum(1) > 1
+        eligible = everything.width > 1
         other = None if base is None else read(base)
         if other is not None:
             index_N = np.asarray(
                 pc.fill_null(pc.index_in(everything.impression_id, value_set=other.impression_id), -1), np.int64
             )
             in_base = index_N >= 0
-            everything.policies["base"] = other.policy_NK[np.maximum(index_N, 0)]
+            everything.policies["base"] = other.policy_NK.take(np.maximum(index_N, 0))
             uncompared = int((~in_base).sum())
             eligible &= in_base
         else:
@@ -199,8 +200,8 @@ def value_sections(
     log, weights = to_bandit_log(scored)
     all_propensities = log.propensity_NK is not None
     notes = [] if all_propensities else [SHOWN_ALONE]
-    calibrated = calibration(scored.propensity_NK, scored.mask_NK, scored.shown) if all_propensities else None
-    uniform_N = 1 / scored.mask_NK.sum(1)
+    calibrated = calibration(scored.propensity_NK, scored.shown) if all_propensities else None
+    uniform_N = 1 / scored.width
     drifts = {
         reward: drift(reward_N, uniform_N / log.propensity_N, scored.shown_at, log.member_N)
         for reward, reward_N in log.reward.items()
@@ -208,18 +209,17 @@ def value_sections(
     all_doubts = (calibrated.doubt if calibrated else "", *(doubt for _, doubt in drifts.values()))
     doubts = tuple(doubt for doubt in all_doubts if doubt)
     policies: dict[str, PolicyProbabilities | None] = {
-        "scored": lambda rows: scored.policy_NK[rows],
-        "uniform": lambda rows: scored.mask_NK[rows] * uniform_N[rows, None],
-        LOGGED: (lambda rows: scored.propensity_NK[rows]) if all_propensities else None,
+        "scored": scored.policy_NK.__getitem__,
+        "uniform": uniform(scored).__getitem__,
+        LOGGED: scored.propensity_NK.__getitem__ if all_propensities else None,
     }
     fixed_N = None
     if audit_inputs.past is None:
         notes.append(NO_PAST)
     else:
         fixed_N = best_fixed_choice(scored, audit_inputs.past)
-        policies["best_fixed"] = _fixed_policy(fixed_N, scored.mask_NK.shape[1])
-    for name, policy_NK in scored.policies.items():
-        policies[name] = _array_policy(policy_NK)
+        policies["best_fixed"] = scored.artwork_NK.one_hot(fixed_N).__getitem__
+    policies |= {name: policy_NK.__getitem__ for name, policy_NK in scored.policies.items()}
     step("weigh the policies")
     weighted_log = importance_weights(log, policies)
     step(f"{len(log):,} impressions by every estimator, {DRAWS:,} draws of the members")
@@ -253,7 +253,7 @@ def value_sections(
 
 def to_bandit_log(scored: ScoredLog) -> tuple[BanditLog, str]:
     """Convert a scored log, ordered by member, for the estimators; and which propensities its weights divide by, in words."""
-    all_propensities = not np.isnan(scored.propensity_NK).any()
+    all_propensities = not np.isnan(scored.propensity_NK.values_C).any()
     mixed_NK = mixture_propensities(scored.propensity_NK, scored.artwork_NK, scored.logging_policy)
     propensity_NK = scored.propensity_NK if mixed_NK is None else mixed_NK
     log = BanditLog(
@@ -281,15 +281,6 @@ def _before_period(past: Outcomes | None, reward: str) -> list[tuple[Literal["be
         return []
     weight_N = 1 / (past.width * past.propensity)
     return [("before", period_row(*(v[order] for v in (reward_N, weight_N, past.shown_at, past.member))))]
-
-
-def _fixed_policy(chosen_N: NDArray[np.integer], width: int) -> PolicyProbabilities:
-    """The deterministic policy that chooses index `chosen_N` among `width` candidates."""
-    return lambda rows: (np.arange(width) == chosen_N[rows, None]).astype(float)
-
-
-def _array_policy(policy_NK: NDArray) -> PolicyProbabilities:
-    return lambda rows: policy_NK[rows]
 
 
 def _headline(estimates: Estimates) -> VerdictRow:

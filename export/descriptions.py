@@ -12,7 +12,11 @@ DESCRIPTIONS = {
     "history_title": ("int64", "(N, T)", "title rows of the last plays, oldest first, on the right padded with 0"),
     "history_artwork": ("int64", "(N, T)", "artwork rows they were clicked through, 0 where not known"),
     "history_watched": ("float32", "(N, T)", "fraction watched, 0 .. 1, NaN where not known"),
-    "history_length": ("int64", "(N,)", "plays in the history, 0 .. T; T at most `history_length`, at least 1"),
+    "history_length": (
+        "int64",
+        "(N,)",
+        "plays in the history, clamped to 0 .. T; T at least 1, at most `history_length`",
+    ),
     "play_count": ("int64", "(N,)", "plays of the member so far, those not among history_* included"),
     "title": ("int64", "(N,)", "title row"),
     "artworks": ("int64", "(N, K)", "candidates: artwork rows, padded with 0"),

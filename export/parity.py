@@ -19,6 +19,7 @@ from datamodules.shards.vocabulary import Vocabularies
 from foundation.errors import UserError
 from models.content_towers import ARTWORK_OUTPUTS, TITLE_OUTPUTS, ArtworkVectors, TitleVectors
 from models.context import zero_context
+from models.history import given_plays
 from models.ranking import OUTPUTS
 from models.two_tower import TwoTower
 from models.types import ArtworkEncoding, States, TitleEncoding
@@ -61,7 +62,7 @@ def trained_answer(model: TwoTower, request: dict[str, np.ndarray]) -> dict[str,
     What the title's artworks share is the mean of their appeal, of each by itself.
     """
     given = {name: torch.from_numpy(values) for name, values in request.items()}
-    length_N, title_N = given["history_length"], given["title"]
+    length_N, title_N = given_plays(given["history_length"], given["history_title"]), given["title"]
     member_N = torch.arange(len(title_N))
     history = (given["history_title"], given["history_artwork"], given["history_watched"])
     states = model.states(*history)

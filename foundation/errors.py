@@ -4,21 +4,26 @@ import os
 import sys
 
 UTF8_REMEDY = "Put PYTHONUTF8=1 before the command, or set LC_ALL=C.UTF-8."
+KEPT = "Finished work is kept; once the cause is gone, the same command resumes."
+NOTHING_KEPT = "No partial output; once the cause is gone, run the command again."
 DISK_FULL_PHRASES = ("No space left", "File too large", "Disk quota", "not enough space", "requested and")
 """Phrases by which the system and libraries report a full disk; numpy says `N requested and M written`."""
 
 
-def describe_fault(error: BaseException) -> str:
-    """One line with the error and its remedy; the error is re-raised where KEYART_TRACEBACK is set."""
+def describe_fault(error: BaseException, *, resumes: bool) -> str:
+    """One line with the error and its remedy; the error is re-raised where KEYART_TRACEBACK is set.
+
+    `resumes`: whether the command continues what it finished before, when it is called again.
+    """
     if os.environ.get("KEYART_TRACEBACK"):
         raise error
     message = " ".join(str(error).split())[:300]
     if any(words in message for words in DISK_FULL_PHRASES):
-        remedy = "The disk is full: free some space. No partial output; re-run the same command to resume."
+        remedy = f"The disk is full: free some space. {KEPT if resumes else NOTHING_KEPT}"
     elif isinstance(error, UnicodeError) and sys.getfilesystemencoding().lower() != "utf-8":
         remedy = f"The locale ({sys.getfilesystemencoding()}) is not UTF-8. {UTF8_REMEDY}"
     elif isinstance(error, OSError):
-        remedy = "Finished work is kept; re-run the same command to resume."
+        remedy = KEPT if resumes else NOTHING_KEPT
     else:
         remedy = "This is a defect of keyart; KEYART_TRACEBACK=1 before the command shows where."
     return f"{type(error).__name__}: {message}. {remedy}"

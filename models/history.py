@@ -23,6 +23,11 @@ RECENCY_SLOPE = 0.03
 """By how much attention's initial logit falls from a play to the one before it."""
 
 
+def given_plays(length_N: Tensor, title_NT: Tensor) -> Tensor:
+    """The number of plays (N,) that a request says to have, clamped to 0 .. T, those that it has: no other can be read."""
+    return length_N.clamp(0, title_NT.shape[1])
+
+
 @dataclass(frozen=True, kw_only=True)
 class HistoryConfig:
     """The history encoder's shape."""

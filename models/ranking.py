@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from foundation.context import ContextFeature
 from models.context import Context, lookup
+from models.history import given_plays
 from models.layers import repeated
 from models.linear_title_models import COARSE_RANK
 from models.presentation import PLAY_COUNT_BINS
@@ -204,7 +205,7 @@ class Ranking(nn.Module):
         """Rank the candidates of N requests, given by `inputs`.
 
         `history_*`: (N, T), the last plays, oldest first, padded on the right; `history_length`: (N,), 0 for a member
-        without history; `artworks`: (N, K) rows, padded with 0.
+        without history, clamped to 0 .. T; `artworks`: (N, K) rows, padded with 0.
         All int64 but `history_watched` and numbers of the context, float32, NaN where not known. Returns click and engaged
         probabilities (N, K), appeal (N, K) and affinity (N,) as logits, and the two vectors that meet artworks, (N, D) and
         (N, C).
@@ -254,7 +255,8 @@ class Ranking(nn.Module):
 
     def read(self, given: Mapping[str, Tensor]) -> tuple[Plays, States]:
         """Plays and the states (N, 1, ...) after the last of them; the learned one of length 0 where no click reads it."""
-        title_NT, length_N = given["history_title"], given["history_length"]
+        title_NT = given["history_title"]
+        length_N = given_plays(given["history_length"], title_NT)
         plays = self.plays(title_NT, given["history_artwork"], length_N)
         recent_N1C, coplay_N1R = self.means(plays)
         learned_N1D = recent_N1C[..., :0]

@@ -11,6 +11,7 @@ appeal, L people on an artwork.
 import torch
 from torch import Tensor, nn
 
+from models.history import given_plays
 from models.ranking import HISTORY, OUTPUTS, Candidates, Plays, Queries, Ranking, coplay_norm
 from models.types import States
 
@@ -57,13 +58,14 @@ class Whole(nn.Module):
         rewatch_N11 = ranking.rewatch(plays, given)
         ranked = ranking.ranked(state, queries, given["play_count"], title_N1, candidates, rewatch_N11)
         history_title, _, history_watched, history_length = (given[name] for name in HISTORY)
+        length_N = given_plays(history_length, history_title)
         if ranking.reads_learned_state:
             learned_ND = state.learned.squeeze(1)
         else:
-            learned_ND = ranking.learned_state(plays, history_title, history_watched, history_length)
+            learned_ND = ranking.learned_state(plays, history_title, history_watched, length_N)
         # the learned state is of length 0 where no click reads it
         member_NS = torch.cat([state.recent, state.coplay, state.learned], dim=2).squeeze(1)
-        title_query_NW = ranking.model.member_vectors(learned_ND, history_title, history_length)
+        title_query_NW = ranking.model.member_vectors(learned_ND, history_title, length_N)
         return *ranked, member_NS, title_query_NW, *self._terms(given, plays, state, queries, candidates)
 
     def _terms(

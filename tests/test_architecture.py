@@ -77,6 +77,7 @@ def test_no_import_circles() -> None:
         ("datamodules.prepare", {"foundation", "datamodules.contract", "datamodules.shards"}),
         ("datamodules.feed", {"foundation", "datamodules.contract", "datamodules.shards"}),
         ("datamodules.simulator", {"foundation", "datamodules.contract"}),
+        ("datamodules.importing", {"foundation", "datamodules.contract"}),
         ("evaluation.record", {"foundation"}),
         ("evaluation.off_policy", {"foundation", "evaluation.record"}),
         ("evaluation.logs", {"foundation", "datamodules.contract", "evaluation.record", "evaluation.off_policy"}),

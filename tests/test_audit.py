@@ -19,10 +19,13 @@ from evaluation.audits.clickbait import benjamini_hochberg, clickbait, gap
 from evaluation.audits.stability import DAY, changes
 from evaluation.logs.log_slices import ImpressionAttributes, build_slices, plays_before, read_impression_attributes
 from evaluation.logs.logged_impressions import read_outcomes
+from evaluation.logs.policies import uniform
 from evaluation.logs.scored_log import ScoredLog, read_scored_log
 from evaluation.period import newest_shares
 from evaluation.report.markup import thumbnail
 from tests.made_service import best, scores, service
+
+EVERY = slice(None)
 
 SIZES = SimulateConfig(seed=11, members=900, titles=24, people=12, mean_plays=15, mean_impressions=70)
 
@@ -63,7 +66,7 @@ def record(known: Path, oracle: Path, tmp_path_factory: pytest.TempPathFactory) 
 def log(known: Path, oracle: Path) -> ScoredLog:
     """The impressions with at least two candidates, ordered by member."""
     log = read_scored_log(known, oracle, None)
-    log = log.where(log.mask_NK.sum(1) > 1)
+    log = log.where(log.width > 1)
     return log.take(np.argsort(log.member, kind="stable"))
 
 
@@ -95,7 +98,7 @@ def test_slices_part_the_log_and_their_lifts_hold_the_truth(
         if name != "genre":  # a title has several
             assert np.array_equal(np.sort(rows), np.arange(len(log))), name
     assert log.true_click_NK is not None
-    true_lift_N = (log.policy_NK * log.true_click_NK).sum(1) - log.true_click_NK.sum(1) / log.mask_NK.sum(1)
+    true_lift_N = (log.policy_NK[EVERY] * log.true_click_NK[EVERY]).sum(1) - log.true_click_NK.sums() / log.width
     row_of_slice = {
         (r["slice"], r["level"]): r
         for r in record["attribution"]
@@ -244,7 +247,7 @@ def test_exposure_by_hand(
     at = np.array([band[member] == "30-44" for member in attributes.member.to_pylist()])
     of_NK = shown_A[log.artwork_NK[at]]
     assert row["scored"] == pytest.approx((log.policy_NK[at] * of_NK).sum(1).mean())
-    assert row["uniform"] == pytest.approx((of_NK.sum(1) / log.mask_NK[at].sum(1)).mean())
+    assert row["uniform"] == pytest.approx((of_NK.sum(1) / log.width[at]).mean())
     assert row["logged"] == pytest.approx(of_NK[np.arange(at.sum()), log.shown[at]].mean())
     assert row["catalogue"] == pytest.approx(np.mean(["Comedy" in words for words in depicts.values()]))
     assert row["low"] < row["scored"] < row["high"]
@@ -255,7 +258,7 @@ def test_exposure_by_hand(
 def test_how_clicks_hold_by_hand(log: ScoredLog, record: dict[str, Any]) -> None:
     row = next(r for r in record["holds"] if (r["segment"], r["policy"]) == ("all members", "scored"))
     assert log.engaged is not None
-    for name, policy_NK in (("value", log.policy_NK), ("uniform", log.mask_NK / log.mask_NK.sum(1, keepdims=True))):
+    for name, policy_NK in (("value", log.policy_NK), ("uniform", uniform(log))):
         weight_N = policy_NK[np.arange(len(log)), log.shown] / log.propensity
         assert row[name] == pytest.approx((weight_N * log.engaged).sum() / (weight_N * log.clicked).sum(), rel=1e-4)
     assert row["low"] < row["gap"] < row["high"]
@@ -273,10 +276,10 @@ def test_changes_by_hand(log: ScoredLog) -> None:
         key, day = (int(small.member[n]), int(small.title[n])), int(small.shown_at[n] // DAY)
         if key in seen and seen[key][1] < day:
             before, gone = seen[key][0], day - seen[key][1]
-            now, then = (dict(zip(small.artwork_NK[i], small.policy_NK[i], strict=True)) for i in (n, before))
+            now, then = (dict(zip(small.artwork_NK.row(i), small.policy_NK.row(i), strict=True)) for i in (n, before))
             kept = sum(p * then.get(a, 0) for a, p in now.items() if a >= 0)
             words = "the next day" if gone == 1 else "2 to 7 days later" if gone <= 7 else "more than 7 days later"
-            other = small.artwork_NK[n, small.shown[n]] != small.artwork_NK[before, small.shown[before]]
+            other = small.artwork_NK.row(n)[small.shown[n]] != small.artwork_NK.row(before)[small.shown[before]]
             expected.setdefault(words, []).append((1 - kept, float(other)))
         seen[key] = (int(n), day)
     assert expected
@@ -332,14 +335,14 @@ def test_a_policy_for_engaged_against_one_for_clicked(known: Path, oracle: Path,
     record = json.loads((tmp_path / "out" / "value.json").read_text(encoding="utf-8"))
     log = read_scored_log(known, engaged, None)
     other = read_scored_log(known, oracle, None)
-    kept = log.mask_NK.sum(1) > 1
+    kept = log.width > 1
     for reward, truth_NK in (("clicked", log.true_click_NK), ("engaged", log.true_engaged_NK)):
         assert truth_NK is not None
         row = next(
             d for d in record["differences"]
             if (d["policy"], d["base"], d["reward"], d["estimator"]) == ("scored", "base", reward, "dr")
         )  # fmt: skip
-        true = ((log.policy_NK - other.policy_NK) * truth_NK).sum(1)[kept].mean()
+        true = ((log.policy_NK[EVERY] - other.policy_NK[EVERY]) * truth_NK[EVERY]).sum(1)[kept].mean()
         assert row["low"] < true < row["high"], reward
     assert "than the other scores" in (tmp_path / "out" / "value.html").read_text(
         "utf-8"

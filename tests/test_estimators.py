@@ -13,6 +13,7 @@ from evaluation.off_policy.estimators import Terms
 from evaluation.off_policy.intervals import Members, bootstrap, normal_interval, percentile_interval, standard_error
 from evaluation.off_policy.reward_model import FOLDS, LoggedChoices, assign_folds, fit_reward_model, shrunk_rates
 from evaluation.off_policy.valuation import argmin_squared_error, title_snips_bias
+from foundation.lists import Lists
 
 RNG = np.random.default_rng(3)
 N = 240
@@ -183,15 +184,20 @@ def test_balanced_weights_by_hand() -> None:
     """Two policies that are not personalised, one of which never shows the second artwork."""
     artwork_NK = np.array([[4, 5, -1]] * 3 + [[6, 7, 8]])
     propensity_NK = np.array([[1.0, 0, 0], [1.0, 0, 0], [0.4, 0.6, 0], [0.2, 0.3, 0.5]])
-    mixed = mixture_propensities(propensity_NK, artwork_NK, np.array([0, 0, 1, 1]))
+    mask_NK = artwork_NK >= 0
+
+    def lists(table_NK: np.ndarray) -> Lists:
+        return Lists.of_padded(table_NK, mask_NK)
+
+    mixed = mixture_propensities(lists(propensity_NK), lists(artwork_NK), np.array([0, 0, 1, 1]))
     assert mixed is not None
-    np.testing.assert_allclose(mixed, [[0.8, 0.2, 0]] * 3 + [[0.2, 0.3, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(mixed[slice(None)], [[0.8, 0.2, 0]] * 3 + [[0.2, 0.3, 0.5]], rtol=1e-6)
     personalised = propensity_NK + np.array([[0], [-0.1], [0], [0]])
-    assert mixture_propensities(personalised, artwork_NK, np.array([0, 0, 1, 1])) is None
-    assert mixture_propensities(propensity_NK, artwork_NK, np.zeros(4, int)) is None, (
+    assert mixture_propensities(lists(personalised), lists(artwork_NK), np.array([0, 0, 1, 1])) is None
+    assert mixture_propensities(lists(propensity_NK), lists(artwork_NK), np.zeros(4, int)) is None, (
         "of one policy there is nothing to mix"
     )
-    assert mixture_propensities(propensity_NK * np.nan, artwork_NK, np.array([0, 0, 1, 1])) is None
+    assert mixture_propensities(lists(propensity_NK * np.nan), lists(artwork_NK), np.array([0, 0, 1, 1])) is None
 
 
 def choices(seed: int, impressions: int = 4000) -> tuple[LoggedChoices, np.ndarray, np.ndarray, np.ndarray]:
@@ -215,7 +221,7 @@ def test_the_reward_model_predicts_the_truth() -> None:
     log, reward, _, truth_NK = choices(0, 30_000)
     model = fit_reward_model(log, reward, 40)
     predicted_NK = model.predict(log, slice(0, len(reward)))
-    mask_NK = log.artwork_NK >= 0
+    mask_NK = log.artwork_NK[slice(None)] >= 0
     assert (predicted_NK[~mask_NK] == 0).all()
     assert np.corrcoef(predicted_NK[mask_NK], truth_NK[mask_NK])[0, 1] > 0.97
     assert np.abs(predicted_NK[mask_NK] - truth_NK[mask_NK]).mean() < 0.02
@@ -248,13 +254,15 @@ def test_shrunk_rates_lie_between_their_own_and_their_priors() -> None:
 def test_wrong_propensities_are_reported() -> None:
     rng = np.random.default_rng(0)
     propensity = rng.dirichlet(np.full(4, 2.0), 20_000)
-    mask_NK = np.ones(propensity.shape, bool)
     shown = (propensity.cumsum(1) < rng.random(20_000)[:, None]).sum(1).clip(max=3)
-    right = calibration(propensity, mask_NK, shown)
+    right = calibration(Lists.of(propensity.ravel(), np.full(20_000, 4)), shown)
     assert right.doubt == ""
     assert right.count_B.sum() == propensity.size
     assert (np.abs(right.shown_B - right.propensity_B) < 4 * right.error_B).all()
-    assert "not what happened" in calibration(np.roll(propensity, 1, axis=1), mask_NK, shown).doubt
+    assert (
+        "not what happened"
+        in calibration(Lists.of(np.roll(propensity, 1, axis=1).ravel(), np.full(20_000, 4)), shown).doubt
+    )
 
 
 def test_drifting_rewards_are_reported() -> None:

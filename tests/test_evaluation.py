@@ -23,6 +23,7 @@ from evaluation.off_policy.intervals import Interval, Members, normal_interval
 from evaluation.off_policy.verdict import kish_sample_size
 from evaluation.report.value_page import main_estimate
 from foundation.errors import UserError
+from foundation.lists import Lists
 from serving.bundle.bundle import Bundle
 from serving.scoring.compare_members import share_flipped
 
@@ -165,8 +166,8 @@ def test_shuffled_candidates_are_aligned(service: Path, scores: Path, bundle: Pa
 
     one = read_scored_log(service, scores, since_of(bundle))
     two = read_scored_log(service, rewritten(scores, tmp_path / "scores", reversed_), since_of(bundle))
-    np.testing.assert_array_equal(one.policy_NK, two.policy_NK)
-    np.testing.assert_array_equal(one.click_probability_NK, two.click_probability_NK)
+    np.testing.assert_array_equal(one.policy_NK.values_C, two.policy_NK.values_C)
+    np.testing.assert_array_equal(one.click_probability_NK.values_C, two.click_probability_NK.values_C)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,8 @@ def test_rounded_propensities_are_judged_alike_everywhere(
     assert (randomised[service] == randomised[rounded]) == same
     assert randomised[service][0] > 100
     propensity_NK = np.array([moved([0.25] * 4), [0.25] * 4, [0.4, 0.3, 0.2, 0.1]])
-    mixed = mixture_propensities(propensity_NK, np.arange(4)[None].repeat(3, axis=0), np.array([0, 0, 1]))
+    artwork_NK = Lists.of(np.tile(np.arange(4), 3), np.full(3, 4))
+    mixed = mixture_propensities(artwork_NK.like(propensity_NK.ravel()), artwork_NK, np.array([0, 0, 1]))
     assert (mixed is not None) == same, "within rounding, a policy is not personalised"
 
 

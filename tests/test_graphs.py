@@ -169,6 +169,26 @@ def test_any_number_of_each(bundle: Path, requests: int, plays: int, candidates:
     np.testing.assert_allclose(outputs["appeal"][:, :1], some["appeal"], atol=1e-5)
 
 
+def test_a_number_of_plays_that_a_request_does_not_have(bundle: Path) -> None:
+    """It is clamped to those that the request gives, in every graph that reads plays and every precision; the record says so."""
+    opened = Bundle.open(bundle)
+    request = request_of(opened, n=6)
+    request["history_length"] = np.array([21, 2**40, -1, -(2**62), 20, 0])
+    clamped = request | {"history_length": np.array([20, 20, 0, 0, 20, 0])}
+    for folder in (bundle, *(path.parent for path in bundle.glob("*/rank.onnx"))):
+        for name in ("rank.onnx", "member.onnx", "rank_rows.onnx", "member_rows.onnx", "explain_rows.onnx"):
+            if not (folder / name).is_file():
+                assert folder != bundle
+                continue
+            rows = name.endswith("_rows.onnx")
+            one, other = (run(folder, name, r if rows else in_ids(opened, r)) for r in (request, clamped))
+            for output, values in one.items():
+                np.testing.assert_array_equal(values, other[output], err_msg=f"{folder.name}/{name}: {output}")
+    metadata = json.loads((bundle / BUNDLE_FILE).read_text(encoding="utf-8"))
+    (described,) = (row for row in metadata["graphs"]["rank.onnx"]["inputs"] if row["name"] == "history_length")
+    assert "clamped to 0 .. T" in described["meaning"]
+
+
 def test_titles_are_those_of_recommend(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     values = np.array(["", *opened.vocabularies["titles"].values], object)

@@ -17,6 +17,7 @@ from evaluation.off_policy import estimators as by
 from evaluation.off_policy.estimators import Terms
 from evaluation.off_policy.intervals import Members, bootstrap, normal_interval, percentile_interval
 from evaluation.off_policy.verdict import Overlap
+from foundation.lists import Lists
 
 MEMBERS, EACH, REPLICATIONS = 50, 8, 400
 APPEAL_K = np.array([0.0, 0.05, 0.1, 0.25])
@@ -161,18 +162,20 @@ def test_nothing_to_go_by_is_not_a_number() -> None:
     assert np.isnan([lift.low, lift.high]).all(), "no click under the base policy: a lift over nothing"
 
 
+EVERY = slice(None)
+
+
 def one_impression(*artworks: str) -> ScoredLog:
     """A log of one impression with these candidates and one column of padding."""
     mask_NK = np.arange(len(artworks) + 1)[None] < len(artworks)
     numbers_NK = np.where(mask_NK, np.arange(len(artworks) + 1), -1)
-    nothing_NK = np.zeros(mask_NK.shape)
+    nothing_NK = Lists.of_padded(np.zeros(mask_NK.shape), mask_NK)
     return ScoredLog(
         impression_id=pa.array(["i0"]),
         member=np.array([0]),
         title=np.array([0]),
         artworks=pa.array(artworks),
-        artwork_NK=numbers_NK,
-        mask_NK=mask_NK,
+        artwork_NK=Lists.of_padded(numbers_NK, mask_NK, padding=-1),
         shown=np.array([0]),
         propensity=np.array([0.5]),
         propensity_NK=nothing_NK,
@@ -213,22 +216,23 @@ def past(*artworks: tuple[str, float, int, int]) -> Outcomes:
 def test_best_for_everybody_is_not_what_an_older_policy_aimed_well() -> None:
     """Half the members click on a (.9) where the others do not (.1); all click on b at .6. A was aimed at the former."""
     aimed = past(("a", 0.9, 900, 810), ("b", 0.1, 100, 60), ("a", 0.1, 100, 10), ("b", 0.9, 900, 540))
-    assert best_fixed(one_impression("a", "b"), aimed).tolist() == [[0, 1, 0]]
+    assert best_fixed(one_impression("a", "b"), aimed)[EVERY].tolist() == [[0, 1]]
 
 
 def test_one_lucky_impression_does_not_make_a_winner() -> None:
     known = past(("a", 0.5, 2000, 800), ("b", 0.5, 2000, 600), ("c", 0.5, 1, 1))
-    assert best_fixed(one_impression("c", "a", "b"), known).tolist() == [[0, 1, 0, 0]]
-    assert best_fixed(one_impression("c", "b"), known).tolist() == [[1, 0, 0]], "between one and the title's rate"
+    assert best_fixed(one_impression("c", "a", "b"), known)[EVERY].tolist() == [[0, 1, 0]]
+    assert best_fixed(one_impression("c", "b"), known)[EVERY].tolist() == [[1, 0]], "between one and the title's rate"
 
 
 def test_an_artwork_never_seen_stands_at_the_mean_of_the_others() -> None:
     known = past(("a", 0.5, 2000, 800), ("b", 0.5, 2000, 600))
-    assert best_fixed(one_impression("new", "b", "a"), known).tolist() == [[0, 0, 1, 0]]
-    assert best_fixed(one_impression("new", "newer"), known).tolist() == [[1, 0, 0]], "nothing is known of either"
+    assert best_fixed(one_impression("new", "b", "a"), known)[EVERY].tolist() == [[0, 0, 1]]
+    assert best_fixed(one_impression("new", "newer"), known)[EVERY].tolist() == [[1, 0]], "nothing is known of either"
 
 
 def test_policies_give_nothing_to_padding() -> None:
     log = one_impression("a", "b")
-    assert uniform(log).tolist() == [[0.5, 0.5, 0]]
-    assert greedy(np.array([[-2.0, -1.0, 0.0]]), log).tolist() == [[0, 1, 0]]
+    assert uniform(log)[EVERY].tolist() == [[0.5, 0.5]]
+    beside_longer = Lists.of(np.array([-2.0, -1.0, -3.0, -3.0, -4.0]), np.array([2, 3]))
+    assert greedy(beside_longer)[EVERY].tolist() == [[0, 1, 0], [1, 0, 0]]

@@ -21,6 +21,7 @@ from models.serving import CHOOSE_OUTPUTS, Choose, Whole
 from models.two_tower import TwoTower
 from models.two_tower_config import TwoTowerConfig
 from models.types import KNOTS, Content
+from serving.bundle.precision import reduce_graph
 from train.run import Run
 
 Request = dict[str, np.ndarray]
@@ -139,3 +140,26 @@ def test_an_hour_out_of_range_is_the_nearest_that_is(run: Path) -> None:
         answers = [answered(graph, request | {"hour": np.array([value])}, OUTPUTS) for value in (hour, nearest)]
         for name, beyond, at_edge in zip(OUTPUTS, *answers, strict=True):
             np.testing.assert_array_equal(beyond, at_edge, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["as trained", "attention"])
+def test_a_number_of_plays_that_a_request_does_not_have(run: Path, kind: str) -> None:
+    """More than it gives, or fewer than none: clamped, alike in torch, in the trace and in its reduced precisions."""
+    opened, ranking, graph = served(run, kind)
+    reach = ranking.model.config.history.reach
+    request = random_requests(opened.vocabularies, ranking.features, reach, 6, 8, 5, seed=3)
+    request["history_length"] = np.array([9, 2**40, -1, -(2**62), 8, 0])
+    request["title"][:2] = request["history_title"][:2, 0]
+    clamped = request | {"history_length": np.array([8, 8, 0, 0, 8, 0])}
+    agree(run, clamped, kind)
+    for asked in (request, clamped):
+        expected = trained_answer(ranking.model, asked)
+        np.testing.assert_array_equal(expected["appeal"], trained_answer(ranking.model, clamped)["appeal"])
+    with torch.no_grad():
+        whole = Whole(ranking)
+        answers = [whole(*(torch.from_numpy(asked[name]) for name in whole.inputs)) for asked in (request, clamped)]
+    for one, other in zip(*answers, strict=True):
+        assert torch.equal(one, other)
+    for model in (graph, *(reduce_graph(graph, precision) for precision in ("fp16", "int8"))):
+        for one, other in zip(*(answered(model, asked, OUTPUTS) for asked in (request, clamped)), strict=True):
+            np.testing.assert_array_equal(one, other)

@@ -1,5 +1,6 @@
 """Every recipe trains; every word a user may get wrong ends in one line; the README's commands are real."""
 
+import inspect
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from datamodules.feed.impression_feed import Feed
 from datamodules.shards.shard import TRAIN, Shards
 from foundation.errors import UserError
 from models.two_tower import TwoTower
+from tests.exported_files import write_all
 from train.embed import load_embedding
 from train.recipe import Recipe
 from train.run import content_of, sizes_of
@@ -207,6 +209,73 @@ def test_ctrl_c_leaves_nothing_half_written(service: Path, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+PATH_WORDS = ("Path", "Path | None", "list[Path]")
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [
+        ("s3://bucket/x", "aws s3 sync s3://bucket/x FOLDER"),
+        ("s3a://bucket/x", "aws s3 sync s3a://bucket/x FOLDER"),
+        ("gs://bucket/x", "gcloud storage rsync -r gs://bucket/x FOLDER"),
+        ("abfss://box@account.dfs.core.windows.net/x", "azcopy copy abfss://box@account"),
+        ("hdfs://host:8020/x", "hdfs dfs -get hdfs://host:8020/x FOLDER"),
+        ("https://host/x.csv", "curl -LO https://host/x.csv"),
+        ("HTTP://host/x.csv", "curl -LO HTTP://host/x.csv"),
+        ("dbfs:/mnt/x", "Copy an input here first;"),
+        ("file://host/x", "names another machine"),
+        ("s3:/bucket/x", "aws s3 sync"),
+    ],
+)
+def test_a_url_is_no_folder_in_any_argument_of_any_command(
+    url: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tried = 0
+    for name in set(keyart.COMMANDS) - {"bench"}:
+        function = getattr(keyart, name, None) or getattr(keyart, f"{name}_")
+        parameters = [each for each in inspect.signature(function).parameters.values() if each.annotation in PATH_WORDS]
+        for each in parameters:
+            words = [
+                url if other is each else "here" for other in parameters if other.default is inspect.Parameter.empty
+            ]
+            if each.default is not inspect.Parameter.empty:
+                words += ["--" + each.name.replace("_", "-").replace("from-run", "from"), url]
+            assert keyart.main([name, *words]) == 1, (name, words)
+            error = capsys.readouterr().err
+            assert error.startswith(f"keyart {name}: {url}: "), error
+            assert remedy in error
+            assert error.count("\n") == 1
+            tried += 1
+    assert tried > 25
+    assert keyart.main(["fit", "here", "run", f"--config={url}"]) == 1
+    assert remedy in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_url_is_its_path(service: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a b").symlink_to(service)
+    for url in (f"file://{tmp_path}/a%20b", f"file:{tmp_path}/a b", f"file://localhost{tmp_path}/a%20b"):
+        assert keyart.main(["check", url]) == 0
+        assert f"keyart pipeline {tmp_path}/a b OUT" in capsys.readouterr().out
+
+
+def test_urls_that_are_no_paths_stay_what_they_are() -> None:
+    words = [
+        "a",
+        "b",
+        "--logger",
+        "pytorch_lightning.loggers.CSVLogger",
+        "--logger.init_args.save_dir",
+        "http://host:5000",
+    ]
+    settings = parse("fit", keyart.fit, "fit", words, None)["settings"]
+    assert settings.logger[0]["init_args"]["save_dir"] == "http://host:5000"
+    words = ["a", "b", "c", "--engine", "pyspark", "--spark", "spark.master=spark://host:7077"]
+    settings = parse("score", keyart.score, "engine", words, None)["settings"]
+    assert settings.spark == ["spark.master=spark://host:7077"]
+
+
 DOCUMENTS = ("README.md", "docs/serving.md", "docs/evaluation.md")
 """Read first, in this order: later blocks need what earlier ones wrote. All other documents follow."""
 
@@ -232,6 +301,21 @@ def test_the_readme_names_its_two_commands() -> None:
     assert ["pytest"] in commands
 
 
+def test_the_commands_that_import_files_give_datasets_that_pass(
+    service: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DATASET").symlink_to(service)
+    write_all(service, tmp_path)
+    commands = documented_commands(ROOT / "docs" / "dataset.md")
+    imports = [words for words in commands if words[:2] == ["keyart", "import"]]
+    assert len(imports) == 3
+    for words in commands:
+        if words[1] == "import" or (words[1] == "check" and words[2] != "DATASET"):
+            assert keyart.main(words[1:]) == 0, words
+    assert {words[-1] for words in commands if words[1] == "check"} >= {"MOVIES", "LOG", "WHOLE"}
+
+
 @pytest.mark.slow
 def test_every_command_of_the_documents_runs(service: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder where its names are real; `demo` and `pytest` themselves are what CI runs beside this.
@@ -240,6 +324,7 @@ def test_every_command_of_the_documents_runs(service: Path, tmp_path: Path, monk
     """
     monkeypatch.chdir(tmp_path)
     shutil.copytree(service, tmp_path / "DATASET")
+    write_all(service, tmp_path)
 
     def small(where: str) -> list[str]:
         return [f"--{where}views=128", f"--{where}encoder.height=48", f"--{where}encoder.width=32"]

@@ -23,6 +23,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from pytorch_lightning.strategies import DDPStrategy
 
 from foundation.errors import UserError
+from foundation.machine import available_cores
 from train.signals import Signals
 
 Result = TypeVar("Result")
@@ -95,15 +96,10 @@ class World:
         )
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def require_devices(devices: int, world: World) -> None:
     """Raise a UserError where the machine has fewer devices, or torchrun started a different number of processes."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    available, kind = (gpus, "GPUs") if gpus else (cores(), "cores, and no GPU")
+    available, kind = (gpus, "GPUs") if gpus else (available_cores(), "cores, and no GPU")
     required = devices if world.size == 1 else world.local_size
     if required > available:
         raise UserError(f"devices={required}: this machine has {available} {kind}. Give at most {available}.")
@@ -193,7 +189,7 @@ def _rank(
     names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
     if "OMP_NUM_THREADS" not in os.environ:  # more threads than cores wait for each other by spinning
-        torch.set_num_threads(max(1, cores() // size))
+        torch.set_num_threads(max(1, available_cores() // size))
     try:
         function(*arguments)
     except UserError as error:

@@ -37,7 +37,7 @@ from datamodules.shards.artwork_vectors import (
 from datamodules.shards.catalogue import Catalogue
 from datamodules.shards.embedding_origin import FROM_RUN, GIVEN, EmbeddingOrigin
 from datamodules.shards.shard import EMBEDDING, Shards
-from foundation.atomic import atomic_folder
+from foundation.atomic import atomic_folder, claimed_output
 from foundation.errors import UserError
 from foundation.fingerprint import fingerprint
 from foundation.progress import progress_bar
@@ -64,6 +64,12 @@ def embed(
     """
     config, console = config or EmbedConfig(), console or Console(stderr=True)
     opened, target = Shards.open(shards), shards / EMBEDDING
+    with claimed_output(target, EMBEDDING_RECORD, dataset=dataset):
+        return _embed(dataset, opened, target, config, console)
+
+
+def _embed(dataset: Path, opened: Shards, target: Path, config: EmbedConfig, console: Console) -> dict[str, Any]:
+    """Embed what `target` does not have yet; returns its record."""
     artworks = opened.vocabularies["artworks"]
     sources = _sources(dataset, config, console)
     paths = image_paths(dataset, artworks) if IMAGE in sources else []

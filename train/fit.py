@@ -7,6 +7,7 @@ uninterrupted one.
 
 import json
 import shutil
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -24,9 +25,10 @@ from datamodules.feed.datamodule import Cursor, ShardsModule
 from datamodules.feed.play_feed import PlaysFeed
 from datamodules.shards.artwork_images import content_hashes
 from datamodules.shards.shard import EMBEDDING, Shards
-from foundation.atomic import atomic_file
+from foundation.atomic import atomic_file, claimed_folder
 from foundation.context import CONTEXT_FILE
 from foundation.errors import UserError
+from foundation.output_path import require_folder
 from foundation.progress import progress_bar
 from models.two_tower import TwoTower
 from train.calibration import calibrate
@@ -72,7 +74,8 @@ def fit(
     """Train a ranker and return its metrics; resumes an unfinished run, leaves a finished one alone.
 
     `from_run`: a finished run whose weights and model config the training starts from.
-    `restart`: remove a run of other shards or another config from the folder; without it, such a folder is a UserError.
+    `restart`: remove a run of other shards or another config from the folder; without it, such a folder is a UserError, as is
+    one that another process trains in.
     `stop_after`: end the call after so many validations, as a kill would, and return {}; for tests of resuming.
     SIGTERM ends the process with status 0 once the current batch is saved, Ctrl-C raises a KeyboardInterrupt likewise.
     """
@@ -85,11 +88,13 @@ def fit(
     if base_run is not None:
         config = replace(config, model=inherited_model_config(base_run, config.model))
     if world.size == 1 and config.devices > 1:
+        require_folder(run)
         run_on_ranks(config.devices, fit_on_rank, shards, run, config, from_run, restart, stop_after)
         return json.loads((run / METRICS).read_text(encoding="utf-8")) if (run / METRICS).is_file() else {}
-    with Signals() as signals, world.process_group():
+    with Signals() as signals, world.process_group(), ExitStack() as claim:
         signals.deferred = world.size > 1  # a process that left during the start would leave the others waiting
         try:
+            world.broadcast(lambda: claim.enter_context(claimed_folder(run)))
             metrics = _Fit(shards, run, config, base_run, world, signals, console).execute(restart, stop_after)
             signals.deferred = False
             signals.raise_deferred()

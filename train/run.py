@@ -25,6 +25,7 @@ from datamodules.shards.vocabulary import Vocabularies, load_vocabularies
 from foundation.atomic import atomic_file
 from foundation.context import ContextFeature, categories_of, load_context
 from foundation.errors import UserError
+from foundation.output_path import LOCK_SUFFIX
 from models.history import HistoryConfig
 from models.linear_title_models import LowRankEaseConfig, NextItemConfig
 from models.two_tower import Content, Sizes, TwoTower, TwoTowerConfig
@@ -118,7 +119,7 @@ def finished_metrics(run: Path, fingerprint: str, restart: bool, console: Consol
     """
     if (run / CONFIG).is_file():
         if restart and _fingerprint_of(run) != fingerprint:
-            shutil.rmtree(run)
+            _remove_content(run)
         elif read_config(run)["fingerprint"] != fingerprint:
             raise UserError(
                 f"{run}: holds a run of other shards, another config or another --from. "
@@ -127,9 +128,18 @@ def finished_metrics(run: Path, fingerprint: str, restart: bool, console: Consol
         elif (run / METRICS).is_file():
             console.print(f"fit: {run} is up to date")
             return json.loads((run / METRICS).read_text(encoding="utf-8"))
-    elif run.is_dir() and any(path.suffix != ".partial" for path in run.iterdir()):
+    elif run.is_dir() and any(path.suffix not in (".partial", LOCK_SUFFIX) for path in run.iterdir()):
         raise UserError(f"{run}: holds files, but no {CONFIG}, so keyart did not write it. Name a new or empty folder.")
     return None
+
+
+def _remove_content(run: Path) -> None:
+    """Empty a run's folder, which may be a mount point or a link, but for the lock of the process that writes to it."""
+    for path in run.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.suffix != LOCK_SUFFIX:
+            path.unlink()
 
 
 def _fingerprint_of(run: Path) -> str | None:

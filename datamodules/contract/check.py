@@ -24,12 +24,28 @@ from datamodules.contract.engines import FILE, Engine, EngineConfig, open_engine
 from datamodules.contract.image_files import OFFENDERS, check_images
 from datamodules.contract.row_rule import Relations, RowRule, id_value
 from datamodules.contract.row_rules import row_rules, with_foreign_candidate
-from datamodules.contract.tables import ARTWORKS, CONTRACT_VERSION, ENGINE_TYPES, IMPRESSIONS, TABLES, Column, Table
+from datamodules.contract.tables import (
+    ARTWORKS,
+    CONTRACT_VERSION,
+    ENGINE_TYPES,
+    IMPRESSIONS,
+    MEMBERS,
+    PLAYS,
+    TABLES,
+    TITLES,
+    Column,
+    Table,
+)
 from foundation.errors import UserError
 from foundation.progress import progress_bar
 
 MEMORY = "2GB"
 """Memory that a check on its own may use."""
+PARTS = {
+    frozenset({IMPRESSIONS.name}): "keyart value {dataset} SCORES OUT",
+    frozenset({TITLES.name, PLAYS.name}): "keyart bench titles --log {dataset}",
+}
+"""Tables that make a dataset of their own, a part of the contract, and the command that they are enough for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +66,8 @@ class CheckReport:
     """What breaks no rule and is likely a mistake of the export."""
     remarks: tuple[str, ...] = ()
     """Columns that are read in another type than they are stored in, and images that are read in part or without their profile."""
+    absent: tuple[Violation, ...] = ()
+    """The missing tables of a dataset that is one of `PARTS`: all but one command refuse it."""
     coverage: Coverage | None = None
     """How many ids of one table are known to the others; None where that could not be counted."""
 
@@ -61,8 +79,14 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing breaks the contract."""
+        """Whether nothing that is there breaks the contract."""
         return not self.violations
+
+    @property
+    def command(self) -> str:
+        """The command that comes next: the whole pipeline, or what a part of a dataset is enough for."""
+        tables = frozenset(self.rows) - {MEMBERS.name}
+        return (PARTS[tables] if self.absent else "keyart pipeline {dataset} OUT").format(dataset=self.dataset)
 
 
 def check(
@@ -87,7 +111,8 @@ def check(
         return CheckReport(dataset=dataset, violations=(broken,), rows={}, files={}, images=0)
 
     present = [TableFiles.read(dataset, table) for table in tables]
-    violations = [violation for files in present for violation in files.violations]
+    absent = _absent(present)
+    violations = [violation for files in present for violation in files.violations if violation not in absent]
     sound = [files for files in present if files.sound]
     failures: tuple[type[Exception], ...] = ()
     with progress_bar(console or Console(stderr=True)) as progress:
@@ -124,6 +149,7 @@ def check(
         images=len({image for _, image in listed}),
         warnings=tuple(warnings),
         remarks=(*(remark for files in present for remark in files.remarks), *image_remarks),
+        absent=absent,
         coverage=coverage,
     )
 
@@ -144,7 +170,8 @@ def require_valid(
     """
     console = console or Console(stderr=True, soft_wrap=True, highlight=False)
     check_report = check(dataset, images=images, console=console, engine=engine, tables=tables)
-    blocking = [violation for violation in check_report.violations if not (drop_invalid and violation.rows)]
+    findings = (*check_report.absent, *check_report.violations)
+    blocking = [violation for violation in findings if not (drop_invalid and violation.rows)]
     if not blocking:
         for line in check_report.notices():
             console.print(line, soft_wrap=True)
@@ -173,12 +200,27 @@ def print_check_report(check_report: CheckReport, console: Console) -> None:
     for line in check_report.notices():
         console.print(line)
     if check_report.ok:
-        counts = [f"{check_report.rows[name]:,} {name}" for name in ("impressions", "plays", "titles", "artworks")]
-        console.print(Text(f"dataset holds contract {CONTRACT_VERSION}: {', '.join(counts)}"))
+        tables = [name for name in ("impressions", "plays", "titles", "artworks") if name in check_report.rows]
+        counts = ", ".join(f"{check_report.rows[name]:,} {name}" for name in tables)
+        if check_report.absent:
+            missing = ", ".join(violation.where for violation in check_report.absent)
+            enough = f"enough for {check_report.command}; every other command also needs {missing}"
+            console.print(Text(f"dataset holds a part of contract {CONTRACT_VERSION}: {counts}; {enough}"))
+        else:
+            console.print(Text(f"dataset holds contract {CONTRACT_VERSION}: {counts}"))
         return
     _print_violations(check_report.violations, console)
     count = len(check_report.violations)
     console.print(Text(f"{count} {'violation' if count == 1 else 'violations'} of contract {CONTRACT_VERSION}"))
+
+
+def _absent(present: list[TableFiles]) -> tuple[Violation, ...]:
+    """The findings of missing tables, where those that are there are one of `PARTS` and no file of the others is misplaced."""
+    present_names = frozenset(files.table.name for files in present if files.paths) - {MEMBERS.name}
+    missing = [files for files in present if files.table.required and not files.paths]
+    if present_names not in PARTS or any(files.misplaced for files in missing):
+        return ()
+    return tuple(violation for files in missing for violation in files.violations)
 
 
 def _print_violations(violations: Iterable[Violation], console: Console, *, soft_wrap: bool = False) -> None:

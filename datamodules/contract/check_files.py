@@ -81,6 +81,8 @@ class TableFiles:
     """Violations of the schema; where there are any, the rows cannot be checked."""
     remarks: tuple[str, ...] = ()
     """Columns that are read in another type than they are stored in, a sentence each."""
+    misplaced: bool = False
+    """Whether the table is absent, and its files are where another kind of table would have them."""
 
     @property
     def sound(self) -> bool:
@@ -95,14 +97,16 @@ class TableFiles:
         if not paths:
             remedy = f"Export it as Parquet files in {location}" if table.folder else "Export it as this one file"
             other = dataset / (f"{table.name}.parquet" if table.folder else table.name)
-            if parquet_files(other):
+            misplaced = bool(parquet_files(other))
+            if misplaced:
                 remedy = f"{other.name} is there: " + (
                     f"move it into {location}" if table.folder else f"call it {location}"
                 )
             missing = Violation(
                 where=location, rule="missing-table", what="the table is missing", count=1, remedy=remedy
             )
-            return cls(table=table, paths=[], columns=(), rows=0, violations=[missing] if table.required else [])
+            broken = [missing] if table.required else []
+            return cls(table=table, paths=[], columns=(), rows=0, violations=broken, misplaced=misplaced)
         rows = 0
         problems: dict[Problem, list[Path]] = {}
         remarks: dict[str, None] = {}

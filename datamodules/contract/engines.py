@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +29,8 @@ from datamodules.contract.stored_types import int96_columns
 from datamodules.contract.tables import ENGINE_TYPES, IMPRESSIONS, PLAYS, TABLES, Table
 from foundation.atomic import exclusive_lock
 from foundation.errors import UserError
+from foundation.machine import machine_memory
+from foundation.output_path import real_path
 
 EngineName = Literal["duckdb", "pyspark"]
 FILE = "keyart_file"
@@ -75,7 +77,12 @@ class EngineConfig:
     def bytes(self) -> int:
         """Memory of the whole command, in bytes."""
         if not self.memory:
-            return max(LEAST_MEMORY, _machine_memory() // 2)
+            machine = machine_memory()
+            if machine is None:
+                raise UserError(
+                    "memory: this system does not say how much the machine has. Give it, such as --memory 2GB."
+                )
+            return max(LEAST_MEMORY, machine // 2)
         parsed = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", self.memory)
         try:
             number, unit = (float(parsed[1]), UNITS[parsed[2].upper()]) if parsed else (0.0, 1)
@@ -85,15 +92,6 @@ class EngineConfig:
         if not number > 0:
             raise UserError(f"memory={self.memory}: invalid size. Give one like 2GB or 500MB.")
         return int(number * unit)
-
-
-def _machine_memory() -> int:
-    """Bytes of the machine, or of the container where that has less."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # absent, or the word "max"
-            limits.append(int(Path(path).read_text(encoding="utf-8")))
-    return min(limits)
 
 
 class Engine(Protocol):
@@ -135,8 +133,7 @@ def open_engine(config: EngineConfig | None = None, spill: Path | None = None) -
     config = config or EngineConfig()
     with ExitStack() as stack:
         folder = spill or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="keyart-"))) / "spill"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(exclusive_lock(folder))
+        stack.enter_context(exclusive_lock(folder.with_name(f"{folder.name}.lock"), folder))
         yield from _opened(config, folder)
 
 
@@ -205,7 +202,8 @@ def to_arrow(relation: Relation) -> pa.Table:
 
 def spill_folder(out: Path) -> Path:
     """The folder an engine spills to while `out` is made: beside it, on the same disk."""
-    return out.with_name(f".{out.name}.spill")
+    real = real_path(out)
+    return real.with_name(f".{real.name}.spill")
 
 
 class _DuckDB:

@@ -146,7 +146,7 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bo
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
     """From a profile's colours to sRGB; ValueError where its channels are others than the image's."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    space = source.profile.xcolor_space.strip()
+    space = source.profile.xcolor_space.strip()  # pyright: ignore[reportAttributeAccessIssue]
     if space != SPACE_OF_MODE[mode]:
         raise ValueError(f"a profile of {space} for {mode}")
     target = ImageCms.createProfile("sRGB")

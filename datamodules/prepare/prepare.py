@@ -42,7 +42,7 @@ from datamodules.prepare.shard_spill import ShardSpill, encoder_of_impressions, 
 from datamodules.shards.catalogue import build_catalogue
 from datamodules.shards.shard import EMBEDDING, MANIFEST, REQUESTS, SPLITS, Shard, Shards
 from datamodules.shards.vocabulary import Vocabularies, save_vocabularies
-from foundation.atomic import atomic_folder, require_replaceable
+from foundation.atomic import atomic_folder, claimed_output
 from foundation.context import ContextFeature, context_features, save_context
 from foundation.errors import UserError
 from foundation.fingerprint import fingerprint
@@ -119,12 +119,7 @@ def prepare(
     `requests.parquet`.
     The dataset is read, never written to; `out` appears when it is complete, and keeps an embedding that it had.
     """
-    config, out, console = (
-        config or PrepareConfig(),
-        out if out.name else out.resolve(),
-        console or Console(stderr=True),
-    )
-    require_writable_target(dataset, out)
+    config, console = config or PrepareConfig(), console or Console(stderr=True)
     log_fingerprint = dataset_fingerprint(dataset)
     model = None if like is None else Shards.open(like)
     if model is not None:
@@ -132,7 +127,11 @@ def prepare(
         features = model.context
     features = features or context_features(config.context)
     tables = tables_with(features)
-    with nullcontext(engine) if engine else open_engine(spill=spill_folder(out)) as working:
+    with (
+        claimed_output(out, MANIFEST, dataset=dataset),
+        nullcontext(engine) if engine else open_engine(spill=spill_folder(out)) as working,
+    ):
+        _require_own_manifest(out)
         log = DatasetTables.read(
             RecentEngine.of(working, since, tables), dataset, drop_invalid=config.drop_invalid, features=features
         )
@@ -232,8 +231,11 @@ def check_and_prepare(
     console: Console,
 ) -> dict[str, Any]:
     """Check a dataset and prepare it, by one engine. UserError where it breaks a rule of the contract."""
-    require_writable_target(dataset, out)
-    with open_engine(engine_config, spill_folder(out)) as opened:
+    with (
+        claimed_output(out, MANIFEST, dataset=dataset),
+        open_engine(engine_config, spill_folder(out)) as opened,
+    ):
+        _require_own_manifest(out)
         tables = tables_with(Shards.open(like).context if like else context_features(config.context))
         # with `like` and `since`, only new rows are checked; else the whole log
         engine = RecentEngine.of(opened, since, tables) if like else opened
@@ -267,12 +269,8 @@ def _require_same_context(model: Shards, config: PrepareConfig) -> None:
                 )
 
 
-def require_writable_target(dataset: Path, out: Path) -> None:
-    """Raise a UserError where `out` cannot be written: a folder that keyart did not write, or one in or around the dataset."""
-    source, target = dataset.resolve(), out.resolve()
-    if source == target or source in target.parents or target in source.parents:
-        raise UserError(f"{out}: lies in {dataset}, or around it; the source is only read. Name a folder beside it.")
-    require_replaceable(out, MANIFEST)
+def _require_own_manifest(out: Path) -> None:
+    """Raise a UserError where `out` has a manifest that is not one of shards."""
     manifest = out / MANIFEST
     if manifest.is_file() and '"contract_version"' not in manifest.read_text(errors="replace", encoding="utf-8"):
         raise UserError(

@@ -3,7 +3,6 @@
 In: how large a log is, and the bytes that a command may use. Out: numbers of shards and rows; UserError where a shard does not fit.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -11,6 +10,7 @@ from itertools import islice
 from datamodules.prepare.relations import MAX_SHARDS, LogSize
 from datamodules.shards.shard import Shard
 from foundation.errors import UserError
+from foundation.machine import available_cores
 
 SHARD_BYTES = 50_000_000
 """About as much as a shard holds by default."""
@@ -36,7 +36,7 @@ def shard_count(size: LogSize) -> int:
 
 def parallel_shards(size: LogSize, shards: int, memory: int) -> int:
     """How many shards may be in progress at a time."""
-    return max(1, min(len(os.sched_getaffinity(0)), memory // 2 // max(1, WORKING_COPIES * _bytes(size) // shards)))
+    return max(1, min(available_cores(), memory // 2 // max(1, WORKING_COPIES * _bytes(size) // shards)))
 
 
 def require_memory(size: LogSize, shards: int, memory: int) -> None:

@@ -93,7 +93,7 @@ def examples(
     reasons = reasons or {}
     explained = pc.is_in(log.impression_id, value_set=pa.array(list(reasons), pa.string()))
     explained_N = np.asarray(explained) if len(log) else np.zeros(0, bool)
-    choice_N = log.mask_NK.sum(1) >= min(3, int(log.mask_NK.sum(1).max(initial=0)))
+    choice_N = log.width >= min(3, int(log.width.max(initial=0)))
     order = np.random.default_rng(0).permutation(len(log))
     order = order[np.argsort(~explained_N[order], kind="stable")]
     candidates = list(
@@ -133,12 +133,12 @@ def _shown(
     reason: Reason | None,
 ) -> ExampleImpression:
     title = str(attributes.title[row].as_py())
-    artworks = [log.artworks[int(a)].as_py() for a in log.artwork_NK[row][log.mask_NK[row]]]
+    artworks = [log.artworks[int(a)].as_py() for a in log.artwork_NK.row(row)]
     rows: list[ExampleCandidate] = [
         {
             "artwork": artwork,
-            "click_probability": float(log.click_probability_NK[row, k]),
-            "policy": float(log.policy_NK[row, k]),
+            "click_probability": float(log.click_probability_NK.row(row)[k]),
+            "policy": float(log.policy_NK.row(row)[k]),
             "best_fixed": fixed_N is not None and int(fixed_N[row]) == k,
             "logged": int(log.shown[row]) == k,
         }

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from evaluation.audits.attribution import lift_row
 from evaluation.off_policy.intervals import Sums
-from evaluation.off_policy.valuation import WeightedLog, row_blocks
+from evaluation.off_policy.valuation import WeightedLog
 from evaluation.record.rows import ExplorationRow
 from foundation.choice import greedy_NK, softmax_NK
+from foundation.lists import blocks
 
 EPSILONS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 TEMPERATURES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
@@ -34,7 +35,7 @@ def lift_by_exploration(weighted_log: WeightedLog, reward: str = "clicked") -> l
     model, reward_N = weighted_log.models[reward], log.reward[reward]
     total = {key: np.zeros(len(members)) for key in choices}
     explored = dict.fromkeys(choices, 0.0)
-    for rows in row_blocks(len(log)):
+    for rows in blocks(log.artwork_NK):
         at = np.arange(rows.stop - rows.start), log.shown_N[rows]
         mask_nk, score_nk = log.artwork_NK[rows] >= 0, log.score_NK[rows].astype(np.float64)
         expected_nk = model.predict(weighted_log.choices, rows)

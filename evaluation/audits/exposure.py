@@ -26,8 +26,8 @@ from evaluation.logs.columns import read_columns, to_array
 from evaluation.logs.log_slices import read_segments, top_levels
 from evaluation.logs.scored_log import ScoredLog
 from evaluation.off_policy.intervals import Members, Sums, normal_interval, standard_error
-from evaluation.off_policy.valuation import row_blocks
 from evaluation.record.rows import EngagementRow, ExposureRow, finite_or_none
+from foundation.lists import blocks
 
 MAX_TAGS = 30
 """How many people and tags are reported: those the uniform policy would show most."""
@@ -107,11 +107,7 @@ def _depicted(
     """The people and tags that the uniform policy would show most, with their exposure."""
     index = pc.index_in(log.artworks, value_set=artworks).to_pylist()
     of_A = [words[p] if p is not None else [] for p in index]
-    candidates_A = np.zeros(len(of_A))
-    for rows in row_blocks(len(log)):
-        mask_nk = log.mask_NK[rows]
-        even_nk = np.broadcast_to(1 / mask_nk.sum(1, keepdims=True), mask_nk.shape)[mask_nk]
-        candidates_A += np.bincount(log.artwork_NK[rows][mask_nk], even_nk, len(of_A))
+    candidates_A = np.bincount(log.artwork_NK.values_C, np.repeat(1 / log.width, log.width), len(of_A))
     expected_impressions: dict[str, float] = {}
     encode_artworks: Counter[str] = Counter()
     for depicted, expected in zip(of_A, candidates_A.tolist(), strict=True):
@@ -131,10 +127,10 @@ def _depicted(
         depicts_A = np.array([name in depicted for depicted in of_A] + [False])
         sums = np.zeros((5, len(members)))
         clicks = 0
-        for rows in row_blocks(len(log)):
+        for rows in blocks(log.artwork_NK):
             depicts_nk = depicts_A[log.artwork_NK[rows]]
             shown_n = depicts_nk[np.arange(len(depicts_nk)), log.shown[rows]]
-            uniform_n = depicts_nk.sum(1) / log.mask_NK[rows].sum(1)
+            uniform_n = depicts_nk.sum(1) / log.width[rows]
             clicked_n = shown_n * log.clicked[rows]
             engaged_n = np.zeros(len(shown_n)) if log.engaged is None else shown_n * log.engaged[rows]
             shown = ((log.policy_NK[rows] * depicts_nk).sum(1), uniform_n, shown_n)

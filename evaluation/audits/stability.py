@@ -1,6 +1,6 @@
 """How often a title's artwork changes for a member: artworks that change too often cost trust.
 
-Legend: N impressions, K candidates (padded).
+Legend: N impressions, K candidates (padded), E pairs of impressions and an artwork of either.
 """
 
 import numpy as np
@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from evaluation.logs.scored_log import ScoredLog
 from evaluation.off_policy.estimators import Terms
 from evaluation.off_policy.intervals import Members, normal_interval
-from evaluation.off_policy.valuation import row_blocks
 from evaluation.record.rows import StabilityRow, finite_or_none
 
 DAY = 86_400_000_000
+PAIRS_PER_BLOCK = 100_000
+"""Pairs of impressions in memory at a time."""
 DAY_BANDS = ((1, "the next day"), (2, "2 to 7 days later"), (8, "more than 7 days later"))
 
 
@@ -32,16 +33,15 @@ def changes(log: ScoredLog) -> list[StabilityRow]:
     earlier_N, later_N = order[:-1][later], order[1:][later]
     between = (day[1:] - day[:-1])[later]
     changed = {name: np.empty(len(later_N)) for name in ("scored", "uniform", "logged")}
-    width = log.mask_NK.sum(1)
-    for rows in row_blocks(len(later_N)):
-        earlier_rows, later_rows = earlier_N[rows], later_N[rows]
-        artwork_nk, before_nk = log.artwork_NK[later_rows], log.artwork_NK[earlier_rows]
-        same_nkj = (artwork_nk[:, :, None] == before_nk[:, None, :]) & log.mask_NK[later_rows][:, :, None]
-        unchanged = np.einsum("nkj,nk,nj->n", same_nkj, log.policy_NK[later_rows], log.policy_NK[earlier_rows])
-        changed["scored"][rows] = 1 - unchanged
-        changed["uniform"][rows] = 1 - same_nkj.sum((1, 2)) / (width[earlier_rows] * width[later_rows])
-        at = np.arange(len(earlier_rows))
-        changed["logged"][rows] = artwork_nk[at, log.shown[later_rows]] != before_nk[at, log.shown[earlier_rows]]
+    width = log.width
+    for begin in range(0, len(later_N), PAIRS_PER_BLOCK):
+        rows = slice(begin, begin + PAIRS_PER_BLOCK)
+        pair = earlier_N[rows], later_N[rows]
+        scored, alike = _common(log, *pair)
+        changed["scored"][rows] = 1 - scored
+        changed["uniform"][rows] = 1 - alike / (width[pair[0]] * width[pair[1]])
+        earlier_shown, later_shown = (log.artwork_NK[side, log.shown[side]] for side in pair)
+        changed["logged"][rows] = earlier_shown != later_shown
     member = log.member[later_N]
     band = np.searchsorted([begin for begin, _ in DAY_BANDS], between, side="right") - 1
     return [
@@ -50,6 +50,21 @@ def changes(log: ScoredLog) -> list[StabilityRow]:
         for band_index, (_, words) in enumerate(DAY_BANDS)
         if (band == band_index).any()
     ]
+
+
+def _common(log: ScoredLog, earlier_n: NDArray, later_n: NDArray) -> tuple[NDArray, NDArray]:
+    """By pair of impressions: sum_a policy(a) earlier_policy(a), and the number of common candidates, (n,) both."""
+    sides = [log.artwork_NK.take(rows) for rows in (earlier_n, later_n)]
+    # a pair and an artwork as one number: what the two impressions have in common
+    artworks = len(log.artworks)
+    distinct_E, index = np.unique(
+        np.concatenate([lists.row_C * artworks + lists.values_C for lists in sides]), return_inverse=True
+    )
+    earlier_c, later_c = np.split(index.reshape(-1), [len(sides[0].values_C)])
+    earlier_policy_c, later_policy_c = (log.policy_NK.take(rows).values_C for rows in (earlier_n, later_n))
+    earlier_E, count_E = (np.bincount(earlier_c, values, len(distinct_E)) for values in (earlier_policy_c, None))
+    scored, alike = (sides[1].like(values_c) for values_c in (later_policy_c * earlier_E[later_c], count_E[later_c]))
+    return scored.sums(), alike.reduce(np.add)
 
 
 def _change_row(policy: str, days: str, values: NDArray, member: NDArray) -> StabilityRow:

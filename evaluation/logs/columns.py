@@ -3,7 +3,7 @@
 In: files and the columns a contract wants of them. Out: an Arrow table of a few plain types, and NumPy arrays made from
 its columns without a loop over rows.
 
-Legend: N rows, K items of a list (padded).
+Legend: N rows.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -24,6 +24,7 @@ from datamodules.contract.check_files import holds
 from datamodules.contract.stored_types import folded_name, int96_columns, with_text_ids
 from datamodules.contract.tables import Column, Kind
 from foundation.errors import UserError
+from foundation.lists import Lists
 
 ARROW_TYPES: dict[Kind, pa.DataType] = {
     "string": pa.string(),
@@ -182,11 +183,6 @@ def list_lengths(lists: pa.ChunkedArray) -> NDArray[np.int64]:
     return np.asarray(to_array(pc.fill_null(pc.list_value_length(lists), 0)), np.int64)
 
 
-def padding_mask(width: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Mask (N, K) of the items of padded lists, K being the longest list's length."""
-    return np.arange(width.max(initial=1)) < width[:, None]
-
-
 def integer_codes(values: pa.ChunkedArray | pa.Array, names: pa.Array | None) -> NDArray[np.int64]:
     """Strings as integers, (N,): their index in `names`, -2 for others; or, without names, numbered in order of appearance."""
     array = to_array(values)
@@ -194,9 +190,6 @@ def integer_codes(values: pa.ChunkedArray | pa.Array, names: pa.Array | None) ->
     return np.asarray(pc.fill_null(pc.index_in(array, value_set=names), -2), np.int64)
 
 
-def integer_code_lists(lists: pa.ChunkedArray, names: pa.Array) -> NDArray[np.int64]:
-    """Lists of strings as integers by `integer_codes`, (N, K); -1 in padding."""
-    mask_NK = padding_mask(list_lengths(lists))
-    table_NK = np.full(mask_NK.shape, -1, np.int64)
-    table_NK[mask_NK] = integer_codes(flatten_lists(lists), names)
-    return table_NK
+def integer_code_lists(lists: pa.ChunkedArray, names: pa.Array) -> Lists:
+    """Lists of strings as integers by `integer_codes`, padded with -1."""
+    return Lists.of(integer_codes(flatten_lists(lists), names), list_lengths(lists), padding=-1)

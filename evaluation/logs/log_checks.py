@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from evaluation.off_policy.estimators import snips
 from evaluation.off_policy.intervals import Members, Sums, normal_interval, standard_error
 from evaluation.record.rows import PeriodRow, PropensityRow, finite_or_none
+from foundation.lists import Lists
 
 ERRORS, SHARE = 4.0, 0.05
 """A bin of propensities is off where shown and expected differ by more than both: so many standard errors, and that share."""
@@ -57,20 +58,20 @@ class Calibration:
         ]
 
 
-def calibration(propensity_NK: NDArray, mask_NK: NDArray, shown_N: NDArray) -> Calibration:
+def calibration(propensity_NK: Lists, shown_N: NDArray) -> Calibration:
     """Shown shares against logged propensities over all candidates, in bins of about equal count.
 
     Standard error: sqrt(sum p (1 - p)) / count, draws being independent given their propensities, whoever the member.
     """
-    some = slice(None, None, 1 + len(shown_N) // ROWS_PER_BLOCK)
-    probability = propensity_NK[some][mask_NK[some]].astype(np.float64)
+    some = np.arange(0, len(shown_N), 1 + len(shown_N) // ROWS_PER_BLOCK)
+    probability = propensity_NK.take(some).values_C.astype(np.float64)
     edges = np.unique(np.quantile(probability, np.arange(1, BINS) / BINS)) if len(probability) else np.zeros(0)
     total = np.zeros((4, len(edges) + 1))
     for first in range(0, len(shown_N), ROWS_PER_BLOCK):
-        part = slice(first, first + ROWS_PER_BLOCK)
-        mask = mask_NK[part]
-        probability = propensity_NK[part][mask].astype(np.float64)
-        was_shown = (np.arange(mask.shape[1]) == shown_N[part, None])[mask]
+        rows = np.arange(first, min(first + ROWS_PER_BLOCK, len(shown_N)))
+        part = propensity_NK.take(rows)
+        probability = part.values_C.astype(np.float64)
+        was_shown = part.one_hot(shown_N[rows]).values_C
         bin_index = np.digitize(probability, edges)
         for row, values in enumerate((None, probability, was_shown, probability * (1 - probability))):
             total[row] += np.bincount(bin_index, values, total.shape[1])

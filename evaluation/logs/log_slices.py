@@ -113,7 +113,7 @@ def build_slices(
     for feature in attributes.features:
         if feature.name in attributes.columns and feature.name != "column":  # slices by row are enough
             slices += _context_slices(feature, attributes.columns[feature.name])
-    count_N = log.mask_NK.sum(1)
+    count_N = log.width
     max_candidates = int(min(count_N.max(initial=2), MAX_LEVELS))
     bands = [(k, f"{k} candidates") for k in range(2, max_candidates)] + [
         (max_candidates, f"{max_candidates} candidates or more")
@@ -121,10 +121,10 @@ def build_slices(
     slices += _banded("candidates", count_N, bands)
     if past is not None:
         shown_before = pc.is_in(log.artworks, value_set=past.artworks.take(pa.array(np.unique(past.artwork))))
-        new_NK = ~np.append(np.asarray(shown_before), True)[log.artwork_NK]
+        new_NK = log.artwork_NK.like(~np.asarray(shown_before)[log.artwork_NK.values_C])
         slices += _banded(
             "new artworks",
-            np.asarray(new_NK.any(1)),
+            new_NK.reduce(np.logical_or),
             ((0, "all shown before"), (1, "some never shown before this period")),
         )
     segments, segment_notes = read_segments(dataset, attributes.member)

@@ -29,6 +29,7 @@ from evaluation.logs.columns import (
 )
 from foundation.choice import equal_within_rounding
 from foundation.errors import UserError
+from foundation.lists import Lists
 
 REQUIRED_COLUMNS = ("impression_id", "member_id", "title_id", "artwork_id", "candidates", "shown_at", "clicked")
 OPTIONAL_COLUMNS = ("propensities", "propensity", "policy", "engaged")
@@ -87,13 +88,13 @@ def read_outcomes(dataset: Path, before: datetime | None = None) -> Outcomes | N
     if not len(log):
         return None
     names, artwork_NK, shown = candidates_of(log, dataset)
-    propensity, _ = propensities_of(log, shown, artwork_NK >= 0, dataset)
+    propensity, _ = propensities_of(log, shown, artwork_NK, dataset)
     return Outcomes(
         artworks=names,
         artwork=artwork_NK[np.arange(len(shown)), shown],
         title=integer_codes(log["title_id"], None),
         member=integer_codes(log["member_id"], None),
-        width=(artwork_NK >= 0).sum(1),
+        width=artwork_NK.width_N,
         propensity=propensity,
         clicked=to_float(log["clicked"]),
         engaged=engaged_of(log),
@@ -118,18 +119,19 @@ def engaged_of(log: pa.Table) -> NDArray[np.float64] | None:
     return to_float(pc.fill_null(log["engaged"], False))
 
 
-def candidates_of(log: pa.Table, dataset: Path) -> tuple[pa.Array, NDArray, NDArray]:
-    """Ids of artworks, candidates as indices into them (N, K), -1 in padding, and the index of the shown candidate (N,)."""
+def candidates_of(log: pa.Table, dataset: Path) -> tuple[pa.Array, Lists, NDArray]:
+    """Ids of artworks, candidates as indices into them, (N, K), and the index of the shown candidate (N,)."""
     names = pc.unique(flatten_lists(log["candidates"]))
     artwork_NK = integer_code_lists(log["candidates"], names)
-    same_NK = artwork_NK == integer_codes(log["artwork_id"], names)[:, None]
-    strange = ~same_NK.any(1)
+    own_N = integer_codes(log["artwork_id"], names)
+    shown_N = artwork_NK.first(artwork_NK.values_C == np.repeat(own_N, artwork_NK.width_N))
+    strange = shown_N < 0
     if strange.any():
         raise UserError(
             f"{dataset}/impressions: {strange.sum()} rows whose shown artwork is not among the candidates "
             f"(first: {first_id(log['impression_id'], strange)}). Run keyart check {dataset}."
         )
-    return names, artwork_NK, same_NK.argmax(1)
+    return names, artwork_NK, shown_N
 
 
 def policy_of(log: pa.Table) -> pa.ChunkedArray:
@@ -139,23 +141,26 @@ def policy_of(log: pa.Table) -> pa.ChunkedArray:
     return pc.fill_null(log["policy"], UNNAMED_POLICY)
 
 
-def propensities_of(log: pa.Table, shown: NDArray, mask_NK: NDArray, dataset: Path) -> tuple[NDArray, NDArray]:
+def propensities_of(log: pa.Table, shown: NDArray, artwork_NK: Lists, dataset: Path) -> tuple[NDArray, Lists]:
     """Propensity of the shown artwork (N,), and of every candidate (N, K), NaN where only the shown one's was logged."""
-    propensity_NK = np.where(mask_NK, np.nan, 0.0)
+    propensity_NK = artwork_NK.like(np.full(len(artwork_NK.values_C), np.nan))
     propensity = np.full(len(shown), np.nan)
     if "propensities" in log.column_names:
         lists = log["propensities"]
         logged = np.asarray(lists.is_valid())
-        odd = logged & (list_lengths(lists) != mask_NK.sum(1))
+        odd = logged & (list_lengths(lists) != artwork_NK.width_N)
         if odd.any():
             raise UserError(
                 f"{dataset}/impressions: {odd.sum()} rows with another number of propensities than candidates "
                 f"(first: {first_id(log['impression_id'], odd)}). Run keyart check {dataset}."
             )
-        propensity_NK[mask_NK & logged[:, None]] = flatten_lists(lists).to_numpy(zero_copy_only=False)
-        total = propensity_NK.sum(1)
+        logged_C = np.repeat(logged, artwork_NK.width_N)
+        propensity_NK.values_C[logged_C] = flatten_lists(lists).to_numpy(zero_copy_only=False)
+        total = propensity_NK.sums()
         # a list with nulls or NaN sums to NaN; negative values are invalid, whatever the sum
-        wrong = logged & (~equal_within_rounding(total, 1.0) | (propensity_NK < 0).any(1))
+        wrong = logged & (
+            ~equal_within_rounding(total, 1.0) | artwork_NK.like(propensity_NK.values_C < 0).reduce(np.logical_or)
+        )
         if wrong.any():
             raise UserError(
                 f"{dataset}/impressions: {wrong.sum()} rows whose propensities are not probabilities that sum to 1 (first: "

@@ -12,33 +12,22 @@ from numpy.typing import NDArray
 
 from evaluation.logs.logged_impressions import Outcomes
 from evaluation.logs.scored_log import ScoredLog
-from foundation.choice import greedy_NK
+from foundation.lists import Lists
 
 
-def uniform(log: ScoredLog) -> NDArray:
+def uniform(log: ScoredLog) -> Lists:
     """Equal probability for every candidate, (N, K)."""
-    return log.mask_NK / log.mask_NK.sum(1, keepdims=True)
+    return log.artwork_NK.like(np.repeat(1 / log.width, log.width))
 
 
-def greedy(score_NK: NDArray, log: ScoredLog) -> NDArray:
-    """Probability 1 for the candidate of highest score, (N, K), over a log's candidates."""
-    return greedy_NK(score_NK, log.mask_NK)
+def greedy(score_NK: Lists) -> Lists:
+    """Probability 1 for the candidate of highest score, the first of equals, (N, K)."""
+    return score_NK.one_hot(score_NK.best())
 
 
-def _highest(score_NK: NDArray, log: ScoredLog) -> NDArray[np.integer]:
-    """Index of the candidate of highest score, (N,), the first of equals."""
-    return np.where(log.mask_NK, score_NK, -np.inf).argmax(1)
-
-
-def _certain(chosen_N: NDArray[np.integer], log: ScoredLog) -> NDArray:
-    policy_NK = np.zeros(log.mask_NK.shape)
-    policy_NK[np.arange(len(chosen_N)), chosen_N] = 1.0
-    return policy_NK
-
-
-def best_fixed(log: ScoredLog, past: Outcomes) -> NDArray:
+def best_fixed(log: ScoredLog, past: Outcomes) -> Lists:
     """Probability 1 for `best_fixed_choice`, (N, K)."""
-    return _certain(best_fixed_choice(log, past), log)
+    return log.artwork_NK.one_hot(best_fixed_choice(log, past))
 
 
 def best_fixed_choice(log: ScoredLog, past: Outcomes) -> NDArray[np.integer]:
@@ -52,9 +41,11 @@ def best_fixed_choice(log: ScoredLog, past: Outcomes) -> NDArray[np.integer]:
     rate_A = _shrunk_rates(past)
     index = pc.fill_null(pc.index_in(log.artworks, value_set=past.artworks), -1).to_numpy(zero_copy_only=False)
     known = np.where(index >= 0, rate_A[index], np.nan)
-    rate_NK = np.where(log.mask_NK, known[log.artwork_NK], np.nan)
-    mean_N = np.nanmean(np.where(np.isnan(rate_NK).all(1, keepdims=True), 0.0, rate_NK), axis=1)
-    return _highest(np.where(np.isnan(rate_NK), mean_N[:, None], rate_NK), log)
+    rate_C = known[log.artwork_NK.values_C]
+    seen_C = ~np.isnan(rate_C)
+    seen_N = log.artwork_NK.like(seen_C.astype(np.int64)).reduce(np.add)
+    mean_N = log.artwork_NK.like(np.where(seen_C, rate_C, 0.0)).reduce(np.add) / np.maximum(seen_N, 1)
+    return log.artwork_NK.like(np.where(seen_C, rate_C, np.repeat(mean_N, log.width))).best()
 
 
 def _shrunk_rates(past: Outcomes) -> NDArray:

@@ -39,6 +39,7 @@ from evaluation.logs.logged_impressions import (
 )
 from foundation.choice import equal_within_rounding
 from foundation.errors import UserError
+from foundation.lists import Lists
 
 _KEY = (Column(name="impression_id", kind="string"), Column(name="candidates", kind="strings"))
 SCORES = (
@@ -71,15 +72,13 @@ class ScoredLog:
     """(N,): titles as integers."""
     artworks: pa.Array
     """string: every artwork that was a candidate."""
-    artwork_NK: NDArray[np.integer]
+    artwork_NK: Lists
     """Candidates as indices into `artworks`, -1 in padding."""
-    mask_NK: NDArray[np.bool_]
-    """True for candidates, False for padding."""
     shown: NDArray[np.integer]
     """(N,): index of the shown artwork among the candidates."""
     propensity: NDArray[np.floating]
     """(N,): propensity of the shown artwork."""
-    propensity_NK: NDArray[np.floating]
+    propensity_NK: Lists
     """Propensities of all candidates: NaN where only the shown artwork's was logged; 0 in padding."""
     shown_at: NDArray[np.int64]
     """(N,): microseconds since 1970, UTC."""
@@ -101,22 +100,27 @@ class ScoredLog:
     """(N,): 1 or 0."""
     engaged: NDArray[np.floating] | None
     """(N,): 1 or 0; None where the log does not say of every click whether it led to a real viewing."""
-    click_probability_NK: NDArray[np.floating]
+    click_probability_NK: Lists
     """Click probabilities by the scores; 0 in padding."""
-    policy_NK: NDArray[np.floating]
+    policy_NK: Lists
     """The scored policy's probabilities; 0 in padding."""
     engaged_probability: NDArray[np.floating] | None
     """(N,): probability by the scores that the shown artwork is clicked and viewed; None where the scores lack it."""
-    true_click_NK: NDArray[np.floating] | None
+    true_click_NK: Lists | None
     """True click probabilities, 0 in padding; None where they are not known."""
-    true_engaged_NK: NDArray[np.floating] | None
+    true_engaged_NK: Lists | None
     """True probabilities of an engaged play, 0 in padding; None where they are not known."""
-    policies: dict[str, NDArray[np.floating]] = field(default_factory=dict)
+    policies: dict[str, Lists] = field(default_factory=dict)
     """Other policies to value on it, by name; probabilities (N, K)."""
 
     def __len__(self) -> int:
         """N."""
         return len(self.shown)
+
+    @property
+    def width(self) -> NDArray[np.int64]:
+        """(N,): how many candidates each impression has."""
+        return self.artwork_NK.width_N
 
     def where(self, keep_N: NDArray[np.bool_]) -> "ScoredLog":
         """The impressions that a mask selects; artworks keep their indices."""
@@ -129,7 +133,9 @@ class ScoredLog:
             value = getattr(self, column.name)
             if isinstance(value, np.ndarray):
                 columns[column.name] = value[rows]
-        columns["policies"] = {name: policy_NK[rows] for name, policy_NK in self.policies.items()}
+            elif isinstance(value, Lists):
+                columns[column.name] = value.take(rows)
+        columns["policies"] = {name: policy_NK.take(rows) for name, policy_NK in self.policies.items()}
         return replace(self, **columns)
 
 
@@ -167,47 +173,47 @@ def read_scored_log(
     unknown = len(table) - len(log)
     del table
     names, artwork_NK, shown = candidates_of(log, dataset)
-    mask_NK = artwork_NK >= 0
 
-    order_NK = _alignment(artwork_NK, integer_code_lists(scored["candidates"], names), mask_NK, ids, scores)
+    order_C = _alignment(artwork_NK, integer_code_lists(scored["candidates"], names), ids, scores)
     click_NK, policy_NK = (
-        _aligned(scored, name, order_NK, mask_NK, scores).astype(np.float32) for name in ("click_probability", "policy")
+        artwork_NK.like(_aligned(scored, name, order_C, artwork_NK, scores).values_C.astype(np.float32))
+        for name in ("click_probability", "policy")
     )
     engaged_N = None
     if "engaged_probability" in scored.column_names:
-        engaged_N = _aligned(scored, "engaged_probability", order_NK, mask_NK, scores)[np.arange(len(ids)), shown]
-    del scored, order_NK
-    off = ~equal_within_rounding(policy_NK.sum(1), 1.0)
+        engaged_N = _aligned(scored, "engaged_probability", order_C, artwork_NK, scores)[np.arange(len(ids)), shown]
+    del scored, order_C
+    off = ~equal_within_rounding(policy_NK.sums(), 1.0)
     if off.any():
-        total = policy_NK.sum(1)[off][0]
+        total = policy_NK.sums()[off][0]
         raise UserError(
             f"{scores}: {off.sum()} rows whose policy does not sum to 1 (first: {first_id(ids, off)}, sum {total:.3g}). "
             "Score the log again."
         )
 
-    truth_click_NK, truth_engaged_NK = _truth(dataset, ids, artwork_NK, mask_NK, names)
-    propensity, propensity_NK = propensities_of(log, shown, mask_NK, dataset)
+    truth_click_NK, truth_engaged_NK = _truth(dataset, ids, artwork_NK, names)
+    propensity, propensity_NK = propensities_of(log, shown, artwork_NK, dataset)
     log = log.drop_columns([name for name in ("candidates", "propensities") if name in log.column_names])
-    width = mask_NK.sum(1)
+    width = artwork_NK.width_N
     # where only the shown artwork's propensity was logged, the others are NaN and compare as equal
-    alike_NK = equal_within_rounding(propensity_NK, propensity[:, None]) | np.isnan(propensity_NK) | ~mask_NK
+    all_C = propensity_NK.values_C
+    alike_NK = artwork_NK.like(equal_within_rounding(all_C, np.repeat(propensity, width)) | np.isnan(all_C))
     uniform = equal_within_rounding(propensity * width, 1.0)
     return ScoredLog(
         impression_id=to_array(ids),
         member=integer_codes(log["member_id"], None),
         title=integer_codes(log["title_id"], None),
         artworks=names,
-        artwork_NK=artwork_NK.astype(np.int32),
-        mask_NK=mask_NK,
+        artwork_NK=artwork_NK.like(artwork_NK.values_C.astype(np.int32), padding=-1),
         shown=shown,
         propensity=propensity,
-        propensity_NK=propensity_NK.astype(np.float32),
+        propensity_NK=propensity_NK.like(all_C.astype(np.float32)),
         shown_at=shown_at_of(log),
         logging_policy=integer_codes(policy_of(log), None),
         logging_policies=tuple(pc.unique(to_array(policy_of(log))).to_pylist()),
         missing=logged - len(ids),
         unknown=unknown,
-        randomised=uniform & (width > 1) & alike_NK.all(1),
+        randomised=uniform & (width > 1) & alike_NK.reduce(np.logical_and),
         clicked=to_float(log["clicked"]),
         engaged=engaged_of(log),
         click_probability_NK=click_NK,
@@ -258,49 +264,53 @@ def _matching(source: Path, table: pa.Table, ids: pa.ChunkedArray, remedy: str) 
     return table.take(position).combine_chunks()
 
 
-def _alignment(ours_NK: NDArray, theirs_NK: NDArray, mask_NK: NDArray, ids: pa.ChunkedArray, source: Path) -> NDArray:
-    """Index of each of the log's candidates in the other table's list, (N, K); UserError where the candidates differ."""
-    if theirs_NK.shape == ours_NK.shape and (ours_NK == theirs_NK).all():
-        return np.broadcast_to(np.arange(ours_NK.shape[1]), ours_NK.shape)
-    same_NKJ = ours_NK[:, :, None] == theirs_NK[:, None, :]
-    other = (mask_NK & ~same_NKJ.any(2)).any(1) | ((theirs_NK != -1).sum(1) != mask_NK.sum(1))
+def _alignment(ours_NK: Lists, theirs_NK: Lists, ids: pa.ChunkedArray, source: Path) -> NDArray[np.int64]:
+    """Where each of the log's candidates is among the items of the other table's lists, (C,); UserError where they differ."""
+    if np.array_equal(ours_NK.start_N, theirs_NK.start_N) and np.array_equal(ours_NK.values_C, theirs_NK.values_C):
+        return np.arange(len(ours_NK.values_C))
+    # a row and a candidate as one number; those of no artwork of the log are -2
+    artworks = 3 + max(int(lists.values_C.max(initial=0)) for lists in (ours_NK, theirs_NK))
+    our_key_C, their_key_C = (lists.row_C * artworks + lists.values_C + 2 for lists in (ours_NK, theirs_NK))
+    order_C = np.argsort(their_key_C, kind="stable")
+    sorted_C = their_key_C[order_C]
+    at_C = np.minimum(np.searchsorted(sorted_C, our_key_C), max(len(sorted_C) - 1, 0))
+    lost_C = sorted_C[at_C] != our_key_C if len(sorted_C) else np.ones(len(our_key_C), bool)
+    other = ours_NK.like(lost_C).reduce(np.logical_or) | (theirs_NK.width_N != ours_NK.width_N)
     if other.any():
         raise UserError(
             f"{source}: {other.sum()} rows whose candidates are not the log's (first: {first_id(ids, other)}). Score the log again."
         )
-    return same_NKJ.argmax(2)
+    return order_C[at_C]
 
 
-def _aligned(table: pa.Table, name: str, order_NK: NDArray, mask_NK: NDArray, source: Path) -> NDArray:
-    """Lists of probabilities as (N, K) in the order of the log's candidates, 0 in padding; UserError for invalid ones."""
+def _aligned(table: pa.Table, name: str, order_C: NDArray, ours_NK: Lists, source: Path) -> Lists:
+    """Lists of probabilities (N, K) in the order of the log's candidates; UserError for invalid ones."""
     ids = table["impression_id"]
-    odd = list_lengths(table[name]) != mask_NK.sum(1)
+    odd = list_lengths(table[name]) != ours_NK.width_N
     if odd.any():
         raise UserError(
             f"{source}: {odd.sum()} rows whose lists are not as long as their candidates (first: {first_id(ids, odd)}: {name})."
         )
-    values_NK = np.zeros(mask_NK.shape)
-    values_NK[mask_NK] = flatten_lists(table[name]).to_numpy(zero_copy_only=False)
+    values_C = flatten_lists(table[name]).to_numpy(zero_copy_only=False)
     # a softmax in float32 may round to slightly above 1, which is allowed; NaN is not
-    bad_NK = ~((values_NK >= -1e-6) & (values_NK <= 1 + 1e-6))
-    bad = np.asarray(bad_NK.any(1))
+    bad_C = ~((values_C >= -1e-6) & (values_C <= 1 + 1e-6))
+    bad = ours_NK.like(bad_C).reduce(np.logical_or)
     if bad.any():
-        value = values_NK[bad_NK][0]
         raise UserError(
-            f"{source}: {bad.sum()} rows whose {name} is not a probability (first: {first_id(ids, bad)}, {value:.4g}). "
-            "Write numbers from 0 to 1."
+            f"{source}: {bad.sum()} rows whose {name} is not a probability (first: {first_id(ids, bad)}, "
+            f"{values_C[bad_C][0]:.4g}). Write numbers from 0 to 1."
         )
-    return np.where(mask_NK, np.take_along_axis(np.clip(values_NK, 0.0, 1.0), order_NK, axis=1), 0.0)
+    return ours_NK.like(np.clip(values_C, 0.0, 1.0)[order_C])
 
 
 def _truth(
-    dataset: Path, ids: pa.ChunkedArray, artwork_NK: NDArray, mask_NK: NDArray, names: pa.Array
-) -> tuple[NDArray | None, NDArray | None]:
+    dataset: Path, ids: pa.ChunkedArray, artwork_NK: Lists, names: pa.Array
+) -> tuple[Lists | None, Lists | None]:
     """True click and engaged probabilities (N, K) of a simulated dataset with `truth/`; None for others."""
     folder = dataset / "truth"
     if not folder.is_dir():
         return None, None
     table = _matching(folder, _rows_of(folder, TRUTH, TRUTH_REMEDY), ids, TRUTH_REMEDY)
-    order_NK = _alignment(artwork_NK, integer_code_lists(table["candidates"], names), mask_NK, ids, folder)
-    click, engaged = (_aligned(table, name, order_NK, mask_NK, folder) for name in ("p_click", "p_engaged"))
+    order_C = _alignment(artwork_NK, integer_code_lists(table["candidates"], names), ids, folder)
+    click, engaged = (_aligned(table, name, order_C, artwork_NK, folder) for name in ("p_click", "p_engaged"))
     return click, engaged

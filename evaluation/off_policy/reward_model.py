@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from foundation.lists import Table, blocks
+
 FOLDS = 3
 CLUSTERS = 3
 FEATURES = 5
@@ -23,8 +25,6 @@ RIDGE = 1e-4
 """Ridge on the diagonal of the mean normal equations, relative to each feature's mean square: for constant columns."""
 MAX_PRIOR_STRENGTH = 1000.0
 """Impressions that a prior is worth at most: where rates show no spread, differences stay small but not zero."""
-IMPRESSIONS_PER_BLOCK = 200_000
-"""Impressions in memory at a time where arrays have a column per candidate."""
 
 
 def assign_folds(members: int, seed: int) -> NDArray[np.int8]:
@@ -53,9 +53,9 @@ def shrunk_rates(count: NDArray, earned: NDArray, prior: NDArray, prior_count: N
 class LoggedChoices:
     """Input of a reward model; rows are impressions."""
 
-    artwork_NK: NDArray[np.integer]
+    artwork_NK: Table
     """Candidates as integers, -1 in padding."""
-    score_NK: NDArray[np.floating]
+    score_NK: Table
     """A score of each candidate, such as its predicted click probability; 0 in padding."""
     shown_N: NDArray[np.integer]
     """Index of the shown artwork among the candidates."""
@@ -109,12 +109,10 @@ def fit_reward_model(log: LoggedChoices, reward_N: NDArray[np.floating], artwork
     rows = np.arange(len(reward_N))
     seen_N = log.artwork_NK[rows, log.shown_N].astype(np.int64)
     title_A = np.zeros(artworks, np.int64)
-    for first in range(0, len(rows), IMPRESSIONS_PER_BLOCK):
-        part_NK = log.artwork_NK[first : first + IMPRESSIONS_PER_BLOCK]
+    for part in blocks(log.artwork_NK):
+        part_NK = log.artwork_NK[part]
         mask_NK = part_NK >= 0
-        title_A[part_NK[mask_NK]] = np.broadcast_to(
-            log.title_N[first : first + IMPRESSIONS_PER_BLOCK, None], part_NK.shape
-        )[mask_NK]
+        title_A[part_NK[mask_NK]] = np.broadcast_to(log.title_N[part, None], part_NK.shape)[mask_NK]
     index_N = log.fold_N.astype(np.int64) * artworks + seen_N
     size = FOLDS * artworks
     count_fA = np.bincount(index_N, minlength=size).reshape(FOLDS, artworks).astype(float)
@@ -122,8 +120,7 @@ def fit_reward_model(log: LoggedChoices, reward_N: NDArray[np.floating], artwork
 
     centred_N = np.empty(len(rows))
     score_N = np.empty(len(rows))
-    for first in range(0, len(rows), IMPRESSIONS_PER_BLOCK):
-        part = slice(first, first + IMPRESSIONS_PER_BLOCK)
+    for part in blocks(log.artwork_NK):
         score_NK, mask_NK = log.score_NK[part], log.artwork_NK[part] >= 0
         score_N[part] = score_NK[np.arange(len(score_NK)), log.shown_N[part]]
         centred_N[part] = score_N[part] - score_NK.sum(1) / np.maximum(mask_NK.sum(1), 1)

@@ -18,7 +18,6 @@ from evaluation.off_policy import estimators as by
 from evaluation.off_policy.estimate_rows import PointEstimate, estimate_rows, overlap_row
 from evaluation.off_policy.intervals import DRAWS, Members, Sums, bootstrap, standard_error
 from evaluation.off_policy.reward_model import (
-    IMPRESSIONS_PER_BLOCK,
     LoggedChoices,
     RewardModel,
     assign_folds,
@@ -26,6 +25,7 @@ from evaluation.off_policy.reward_model import (
 )
 from evaluation.off_policy.verdict import Overlap, UnbiasedReference, kish_sample_size
 from evaluation.record.rows import Estimates, LeftOutRow, Parameter
+from foundation.lists import Table, blocks
 
 SELECTION_RULE = "least estimated squared error, bias at its 95 % bound"
 GRID = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, float("inf"))
@@ -50,15 +50,15 @@ class BanditLog:
 
     member_N: NDArray[np.integer]
     title_N: NDArray[np.integer]
-    artwork_NK: NDArray[np.integer]
+    artwork_NK: Table
     """Candidates as integers, -1 in padding."""
     shown_N: NDArray[np.integer]
     """Index of the shown artwork among the candidates."""
     propensity_N: NDArray[np.floating]
     """Propensity of the shown artwork."""
-    propensity_NK: NDArray[np.floating] | None
+    propensity_NK: Table | None
     """Propensities of all candidates; None where they were not logged."""
-    score_NK: NDArray[np.floating]
+    score_NK: Table
     """A score of each candidate for the reward model, such as its click probability; 0 in padding."""
     randomised_N: NDArray[np.bool_]
     """Whether all candidates were equally likely."""
@@ -130,7 +130,7 @@ def importance_weights(
     choices = LoggedChoices(
         artwork_NK=log.artwork_NK, score_NK=log.score_NK, shown_N=log.shown_N, title_N=log.title_N, fold_N=fold_N
     )
-    artworks = int(log.artwork_NK.max(initial=-1)) + 1
+    artworks = 1 + max((int(log.artwork_NK[rows].max(initial=-1)) for rows in blocks(log.artwork_NK)), default=-1)
     models = {name: fit_reward_model(choices, reward_N, artworks) for name, reward_N in log.reward.items()}
     policy_weights, predicted = _policy_weights(log, policies, choices, models, members)
     return WeightedLog(
@@ -188,7 +188,7 @@ def _policy_weights(
     expected = {name: {reward: np.empty(count) for reward in models} for name in policies}
     cluster_weight = {name: np.empty(count) for name in policies}
     unsupported_sums = {name: [0.0, 0.0] for name in policies}
-    for rows in row_blocks(count):
+    for rows in blocks(log.artwork_NK):
         shown_index_n = np.arange(rows.stop - rows.start), log.shown_N[rows]
         model_nk = {reward: model.predict(choices, rows) for reward, model in models.items()}
         cluster_nk = clusters.cluster(choices, rows)
@@ -227,11 +227,6 @@ def _policy_weights(
             cluster_overlap=Overlap.of(cluster_N, members, unsupported[1]) if known and all_propensities else None,
         )
     return policy_weights, predicted
-
-
-def row_blocks(count: int) -> Iterator[slice]:
-    """Slices of `count` rows, some hundred thousand each."""
-    return (slice(first, min(first + IMPRESSIONS_PER_BLOCK, count)) for first in range(0, count, IMPRESSIONS_PER_BLOCK))
 
 
 def _unsupported_cluster_mass(policy_nk: NDArray, logging_nk: NDArray, cluster_nk: NDArray) -> float:

@@ -5,17 +5,28 @@ uses placeholder colours, which are replaced by the page's variables.
 """
 
 import io
+import logging
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from evaluation.record.rows import EstimateRow, ExplorationRow, ExposureRow, PropensityRow, ReliabilityPoints, WeightRow
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # first: it tells of its caches when it is imported
+import matplotlib  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from evaluation.record.rows import (  # noqa: E402
+    EstimateRow,
+    ExplorationRow,
+    ExposureRow,
+    PropensityRow,
+    ReliabilityPoints,
+    WeightRow,
+)
 
 INK, SOFT, LINE, PAPER = "#010101", "#020202", "#030303", "#040404"
 POLICY_COLOURS = {"scored": "#050505", "base": "#060606", "best_fixed": "#070707", "logged": "#080808", "uniform": SOFT}
@@ -33,6 +44,7 @@ POLICY_NAMES = {
 STYLE: Any = {
     "svg.fonttype": "none",  # keep text as text
     "svg.hashsalt": "keyart",
+    "text.parse_math": False,  # a tag with two dollars is no formula
     "font.family": "sans-serif",
     "font.size": 12,
     "axes.edgecolor": LINE,
@@ -57,7 +69,10 @@ def chart(height: int, caption: str, draw: Callable[[Axes], None]) -> str:
         figure.patch.set_alpha(0)
         draw(figure.subplots())
         target = io.StringIO()
-        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        with warnings.catch_warnings():
+            # text stays text, which the reader's browser draws in fonts that have it; here it is only measured
+            warnings.filterwarnings("ignore", message="Glyph .* missing from|Matplotlib currently does not support")
+            figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     drawn = target.getvalue()
     drawn = drawn[drawn.index("<svg") :]
     drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)

@@ -34,7 +34,7 @@ tr.scored td { font-weight: 650 } .soft { color: var(--soft) } td .of { display:
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem 2rem;
   align-items: start } .charts > * { min-width: 0 }
 figure { margin: .6rem 0 } figcaption { color: var(--soft); font-size: .9rem }
-svg { width: 100%; max-width: 34rem; height: auto; display: block }
+svg { width: 100%; max-width: 34rem; height: auto; display: block; overflow: visible }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: 1rem }
 .card img, .strip img, .none { width: 100%; aspect-ratio: 2/3; object-fit: cover; border-radius: .4rem; display: block;
   background: var(--tint) } .none { padding: .4rem; font-size: .8rem; color: var(--soft); overflow: hidden }

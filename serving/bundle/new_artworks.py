@@ -25,6 +25,7 @@ from datamodules.shards.artwork_images import content_hashes
 from datamodules.shards.artwork_vectors import COLUMN, IMAGE, require_vectors, vector_hashes
 from datamodules.shards.catalogue import MAX_PEOPLE
 from foundation.errors import UserError
+from foundation.machine import available_cores
 from foundation.progress import progress_bar
 from serving.bundle.bundle import ARTWORK_GRAPH, BUNDLE_FILE, IMAGE_HASHES, TITLE_GRAPH, VECTOR_HASHES, Bundle
 
@@ -102,7 +103,7 @@ class ArtworkTower:
 
         names = [part.name for part in self.session.get_outputs()]
         parts: list[TableRows] = []
-        threads = ThreadPoolExecutor(os.cpu_count())
+        threads = ThreadPoolExecutor(available_cores())
         with strict_image_decoding(), threads as pool, progress_bar(console) as progress:
             task = progress.add_task("refresh: artworks", total=len(lists))
             for outputs in pool.map(answer, range(len(lists))):

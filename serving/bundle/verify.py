@@ -28,7 +28,7 @@ class VerifyResult:
 
 def verify(folder: Path) -> VerifyResult:
     """Check a bundle; UserError for the first fault."""
-    restore_replaced(folder.resolve())
+    restore_replaced(folder)
     bundle = Bundle.open(folder)  # checks every file's SHA-256
     golden = bundle.metadata["golden"]
     bounds = {"": golden["bound"]} | {

@@ -26,7 +26,7 @@ from datamodules.prepare.assemble import assemble
 from datamodules.prepare.relations import MAX_SHARDS, DatasetTables, play_rows
 from datamodules.prepare.shard_spill import ShardSpill, encoder_of_plays
 from datamodules.shards.shard import Shard
-from foundation.atomic import atomic_folder
+from foundation.atomic import atomic_folder, claimed_output
 from foundation.errors import UserError
 from foundation.fingerprint import fingerprint
 from foundation.progress import progress_bar
@@ -95,7 +95,11 @@ def recommend(
     names = pa.array([None, *bundle.vocabularies["titles"].values], pa.string())
     moment = None if before is None else round(before.timestamp() * 1_000_000)
     members = 0
-    with atomic_folder(out, marker=RECOMMENDATIONS_FILE) as folder, open_engine(spill=spill_folder(out)) as engine:
+    with (
+        claimed_output(out, RECOMMENDATIONS_FILE, dataset=dataset, sources=[bundle.folder]),
+        atomic_folder(out, marker=RECOMMENDATIONS_FILE) as folder,
+        open_engine(spill=spill_folder(out)) as engine,
+    ):
         log = DatasetTables.read(engine, dataset, drop_invalid=False)
         plays = int(to_arrow(log.plays.aggregate(plays=log.plays.count()))["plays"][0].as_py())
         shards = min(MAX_SHARDS, max(1, -(-plays // PLAYS_A_SHARD)))

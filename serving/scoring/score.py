@@ -6,7 +6,6 @@ plays strictly before it. Out: Parquet files of impression_id, candidates, click
 """
 
 import json
-import os
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from datamodules.contract.tables import dataset_fingerprint, tables_with
-from foundation.atomic import atomic_folder, require_replaceable
+from foundation.atomic import atomic_folder, claimed_output
 from foundation.context import save_context
 from foundation.fingerprint import fingerprint
+from foundation.machine import available_cores
 from foundation.progress import progress_bar
 from serving.bundle.bundle import Bundle
 
@@ -59,8 +59,11 @@ def score(
     from datamodules.prepare.prepare import prepare  # here: executors load this module, and need no engine
 
     console = console or Console(stderr=True)
-    scorer = Scorer(bundle, policy, reward, threads=os.cpu_count() or 1)
-    with atomic_folder(out, marker=SCORES_FILE) as folder:
+    scorer = Scorer(bundle, policy, reward, threads=available_cores())
+    with (
+        claimed_output(out, SCORES_FILE, dataset=dataset, sources=[bundle.folder]),
+        atomic_folder(out, marker=SCORES_FILE) as folder,
+    ):
         work = folder / "work"
         manifest = prepare(
             dataset,
@@ -123,8 +126,10 @@ def check_and_score(
     from datamodules.contract.engines import open_engine, spill_folder
 
     Scorer(bundle, policy, reward)  # refused before an engine starts
-    require_replaceable(out, SCORES_FILE)
-    with open_engine(config, spill_folder(out)) as engine:
+    with (
+        claimed_output(out, SCORES_FILE, dataset=dataset, sources=[bundle.folder]),
+        open_engine(config, spill_folder(out)) as engine,
+    ):
         tables = tables_with(bundle.context)
         require_valid(dataset, images=False, console=console, engine=engine, tables=tables)
         return score(bundle, dataset, out, policy=policy, reward=reward, since=since, engine=engine, console=console)

@@ -1,0 +1,36 @@
+"""Paths as they are given on the command line: local ones, and `file://` URLs of local ones; every other URL is refused."""
+
+import re
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from foundation.errors import UserError
+
+COPIES = {
+    "s3": "aws s3 sync {url} FOLDER",
+    "gs": "gcloud storage rsync -r {url} FOLDER",
+    "abfs": "azcopy copy {url} FOLDER --recursive",
+    "hdfs": "hdfs dfs -get {url} FOLDER",
+    "http": "curl -LO {url}",
+}
+"""How to copy a folder from elsewhere, by the beginning of the URL's scheme: s3a, abfss and https are alike."""
+
+
+def local_path(word: str) -> str:
+    """A path as the user wrote it, or that of a `file://` URL; UserError with the command that copies it for other URLs."""
+    parsed = re.match(
+        r"([A-Za-z][\w+.-]+):/", word
+    )  # one slash: what is left of a URL after a library read it as a path
+    if not parsed:
+        return word
+    scheme = parsed[1].lower()
+    if scheme == "file":
+        url = urlsplit(word)
+        if url.netloc not in ("", "localhost") or not url.path.startswith("/"):
+            raise UserError(f"{word}: names another machine. Give the path itself, or file:///path.")
+        return url2pathname(url.path)
+    copy = next((command for name, command in COPIES.items() if scheme.startswith(name)), "")
+    first = f"Copy an input here first: {copy.format(url=word)}" if copy else "Copy an input here first"
+    raise UserError(
+        f"{word}: keyart reads and writes local paths. {first}; write an output to a local folder and copy it."
+    )
