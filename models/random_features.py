@@ -17,7 +17,7 @@ from models.resizing import resize
 SCALES = ((96, 64), (48, 32), (24, 16))
 """Heights and widths of the images that filters see, pixels."""
 SIZES = (1, 3, 5, 9)
-"""Of a filter, pixels."""
+"""Heights and widths of the filters, pixels."""
 FILTERS, PAIRS = 32, 64
 """Filters of one scale and size; filters of the second layer over them."""
 SECOND_LAYER = ((0, 5), (1, 3), (1, 5), (2, 3))

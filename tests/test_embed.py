@@ -118,7 +118,9 @@ def test_a_vit_is_one_new_class(own: tuple[Path, Path], tmp_path: Path) -> None:
     assert record["width"] == 72 + 30 + 64 + 64 + 32 + 48 + 2 * 4
     trained = embed(service, shards, replace(config, weights="train"))
     assert "trained here on" in trained["weights"]
-    after = load_encoder(shards / EMBEDDING)[0].backbone.state_dict()
+    backbone = load_encoder(shards / EMBEDDING)[0].backbone
+    assert backbone is not None
+    after = backbone.state_dict()
     assert not torch.equal(after["patches.weight"], vit.state_dict()["patches.weight"])
 
 

@@ -28,9 +28,9 @@ def clicks(main_block: int, taste_block: int, seed: int) -> tuple[Sample, torch.
 @pytest.mark.parametrize(("main_block", "taste_block"), [(0, 1), (2, 0), (1, 1)])
 def test_the_blocks_that_made_the_clicks_have_the_variance(main_block: int, taste_block: int) -> None:
     variances = fit_variances(*clicks(main_block, taste_block, seed=3), WIDTHS)
-    for found_B, block in ((variances.main_B, main_block), (variances.taste_B, taste_block)):
-        others_B = found_B[torch.arange(3) != block]
-        assert found_B[block] > 20 * others_B.max()
+    for fitted_B, block in ((variances.main_B, main_block), (variances.taste_B, taste_block)):
+        others_B = fitted_B[torch.arange(3) != block]
+        assert fitted_B[block] > 20 * others_B.max()
     # 0.5^2, and taste in units of components whose variances sum to 1
     assert 0.08 < variances.main_B[main_block] < 0.8
     assert 0.25 < variances.taste_B[taste_block] < 2.2

@@ -240,7 +240,8 @@ def test_licences_follow_where_the_encoder_came_from(service: Path, shards: Path
         return licence_terms({"log_fingerprint": "abc", "image_encoder": image_encoder})["image_encoder"]
 
     here = json.loads((shards / "embedding" / EMBEDDING_RECORD).read_text(encoding="utf-8"))["weights"]
-    assert "trained on the catalogue of log abc: yours" in licence_of(here)
+    assert "drawn at random and fitted to the catalogue of log abc: yours" in licence_of(here)
+    assert "trained on the catalogue of log abc: yours" in licence_of("resnet18, trained here on 60 images")
     assert "yours" in licence_of(f"{here}, fine-tuned on clicks")
     hub = licence_of("resnet18, torchvision's pretrained weights")
     assert "BSD-3-Clause" in hub

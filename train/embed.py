@@ -194,7 +194,8 @@ def _embed_images(
         origin = str(before[1]["weights"])
     elif (Path(config.weights) / ENCODER).is_file():
         encoder, projection = load_encoder(Path(config.weights), config.encoder)
-        origin = f"{config.encoder.backbone} {FROM_RUN} {config.weights} ({_origin_of(Path(config.weights))})"
+        eye = "random features" if encoder.backbone is None else config.encoder.backbone
+        origin = f"{eye} {FROM_RUN} {config.weights} ({_origin_of(Path(config.weights))})"
     else:
         encoder, origin = weighted_encoder(config, paths, catalogue, console)
     blocks = _encode(encoder, [paths[index] for index in to_encode], console)

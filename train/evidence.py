@@ -33,7 +33,7 @@ NEWTON_STEPS, VARIANCE_STEPS, SOLVER_STEPS = 3, 3, 30
 TITLE_RIDGE, CONTEXT_RIDGE = 30.0, 5.0
 """Strengths of the additive terms that are taken out first."""
 TOLERANCE = 1e-8
-"""Of the squared residual at which a solution is taken."""
+"""Share of the first squared residual at which a solution is accepted."""
 FLOOR = 1e-3
 """Least variance of a block, in shares of the largest: nothing is switched off for good."""
 
@@ -43,9 +43,9 @@ class BlockVariances:
     """Prior variances of the weights of unit features, whose squares sum to 1 on average over the catalogue in each block."""
 
     main_B: Tensor
-    """Of what all members like."""
+    """(B,): variances of the main effect, what all members like."""
     taste_B: Tensor
-    """Of taste; for member components whose variances sum to 1."""
+    """(B,): variances of taste, for member components whose variances sum to 1."""
 
 
 @dataclass(frozen=True)
