@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -261,6 +262,7 @@ def score(
     policy: str = "greedy",
     reward: Literal["clicked", "engaged"] = "clicked",
     since: str | None = None,
+    allow_unknown: bool = False,
     settings: EngineConfig,
 ) -> None:
     """Score a dataset's impressions with ONNX Runtime: click probabilities and the policy's choice, as Parquet.
@@ -273,14 +275,17 @@ def score(
             is best by a draw from the posterior, its width scaled by WIDTH (default: 256 draws, .25).
         reward: The probability the policy chooses by: of a click, or of one that leads to a viewing.
         since: Only impressions shown at or after this date or time (ISO 8601, UTC); default: all.
+        allow_unknown: Score even where the bundle knows next to none of the titles or artworks, whose scores are ties.
     """
     from foundation.times import parse_time
     from serving.bundle.bundle import Bundle
     from serving.scoring.score import check_and_score
 
-    moment, console = None if since is None else parse_time("since", since), stderr_console()
-    opened = Bundle.open(bundle)
-    check_and_score(opened, dataset, out, settings, policy=policy, reward=reward, since=moment, console=console)
+    moment = None if since is None else parse_time("since", since)
+    scored = partial(
+        check_and_score, Bundle.open(bundle), dataset, out, settings, console=stderr_console(), since=moment
+    )
+    scored(policy=policy, reward=reward, allow_unknown=allow_unknown)
     print_next_command("", f"keyart evaluate {bundle} {dataset} REPORT")
 
 
@@ -381,14 +386,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"keyart: {words[0]}: unknown command. {suggest_command(words[0], COMMANDS)}", file=sys.stderr)
         return 2
     function = globals().get(words[0]) or globals()[f"{words[0]}_"]  # import is a keyword
-    split = _split_bench if words[0] == "bench" else None
+    split = (lambda rest: import_module("benchmarks").parse_command(rest)) if words[0] == "bench" else None
     return run_command(words[0], partial(call_command, words[0], function, COMMANDS[words[0]][1], words[1:], split))
-
-
-def _split_bench(words: list[str]) -> tuple[str, type | None, list[str]]:
-    from benchmarks import parse_command
-
-    return parse_command(words)
 
 
 def cli() -> int:

@@ -50,13 +50,16 @@ def score(
     since: datetime | None = None,
     engine: "Engine | None" = None,
     console: Console | None = None,
+    allow_unknown: bool = False,
 ) -> int:
     """Score every impression shown at or after `since` (default: all); returns how many. `out` appears when complete.
 
     The policy chooses by `reward`: clicked, the click probability; engaged, that of a click that leads to a viewing.
-    Where `engine` is Spark, its executors rank the shards, to the same files; else threads of this process do.
+    Where `engine` is Spark, its executors rank the shards, to the same files; else threads of this process do. UserError where
+    the bundle knows next to none of the dataset's titles or artworks, unless `allow_unknown`.
     """
     from datamodules.prepare.prepare import prepare  # here: executors load this module, and need no engine
+    from serving.scoring.unknown_ids import count_unknown, require_known
 
     console = console or Console(stderr=True)
     scorer = Scorer(bundle, policy, reward, threads=available_cores())
@@ -76,6 +79,8 @@ def score(
             console=console,
         )
         total, shards = manifest["impressions"], manifest["shards"]
+        counted = count_unknown([work / f"shard-{index:05d}" for index in range(shards)], bundle)
+        require_known(counted, bundle, dataset, console, allow=allow_unknown)
         max_explained = -(-MAX_EXPLAINED // shards)
         explained: list[dict[str, Any]] = []
         if engine is not None and engine.session is not None:
@@ -120,6 +125,7 @@ def check_and_score(
     reward: str,
     since: datetime | None,
     console: Console,
+    allow_unknown: bool = False,
 ) -> int:
     """Check a dataset and score it, by one engine. UserError where it breaks a rule of the contract."""
     from datamodules.contract.check import require_valid
@@ -132,4 +138,14 @@ def check_and_score(
     ):
         tables = tables_with(bundle.context)
         require_valid(dataset, images=False, console=console, engine=engine, tables=tables)
-        return score(bundle, dataset, out, policy=policy, reward=reward, since=since, engine=engine, console=console)
+        return score(
+            bundle,
+            dataset,
+            out,
+            policy=policy,
+            reward=reward,
+            since=since,
+            engine=engine,
+            console=console,
+            allow_unknown=allow_unknown,
+        )
