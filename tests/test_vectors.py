@@ -253,7 +253,7 @@ def test_an_image_encoder_is_neither_trained_nor_handed_on_with_vectors(
     other = shutil.copytree(shards, tmp_path / "shards")
     shutil.rmtree(other / EMBEDDING)
     handed = embed(service, other, replace(TINY_EMBEDDING, sources="image", weights=str(trained_on.run)))
-    assert "trained here on" in handed["weights"]
+    assert "drawn here with" in handed["weights"]
     assert "vectors of" not in handed["weights"]
 
 

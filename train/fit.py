@@ -147,9 +147,8 @@ class _Fit:
         self.world.broadcast(self._construct_loggers)
         self.callbacks = construct("callbacks", self.config.callbacks, pl.Callback)
         model = self._model(opened, embedding)
-        if (
-            self.base_run is None and not (self.run / LAST).is_file()
-        ):  # otherwise the weights that are loaded hold the scales
+        state = self.world.broadcast(lambda: load_checkpoint(self.run, self.console))
+        if self.base_run is None and state is None:  # otherwise the weights that are loaded hold the scales
             self._scale_images(model, opened, embedding_record)
         tower = self._tower()
         titles = self._titles(model, opened)
@@ -177,7 +176,7 @@ class _Fit:
             stop_after=stop_after,
         )
         with faults_named([*self.loggers, *self.callbacks]):
-            self._train(task, data, checkpoints)
+            self._train(task, data, checkpoints, state)
         if stop_after is not None and self.cursor.validations >= stop_after:
             return {}
         return self._finish(model, opened, data, checkpoints) if self.world.rank == 0 else {}
@@ -300,9 +299,10 @@ class _Fit:
         for name in ("vocabularies.json", CONTEXT_FILE):
             shutil.copy(self.shards / name, self.run / name)
 
-    def _train(self, task: RankerTask, data: ShardsModule, checkpoints: CheckpointCallback) -> None:
-        """Train the remaining batches, from the last checkpoint if there is one."""
-        state = self.world.broadcast(lambda: load_checkpoint(self.run, self.console))
+    def _train(
+        self, task: RankerTask, data: ShardsModule, checkpoints: CheckpointCallback, state: dict[str, Any] | None
+    ) -> None:
+        """Train the remaining batches, from the checkpoint `state` if there is one."""
         if state is not None:
             checkpoints.resume(state, task)
         if self.world.rank == 0:
