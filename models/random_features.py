@@ -28,8 +28,8 @@ BANDWIDTHS = (0.1, 0.2)
 """Standard deviations of a bin, in shares of a channel's range."""
 LAYOUT = (12, 8)
 """Height and width of the image that is given as it is."""
-SAMPLE = 128
-"""Images by which thresholds are drawn."""
+SAMPLE, RESPONSES = 128, 20_000
+"""Images by which thresholds are drawn, and how many of a filter's responses to them."""
 
 
 class RandomFeatures(nn.Module):
@@ -78,8 +78,9 @@ class RandomFeatures(nn.Module):
         spread = response.std(1, correction=0).clamp(min=1e-6)
         filters.div_(spread[:, None, None, None])
         quantile = 0.1 + 0.8 * torch.rand(len(filters), generator=rng)
-        rank = (quantile * (response.shape[1] - 1)).long()
-        ordered = (response / spread[:, None]).sort(1).values
+        chosen = torch.randint(0, response.shape[1], (RESPONSES,), generator=rng)
+        rank = (quantile * (RESPONSES - 1)).long()
+        ordered = (response[:, chosen] / spread[:, None]).sort(1).values
         thresholds.copy_(ordered.gather(1, rank[:, None]).squeeze(1))
 
     def _first(self, small_nCHW: Tensor, scale: int, size: int) -> Tensor:

@@ -59,6 +59,7 @@ class TwoTower(nn.Module):
     artwork_image_AE: Tensor
     image_mean_E: Tensor
     image_scale_E: Tensor
+    engaged_scale_E: Tensor
     main_scale_E: Tensor
     mean_genres_G: Tensor
     genre_identity_GG: Tensor
@@ -130,6 +131,8 @@ class TwoTower(nn.Module):
         self.register_buffer("image_scale_E", scale.expand(len(centre_E)).clone())
         # of the bias by content, in units of `image_scale_E`: see `scale_images`
         self.register_buffer("main_scale_E", torch.ones_like(centre_E))
+        # of the engagement head's bias by content, likewise
+        self.register_buffer("engaged_scale_E", torch.ones_like(centre_E))
         self.register_buffer("genre_identity_GG", torch.eye(self.sizes.genres), persistent=False)
         shares_IG = self._genre_shares(content.title_genres_IL[1 : self.sizes.titles])
         self.register_buffer("mean_genres_G", shares_IG.sum(0) / max(1, len(shares_IG)))
@@ -137,11 +140,14 @@ class TwoTower(nn.Module):
     @torch.no_grad()
     def scale_images(self, taste_E: Tensor, main_E: Tensor) -> None:
         """Scale image features by how far the log lets them matter: `taste_E` up to a factor, for all that reads images but the
-        bias by content, which reads them times `main_E`."""
+        bias by content, which reads them times `main_E`, and that of the engagement head, which has the one scale of before: the
+        scales are those of clicks."""
         images_AE = (self.artwork_image_AE[1 : self.sizes.artworks] - self.image_mean_E) * taste_E
         norm = images_AE.square().sum(1).mean().sqrt()
         if norm > 1e-6:
+            before_E = self.image_scale_E.clone()
             self.image_scale_E.copy_(taste_E * (IMAGE_NORM / norm))
+            self.engaged_scale_E.copy_(torch.where(taste_E > 0, before_E / self.image_scale_E, 0.0))
             self.main_scale_E.copy_(torch.where(taste_E > 0, main_E / self.image_scale_E, 0.0))
 
     def _title_rows(self, rows: Tensor) -> Tensor:
@@ -181,7 +187,7 @@ class TwoTower(nn.Module):
             self.artwork_vector(artwork_features),
             content,
             bias.squeeze(-1),
-            self.engagement.encode_artworks(artwork_features),
+            self.engagement.encode_artworks(torch.cat([picture * self.engaged_scale_E, people, moods], dim=-1)),
         )
 
     def titles(self, rows: Tensor) -> TitleEncoding:

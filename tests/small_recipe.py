@@ -4,7 +4,7 @@ from pathlib import Path
 
 RECIPE = """
 embed: {views: 640, encoder: {height: 48, width: 32, stage_width: 8}}
-fit: {epochs: 10}
+fit: {epochs: 6}
 """
 
 

@@ -23,6 +23,8 @@ from serving.bundle.bundle import Bundle
 
 MANY, NEARLY_ALL = 0.2, 0.99
 """Shares of unknown ids from which on there is a warning, and a refusal."""
+FEW = 100
+"""Fewer values are no reason for a refusal: a handful of requests may well be of new titles alone."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def count_unknown(shards: Sequence[Path], bundle: Bundle) -> list[UnknownIds]:
 def require_known(
     counted: Sequence[UnknownIds], bundle: Bundle, dataset: Path, console: Console, *, allow: bool = False
 ) -> None:
-    """Print a warning of many unknown ids; UserError where nearly all ids of titles or artworks are, unless they are allowed."""
+    """Print a warning of many unknown ids; UserError where nearly all of `FEW` or more ids of titles or artworks are unknown,
+    unless they are allowed."""
     for ids in counted:
         if ids.share < MANY:
             continue
@@ -79,7 +82,7 @@ def require_known(
             f"{ids.unknown:,} of {ids.rows:,} values of {ids.table.name}.{ids.column} are not known to {bundle.folder} (first: "
             f"{printable(first)}; it knows {known} and {max(0, len(vocabulary.values) - 1):,} more)"
         )
-        if ids.share >= NEARLY_ALL and ids.vocabulary in ("titles", "artworks") and not allow:
+        if ids.share >= NEARLY_ALL and ids.rows >= FEW and ids.vocabulary in ("titles", "artworks") and not allow:
             raise UserError(
                 f"{dataset}: {what}. Such scores are ties. Give the bundle of this catalogue, write ids in the form that it was "
                 "trained on, or add --allow-unknown."
