@@ -111,6 +111,6 @@ def test_bad_words() -> None:
 def test_a_whole_run(tmp_path: Path) -> None:
     from rich.console import Console
 
-    rows = bench(Config(members=1000, recipe=small_recipe(tmp_path)), Console(quiet=True))
+    rows = bench(Config(members=600, recipe=small_recipe(tmp_path)), Console(quiet=True))
     regret = {row.subject: row.value for row in rows if row.figure == "regret"}
     assert regret["best possible"] == 0 < regret["keyart Thompson"] < regret["uniform"]

@@ -61,7 +61,7 @@ def test_a_title_keeps_an_artwork(service: Path) -> None:
 
 @pytest.mark.slow
 def test_what_was_never_seen_is_ranked_by_its_content(tmp_path: Path) -> None:
-    rows = bench(Config(members=1200, recipe=small_recipe(tmp_path)), Console(quiet=True))
+    rows = bench(Config(members=700, recipe=small_recipe(tmp_path)), Console(quiet=True))
     value_of = {(row.figure, row.subject): row.value for row in rows}
     assert value_of["known", OURS] > 0.5
     assert value_of["new artwork", OURS] > 0.4
