@@ -19,7 +19,7 @@ from datamodules.shards.vocabulary import Vocabularies
 from foundation.errors import UserError
 from models.content_towers import ARTWORK_OUTPUTS, TITLE_OUTPUTS, ArtworkVectors, TitleVectors
 from models.context import zero_context
-from models.history import given_plays
+from models.history import given_plays, is_rewatch
 from models.ranking import OUTPUTS
 from models.two_tower import TwoTower
 from models.types import ArtworkEncoding, States, TitleEncoding
@@ -66,7 +66,8 @@ def trained_answer(model: TwoTower, request: dict[str, np.ndarray]) -> dict[str,
     member_N = torch.arange(len(title_N))
     history = (given["history_title"], given["history_artwork"], given["history_watched"])
     states = model.states(*history)
-    state, rewatch_N = model.state_at(states, member_N, length_N), model.is_rewatch(history[0], length_N, title_N)
+    state = model.state_at(states, member_N, length_N)
+    rewatch_N = is_rewatch(history[0], length_N, title_N, model.config.history.span)
     terms = model.rank(state, given, title_N, given["artworks"], rewatch_N)
     siblings_NL = model.title_artworks_IL[title_N]
     mask_NL = (siblings_NL > 0).float()

@@ -28,6 +28,13 @@ def given_plays(length_N: Tensor, title_NT: Tensor) -> Tensor:
     return length_N.clamp(0, title_NT.shape[1])
 
 
+def is_rewatch(play_title_NT: Tensor, length_N: Tensor, title_N: Tensor, span: int) -> Tensor:
+    """Whether one of the last `span` of the first `length_N` plays was of the title, bool (N,)."""
+    ago_NT = length_N[:, None] - torch.arange(play_title_NT.shape[1], device=title_N.device)
+    recent_NT = (ago_NT > 0) & (ago_NT <= span)
+    return ((play_title_NT == title_N[:, None]) & recent_NT & (title_N > 0)[:, None]).any(1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class HistoryConfig:
     """The history encoder's shape."""

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from models.context import Context, ContextSum
 from models.engagement import Engagement
-from models.history import RecentMean
+from models.history import RecentMean, is_rewatch
 from models.layers import dots, gather_rows, mean_of_known, mean_of_rows, repeated, scaled_linear, sums_of_last, table
 from models.linear_title_models import LowRankEase, NextItemRegression
 from models.presentation import PlayCount, Presentation
@@ -74,7 +74,7 @@ class TwoTower(nn.Module):
         for name, value in content._asdict().items():
             self.register_buffer(name, value)
         self.register_buffer("calibration", identity_calibration())
-        # the posterior of the last layer: see `appeal_features`, and train.posterior, which fills it
+        # the posterior of the last layer: `train.posterior` fills it
         self.register_buffer("posterior_FF", torch.zeros(config.width + 3, config.width + 3))
         self.register_buffer("posterior_own_A", torch.zeros(sizes.artworks))
         self._normalise_content(content)
@@ -129,9 +129,8 @@ class TwoTower(nn.Module):
         # one image, or equal ones, say nothing about the spread of others
         scale = IMAGE_NORM / torch.where(spread > 1e-3, spread, 1.0)
         self.register_buffer("image_scale_E", scale.expand(len(centre_E)).clone())
-        # of the bias by content, in units of `image_scale_E`: see `scale_images`
+        # of the two biases by content, in units of `image_scale_E`: see `scale_images`
         self.register_buffer("main_scale_E", torch.ones_like(centre_E))
-        # of the engagement head's bias by content, likewise
         self.register_buffer("engaged_scale_E", torch.ones_like(centre_E))
         self.register_buffer("genre_identity_GG", torch.eye(self.sizes.genres), persistent=False)
         shares_IG = self._genre_shares(content.title_genres_IL[1 : self.sizes.titles])
@@ -358,16 +357,6 @@ class TwoTower(nn.Module):
             artwork_query_ND = artwork_query_ND + self.artwork_query_state(state.learned)
         return artwork_query_ND, state.recent * repeated(self.similarity_gain, self.content_widths())
 
-    def appeal_features(self, artwork_query_ND: Tensor, content_query_NC: Tensor, artwork: ArtworkEncoding) -> Tensor:
-        """Appeal as a last layer: features (N, K, D + 3) whose sum, with the artwork's bias, is appeal.
-
-        They are the D products of the learned part, and the similarities of images, of people and of moods.
-        """
-        learned_NKD = artwork.vector * artwork_query_ND.unsqueeze(1)
-        similarity_NKC = artwork.content * content_query_NC.unsqueeze(1)
-        image, people, genres = similarity_NKC.split(self.content_widths(), dim=-1)
-        return torch.cat([learned_NKD, *(part.sum(-1, keepdim=True) for part in (image, people, genres))], dim=-1)
-
     def engaged(
         self, state: States, context: Context, title: TitleEncoding, artwork: ArtworkEncoding, terms: LogitTerms
     ) -> Tensor:
@@ -393,16 +382,10 @@ class TwoTower(nn.Module):
         """
         if states is None:
             states = self.states(play_title_MT, play_artwork_MT, play_watched_MT)
-        rewatch_N = self.is_rewatch(F.embedding(member_N, play_title_MT), position_N, title_N)
+        rewatch_N = is_rewatch(F.embedding(member_N, play_title_MT), position_N, title_N, self.config.history.span)
         return self.rank(
             self.state_at(states, member_N, position_N), context, title_N, artworks_NK, rewatch_N, engagement_rows_n
         )
-
-    def is_rewatch(self, play_title_NT: Tensor, length_N: Tensor, title_N: Tensor) -> Tensor:
-        """Whether one of the last `span` of the first `length_N` plays was of the title, bool (N,)."""
-        ago_NT = length_N[:, None] - torch.arange(play_title_NT.shape[1], device=title_N.device)
-        recent_NT = (ago_NT > 0) & (ago_NT <= self.config.history.span)
-        return ((play_title_NT == title_N[:, None]) & recent_NT & (title_N > 0)[:, None]).any(1)
 
     def state_at(self, states: States, member_N: Tensor, position_N: Tensor) -> States:
         """The states (N, ...) of some members after some numbers of plays, from those of all, (M, T + 1, ...)."""

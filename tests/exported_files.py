@@ -7,6 +7,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import keyart
+
+NAMES = "member_id=userId,title_id=movieId,played_at=timestamp"
+RATINGS = "userId,movieId,timestamp\n007,01,964982703\n8,1,964982704\n"
+
+
+def run(*words: str | Path) -> int:
+    """The exit code of `keyart import`."""
+    return keyart.main(["import", *(str(word) for word in words)])
+
 
 def frame(service: Path, table: str) -> pd.DataFrame:
     """One table of the service."""

@@ -17,7 +17,7 @@ from serving.scoring.policies import ServingPolicy
 from serving.scoring.score import score
 from serving.scoring.thompson import Thompson, normals
 from tests.test_explain import request_of
-from train.posterior import bias_std_by_moments, evidence_ridge, fit_posterior
+from train.posterior import appeal_features, bias_std_by_moments, evidence_ridge, fit_posterior
 from train.run import Run
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def features_of(model: TwoTower, shards: Shards) -> tuple[np.ndarray, np.ndarray
                 recent = b.play_title[member, max(0, position - model.config.history.span) : position]
                 again[n] = bool(title > 0 and (recent == title).any())
             terms = model.rank(state, b.context, b.title, b.artworks, again)
-            features = model.appeal_features(*meet, artwork)
+            features = appeal_features(model, *meet, artwork)
             for part, value in zip(parts, (features, artwork.bias, terms.appeal_NK, terms.click_NK()), strict=True):
                 part.append(value[:, 0].numpy().astype(np.float64))
     f, bias, appeal, logit = (np.concatenate(part) for part in parts)

@@ -14,7 +14,7 @@ from export.export import random_requests
 from export.graphs import traced
 from export.parity import trained_answer
 from foundation.context import MAX_POSITION, ContextFeature
-from models.history import HistoryConfig
+from models.history import HistoryConfig, is_rewatch
 from models.linear_title_models import LowRankEaseConfig
 from models.ranking import OUTPUTS, Ranking
 from models.serving import CHOOSE_OUTPUTS, Choose, Whole
@@ -88,9 +88,8 @@ def agree(folder: Path, request: Request, kind: str = "as trained") -> None:
         whole = Whole(ranking)
         outputs = dict(zip(whole.outputs, whole(*(given[name] for name in whole.inputs)), strict=True))
         given["member"] = outputs["member"]
-        given["played_before"] = ranking.model.is_rewatch(
-            given["history_title"], given["history_length"], given["title"]
-        )
+        history = given["history_title"], given["history_length"]
+        given["played_before"] = is_rewatch(*history, given["title"], ranking.model.config.history.span)
         choose = Choose(ranking)
         in_steps = choose(*(given[name] for name in choose.inputs))
     for name, module, trace in zip(OUTPUTS, ours, answered(graph, request, OUTPUTS), strict=True):

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,15 +15,15 @@ from serving.scoring.score import score
 ALL_IDS = {"title_id", "artwork_id", "candidates"}
 
 
-def renamed(service: Path, folder: Path, columns: set[str], keep: int = 0) -> Path:
-    """The dataset with a prefix on every id of the columns, but for the first `keep` rows of each file."""
+def renamed(service: Path, folder: Path, columns: set[str], keep: int = 0, files: str = "**/*.parquet") -> Path:
+    """The dataset with a prefix on every id of the columns of some files, but for the first `keep` rows of each."""
     shutil.copytree(service, folder, ignore=shutil.ignore_patterns("truth", "images"))
     (folder / "images").symlink_to(service / "images")
 
     def put(values: list[str | None]) -> list[str | None]:
         return [value and f"other-{value}" for value in values]
 
-    for path in sorted(folder.glob("**/*.parquet")):
+    for path in sorted(folder.glob(files)):
         table = pq.read_table(path)
         for name in columns & set(table.column_names):
             values = table[name].to_pylist()
@@ -33,6 +32,12 @@ def renamed(service: Path, folder: Path, columns: set[str], keep: int = 0) -> Pa
             table = table.set_column(table.schema.get_field_index(name), name, column)
         pq.write_table(table, path)
     return folder
+
+
+def printed(bundle: Path, dataset: Path, out: Path, capfd: pytest.CaptureFixture[str]) -> str:
+    """What scoring the dataset prints, on one line."""
+    score(Bundle.open(bundle), dataset, out)
+    return " ".join(capfd.readouterr().err.split())
 
 
 def test_another_catalogue_is_refused_before_any_score(service: Path, bundle: Path, tmp_path: Path) -> None:
@@ -62,11 +67,7 @@ def test_it_is_said_in_one_line_and_may_be_allowed(
 
 def test_plays_of_another_catalogue_are_refused_too(service: Path, bundle: Path, tmp_path: Path) -> None:
     """Its histories say nothing, however well candidates are known."""
-    dataset = renamed(service, tmp_path / "dataset", set())
-    for path in sorted((dataset / "plays").glob("*.parquet")):
-        table = pq.read_table(path)
-        column = pc.binary_join_element_wise(pa.scalar("other"), table["title_id"], "-")  # pyright: ignore[reportAttributeAccessIssue]
-        pq.write_table(table.set_column(table.schema.get_field_index("title_id"), "title_id", column), path)
+    dataset = renamed(service, tmp_path / "dataset", {"title_id"}, files="plays/*.parquet")
     with pytest.raises(UserError, match=r"plays\.title_id are not known"):
         score(Bundle.open(bundle), dataset, tmp_path / "scores")
 
@@ -77,8 +78,7 @@ def test_many_unknown_ids_are_a_warning(
     rows = sum(pq.read_metadata(path).num_rows for path in (service / "impressions").glob("*.parquet"))
     files = len(list((service / "impressions").glob("*.parquet")))
     dataset = renamed(service, tmp_path / "dataset", {"candidates"}, keep=rows // files // 2)
-    score(Bundle.open(bundle), dataset, tmp_path / "scores")
-    said = " ".join(capfd.readouterr().err.split())
+    said = printed(bundle, dataset, tmp_path / "scores", capfd)
     assert "values of impressions.candidates are not known" in said
     assert "plays.title_id" not in said
 
@@ -91,8 +91,7 @@ def test_a_category_is_said_where_its_values_are_unknown_not_where_they_are_miss
         table = pq.read_table(path)
         nothing = pa.nulls(len(table), pa.string())
         pq.write_table(table.set_column(table.schema.get_field_index("device"), "device", nothing), path)
-    score(Bundle.open(bundle), dataset, tmp_path / "scores")
-    said = " ".join(capfd.readouterr().err.split())
+    said = printed(bundle, dataset, tmp_path / "scores", capfd)
     assert "values of impressions.country are not known" in said
     assert "impressions.device" not in said
 
@@ -100,5 +99,4 @@ def test_a_category_is_said_where_its_values_are_unknown_not_where_they_are_miss
 def test_its_own_dataset_says_nothing(
     service: Path, bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    score(Bundle.open(bundle), service, tmp_path / "scores")
-    assert "not known" not in capfd.readouterr().err
+    assert "not known" not in printed(bundle, service, tmp_path / "scores", capfd)

@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from datamodules.feed.impression_feed import Feed
 from datamodules.shards.shard import TRAIN, Shards
+from foundation.progress import progress_bar
 from models.context import lookup
 from models.two_tower import TwoTower
+from train.config import FitConfig
 
 MAX_IMPRESSIONS, MAX_ARTWORKS = 400_000, 20_000
 """Read at most: variances need a sample."""
@@ -63,6 +66,24 @@ class Sample:
     """Logit of title and context."""
     rows_A: Tensor
     """Artwork rows that were read."""
+
+
+def scale_by_evidence(
+    model: TwoTower, shards: Shards, widths: list[int], config: FitConfig, console: Console
+) -> BlockVariances:
+    """Let each block of image features matter as far as the training period says: fit the variances, scale the model's image
+    features by their roots, and print them. `widths`: of the blocks, summing to E."""
+    with progress_bar(console) as progress:
+        progress.add_task("how far blocks of image features matter", total=None)
+        variances = block_variances(model, shards, widths, config.model.history.reach, config.batch)
+    unit_E = unit_scale((model.artwork_image_AE - model.image_mean_E).double(), widths)
+    block_E = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths))
+    taste_B = variances.taste_B.clamp(min=FLOOR * variances.taste_B.max())
+    main_E = unit_E * (variances.main_B[block_E] * config.prior.artwork).sqrt()
+    model.scale_images((unit_E * taste_B[block_E].sqrt()).float(), main_E.float())
+    main, taste = (" ".join(f"{v:.4f}" for v in part.tolist()) for part in (variances.main_B, variances.taste_B))
+    console.print(f"fit: prior variances by block of image features: main {main}; taste {taste}")
+    return variances
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ from train.config import FitConfig, run_fingerprint
 from train.distributed import World, require_devices, run_on_ranks
 from train.embed import describe_origin, describe_sources, encoder_fingerprint, load_embedding
 from train.embed_config import EMBEDDING_RECORD, ENCODER
-from train.evidence import FLOOR, block_variances, unit_scale
+from train.evidence import scale_by_evidence
 from train.finetune import ImageTower
 from train.next_title import NextTitleLoss
 from train.plugins import construct, faults_named
@@ -148,11 +148,10 @@ class _Fit:
         self.callbacks = construct("callbacks", self.config.callbacks, pl.Callback)
         model = self._model(opened, embedding)
         state = self.world.broadcast(lambda: load_checkpoint(self.run, self.console))
-        if self.base_run is None and state is None:  # otherwise the weights that are loaded hold the scales
-            self._scale_images(model, opened, embedding_record)
-        tower = self._tower()
-        titles = self._titles(model, opened)
-        data = self._data(opened)
+        # otherwise the weights that are loaded hold the scales
+        if self.config.evidence and self.base_run is None and state is None:
+            scale_by_evidence(model, opened, embedding_record["blocks"], self.config, self.console)
+        tower, titles, data = self._tower(), self._titles(model, opened), self._data(opened)
         if self.world.rank == 0:
             self._write_record(opened, embedding_record, fingerprint)
         task = RankerTask(
@@ -198,9 +197,8 @@ class _Fit:
                     "learned from clicks alone. Log what was shown and not clicked too."
                 )
         torch.manual_seed(self.config.seed)
-        model = TwoTower(
-            self.config.model, sizes_of(opened.vocabularies, opened.context), content_of(opened, embedding)
-        )
+        sizes = sizes_of(opened.vocabularies, opened.context)
+        model = TwoTower(self.config.model, sizes, content_of(opened, embedding))
         rate = splits["train"]["clicks"] / splits["train"]["impressions"]
         with torch.no_grad():
             model.presentation.base.fill_(torch.logit(torch.tensor(rate)).item())
@@ -208,23 +206,6 @@ class _Fit:
             require_compatible(self.base_run, opened, encoder_fingerprint(self.shards))
             copy_weights(model, self.base_run)
         return model
-
-    def _scale_images(self, model: TwoTower, opened: Shards, embedding_record: dict[str, Any]) -> None:
-        """Let each block of image features matter as far as this log says."""
-        if not self.config.evidence:
-            return
-        widths = embedding_record["blocks"]
-        with progress_bar(self.console) as progress:
-            progress.add_task("how far blocks of image features matter", total=None)
-            variances = block_variances(model, opened, widths, self.config.model.history.reach, self.config.batch)
-        unit_E = unit_scale((model.artwork_image_AE - model.image_mean_E).double(), widths)
-        block_E = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths))
-        floor = FLOOR * variances.taste_B.max()
-        taste_E = unit_E * variances.taste_B.clamp(min=floor)[block_E].sqrt()
-        main_E = unit_E * (variances.main_B[block_E] * self.config.prior.artwork).sqrt()
-        model.scale_images(taste_E.float(), main_E.float())
-        shares = [" ".join(f"{v:.4f}" for v in part.tolist()) for part in (variances.main_B, variances.taste_B)]
-        self.console.print(f"fit: prior variances by block of image features: main {shares[0]}; taste {shares[1]}")
 
     def _titles(self, model: TwoTower, opened: Shards) -> NextTitleLoss | None:
         """The next-title loss, prepared from the plays before the validation period; None where titles are not learned."""

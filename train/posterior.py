@@ -1,6 +1,6 @@
 """The uncertainty of appeal: a Laplace posterior of the ranker's last layer, from one pass over the training impressions.
 
-Appeal is a sum of features (`TwoTower.appeal_features`) and of each artwork's own bias. The features' weights, all 1 after
+Appeal is a sum of features (`appeal_features`) and of each artwork's own bias. The features' weights, all 1 after
 training, get a normal posterior with full covariance (H + ridge)^-1, H = sum p (1 - p) f f' over what was shown: the
 Laplace approximation at the trained weights (MacKay, 1992; Daxberger and others, Laplace Redux, 2021). The ridge is the one
 that makes the log most likely, by MacKay's fixed point ridge = (well-determined weights) / (squared norm of the weights).
@@ -19,6 +19,7 @@ from torch import Tensor
 from datamodules.feed.impression_feed import Feed
 from datamodules.shards.shard import TRAIN, Shards
 from models.two_tower import TwoTower
+from models.types import ArtworkEncoding
 from train.task import rank_batch
 
 MIN_BIAS_STD = 0.01
@@ -37,7 +38,7 @@ def fit_posterior(model: TwoTower, shards: Shards, reach: int, batch: int, devic
         states = model.states(b.play_title, b.play_artwork, b.play_watched)
         state = model.state_at(states, b.member, b.position)
         artwork = model.artworks(b.artworks)
-        features_NF = model.appeal_features(*model.appeal_queries(state, b.context), artwork).squeeze(1)
+        features_NF = appeal_features(model, *model.appeal_queries(state, b.context), artwork).squeeze(1)
         logit_N = rank_batch(model, b, states=states).click_NK().squeeze(1)
         rows_N = torch.where(b.artworks < model.sizes.artworks, b.artworks, 0).squeeze(1)
         root_N1 = _variance(logit_N).sqrt().unsqueeze(1)
@@ -53,6 +54,19 @@ def fit_posterior(model: TwoTower, shards: Shards, reach: int, batch: int, devic
     model.posterior_FF.copy_(torch.linalg.cholesky(covariance_FF))
     model.posterior_own_A.copy_((1 / (1 / spread**2 + information_A)).sqrt())
     return {"ridge": ridge, "well_determined": ridge * width, "spread_of_artworks": spread}
+
+
+def appeal_features(
+    model: TwoTower, artwork_query_ND: Tensor, content_query_NC: Tensor, artwork: ArtworkEncoding
+) -> Tensor:
+    """Appeal as a last layer: features (N, K, D + 3) whose sum, with the artwork's bias, is appeal.
+
+    They are the D products of the learned part, and the similarities of images, of people and of moods.
+    """
+    learned_NKD = artwork.vector * artwork_query_ND.unsqueeze(1)
+    similarity_NKC = artwork.content * content_query_NC.unsqueeze(1)
+    image, people, genres = similarity_NKC.split(model.content_widths(), dim=-1)
+    return torch.cat([learned_NKD, *(part.sum(-1, keepdim=True) for part in (image, people, genres))], dim=-1)
 
 
 def _variance(logit_N: Tensor) -> Tensor:
