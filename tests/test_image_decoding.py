@@ -227,8 +227,8 @@ def test_check_says_what_is_read_in_part(
     report = check(dataset)
     assert report.ok
     assert report.remarks == (
-        f"artworks.parquet: 1 image have several frames or pages, of which the first is read (first: {names[0]})",
-        f"artworks.parquet: 1 image have a colour profile that cannot be applied; they are read as sRGB, as web browsers do "
+        f"artworks.parquet: 1 image with several frames or pages, of which the first is read (first: {names[0]})",
+        f"artworks.parquet: 1 image with a colour profile that cannot be applied: colours are read as sRGB, as web browsers do "
         f"(first: {names[1]})",
     )
     assert keyart.main(["check", str(dataset)]) == 0

@@ -34,8 +34,8 @@ TURNS = {
 SPACE_OF_MODE = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab"}
 """By Pillow's mode, the colour space that a profile of such an image names."""
 REMARKS = {
-    "several-frames": "have several frames or pages, of which the first is read",
-    "unusable-profile": "have a colour profile that cannot be applied; they are read as sRGB, as web browsers do",
+    "several-frames": "with several frames or pages, of which the first is read",
+    "unusable-profile": "with a colour profile that cannot be applied: colours are read as sRGB, as web browsers do",
 }
 """By name, what `decode_image` may say of an image that it read; the words after "3 images"."""
 

@@ -85,7 +85,7 @@ def require_known(
         if ids.share >= NEARLY_ALL and ids.rows >= FEW and ids.vocabulary in ("titles", "artworks") and not allow:
             raise UserError(
                 f"{dataset}: {what}. Such scores are ties. Give the bundle of this catalogue, write ids in the form that it was "
-                "trained on, or add --allow-unknown."
+                "trained on, or score it all the same: keyart score --allow-unknown."
             )
         console.print(f"warning {dataset}: {what}. What is not known is scored as the average one.", soft_wrap=True)
 
