@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 import keyart
 
@@ -21,6 +22,19 @@ def run(*words: str | Path) -> int:
 def frame(service: Path, table: str) -> pd.DataFrame:
     """One table of the service."""
     return pq.read_table(service / table).to_pandas()
+
+
+def rows_of(dataset: Path, table: str, key: str) -> list[dict]:
+    """The rows of a table, in the order of a column."""
+    return pq.read_table(dataset / table).sort_by(key).to_pylist()
+
+
+def assert_same_impressions(service: Path, dataset: Path) -> None:
+    """Row by row, propensities within what a text of a 32-bit number keeps."""
+    rows, expected = rows_of(dataset, "impressions", "impression_id"), rows_of(service, "impressions", "impression_id")
+    assert len(rows) == len(expected) > 5000
+    for row, other in zip(rows, expected, strict=True):
+        assert row == {**other, "propensities": pytest.approx(other["propensities"], abs=1e-6)}
 
 
 def write_movielens(service: Path, folder: Path) -> None:
@@ -71,8 +85,25 @@ def write_other_parquet(service: Path, folder: Path) -> None:
     pq.write_table(pa.table(columns), folder / "log.parquet")
 
 
+def long_rows(service: Path) -> pd.DataFrame:
+    """One row per impression and candidate: its propensity, whether it was shown, and clicks of the shown one."""
+    rows = frame(service, "impressions").explode(["candidates", "propensities"])
+    rows["shown"] = (rows["candidates"] == rows["artwork_id"]).astype(int)
+    for outcome in ("clicked", "engaged"):
+        rows[outcome] = rows[outcome].where(rows["shown"] == 1)
+    rows = rows.drop(columns="artwork_id")
+    return rows.rename(columns={"candidates": "artwork_id", "propensities": "propensity"})
+
+
+def write_long_log(service: Path, folder: Path) -> None:
+    """candidates.csv: impressions as a warehouse joins them with their candidates, under names of its own."""
+    names = {"artwork_id": "creative", "propensity": "probability", "shown": "is_shown"}
+    long_rows(service).rename(columns=names).to_csv(folder / "candidates.csv", index=False)
+
+
 def write_all(service: Path, folder: Path) -> None:
     """Every file that the documents import."""
     write_movielens(service, folder)
     write_log(service, folder)
+    write_long_log(service, folder)
     write_wide_log(service, folder)

@@ -19,8 +19,10 @@ from foundation.errors import UserError
 from tests.exported_files import (
     NAMES,
     RATINGS,
+    assert_same_impressions,
     frame,
     log_rows,
+    rows_of,
     run,
     write_log,
     write_movielens,
@@ -31,17 +33,6 @@ from tests.exported_files import (
 ROOT = Path(__file__).parents[1]
 MOVIELENS = ROOT.parent / "shared" / "data" / "movielens-latest-small"
 MOMENT = datetime(2024, 3, 2, 20, 15, tzinfo=UTC)
-
-
-def rows_of(dataset: Path, table: str, key: str) -> list[dict]:
-    return pq.read_table(dataset / table).sort_by(key).to_pylist()
-
-
-def assert_same_impressions(service: Path, dataset: Path) -> None:
-    rows, expected = rows_of(dataset, "impressions", "impression_id"), rows_of(service, "impressions", "impression_id")
-    assert len(rows) == len(expected) > 5000
-    for row, other in zip(rows, expected, strict=True):
-        assert row == {**other, "propensities": pytest.approx(other["propensities"], abs=1e-6)}
 
 
 def test_movielens_in_one_command(

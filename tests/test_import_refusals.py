@@ -10,6 +10,18 @@ import pytest
 from tests.exported_files import NAMES, RATINGS, run
 
 LATIN = "userId,movieId,timestamp\nzoë,1,964982703\n".encode("latin-1")
+ROWS = """\
+impression_id,member_id,title_id,artwork_id,shown_at,propensity,shown,clicked
+i1,m1,t1,a1,2024-03-02T20:15:00Z,0.25,0,0
+i1,m1,t1,a2,2024-03-02T20:15:00Z,0.75,1,1
+i2,m2,t1,a1,2024-03-02T20:16:00Z,0.5,1,0
+i2,m2,t1,a2,2024-03-02T20:16:00Z,0.5,0,0
+"""
+EVENT = '{"member_id": {"id": "m1"}, "title_id": "t1", "played_at": "2024-03-02T20:15:00Z"}'
+SLATE = (
+    '{"impression_id": "i1", "member_id": "m1", "title_id": "t1", "artwork_id": "a1", "shown_at": "2024-03-02T20:15:00Z", '
+    '"slate": [{"id": "a1", "p": 1.0}], "clicked": true}'
+)
 REFUSED: list[tuple[dict[str, str | bytes], str, str]] = [
     ({}, f"none.csv D --map {NAMES}", r"none\.csv: does not exist\."),
     ({"a.csv": RATINGS}, "a.csv", r"a\.csv: give FILES \.\.\. DATASET"),
@@ -106,6 +118,69 @@ REFUSED: list[tuple[dict[str, str | bytes], str, str]] = [
         r"plays_from=clicked: no file holds impressions",
     ),
     ({"a.csv": RATINGS}, f"a.csv D --map {NAMES} --images nowhere", r"images=nowhere: is no folder"),
+    (
+        {"a.csv": ROWS.replace(",1,0\n", ",0,0\n")},
+        "a.csv D",
+        r"1 of 2 impressions have candidates, none .*\(first: i2\)\.",
+    ),
+    ({"a.csv": ROWS.replace(",0,0\n", ",1,0\n")}, "a.csv D", r"2 of 2 impressions have several .*\(first: i1\)\."),
+    (
+        {"a.csv": ROWS.replace("i1,m1,t1,a1", "i1,m9,t1,a1")},
+        "a.csv D",
+        r"1 of 2 impressions have rows that differ in member_id",
+    ),
+    (
+        {"a.csv": ROWS.replace("a2,2024-03-02T20:16:00Z,0.5,0,0", "a2,2024-03-02T20:16:00Z,0.5,0,1")},
+        "a.csv D",
+        r"1 of 2 impressions have a click on a candidate that was not shown \(first: i2\)",
+    ),
+    ({"a.csv": ROWS.replace("i1,m1,t1,a1", ",m1,t1,a1")}, "a.csv D", r"a\.csv: candidates without an impression_id\."),
+    (
+        {"a.csv": "".join(ROWS.splitlines(keepends=True)[:4:2])},
+        "a.csv D",
+        r"every impression has one row, .*--map candidates=COLUMN",
+    ),
+    ({"a.csv": ROWS}, "a.csv D --map impression_id=@row", r"has a row for each candidate, .*Name a column"),
+    (
+        {"a.csv": ROWS},
+        "a.csv D --map candidates=artwork_id,shown=shown",
+        r"map=shown=shown: shown is of logs with one row per candidate, .*Leave one out",
+    ),
+    ({"a.csv": ROWS.replace(",shown,", ",was,")}, "a.csv D", r"need candidates, .*the shown one: --map shown=COLUMN"),
+    (
+        {"a.csv": ROWS.replace(",propensity,", ",p,")},
+        "a.csv D",
+        r"have neither propensities, .*--map propensity=COLUMN",
+    ),
+    (
+        {"a.csv": "impression_id,member_id,title_id\ni1,m1,t1\n", "b.csv": "impression_id,artwork_id,p\ni1,a1,1\n"},
+        "a.csv b.csv D",
+        r"b\.csv: has artwork_id, p, unlike a\.csv, .*join them by impression_id first\.",
+    ),
+    (
+        {"a.jsonl": EVENT},
+        "a.jsonl D --map member_id=member_id.idd",
+        r"no column member_id\.idd\. Did you mean member_id\.id\?",
+    ),
+    (
+        {"a.jsonl": EVENT},
+        "a.jsonl D",
+        r"column member_id: 1 value that is no string \(first: '{\"id\":\"m1\"}', row 1\)\. .*COLUMN\.FIELD",
+    ),
+    (
+        {"a.jsonl": SLATE},
+        "a.jsonl D --map candidates=slate,propensities=slate.p",
+        r"column slate: 1 value that is no list of string .*name a field: --map TARGET=COLUMN\.FIELD",
+    ),
+    (
+        {"a.jsonl": SLATE.replace('"slate": [{"id": "a1", "p": 1.0}]', '"slate": {"a1": 0.5, "a2": 0.5}')},
+        "a.jsonl D --map candidates=slate,propensities=slate",
+        r"column slate: 1 value that is no list of string",
+    ),
+    ({"a.orc": b"ORC\x08"}, "a.orc D", r"a\.orc: is an ORC file\. Export it as CSV, JSON lines or Parquet"),
+    ({"a.avro": b"Obj\x01\x04"}, "a.avro D", r"a\.avro: is an Avro file\. Export it"),
+    ({"a.feather": b"ARROW1\0\0"}, "a.feather D", r"a\.feather: is an Arrow file \(Feather\)\. Export it"),
+    ({"a.csv.bz2": b"BZh91AY"}, "a.csv.bz2 D", r"a\.csv\.bz2: is compressed by bzip2\. .*bunzip2 -k a\.csv\.bz2"),
 ]
 
 
@@ -127,3 +202,11 @@ def test_what_cannot_be_read_ends_in_one_line(
     assert error.count("\n") == 1, error
     assert re.search(says, error), error
     assert {path.name for path in tmp_path.iterdir()} == set(files), "nothing half-written"
+
+
+def test_a_table_of_delta_is_no_folder_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log/_delta_log").mkdir(parents=True)
+    (tmp_path / "log/a.csv").write_text(RATINGS, encoding="utf-8")
+    assert run(tmp_path / "log", tmp_path / "d", "--map", NAMES) == 1
+    assert "is a table of Delta or Iceberg" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()

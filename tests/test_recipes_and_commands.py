@@ -309,11 +309,11 @@ def test_the_commands_that_import_files_give_datasets_that_pass(
     write_all(service, tmp_path)
     commands = documented_commands(ROOT / "docs" / "dataset.md")
     imports = [words for words in commands if words[:2] == ["keyart", "import"]]
-    assert len(imports) == 3
+    assert len(imports) == 4
     for words in commands:
         if words[1] == "import" or (words[1] == "check" and words[2] != "DATASET"):
             assert keyart.main(words[1:]) == 0, words
-    assert {words[-1] for words in commands if words[1] == "check"} >= {"MOVIES", "LOG", "WHOLE"}
+    assert {words[-1] for words in commands if words[1] == "check"} >= {"MOVIES", "LOG", "ROWS", "WHOLE"}
 
 
 @pytest.mark.slow

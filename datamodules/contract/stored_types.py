@@ -54,6 +54,11 @@ def parquet_files(source: Path) -> list[Path]:
     """A Parquet file, or those of a folder and its folders, sorted by path, but what Spark and Hive hide (`_SUCCESS`, `.crc`)."""
     if source.is_file():
         return [source]
+    return [path for path in visible_files(source) if path.name.lower().endswith(".parquet")]
+
+
+def visible_files(source: Path) -> list[Path]:
+    """The files of a folder and its folders, sorted by path, but what Spark and Hive hide."""
     paths, seen = [], set()
     for folder, folders, files in os.walk(source, followlinks=True):
         real = os.path.realpath(folder)
@@ -62,7 +67,7 @@ def parquet_files(source: Path) -> list[Path]:
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not _hidden(name)]
-        paths += [Path(folder, name) for name in files if name.lower().endswith(".parquet") and not _hidden(name)]
+        paths += [Path(folder, name) for name in files if not _hidden(name)]
     return sorted(paths)
 
 

@@ -40,6 +40,7 @@ SHOWN: dict[Kind, str] = {
     "category": "string",
     "number": "double",
 }
+FIELD_REMEDY = "Of objects, name a field: --map TARGET=COLUMN.FIELD"
 UNITS = {"s": 10**0, "ms": 10**3, "us": 10**6, "ns": 10**9}
 """Units of times since 1970, by how many make a second."""
 UNIT_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
@@ -77,7 +78,8 @@ def known(text: str, kind: Kind, config: ImportConfig) -> str:
 def cell(text: str, kind: Kind, config: ImportConfig, profile: dict[str, object]) -> Cell:
     """How a column of a kind is read: `text` is SQL of its known text, `profile` what `profile_of` found."""
     if kind in ("string", "category"):
-        return Cell(value=text, bad="false", read_as="", remedy="")
+        bad = _is_object(text)
+        return Cell(value=_null_where(bad, text), bad=bad, read_as="", remedy=FIELD_REMEDY)
     if kind == "timestamp":
         return _time(text, config, profile)
     if kind == "strings":
@@ -131,6 +133,11 @@ def _unread(text: str, value: str) -> str:
     return f"({text} IS NOT NULL AND ({value}) IS NULL)"
 
 
+def _is_object(text: str) -> str:
+    """SQL of whether a text is a JSON object, which no column of the contract is; a UUID in braces, {} and {a,b} are none."""
+    return f"({text} LIKE '{{%:%}}' AND json_valid({text}))"
+
+
 def _null_where(bad: str, value: str) -> str:
     return f"CASE WHEN {bad} THEN NULL ELSE {value} END"
 
@@ -176,9 +183,11 @@ def _texts(text: str, config: ImportConfig, profile: dict[str, object]) -> Cell:
         f"WHEN {text} = '{{}}' THEN [] WHEN {text} LIKE '{{%}}' THEN {braces} "
         f"ELSE list_filter({split}, lambda x: x <> '') END"
     )
-    bad = f"({text} IS NOT NULL AND (({value}) IS NULL OR ({text} LIKE '[%...%' AND {as_json} IS NULL)))"
+    of_objects = f"{_is_object(text)} OR (regexp_matches({text}, '^\\[\\s*\\{{') AND json_valid({text}))"
+    cut_short = f"({text} LIKE '[%...%' AND {as_json} IS NULL)"
+    bad = f"({text} IS NOT NULL AND (({value}) IS NULL OR {cut_short} OR {of_objects}))"
     read_as = f"split at {separator}" if profile["plain"] else "in brackets"
-    remedy = 'Write lists as JSON, ["a", "b"], or with one separator'
+    remedy = f'Write lists as JSON, ["a", "b"], or with one separator. {FIELD_REMEDY}'
     return Cell(value=_null_where(bad, value), bad=bad, read_as=read_as, remedy=remedy)
 
 

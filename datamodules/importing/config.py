@@ -16,8 +16,10 @@ class ImportConfig:
 
     map: list[str] = field(default_factory=list)
     """Columns as TARGET=COLUMN, separated by commas: member_id=userId,played_at=timestamp; may be given again. TABLE.TARGET=COLUMN
-    is for one table; TARGET:=TEXT sets a constant, in which {artwork_id} stands for that column's value; impression_id=@row
-    numbers the rows; impressions.minutes:number=min adds a column of the type text, number, integer or boolean."""
+    is for one table; TARGET=COLUMN.FIELD takes a field of objects, or of the objects in a list; shown=COLUMN marks the artwork
+    that was shown where every row is one candidate; TARGET:=TEXT sets a constant, in which {artwork_id} stands for that column's
+    value; impression_id=@row numbers the rows; impressions.minutes:number=min adds a column of the type text, number, integer or
+    boolean."""
     table: list[str] = field(default_factory=list)
     """The tables that every file holds: titles, artworks, plays, impressions, members. Default: those whose columns a file has."""
     zone: str = ""

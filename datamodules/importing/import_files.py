@@ -1,7 +1,8 @@
 """`keyart import`: CSV, JSON lines and Parquet files of any columns -> tables by the contract.
 
 In: files, and which of their columns is which. Out: the tables that they hold, as Parquet in a dataset's folder. DuckDB reads every
-cell as text, so that ids keep their zeros; every table is complete before the first is put into the folder, and a table that is
+cell as text, so that ids keep their zeros; in SQL, not by Ibis, which lacks functions that this needs (times by a format that may
+not fit) and whose second engine is not needed. Every table is complete before the first is put into the folder, and a table that is
 there is never replaced.
 """
 
@@ -20,9 +21,11 @@ from rich.text import Text
 from datamodules.contract.check_files import printable
 from datamodules.contract.stored_types import folded_name
 from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, PLAYS, TABLES, Table
+from datamodules.importing.candidate_rows import becomes_of
 from datamodules.importing.cells import SHOWN
 from datamodules.importing.config import ImportConfig
 from datamodules.importing.mapping import ROW_NUMBER, TablePlan, entries_of, plan_tables
+from datamodules.importing.nested import with_fields
 from datamodules.importing.sources import Source, expand, literal, open_source, reading
 from datamodules.importing.table_sql import TableSql, candidates_sql, plays_sql, table_sql
 from foundation.atomic import claimed_folder
@@ -84,10 +87,12 @@ def _import(paths: list[Path], dataset: Path, partial: Path, config: ImportConfi
         connection.execute("SET enable_progress_bar = false")
         task = progress.add_task("import: reading", total=len(paths) + len(TABLES))
         names = {folded_name(column.name) for table in TABLES for column in table.columns}
-        names |= {folded_name(entry.source) for entry in entries_of(config)}
+        named = [entry.source for entry in entries_of(config) if not entry.constant]
+        names |= {folded_name(name) for name in named}
         sources = []
         for path in paths:
-            sources.append(open_source(path, config, names, partial / "staged", connection))
+            source = open_source(path, config, names, partial / "staged", connection)
+            sources.append(with_fields(source, named, connection))
             progress.advance(task)
         plans = {plan.table.name: plan for plan in plan_tables(sources, config)}
         for plan in plans.values():
@@ -185,6 +190,7 @@ def print_imported(imported: Imported, console: Console) -> None:
     for source in imported.sources:
         plans = [made.plan for made in imported.tables if source in made.plan.sources]
         taken = {column for plan in plans for column in plan.columns_of(source)}
+        taken |= {name.partition(".")[0] for name in taken}  # a column of which a field is taken
         left = [name for name in source.columns if name not in taken]
         if left:
             console.print(Text(f"{source.path}: left out: {printable(', '.join(left), 200)}"), soft_wrap=True)
@@ -198,6 +204,7 @@ def _mapping_table(made: TableSql, rows: int) -> TextTable:
     title = f"{plan.table.name}: {rows:,} rows from {printable(first.path.name)}"
     title += f" and {len(others):,} more" if others else ""
     title += ", one by id" if plan.derived else ""
+    title += f", whose {made.rows:,} rows are candidates" if plan.candidate_rows else ""
     table = TextTable(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("column", overflow="fold")
     table.add_column("becomes", no_wrap=True)
@@ -208,7 +215,13 @@ def _mapping_table(made: TableSql, rows: int) -> TextTable:
         name, nulls = column.name, made.nulls[column.name]
         spelled = f" ({', '.join(made.spelled[name])})" if made.spelled.get(name) else ""
         read_as = ", ".join(part for part in (_type_of(plan, name), made.cells[name].read_as) if part)
-        cells = (_shown_source(plan, name), f"{plan.table.name}.{name}", read_as, SHOWN[column.kind])
+        becomes, written_as = name, SHOWN[column.kind]
+        if plan.candidate_rows:
+            becomes = becomes_of(name, {other.name for other in plan.columns})
+            written_as = {"candidates": SHOWN["strings"], "propensities": SHOWN["floats"]}.get(
+                becomes, SHOWN[column.kind]
+            )
+        cells = (_shown_source(plan, name), f"{plan.table.name}.{becomes}", read_as, written_as)
         table.add_row(*(Text(text) for text in (*cells, f"{nulls:,}{printable(spelled)}" if nulls else "")))
     return table
 

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from datamodules.contract.check_files import printable
 from datamodules.contract.stored_types import folded_name
 from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, MEMBERS, PLAYS, TABLES, TITLES, Column, Kind, Table
+from datamodules.importing.candidate_rows import ROW_COLUMNS, candidate_rows_table, has_candidate_rows
 from datamodules.importing.config import ImportConfig
 from datamodules.importing.sources import Source
 from foundation.errors import UserError
@@ -40,6 +41,8 @@ ENOUGH = NEEDED | {
 }
 """Columns beside which a constant alone shows that a file holds the table."""
 
+PROPENSITIES = {"propensities", "propensity"}
+JOIN_FIRST = "; where one holds the candidates of the other's impressions, join them by impression_id first"
 LIKELY = {
     "member_id": ("member", "user", "customer", "profile", "account", "viewer"),
     "title_id": ("title", "movie", "item", "film", "show", "content"),
@@ -82,6 +85,8 @@ class TablePlan:
     """By column: the text of every row, {other} standing for the value of another column."""
     derived: bool
     """Whether the files hold finer rows, so that there is one row by id."""
+    candidate_rows: bool = False
+    """Whether the rows are those of candidates, several of one impression; `columns` are theirs."""
 
     def columns_of(self, source: Source) -> set[str]:
         """The columns that are taken from one of the sources."""
@@ -116,7 +121,7 @@ def _entry(words: str) -> Entry:
         raise UserError(
             f"map={printable(words)}: {table} is no table. Tables: {', '.join(each.name for each in TABLES)}."
         )
-    named = {column.name for each in tables for column in each.columns}
+    named = {column.name for each in tables for column in _targets(each.name)}
     kind: Kind | None = None
     if target not in named:
         if table in (IMPRESSIONS.name, MEMBERS.name) and re.fullmatch(r"[a-z][a-z0-9_]*", target):
@@ -163,6 +168,7 @@ def plan_tables(sources: list[Source], config: ImportConfig) -> list[TablePlan]:
 
 def _require_known_sources(entries: Iterable[Entry], sources: list[Source]) -> None:
     names = list(dict.fromkeys(name for source in sources for name in source.columns))
+    near_names = [*names, *(name for source in sources for name in source.fields)]
     where = str(sources[0].path) if len(sources) == 1 else f"{sources[0].path} and {len(sources) - 1} more"
     for entry in entries:
         if entry.constant or entry.source in names:
@@ -171,8 +177,8 @@ def _require_known_sources(entries: Iterable[Entry], sources: list[Source]) -> N
             if entry.target != "impression_id":
                 raise UserError(f"map={entry.words}: only impression_id can number the rows. Name a column.")
             continue
-        near = next((name for name in names if folded_name(name) == folded_name(entry.source)), None)
-        near = near or next(iter(get_close_matches(entry.source, names, 1)), None)
+        near = next((name for name in near_names if folded_name(name) == folded_name(entry.source)), None)
+        near = near or next(iter(get_close_matches(entry.source, near_names, 1)), None)
         hint = f"Did you mean {near}?" if near else f"Columns: {_listed(names)}."
         raise UserError(f"map={entry.words}: {where}: no column {printable(entry.source)}. {hint}")
 
@@ -181,8 +187,14 @@ def _listed(names: Iterable[str]) -> str:
     return printable(", ".join(names), 200)
 
 
+def _targets(table: str) -> tuple[Column, ...]:
+    """What a column of a file may become: the contract's columns, and those of a row of a candidate."""
+    columns = next(each.columns for each in TABLES if each.name == table)
+    return (*columns, *ROW_COLUMNS) if table == IMPRESSIONS.name else columns
+
+
 def _applies(entry: Entry, table: str) -> bool:
-    columns = {column.name for each in TABLES if each.name == table for column in each.columns}
+    columns = {column.name for column in _targets(table)}
     return entry.table == table or (not entry.table and entry.target in columns)
 
 
@@ -198,14 +210,31 @@ def _taken(source: Source, table: str, entries: list[Entry]) -> dict[str, str]:
         ):
             taken[entry.target] = entry.source
     targets = {entry.target for entry in mapped}
-    for each in TABLES:
-        for column in each.columns if each.name == table else ():
-            if column.name in taken or column.name in targets:
-                continue
-            like = [name for name in source.columns if folded_name(name) == folded_name(column.name)]
-            if column.name in like or len(like) == 1:
-                taken[column.name] = column.name if column.name in like else like[0]
+    for column in _targets(table):
+        if column.name in taken or column.name in targets:
+            continue
+        like = [name for name in source.columns if folded_name(name) == folded_name(column.name)]
+        if column.name in like or len(like) == 1:
+            taken[column.name] = column.name if column.name in like else like[0]
+    if table == IMPRESSIONS.name:
+        _settle_candidate_rows(taken, mapped)
     return taken
+
+
+def _settle_candidate_rows(taken: dict[str, str], mapped: list[Entry]) -> None:
+    """Leave of the columns of a row of a candidate those that are needed; UserError where one is mapped beside lists."""
+    if "candidates" in taken or any(entry.target == "candidates" for entry in mapped):
+        for column in ROW_COLUMNS:
+            taken.pop(column.name, None)  # by name alone, as a feature may be called
+            if entry := next((entry for entry in mapped if entry.target == column.name), None):
+                raise UserError(
+                    f"map={entry.words}: {column.name} is of logs with one row per candidate, and here candidates are a list. "
+                    "Leave one out."
+                )
+    elif {"candidate", "artwork_id"} <= taken.keys():
+        taken.pop("shown", None)
+    elif {"candidate", "shown"} <= taken.keys():
+        taken["artwork_id"] = taken.pop("candidate")
 
 
 def _tables_of(source: Source, entries: list[Entry], config: ImportConfig) -> list[str]:
@@ -241,14 +270,22 @@ def _plan(
             differs = f"has {_listed(sorted(more))}" if more else f"lacks {_listed(sorted(lacking))}"
             raise UserError(
                 f"{source.path}: {differs}, unlike {first.path}, and both hold {table.name}. Import files of one header in one "
-                "command, and leave the others out."
+                f"command, and leave the others out{JOIN_FIRST if table is IMPRESSIONS else ''}."
             )
     constants = {entry.target: entry.source for entry in entries if entry.constant and _applies(entry, table.name)}
     names = {name for _, taken in files for name in taken} | constants.keys()
+    candidate_rows = table is IMPRESSIONS and has_candidate_rows(names)
+    if candidate_rows:
+        table = candidate_rows_table(names)
+        if any(taken.get("impression_id") == ROW_NUMBER for _, taken in files):
+            raise UserError(
+                f"map=impression_id={ROW_NUMBER}: {first.path} has a row for each candidate, and the id says which belong "
+                "together. Name a column."
+            )
     for column in table.columns:
         if column.name not in names and not column.nullable:
             raise UserError(_missing(column, table, first, first_taken))
-    if table is IMPRESSIONS and not names & {"propensities", "propensity"}:
+    if table.name == IMPRESSIONS.name and not names & {column.name for column in table.columns} & PROPENSITIES:
         raise UserError(
             f"{first.path}: impressions have neither propensities, of every candidate, nor propensity, of the shown artwork. Name "
             f"one: --map propensity=COLUMN. Columns: {_listed(first.columns)}."
@@ -265,13 +302,16 @@ def _plan(
         files = [(source, {**{name: name for name in segments}, **taken}) for source, taken in files]
         names |= set(segments)
     columns = [column for column in table.columns if column.name in names or column.required]
+    kept = {column.name for column in (*columns, *extra)}
+    names &= kept
     return TablePlan(
         table=table,
         sources=tuple(source for source, _ in files),
         columns=(*columns, *extra),
         taken={name: tuple(taken.get(name, "") for _, taken in files) for name in names - constants.keys()},
-        constants=constants,
+        constants={name: text for name, text in constants.items() if name in kept},
         derived=_is_derived(table, first, files_of),
+        candidate_rows=candidate_rows,
     )
 
 
@@ -289,7 +329,12 @@ def _missing(column: Column, table: Table, source: Source, taken: dict[str, str]
     free = [name for name in source.columns if name not in taken.values()]
     words = LIKELY.get(column.name, (column.name,))
     near = [name for name in free if any(word in folded_name(name) for word in words)]
-    if column.name == "impression_id":
+    if column.name == "candidates":
+        remedy = (
+            f"Name the column of their list: --map candidates={near[0] if near else 'COLUMN'}; or, where every row is one "
+            "candidate, the column that marks the shown one: --map shown=COLUMN"
+        )
+    elif column.name == "impression_id":
         remedy = f"Name it, or number the rows: --map impression_id={ROW_NUMBER}"
     else:
         remedy = f"Name it: --map {column.name}={near[0] if near else 'COLUMN'}"

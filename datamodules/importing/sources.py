@@ -21,7 +21,7 @@ from typing import IO
 import duckdb
 
 from datamodules.contract.check_files import printable
-from datamodules.contract.stored_types import folded_name
+from datamodules.contract.stored_types import folded_name, visible_files
 from datamodules.importing.config import ImportConfig, split
 from foundation.errors import UserError
 
@@ -30,6 +30,21 @@ KINDS = {
     "json": (".json", ".jsonl", ".ndjson"),
     "parquet": (".parquet", ".pq"),
 }
+EXPORT = "Export it as CSV, JSON lines or Parquet, and name that"
+OTHER_KINDS = (
+    (b"PK", "a zip archive or a spreadsheet", "Extract it, or save the sheet as CSV in UTF-8, and name that"),
+    (b"\xd0\xcf\x11\xe0", "a spreadsheet", "Save the sheet as CSV in UTF-8, and name that"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "Decompress it first: zstd -d {path}"),
+    (b"BZh", "compressed by bzip2", "Decompress it first: bunzip2 -k {path}"),
+    (b"\xfd7zXZ", "compressed by xz", "Decompress it first: xz -dk {path}"),
+    (b"\x04\x22\x4d\x18", "compressed by lz4", "Decompress it first: lz4 -d {path}"),
+    (b"ORC", "an ORC file", EXPORT),
+    (b"Obj\x01", "an Avro file", EXPORT),
+    (b"ARROW1", "an Arrow file (Feather)", EXPORT),
+    (b"SQLite format 3", "a SQLite database", EXPORT),
+    (b"\x89HDF", "an HDF5 file", EXPORT),
+)
+"""Kinds of files that are not read, by how they begin, and the remedy."""
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 CHUNK = 1 << 24
 MARKS = ((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
@@ -51,6 +66,8 @@ class Source:
     """The file that DuckDB reads: the same, or its copy in UTF-8."""
     note: str = ""
     """How it is read, where that is not plain."""
+    fields: tuple[str, ...] = ()
+    """Paths of the fields beside one that the user named and that is not there."""
 
     def text(self, column: str) -> str:
         """SQL of a column's cells as text; lists as JSON."""
@@ -79,11 +96,16 @@ def _literal_path(path: Path) -> str:
 
 
 def expand(paths: list[Path]) -> list[Path]:
-    """Files, and the files of folders by name; UserError where there is none, or one is named twice."""
+    """Files, and the files of folders and their folders by name; UserError where there is none, or one is named twice."""
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith((".", "_")))
+            if (path / "_delta_log").is_dir() or any(path.glob("metadata/*.metadata.json")):
+                raise UserError(
+                    f"{path}: is a table of Delta or Iceberg, whose folder also holds rows that were replaced. Export the "
+                    "table as Parquet, and name that."
+                )
+            inside = visible_files(path)
             if not inside:
                 raise UserError(f"{path}: the folder holds no file. Name files.")
             files += inside
@@ -132,22 +154,22 @@ def open_source(
 
 def _kind_of(path: Path) -> str:
     with path.open("rb") as file:
-        start = file.read(4)
-    if start == b"PAR1":
+        start = file.read(16)
+    if start.startswith(b"PAR1"):
         return "parquet"
-    if start[:2] == b"PK":
-        raise UserError(
-            f"{path}: is a zip archive or a spreadsheet. Extract it, or save the sheet as CSV in UTF-8, and name that."
-        )
-    if start == b"\x28\xb5\x2f\xfd":
-        raise UserError(f"{path}: is compressed by zstd. Decompress it first: zstd -d {path}.")
+    for mark, what, remedy in OTHER_KINDS:
+        if start.startswith(mark):
+            raise UserError(f"{path}: is {what}. {remedy.format(path=path)}.")
     name = path.name.lower().removesuffix(".gz")
     for kind, suffixes in KINDS.items():
         if name.endswith(suffixes):
             if kind == "parquet" and start:
                 raise UserError(f"{path}: cannot be read as Parquet. Export or copy the file again.")
             return kind
-    raise UserError(f"{path}: of no known kind. Call it .csv, .tsv, .jsonl or .parquet, with .gz where it is gzipped.")
+    raise UserError(
+        f"{path}: of no known kind. Export CSV, JSON lines or Parquet, and call it .csv, .tsv, .jsonl or .parquet, with .gz "
+        "where it is gzipped."
+    )
 
 
 def _gzipped(path: Path) -> bool:

@@ -12,6 +12,7 @@ import duckdb
 
 from datamodules.contract.check_files import printable
 from datamodules.contract.tables import IMPRESSIONS, Column
+from datamodules.importing.candidate_rows import impressions_sql
 from datamodules.importing.cells import (
     NULL_WORDS,
     SHOWN,
@@ -92,13 +93,19 @@ def table_sql(
             if column.kind == "timestamp":
                 _require_one_form(column, profiles[column.name], table, config)
             table.cells[column.name] = cell(quoted(column.name), column.kind, config, profiles[column.name])
-        table.values = "SELECT " + ", ".join(
+        values = [
             f"CAST({made.value} AS {WRITTEN[column.kind]}) AS {quoted(column.name)}"
             for column in plan.columns
             for made in [table.cells[column.name]]
-        )
-        table.values += f" FROM ({text})"
+        ]
+        table.values = f"SELECT {', '.join(values)} FROM ({text})"
         _count(table, raw, config, connection)
+        if plan.candidate_rows:
+            rows = f"SELECT {', '.join(values)}, {SOURCE}, {ROW} FROM ({text})"
+            names = [column.name for column in plan.columns]
+            path = plan.sources[0].path
+            table.values, notes = impressions_sql(rows, names, (SOURCE, ROW), path, connection)
+            table.notes += notes
         if key:
             _note_conflicts(table, key, raw, texts, connection)
     return table
