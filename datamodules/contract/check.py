@@ -7,7 +7,7 @@ of `row_rules`, counted by the engine in one aggregation per table), the images 
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from rich.progress import Progress
 from rich.table import Table as TextTable
 from rich.text import Text
 
+from datamodules.contract.candidate_images import count_candidates, image_coverage, image_findings
 from datamodules.contract.check_files import TableFiles, Violation, location_of, printable
 from datamodules.contract.coverage import Coverage, coverage_findings, measure_coverage
 from datamodules.contract.engines import FILE, Engine, EngineConfig, open_engine, to_arrow
@@ -123,7 +124,7 @@ def check(
                     relations = _relations(working, sound)
                     row_violations = list(_row_violations(dataset, sound, relations, working, progress))
                     listed = _listed_images(relations) if images else []
-                    coverage = measure_coverage(relations)
+                    coverage, counted = measure_coverage(relations), count_candidates(relations)
                     of_coverage, warnings = coverage_findings(coverage, relations) if coverage else ([], [])
                 break
             except failures as error:
@@ -137,9 +138,14 @@ def check(
                 violations += [violation for file_violations in damage for violation in file_violations]
                 sound = [files for files, file_violations in zip(sound, damage, strict=True) if not file_violations]
         violations += row_violations
-        violations += of_coverage
-        of_images, image_remarks = check_images(dataset, listed, progress)
-        violations += of_images
+        of_images, image_remarks, unreadable = check_images(dataset, listed, progress)
+        violations += [*of_coverage, *of_images]
+        if counted:
+            of_candidates = image_coverage(*counted, unreadable if images else None)
+            coverage = coverage and replace(coverage, images=of_candidates)
+            broken, doubtful = image_findings(of_candidates)
+            violations += broken
+            warnings += doubtful
     present = [files for files in present if files.paths]
     return CheckReport(
         dataset=dataset,

@@ -11,6 +11,7 @@ from typing import Any
 import ibis
 from ibis.expr.types import Table as Relation
 
+from datamodules.contract.candidate_images import ImageCoverage
 from datamodules.contract.check_files import Violation, printable
 from datamodules.contract.engines import FILE, to_arrow
 from datamodules.contract.row_rule import Relations, typed_column
@@ -54,9 +55,8 @@ class Coverage:
     plays: int
     repeated_plays: int
     """Rows of plays that are like one before them in every column of the contract."""
-    artworks: int
-    without_image: int
-    """Artworks that name no image."""
+    images: ImageCoverage | None = None
+    """How many candidates have an image; None where artworks cannot be judged."""
     shared: tuple[SharedIds, ...]
 
     def line(self) -> str:
@@ -65,8 +65,16 @@ class Coverage:
         return (
             f"{_share(self.with_play_before, self.impressions)} of impressions have a play of their member before them; of plays, "
             f"{_share(members.unknown, members.rows)} are of members and {_share(titles.unknown, titles.rows)} of titles without "
-            f"an impression, and {_share(self.repeated_plays, self.plays)} are repeated; "
-            f"{_share(self.without_image, self.artworks)} of artworks name no image"
+            f"an impression, and {_share(self.repeated_plays, self.plays)} are repeated{self._images()}"
+        )
+
+    def _images(self) -> str:
+        if self.images is None:
+            return ""
+        return (
+            f"; {_share(self.images.without_image, self.images.artworks)} of artworks and "
+            f"{_share(self.images.candidates_without, self.images.candidates)} of candidates have no "
+            f"{'readable image' if self.images.opened else 'image'}"
         )
 
 
@@ -93,19 +101,11 @@ def measure_coverage(tables: Relations) -> Coverage | None:
         (IMPRESSIONS, "member_id", MEMBERS, "member_id"),
     ]
     shared = [_shared_ids(tables, *pair) for pair in pairs if pair[2].name in tables]
-    artworks, without = 0, 0
-    if ARTWORKS.name in tables:
-        listed: Any = tables[ARTWORKS.name]
-        named = listed.image.notnull() & (listed.image.strip() != "")
-        (counted,) = to_arrow(listed.aggregate(rows=listed.count(), named=listed.count(where=named))).to_pylist()
-        artworks, without = counted["rows"], counted["rows"] - counted["named"]
     return Coverage(
         impressions=of_impressions["rows"],
         with_play_before=of_impressions["before"],
         plays=of_plays["rows"],
         repeated_plays=of_plays["rows"] - unlike["rows"],
-        artworks=artworks,
-        without_image=without,
         shared=tuple(shared),
     )
 

@@ -67,9 +67,9 @@ def judge_image(dataset: Path, image: str) -> ImageFinding:
 
 def check_images(
     dataset: Path, listed: list[tuple[str, str]], progress: Progress
-) -> tuple[list[Violation], tuple[str, ...]]:
-    """Artworks whose image lies outside of the dataset, is missing, or does not decode, and remarks on how others are read;
-    `listed`: (artwork, image)."""
+) -> tuple[list[Violation], tuple[str, ...], frozenset[str]]:
+    """Artworks whose image lies outside of the dataset, is missing, or does not decode, remarks on how others are read, and the ids
+    of the former; `listed`: (artwork, image)."""
     images = list(dict.fromkeys(image for _, image in listed))
     findings: dict[str, ImageFinding] = {}
     task = progress.add_task("images", total=len(images))
@@ -80,7 +80,8 @@ def check_images(
             findings |= {image: finding for image, finding in judged if finding != ImageFinding()}
             progress.advance(task, len(part))
     progress.remove_task(task)
-    return _violations(dataset, listed, findings), image_remarks(findings)
+    unreadable = frozenset(artwork for artwork, image in listed if image in findings and findings[image].rule)
+    return _violations(dataset, listed, findings), image_remarks(findings), unreadable
 
 
 def image_remarks(findings: Mapping[str, ImageFinding]) -> tuple[str, ...]:

@@ -1,0 +1,117 @@
+"""How many candidates of impressions have an image: what a log shows counts, where artworks that nobody is shown do not.
+
+In: the tables as relations, and the artworks whose image was judged unreadable. Out: `ImageCoverage`, and what of it is a violation
+or a warning.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow makes its compute functions when it is imported, where no type checker sees them.
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datamodules.contract.check_files import Violation, printable
+from datamodules.contract.engines import to_arrow
+from datamodules.contract.row_rule import Relations
+from datamodules.contract.tables import ARTWORKS, IMPRESSIONS
+
+WITHOUT_IMAGE = 0.01
+"""From this share of candidates without an image: a warning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageCoverage:
+    """Artworks, and candidates of impressions, that have no image."""
+
+    opened: bool
+    """Whether the images were opened: else an artwork that names one has one."""
+    embeddings: bool
+    """Whether an artwork has an embedding, so that images may be left out."""
+    artworks: int
+    named: int
+    """Artworks that name an image."""
+    without_image: int
+    """Artworks that name no image, or one that is not there or cannot be decoded."""
+    candidates: int
+    """Candidates of all impressions."""
+    candidates_without: int
+    """Those whose artwork has no image, or is not listed."""
+    unlisted: int
+    """Those whose artwork is not listed."""
+    first: tuple[tuple[str, str | None, int], ...]
+    """The artworks without an image that are candidates most often: id, the image that they name, candidates."""
+
+
+def count_candidates(tables: Relations) -> tuple[pa.Table, int] | None:
+    """The artworks with `image` and in how many impressions each is a candidate (`rows`), and the candidates of all impressions.
+
+    None where artworks or impressions cannot be judged.
+    """
+    if ARTWORKS.name not in tables or IMPRESSIONS.name not in tables:
+        return None
+    artworks: Any = tables[ARTWORKS.name]
+    impressions: Any = tables[IMPRESSIONS.name]
+    lengths = impressions.candidates.length().cast("float64")
+    (sums,) = to_arrow(impressions.aggregate(candidates=lengths.sum())).to_pylist()
+    shown: Any = impressions.select(artwork_id=impressions.candidates.unnest())
+    counted = shown.group_by("artwork_id").agg(rows=shown.count())
+    has_embedding = (artworks.embedding.length() > 0).fill_null(False)
+    listed = (
+        artworks.filter(artworks.artwork_id.notnull())
+        .group_by("artwork_id")
+        .agg(image=artworks.image.strip().max(), embedding=has_embedding.any())
+    )
+    joined: Any = listed.left_join(counted, "artwork_id")
+    rows = joined.select("artwork_id", "image", "embedding", rows=joined.rows.fill_null(0))
+    return to_arrow(rows), int(sums["candidates"] or 0)
+
+
+def image_coverage(listed: pa.Table, candidates: int, unreadable: Collection[str] | None) -> ImageCoverage:
+    """What `count_candidates` returned, judged by the artworks whose image is `unreadable`, None where none was opened."""
+    unnamed = pc.is_in(listed["image"].fill_null(""), value_set=pa.array([""], listed.schema.field("image").type))
+    lacking = unnamed
+    if unreadable:
+        names = pa.array(sorted(unreadable), listed.schema.field("artwork_id").type)
+        lacking = pc.or_(lacking, pc.is_in(listed["artwork_id"], value_set=names))
+    without = listed.filter(lacking)
+    unlisted = candidates - (pc.sum(listed["rows"]).as_py() or 0)
+    most = without.filter(pc.greater(without["rows"], 0)).sort_by([("rows", "descending"), ("artwork_id", "ascending")])
+    return ImageCoverage(
+        opened=unreadable is not None,
+        embeddings=bool(pc.any(listed["embedding"]).as_py()),
+        artworks=len(listed),
+        named=len(listed) - (pc.sum(unnamed).as_py() or 0),
+        without_image=len(without),
+        candidates=candidates,
+        candidates_without=unlisted + (pc.sum(without["rows"]).as_py() or 0),
+        unlisted=unlisted,
+        first=tuple((row["artwork_id"], row["image"] or None, row["rows"]) for row in most.slice(0, 3).to_pylist()),
+    )
+
+
+def image_findings(images: ImageCoverage) -> tuple[list[Violation], list[Violation]]:
+    """What of it breaks the contract, and what is a warning; nothing where artworks have embeddings.
+
+    Nothing either where no artwork names an image, which the rule `null-image` says.
+    """
+    without, candidates = images.candidates_without, images.candidates
+    if images.embeddings or not images.named or without <= WITHOUT_IMAGE * candidates:
+        return [], []
+    first = [
+        f"{printable(artwork)}, {printable(image or 'no image named')}, {rows:,} candidates"
+        for artwork, image, rows in images.first
+    ]
+    first += [f"{images.unlisted:,} of artworks that are not listed"] if images.unlisted else []
+    finding = Violation(
+        where="impressions/ and artworks.parquet",
+        rule="candidates-without-image",
+        what=f"{without:,} of {candidates:,} candidates have no {'readable image' if images.opened else 'image'}",
+        count=without,
+        first=tuple(first),
+        remedy="Export the images of what is shown, and name each in artworks.image by its path in the dataset",
+    )
+    return ([finding], []) if without == candidates else ([], [finding])

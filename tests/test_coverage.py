@@ -1,0 +1,110 @@
+"""What the tables of a dataset know of each other: images of what is shown, and ids in one form."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import keyart
+from datamodules.contract.check import check, require_valid
+from datamodules.simulator.simulate import SimulateConfig, simulate
+from foundation.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small service. Read it, never write into it."""
+    out = tmp_path_factory.mktemp("coverage") / "dataset"
+    simulate(out, SimulateConfig(seed=2, members=60, titles=10, people=8, mean_plays=12, mean_impressions=12))
+    return out
+
+
+@pytest.fixture
+def dataset(simulated: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    return shutil.copytree(simulated, tmp_path / "dataset")
+
+
+def candidates_of(dataset: Path) -> Counter[str]:
+    """In how many impressions each artwork is a candidate."""
+    lists = pq.read_table(dataset / "impressions", columns=["candidates"])["candidates"].to_pylist()
+    return Counter(artwork for candidates in lists for artwork in candidates)
+
+
+def test_candidates_without_an_image_are_counted(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that is not there, one that does not decode, one that is not named."""
+    counts, path = candidates_of(dataset), dataset / "artworks.parquet"
+    artworks = pq.read_table(path).to_pylist()
+    images = {row["artwork_id"]: row["image"] for row in artworks}
+    one, other, third = sorted(counts, key=lambda artwork: (-counts[artwork], artwork))[:3]
+    (dataset / images[one]).unlink()
+    (dataset / images[other]).write_bytes(b"no image")
+    for row in artworks:
+        row["image"] = None if row["artwork_id"] == third else row["image"]
+    pq.write_table(pa.Table.from_pylist(artworks, pq.read_schema(path)), path)
+    report = check(dataset)
+    assert [violation.rule for violation in report.violations] == ["null-image", "missing-image", "unreadable-image"]
+    (warning,) = report.warnings
+    assert warning.rule == "candidates-without-image"
+    assert warning.count == counts[one] + counts[other] + counts[third]
+    assert f"{warning.count:,} of {counts.total():,} candidates have no readable image" in warning.what
+    assert warning.first[0] == f"{one}, {images[one]}, {counts[one]:,} candidates"
+    assert warning.first[2] == f"{third}, no image named, {counts[third]:,} candidates"
+    assert keyart.main(["check", str(dataset)]) == 1
+    share = 100 * warning.count / counts.total()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"of artworks and {share:.1f} % of candidates have no readable image" in printed
+
+
+def test_a_log_of_which_no_candidate_has_an_image_is_refused(dataset: Path, tmp_path: Path) -> None:
+    for path in (dataset / "images").iterdir():
+        path.unlink()
+    report = check(dataset)
+    assert [violation.rule for violation in report.violations] == ["missing-image", "candidates-without-image"]
+    assert report.violations[1].count == candidates_of(dataset).total()
+    assert check(dataset, images=False).ok, "no image was opened"
+    assert keyart.main(["pipeline", str(dataset), str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out/shards").exists()
+
+
+def test_images_of_artworks_that_nobody_is_shown_do_not_count(dataset: Path) -> None:
+    path = dataset / "artworks.parquet"
+    artworks = pq.read_table(path)
+    more = [
+        {**row, "artwork_id": f"{row['artwork_id']}-new", "image": "images/none.png"} for row in artworks.to_pylist()
+    ]
+    pq.write_table(pa.concat_tables([artworks, pa.Table.from_pylist(more, artworks.schema)]), path)
+    report = check(dataset)
+    assert [violation.rule for violation in report.violations] == ["missing-image"]
+    assert report.warnings == ()
+
+
+def test_where_artworks_have_embeddings_images_may_be_left_out(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = dataset / "artworks.parquet"
+    artworks = pq.read_table(path)
+    vectors = pa.array([[1.0, float(index)] for index in range(len(artworks))], pa.list_(pa.float32()))
+    pq.write_table(artworks.drop_columns("image").append_column("embedding", vectors), path)
+    report = check(dataset)
+    assert report.ok
+    assert report.warnings == ()
+    assert keyart.main(["prepare", str(dataset), str(tmp_path / "shards")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "100 % of artworks and 100 % of candidates have no image" in said
+
+
+def test_prepare_counts_candidates_whose_artwork_names_no_image(dataset: Path) -> None:
+    """An artwork that nobody is shown names one."""
+    path = dataset / "artworks.parquet"
+    artworks = pq.read_table(path)
+    rows = [{**row, "image": None} for row in artworks.to_pylist()]
+    rows.append({**artworks.to_pylist()[0], "artwork_id": "another"})
+    pq.write_table(pa.Table.from_pylist(rows, artworks.schema), path)
+    rules = [violation.rule for violation in check(dataset, images=False).violations]
+    assert rules == ["null-image", "candidates-without-image"]
+    with pytest.raises(UserError, match=r"candidates have no image \(first: .*, no image named, [\d,]+ candidates; "):
+        require_valid(dataset, images=False, drop_invalid=True)
