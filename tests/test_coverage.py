@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 
 import keyart
 from datamodules.contract.check import check, require_valid
+from datamodules.contract.check_files import printable
 from datamodules.simulator.simulate import SimulateConfig, simulate
 from foundation.errors import UserError
 
@@ -108,3 +110,89 @@ def test_prepare_counts_candidates_whose_artwork_names_no_image(dataset: Path) -
     assert rules == ["null-image", "candidates-without-image"]
     with pytest.raises(UserError, match=r"candidates have no image \(first: .*, no image named, [\d,]+ candidates; "):
         require_valid(dataset, images=False, drop_invalid=True)
+
+
+def parts_of(dataset: Path, table: str) -> list[Path]:
+    """The files of a table."""
+    return sorted((dataset / table).glob("*.parquet")) or [dataset / table]
+
+
+def with_ids(dataset: Path, table: str, column: str, how: Callable[[str], str]) -> None:
+    """One column of ids, alone or in lists, in another form."""
+    for path in parts_of(dataset, table):
+        rows = pq.read_table(path)
+        values = [
+            [how(value) for value in cell] if isinstance(cell, list) else cell and how(cell)
+            for cell in rows[column].to_pylist()
+        ]
+        changed = pa.array(values, rows.schema.field(column).type)
+        pq.write_table(rows.set_column(rows.column_names.index(column), column, changed), path)
+
+
+FORMS: dict[str, Callable[[str], str]] = {
+    "case": str.upper,
+    "white space": lambda id_: f" {id_}\t",
+    "no-break space": lambda id_: f"{id_}\u00a0",
+    "quotes": lambda id_: f'"{id_}"',
+    "zeros": lambda id_: f"00{id_}",
+    "float": lambda id_: f"{id_}.0",
+    "prefix": lambda id_: f"catalogue-{id_}",
+}
+
+
+@pytest.fixture(scope="module")
+def lettered(simulated: Path) -> Path:
+    """The service with titles `ab100`, `ab101`, ... and artworks likewise. Read it, never write into it."""
+    folder = shutil.copytree(simulated, simulated.parent / "lettered")
+    for key, catalogue in (("title_id", "titles.parquet"), ("artwork_id", "artworks.parquet")):
+        ids = sorted(pq.read_table(folder / catalogue)[key].to_pylist())
+        names = {id_: f"ab{100 + index}" for index, id_ in enumerate(ids)}
+        for table in ("titles.parquet", "artworks.parquet", "plays", "impressions"):
+            for column in {key, "candidates"} if key == "artwork_id" else {key}:
+                if column in pq.read_schema(parts_of(folder, table)[0]).names:
+                    with_ids(folder, table, column, names.__getitem__)
+    return folder
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("table", "column", "rule"),
+    [
+        ("artworks.parquet", "title_id", "unknown-title"),
+        ("plays", "title_id", "unknown-title"),
+        ("impressions", "title_id", "unknown-title"),
+        ("impressions", "artwork_id", "unknown-artwork"),
+        ("impressions", "candidates", "unknown-candidate"),
+    ],
+)
+def test_an_id_that_is_not_listed_is_shown_beside_the_likely_one(
+    lettered: Path, tmp_path: Path, table: str, column: str, rule: str, form: str
+) -> None:
+    folder, how = shutil.copytree(lettered, tmp_path / "dataset"), FORMS[form]
+    with_ids(folder, table, column, how)
+    (violation,) = [one for one in check(folder, images=False).violations if one.rule == rule]
+    key, catalogue = ("title_id", "titles.parquet") if column == "title_id" else ("artwork_id", "artworks.parquet")
+    listed = set(pq.read_table(folder / catalogue)[key].to_pylist())
+    assert len(violation.first) == 3
+    for offender in violation.first:
+        shown, likely = offender.removesuffix(" is listed)").rsplit(" (", 1)
+        assert likely in listed
+        assert shown.endswith(f"{rule.removeprefix('unknown-')} {printable(how(likely))}")
+    assert violation.remedy == f"Write {key} in one form in every table"
+
+
+def test_an_id_like_none_that_is_listed_has_no_hint(lettered: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lettered, tmp_path / "dataset")
+    with_ids(folder, "plays", "title_id", lambda id_: f"{id_}-b")
+    (violation,) = [one for one in check(folder, images=False).violations if one.rule == "unknown-title"]
+    assert "is listed)" not in violation.line()
+    assert violation.remedy.startswith("Add the title to titles.parquet")
+
+
+def test_members_with_a_prefix_are_shown_beside_each_other(dataset: Path) -> None:
+    with_ids(dataset, "plays", "member_id", lambda id_: f"user:{id_}")
+    (violation,) = check(dataset, images=False).violations
+    assert violation.rule == "no-play-before"
+    (pair,) = violation.first
+    one, other = pair.split(" beside ")
+    assert other == f"user:{one}"

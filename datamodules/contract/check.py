@@ -22,6 +22,7 @@ from datamodules.contract.candidate_images import count_candidates, image_covera
 from datamodules.contract.check_files import TableFiles, Violation, location_of, printable
 from datamodules.contract.coverage import Coverage, coverage_findings, measure_coverage
 from datamodules.contract.engines import FILE, Engine, EngineConfig, open_engine, to_arrow
+from datamodules.contract.id_forms import likely_ids
 from datamodules.contract.image_files import OFFENDERS, check_images
 from datamodules.contract.row_rule import Relations, RowRule, id_value
 from datamodules.contract.row_rules import row_rules, with_foreign_candidate
@@ -280,31 +281,43 @@ def _row_violations(
         in_files = to_arrow(per_file).to_pylist() if broken else []
         for rule in broken:
             count = counts[rule.name]
+            first, remedy = _offenders(rule, tables)
             yield Violation(
                 where=location_of(dataset, [engine.file_of(file[FILE]) for file in in_files if file[rule.name]]),
                 rule=rule.name,
                 what=f"{count:,} {'row' if count == 1 else 'rows'} {rule.what}",
                 count=count,
-                first=_offenders(rule, tables),
-                remedy=rule.remedy,
+                first=first,
+                remedy=remedy,
                 rows=True,
             )
         progress.advance(task)
     progress.remove_task(task)
 
 
-def _offenders(rule: RowRule, tables: Relations) -> tuple[str, ...]:
+def _offenders(rule: RowRule, tables: Relations) -> tuple[tuple[str, ...], str]:
+    """The first rows that break a rule, and the remedy: another where an id is listed in another form."""
     rows = tables[rule.table.name]
     key = rule.table.columns[0].name
     offenders = rows.filter(rule.flags(rows, tables)).order_by([FILE, key]).limit(OFFENDERS)
     shown = rule.offending_value(offenders).cast("string") if rule.offending_value else ibis.null("string")
-    pairs = to_arrow(offenders.select(key=offenders[key], shown=shown)).to_pylist()
-    return tuple(
-        f"{printable(pair['key'])}, {printable(pair['shown'])}"
+    if rule.reference is None:
+        referred, likely, remedy = ibis.null("string"), {}, rule.remedy
+    else:
+        other, column, id_of = rule.reference
+        listed = tables[other.name].select(id=tables[other.name][column])
+        referred = id_of(offenders)
+        likely = likely_ids(offenders.select(id=referred), listed.filter(listed["id"].notnull()))
+        remedy = f"Write {column} in one form in every table" if likely else rule.remedy
+    pairs = to_arrow(offenders.select(key=offenders[key], shown=shown, referred=referred)).to_pylist()
+    hints = {id_: f" ({printable(meant)} is listed)" for id_, meant in likely.items()}
+    first = tuple(
+        f"{printable(pair['key'])}, {printable(pair['shown'])}{hints.get(pair['referred'], '')}"
         if pair["shown"] is not None
         else printable("null" if pair["key"] is None else pair["key"])
         for pair in pairs
     )
+    return first, remedy
 
 
 def _listed_images(tables: Relations) -> list[tuple[str, str]]:

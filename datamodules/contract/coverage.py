@@ -8,12 +8,12 @@ no honest log has is a warning: next to no history, no id in common, ids that ar
 from dataclasses import dataclass
 from typing import Any
 
-import ibis
 from ibis.expr.types import Table as Relation
 
 from datamodules.contract.candidate_images import ImageCoverage
 from datamodules.contract.check_files import Violation, printable
 from datamodules.contract.engines import FILE, to_arrow
+from datamodules.contract.id_forms import likely_ids, normal_form
 from datamodules.contract.row_rule import Relations, typed_column
 from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, MEMBERS, PLAYS, Table
 
@@ -23,7 +23,6 @@ TWO_FORMS = 0.01
 """From this share of rows whose id the other table has in another form: a warning."""
 REPEATED = 0.001
 """From this share of plays that are there twice: a warning."""
-UUID_LENGTH = 36
 REPEATED_PLAY = "repeated-play"
 """What `--drop-invalid` drops but for one of each, counted by this name."""
 
@@ -128,13 +127,6 @@ def coverage_findings(coverage: Coverage, tables: Relations) -> tuple[list[Viola
     return violations, warnings
 
 
-def normal_form(value: Any) -> Any:
-    """An id without what is lost or gained on the way through other tools, as an expression."""
-    form = value.lower().re_replace(r"^[\s\"'{}]+", "").re_replace(r"[\s\"'{}]+$", "")
-    form: Any = ibis.ifelse(form.length() == UUID_LENGTH, form.replace("-", ""), form)
-    return form.re_replace(r"\.0+$", "").re_replace("^0+", "")
-
-
 def _shared_ids(tables: Relations, left: Table, left_column: str, right: Table, right_column: str) -> SharedIds:
     def distinct(table: Table, column: str) -> Any:
         rows = tables[table.name].select(id=tables[table.name][column])
@@ -159,8 +151,9 @@ def _shared_ids(tables: Relations, left: Table, left_column: str, right: Table, 
             (pair,) = to_arrow(joined.order_by("id").limit(1).select("id", "other")).to_pylist()
             first = pair["id"], pair["other"]
         else:
+            likely = likely_ids(alone.order_by("id").limit(3), theirs)
             (other,) = to_arrow(theirs.aggregate(first=theirs.id.min())).to_pylist()
-            first = all_rows["first"], other["first"]
+            first = next(iter(likely.items()), (all_rows["first"], other["first"]))
     return SharedIds(
         left=f"{left.name}.{left_column}",
         right=f"{right.name}.{right_column}",

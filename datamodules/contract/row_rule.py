@@ -30,6 +30,8 @@ class RowRule:
     """Other tables that the rule reads; where one of them cannot be checked, neither can the rule."""
     offending_value: Callable[[Relation], Value] | None = None
     """The value to print of an offending row beside its id."""
+    reference: tuple[Table, str, Callable[[Relation], Value]] | None = None
+    """The table and column that must list an id of the row, and that id."""
     makes_null: str | None = None
     """The column that `--drop-invalid` makes null in such a row, which is then kept; None: the row is left out."""
     suspects: Callable[[Relation], Relation] | None = None

@@ -149,6 +149,7 @@ def _known_title(table: Table) -> RowRule:
         remedy="Add the title to titles.parquet, or leave these rows out of the export",
         depends_on=(TITLES,),
         offending_value=lambda rows: labelled("title", rows["title_id"]),
+        reference=(TITLES, "title_id", lambda rows: rows["title_id"]),
     )
 
 
@@ -265,6 +266,7 @@ RULES: tuple[RowRule, ...] = (
         remedy="Add the artwork to artworks.parquet, or leave these rows out of the export",
         depends_on=(ARTWORKS,),
         offending_value=lambda rows: labelled("artwork", rows["artwork_id"]),
+        reference=(ARTWORKS, "artwork_id", lambda rows: rows["artwork_id"]),
     ),
     *_plausible_time(IMPRESSIONS, "shown_at"),
     RowRule(
@@ -290,6 +292,7 @@ RULES: tuple[RowRule, ...] = (
         remedy="Add the artwork to artworks.parquet, or leave these rows out of the export",
         depends_on=(ARTWORKS,),
         offending_value=lambda rows: labelled("candidate", rows[FOREIGN_CANDIDATE]),
+        reference=(ARTWORKS, "artwork_id", lambda rows: id_value(rows[FOREIGN_CANDIDATE])),
     ),
     RowRule(
         name="foreign-candidate",
