@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -76,6 +76,43 @@ def assert_same(one: Path, other: Path) -> None:
         for name, left in columns.items():
             assert left.dtype == others[name].dtype, name
             np.testing.assert_array_equal(left, others[name], name)
+
+
+def with_int96(dataset: Path) -> None:
+    """Times as Spark stores them by default."""
+    for name, time in (("plays", "played_at"), ("impressions", "shown_at")):
+        for path in (dataset / name).glob("*.parquet"):
+            cast_column(path, time, pa.timestamp("us"))
+            pq.write_table(pq.read_table(path), path, use_deprecated_int96_timestamps=True, store_schema=False)
+
+
+def with_whole_number_ids(dataset: Path) -> None:
+    """Ids as numbers, candidates too, as a database has them."""
+    lists = pa.list_(pa.int64())
+    for name in ("titles.parquet", "artworks.parquet", "plays", "impressions"):
+        for path in sorted((dataset / name).glob("*.parquet")) or [dataset / name]:
+            table = pq.read_table(path)
+            for column in {"title_id", "artwork_id", "member_id", "impression_id", "candidates"} & {
+                *table.column_names
+            }:
+                cells = [
+                    [whole_number(one) for one in cell] if isinstance(cell, list) else cell and whole_number(cell)
+                    for cell in table[column].to_pylist()
+                ]
+                values = pa.array(cells, lists if column == "candidates" else pa.int64())
+                table = table.set_column(table.column_names.index(column), column, values)
+            pq.write_table(table, path)
+
+
+def whole_number(id_: str) -> int:
+    """A number of its own for every id."""
+    return int("1" + "".join(character if character.isdigit() else "7" for character in id_))
+
+
+def with_both(dataset: Path) -> None:
+    """Numbers and INT96."""
+    with_whole_number_ids(dataset)
+    with_int96(dataset)
 
 
 class TestSpark:
@@ -181,6 +218,42 @@ class TestSpark:
         prepare(dataset, tmp_path / "pyspark", engine=spark)
         a, b = Shards.open(tmp_path / "duckdb").shards, Shards.open(tmp_path / "pyspark").shards
         assert all((x.shown_at == y.shown_at).all() for x, y in zip(a, b, strict=True))
+
+    @pytest.mark.parametrize("form", [with_int96, with_whole_number_ids, with_both])
+    def test_the_same_stored_forms(
+        self, form: Callable[[Path], None], service: Path, spark: Engine, tmp_path: Path
+    ) -> None:
+        """As DuckDB reads them; INT96 as the times that they stand for."""
+        dataset = shutil.copytree(service, tmp_path / "dataset")
+        form(dataset)
+        reports = [check(dataset, images=False, engine=engine) for engine in (None, spark)]
+        assert [violation.line() for violation in reports[1].violations] == []
+        assert reports[0].remarks == reports[1].remarks
+        assert reports[0].coverage == reports[1].coverage
+        assert len(reports[0].remarks) >= 2
+        config = PrepareConfig(shards=3)
+        for name, engine in (("duckdb", None), ("pyspark", spark)):
+            prepare(dataset, tmp_path / name, config, engine=engine)
+        assert_same(tmp_path / "duckdb", tmp_path / "pyspark")
+        if form is with_int96:
+            prepare(service, tmp_path / "as-microseconds", config)
+            one, other = (Shards.open(tmp_path / name).shards for name in ("as-microseconds", "pyspark"))
+            assert all((a.shown_at == b.shown_at).all() for a, b in zip(one, other, strict=True))
+            assert all((a.play_time == b.play_time).all() for a, b in zip(one, other, strict=True))
+
+    def test_the_same_likely_ids_and_images(self, spark: Engine, tmp_path: Path) -> None:
+        dataset = small_dataset.write(tmp_path)
+        put(dataset / PART_0, 0, title_id="\u00a0T0.0")
+        put(dataset / PART_0, 1, artwork_id="artwork-3")
+        put(dataset / PART_1, 2, candidates=["a0", '"A1"', "a2"])
+        put(dataset / "artworks.parquet", 4, image=None)
+        expected = check(dataset, images=False)
+        assert sum("is listed)" in violation.line() for violation in expected.violations) == 3
+        assert [warning.rule for warning in expected.warnings] == ["candidates-without-image"]
+        report = check(dataset, images=False, engine=spark)
+        assert [violation.line() for violation in report.violations] == [v.line() for v in expected.violations]
+        assert report.warnings == expected.warnings
+        assert report.coverage == expected.coverage
 
     @pytest.mark.parametrize(
         ("options", "new"),
