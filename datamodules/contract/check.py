@@ -140,6 +140,7 @@ def check(
         violations += of_coverage
         of_images, image_remarks = check_images(dataset, listed, progress)
         violations += of_images
+    warnings += [warning for files in present for warning in files.warnings]
     present = [files for files in present if files.paths]
     return CheckReport(
         dataset=dataset,
