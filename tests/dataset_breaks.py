@@ -4,6 +4,7 @@ The dataset is that of `test_check.py`. Each case is a function that writes into
 file, the count and the first offenders expected.
 """
 
+import os
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -111,6 +112,58 @@ SCHEMA_BREAKS = (
         says="duplicate column name",
     ),
     Break(
+        rule="ambiguous-column",
+        where=PART_1,
+        by=lambda d: add(d / PART_1, "clicked", pa.array([True] * 4)),
+        says="duplicate column clicked",
+    ),
+    Break(
+        rule="reserved-column",
+        where="plays/part-0.parquet",
+        by=lambda d: add(d / "plays/part-0.parquet", "Keyart_File", pa.array(["x"] * 3)),
+        says="Rename Keyart_File.",
+    ),
+    *(
+        Break(
+            rule="unread-file",
+            where=f"impressions/{name}",
+            by=lambda d, name=name: (d / PART_1).rename(d / "impressions" / name),
+            says="holds Parquet, but is not read",
+        )
+        for name in ("part-1.pq", "part-00001", "part-1.parquet.tmp", "part-1.parquet.gz")
+    ),
+    Break(
+        rule="unread-file",
+        where="plays/part-0",
+        by=lambda d: (d / "plays/part-0.parquet").rename(d / "plays/part-0"),
+        says="Let its name end so",
+    ),
+    Break(
+        rule="missing-table",
+        where="titles.parquet",
+        by=lambda d: (d / "titles.parquet").rename(d / "Titles.parquet"),
+        says="Titles.parquet is there: call it titles.parquet.",
+    ),
+    Break(
+        rule="missing-table",
+        where="plays/",
+        by=lambda d: [(d / "plays/part-0.parquet").rename(d / "plays.csv"), (d / "plays").rmdir()],
+        says="plays.csv is there, and holds no .parquet: keyart import writes the table.",
+    ),
+    Break(
+        rule="missing-table",
+        where="members.parquet",
+        by=lambda d: pq.write_table(pa.table({"member_id": ["m0"]}), d / "Members.parquet"),
+        says="Members.parquet is there: call it members.parquet.",
+    ),
+    Break(rule="unreadable-file", where="plays/pipe.parquet", by=lambda d: os.mkfifo(d / "plays/pipe.parquet")),
+    Break(
+        rule="unreadable-file",
+        where="plays/p\\udcff.parquet",
+        by=lambda d: (d / "plays/part-0.parquet").rename(d / "plays/p\udcff.parquet"),
+        says="has a name that is not UTF-8",
+    ),
+    Break(
         rule="wrong-type",
         where=PART_1,
         by=lambda d: cast_column(d / PART_1, "row", pa.float64()),
@@ -205,7 +258,18 @@ ROW_BREAKS = (
     Break(rule="embedding-zero", where="artworks.parquet", first=("a4",), by=with_embeddings([0.0, -0.0, 0.0])),
     Break(rule="null-impression-id", where=PART_1, first=("null",), by=shown(impression_id=None)),
     Break(rule="null-member-id", where=PART_1, first=("i6",), by=shown(member_id=None)),
-    Break(rule="null-member-id", where=PART_1, first=("i6",), by=shown(member_id=""), says="is null or blank"),
+    *(
+        Break(rule="null-member-id", where=PART_1, first=("i6",), by=shown(member_id=id_), says="is null or blank")
+        for id_ in ("", " \t\n", "\0", "\xa0", "\u3000\u200b", "\ufeff")
+    ),
+    *(
+        Break(rule="placeholder-member-id", where=where, first=(f"{key}, member_id {id_}",), by=by)
+        for id_ in ("nan", "None", "<NA>", "\\N")
+        for where, key, by in (
+            (PART_1, "i6", shown(member_id=id_)),
+            ("plays/part-0.parquet", id_, lambda d, id_=id_: put(d / "plays/part-0.parquet", 2, member_id=id_)),
+        )
+    ),
     Break(rule="null-impression-id", where=PART_1, first=("null",), by=shown(impression_id=" \t")),
     Break(rule="null-in-candidates", where=PART_1, first=("i6",), by=shown(candidates=["a0", " ", "a2"])),
     Break(rule="null-in-candidates", where=PART_1, first=("i6",), by=shown(candidates=["a0", "", "a2"])),
@@ -350,7 +414,17 @@ ROW_BREAKS = (
         first=("i0, propensity 0.0", "i2, propensity 1.5", "i3, propensity nan"),
         by=lambda d: (
             add(d / PART_0, "propensity", pa.array([0.0, None, 1.5, float("nan")], pa.float32())),
-            add(d / PART_1, "propensity", pa.array([1.0, 0.2, None, 1e-6], pa.float32())),
+            add(d / PART_1, "propensity", pa.array([1 / 3, 0.5, None, 1e-6], pa.float32())),
+            put(d / PART_1, 3, propensities=None),
+        ),
+    ),
+    Break(
+        rule="propensities-disagree",
+        where=PART_0,
+        first=("i1, propensities have 0.5",),
+        by=lambda d: (
+            add(d / PART_0, "propensity", pa.array([1 / 3, 0.4, None, 0.5], pa.float32())),
+            add(d / PART_1, "propensity", pa.array([None] * 4, pa.float32())),
         ),
     ),
     Break(rule="engaged-without-click", where=PART_1, first=("i6",), by=shown(engaged=True)),

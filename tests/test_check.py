@@ -59,6 +59,45 @@ def test_each_break_is_named_counted_and_located(dataset: Path, case: Break) -> 
         assert case.first[0] in violation.line()
 
 
+@pytest.mark.parametrize(
+    ("table", "column", "name"),
+    [
+        ("titles.parquet", "release_year", "year"),
+        ("titles.parquet", "cast", "cast_names"),
+        ("artworks.parquet", "depicts", "depict"),
+        ("plays/part-0.parquet", "artwork_id", "artworkIds"),
+    ],
+)
+def test_an_optional_column_of_a_similar_name_is_a_warning(dataset: Path, table: str, column: str, name: str) -> None:
+    """The column itself, where it is there, is no reason to warn."""
+    original = pq.read_table(dataset / table)
+    has = column in original.column_names
+    add(dataset / table, name, pa.nulls(len(original), pa.string()))
+    if has:
+        assert check(dataset).warnings == ()
+        drop(dataset / table, column)
+    report = check(dataset)
+    assert report.ok
+    (warning,) = report.warnings
+    assert warning.rule == "unread-column"
+    assert f"has no column {column}; {name} is there, which is not read. Rename it to {column}" in warning.line()
+
+
+def test_columns_of_other_names_are_no_warning(dataset: Path) -> None:
+    add(dataset / "titles.parquet", "studio", pa.array(["x", "y"]))
+    add(dataset / "artworks.parquet", "licence_id", pa.array(["x"] * 5))
+    add(dataset / "plays/part-0.parquet", "device_id", pa.array(["x"] * 3))
+    assert check(dataset).warnings == ()
+
+
+def test_a_table_at_two_paths_is_a_warning(dataset: Path) -> None:
+    shutil.copy(dataset / "plays/part-0.parquet", dataset / "plays.parquet")
+    report = check(dataset)
+    assert report.ok
+    (warning,) = report.warnings
+    assert warning.line().startswith("plays.parquet: holds Parquet, but is not read: plays/ is there too.")
+
+
 def test_an_unknown_shown_artwork(dataset: Path) -> None:
     put(dataset / PART_1, 2, artwork_id="a9", candidates=["a9", "a1", "a2"])
     violation_of = {violation.rule: violation for violation in check(dataset).violations}

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,9 @@ from rich.console import Console
 
 import keyart
 from datamodules.contract.check import CheckReport, check
+from datamodules.contract.engines import open_engine, to_arrow
+from datamodules.contract.row_rule import id_value
+from datamodules.contract.stored_types import is_blank, with_text_ids
 from datamodules.prepare.prepare import PrepareConfig, prepare
 from datamodules.shards.shard import MANIFEST, Shards
 from datamodules.simulator.simulate import SimulateConfig, simulate
@@ -270,3 +274,19 @@ def test_years_that_are_none_are_clipped_where_nothing_judged_them(dataset: Path
     manifest = prepare(dataset, tmp_path / "b", PrepareConfig(drop_invalid=True))
     assert manifest["rows"]["titles"]["made_null"] == {"release-year-range": 3}
     assert (Shards.open(tmp_path / "b").catalogue.title_year == 0).sum() >= 4
+
+
+def test_blank_ids_are_the_same_to_python_arrow_and_engine(tmp_path: Path) -> None:
+    blank = ["", " ", "\0", "\t\n", "\xa0", "\u200b", "\u3000 ", "\ufeff"]
+    texts = [*blank, "x", " x", "\xa0x", "x\n", "é", "日本", "~", "\U0001f3ac"]
+    table = pa.table({"title_id": texts})
+    pq.write_table(table, tmp_path / "ids.parquet")
+    with open_engine() as engine:
+        rows: Any = engine.read([tmp_path / "ids.parquet"], "ids")
+        by_engine = {
+            row["title_id"]: row["id"] for row in to_arrow(rows.mutate(id=id_value(rows.title_id))).to_pylist()
+        }
+    expected = {text: None if text in blank else text for text in texts}
+    assert {text: None if is_blank(text) else text for text in texts} == expected
+    assert dict(zip(texts, with_text_ids(table)["title_id"].to_pylist(), strict=True)) == expected
+    assert by_engine == expected

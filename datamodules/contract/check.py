@@ -147,6 +147,7 @@ def check(
             broken, doubtful = image_findings(of_candidates)
             violations += broken
             warnings += doubtful
+    warnings += [warning for files in present for warning in files.warnings]
     present = [files for files in present if files.paths]
     return CheckReport(
         dataset=dataset,

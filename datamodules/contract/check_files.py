@@ -12,28 +12,24 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.contract.stored_types import folded_name, int96_columns, parquet_files, partition_columns
-from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, Column, Kind, Table
+from datamodules.contract.column_types import ACCEPTED_TYPES, holds, item_type, type_name
+from datamodules.contract.stored_types import (
+    FILE,
+    folded_name,
+    int96_columns,
+    parquet_files,
+    partition_columns,
+    similar_columns,
+    similar_names,
+    unread_files,
+)
+from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, Column, Table
 
 Problem = tuple[str, str, str]
 """Rule, description and remedy of a violation, before the files that share it are counted."""
 
-ACCEPTED_TYPES: dict[Kind, str] = {
-    "string": "string",
-    "strings": "list of string",
-    "float": "float or double",
-    "floats": "list of float or double",
-    "vector": "list of float or double",
-    "integer": "an integer of any width",
-    "timestamp": "timestamp with a time zone",
-    "boolean": "bool",
-    "category": "string, an integer or bool",
-    "number": "a float, an integer, a decimal of at most 38 digits or bool",
-}
-DECIMAL_DIGITS = 38
-"""The digits of a decimal of 128 bits: engines read wider ones as other numbers, or not at all."""
-
-
+ONE_OF = ({"propensities", "propensity"}, {"image", "embedding"})
+"""Optional columns of which one is enough."""
 ZONE_REMEDY = (
     "Write {0} in UTC and mark it so: timestamp[us, tz=UTC]; in pandas by .dt.tz_localize('UTC'), in SQL by "
     "AT TIME ZONE 'UTC', in Spark as TIMESTAMP (spark.sql.timestampType=TIMESTAMP_LTZ), not TIMESTAMP_NTZ"
@@ -81,6 +77,8 @@ class TableFiles:
     """Violations of the schema; where there are any, the rows cannot be checked."""
     remarks: tuple[str, ...] = ()
     """Columns that are read in another type than they are stored in, a sentence each."""
+    warnings: tuple[Violation, ...] = ()
+    """Optional columns that may be there under another name, and files that no command reads."""
     misplaced: bool = False
     """Whether the table is absent, and its files are where another kind of table would have them."""
 
@@ -92,20 +90,19 @@ class TableFiles:
     @classmethod
     def read(cls, dataset: Path, table: Table) -> "TableFiles":
         """Read every footer and check the schemas."""
-        paths = table.files(dataset)
+        paths, unread = table.files(dataset), unread_files(table.source(dataset))
         location = f"{table.name}/" if table.folder else f"{table.name}.parquet"
+        others = similar_names(dataset, table.source(dataset).name)
+        not_read = [_unread(dataset, unread)] if unread else []
         if not paths:
             remedy = f"Export it as Parquet files in {location}" if table.folder else "Export it as this one file"
-            other = dataset / (f"{table.name}.parquet" if table.folder else table.name)
-            misplaced = bool(parquet_files(other))
-            if misplaced:
-                remedy = f"{other.name} is there: " + (
-                    f"move it into {location}" if table.folder else f"call it {location}"
-                )
+            if others:
+                remedy = _misplaced(others[0], location, into=table.folder and others[0].is_file())
             missing = Violation(
                 where=location, rule="missing-table", what="the table is missing", count=1, remedy=remedy
             )
-            broken = [missing] if table.required else []
+            misplaced = any(parquet_files(other) for other in others)
+            broken = not_read or ([missing] if table.required or misplaced else [])
             return cls(table=table, paths=[], columns=(), rows=0, violations=broken, misplaced=misplaced)
         rows = 0
         problems: dict[Problem, list[Path]] = {}
@@ -113,6 +110,8 @@ class TableFiles:
         readable: list[tuple[Path, pa.Schema]] = []
         for path in paths:
             try:
+                if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+                    raise OSError("is no regular file")
                 with pq.ParquetFile(path) as file:
                     rows += file.metadata.num_rows
                     schema = file.schema_arrow
@@ -130,7 +129,7 @@ class TableFiles:
                 file_problems = list(_disagreements(table, readable, schema))
             for problem in file_problems:
                 problems.setdefault(problem, []).append(path)
-        violations = [
+        violations = not_read + [
             Violation(where=location_of(dataset, broken), rule=rule, what=what, count=len(broken), remedy=remedy)
             for (rule, what, remedy), broken in problems.items()
         ]
@@ -151,7 +150,17 @@ class TableFiles:
                 if column.in_some_files and column.name not in names
             ]
         columns = tuple(column.name for column in table.columns if column.name in names)
-        return cls(table=table, paths=paths, columns=columns, rows=rows, violations=violations, remarks=tuple(remarks))
+        warnings = [_beside(other, location) for other in others if parquet_files(other)]
+        warnings += list(_similar_columns(table, location, names)) if not violations else []
+        return cls(
+            table=table,
+            paths=paths,
+            columns=columns,
+            rows=rows,
+            violations=violations,
+            remarks=tuple(remarks),
+            warnings=tuple(warnings),
+        )
 
     def damage(self, dataset: Path) -> list[Violation]:
         """Files whose footer is fine and whose pages are not. Reads every page: only for when an engine has failed."""
@@ -190,7 +199,53 @@ def _nearest_column(name: str, names: set[str]) -> str:
     return f"Write it, null where it is not known, or prepare and train without the feature; {hint}"
 
 
+def _misplaced(other: Path, location: str, *, into: bool) -> str:
+    name = printable(other.name)
+    if not parquet_files(other) or (other.is_file() and not other.name.lower().endswith(".parquet")):
+        return f"{name} is there, and holds no .parquet: keyart import writes the table"
+    return f"{name} is there: {'move it into' if into else 'call it'} {location}"
+
+
+def _unread(dataset: Path, paths: list[Path]) -> Violation:
+    return Violation(
+        where=location_of(dataset, paths),
+        rule="unread-file",
+        what="holds Parquet, but is not read: its name does not end in .parquet",
+        count=len(paths),
+        remedy="Let its name end so, decompressed, or move it out of the dataset",
+    )
+
+
+def _beside(other: Path, location: str) -> Violation:
+    return Violation(
+        where=printable(other.name),
+        rule="unread-file",
+        what=f"holds Parquet, but is not read: {location} is there too",
+        count=1,
+        remedy=f"Move it into {location}, or out of the dataset",
+    )
+
+
+def _similar_columns(table: Table, location: str, names: set[str]) -> Iterator[Violation]:
+    """Optional columns that no file has, and columns that are not read and may be them."""
+    declared = {column.name for column in table.columns}
+    for column in table.columns:
+        one_of = next((pair for pair in ONE_OF if column.name in pair), {column.name})
+        if column.required or column.in_some_files or one_of & names:
+            continue
+        if similar := similar_columns(column.name, sorted(names - declared)):
+            yield Violation(
+                where=location,
+                rule="unread-column",
+                what=f"has no column {column.name}; {printable(similar[0])} is there, which is not read",
+                count=1,
+                remedy=f"Rename it to {column.name} if that is meant",
+            )
+
+
 def _unreadable(error: Exception) -> Problem:
+    if isinstance(error, UnicodeError):
+        return "unreadable-file", "has a name that is not UTF-8", "Rename the file"
     lines = str(error).splitlines()
     reason = printable(lines[0].rstrip("."), 160) if lines else type(error).__name__
     return "unreadable-file", f"cannot be read as Parquet: {reason}", "Export or copy the file again"
@@ -198,11 +253,11 @@ def _unreadable(error: Exception) -> Problem:
 
 def _conversion(column: Column, schema: pa.Schema, instants: set[str]) -> str:
     """A sentence about a column that is read in another type than it is stored in; empty for others."""
-    if column.name not in schema.names:
+    if schema.names.count(column.name) != 1:
         return ""
     type_ = schema.field(column.name).type
-    if column.of_ids and pa.types.is_integer(_item(type_) or type_):
-        return f"{column.name} holds whole numbers ({_item(type_) or type_}); their digits are the ids"
+    if column.of_ids and pa.types.is_integer(item_type(type_) or type_):
+        return f"{column.name} holds whole numbers ({item_type(type_) or type_}); their digits are the ids"
     if column.name in instants and pa.types.is_timestamp(type_) and type_.tz is None:
         return f"{column.name} is stored as INT96, which has no zone; read as UTC, as Spark writes it"
     return ""
@@ -213,6 +268,9 @@ def _schema_problems(table: Table, schema: pa.Schema, instants: set[str], folder
     # engines ignore case in column names: Row beside row would be read instead, or not at all
     folded = [name.lower() for name in schema.names]
     misspelled = set()
+    reserved = [name for name in schema.names if name.lower() == FILE]
+    if reserved:
+        yield "reserved-column", f"has a column {reserved[0]}, a name that keyart uses itself", f"Rename {reserved[0]}"
     for column in table.columns:
         if column.name not in schema.names:
             like = [name for name in schema.names if folded_name(name) == folded_name(column.name)]
@@ -242,7 +300,7 @@ def _schema_problems(table: Table, schema: pa.Schema, instants: set[str], folder
             what = f"column {column.name} has type {type_}, a timestamp without a zone"
             yield "timestamp-without-zone", what, ZONE_REMEDY.format(column.name)
         else:
-            yield "wrong-type", f"column {column.name} has type {_name(type_)}", _retype(column)
+            yield "wrong-type", f"column {column.name} has type {type_name(type_)}", _retype(column)
     names = {*schema.names, *misspelled}
     if table.name == IMPRESSIONS.name and not {"propensities", "propensity"} & names:
         what = "has neither propensities nor propensity"
@@ -275,7 +333,7 @@ def _disagreements(table: Table, readable: list[tuple[Path, pa.Schema]], other: 
             here, in_first = ("has no", "has it") if name in first.names else ("has a", "has none")
             yield rule, f"{here} column {name}, {printable(first_path.name)} {in_first}", remedy
         elif name in first.names:
-            a, b = _name(first.field(name).type), _name(other.field(name).type)
+            a, b = type_name(first.field(name).type), type_name(other.field(name).type)
             if a != b:
                 yield rule, f"column {name} has type {b}, in {printable(first_path.name)} it has type {a}", remedy
 
@@ -283,53 +341,3 @@ def _disagreements(table: Table, readable: list[tuple[Path, pa.Schema]], other: 
 def _has_values(schema: pa.Schema, name: str) -> bool:
     """Whether a file has the column in a type other than null."""
     return name in schema.names and not pa.types.is_null(schema.field(name).type)
-
-
-def holds(type_: pa.DataType, column: Column) -> bool:
-    """Whether a column may be stored in a type."""
-    return _holds(type_, column.kind) or (column.of_ids and _holds_integers(type_, column.kind))
-
-
-def _holds_integers(type_: pa.DataType, kind: Kind) -> bool:
-    item = _item(type_) if kind == "strings" else type_
-    return item is not None and pa.types.is_integer(item)
-
-
-def _holds(type_: pa.DataType, kind: Kind) -> bool:
-    types = pa.types
-    if kind in ("strings", "floats", "vector"):
-        item = _item(type_)
-        return item is not None and _holds(item, "string" if kind == "strings" else "float")
-    if kind == "category":
-        return _name(type_) == "string" or types.is_integer(type_) or types.is_boolean(type_)
-    if kind == "number":
-        if types.is_decimal(type_):
-            return type_.precision <= DECIMAL_DIGITS
-        return types.is_floating(type_) or types.is_integer(type_) or types.is_boolean(type_)
-    if kind == "string":
-        return _name(type_) == "string"
-    if kind == "float":
-        return types.is_float32(type_) or types.is_float64(type_)
-    if kind == "integer":
-        return types.is_integer(type_)
-    if kind == "boolean":
-        return types.is_boolean(type_)
-    return types.is_timestamp(type_) and type_.tz is not None
-
-
-def _item(type_: pa.DataType) -> pa.DataType | None:
-    """The item type of a list; None for other types."""
-    types = pa.types
-    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
-    return type_.value_type if any(is_kind(type_) for is_kind in lists) else None
-
-
-def _name(type_: pa.DataType) -> str:
-    """A type's name without details of Arrow that make no difference in Parquet: width of offsets, dictionaries."""
-    types = pa.types
-    if types.is_dictionary(type_):
-        return _name(type_.value_type)
-    if types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_):
-        return "string"
-    item = _item(type_)
-    return f"list of {_name(item)}" if item is not None else str(type_)

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from ibis.expr.types import Table as Relation
 
 from datamodules.contract.row_rule import id_value
-from datamodules.contract.stored_types import int96_columns
+from datamodules.contract.stored_types import FILE, int96_columns
 from datamodules.contract.tables import ENGINE_TYPES, IMPRESSIONS, PLAYS, TABLES, Table
 from foundation.atomic import exclusive_lock
 from foundation.errors import UserError
@@ -33,8 +33,6 @@ from foundation.machine import machine_memory
 from foundation.output_path import real_path
 
 EngineName = Literal["duckdb", "pyspark"]
-FILE = "keyart_file"
-"""The column that names a row's file."""
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 LEAST_MEMORY = 500_000_000

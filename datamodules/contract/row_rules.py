@@ -5,7 +5,6 @@ and a remedy. `datamodules.contract.check` counts these expressions, and droppin
 Nothing here is particular to one engine.
 """
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,10 +13,10 @@ from ibis.expr.types import BooleanValue, Value
 from ibis.expr.types import Table as Relation
 
 from datamodules.contract.embedding_rules import EMBEDDING_RULES
+from datamodules.contract.propensity_rules import PROPENSITY_RULES, outside_unit
 from datamodules.contract.row_rule import Relations, RowRule, id_value, labelled, typed_column
-from datamodules.contract.stored_types import ID_COLUMNS
+from datamodules.contract.stored_types import ID_COLUMNS, PLACEHOLDERS
 from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, MEMBERS, PLAYS, TABLES, TITLES, Column, Table
-from foundation.choice import PROBABILITY_ROUNDING
 from foundation.context import LARGEST_FLOAT, LARGEST_POSITION
 
 EARLIEST = datetime(1971, 1, 1, tzinfo=UTC)
@@ -28,6 +27,14 @@ CLOCK_TOLERANCE = timedelta(days=1)
 """How far past this machine's clock a time may lie: clocks and time zones are off by hours, never by days."""
 MAX_CANDIDATES = 2**15 - 1
 """Indices of candidates are stored in 16 bits."""
+PLACEHOLDER_COLUMNS = {
+    TITLES.name: ("title_id",),
+    ARTWORKS.name: ("artwork_id",),
+    PLAYS.name: ("member_id",),
+    IMPRESSIONS.name: ("member_id",),
+    MEMBERS.name: ("member_id",),
+}
+"""By table, the ids that no other table lists: anywhere else such a text is an unknown id."""
 FOREIGN_CANDIDATE = "keyart_stranger"
 """Column that `with_foreign_candidate` adds: the first candidate that is not an artwork of the row's title, null if all are."""
 
@@ -49,6 +56,11 @@ def with_foreign_candidate(impressions: Relation, artworks: Relation) -> Relatio
 def row_rules(table: Table) -> tuple[RowRule, ...]:
     """The rules for one table: what must not be null first."""
     nulls = [_not_null(table, column.name) for column in table.columns if not column.nullable]
+    nulls += [
+        _no_placeholder(table, column.name)
+        for column in table.columns
+        if column.name in PLACEHOLDER_COLUMNS[table.name]
+    ]
     holes = [_no_null_items(table, column.name) for column in table.columns if column.kind == "strings"]
     own = [rule for rule in RULES if rule.table.name == table.name]
     names = {column.name for column in IMPRESSIONS.columns}
@@ -82,6 +94,17 @@ def _not_null(table: Table, column: str) -> RowRule:
         broken=lambda rows, _: rows[column].isnull(),
         what=f"where {column} is null{' or blank' if column in ID_COLUMNS else ''}",
         remedy="Leave such rows out of the export, or fill them in",
+    )
+
+
+def _no_placeholder(table: Table, column: str) -> RowRule:
+    return RowRule(
+        name=f"placeholder-{column.replace('_', '-')}",
+        table=table,
+        broken=lambda rows, _: typed_column(rows, column).isin(PLACEHOLDERS),
+        what=f"whose {column} is what a tool writes for a missing value",
+        remedy="Write null where it is not known, and leave such rows out",
+        offending_value=lambda rows: labelled(column, rows[column]),
     )
 
 
@@ -186,38 +209,6 @@ def _has_duplicates(rows: Relation, _: Relations) -> Value:
     return ~_has_null(candidates) & (candidates.filter(lambda x, i: candidates.index(x) != i).length() > 0)
 
 
-def _not_probabilities(rows: Relation) -> BooleanValue:
-    def strange(p: Any) -> BooleanValue:
-        return p.isnull() | p.isnan() | (p < 0) | (p > 1 + PROBABILITY_ROUNDING)
-
-    return typed_column(rows, "propensities").filter(strange).length() > 0
-
-
-def _sum_is_not_one(rows: Relation, _: Relations) -> Value:
-    total = typed_column(rows, "propensities").sums()
-    # NaN is named by its own rule, and an empty list by its length
-    return ~_not_probabilities(rows) & ((total - 1).abs() > PROBABILITY_ROUNDING)
-
-
-def _shown_has_zero_propensity(rows: Relation, _: Relations) -> Value:
-    candidates = typed_column(rows, "candidates")
-    shown = typed_column(rows, "propensities")[candidates.index(rows["artwork_id"]).cast("int32")]
-    return candidates.contains(rows["artwork_id"]) & (shown == 0)
-
-
-def _lengths(rows: Relation) -> Value:
-    counts = [typed_column(rows, name).length().cast("string") for name in ("propensities", "candidates")]
-    return counts[0] + " for " + counts[1] + " candidates"
-
-
-def _outside_unit(column: str, *, zero: bool) -> Callable[[Relation, Relations], Value]:
-    def broken(rows: Relation, _: Relations) -> Value:
-        value = typed_column(rows, column)
-        return value.isnan() | (value > 1) | (value < 0 if zero else value <= 0)
-
-    return broken
-
-
 def _small_number(column: str, maximum: int) -> RowRule:
     return RowRule(
         name=f"{column}-range",
@@ -251,7 +242,7 @@ RULES: tuple[RowRule, ...] = (
     RowRule(
         name="watched-range",
         table=PLAYS,
-        broken=_outside_unit("watched", zero=True),
+        broken=outside_unit("watched", zero=True),
         what="whose watched is not a fraction between 0 and 1",
         remedy="Divide by the title's running time and clip, or write null where it is not known",
         offending_value=lambda rows: labelled("watched", rows["watched"]),
@@ -326,53 +317,7 @@ RULES: tuple[RowRule, ...] = (
     ),
     _small_number("row", LARGEST_POSITION),
     _small_number("column", LARGEST_POSITION),
-    RowRule(
-        name="no-propensity",
-        table=IMPRESSIONS,
-        broken=lambda rows, _: rows["propensities"].isnull() & rows["propensity"].isnull(),
-        what="with neither propensities nor propensity",
-        remedy="Log the probability the artwork was shown with; without it no policy can be valued",
-    ),
-    RowRule(
-        name="propensities-length",
-        table=IMPRESSIONS,
-        broken=lambda rows, _: typed_column(rows, "propensities").length() != typed_column(rows, "candidates").length(),
-        what="whose propensities are not one per candidate",
-        remedy="Write propensities aligned with candidates",
-        offending_value=_lengths,
-    ),
-    RowRule(
-        name="propensities-range",
-        table=IMPRESSIONS,
-        broken=lambda rows, _: _not_probabilities(rows),
-        what="with a propensity that is null, NaN or outside 0 .. 1",
-        remedy="Fix the export",
-        offending_value=lambda rows: typed_column(rows, "propensities").cast("string"),
-    ),
-    RowRule(
-        name="propensities-sum",
-        table=IMPRESSIONS,
-        broken=_sum_is_not_one,
-        what="whose propensities do not sum to 1",
-        remedy="Fix the export: every candidate's probability belongs in the list",
-        offending_value=lambda rows: labelled("sum", typed_column(rows, "propensities").sums().round(4)),
-    ),
-    RowRule(
-        name="shown-propensity-zero",
-        table=IMPRESSIONS,
-        broken=_shown_has_zero_propensity,
-        what="whose shown artwork has propensity 0",
-        remedy="Log the probabilities that were drawn from: the shown artwork's cannot be 0",
-        offending_value=lambda rows: labelled("artwork", rows["artwork_id"]),
-    ),
-    RowRule(
-        name="propensity-range",
-        table=IMPRESSIONS,
-        broken=_outside_unit("propensity", zero=False),
-        what="whose propensity is not above 0 and at most 1",
-        remedy="Log the probability the artwork was shown with",
-        offending_value=lambda rows: labelled("propensity", rows["propensity"]),
-    ),
+    *PROPENSITY_RULES,
     RowRule(
         name="engaged-without-click",
         table=IMPRESSIONS,

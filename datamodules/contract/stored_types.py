@@ -9,21 +9,34 @@ here, so that check, prepare, serving and evaluation agree.
 
 import os
 import re
+from collections.abc import Iterable
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+SIMILAR = 0.85
+"""Share of letters that two columns' names have in common from which one may be meant by the other."""
 ID_COLUMNS = frozenset({"impression_id", "member_id", "title_id", "artwork_id", "candidates"})
 """Columns of ids: whole numbers are read as their digits, and a blank id is null."""
-BLANK = " \t\n\r\v\f"
-"""What an id may consist of and still be none: what Ibis strips on every engine."""
+BLANK_RANGES = (
+    r"\x00-\x20\x7f-\xa0\xad"
+    "\u115f\u1160\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u2800\u3000\u3164\ufeff\uffa0"
+)
+"""What an id may consist of and still be none, as ranges of a regular expression: white space, and what cannot be seen."""
+BLANK = f"^[{BLANK_RANGES}]*$"
+"""Matches a blank id by Python, by RE2 (DuckDB, Arrow) and by Java (Spark)."""
+FILE = "keyart_file"
+"""The column that engines add: a row's file."""
+PLACEHOLDERS = ("nan", "NaN", "None", "null", "NULL", "<NA>", "NaT", "\\N", "(null)", "undefined", "N/A", "n/a")
+"""Texts that tools write for a missing value, and that are no id."""
 
 
 def is_blank(text: str) -> bool:
     """Whether an id is none."""
-    return not text.strip(BLANK)
+    return re.match(BLANK, text) is not None
 
 
 def with_text_ids(table: pa.Table) -> pa.Table:
@@ -36,7 +49,7 @@ def with_text_ids(table: pa.Table) -> pa.Table:
             column = column.cast(pa.list_(pa.string()))
         else:
             column = column.cast(pa.string())
-            blank = pc.equal(pc.utf8_trim(column, characters=BLANK), "")
+            blank = pc.match_substring_regex(column, BLANK)
             if pc.any(blank).as_py():
                 column = pc.if_else(blank, pa.scalar(None, pa.string()), column)
         table = table.set_column(index, field.name, column)
@@ -69,6 +82,53 @@ def visible_files(source: Path) -> list[Path]:
         folders[:] = [name for name in folders if not _hidden(name)]
         paths += [Path(folder, name) for name in files if not _hidden(name)]
     return sorted(paths)
+
+
+def unread_files(source: Path) -> list[Path]:
+    """Parquet in a table's folder that `parquet_files` leaves out, because its name does not end so, sorted by path."""
+    others = []
+    for folder, folders, files in os.walk(source):
+        folders[:] = [name for name in folders if not _hidden(name)]
+        paths = (Path(folder, name) for name in files if not name.lower().endswith(".parquet") and not _hidden(name))
+        others += [path for path in paths if _is_parquet(path)]
+    return sorted(others)
+
+
+def _is_parquet(path: Path) -> bool:
+    """Whether a file begins as Parquet does, compressed as a whole or not."""
+    if not path.is_file():
+        return False
+    if ".parquet." in path.name.lower():
+        return True
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
+
+
+def similar_names(dataset: Path, name: str) -> list[Path]:
+    """What a dataset has beside a table's file or folder of that name under a similar one: in another case, with another ending."""
+    stem = name.removesuffix(".parquet")
+    return sorted(
+        path
+        for path in dataset.iterdir()
+        if path.name != name and not _hidden(path.name) and folded_name(path.name.partition(".")[0]) == stem
+    )
+
+
+def similar_columns(column: str, names: Iterable[str]) -> list[str]:
+    """Names of columns that may mean another: nearly the same letters, or one has all the words of the other."""
+    words = _words(column)
+    return [
+        name
+        for name in names
+        if SequenceMatcher(None, folded_name(column), folded_name(name)).ratio() > SIMILAR
+        or words <= _words(name)
+        or _words(name) <= words
+    ]
+
+
+def _words(name: str) -> set[str]:
+    """The words of a column's name; `id` alone says nothing."""
+    return set(re.findall(r"[a-z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())) - {"id"} or {"id"}
 
 
 def _hidden(name: str) -> bool:

@@ -20,7 +20,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from datamodules.contract.check_files import holds
+from datamodules.contract.column_types import holds
 from datamodules.contract.stored_types import folded_name, int96_columns, with_text_ids
 from datamodules.contract.tables import Column, Kind
 from foundation.errors import UserError
