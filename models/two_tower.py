@@ -61,6 +61,7 @@ class TwoTower(nn.Module):
     image_scale_E: Tensor
     engaged_scale_E: Tensor
     main_scale_E: Tensor
+    own_scale: Tensor
     mean_genres_G: Tensor
     genre_identity_GG: Tensor
     calibration: Tensor
@@ -129,25 +130,14 @@ class TwoTower(nn.Module):
         # one image, or equal ones, say nothing about the spread of others
         scale = IMAGE_NORM / torch.where(spread > 1e-3, spread, 1.0)
         self.register_buffer("image_scale_E", scale.expand(len(centre_E)).clone())
-        # of the two biases by content, in units of `image_scale_E`: see `scale_images`
+        # of the two biases by content, in units of `image_scale_E`: see `train.evidence`
         self.register_buffer("main_scale_E", torch.ones_like(centre_E))
         self.register_buffer("engaged_scale_E", torch.ones_like(centre_E))
+        # of artworks' own biases, by the variance that the log gives them
+        self.register_buffer("own_scale", torch.ones(()))
         self.register_buffer("genre_identity_GG", torch.eye(self.sizes.genres), persistent=False)
         shares_IG = self._genre_shares(content.title_genres_IL[1 : self.sizes.titles])
         self.register_buffer("mean_genres_G", shares_IG.sum(0) / max(1, len(shares_IG)))
-
-    @torch.no_grad()
-    def scale_images(self, taste_E: Tensor, main_E: Tensor) -> None:
-        """Scale image features by how far the log lets them matter: `taste_E` up to a factor, for all that reads images but the
-        bias by content, which reads them times `main_E`, and that of the engagement head, which has the one scale of before: the
-        scales are those of clicks."""
-        images_AE = (self.artwork_image_AE[1 : self.sizes.artworks] - self.image_mean_E) * taste_E
-        norm = images_AE.square().sum(1).mean().sqrt()
-        if norm > 1e-6:
-            before_E = self.image_scale_E.clone()
-            self.image_scale_E.copy_(taste_E * (IMAGE_NORM / norm))
-            self.engaged_scale_E.copy_(torch.where(taste_E > 0, before_E / self.image_scale_E, 0.0))
-            self.main_scale_E.copy_(torch.where(taste_E > 0, main_E / self.image_scale_E, 0.0))
 
     def _title_rows(self, rows: Tensor) -> Tensor:
         """Rows of trained titles; others become the unknown row."""
@@ -166,6 +156,10 @@ class TwoTower(nn.Module):
         """Projected pictures of artworks, (...,) -> (..., D)."""
         return self.image(self.centred_images(rows))
 
+    def own_bias(self, rows: Tensor) -> Tensor:
+        """What an artwork adds whatever it shows, (...,) -> (..., 1); for artworks that were not trained, the unknown row's."""
+        return self.artwork_bias(torch.where(rows < self.sizes.artworks, rows, 0)) * self.own_scale
+
     def artworks(self, rows: Tensor) -> ArtworkEncoding:
         """Encodings of artworks by the artwork tower, for rows of any shape."""
         return self.encode_artworks(
@@ -178,9 +172,7 @@ class TwoTower(nn.Module):
         people, moods = mean_of_known(self.person, people_xL), self._genre_shares(genres_xL)
         artwork_features = torch.cat([picture, people, moods], dim=-1)
         main_features = torch.cat([picture * self.main_scale_E, people, moods], dim=-1)
-        bias = self.artwork_content_bias(main_features) + self.artwork_bias(
-            torch.where(rows < self.sizes.artworks, rows, 0)
-        )
+        bias = self.artwork_content_bias(main_features) + self.own_bias(rows)
         content = torch.cat([self.image(picture), people, moods], dim=-1)
         return ArtworkEncoding(
             self.artwork_vector(artwork_features),

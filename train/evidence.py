@@ -25,7 +25,7 @@ from datamodules.feed.impression_feed import Feed
 from datamodules.shards.shard import TRAIN, Shards
 from foundation.progress import progress_bar
 from models.context import lookup
-from models.two_tower import TwoTower
+from models.two_tower import IMAGE_NORM, TwoTower
 from train.config import FitConfig
 
 MAX_IMPRESSIONS, MAX_ARTWORKS = 400_000, 20_000
@@ -49,6 +49,8 @@ class BlockVariances:
     """(B,): variances of the main effect, what all members like."""
     taste_B: Tensor
     """(B,): variances of taste, for member components whose variances sum to 1."""
+    own: float
+    """Variance of what an artwork adds whatever it shows."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,28 @@ def scale_by_evidence(
     block_E = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths))
     taste_B = variances.taste_B.clamp(min=FLOOR * variances.taste_B.max())
     main_E = unit_E * (variances.main_B[block_E] * config.prior.artwork).sqrt()
-    model.scale_images((unit_E * taste_B[block_E].sqrt()).float(), main_E.float())
+    _scale_images(model, (unit_E * taste_B[block_E].sqrt()).float(), main_E.float())
+    if config.prior.artwork:
+        model.own_scale.fill_((variances.own * config.prior.artwork) ** 0.5)
     main, taste = (" ".join(f"{v:.4f}" for v in part.tolist()) for part in (variances.main_B, variances.taste_B))
-    console.print(f"fit: prior variances by block of image features: main {main}; taste {taste}")
+    console.print(
+        f"fit: prior variances by block of image features: main {main}; taste {taste}; artworks' own {variances.own:.4f}"
+    )
     return variances
+
+
+@torch.no_grad()
+def _scale_images(model: TwoTower, taste_E: Tensor, main_E: Tensor) -> None:
+    """Scale image features by how far the log lets them matter: `taste_E` up to a factor, for all that reads images but the
+    bias by content, which reads them times `main_E`, and that of the engagement head, which has the one scale of before: the
+    scales are those of clicks. Nothing is scaled where images do not differ."""
+    images_AE = (model.artwork_image_AE[1 : model.sizes.artworks] - model.image_mean_E) * taste_E
+    norm = images_AE.square().sum(1).mean().sqrt()
+    if norm > 1e-6:
+        before_E = model.image_scale_E.clone()
+        model.image_scale_E.copy_(taste_E * (IMAGE_NORM / norm))
+        model.engaged_scale_E.copy_(torch.where(taste_E > 0, before_E / model.image_scale_E, 0.0))
+        model.main_scale_E.copy_(torch.where(taste_E > 0, main_E / model.image_scale_E, 0.0))
 
 
 @torch.no_grad()
@@ -208,8 +228,9 @@ def fit_variances(sample: Sample, unit_AE: Tensor, widths: list[int]) -> BlockVa
                 updates.append((squares_B / determined_B.clamp(min=1e-3)).clamp(1e-7, 30.0))
             variance_TB = torch.stack(updates)
             posterior_A = own_variance / (1 + own_variance * information_ACC[:, 0, 0])
-            own_variance = float((own_A.square() + posterior_A).mean().clamp(1e-4, 1.0))
-    return BlockVariances(variance_TB[0], variance_TB[1])
+            determined = (1 - posterior_A / own_variance).sum()
+            own_variance = float((own_A.square().sum() / determined.clamp(min=1e-3)).clamp(1e-4, 1.0))
+    return BlockVariances(variance_TB[0], variance_TB[1], own_variance)
 
 
 def _parts(rows_NC: Tensor, bounds: list[int]) -> list[Tensor]:

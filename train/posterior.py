@@ -44,7 +44,7 @@ def fit_posterior(model: TwoTower, shards: Shards, reach: int, batch: int, devic
         root_N1 = _variance(logit_N).sqrt().unsqueeze(1)
         weighted_NF = (features_NF * root_N1).double().cpu()
         curvature_FF += weighted_NF.T @ weighted_NF
-        logit_without_bias_N = logit_N - model.artwork_bias(rows_N).squeeze(-1)
+        logit_without_bias_N = logit_N - model.own_bias(rows_N).squeeze(-1)
         residual_A.index_add_(0, rows_N.cpu(), (b.clicked - torch.sigmoid(logit_without_bias_N)).double().cpu())
         information_A.index_add_(0, rows_N.cpu(), _variance(logit_without_bias_N).double().cpu())
     ridge = evidence_ridge(curvature_FF)
