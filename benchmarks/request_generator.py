@@ -12,14 +12,27 @@ from serving.bundle.bundle import Bundle
 
 ODD_VALUES: list[Any] = [
     *(None, True, False, 0, -1, 1.5, -0.0, 1e308, -1e18, 2**31, 2**63, 2**70, float("nan"), float("inf")),
-    *("", " ", "\x00", "\ud800", "\u202e\U0001f3ac", "NaN", "null", "a" * 70_000, "2090-01-01", "0001-01-01", "1e9"),
+    *(
+        "",
+        " ",
+        "\x00",
+        "\u00a0",
+        "\ud800",
+        "\u202e\U0001f3ac",
+        "NaN",
+        "null",
+        "a" * 70_000,
+        "2090-01-01",
+        "0001-01-01",
+        "1e9",
+    ),
     *("24:00", "2024-02-30", "greedy:1", "epsilon:2", "epsilon:nan", "softmax:0", "softmax:1e-300", "thompson:100000"),
     *("thompson:1:1e300", "thompson:0", [], {}, [[]], [None], {"": None}, [{}], ["a", 1], {"title": {"title": []}}),
 ]
 """Values of wrong types or ranges."""
 IDS = [
-    "\u00a0",
-    "\x00",
+    "\u00a0é",
+    "a\x00",
     "🎬",
     "\ud83c",
     "é" * 300,

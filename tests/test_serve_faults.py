@@ -63,6 +63,7 @@ def test_too_many_are_refused_and_a_defect_reaches_its_caller(bundle: Path) -> N
         (GOOD | {"title": 3}, 422, "title=3: must be a string"),
         (GOOD | {"title": ""}, 422, 'title="": is blank'),
         (GOOD | {"title": "  "}, 422, 'title="  ": is blank'),
+        (GOOD | {"title": "\u00a0\u200b"}, 422, "is blank"),
         (GOOD | {"artworks": ["a", " "]}, 422, 'artworks[1]=" ": invalid id'),
         (GOOD | {"history": [{"title": ""}]}, 422, 'history[0].title="": is blank'),
         (GOOD | {"artworks": []}, 422, "artworks=[]: holds no candidates"),
