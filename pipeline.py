@@ -7,9 +7,10 @@ starts again from a clean folder.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
@@ -23,6 +24,7 @@ from datamodules.shards.shard import EMBEDDING, MANIFEST, Shards
 from datamodules.simulator.simulate import SimulateConfig, simulate_once
 from evaluation.evaluate import evaluate as evaluate_scores
 from evaluation.evaluate import policy_table
+from evaluation.record.preference_rows import Preferences
 from evaluation.record.records import REPORT_FILE, REPORT_VERSION, Report, ReportExtras, ValueSections, read_report
 from evaluation.record.rows import DifferenceRow, IntervalColumns
 from evaluation.report.value_page import main_estimate
@@ -40,6 +42,7 @@ from serving.bundle.metadata import BUNDLE_FILE, BUNDLE_VERSION, Estimate, Evalu
 from serving.bundle.record import record_verdict
 from serving.scoring.compare_members import opposite_members, share_flipped
 from serving.scoring.policies import ServingPolicy
+from serving.scoring.preferences import preferences
 from serving.scoring.score import SCORES_FILE, scores_fingerprint
 from serving.scoring.score import score as score_dataset
 from train.config import run_fingerprint
@@ -146,6 +149,7 @@ def _run_stages(dataset: Path, out: Path, recipe: Recipe, console: Console) -> R
         "dataset": dataset_fingerprint(dataset),
         "onnx_torch_largest_difference": difference,
         "validation": Run.open(run).metrics,
+        "preferences": cast("Preferences", asdict(preferences(bundle, dataset, shards, since))),
     }
     report = evaluate_scores(
         dataset, scores, report_folder, since=since, scored_name=f"keyart {recipe.policy}", extra=extra
@@ -222,8 +226,12 @@ def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: b
         bundle = Bundle.open(source) if is_bundle else export_run(source, work / "bundle", console, reduced=False)
         since = bundle.test_from
         require_valid(dataset, images=False, console=console, tables=tables_with(bundle.context))
-        score_dataset(bundle, dataset, work / "scores", since=since, console=console)
-        extra = ReportExtras(dataset=dataset_fingerprint(dataset))
+        shards = work / "shards"
+        score_dataset(bundle, dataset, work / "scores", since=since, console=console, keep_shards=shards)
+        extra = ReportExtras(
+            dataset=dataset_fingerprint(dataset),
+            preferences=cast("Preferences", asdict(preferences(bundle, dataset, shards, since))),
+        )
         report = evaluate_scores(dataset, work / "scores", out, since=since, extra=extra)
     if record:
         record_verdict(source, evaluation_of(report), bundle)

@@ -151,6 +151,7 @@ def test_directions(room: str, never: set[str]) -> None:
     [
         "serving.scoring.score",
         "serving.scoring.compare_members",
+        "serving.scoring.preferences",
         "serving.http.application",
         "serving.bundle.verify",
         "serving.bundle.refresh",

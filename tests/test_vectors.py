@@ -19,6 +19,7 @@ import keyart
 from datamodules.shards.artwork_images import load_images
 from datamodules.shards.artwork_vectors import vector_hashes
 from datamodules.shards.shard import EMBEDDING
+from evaluation.record.records import read_report
 from export.parity import compare
 from foundation.errors import UserError
 from models.content_towers import ARTWORK_OUTPUTS, artwork_vectors
@@ -26,6 +27,7 @@ from pipeline import embedded_artworks, export_run
 from serving.bundle.bundle import ARTWORK_GRAPH, CARD, IMAGE_HASHES, VECTOR_HASHES, Bundle
 from serving.bundle.refresh import RefreshResult, refresh
 from serving.bundle.verify import verify
+from serving.scoring.preferences import OF_VECTORS
 from serving.scoring.score import score
 from tests.conftest import TINY_EMBEDDING
 from tests.dataset_edits import put
@@ -124,7 +126,14 @@ def test_scores_and_the_report_need_no_images(trained_on: TrainedOn, tmp_path: P
         keyart.main(["evaluate", str(trained_on.bundle), str(trained_on.dataset), str(tmp_path / "report"), "--record"])
         == 0
     )
-    assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert len(page) > 10_000
+    looks = read_report(tmp_path / "report").get("preferences")
+    assert looks is not None
+    assert (looks["occluded"], looks["unreadable"], looks["left_out"]) == ([], 0, OF_VECTORS)
+    assert looks["groups"][0]["most"]
+    assert OF_VECTORS in page
+    assert "encoded anew" not in page
     verify(trained_on.bundle)
 
 

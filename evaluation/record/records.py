@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+from evaluation.record.preference_rows import Preferences
 from evaluation.record.rows import (
     CalibrationSliceRow,
     Clickbait,
@@ -30,7 +31,7 @@ from evaluation.record.rows import (
 from foundation.records import read_versioned
 
 VALUE_FILE, VALUE_VERSION = "value.json", 1
-REPORT_FILE, REPORT_VERSION = "report.json", 6
+REPORT_FILE, REPORT_VERSION = "report.json", 7
 """Schema versions, raised when fields change or change their meaning: older records must then be written again."""
 
 
@@ -106,6 +107,8 @@ class ReportExtras(TypedDict, total=False):
     onnx_torch_largest_difference: float
     validation: Mapping[str, Any]
     """The run's validation metrics, as in `metrics.json`."""
+    preferences: Preferences
+    """What the ranker looks at."""
 
 
 class Report(FitMetrics, ReportExtras):

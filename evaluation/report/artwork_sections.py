@@ -38,10 +38,9 @@ def clickbait_section(summary: Clickbait | None, catalogue: ArtworkLabels) -> It
 
 
 def engagement_section(rows: Sequence[EngagementRow]) -> Iterator[str]:
-
+    """The share of clicks that leads to a viewing, by segment and policy."""
     if not rows:
         return
-    """The share of clicks that leads to a viewing, by segment and policy."""
     yield "<h2>Do clicks lead to viewings?</h2>"
     yield "<p>Of the clicks that a policy would get, the share that leads to a viewing; in points above the uniform policy's.</p>"
     policies = list(dict.fromkeys(row["policy"] for row in rows))

@@ -19,7 +19,7 @@ NOTES = {
 
 
 def render(report: Report, dataset: Path) -> str:
-
+    """The page as HTML; `dataset`: the folder with the pictures."""
     value = report["value"]
     verdict = value["verdict"]
     parts = [
@@ -28,9 +28,8 @@ def render(report: Report, dataset: Path) -> str:
         f'<p class="soft">{_population(report)}</p>',
         *(_not_randomised(row) for row in report["not_randomised"]),
     ]
-    """The page as HTML; `dataset`: the folder with the pictures."""
     # over all impressions, not only those with at least two candidates
-    parts += sections(value, dataset, report["policies"], fit=report)
+    parts += sections(value, dataset, report["policies"], fit=report, preferences=report.get("preferences"))
     if "onnx_torch_largest_difference" in report:
         parts.append(
             "<p>Largest difference between ONNX Runtime and torch over these impressions: "

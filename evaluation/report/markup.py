@@ -7,6 +7,8 @@ from functools import lru_cache
 from html import escape
 from pathlib import Path
 
+from PIL import Image
+
 from datamodules.contract.image_decoding import decode_image, strict_image_decoding
 from evaluation.audits.examples import ArtworkLabels
 from evaluation.record.rows import IntervalColumns, RelativeColumns
@@ -44,6 +46,9 @@ svg { width: 100%; max-width: 34rem; height: auto; display: block; overflow: vis
 .strip > div { overflow-wrap: anywhere } .strip img, .strip .none { margin-bottom: .3rem }
 .members { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 32rem), 1fr)); gap: 0 2rem }
 .first img, .first .none { outline: 3px solid var(--mark); outline-offset: 1px }
+.occluded { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 16rem), 1fr)); gap: 1.2rem }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem; align-items: start; margin-bottom: .3rem }
+.pair img { aspect-ratio: auto } .pair svg, .pair img { border-radius: .4rem; overflow: hidden }
 details > summary { cursor: pointer; color: var(--mark); margin: .4rem 0 }
 @media (max-width: 45rem) { th, td { padding: .35rem .3rem }
   th:first-child, td:first-child { min-width: 6.5rem; overflow-wrap: anywhere } th { white-space: normal } }
@@ -113,18 +118,41 @@ def picture(artwork: str | None, catalogue: ArtworkLabels, words: str) -> str:
     return f'<img src="{source}" alt="{escape(words)}">'
 
 
+def grey_picture(artwork: str, catalogue: ArtworkLabels, words: str, shapes: str) -> str:
+    """An artwork's image in grey as SVG, under `shapes` in shares of its width and height; the words where it has none."""
+    path = catalogue.images.get(artwork)
+    small = small_image(path) if path is not None else None
+    if small is None:
+        return f'<div class="none">{escape(words)}</div>'
+    width, height = small.size
+    return (
+        f'<svg role="img" aria-label="{escape(words)}" viewBox="0 0 {width} {height}">'
+        f'<image href="{_data_uri(small.convert("L"))}" width="{width}" height="{height}"/>{shapes}</svg>'
+    )
+
+
 WIDTH, QUALITY = 150, 60
 
 
 @lru_cache(maxsize=2048)
 def thumbnail(path: Path) -> str | None:
     """An image file as a JPEG data URI of at most `WIDTH` by 3/2 of that; None where it cannot be read."""
+    small = small_image(path)
+    return None if small is None else _data_uri(small)
+
+
+def small_image(path: Path) -> Image.Image | None:
+    """An image file of at most `WIDTH` by 3/2 of that; None where it cannot be read."""
     try:
         with strict_image_decoding():
             small, _ = decode_image(path, at_least=3 * WIDTH)
     except Exception:  # on broken bytes Pillow's decoders raise whatever they stumble over
         return None
     small.thumbnail((WIDTH, WIDTH * 3 // 2))
+    return small
+
+
+def _data_uri(image: Image.Image) -> str:
     target = io.BytesIO()
-    small.save(target, "JPEG", quality=QUALITY, optimize=True)
+    image.save(target, "JPEG", quality=QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode("ascii")

@@ -11,6 +11,7 @@ from pathlib import Path
 from evaluation.audits.attribution import CONTRASTS
 from evaluation.audits.examples import read_artwork_labels
 from evaluation.off_policy.valuation import FALLBACK_ESTIMATOR, HEADLINE_ESTIMATOR
+from evaluation.record.preference_rows import Preferences
 from evaluation.record.records import PolicyRow, ValueRecord, ValueSections
 from evaluation.record.rows import (
     CalibrationSliceRow,
@@ -32,6 +33,7 @@ from evaluation.report.artwork_sections import (
     stability_section,
 )
 from evaluation.report.markup import html_document, notes, per_mille, relative, table, table_row, with_interval
+from evaluation.report.preference_section import preference_section
 
 NOTES = {
     "Value": "The mean reward per impression, had the policy chosen the artworks of these impressions, with titles and "
@@ -99,11 +101,16 @@ def headline(record: ValueSections, name: str = "the scored policy") -> str:
 
 
 def sections(
-    record: ValueSections, dataset: Path, policies: Sequence[PolicyRow] = (), fit: FitMetrics | None = None
+    record: ValueSections,
+    dataset: Path,
+    policies: Sequence[PolicyRow] = (),
+    fit: FitMetrics | None = None,
+    preferences: Preferences | None = None,
 ) -> Iterator[str]:
     """Everything between the verdict and the notes.
 
     `policies`: by policy and reward, a label and the true value, if known. `fit`: metrics to show instead of the record's own.
+    `preferences`: what the ranker looks at, where a bundle scored.
     """
     yield "<h2>What each policy would earn</h2>"
     yield _values(record, policies)
@@ -140,6 +147,7 @@ def sections(
     yield from engagement_section(record["holds"])
     yield from exposure_section(record["exposure"])
     yield from stability_section(record["stability"])
+    yield from preference_section(preferences, catalogue)
     yield from examples(record["examples"], catalogue)
     yield from _chosen(record)
 

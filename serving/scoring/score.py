@@ -51,12 +51,14 @@ def score(
     engine: "Engine | None" = None,
     console: Console | None = None,
     allow_unknown: bool = False,
+    keep_shards: Path | None = None,
 ) -> int:
     """Score every impression shown at or after `since` (default: all); returns how many. `out` appears when complete.
 
     The policy chooses by `reward`: clicked, the click probability; engaged, that of a click that leads to a viewing.
     Where `engine` is Spark, its executors rank the shards, to the same files; else threads of this process do. UserError where
-    the bundle knows next to none of the dataset's titles or artworks, unless `allow_unknown`.
+    the bundle knows next to none of the dataset's titles or artworks, unless `allow_unknown`. `keep_shards`: where to leave the
+    impressions' shards, which are otherwise deleted.
     """
     from datamodules.prepare.prepare import prepare  # here: executors load this module, and need no engine
     from serving.scoring.unknown_ids import count_unknown, require_known
@@ -67,7 +69,7 @@ def score(
         claimed_output(out, SCORES_FILE, dataset=dataset, sources=[bundle.folder]),
         atomic_folder(out, marker=SCORES_FILE) as folder,
     ):
-        work = folder / "work"
+        work = keep_shards or folder / "work"
         manifest = prepare(
             dataset,
             work,
@@ -97,7 +99,8 @@ def score(
                     part, shard = folder / f"part-{index:05d}.parquet", work / f"shard-{index:05d}"
                     still_wanted = max_explained if len(explained) < MAX_EXPLAINED else 0
                     explained += scorer.score_shard(shard, part, still_wanted, lambda n: progress.advance(task, n))[1]
-        shutil.rmtree(work)
+        if keep_shards is None:
+            shutil.rmtree(work)
         (folder / REASONS_FILE).write_text(json.dumps(explained[:MAX_EXPLAINED], indent=1), encoding="utf-8")
         record = {
             "fingerprint": scores_fingerprint(bundle, dataset, policy, since, reward),
