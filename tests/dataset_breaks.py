@@ -4,7 +4,9 @@ The dataset is that of `test_check.py`. Each case is a function that writes into
 file, the count and the first offenders expected.
 """
 
+import gzip
 import os
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -134,6 +136,20 @@ SCHEMA_BREAKS = (
     ),
     Break(
         rule="unread-file",
+        where="impressions/part-2.parquet.gz",
+        by=lambda d: (d / "impressions/part-2.parquet.gz").write_bytes(gzip.compress((d / PART_1).read_bytes())),
+    ),
+    Break(
+        rule="unread-file",
+        where="impressions/more/part-1.pq",
+        by=lambda d: (
+            (d / "elsewhere").mkdir(),
+            (d / PART_1).rename(d / "elsewhere/part-1.pq"),
+            (d / "impressions/more").symlink_to(d / "elsewhere"),
+        ),
+    ),
+    Break(
+        rule="unread-file",
         where="plays/part-0",
         by=lambda d: (d / "plays/part-0.parquet").rename(d / "plays/part-0"),
         says="Let its name end so",
@@ -148,7 +164,25 @@ SCHEMA_BREAKS = (
         rule="missing-table",
         where="plays/",
         by=lambda d: [(d / "plays/part-0.parquet").rename(d / "plays.csv"), (d / "plays").rmdir()],
-        says="plays.csv is there, and holds no .parquet: keyart import writes the table.",
+        says="plays.csv is there: move it into plays/, with a name that ends in .parquet.",
+    ),
+    Break(
+        rule="missing-table",
+        where="plays/",
+        by=lambda d: [shutil.rmtree(d / "plays"), (d / "plays.csv").write_text("member_id,title_id")],
+        says="plays.csv is there, and is not Parquet: keyart import writes the table.",
+    ),
+    Break(
+        rule="missing-table",
+        where="titles.parquet",
+        by=lambda d: (d / "titles.parquet").rename(d / "titles.pq"),
+        says="titles.pq is there: call it titles.parquet.",
+    ),
+    Break(
+        rule="missing-table",
+        where="members.parquet",
+        by=lambda d: (d / "members.csv").write_text("member_id"),
+        says="members.csv is there, and is not Parquet: keyart import writes the table.",
     ),
     Break(
         rule="missing-table",

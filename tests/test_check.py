@@ -98,6 +98,24 @@ def test_a_table_at_two_paths_is_a_warning(dataset: Path) -> None:
     assert warning.line().startswith("plays.parquet: holds Parquet, but is not read: plays/ is there too.")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["plays.csv", "titles.csv", "impressions.md", "plays/part-0.parquet.md5", "plays/part-9.parquet.tmp", "plays/_x"],
+)
+def test_files_that_are_no_parquet_are_no_finding_beside_a_table(dataset: Path, name: str) -> None:
+    (dataset / name).write_text("")
+    report = check(dataset)
+    assert (report.violations, report.warnings) == ((), ())
+
+
+def test_an_old_copy_of_a_table_is_a_warning(dataset: Path) -> None:
+    shutil.copy(dataset / "titles.parquet", dataset / "titles.parquet.bak")
+    report = check(dataset)
+    assert report.ok
+    (warning,) = report.warnings
+    assert "titles.parquet.bak: holds Parquet, but is not read: titles.parquet is there too. Join" in warning.line()
+
+
 def test_an_unknown_shown_artwork(dataset: Path) -> None:
     put(dataset / PART_1, 2, artwork_id="a9", candidates=["a9", "a1", "a2"])
     violation_of = {violation.rule: violation for violation in check(dataset).violations}

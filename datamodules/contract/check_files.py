@@ -16,8 +16,8 @@ from datamodules.contract.column_types import ACCEPTED_TYPES, holds, item_type, 
 from datamodules.contract.stored_types import (
     FILE,
     folded_name,
+    holds_parquet,
     int96_columns,
-    parquet_files,
     partition_columns,
     similar_columns,
     similar_names,
@@ -28,6 +28,8 @@ from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, Column, Table
 Problem = tuple[str, str, str]
 """Rule, description and remedy of a violation, before the files that share it are counted."""
 
+IMPORTED = (".csv", ".tsv", ".txt", ".dat", ".tab", ".json", ".jsonl", ".ndjson", ".gz")
+"""Endings of files that `keyart import` reads."""
 ONE_OF = ({"propensities", "propensity"}, {"image", "embedding"})
 """Optional columns of which one is enough."""
 ZONE_REMEDY = (
@@ -92,16 +94,18 @@ class TableFiles:
         """Read every footer and check the schemas."""
         paths, unread = table.files(dataset), unread_files(table.source(dataset))
         location = f"{table.name}/" if table.folder else f"{table.name}.parquet"
-        others = similar_names(dataset, table.source(dataset).name)
+        similar = similar_names(dataset, table.source(dataset).name)
+        others = [path for path in similar if holds_parquet(path)]
+        in_other_formats = [path for path in similar if path.suffix.lower() in IMPORTED]
         not_read = [_unread(dataset, unread)] if unread else []
         if not paths:
             remedy = f"Export it as Parquet files in {location}" if table.folder else "Export it as this one file"
-            if others:
-                remedy = _misplaced(others[0], location, into=table.folder and others[0].is_file())
+            if others or in_other_formats:
+                remedy = _misplaced((others or in_other_formats)[0], table, location)
             missing = Violation(
                 where=location, rule="missing-table", what="the table is missing", count=1, remedy=remedy
             )
-            misplaced = any(parquet_files(other) for other in others)
+            misplaced = bool(others or in_other_formats)
             broken = not_read or ([missing] if table.required or misplaced else [])
             return cls(table=table, paths=[], columns=(), rows=0, violations=broken, misplaced=misplaced)
         rows = 0
@@ -150,7 +154,7 @@ class TableFiles:
                 if column.in_some_files and column.name not in names
             ]
         columns = tuple(column.name for column in table.columns if column.name in names)
-        warnings = [_beside(other, location) for other in others if parquet_files(other)]
+        warnings = [_beside(other, location) for other in others]
         warnings += list(_similar_columns(table, location, names)) if not violations else []
         return cls(
             table=table,
@@ -199,11 +203,13 @@ def _nearest_column(name: str, names: set[str]) -> str:
     return f"Write it, null where it is not known, or prepare and train without the feature; {hint}"
 
 
-def _misplaced(other: Path, location: str, *, into: bool) -> str:
+def _misplaced(other: Path, table: Table, location: str) -> str:
     name = printable(other.name)
-    if not parquet_files(other) or (other.is_file() and not other.name.lower().endswith(".parquet")):
-        return f"{name} is there, and holds no .parquet: keyart import writes the table"
-    return f"{name} is there: {'move it into' if into else 'call it'} {location}"
+    if not holds_parquet(other):
+        return f"{name} is there, and is not Parquet: keyart import writes the table"
+    if table.folder and other.is_file():
+        return f"{name} is there: move it into {location}, with a name that ends in .parquet"
+    return f"{name} is there: call it {location}"
 
 
 def _unread(dataset: Path, paths: list[Path]) -> Violation:
@@ -222,7 +228,7 @@ def _beside(other: Path, location: str) -> Violation:
         rule="unread-file",
         what=f"holds Parquet, but is not read: {location} is there too",
         count=1,
-        remedy=f"Move it into {location}, or out of the dataset",
+        remedy=f"Join it to {location} if its rows are not there, or move it out of the dataset",
     )
 
 

@@ -28,6 +28,9 @@ BLANK_RANGES = (
 """What an id may consist of and still be none, as ranges of a regular expression: white space, and what cannot be seen."""
 BLANK = f"^[{BLANK_RANGES}]*$"
 """Matches a blank id by Python, by RE2 (DuckDB, Arrow) and by Java (Spark)."""
+BLANK_PATTERN = re.compile(BLANK)
+COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"PK\x03\x04", b"\xfd7zXZ", b"\x04\x22\x4d\x18")
+"""First bytes of compressed files: gzip, zstd, bzip2, zip, xz, lz4."""
 FILE = "keyart_file"
 """The column that engines add: a row's file."""
 PLACEHOLDERS = ("nan", "NaN", "None", "null", "NULL", "<NA>", "NaT", "\\N", "(null)", "undefined", "N/A", "n/a")
@@ -36,7 +39,8 @@ PLACEHOLDERS = ("nan", "NaN", "None", "null", "NULL", "<NA>", "NaT", "\\N", "(nu
 
 def is_blank(text: str) -> bool:
     """Whether an id is none."""
-    return re.match(BLANK, text) is not None
+    # an id that begins with a visible ASCII character is not blank: requests hold thousands of ids
+    return not "!" <= text[:1] <= "~" and BLANK_PATTERN.match(text) is not None
 
 
 def with_text_ids(table: pa.Table) -> pa.Table:
@@ -86,22 +90,22 @@ def visible_files(source: Path) -> list[Path]:
 
 def unread_files(source: Path) -> list[Path]:
     """Parquet in a table's folder that `parquet_files` leaves out, because its name does not end so, sorted by path."""
-    others = []
-    for folder, folders, files in os.walk(source):
-        folders[:] = [name for name in folders if not _hidden(name)]
-        paths = (Path(folder, name) for name in files if not name.lower().endswith(".parquet") and not _hidden(name))
-        others += [path for path in paths if _is_parquet(path)]
-    return sorted(others)
+    others = [path for path in visible_files(source) if not path.name.lower().endswith(".parquet")]
+    return [path for path in others if _is_parquet(path)]
+
+
+def holds_parquet(path: Path) -> bool:
+    """Whether a path is a Parquet file, by its first bytes, or a folder with files that are called so."""
+    return _is_parquet(path) if path.is_file() else bool(parquet_files(path))
 
 
 def _is_parquet(path: Path) -> bool:
-    """Whether a file begins as Parquet does, compressed as a whole or not."""
+    """Whether a file begins as Parquet does, or is called so and compressed as a whole."""
     if not path.is_file():
         return False
-    if ".parquet." in path.name.lower():
-        return True
     with path.open("rb") as file:
-        return file.read(4) == b"PAR1"
+        first = file.read(6)
+    return first.startswith(b"PAR1") or (".parquet." in path.name.lower() and first.startswith(COMPRESSED))
 
 
 def similar_names(dataset: Path, name: str) -> list[Path]:
