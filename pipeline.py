@@ -7,10 +7,9 @@ starts again from a clean folder.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 
@@ -24,7 +23,6 @@ from datamodules.shards.shard import EMBEDDING, MANIFEST, Shards
 from datamodules.simulator.simulate import SimulateConfig, simulate_once
 from evaluation.evaluate import evaluate as evaluate_scores
 from evaluation.evaluate import policy_table
-from evaluation.record.preference_rows import Preferences
 from evaluation.record.records import REPORT_FILE, REPORT_VERSION, Report, ReportExtras, ValueSections, read_report
 from evaluation.record.rows import DifferenceRow, IntervalColumns
 from evaluation.report.value_page import main_estimate
@@ -149,7 +147,7 @@ def _run_stages(dataset: Path, out: Path, recipe: Recipe, console: Console) -> R
         "dataset": dataset_fingerprint(dataset),
         "onnx_torch_largest_difference": difference,
         "validation": Run.open(run).metrics,
-        "preferences": cast("Preferences", asdict(preferences(bundle, dataset, shards, since))),
+        "preferences": preferences(bundle, dataset, shards, since),
     }
     report = evaluate_scores(
         dataset, scores, report_folder, since=since, scored_name=f"keyart {recipe.policy}", extra=extra
@@ -230,7 +228,7 @@ def judge(source: Path, dataset: Path, out: Path, console: Console, *, record: b
         score_dataset(bundle, dataset, work / "scores", since=since, console=console, keep_shards=shards)
         extra = ReportExtras(
             dataset=dataset_fingerprint(dataset),
-            preferences=cast("Preferences", asdict(preferences(bundle, dataset, shards, since))),
+            preferences=preferences(bundle, dataset, shards, since),
         )
         report = evaluate_scores(dataset, work / "scores", out, since=since, extra=extra)
     if record:

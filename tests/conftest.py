@@ -66,6 +66,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A service of a few hundred impressions. Read it, never write into it."""
+    out = tmp_path_factory.mktemp("simulated") / "dataset"
+    simulate(out, SimulateConfig(seed=2, members=60, titles=10, people=8, mean_plays=12, mean_impressions=12))
+    return out
+
+
+@pytest.fixture(scope="session")
 def shards(service: Path) -> Path:
     """The service prepared and embedded. Read it, never write into it."""
     out = service.parent / "shards"

@@ -13,9 +13,10 @@ from rich.console import Console
 from datamodules.contract.check import CheckReport, check, print_check_report, require_valid
 from foundation.errors import UserError
 from tests import small_dataset
-from tests.dataset_breaks import ROW_BREAKS, SCHEMA_BREAKS
 from tests.dataset_edits import PART_0, PART_1, Break, add, cast_column, cut, drop, put, scribble, with_embeddings
 from tests.image_breaks import IMAGE_BREAKS
+from tests.row_breaks import ROW_BREAKS
+from tests.schema_breaks import SCHEMA_BREAKS
 
 POSTERWORLD = Path(__file__).parents[2] / "shared/data/posterworld"
 

@@ -12,16 +12,7 @@ import pytest
 import keyart
 from datamodules.contract.check import check, require_valid
 from datamodules.contract.check_files import printable
-from datamodules.simulator.simulate import SimulateConfig, simulate
 from foundation.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small service. Read it, never write into it."""
-    out = tmp_path_factory.mktemp("coverage") / "dataset"
-    simulate(out, SimulateConfig(seed=2, members=60, titles=10, people=8, mean_plays=12, mean_impressions=12))
-    return out
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from serving.bundle.bundle import Bundle
 from serving.scoring.score import score
 from serving.scoring.score_spark import ScoringTask, task_result
 from tests import small_dataset
-from tests.dataset_breaks import ROW_BREAKS
 from tests.dataset_edits import PART_0, PART_1, Break, cast_column, put, shown, with_embeddings
+from tests.row_breaks import ROW_BREAKS
 
 POSTERWORLD = Path(__file__).parents[2] / "shared/data/posterworld"
 

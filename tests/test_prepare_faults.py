@@ -21,8 +21,9 @@ from datamodules.prepare.prepare import PrepareConfig, prepare
 from datamodules.shards.shard import MANIFEST, Shard, Shards
 from foundation.errors import UserError
 from tests import small_dataset
-from tests.dataset_breaks import ROW_BREAKS, SCHEMA_BREAKS
 from tests.dataset_edits import PART_0, PART_1, Break, cast_column, put, shown
+from tests.row_breaks import ROW_BREAKS
+from tests.schema_breaks import SCHEMA_BREAKS
 
 ROOT = Path(__file__).parents[1]
 

@@ -20,20 +20,11 @@ from datamodules.contract.row_rule import id_value
 from datamodules.contract.stored_types import is_blank, with_text_ids
 from datamodules.prepare.prepare import PrepareConfig, prepare
 from datamodules.shards.shard import MANIFEST, Shards
-from datamodules.simulator.simulate import SimulateConfig, simulate
 from evaluation.logs.logged_impressions import read_outcomes
 from foundation.errors import UserError
 from train.fit import FitConfig, fit
 
 # pyright: reportAttributeAccessIssue=false
-
-
-@pytest.fixture(scope="module")
-def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small service. Read it, never write into it."""
-    out = tmp_path_factory.mktemp("forms") / "dataset"
-    simulate(out, SimulateConfig(seed=2, members=60, titles=10, people=8, mean_plays=12, mean_impressions=12))
-    return out
 
 
 @pytest.fixture

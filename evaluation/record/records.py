@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from evaluation.record.preference_rows import Preferences
 from evaluation.record.rows import (
     CalibrationSliceRow,
     Clickbait,
@@ -28,6 +27,7 @@ from evaluation.record.rows import (
     VerdictRow,
     WeightRow,
 )
+from foundation.preferences import Preferences
 from foundation.records import read_versioned
 
 VALUE_FILE, VALUE_VERSION = "value.json", 1

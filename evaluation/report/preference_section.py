@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from evaluation.audits.examples import ArtworkLabels
-from evaluation.record.preference_rows import OccludedArtwork, Preferences, PreferredArtwork
 from evaluation.report.markup import grey_picture, picture
+from foundation.preferences import OccludedArtwork, Preferences, PreferredArtwork
 
 RAISES, LOWERS = "#f76707", "#1c7ed6"
 """Colours of cells that raise and lower appeal: they lie on a grey picture, the same in light and dark."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from evaluation.audits.attribution import CONTRASTS
 from evaluation.audits.examples import read_artwork_labels
 from evaluation.off_policy.valuation import FALLBACK_ESTIMATOR, HEADLINE_ESTIMATOR
-from evaluation.record.preference_rows import Preferences
 from evaluation.record.records import PolicyRow, ValueRecord, ValueSections
 from evaluation.record.rows import (
     CalibrationSliceRow,
@@ -34,6 +33,7 @@ from evaluation.report.artwork_sections import (
 )
 from evaluation.report.markup import html_document, notes, per_mille, relative, table, table_row, with_interval
 from evaluation.report.preference_section import preference_section
+from foundation.preferences import Preferences
 
 NOTES = {
     "Value": "The mean reward per impression, had the policy chosen the artworks of these impressions, with titles and "

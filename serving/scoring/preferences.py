@@ -8,10 +8,9 @@ Legend: P pairs of title and artwork, G genres, I titles.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +21,7 @@ from datamodules.contract.stored_types import with_text_ids
 from datamodules.contract.tables import ARTWORKS, TITLES, Table
 from datamodules.shards.shard import Shards
 from foundation.machine import available_cores
+from foundation.preferences import GroupPreferences, OccludedArtwork, Preferences, PreferredArtwork
 from serving.bundle.bundle import Bundle
 from serving.bundle.new_artworks import ArtworkTower
 from serving.scoring.mean_queries import MeanQuery, mean_queries, sample_queries
@@ -33,56 +33,12 @@ OF_VECTORS = (
     "This bundle’s artworks were embedded from vectors of your own, which cannot be made anew from an image with a part covered: "
     "the pictures of what the ranker looks at are left out."
 )
+LISTS: tuple[Literal["most", "least"], ...] = ("most", "least")
 NO_IMAGES = "The dataset has no images of these artworks: the pictures of what the ranker looks at are left out."
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreferredArtwork:
-    """An artwork and its appeal for a group of members."""
-
-    artwork: str
-    title: str
-    name: str
-    """The title's name."""
-    appeal: float
-    """Above the title's mean artwork; of a genre's members, above all members' too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupPreferences:
-    """The artworks that the ranker prefers most and least for the members of a favourite genre; empty genre: for all."""
-
-    genre: str
-    impressions: int
-    members: int
-    most: list[PreferredArtwork]
-    least: list[PreferredArtwork]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OccludedArtwork:
-    """What each cell of an image adds to its appeal for a group of members, in rows of cells from the top."""
-
-    genre: str
-    shown_as: str
-    """`most` or `least`: the list that it is taken from."""
-    artwork: PreferredArtwork
-    cells: list[list[float]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preferences:
-    """The record; `impressions` were sampled of `impressions_in_period`, whose candidates were `artworks`."""
-
-    impressions: int
-    impressions_in_period: int
-    artworks: int
-    groups: list[GroupPreferences]
-    occluded: list[OccludedArtwork]
-    unreadable: int
-    """Artworks that were to be covered and whose image cannot be read."""
-    left_out: str
-    """Why no artwork was covered; empty where some were to be."""
+Choice = tuple[str, Literal["most", "least"], PreferredArtwork]
+"""The genre of a group, the list that an artwork of it is taken from, and the artwork."""
 
 
 def preferences(bundle: Bundle, dataset: Path, shards: Path, since: datetime) -> Preferences:
@@ -159,35 +115,36 @@ def _group(bundle: Bundle, query: MeanQuery, pair_P2: np.ndarray, names: dict[st
     )
 
 
-def _to_occlude(groups: Sequence[GroupPreferences]) -> Iterator[tuple[str, str, PreferredArtwork]]:
+def _to_occlude(groups: Sequence[GroupPreferences]) -> Iterator[Choice]:
     """Genre, list and artwork of those to be covered: the first of each list, then the second, and so on, of distinct titles."""
     titles: set[str] = set()
     for rank in range(MOST):
         for group in groups:
-            for shown_as, artworks in (("most", group.most), ("least", group.least)):
-                if rank < len(artworks) and artworks[rank].title not in titles and len(titles) < OCCLUDED:
-                    titles.add(artworks[rank].title)
-                    yield group.genre, shown_as, artworks[rank]
+            for shown_as in LISTS:
+                artworks = group[shown_as]
+                if rank < len(artworks) and artworks[rank]["title"] not in titles and len(titles) < OCCLUDED:
+                    titles.add(artworks[rank]["title"])
+                    yield group["genre"], shown_as, artworks[rank]
 
 
 def _occluded(
     tower: ArtworkTower,
     dataset: Path,
-    chosen: Sequence[tuple[str, str, PreferredArtwork]],
+    chosen: Sequence[Choice],
     query_of: dict[str, MeanQuery],
 ) -> tuple[list[OccludedArtwork], int, str]:
     """The chosen artworks covered part by part, the number of those whose image cannot be read, and why all are left out."""
     catalogue = {
         row["artwork_id"]: row for row in _rows(ARTWORKS, dataset, ("artwork_id", "title_id", "image", "depicts"))
     }
-    with_image = [choice for choice in chosen if catalogue.get(choice[2].artwork, {}).get("image")]
+    with_image = [choice for choice in chosen if catalogue.get(choice[2]["artwork"], {}).get("image")]
     if not with_image:
         return [], 0, NO_IMAGES
     session = tower.session
 
-    def covered(choice: tuple[str, str, PreferredArtwork]) -> OccludedArtwork | None:
+    def covered(choice: Choice) -> OccludedArtwork | None:
         genre, shown_as, artwork = choice
-        row = catalogue[artwork.artwork]
+        row = catalogue[artwork["artwork"]]
         try:
             picture, _ = decode_image(image_file(dataset, row["image"]), at_least=LONGEST_SIDE)
         except Exception:  # on broken bytes Pillow's decoders raise whatever they stumble over

@@ -1,4 +1,5 @@
-"""Types of the rows of `report.json` on what the ranker looks at: artworks by their appeal for groups of members.
+"""The record of what a ranker looks at, which serving computes and the report shows: artworks by their appeal for groups
+of members.
 
 Appeal is in logits of a click, above the mean artwork of the title; for the members of a favourite genre it is also above the
 appeal for all members.
