@@ -61,7 +61,6 @@ class TwoTower(nn.Module):
     image_scale_E: Tensor
     engaged_scale_E: Tensor
     main_scale_E: Tensor
-    own_scale: Tensor
     mean_genres_G: Tensor
     genre_identity_GG: Tensor
     calibration: Tensor
@@ -133,8 +132,6 @@ class TwoTower(nn.Module):
         # of the two biases by content, in units of `image_scale_E`: see `train.evidence`
         self.register_buffer("main_scale_E", torch.ones_like(centre_E))
         self.register_buffer("engaged_scale_E", torch.ones_like(centre_E))
-        # of artworks' own biases, by the variance that the log gives them
-        self.register_buffer("own_scale", torch.ones(()))
         self.register_buffer("genre_identity_GG", torch.eye(self.sizes.genres), persistent=False)
         shares_IG = self._genre_shares(content.title_genres_IL[1 : self.sizes.titles])
         self.register_buffer("mean_genres_G", shares_IG.sum(0) / max(1, len(shares_IG)))
@@ -158,7 +155,7 @@ class TwoTower(nn.Module):
 
     def own_bias(self, rows: Tensor) -> Tensor:
         """What an artwork adds whatever it shows, (...,) -> (..., 1); for artworks that were not trained, the unknown row's."""
-        return self.artwork_bias(torch.where(rows < self.sizes.artworks, rows, 0)) * self.own_scale
+        return self.artwork_bias(torch.where(rows < self.sizes.artworks, rows, 0))
 
     def artworks(self, rows: Tensor) -> ArtworkEncoding:
         """Encodings of artworks by the artwork tower, for rows of any shape."""

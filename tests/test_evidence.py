@@ -8,8 +8,8 @@ from train.evidence import Sample, additive_logit, fit_variances, solve, unit_sc
 ARTWORKS, IMPRESSIONS, WIDTHS = 400, 60_000, [6, 6, 6]
 
 
-def clicks(main_block: int, taste_block: int, seed: int, own: float = 0.0) -> tuple[Sample, torch.Tensor]:
-    """Impressions of random members, clicked by one block's main effect, another's taste, and what artworks have of their own."""
+def clicks(main_block: int, taste_block: int, seed: int) -> tuple[Sample, torch.Tensor]:
+    """Impressions of random members, clicked by one block's main effect and another's taste."""
     rng = torch.Generator().manual_seed(seed)
     unit_AE = torch.randn(ARTWORKS, sum(WIDTHS), generator=rng, dtype=torch.float64) / WIDTHS[0] ** 0.5
     member_NH = torch.randn(IMPRESSIONS, 3, generator=rng)
@@ -17,7 +17,6 @@ def clicks(main_block: int, taste_block: int, seed: int, own: float = 0.0) -> tu
     blocks = unit_AE.split(WIDTHS, dim=1)
     main_A = blocks[main_block] @ torch.randn(6, generator=rng, dtype=torch.float64) * 0.5
     taste_AH = blocks[taste_block] @ torch.randn(6, 3, generator=rng, dtype=torch.float64) * 0.5
-    main_A = main_A + own * torch.randn(ARTWORKS, generator=rng, dtype=torch.float64)
     logit_N = -2 + main_A[artwork_N] + (taste_AH[artwork_N] * member_NH).sum(1)
     clicked_N = (torch.rand(IMPRESSIONS, generator=rng, dtype=torch.float64) < torch.sigmoid(logit_N)).double()
     member_NC = torch.cat([torch.ones(IMPRESSIONS, 1), member_NH], dim=1)
@@ -35,12 +34,6 @@ def test_the_blocks_that_made_the_clicks_have_the_variance(main_block: int, tast
     # 0.5^2, and taste in units of components whose variances sum to 1
     assert 0.08 < variances.main_B[main_block] < 0.8
     assert 0.25 < variances.taste_B[taste_block] < 2.2
-
-
-def test_what_artworks_have_of_their_own_has_its_variance() -> None:
-    alone, with_own = (fit_variances(*clicks(0, 1, seed=3, own=own), WIDTHS).own for own in (0.0, 0.6))
-    assert alone < 0.03
-    assert 0.2 < with_own < 0.55
 
 
 def test_the_weights_are_those_of_an_exact_gaussian_process() -> None:

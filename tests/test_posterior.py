@@ -1,5 +1,7 @@
 """The posterior is the one that is stated, and the policy's column is what its draws do."""
 
+import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,13 @@ from serving.scoring.policies import ServingPolicy
 from serving.scoring.score import score
 from serving.scoring.thompson import Thompson, normals
 from tests.test_explain import request_of
-from train.posterior import appeal_features, bias_std_by_moments, evidence_ridge, fit_posterior
+from train.posterior import (
+    appeal_features,
+    bias_std_by_moments,
+    calibrate_with_posterior,
+    evidence_ridge,
+    fit_posterior,
+)
 from train.run import Run
 
 CPU = torch.device("cpu")
@@ -55,17 +63,56 @@ def test_the_covariance_is_the_one_stated(model: TwoTower, shards: Path) -> None
     np.testing.assert_allclose(features.sum(1) + bias, appeal, atol=1e-5)
     p = 1 / (1 + np.exp(-logit))
     curvature = sum(v * np.outer(f, f) for v, f in zip(p * (1 - p), features, strict=True))
-    metrics = fit_posterior(model, opened, model.config.history.reach, 500, CPU)
+    metrics, mean_A = fit_posterior(model, opened, model.config.history.reach, 500, CPU)
     root = model.posterior_FF.double().numpy()
     inverse = curvature + metrics["ridge"] * np.eye(len(root))
     np.testing.assert_allclose(root @ root.T @ inverse, np.eye(len(root)), atol=2e-3)
     well_determined = np.trace(curvature @ np.linalg.inv(inverse))
     assert metrics["ridge"] == pytest.approx(well_determined / len(root), rel=1e-3)
+    assert mean_A.shape == model.posterior_own_A.shape
+    assert mean_A[0] == 0, "of an artwork that is not known, nothing is"
+
+
+def test_own_biases_are_those_of_the_posterior_where_validation_is_better_so(model: TwoTower, shards: Path) -> None:
+    opened, reach = Shards.open(shards), model.config.history.reach
+    for best, adopted in ((float("inf"), True), (0.0, False)):
+        other = deepcopy(model)
+        trained = other.artwork_bias.weight.clone()
+        metrics = calibrate_with_posterior(other, opened, reach, 500, CPU, best)
+        _, mean_A = fit_posterior(deepcopy(model), opened, reach, 500, CPU)
+        assert metrics["own_biases"] == ("posterior means" if adopted else "trained")
+        expected = mean_A.float()[:, None] if adopted else trained
+        torch.testing.assert_close(other.artwork_bias.weight.detach(), expected.detach(), atol=1e-6, rtol=1e-4)
+        kept = metrics["validation"]["click_log_loss_before"] if adopted else best
+        assert metrics["validation_log_loss"] == kept
+
+
+def test_own_biases_that_no_feature_tells_are_recovered(model: TwoTower, shards: Path, tmp_path: Path) -> None:
+    """Clicks drawn by biases alone, and a model that knows nothing but the click rate: the means are those biases, shrunk."""
+    copy = shutil.copytree(shards, tmp_path / "shards")
+    rng = np.random.default_rng(4)
+    own_A = rng.normal(0, 0.8, model.sizes.artworks)
+    for index, shard in enumerate(Shards.open(shards).shards):
+        rows = shard.candidate[shard.candidate_start[:-1] + shard.shown]
+        logit = -1 + own_A[np.where(rows < len(own_A), rows, 0)]
+        clicked = rng.random(len(logit)) < 1 / (1 + np.exp(-logit))
+        np.save(copy / f"shard-{index:05}" / "clicked.npy", clicked.astype(shard.clicked.dtype))
+    ignorant = deepcopy(model)
+    with torch.no_grad():
+        for parameter in ignorant.parameters():
+            parameter.zero_()
+        ignorant.presentation.base.fill_(-1)
+    metrics, mean_A = fit_posterior(ignorant, Shards.open(copy), model.config.history.reach, 500, CPU)
+    assert metrics["spread_of_artworks"] == pytest.approx(0.8, abs=0.2)
+    error_A, sd_A = mean_A[1:].numpy() - own_A[1:], ignorant.posterior_own_A[1:].numpy()
+    assert np.corrcoef(mean_A[1:], own_A[1:])[0, 1] > 0.75
+    assert np.abs(error_A).mean() < 0.6 * np.abs(own_A).mean()
+    assert (np.abs(error_A) < 2 * sd_A).mean() > 0.85, "as uncertain as it says, but for the curve of the logistic"
 
 
 def test_what_was_seldom_shown_is_less_sure(model: TwoTower, shards: Path) -> None:
     opened = Shards.open(shards)
-    metrics = fit_posterior(model, opened, model.config.history.reach, 500, CPU)
+    metrics, _ = fit_posterior(model, opened, model.config.history.reach, 500, CPU)
     shard = opened.shards[0]
     shown = shard.candidate[shard.candidate_start[:-1] + shard.shown][np.asarray(shard.split) == TRAIN]
     count = np.bincount(shown, minlength=model.sizes.artworks)[: model.sizes.artworks]

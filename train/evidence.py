@@ -49,8 +49,6 @@ class BlockVariances:
     """(B,): variances of the main effect, what all members like."""
     taste_B: Tensor
     """(B,): variances of taste, for member components whose variances sum to 1."""
-    own: float
-    """Variance of what an artwork adds whatever it shows."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +81,8 @@ def scale_by_evidence(
     taste_B = variances.taste_B.clamp(min=FLOOR * variances.taste_B.max())
     main_E = unit_E * (variances.main_B[block_E] * config.prior.artwork).sqrt()
     _scale_images(model, (unit_E * taste_B[block_E].sqrt()).float(), main_E.float())
-    if config.prior.artwork:
-        model.own_scale.fill_((variances.own * config.prior.artwork) ** 0.5)
     main, taste = (" ".join(f"{v:.4f}" for v in part.tolist()) for part in (variances.main_B, variances.taste_B))
-    console.print(
-        f"fit: prior variances by block of image features: main {main}; taste {taste}; artworks' own {variances.own:.4f}"
-    )
+    console.print(f"fit: prior variances by block of image features: main {main}; taste {taste}")
     return variances
 
 
@@ -230,7 +224,7 @@ def fit_variances(sample: Sample, unit_AE: Tensor, widths: list[int]) -> BlockVa
             posterior_A = own_variance / (1 + own_variance * information_ACC[:, 0, 0])
             determined = (1 - posterior_A / own_variance).sum()
             own_variance = float((own_A.square().sum() / determined.clamp(min=1e-3)).clamp(1e-4, 1.0))
-    return BlockVariances(variance_TB[0], variance_TB[1], own_variance)
+    return BlockVariances(variance_TB[0], variance_TB[1])
 
 
 def _parts(rows_NC: Tensor, bounds: list[int]) -> list[Tensor]:

@@ -31,7 +31,6 @@ from foundation.errors import UserError
 from foundation.output_path import require_folder
 from foundation.progress import progress_bar
 from models.two_tower import TwoTower
-from train.calibration import calibrate
 from train.checkpoint import LAST, load_checkpoint
 from train.checkpoint_callback import BEST_WEIGHTS, CheckpointCallback, truncate_log
 from train.compilation import compiled, require_compiler
@@ -43,7 +42,7 @@ from train.evidence import scale_by_evidence
 from train.finetune import ImageTower
 from train.next_title import NextTitleLoss
 from train.plugins import construct, faults_named
-from train.posterior import fit_posterior
+from train.posterior import calibrate_with_posterior
 from train.progress_callback import ProgressCallback, TensorBoardEvents, silence_lightning
 from train.run import (
     METRICS,
@@ -369,11 +368,9 @@ class _Fit:
             model.load_state_dict(load_file(run / BEST_WEIGHTS))
         except Exception as error:  # safetensors raises its own class for a damaged file
             raise UserError(f"{run / BEST_WEIGHTS}: cannot be read ({error}). Remove {run} and train again.") from None
-        reach = config.model.history.reach
+        model, reach = model.to(self.device).eval(), config.model.history.reach
         metrics = {
-            "validation_log_loss": checkpoints.best,
-            "validation": calibrate(model.to(self.device).eval(), opened, reach, config.batch, self.device),
-            "posterior": fit_posterior(model, opened, reach, config.batch, self.device),
+            **calibrate_with_posterior(model, opened, reach, config.batch, self.device, checkpoints.best),
             "best_validation": checkpoints.best_validation,
             "validations": self.cursor.validations,
             "padding": round(data.train_feed.padding(), 4),
@@ -395,6 +392,7 @@ class _Fit:
         (run / BEST_WEIGHTS).unlink()
         self.console.print(
             f"fit: best log loss {checkpoints.best:.5f}, at validation {checkpoints.best_validation} "
-            f"of {self.cursor.validations}"
+            f"of {self.cursor.validations}; artworks' own biases: {metrics['own_biases']}, "
+            f"{metrics['validation_log_loss']:.5f}"
         )
         return metrics

@@ -8,10 +8,13 @@ that makes the log most likely, by MacKay's fixed point ridge = (well-determined
 A bias has a posterior of its own, 1 / (1 / spread^2 + sum p (1 - p)) over the artwork's impressions, so that one that was
 seldom or never shown is less certain. `spread` is the standard deviation of artworks beyond what their content predicts:
 the part of the click rates' deviations from the model without those biases that sampling noise does not explain. That a bias
-and the weights overlap in what they explain is ignored.
+and the weights overlap in what they explain is ignored. The mean of that posterior takes the place of the trained biases where
+validation says so (`calibrate_with_posterior`): the prior under which they are trained is set by hand, and tight.
 
 Legend: F features, A trained artworks.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ from datamodules.feed.impression_feed import Feed
 from datamodules.shards.shard import TRAIN, Shards
 from models.two_tower import TwoTower
 from models.types import ArtworkEncoding
+from train.calibration import calibrate
 from train.task import rank_batch
 
 MIN_BIAS_STD = 0.01
@@ -28,8 +32,11 @@ STEPS = 200
 
 
 @torch.no_grad()
-def fit_posterior(model: TwoTower, shards: Shards, reach: int, batch: int, device: torch.device) -> dict[str, float]:
-    """Fill the model's posterior; returns ridge and spread, for the metrics."""
+def fit_posterior(
+    model: TwoTower, shards: Shards, reach: int, batch: int, device: torch.device
+) -> tuple[dict[str, float], Tensor]:
+    """Fill the model's posterior; returns ridge and spread, for the metrics, and the posterior means of the artworks' own biases,
+    float64 (A,), 0 for the unknown row."""
     width = model.posterior_FF.shape[0]
     curvature_FF = torch.zeros(width, width, dtype=torch.float64)
     residual_A, information_A = (torch.zeros(model.sizes.artworks, dtype=torch.float64) for _ in range(2))
@@ -52,8 +59,36 @@ def fit_posterior(model: TwoTower, shards: Shards, reach: int, batch: int, devic
     spread = bias_std_by_moments(residual_A[1:], information_A[1:])
     information_A[0] = 0  # the unknown row is that of artworks that were never shown
     model.posterior_FF.copy_(torch.linalg.cholesky(covariance_FF))
-    model.posterior_own_A.copy_((1 / (1 / spread**2 + information_A)).sqrt())
-    return {"ridge": ridge, "well_determined": ridge * width, "spread_of_artworks": spread}
+    variance_A = 1 / (1 / spread**2 + information_A)
+    model.posterior_own_A.copy_(variance_A.sqrt())
+    residual_A[0] = 0
+    return {"ridge": ridge, "well_determined": ridge * width, "spread_of_artworks": spread}, residual_A * variance_A
+
+
+@torch.no_grad()
+def calibrate_with_posterior(
+    model: TwoTower, shards: Shards, reach: int, batch: int, device: torch.device, best: float
+) -> dict[str, Any]:
+    """Fill posterior and calibration; returns the metrics of both. The artworks' own biases become the posterior's means where the
+    log loss of validation is then below `best`, that of the trained ones, which are kept otherwise.
+
+    In a log whose artworks differ in ways that no feature tells, trained biases are too small; in one whose logging policy knew
+    the members, the means take for the artwork's what is the members', and validation says so."""
+    posterior, mean_A = fit_posterior(model, shards, reach, batch, device)
+    weight = model.artwork_bias.weight
+    trained = weight.clone()
+    weight.copy_(mean_A.to(weight).unsqueeze(1))
+    validation = calibrate(model, shards, reach, batch, device)
+    adopted = float(validation["click_log_loss_before"]) < best
+    if not adopted:
+        weight.copy_(trained)
+        validation = calibrate(model, shards, reach, batch, device)
+    return {
+        "validation_log_loss": validation["click_log_loss_before"] if adopted else best,
+        "validation": validation,
+        "posterior": posterior,
+        "own_biases": "posterior means" if adopted else "trained",
+    }
 
 
 def appeal_features(
