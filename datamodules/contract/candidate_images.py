@@ -47,7 +47,8 @@ class ImageCoverage:
 
 
 def count_candidates(tables: Relations) -> tuple[pa.Table, int] | None:
-    """The artworks with `image` and in how many impressions each is a candidate (`rows`), and the candidates of all impressions.
+    """The artworks with `image`, whether it is `unnamed`, and in how many impressions each is a candidate (`rows`), and the
+    candidates of all impressions.
 
     None where artworks or impressions cannot be judged.
     """
@@ -66,20 +67,24 @@ def count_candidates(tables: Relations) -> tuple[pa.Table, int] | None:
         .agg(image=artworks.image.strip().max(), embedding=has_embedding.any())
     )
     joined: Any = listed.left_join(counted, "artwork_id")
-    rows = joined.select("artwork_id", "image", "embedding", rows=joined.rows.fill_null(0))
+    unnamed = joined.image.fill_null("") == ""
+    rows = joined.select("artwork_id", "image", "embedding", unnamed=unnamed, rows=joined.rows.fill_null(0))
     return to_arrow(rows), int(sums["candidates"] or 0)
 
 
 def image_coverage(listed: pa.Table, candidates: int, unreadable: Collection[str] | None) -> ImageCoverage:
     """What `count_candidates` returned, judged by the artworks whose image is `unreadable`, None where none was opened."""
-    unnamed = pc.is_in(listed["image"].fill_null(""), value_set=pa.array([""], listed.schema.field("image").type))
+    unnamed = listed[
+        "unnamed"
+    ]  # not compared here: a value of Python's has Arrow import pandas first, for a fifth of a second
     lacking = unnamed
     if unreadable:
         names = pa.array(sorted(unreadable), listed.schema.field("artwork_id").type)
         lacking = pc.or_(lacking, pc.is_in(listed["artwork_id"], value_set=names))
     without = listed.filter(lacking)
     unlisted = candidates - (pc.sum(listed["rows"]).as_py() or 0)
-    most = without.filter(pc.greater(without["rows"], 0)).sort_by([("rows", "descending"), ("artwork_id", "ascending")])
+    order = pc.sort_indices(without, sort_keys=[("rows", "descending"), ("artwork_id", "ascending")])
+    most = [row for row in without.take(order[:3]).to_pylist() if row["rows"]]
     return ImageCoverage(
         opened=unreadable is not None,
         embeddings=bool(pc.any(listed["embedding"]).as_py()),
@@ -89,7 +94,7 @@ def image_coverage(listed: pa.Table, candidates: int, unreadable: Collection[str
         candidates=candidates,
         candidates_without=unlisted + (pc.sum(without["rows"]).as_py() or 0),
         unlisted=unlisted,
-        first=tuple((row["artwork_id"], row["image"] or None, row["rows"]) for row in most.slice(0, 3).to_pylist()),
+        first=tuple((row["artwork_id"], row["image"] or None, row["rows"]) for row in most),
     )
 
 

@@ -41,7 +41,7 @@ class SharedIds:
     in_other_form: int
     """Those of them whose id the right has in another form: other case, leading zeros, a trailing `.0`, dashes of a UUID."""
     first: tuple[str, str] | None
-    """The first id of either side: of those in two forms, else of all."""
+    """The first id of either side: of those in two forms, else of all, where none is known; else None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def _shared_ids(tables: Relations, left: Table, left_column: str, right: Table, 
         if in_other_form:
             (pair,) = to_arrow(joined.order_by("id").limit(1).select("id", "other")).to_pylist()
             first = pair["id"], pair["other"]
-        else:
+        elif unknown["rows"] == all_rows["rows"]:
             likely = likely_ids(alone.order_by("id").limit(3), theirs)
             (other,) = to_arrow(theirs.aggregate(first=theirs.id.min())).to_pylist()
             first = next(iter(likely.items()), (all_rows["first"], other["first"]))
