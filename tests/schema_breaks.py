@@ -164,7 +164,7 @@ SCHEMA_BREAKS = (
     Break(
         rule="missing-table",
         where="plays/",
-        by=lambda d: [shutil.rmtree(d / "plays"), (d / "plays.csv").write_text("member_id,title_id")],
+        by=lambda d: [shutil.rmtree(d / "plays"), (d / "plays.csv").write_text("member_id,title_id", encoding="utf-8")],
         says="plays.csv is there, and is not Parquet: keyart import writes the table.",
     ),
     Break(
@@ -176,7 +176,7 @@ SCHEMA_BREAKS = (
     Break(
         rule="missing-table",
         where="members.parquet",
-        by=lambda d: (d / "members.csv").write_text("member_id"),
+        by=lambda d: (d / "members.csv").write_text("member_id", encoding="utf-8"),
         says="members.csv is there, and is not Parquet: keyart import writes the table.",
     ),
     Break(

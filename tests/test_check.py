@@ -104,7 +104,7 @@ def test_a_table_at_two_paths_is_a_warning(dataset: Path) -> None:
     ["plays.csv", "titles.csv", "impressions.md", "plays/part-0.parquet.md5", "plays/part-9.parquet.tmp", "plays/_x"],
 )
 def test_files_that_are_no_parquet_are_no_finding_beside_a_table(dataset: Path, name: str) -> None:
-    (dataset / name).write_text("")
+    (dataset / name).write_text("", encoding="utf-8")
     report = check(dataset)
     assert (report.violations, report.warnings) == ((), ())
 
