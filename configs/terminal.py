@@ -5,12 +5,15 @@ Only the standard library is loaded, so that `keyart --help` answers at once.
 
 from __future__ import annotations
 
+import codecs
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from io import TextIOWrapper
 from pathlib import Path
+from types import FrameType
 
 from foundation.errors import UTF8_REMEDY, UserError, describe_fault
 
@@ -64,10 +67,24 @@ def suggest_command(word: str, commands: Iterable[str]) -> str:
 
 
 def prepare_streams() -> None:
-    """Characters that standard output cannot encode are written as escapes: a name in an ASCII terminal ends no command."""
+    """Characters that standard output cannot encode are written as plain ones or as escapes: a name in an ASCII terminal ends no
+    command."""
+    codecs.register_error("plain", plain_characters)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="plain")
+
+
+PLAIN = str.maketrans({"\u2014": "-", "\u2013": "-", "\u2026": "...", "\u00d7": "x", "\u00b1": "+-", "\u2019": "'"})
+"""What keyart's own tables and sentences hold beyond ASCII."""
+
+
+def plain_characters(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of codecs: typographic characters become plain ones, all others escapes."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    plain = error.object[error.start : error.end].translate(PLAIN)
+    return plain.encode("ascii", "backslashreplace").decode("ascii"), error.end
 
 
 def undecodable_word(words: Iterable[str]) -> str | None:
@@ -86,9 +103,41 @@ SIGPIPE = 13
 """POSIX's number of the signal that ends a program whose output nobody reads."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: work ends as on Ctrl-C, without partial output."""
+
+
+class Termination:
+    """SIGTERM in the process of a command, which raises `Terminated` there; a process forked from it ends at once."""
+
+    def __init__(self) -> None:
+        """Install nothing yet."""
+        self.received = False
+        """Whether the signal came: a library may have turned the exception into one of its own."""
+        self._process = 0
+
+    def install(self) -> None:
+        """Install the handler, unless the signal is ignored."""
+        self._process = os.getpid()
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._act)
+
+    def _act(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self.received = True
+        raise Terminated
+
+
+termination = Termination()
+
+
 def run_process(main: Callable[[], int]) -> int:
     """Run the command line in a process of its own, which does not collect garbage while libraries load, nor at exit."""
     gc.set_threshold(100_000, 50, 50)
+    termination.install()
     prepare_streams()
     if problem := undecodable_word(sys.argv[1:]):
         print(f"keyart: {problem}", file=sys.stderr)
@@ -124,7 +173,10 @@ def call_command(
 
 
 def run_command(name: str, command: Callable[[], int]) -> int:
-    """Run a command and return its exit code: 1 where an input cannot be used or it failed, 130 where it was interrupted."""
+    """Run a command and return its exit code.
+
+    1 where an input cannot be used or the command failed, 130 where it was interrupted by Ctrl-C, 143 by SIGTERM.
+    """
     try:
         return command()
     except BrokenPipeError:
@@ -138,5 +190,6 @@ def run_command(name: str, command: Callable[[], int]) -> int:
             print(f"keyart {name}: {describe_fault(error, resumes=name in RESUMING)}", file=sys.stderr)
             return 1
         again = "Re-run the same command to resume." if name in RESUMING else "Run the command again."
-        print(f"keyart {name}: interrupted; no partial output. {again}", file=sys.stderr)
-        return 130
+        what = "terminated" if termination.received else "interrupted"
+        print(f"keyart {name}: {what}; no partial output. {again}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if termination.received else signal.SIGINT)

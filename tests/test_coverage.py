@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import keyart
 from datamodules.contract.check import check, require_valid
 from datamodules.contract.check_files import printable
+from datamodules.contract.id_forms import normal_form
 from foundation.errors import UserError
 
 
@@ -187,3 +189,32 @@ def test_members_with_a_prefix_are_shown_beside_each_other(dataset: Path) -> Non
     (pair,) = violation.first
     one, other = pair.split(" beside ")
     assert other == f"user:{one}"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1e6", "1000000"),
+        ("1.234567e+06", "1234567"),
+        ("1,234", "1234"),
+        ("12'345'678", "12345678"),
+        ("12\u00a0", "12"),
+        ("12\x00", "12"),
+        ("Zo\u00eb", "zoe\u0308"),
+        ("Nguy\u1ec5n", "Nguye\u0302\u0303n"),
+        ("{0e984725-c51c-4bf4-9960-e1c80e27aba0}", "0E984725C51C4BF49960E1C80E27ABA0"),
+    ],
+)
+def test_two_forms_of_one_id(one: str, other: str) -> None:
+    assert one != other
+    forms = ibis.memtable({"id": [one, other]}).select(form=normal_form(ibis._.id))
+    assert len(set(ibis.duckdb.connect().to_pyarrow(forms)["form"].to_pylist())) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("1e6", "1000001"), ("1,23", "123"), ("1e99", "10"), ("\u6771\u4eac", "\u5927\u962a"), ("Zoe", "Zoo")],
+)
+def test_two_ids(one: str, other: str) -> None:
+    forms = ibis.memtable({"id": [one, other]}).select(form=normal_form(ibis._.id))
+    assert len(set(ibis.duckdb.connect().to_pyarrow(forms)["form"].to_pylist())) == 2

@@ -109,3 +109,13 @@ def test_fields_of_objects_and_of_lists_of_objects(service: Path, tmp_path: Path
         pd.DataFrame(cells).to_csv(path, index=False)
     assert run(path, tmp_path / "d", "--map", f"{FIELDS},{PLACES}") == 0
     assert_same_impressions(service, tmp_path / "d")
+
+
+def test_rows_keep_the_order_of_the_file(tmp_path: Path) -> None:
+    """More rows than one group of Parquet holds, read by several threads: the same command writes the same file."""
+    number = 300_000
+    ids = [f"m{index}" for index in range(number)]
+    plays = {"member_id": ids, "title_id": "t", "played_at": "2026-01-02T03:04:05Z", "watched": "0.5"}
+    pd.DataFrame(plays).to_csv(tmp_path / "plays.csv", index=False)
+    assert run(tmp_path / "plays.csv", tmp_path / "d") == 0
+    assert pq.read_table(tmp_path / "d" / "plays")["member_id"].to_pylist() == ids

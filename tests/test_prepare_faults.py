@@ -226,6 +226,29 @@ def test_killed_at_any_moment_the_next_call_gives_the_same_shards(
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
 
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+@pytest.mark.parametrize("moment", [".shards.spill", "shard-00000"])
+def test_ended_by_a_signal_it_says_so_and_leaves_nothing(
+    service: Path, tmp_path: Path, moment: str, number: signal.Signals, status: int, word: str
+) -> None:
+    """As a cluster's scheduler and a user end it."""
+    out = tmp_path / "shards"
+    call = [sys.executable, "-m", "keyart", "prepare", str(service), str(out), "--shards", "500"]
+    awaited = tmp_path / moment if moment.startswith(".") else tmp_path / ".shards.partial" / moment
+    process = subprocess.Popen(
+        call, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    while process.poll() is None and not awaited.exists():
+        time.sleep(0.0005)
+    process.send_signal(number)
+    _, printed = process.communicate()
+    assert process.returncode == status, printed
+    assert printed.splitlines()[-1] == f"keyart prepare: {word}; no partial output. Run the command again."
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("limit", [20_000, 400_000])
 def test_a_full_disk_leaves_the_old_shards(service: Path, tmp_path: Path, limit: int) -> None:
     """A file size limit stands in for the disk: writing past it fails as writing to a full disk does."""

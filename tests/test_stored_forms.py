@@ -225,6 +225,38 @@ def test_a_file_of_plays_copied_twice(simulated: Path, dataset: Path, tmp_path: 
         np.testing.assert_array_equal(one.history_end, other.history_end)
 
 
+def test_plays_exported_twice_that_are_not_quite_alike(dataset: Path) -> None:
+    """A microsecond apart, and with another share watched; where times are dates alone, a title can be played twice."""
+    file = min((dataset / "plays").glob("*.parquet"))
+    plays = pq.read_table(file)
+    times = plays["played_at"].to_numpy().astype("datetime64[s]").astype("datetime64[us]")
+    plays = column(
+        "played_at", lambda old: pa.chunked_array([pa.array(times, pa.timestamp("us", "UTC")).cast(old.type)])
+    )(plays)
+    watched = pa.array(np.full(len(plays), 0.123), plays.schema.field("watched").type)
+    copies = column("watched", lambda _: pa.chunked_array([watched]))(plays)
+    copies = column("played_at", lambda old: pc.add(old, pa.scalar(1, pa.duration("us"))).cast(old.type))(copies)
+    pq.write_table(plays, file.with_name("part-first.parquet"))
+    pq.write_table(copies, file.with_name("part-second.parquet"))
+    file.unlink()
+    (warning,) = [one for one in check(dataset, images=False).warnings if "play" in one.rule]
+    assert (warning.rule, warning.count, len(warning.first)) == ("near-copies-of-plays", len(plays), 3)
+    change(dataset / "plays", column("played_at", lambda old: pc.floor_temporal(old, unit="day")))
+    assert not [rule for rule in warned(check(dataset, images=False)) if "play" in rule]
+
+
+def test_impressions_exported_twice_under_new_ids(dataset: Path) -> None:
+    """Of which a title shown twice on a page is none."""
+    file = min((dataset / "impressions").rglob("*.parquet"))
+    rows = pq.read_metadata(file).num_rows
+    copy = Path(shutil.copy(file, file.with_name("part-copy.parquet")))
+    change(copy, column("impression_id", lambda ids: pc.binary_join_element_wise(ids, "copy", "-")))
+    (warning,) = check(dataset, images=False).warnings
+    assert (warning.rule, warning.count) == ("repeated-impression", rows)
+    change(copy, column("row", lambda old: pc.add(old, 1).cast(old.type)))
+    assert check(dataset, images=False).warnings == ()
+
+
 def test_coarse_times_that_empty_a_period_are_refused(dataset: Path, tmp_path: Path) -> None:
     days = pa.array([0, 86_400_000_000], pa.timestamp("us", "UTC"))
 

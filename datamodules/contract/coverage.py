@@ -8,12 +8,11 @@ no honest log has is a warning: next to no history, no id in common, ids that ar
 from dataclasses import dataclass
 from typing import Any
 
-from ibis.expr.types import Table as Relation
-
 from datamodules.contract.candidate_images import ImageCoverage
 from datamodules.contract.check_files import Violation, printable
-from datamodules.contract.engines import FILE, to_arrow
+from datamodules.contract.engines import to_arrow
 from datamodules.contract.id_forms import likely_ids, normal_form
+from datamodules.contract.repeated_rows import RepeatedRows, measure_repeats, repeat_findings
 from datamodules.contract.row_rule import Relations, typed_column
 from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, MEMBERS, PLAYS, Table
 
@@ -21,10 +20,6 @@ LOW_HISTORY = 0.05
 """Below this share of impressions with a play before them: a warning."""
 TWO_FORMS = 0.01
 """From this share of rows whose id the other table has in another form: a warning."""
-REPEATED = 0.001
-"""From this share of plays that are there twice: a warning."""
-REPEATED_PLAY = "repeated-play"
-"""What `--drop-invalid` drops but for one of each, counted by this name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +47,7 @@ class Coverage:
     with_play_before: int
     """Impressions whose member has a play strictly before."""
     plays: int
-    repeated_plays: int
-    """Rows of plays that are like one before them in every column of the contract."""
+    repeated: RepeatedRows
     images: ImageCoverage | None = None
     """How many candidates have an image; None where artworks cannot be judged."""
     shared: tuple[SharedIds, ...]
@@ -64,7 +58,7 @@ class Coverage:
         return (
             f"{_share(self.with_play_before, self.impressions)} of impressions have a play of their member before them; of plays, "
             f"{_share(members.unknown, members.rows)} are of members and {_share(titles.unknown, titles.rows)} of titles without "
-            f"an impression, and {_share(self.repeated_plays, self.plays)} are repeated{self._images()}"
+            f"an impression, and {_share(self.repeated.plays, self.plays)} are repeated{self._images()}"
         )
 
     def _images(self) -> str:
@@ -87,10 +81,7 @@ def measure_coverage(tables: Relations) -> Coverage | None:
     (of_impressions,) = to_arrow(
         joined.aggregate(rows=joined.count(), before=joined.count(where=(joined.first_play < joined.shown_at)))
     ).to_pylist()
-    every = plays.drop(FILE)
-    (of_plays,) = to_arrow(every.aggregate(rows=every.count())).to_pylist()
-    distinct = every.distinct()
-    (unlike,) = to_arrow(distinct.aggregate(rows=distinct.count())).to_pylist()
+    (of_plays,) = to_arrow(plays.aggregate(rows=plays.count())).to_pylist()
     if not of_plays["rows"] or not of_impressions["rows"]:
         return None
     pairs = [
@@ -104,7 +95,7 @@ def measure_coverage(tables: Relations) -> Coverage | None:
         impressions=of_impressions["rows"],
         with_play_before=of_impressions["before"],
         plays=of_plays["rows"],
-        repeated_plays=of_plays["rows"] - unlike["rows"],
+        repeated=measure_repeats(plays, impressions, rows=of_plays["rows"], shown_rows=of_impressions["rows"]),
         shared=tuple(shared),
     )
 
@@ -122,8 +113,13 @@ def coverage_findings(coverage: Coverage, tables: Relations) -> tuple[list[Viola
         none_known = pair.rows and pair.unknown == pair.rows
         if none_known or pair.in_other_form > TWO_FORMS * pair.rows:
             warnings.append(_two_forms(pair))
-    if coverage.repeated_plays > REPEATED * coverage.plays:
-        warnings.append(_repeated(coverage, tables[PLAYS.name]))
+    warnings += repeat_findings(
+        coverage.repeated,
+        tables[PLAYS.name],
+        tables[IMPRESSIONS.name],
+        rows=coverage.plays,
+        shown_rows=coverage.impressions,
+    )
     return violations, warnings
 
 
@@ -204,25 +200,6 @@ def _two_forms(pair: SharedIds) -> Violation:
         count=pair.in_other_form or pair.rows,
         first=(_beside(pair.first),),
         remedy="Write both in one form" if pair.in_other_form else "Export both from one source, with one kind of id",
-    )
-
-
-def _repeated(coverage: Coverage, plays: Relation) -> Violation:
-    rows: Any = plays
-    counted: Any = rows.group_by("member_id", "title_id", "played_at").agg(copies=rows.count())
-    ordered = counted.filter(counted.copies > 1).order_by("member_id", "played_at", "title_id").limit(3)
-    offenders = to_arrow(ordered.mutate(at=ordered.played_at.cast("string")).drop("played_at")).to_pylist()
-    return Violation(
-        where="plays/",
-        rule=REPEATED_PLAY,
-        what=(
-            f"{coverage.repeated_plays:,} of {coverage.plays:,} rows are copies of another, alike in every column, as where a "
-            "file was copied twice"
-        ),
-        count=coverage.repeated_plays,
-        first=tuple(f"{printable(r['member_id'])}, {printable(r['title_id'])} at {r['at']}" for r in offenders),
-        remedy="Export every play once, or prepare with --drop-invalid, which keeps one of each",
-        rows=True,
     )
 
 

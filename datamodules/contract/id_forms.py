@@ -11,15 +11,27 @@ import ibis
 from datamodules.contract.engines import to_arrow
 
 UUID_LENGTH = 36
-AROUND = "\\s\"'{}\u00a0\u200b\ufeff"
-"""White space, of Unicode too, quotes and braces: what may stand around an id."""
+AROUND = "\\s\\x00-\\x1f\"'{}\u00a0\u200b\ufeff"
+"""White space, of Unicode too, control characters, quotes and braces: what may stand around an id."""
+GROUPED = r"^[0-9]{1,3}([,_' ][0-9]{3})+$"
+"""A number with a separator of thousands."""
+EXPONENT = r"^[0-9](\.[0-9]+)?e[+]?(0?[0-9]|1[0-7])$"
+"""A whole number of 64 bits as spreadsheets and floats write it."""
+ACCENTED = "[a-z][\u0300-\u036f]+|[\u00c0-\u024f\u1e00-\u1eff]"
+"""A Latin letter with a mark, as one character or as two: forms of one text, which are canonically equivalent (UAX 15)."""
 
 
 def normal_form(value: Any) -> Any:
-    """An id without what surrounds it, in lower case, without leading zeros, a trailing `.0` and the dashes of a UUID."""
+    """An id without what surrounds it, in lower case, without leading zeros, a trailing `.0` and the dashes of a UUID.
+
+    Numbers are without an exponent and separators of thousands, and every letter with an accent is `?`, however it is written.
+    """
     form = value.lower().re_replace(f"^[{AROUND}]+", "").re_replace(f"[{AROUND}]+$", "")
     form: Any = ibis.ifelse(form.length() == UUID_LENGTH, form.replace("-", ""), form)
-    return form.re_replace(r"\.0+$", "").re_replace("^0+", "")
+    form: Any = ibis.ifelse(form.re_search(GROUPED), form.re_replace("[,_' ]", ""), form)
+    whole: Any = form.try_cast("float64").try_cast("int64").cast("string")
+    form: Any = ibis.ifelse(form.re_search(EXPONENT), whole, form)
+    return form.re_replace(ACCENTED, "?").re_replace(r"\.0+$", "").re_replace("^0+", "")
 
 
 def number_form(value: Any) -> Any:

@@ -215,7 +215,7 @@ def _small_number(column: str, maximum: int) -> RowRule:
         table=IMPRESSIONS,
         broken=lambda rows, _: (typed_column(rows, column) < 0) | (typed_column(rows, column) > maximum),
         what=f"whose {column} is not 0 to {maximum:,}",
-        remedy=f"Count {column}s from 0, and write null where it is not known",
+        remedy=f"Write a whole number from 0 to {maximum:,}, and null where it is not known",
         offending_value=lambda rows: labelled(column, rows[column]),
     )
 

@@ -5,6 +5,7 @@ value, that of whether the text cannot be read as one, and the words for both. `
 second; no value is guessed row by row.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from datamodules.contract.tables import Kind
@@ -65,13 +66,18 @@ class Cell:
     """What to do about texts that cannot be read."""
 
 
+def among(text: str, words: Iterable[str]) -> str:
+    """SQL of whether a text is one of some words; not by `IN`, of which DuckDB makes a join, which loses the rows' order."""
+    return f"list_contains([{', '.join(literal(word) for word in words)}], {text})"
+
+
 def known(text: str, kind: Kind, config: ImportConfig) -> str:
     """SQL of a cell's text without blanks around it, null where it means that the value is not known."""
     trimmed = f"trim({text}, ' ' || chr(9) || chr(10) || chr(13))"
     spelled = [word.strip() for word in config.null] + [NO_GENRES, "\\N"]
-    same = f"{trimmed} IN ('', {', '.join(literal(word) for word in spelled)})"
+    same = among(trimmed, ["", *spelled])
     if kind not in ("string", "category"):
-        same += f" OR lower({trimmed}) IN ({', '.join(literal(word) for word in NULL_WORDS)})"
+        same += f" OR {among(f'lower({trimmed})', NULL_WORDS)}"
     return f"CASE WHEN {same} THEN NULL ELSE {trimmed} END"
 
 
@@ -91,8 +97,8 @@ def cell(text: str, kind: Kind, config: ImportConfig, profile: dict[str, object]
         bad = f"len(list_filter({numbers}, lambda x: x IS NULL)) > 0"
         return Cell(value=_null_where(bad, value), bad=bad, read_as="", remedy=_number_remedy(config))
     if kind == "boolean":
-        yes, no = (", ".join(literal(word) for word in words) for words in (TRUE, FALSE))
-        value = f"CASE WHEN lower({text}) IN ({yes}) THEN true WHEN lower({text}) IN ({no}) THEN false END"
+        yes, no = (among(f"lower({text})", words) for words in (TRUE, FALSE))
+        value = f"CASE WHEN {yes} THEN true WHEN {no} THEN false END"
         return Cell(value=value, bad=_unread(text, value), read_as="", remedy="Write true and false, or 1 and 0")
     number = _with_point(text, config)
     if kind == "integer":

@@ -108,7 +108,7 @@ def _import(paths: list[Path], dataset: Path, partial: Path, config: ImportConfi
             progress.update(task, description=f"import: {name}")
             of_log = name == ARTWORKS.name and plans[name].derived and IMPRESSIONS.name in made
             candidates = candidates_sql(made[IMPRESSIONS.name]) if of_log else ""
-            made[name] = table_sql(plans[name], config, connection, candidates)
+            made[name] = table_sql(plans[name], config, connection, partial / "staged", candidates)
             with reading(*made[name].files):
                 rows[name] = _write(plans[name].table, made[name].values, partial, connection)
             progress.advance(task)

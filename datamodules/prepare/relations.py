@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from ibis.expr.types import Table as Relation
 from rich.console import Console
 
-from datamodules.contract.coverage import REPEATED_PLAY
 from datamodules.contract.engines import Engine, to_arrow
+from datamodules.contract.repeated_rows import REPEATED_PLAY
 from datamodules.contract.row_rule import id_value
 from datamodules.contract.row_rules import row_rules, with_foreign_candidate
 from datamodules.contract.tables import ARTWORKS, ENGINE_TYPES, IMPRESSIONS, PLAYS, TITLES, Table, impressions_table
