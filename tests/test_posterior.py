@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from datamodules.feed.impression_feed import Feed
-from datamodules.shards.shard import TRAIN, Shards
+from datamodules.shards.shard import TRAIN, VALIDATION, Shards
 from foundation.errors import UserError
 from models.two_tower import TwoTower
 from serving.bundle.bundle import Bundle
@@ -79,7 +79,7 @@ def test_own_biases_are_those_of_the_posterior_where_validation_is_better_so(mod
         other = deepcopy(model)
         trained = other.artwork_bias.weight.clone()
         metrics = calibrate_with_posterior(other, opened, reach, 500, CPU, best)
-        _, mean_A = fit_posterior(deepcopy(model), opened, reach, 500, CPU)
+        _, mean_A = fit_posterior(deepcopy(model), opened, reach, 500, CPU, (TRAIN, VALIDATION))
         assert metrics["own_biases"] == ("posterior means" if adopted else "trained")
         expected = mean_A.float()[:, None] if adopted else trained
         torch.testing.assert_close(other.artwork_bias.weight.detach(), expected.detach(), atol=1e-6, rtol=1e-4)

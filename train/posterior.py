@@ -14,13 +14,15 @@ validation says so (`calibrate_with_posterior`): the prior under which they are 
 Legend: F features, A trained artworks.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from datamodules.feed.impression_feed import Feed
-from datamodules.shards.shard import TRAIN, Shards
+from datamodules.shards.shard import TRAIN, VALIDATION, Shards
 from models.two_tower import TwoTower
 from models.types import ArtworkEncoding
 from train.calibration import calibrate
@@ -31,16 +33,31 @@ MIN_BIAS_STD = 0.01
 STEPS = 200
 
 
+@dataclass(frozen=True)
+class _Moments:
+    """Sums over what was shown in one period; those of several periods add up."""
+
+    curvature_FF: Tensor
+    """Sum of p (1 - p) f f'."""
+    residual_A: Tensor
+    """Clicks minus those that the model without own biases expects, by artwork."""
+    information_A: Tensor
+    """Sum of p (1 - p) of the model without own biases."""
+
+    def __add__(self, other: "_Moments") -> "_Moments":
+        return _Moments(
+            self.curvature_FF + other.curvature_FF,
+            self.residual_A + other.residual_A,
+            self.information_A + other.information_A,
+        )
+
+
 @torch.no_grad()
-def fit_posterior(
-    model: TwoTower, shards: Shards, reach: int, batch: int, device: torch.device
-) -> tuple[dict[str, float], Tensor]:
-    """Fill the model's posterior; returns ridge and spread, for the metrics, and the posterior means of the artworks' own biases,
-    float64 (A,), 0 for the unknown row."""
+def _moments(model: TwoTower, shards: Shards, split: int, reach: int, batch: int, device: torch.device) -> _Moments:
     width = model.posterior_FF.shape[0]
     curvature_FF = torch.zeros(width, width, dtype=torch.float64)
     residual_A, information_A = (torch.zeros(model.sizes.artworks, dtype=torch.float64) for _ in range(2))
-    for item in Feed(shards.shards, TRAIN, reach=reach, impressions=2 * batch, shuffle=False):
+    for item in Feed(shards.shards, split, reach=reach, impressions=2 * batch, shuffle=False):
         b = item.to(device)
         states = model.states(b.play_title, b.play_artwork, b.play_watched)
         state = model.state_at(states, b.member, b.position)
@@ -54,15 +71,35 @@ def fit_posterior(
         logit_without_bias_N = logit_N - model.own_bias(rows_N).squeeze(-1)
         residual_A.index_add_(0, rows_N.cpu(), (b.clicked - torch.sigmoid(logit_without_bias_N)).double().cpu())
         information_A.index_add_(0, rows_N.cpu(), _variance(logit_without_bias_N).double().cpu())
-    ridge = evidence_ridge(curvature_FF)
-    covariance_FF = torch.linalg.inv(curvature_FF + ridge * torch.eye(width, dtype=torch.float64))
-    spread = bias_std_by_moments(residual_A[1:], information_A[1:])
-    information_A[0] = 0  # the unknown row is that of artworks that were never shown
+    # the unknown row is that of artworks that were never shown in the training period
+    residual_A[0] = information_A[0] = 0
+    return _Moments(curvature_FF, residual_A, information_A)
+
+
+@torch.no_grad()
+def _set_posterior(model: TwoTower, moments: _Moments) -> tuple[dict[str, float], Tensor]:
+    """Fill the model's posterior; returns ridge and spread, for the metrics, and the posterior means of the artworks' own biases,
+    float64 (A,), 0 for the unknown row."""
+    width = model.posterior_FF.shape[0]
+    ridge = evidence_ridge(moments.curvature_FF)
+    covariance_FF = torch.linalg.inv(moments.curvature_FF + ridge * torch.eye(width, dtype=torch.float64))
+    spread = bias_std_by_moments(moments.residual_A[1:], moments.information_A[1:])
     model.posterior_FF.copy_(torch.linalg.cholesky(covariance_FF))
-    variance_A = 1 / (1 / spread**2 + information_A)
+    variance_A = 1 / (1 / spread**2 + moments.information_A)
     model.posterior_own_A.copy_(variance_A.sqrt())
-    residual_A[0] = 0
-    return {"ridge": ridge, "well_determined": ridge * width, "spread_of_artworks": spread}, residual_A * variance_A
+    return {
+        "ridge": ridge,
+        "well_determined": ridge * width,
+        "spread_of_artworks": spread,
+    }, moments.residual_A * variance_A
+
+
+def fit_posterior(
+    model: TwoTower, shards: Shards, reach: int, batch: int, device: torch.device, splits: Sequence[int] = (TRAIN,)
+) -> tuple[dict[str, float], Tensor]:
+    """Fill the model's posterior from the impressions of `splits`; returns what `_set_posterior` does."""
+    first, *others = (_moments(model, shards, split, reach, batch, device) for split in splits)
+    return _set_posterior(model, sum(others, first))
 
 
 @torch.no_grad()
@@ -73,8 +110,12 @@ def calibrate_with_posterior(
     log loss of validation is then below `best`, that of the trained ones, which are kept otherwise.
 
     In a log whose artworks differ in ways that no feature tells, trained biases are too small; in one whose logging policy knew
-    the members, the means take for the artwork's what is the members', and validation says so."""
-    posterior, mean_A = fit_posterior(model, shards, reach, batch, device)
+    the members, the means take for the artwork's what is the members', and validation says so.
+
+    Once that is decided and both heads are calibrated, validation has done its work, and its impressions are the newest that are
+    known before the test period: the posterior, and its means where they were adopted, are those of both periods together."""
+    training = _moments(model, shards, TRAIN, reach, batch, device)
+    _, mean_A = _set_posterior(model, training)
     weight = model.artwork_bias.weight
     trained = weight.clone()
     weight.copy_(mean_A.to(weight).unsqueeze(1))
@@ -83,6 +124,10 @@ def calibrate_with_posterior(
     if not adopted:
         weight.copy_(trained)
         validation = calibrate(model, shards, reach, batch, device)
+    both = training + _moments(model, shards, VALIDATION, reach, batch, device)
+    posterior, mean_A = _set_posterior(model, both)
+    if adopted:
+        weight.copy_(mean_A.to(weight).unsqueeze(1))
     return {
         "validation_log_loss": validation["click_log_loss_before"] if adopted else best,
         "validation": validation,
