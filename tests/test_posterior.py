@@ -145,8 +145,8 @@ def test_normals_are_normal_and_independent() -> None:
     assert (normals(np.arange(5), 300, seed=2) != drawn[:5]).mean() > 0.99
 
 
-def test_drawn_appeals_have_the_covariance_of_the_posterior(model: TwoTower, bundle: Path) -> None:
-    opened = Bundle.open(bundle)
+def test_drawn_appeals_have_the_covariance_of_the_posterior(run: Path, bundle: Path) -> None:
+    opened, model = Bundle.open(bundle), Run.open(run).model
     request = request_of(opened, n=6)
     ranked = opened.rank(request)
     drawn = Thompson(opened, 20_000).sampled_appeals(
