@@ -4,7 +4,7 @@ In: images as uint8 (n, 3, height, width). Out: blocks of features: colour and e
 random features (`models.random_features`), and the backbone's levels, each pooled, where there is one. What makes people click is
 visible at every level, so none is left out, and training learns from the log which blocks matter (`train.evidence`).
 `Projection` turns the blocks into one embedding of fixed width, each block standardised and reduced by its principal components.
-The backbone is whatever keeps the protocol `ImageBackbone`: a ResNet of torchvision, or a class of the user's.
+The backbone is whatever keeps the protocol `ImageBackbone`: a ResNet of torchvision, EfficientNet-Lite0, or a class of the user's.
 
 Legend: n images, C channels, F features of a block, E embedding.
 """
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.efficientnet_lite import EfficientNetLite0
 from models.random_features import RandomFeatures
 from models.resizing import resize
 from models.resnet import LAYERS, ResNetStages
@@ -49,7 +50,11 @@ class ImageBackbone(Protocol):
         ...
 
 
-BACKBONES: dict[str, Callable[[int, int], nn.Module]] = {name: partial(ResNetStages, name) for name in LAYERS}
+EFFICIENTNET = "efficientnet-lite0"
+BACKBONES: dict[str, Callable[[int, int], nn.Module]] = {
+    **{name: partial(ResNetStages, name) for name in LAYERS},
+    EFFICIENTNET: EfficientNetLite0,
+}
 """By name: a function of height and width, in pixels, that makes a backbone. Other backbones are given by class path."""
 
 
@@ -82,8 +87,9 @@ class ImageEncoderConfig:
     """Which backbone reads the images, and how wide their embedding is."""
 
     backbone: str = NO_BACKBONE
-    """none: statistics and random features alone; resnet18, resnet34 or resnet50 of torchvision beside them; or the path of a
-    class of your own, package.module.Class, that keeps models.image_encoder.ImageBackbone: a ViT, say."""
+    """none: statistics and random features alone; beside them resnet18, resnet34 or resnet50 of torchvision, efficientnet-lite0
+    (extra `efficientnet`), or a class of your own by its path, package.module.Class, that keeps
+    models.image_encoder.ImageBackbone: a ViT, say."""
     height: int = 96
     """Images are resized to this height before the backbone reads them, pixels; a backbone of fixed input size uses its own."""
     width: int = 64

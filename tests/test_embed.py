@@ -199,7 +199,8 @@ def test_a_backbone_that_cannot_be_had_is_named(own: tuple[Path, Path], config: 
 
 def test_an_unknown_backbone_is_refused_before_any_work() -> None:
     with pytest.raises(
-        ValueError, match=r"backbone=resnet99: unknown\. Give none, resnet18, resnet34, resnet50, or a class"
+        ValueError,
+        match=r"backbone=resnet99: unknown\. Give none, resnet18, resnet34, resnet50, efficientnet-lite0, or a class",
     ):
         ImageEncoderConfig(backbone="resnet99")
 

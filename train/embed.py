@@ -43,7 +43,7 @@ from foundation.fingerprint import fingerprint
 from foundation.progress import progress_bar
 from models.image_encoder import ImageEncoder, ImageEncoderConfig, Projection
 from train.embed_config import EMBEDDING_RECORD, ENCODER, PIXEL_ROW, PIXELS, EmbedConfig
-from train.encoder_weights import make_encoder, weighted_encoder, weights_fingerprint
+from train.encoder_weights import make_encoder, weighted_encoder, weights_fingerprint, with_weights_named
 from train.run import CONFIG, read_config
 
 CHUNK_SIZE, ENCODED_AT_ONCE = 256, 16
@@ -64,7 +64,7 @@ def embed(
     artwork can be embedded alike; with `pixels`, also `pixels.npy`, uint8 (P, 3, 144, 96), each distinct image once, and
     `pixel_row.npy`, int32 (A,), the row of an artwork's image in it, -1 for row 0.
     """
-    config, console = config or EmbedConfig(), console or Console(stderr=True)
+    config, console = with_weights_named(config or EmbedConfig()), console or Console(stderr=True)
     opened, target = Shards.open(shards), shards / EMBEDDING
     with claimed_output(target, EMBEDDING_RECORD, dataset=dataset):
         return _embed(dataset, opened, target, config, console)

@@ -20,10 +20,11 @@ class EmbedConfig:
     """Principal components kept of vectors of your own; shorter vectors are standardised only."""
     encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     """The backbone that reads images, and the embedding's width."""
-    weights: str = "train"
-    """`train`: train the backbone on this catalogue; `hub`: torchvision's pretrained weights, downloaded or from its
-    cache; else a file of the backbone's state dict, such as torchvision's (.pth or .safetensors), or a run that trained an
-    encoder of its own."""
+    weights: str = "auto"
+    """`train`: train the backbone on this catalogue; `package`: efficientnet-lite0's pretrained weights, of the extra
+    `efficientnet`; `hub`: torchvision's pretrained weights, downloaded or from its cache; else a file of the backbone's state
+    dict, such as torchvision's (.pth or .safetensors), or a run that trained an encoder of its own. `auto`: package for
+    efficientnet-lite0, else train."""
     pixels: bool = False
     """Keep the images' pixels beside the embedding, 41 KB each: `keyart fit --finetune.learning_rate` needs them."""
     views: int = 16_000

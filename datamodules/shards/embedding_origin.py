@@ -4,6 +4,7 @@ from typing import NotRequired, TypedDict
 
 DRAWN_HERE = "random filters, drawn here with"
 TRAINED_HERE, FROM_HUB = "trained here on", "torchvision's pretrained weights"
+FROM_PACKAGE = "pretrained weights in the package"
 FROM_FILE, FROM_RUN = "weights of", "and projection of the run"
 GIVEN = "given in artworks.parquet"
 """Phrases by which a record names the origin of an image encoder's weights, or of vectors; licences are derived from them."""

@@ -6,6 +6,7 @@ from datamodules.shards.embedding_origin import (
     DRAWN_HERE,
     FROM_FILE,
     FROM_HUB,
+    FROM_PACKAGE,
     FROM_RUN,
     GIVEN,
     TRAINED_HERE,
@@ -146,6 +147,8 @@ TERMS = {
     TRAINED_HERE: "trained on the catalogue of {log}: yours, as far as its images and words are",
     FROM_HUB: "torchvision's: its code is BSD-3-Clause; the weights were trained on ImageNet and stand under the terms that "
     "follow from it, which torchvision does not grant: see https://github.com/pytorch/vision#pre-trained-model-license",
+    FROM_PACKAGE: "Google's, converted by ML Illustrated, whose package is Apache-2.0; they were trained on ImageNet and stand "
+    "under the terms that follow from it, which the package does not grant",
     FROM_FILE: "as the owner of the file of weights says that was given",
     FROM_RUN: "as the run says that the encoder was taken from",
     GIVEN: "the vectors under the terms of the model that made them outside of keyart, which does not know it",
