@@ -246,7 +246,7 @@ def test_plays_exported_twice_that_are_not_quite_alike(dataset: Path) -> None:
 
 
 def test_impressions_exported_twice_under_new_ids(dataset: Path) -> None:
-    """Of which a title shown twice on a page is none."""
+    """A title that is shown twice on a page is no copy."""
     file = min((dataset / "impressions").rglob("*.parquet"))
     rows = pq.read_metadata(file).num_rows
     copy = Path(shutil.copy(file, file.with_name("part-copy.parquet")))
