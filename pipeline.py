@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from rich.console import Console
 
@@ -18,6 +17,7 @@ from datamodules.contract.tables import dataset_fingerprint, tables_with
 from datamodules.prepare.counts import summary
 from datamodules.prepare.prepare import prepare as prepare_shards
 from datamodules.prepare.prepare import shards_fingerprint
+from datamodules.shards.artwork_images import content_hashes
 from datamodules.shards.embedding_origin import EmbeddingOrigin
 from datamodules.shards.shard import EMBEDDING, MANIFEST, Shards
 from datamodules.simulator.simulate import SimulateConfig, simulate_once
@@ -34,6 +34,7 @@ from foundation.context import context_features, features_to_json
 from foundation.errors import UserError
 from foundation.fingerprint import files_fingerprint, fingerprint
 from foundation.output_path import require_folder, require_output
+from foundation.stored import read_json
 from models.content_towers import ArtworkEmbedding
 from serving.bundle.bundle import Bundle
 from serving.bundle.metadata import BUNDLE_FILE, BUNDLE_VERSION, Estimate, EvaluatedPolicy, Evaluation, RunOrigin
@@ -46,10 +47,10 @@ from serving.scoring.score import score as score_dataset
 from train.config import run_fingerprint
 from train.embed import describe_sources, embedding_record, load_encoder, load_vector_projection
 from train.embed import embed as embed_artworks
-from train.embed_config import EMBEDDING_RECORD
+from train.embed_config import EMBEDDING_RECORD, ENCODER
 from train.fit import fit as fit_ranker
 from train.recipe import Recipe
-from train.run import Run
+from train.run import Run, read_config
 
 STAGE_MARKERS = {
     "shards": MANIFEST,
@@ -99,14 +100,18 @@ def _run_stages(dataset: Path, out: Path, recipe: Recipe, console: Console) -> R
     )
 
     def stored_fingerprint(path: Path) -> str | None:
-        return read_json(path).get("fingerprint") if path.is_file() else None
+        """A finished stage's; None where it has none, or where its record is damaged, so that the stage is made again."""
+        try:
+            return read_json(path, "").get("fingerprint")
+        except UserError:
+            return None
 
     images = files_fingerprint((p for p in dataset.rglob("*") if p.is_file() and p.suffix != ".parquet"), dataset)
     tables = tables_with(context_features(recipe.prepare.context))
     expected = fingerprint(dataset_fingerprint(dataset), images, features_to_json(recipe.prepare.context))
     if stored_fingerprint(out / "check.json") == expected:
         console.print(f"check: {dataset} is unchanged since it was checked")
-        for line in read_json(out / "check.json")["notices"]:
+        for line in read_json(out / "check.json", "Remove it.")["notices"]:
             console.print(line, markup=False, soft_wrap=True)
     else:
         checked = require_valid(dataset, images=True, tables=tables, console=console)
@@ -135,7 +140,7 @@ def _run_stages(dataset: Path, out: Path, recipe: Recipe, console: Console) -> R
         score_dataset(bundle, dataset, scores, policy=recipe.policy, since=since, console=console)
     expected = fingerprint(stored_fingerprint(scores / SCORES_FILE), expected, REPORT_VERSION)
     record = report_folder / REPORT_FILE
-    if record.is_file() and read_json(record).get("made_from") == expected:
+    if record.is_file() and read_json(record, f"Remove {report_folder}.").get("made_from") == expected:
         console.print(f"evaluate: {report_folder} is up to date")
         report = read_report(report_folder)
         record_verdict(bundle_folder, evaluation_of(report), bundle)  # an interrupted call may have left it out
@@ -187,6 +192,9 @@ def embedded_artworks(run: Path) -> tuple[EmbeddedArtworks, EmbeddingOrigin]:
     record = embedding_record(run)
     if record is None:
         raise UserError(f"{run / EMBEDDING_RECORD}: is missing: made by an older keyart. Train again.")
+    path, expected = run / ENCODER, read_config(run).get("image_encoder_fingerprint")  # older runs do not record it
+    if expected and path.is_file() and content_hashes([path])[0] != expected:
+        raise UserError(f"{path}: is damaged or of another run. Train again with keyart fit.")
     encoder, projection = load_encoder(run) if record["images"] else (None, None)
     embedding = ArtworkEmbedding(encoder, projection, load_vector_projection(run))
     return EmbeddedArtworks(embedding, record["images"], record["vectors"]), describe_sources(record)
@@ -315,7 +323,3 @@ def print_simulated_truth(report: Report, out: Path, dataset: Path, output: Cons
         f"Of 200 pairs of opposite histories, {flipped['all']:.0%} are shown the two artworks they should be "
         f"(romance or comedy {flipped['mood']:.0%}, one star or another {flipped['star']:.0%})."
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ An unknown option or field, or a value of the wrong type or range, ends in one l
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -164,6 +164,7 @@ def _normalised(words: list[str], parser: ArgumentParser) -> list[str]:
         name = "--" + renamed(name[2:], lambda path: f"--{path}" in known)
         if name not in known:
             refuse_removed(name[2:])
+            _refuse_unknown(name, known, spec_options, parser.prog)
         type_ = getattr(known.get(name), "_typehint", None)
         name = name.removesuffix("+") if name[:-1] in spec_options else name  # as jsonargparse adds to a list
         spec_option = next((option for option in spec_options if f"{name}.".startswith(f"{option}.")), None)
@@ -195,6 +196,15 @@ def _normalised(words: list[str], parser: ArgumentParser) -> list[str]:
     normalised = [*positional, *normalised]
     gathered = lists | {name: given.value for name, given in specs.items()}
     return [*normalised, *(f"{name}={json.dumps(values)}" for name, values in gathered.items())]
+
+
+def _refuse_unknown(name: str, known: Iterable[str], spec_options: list[str], command: str) -> None:
+    """Raise a UserError for an option that the command has not: argparse would take the beginning of one for the whole."""
+    if name.removesuffix("+") in spec_options or any(name.startswith(f"{option}.") for option in spec_options):
+        return
+    near = get_close_matches(name, [option for option in known if option.startswith("--")], 1)
+    hint = f"Did you mean {near[0].replace('_', '-')}?" if near else f"{command} --help lists all."
+    raise UserError(f"{name.replace('_', '-')}: unknown option. {hint}")
 
 
 class _Specs:
@@ -237,14 +247,28 @@ class _Specs:
         return spec
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """A safe loader that refuses a mapping with two equal keys, of which the first would be lost unsaid."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; a YAMLError where a key is written twice."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key} is written twice, {node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
 def read_section(path: Path, section: str, class_: type) -> dict[str, Any]:
     """The fields a recipe sets for one section, `recipe` for all; unknown fields and broken YAML are UserErrors."""
     try:
-        whole = yaml.safe_load(path.read_text(encoding="utf-8"))
+        whole = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}). Name a recipe, such as those in configs/."
         ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not text in UTF-8 (byte {error.start}). Save it as UTF-8.") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: invalid YAML ({_one_line(error)}).") from None
     if not isinstance(whole, dict):

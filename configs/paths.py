@@ -18,6 +18,8 @@ COPIES = {
 
 def local_path(word: str) -> str:
     """A path as the user wrote it, or that of a `file://` URL; UserError with the command that copies it for other URLs."""
+    if not word:
+        raise UserError("a path is empty, as an unset variable of a shell is. Name the file or folder.")
     parsed = re.match(
         r"([A-Za-z][\w+.-]+):/", word
     )  # one slash: what is left of a URL after a library read it as a path

@@ -41,14 +41,14 @@ def stderr_console() -> Console:
     """The console for progress and warnings: standard error."""
     from rich.console import Console
 
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
 def stdout_console() -> Console:
     """The console for results: standard output."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False)
 
 
 def usage(summaries: Mapping[str, str]) -> str:

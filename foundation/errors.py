@@ -6,8 +6,18 @@ import sys
 UTF8_REMEDY = "Put PYTHONUTF8=1 before the command, or set LC_ALL=C.UTF-8."
 KEPT = "Finished work is kept; once the cause is gone, the same command resumes."
 NOTHING_KEPT = "No partial output; once the cause is gone, run the command again."
-DISK_FULL_PHRASES = ("No space left", "File too large", "Disk quota", "not enough space", "requested and")
-"""Phrases by which the system and libraries report a full disk; numpy says `N requested and M written`."""
+DISK_FULL_PHRASES = (
+    *("No space left", "File too large", "Disk quota", "not enough space", "requested and"),
+    *("unexpected pos ", "PytorchStreamWriter failed writing"),
+)
+"""Phrases by which the system and libraries report a full disk; numpy says `N requested and M written`, torch names the position
+in its archive."""
+
+
+def require_seed(seed: int) -> None:
+    """Raise a UserError for a seed that some generator of random numbers would not take."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed}: must lie in 0 .. {2**32 - 1}.")
 
 
 def describe_fault(error: BaseException, *, resumes: bool) -> str:

@@ -74,6 +74,8 @@ def make_backbone(name: str, height: int, width: int) -> nn.Module:
             make = getattr(import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"backbone={name}: cannot be imported ({error}). Install it, or set PYTHONPATH.") from None
+    if not callable(make):
+        raise ValueError(f"backbone={name}: is not a class. Give the path of one, package.module.Class.")
     backbone = cast(Callable[[int, int], nn.Module], make)(height, width)
     if not isinstance(backbone, nn.Module) or not isinstance(backbone, ImageBackbone):
         raise ValueError(

@@ -119,6 +119,8 @@ def test_a_loss_that_is_no_number_is_named(shards: Path, short: FitConfig, tmp_p
     shutil.copytree(shards, tmp_path / "shards")
     path = tmp_path / "shards" / "embedding" / "embedding.npy"
     np.save(path, np.load(path) * np.nan)
+    record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    path.with_suffix(".json").write_text(json.dumps(record | {"files": {}}), encoding="utf-8")
     with pytest.raises(
         UserError, match=r"run: the loss is nan before validation 1, batch 0 .*optimiser\.learning_rate \(0\.005\)"
     ):

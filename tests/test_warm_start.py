@@ -112,6 +112,8 @@ def test_what_does_not_fit_is_refused(new_day: Path, shards: Path, run: Path, tm
     with (other / "embedding" / "encoder.safetensors").open("r+b") as file:
         file.seek(-4, 2)
         file.write(b"else")
+    record = json.loads((other / "embedding" / "embedding.json").read_text(encoding="utf-8"))
+    (other / "embedding" / "embedding.json").write_text(json.dumps(record | {"files": {}}), encoding="utf-8")
     with pytest.raises(UserError, match=rf"{other}: its images are embedded by another encoder .*{run.name}"):
         fit(other, tmp_path / "run", SHORT, from_run=run)
     assert not (tmp_path / "run").exists()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules.shards.shard import Shards
-from foundation.errors import UserError
+from foundation.errors import UserError, require_seed
 from foundation.fingerprint import fingerprint
 from models.two_tower import TwoTowerConfig
 from train.embed import load_embedding
@@ -64,6 +64,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        require_seed(self.seed)
         for name in ("epochs", "validations_per_epoch", "patience", "batch", "window", "devices"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")

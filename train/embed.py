@@ -20,13 +20,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from datamodules.shards.artwork_images import (
-    HEIGHT,
-    WIDTH,
-    content_hashes,
-    image_paths,
-    load_images,
-)
+from datamodules.shards.artwork_images import HEIGHT, WIDTH, content_hashes, image_paths, load_images
 from datamodules.shards.artwork_vectors import (
     COLUMN,
     IMAGE,
@@ -41,8 +35,9 @@ from foundation.atomic import atomic_folder, claimed_output
 from foundation.errors import UserError
 from foundation.fingerprint import fingerprint
 from foundation.progress import progress_bar
+from foundation.stored import changed_file, files_beside, read_json, reading
 from models.image_encoder import ImageEncoder, ImageEncoderConfig, Projection
-from train.embed_config import EMBEDDING_RECORD, ENCODER, PIXEL_ROW, PIXELS, EmbedConfig
+from train.embed_config import EMBEDDING_RECORD, ENCODER, PIXEL_ROW, PIXELS, VECTORS, EmbedConfig
 from train.encoder_weights import make_encoder, weighted_encoder, weights_fingerprint, with_weights_named
 from train.run import CONFIG, read_config
 
@@ -51,6 +46,9 @@ CHUNK_SIZE, ENCODED_AT_ONCE = 256, 16
 the time."""
 LEAST_SPREAD = 1e-37
 """The least standard deviation of a number of a user's vectors: what is smaller has no inverse in 32 bits."""
+FIELDS = ("artworks", "images", "encoder", "fingerprint", "width", "config")
+"""What every record has."""
+MADE_AGAIN = "Remove its folder and run the command that wrote it again: keyart embed for shards, keyart fit for a run."
 EMBEDDING_VERSION = 4
 """Raised when the embedding of the same images by the same weights changes."""
 
@@ -66,6 +64,8 @@ def embed(
     """
     config, console = with_weights_named(config or EmbedConfig()), console or Console(stderr=True)
     opened, target = Shards.open(shards), shards / EMBEDDING
+    if target.is_dir() and any(target.iterdir()) and not (target / EMBEDDING_RECORD).is_file():
+        raise UserError(f"{target}: holds files, but no {EMBEDDING_RECORD}. Remove it, and embed again.")
     with claimed_output(target, EMBEDDING_RECORD, dataset=dataset):
         return _embed(dataset, opened, target, config, console)
 
@@ -83,7 +83,7 @@ def _embed(dataset: Path, opened: Shards, target: Path, config: EmbedConfig, con
         "vectors": [] if vectors is None else vector_hashes(vectors),
         "vector_width": 0 if vectors is None else config.vector_width,
     }
-    old = embedding_record(target)
+    old = _kept(target, console)
     has_pixels = (target / PIXELS).is_file() or not config.pixels
     if old is not None and has_pixels and {name: old[name] for name in made_of} == made_of:
         console.print(f"embed: {len(artworks.values)} artworks are up to date in {target}")
@@ -116,13 +116,27 @@ def _embed(dataset: Path, opened: Shards, target: Path, config: EmbedConfig, con
         width for p in (images and images.projection, projection) if p is not None for width in p.widths()
     ]
     with atomic_folder(target, marker=EMBEDDING_RECORD) as folder:
-        np.save(folder / "embedding.npy", np.concatenate([np.zeros_like(table[:1]), table]))
+        np.save(folder / VECTORS, np.concatenate([np.zeros_like(table[:1]), table]))
         if config.pixels:
             _write_pixels(folder, paths, made_of["images"], console)
         save_file({k: v.contiguous() for k, v in state.items()}, folder / ENCODER)
+        record["files"] = files_beside(folder, (VECTORS, ENCODER, PIXELS, PIXEL_ROW))
         (folder / EMBEDDING_RECORD).write_text(json.dumps(record), encoding="utf-8")
     encoded = "" if images is None else f"{images.encoded} images encoded, {len(paths) - images.encoded} reused; "
     console.print(f"embed: {encoded}{table.shape[1]} features each. Encoder: {describe_origin(record)}")
+    return record
+
+
+def _kept(target: Path, console: Console) -> dict[str, Any] | None:
+    """The record of an embedding that is whole; None, with a line on the console, where a file of it was damaged."""
+    try:
+        record = embedding_record(target)
+        changed = None if record is None else changed_file(target, record.get("files", {}))
+    except UserError:
+        record, changed = None, EMBEDDING_RECORD
+    if changed:
+        console.print(f"embed: {target / changed} is missing or damaged: all artworks are embedded again", markup=False)
+        return None
     return record
 
 
@@ -187,7 +201,8 @@ def _embed_images(
     if before is not None:
         folder, old = before
         row_of_hash = {digest: row for row, digest in enumerate(old["images"], start=1)}
-        old_table = np.load(folder / "embedding.npy")[:, : old["image_width"]]
+        with reading(folder / VECTORS, MADE_AGAIN):
+            old_table = np.load(folder / VECTORS)[:, : old["image_width"]]
     first_of = {digest: index for index, digest in reversed(list(enumerate(hashes)))}
     to_encode = [index for digest, index in first_of.items() if digest not in row_of_hash]
     projection = None
@@ -264,12 +279,16 @@ def describe_sources(record: dict[str, Any]) -> EmbeddingOrigin:
 
 def load_embedding(shards: Path) -> tuple[Tensor, dict[str, Any]]:
     """The embedding, float32 (A, E), and its record; a UserError where the shards have none."""
+    path, remedy = shards / EMBEDDING / VECTORS, f"Run keyart embed DATASET {shards}."
     record = embedding_record(shards / EMBEDDING)
     if record is None:
-        raise UserError(f"{shards}: artworks are not embedded yet. Run keyart embed DATASET {shards}.")
+        raise UserError(f"{shards}: artworks are not embedded yet. {remedy}")
     if record["artworks"] != fingerprint(Shards.open(shards).vocabularies["artworks"].values):
-        raise UserError(f"{shards}: the artworks changed since they were embedded. Run keyart embed DATASET {shards}.")
-    return torch.from_numpy(np.load(shards / EMBEDDING / "embedding.npy")), record
+        raise UserError(f"{shards}: the artworks changed since they were embedded. {remedy}")
+    if changed := changed_file(path.parent, record.get("files", {})):
+        raise UserError(f"{path.parent / changed}: is missing or is not the file that keyart embed wrote. {remedy}")
+    with reading(path, remedy):
+        return torch.from_numpy(np.load(path)), record
 
 
 def encoder_fingerprint(shards: Path) -> str:
@@ -285,7 +304,7 @@ def embedding_record(folder: Path) -> dict[str, Any] | None:
     embeddings of images alone."""
     if not (folder / EMBEDDING_RECORD).is_file():
         return None
-    record = json.loads((folder / EMBEDDING_RECORD).read_text(encoding="utf-8"))
+    record = read_json(folder / EMBEDDING_RECORD, MADE_AGAIN, FIELDS)
     return {"vectors": [], "vector_width": 0, "vector_length": 0, "image_width": record["width"]} | record
 
 
@@ -318,11 +337,12 @@ def load_encoder(folder: Path, config: ImageEncoderConfig | None = None) -> tupl
                 f"{folder / name}: is missing: made by an older keyart. Copy {ENCODER} and {EMBEDDING_RECORD} "
                 f"from the shards' {EMBEDDING} folder to {folder}, or train again."
             )
-    state = load_file(folder / ENCODER)
+    with reading(folder / ENCODER, MADE_AGAIN):
+        state = load_file(folder / ENCODER)
     if config is None:
-        config = ImageEncoderConfig(
-            **json.loads((folder / EMBEDDING_RECORD).read_text(encoding="utf-8"))["config"]["encoder"]
-        )
+        with reading(folder / EMBEDDING_RECORD, MADE_AGAIN):
+            record = read_json(folder / EMBEDDING_RECORD, MADE_AGAIN)
+            config = ImageEncoderConfig(**record["config"]["encoder"])
     projection = _projection(state, "projection.")
     if projection is None:
         raise UserError(f"{folder / ENCODER}: holds no image encoder: artworks were embedded by vectors {GIVEN}.")
@@ -338,7 +358,8 @@ def load_encoder(folder: Path, config: ImageEncoderConfig | None = None) -> tupl
 
 def load_vector_projection(folder: Path) -> Projection | None:
     """The projection of the user's vectors, from an embedding's folder or a run; None where only images are embedded."""
-    return _projection(load_file(folder / ENCODER), "vectors.")
+    with reading(folder / ENCODER, MADE_AGAIN):
+        return _projection(load_file(folder / ENCODER), "vectors.")
 
 
 def _projection(state: dict[str, Tensor], prefix: str) -> Projection | None:

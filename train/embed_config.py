@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from foundation.errors import UserError
+from foundation.errors import UserError, require_seed
 from models.image_encoder import ImageEncoderConfig
 
 EMBEDDING_RECORD, ENCODER, PIXELS, PIXEL_ROW = "embedding.json", "encoder.safetensors", "pixels.npy", "pixel_row.npy"
+VECTORS = "embedding.npy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,7 @@ class EmbedConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        require_seed(self.seed)
         if self.views < self.batch or self.batch < 2:
             raise UserError(
                 f"views={self.views}, batch={self.batch}: a batch is at least 2, and views at least a batch."

@@ -20,6 +20,7 @@ from datamodules.feed.impression_feed import Batch
 from datamodules.shards.shard import EMBEDDING
 from foundation.errors import UserError
 from foundation.progress import progress_bar
+from foundation.stored import reading
 from models.image_encoder import BACKBONES
 from train.ema import ExponentialMovingAverage
 from train.embed import load_embedding, load_encoder
@@ -75,8 +76,9 @@ class ImageTower(nn.Module):
                 f"Run keyart embed DATASET {shards} --encoder.backbone {next(iter(BACKBONES))} --pixels, or leave the rate out."
             )
         self.ema = ExponentialMovingAverage(self.encoder, decay)
-        self.pixels: np.ndarray = np.load(folder / PIXELS, mmap_mode="r")
-        self.pixel_row = torch.from_numpy(np.load(folder / PIXEL_ROW).astype(np.int64))
+        with reading(folder / PIXELS, f"Remove {folder} and run keyart embed DATASET {shards} --pixels."):
+            self.pixels: np.ndarray = np.load(folder / PIXELS, mmap_mode="r")
+            self.pixel_row = torch.from_numpy(np.load(folder / PIXEL_ROW).astype(np.int64))
 
     def train(self, mode: bool = True) -> "ImageTower":
         """Set the mode of all parts except batch normalisation, which keeps its statistics."""

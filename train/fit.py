@@ -30,6 +30,7 @@ from foundation.context import CONTEXT_FILE
 from foundation.errors import UserError
 from foundation.output_path import require_folder
 from foundation.progress import progress_bar
+from foundation.stored import files_beside, read_json, reading
 from models.two_tower import TwoTower
 from train.checkpoint import LAST, load_checkpoint
 from train.checkpoint_callback import BEST_WEIGHTS, CheckpointCallback, truncate_log
@@ -46,6 +47,7 @@ from train.posterior import calibrate_with_posterior
 from train.progress_callback import ProgressCallback, TensorBoardEvents, silence_lightning
 from train.run import (
     METRICS,
+    VOCABULARIES,
     WEIGHTS,
     Run,
     content_of,
@@ -89,7 +91,7 @@ def fit(
     if world.size == 1 and config.devices > 1:
         require_folder(run)
         run_on_ranks(config.devices, fit_on_rank, shards, run, config, from_run, restart, stop_after)
-        return json.loads((run / METRICS).read_text(encoding="utf-8")) if (run / METRICS).is_file() else {}
+        return read_json(run / METRICS, f"Remove {run} and train again.") if (run / METRICS).is_file() else {}
     with Signals() as signals, world.process_group(), ExitStack() as claim:
         signals.deferred = world.size > 1  # a process that left during the start would leave the others waiting
         try:
@@ -109,7 +111,7 @@ def fit_on_rank(
     shards: Path, run: Path, config: FitConfig, from_run: Path | None, restart: bool, stop_after: int | None
 ) -> None:
     """`fit` in one of several processes, with a console of its own."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     fit(shards, run, config, from_run=from_run, restart=restart, stop_after=stop_after, console=console)
 
 
@@ -272,11 +274,12 @@ class _Fit:
             "embedding": describe_sources(embedding_record),
             "image_encoder": describe_origin(embedding_record),
             "image_encoder_fingerprint": encoder_fingerprint(self.shards),
+            "files": files_beside(self.shards, (VOCABULARIES, CONTEXT_FILE)),
             "provenance": provenance(),
             "fit": asdict(self.config),
         }
         write_config(self.run, record)
-        for name in ("vocabularies.json", CONTEXT_FILE):
+        for name in (VOCABULARIES, CONTEXT_FILE):
             shutil.copy(self.shards / name, self.run / name)
 
     def _train(
@@ -364,10 +367,8 @@ class _Fit:
     ) -> dict[str, Any]:
         """Calibrate the best weights and write them."""
         run, config = self.run, self.config
-        try:
+        with reading(run / BEST_WEIGHTS, f"Remove {run} and train again."):
             model.load_state_dict(load_file(run / BEST_WEIGHTS))
-        except Exception as error:  # safetensors raises its own class for a damaged file
-            raise UserError(f"{run / BEST_WEIGHTS}: cannot be read ({error}). Remove {run} and train again.") from None
         model, reach = model.to(self.device).eval(), config.model.history.reach
         metrics = {
             **calibrate_with_posterior(model, opened, reach, config.batch, self.device, checkpoints.best),
@@ -377,7 +378,8 @@ class _Fit:
             "parameters": sum(p.numel() for p in model.parameters()),
         }
         with atomic_file(run / WEIGHTS) as partial:
-            save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, partial)
+            weights = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
+            save_file(weights, partial, {"run": read_config(run)["fingerprint"]})
         if config.finetune.learning_rate:
             record = read_config(run)
             record["image_encoder"] += ", fine-tuned on clicks"

@@ -5,7 +5,6 @@
 safetensors, checkpoints hold tensors and numbers only.
 """
 
-import json
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 import yaml
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from datamodules.contract.tables import CONTRACT_VERSION
 from datamodules.shards.shard import Shards
@@ -26,11 +25,16 @@ from foundation.atomic import atomic_file
 from foundation.context import ContextFeature, categories_of, load_context
 from foundation.errors import UserError
 from foundation.output_path import LOCK_SUFFIX
+from foundation.stored import changed_file, read_json, reading
 from models.history import HistoryConfig
 from models.linear_title_models import LowRankEaseConfig, NextItemConfig
 from models.two_tower import Content, Sizes, TwoTower, TwoTowerConfig
 
-CONFIG, WEIGHTS, METRICS = "config.yaml", "weights.safetensors", "metrics.json"
+CONFIG, WEIGHTS, METRICS, VOCABULARIES = "config.yaml", "weights.safetensors", "metrics.json", "vocabularies.json"
+REMEDY = "Train again with keyart fit."
+FIELDS = ("fingerprint", "shards", "shards_fingerprint", "test_from", "image_encoder", "provenance", "fit")
+FIT_FIELDS = ("model", "optimiser", "epochs", "batch", "seed")
+"""What every `config.yaml` has, and its section `fit`: a file that was cut short lacks the last ones."""
 REMOVED_HISTORY_FIELDS = {"heads": 1, "time": False, "gated": True}
 """Former fields of the history encoder, with the value that describes today's encoder."""
 RENAMED_WEIGHT = (".band.bias_HS", ".band.bias_1S")
@@ -89,12 +93,18 @@ def read_config(run: Path) -> dict[str, Any]:
     path = run / CONFIG
     if not path.is_file():
         raise UserError(f"{run}: is not a run: {CONFIG} is missing. Make one with keyart fit SHARDS {run}.")
-    record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    with reading(path, REMEDY):
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
     version = record.get("contract_version") if isinstance(record, dict) else None
     if version != CONTRACT_VERSION:
         raise UserError(
-            f"{path}: contract version {version}, and this keyart reads version {CONTRACT_VERSION}. Train again with keyart fit."
+            f"{path}: contract version {version}, and this keyart reads version {CONTRACT_VERSION}. {REMEDY}"
         )
+    with reading(path, REMEDY):
+        for name in FIELDS:
+            record[name]
+        for name in FIT_FIELDS:
+            record["fit"][name]
     return record
 
 
@@ -127,7 +137,7 @@ def finished_metrics(run: Path, fingerprint: str, restart: bool, console: Consol
             )
         elif (run / METRICS).is_file():
             console.print(f"fit: {run} is up to date")
-            return json.loads((run / METRICS).read_text(encoding="utf-8"))
+            return read_json(run / METRICS, f"Remove {run} and train again.")
     elif run.is_dir() and any(path.suffix not in (".partial", LOCK_SUFFIX) for path in run.iterdir()):
         raise UserError(f"{run}: holds files, but no {CONFIG}, so keyart did not write it. Name a new or empty folder.")
     return None
@@ -166,23 +176,26 @@ class Run:
         record = read_config(folder)
         if not (folder / METRICS).is_file() or not (folder / WEIGHTS).is_file():
             raise UserError(f"{folder}: the run is not finished. Re-run keyart fit with the same arguments to resume.")
-        vocabularies = load_vocabularies(folder / "vocabularies.json")
-        try:
-            state = load_file(folder / WEIGHTS)
-        except Exception as error:  # safetensors raises its own class for a damaged file
-            raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}). Train again with keyart fit.") from None
+        metrics = read_json(folder / METRICS, REMEDY)
+        if changed := changed_file(folder, record.get("files", {})):
+            raise UserError(f"{folder / changed}: is missing or is not the file of this run. {REMEDY}")
+        vocabularies = load_vocabularies(folder / VOCABULARIES, REMEDY)
+        with reading(folder / WEIGHTS, REMEDY), safe_open(folder / WEIGHTS, "pt") as file:
+            owner = (file.metadata() or {}).get("run", record["fingerprint"])  # older runs do not say whose they are
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if owner != record["fingerprint"]:
+            raise UserError(f"{folder / WEIGHTS}: are the weights of another run, {owner}. {REMEDY}")
         state = {name.replace(*RENAMED_WEIGHT): value for name, value in state.items()}
         written = dict(record["fit"]["model"])
         written["history"] = _without_removed_fields(written.get("history", {}), folder)
         parts = {"history": HistoryConfig, "coplay": LowRankEaseConfig, "next_item": NextItemConfig}
         shape = TwoTowerConfig(**{name: part(**written.pop(name, {})) for name, part in parts.items()}, **written)
-        content = Content(**{name: state[name] for name in Content._fields})
-        model = TwoTower(shape, sizes_of(vocabularies, load_context(folder, "Train again with keyart fit.")), content)
+        with reading(folder / WEIGHTS, REMEDY):
+            content = Content(**{name: state[name] for name in Content._fields})
+        model = TwoTower(shape, sizes_of(vocabularies, load_context(folder, REMEDY)), content)
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
             detail = " ".join(str(error).split())[:160]
             raise UserError(f"{folder / WEIGHTS}: do not fit the run's own config ({detail}). Train again.") from None
-        return cls(
-            folder, record, json.loads((folder / METRICS).read_text(encoding="utf-8")), model.eval(), vocabularies
-        )
+        return cls(folder, record, metrics, model.eval(), vocabularies)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.shards.vocabulary import Vocabularies, Vocabulary
+from foundation.stored import reading
 
 MAX_PEOPLE = 8
 MAX_GENRES = 6
@@ -50,9 +51,14 @@ class Catalogue:
             np.save(folder / f"{field.name}.npy", getattr(self, field.name))
 
     @classmethod
-    def load(cls, folder: Path) -> "Catalogue":
-        """Read the arrays of `save`."""
-        return cls(**{field.name: np.load(folder / f"{field.name}.npy") for field in fields(cls)})
+    def load(cls, folder: Path, remedy: str) -> "Catalogue":
+        """Read the arrays of `save`; UserError with `remedy` where one is missing or damaged."""
+        arrays = {}
+        for field in fields(cls):
+            path = folder / f"{field.name}.npy"
+            with reading(path, remedy):
+                arrays[field.name] = np.load(path)
+        return cls(**arrays)
 
 
 def build_catalogue(titles: pa.Table, artworks: pa.Table, vocabularies: Vocabularies) -> Catalogue:

@@ -6,7 +6,6 @@ impressions by (member, shown_at); an impression's history is `plays[history_sta
 plays strictly before it was shown.
 """
 
-import json
 import mmap
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -21,11 +20,15 @@ from datamodules.shards.padding import PLAY_FILLS, padded_plays
 from datamodules.shards.vocabulary import Vocabularies, load_vocabularies
 from foundation.context import HOURS, ContextFeature, load_context
 from foundation.errors import UserError
+from foundation.stored import read_json
 
 MANIFEST, REQUESTS, EMBEDDING = "manifest.json", "requests.parquet", "embedding"
 TRAIN, VALIDATION, TEST = 0, 1, 2
 MICROSECONDS, MICROSECONDS_AN_HOUR = 1_000_000, 3_600_000_000
 SPLITS = ("train", "validation", "test")
+FIELDS = ("fingerprint", "log_fingerprint", "shards", "splits", "validation_from", "test_from")
+"""What every manifest has."""
+REMEDY = "Run keyart prepare again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +134,7 @@ class Shard:
             try:
                 return np.load(path, mmap_mode="r")
             except (OSError, ValueError) as error:
-                raise UserError(f"{path}: cannot be mapped ({error}). Run keyart prepare again.") from None
+                raise UserError(f"{path}: cannot be mapped ({error}). {REMEDY}") from None
 
         stored = [feature.name for feature in features if not feature.from_time]
         context = {name: mapped(f"{CONTEXT_PREFIX}{name}") for name in stored}
@@ -164,14 +167,13 @@ class Shards:
         path = folder / MANIFEST
         if not path.is_file():
             raise UserError(f"{folder}: has no {MANIFEST}, so it does not hold shards. Make them with keyart prepare.")
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path, REMEDY)
         version = manifest.get("contract_version")
         if version != CONTRACT_VERSION:
             raise UserError(
-                f"{path}: contract version {version}, and this keyart reads version {CONTRACT_VERSION}. "
-                "Run keyart prepare again."
+                f"{path}: contract version {version}, and this keyart reads version {CONTRACT_VERSION}. {REMEDY}"
             )
-        return cls(folder, manifest)
+        return cls(folder, read_json(path, REMEDY, FIELDS))
 
     @property
     def fingerprint(self) -> str:
@@ -181,17 +183,17 @@ class Shards:
     @cached_property
     def vocabularies(self) -> Vocabularies:
         """By name: titles, artworks, people, genres, policies, and of every context feature that is a category."""
-        return load_vocabularies(self.folder / "vocabularies.json")
+        return load_vocabularies(self.folder / "vocabularies.json", REMEDY)
 
     @cached_property
     def context(self) -> tuple[ContextFeature, ...]:
         """The context features, in the order of a graph's inputs."""
-        return load_context(self.folder, "Run keyart prepare again.")
+        return load_context(self.folder, REMEDY)
 
     @cached_property
     def catalogue(self) -> Catalogue:
         """Content of titles and artworks by row."""
-        return Catalogue.load(self.folder / "catalogue")
+        return Catalogue.load(self.folder / "catalogue", REMEDY)
 
     @cached_property
     def shards(self) -> list[Shard]:

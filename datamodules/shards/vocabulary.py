@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.contract.stored_types import is_blank
+from foundation.stored import read_json, reading
 
 VOCABULARY_NAMES = ("titles", "artworks", "people", "genres", "policies")
 """Vocabularies beside those of context features, which have the features' names."""
@@ -83,7 +84,8 @@ def save_vocabularies(vocabularies: Vocabularies, path: Path) -> None:
     path.write_text(json.dumps(table, ensure_ascii=False), encoding="utf-8")
 
 
-def load_vocabularies(path: Path) -> Vocabularies:
-    """Read the file of `save_vocabularies`."""
-    table = json.loads(path.read_text(encoding="utf-8"))
-    return {name: Vocabulary(entry["values"], entry["trained"]) for name, entry in table.items()}
+def load_vocabularies(path: Path, remedy: str) -> Vocabularies:
+    """Read the file of `save_vocabularies`; UserError with `remedy` where it is missing or damaged."""
+    table = read_json(path, remedy, ("titles", "artworks", "people", "genres"))
+    with reading(path, remedy):
+        return {name: Vocabulary(entry["values"], entry["trained"]) for name, entry in table.items()}

@@ -42,6 +42,7 @@ from datamodules.simulator.write_tables import write_tables
 from foundation.atomic import atomic_folder
 from foundation.fingerprint import fingerprint
 from foundation.progress import progress_bar
+from foundation.stored import read_json
 
 MARKER = "simulation.json"
 _NEWEST = 0.85  # share of the impressions, in order of time, that `summary["newest"]` leaves out
@@ -151,9 +152,8 @@ def simulate(out: Path, config: SimulateConfig) -> dict:
 def simulate_once(out: Path, config: SimulateConfig, console: Console) -> None:
     """`simulate`, unless `out` holds what it would write."""
     record = out / MARKER
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("config") == json.loads(
-        json.dumps(asdict(config))
-    ):
+    remedy = f"Remove {out}."
+    if record.is_file() and read_json(record, remedy).get("config") == json.loads(json.dumps(asdict(config))):
         console.print(f"simulate: {out} is up to date")
     else:
         simulate(out, config)

@@ -38,6 +38,7 @@ from evaluation.record.rows import (
     finite_or_none,
 )
 from foundation.context import BUILT_IN, CONTEXT_FILE, ContextFeature, load_context
+from foundation.stored import reading
 
 NO_ENGAGEMENT = "The log does not say of every click whether it led to a viewing: clickbait cannot be measured."
 REASONS = "reasons.json"
@@ -68,8 +69,10 @@ class AuditInputs:
         outcomes = read_outcomes(dataset, before)
         past = None if since is None or outcomes is None else outcomes.shown_before(since)
         path, context = record_beside(scores, REASONS), record_beside(scores, CONTEXT_FILE)
-        rows = json.loads(path.read_text("utf-8")) if path.is_file() else []
-        reasons = {row["impression_id"]: row for row in rows}
+        reasons = {}
+        if path.is_file():
+            with reading(path, "Score the dataset again."):
+                reasons = {row["impression_id"]: row for row in json.loads(path.read_text("utf-8"))}
         features = load_context(context.parent, "Score the dataset again.") if context.is_file() else BUILT_IN
         period = {"dataset": dataset, "since": since, "before": before}
         return cls(**period, outcomes=outcomes, past=past, reasons=reasons, features=features)

@@ -85,7 +85,7 @@ class Bundle:
     @cached_property
     def vocabularies(self) -> Vocabularies:
         """Ids -> rows."""
-        return load_vocabularies(self.folder / VOCABULARIES)
+        return load_vocabularies(self.folder / VOCABULARIES, "Export the run again.")
 
     @cached_property
     def context(self) -> tuple[ContextFeature, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict, cast
 
 from datamodules.shards.embedding_origin import EmbeddingOrigin
+from foundation.errors import UserError
 from foundation.records import read_versioned
 
 BUNDLE_FILE = "bundle.json"
@@ -222,7 +223,29 @@ def write_record(folder: Path, record: BundleRecord) -> None:
     (folder / BUNDLE_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
+TYPES = {
+    "contract_version": int,
+    "history_length": int,
+    "history_span": int,
+    "graphs": dict,
+    "files": dict,
+    "sha256": dict,
+    "precisions": list,
+    "golden": dict,
+}
+"""Fields that are read when a bundle is used, and what they hold."""
+
+
 def read_record(folder: Path) -> BundleRecord:
-    """Read `bundle.json`; UserError where it is missing, is not JSON, or has another schema version."""
+    """Read `bundle.json`; UserError where it is missing, is not JSON, has another schema version, or was edited so that it says
+    nothing of a file or has another type in a field."""
     missing = f"{folder}: is not a bundle: no {BUNDLE_FILE}. Make one with keyart export RUN {folder}."
-    return cast("BundleRecord", read_versioned(folder / BUNDLE_FILE, BUNDLE_VERSION, "Export the run again.", missing))
+    path, remedy = folder / BUNDLE_FILE, "Export the run again."
+    record = read_versioned(path, BUNDLE_VERSION, remedy, missing)
+    for name, type_ in TYPES.items():
+        if not isinstance(record.get(name), type_):
+            raise UserError(f"{path}: {name} is missing or is not {type_.__name__}. {remedy}")
+    for name in (*record["graphs"], "vocabularies.json"):
+        if name not in record["sha256"]:
+            raise UserError(f"{path}: has no checksum of {name}. {remedy}")
+    return cast("BundleRecord", record)

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from rich.table import Table as TextTable
+from rich.text import Text
 
 from datamodules.contract.stored_types import with_text_ids
 from datamodules.contract.tables import ARTWORKS, PLAYS, TITLES, Table
@@ -123,7 +124,8 @@ def opposite_members(bundle: Bundle, dataset: Path) -> TextTable:
         for click_K in both:
             best = int(click_K.argmax())
             depicted = ", ".join(artworks[ids[best]]) or "nothing named"
-            cells.append(f"[bold]{ids[best]}[/bold]\nshows {depicted}\nclick probability {click_K[best]:.1%}")
+            lines = f"\nshows {depicted}\nclick probability {click_K[best]:.1%}"
+            cells.append(Text.assemble((ids[best], "bold"), lines))
         table.add_row(f"{names[title]}\n({', '.join(genres_of[title] or [])})", *cells)
     return table
 

@@ -1,0 +1,196 @@
+"""Files of shards, runs, bundles and scores that are damaged, missing or exchanged: refused by name, or made again."""
+
+import ast
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+import keyart
+from datamodules.shards.shard import EMBEDDING, Shards
+from foundation.errors import UserError
+from tests.conftest import TINY_EMBEDDING, TINY_FIT
+from tests.test_architecture import ROOT, modules
+from train.embed import embed, load_embedding
+from train.embed_config import EMBEDDING_RECORD, ENCODER, VECTORS
+from train.fit import fit
+from train.run import CONFIG, METRICS, VOCABULARIES, WEIGHTS, Run
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "empty": lambda path: path.write_bytes(b""),
+    "overwritten": lambda path: path.write_bytes(b"\xff\xfe\x00 not what it was"),
+    "missing": Path.unlink,
+    "list": lambda path: path.write_text("[1, 2]", encoding="utf-8"),
+}
+
+
+def refused(words: list[str], path: Path, capfd: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a command refuses a file, or the folder that lacks it."""
+    assert keyart.main(words) == 1
+    said = capfd.readouterr().err.splitlines()
+    assert said[-1].startswith(f"keyart {words[0]}: {path}") or said[-1].startswith(
+        f"keyart {words[0]}: {path.parent}: "
+    )
+    assert "defect" not in said[-1]
+    assert len(said) == 1
+    return said[-1]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", [CONFIG, METRICS, VOCABULARIES, WEIGHTS, "context.json", EMBEDDING_RECORD, ENCODER])
+def test_a_damaged_run_is_not_exported(
+    run: Path, tmp_path: Path, name: str, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copied = shutil.copytree(run, tmp_path / "run")
+    DAMAGES[damage](copied / name)
+    refused(["export", str(copied), str(tmp_path / "bundle")], copied / name, capfd)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_config_that_is_cut_anywhere_is_refused(run: Path, tmp_path: Path) -> None:
+    """Half a YAML file is mostly YAML, and what it lacks would be read as defaults."""
+    copied = shutil.copytree(run, tmp_path / "run")
+    text = (run / CONFIG).read_text(encoding="utf-8")
+    for end in range(0, text.index("\n  seed:"), 97):
+        (copied / CONFIG).write_text(text[:end], encoding="utf-8")
+        with pytest.raises(UserError, match=CONFIG):
+            Run.open(copied)
+
+
+def test_files_of_another_run_are_refused(shards: Path, run: Path, tmp_path: Path) -> None:
+    """They have the shapes of its own."""
+    other = tmp_path / "other"
+    fit(shards, other, replace(TINY_FIT, epochs=1, seed=1))
+    for name, said in (
+        (WEIGHTS, "are the weights of another run"),
+        (VOCABULARIES, "is missing or is not the file of this run"),
+    ):
+        copied = shutil.copytree(run, tmp_path / name)
+        shutil.copy(other / name, copied / name)
+        if name == VOCABULARIES:
+            (copied / name).write_text((run / name).read_text(encoding="utf-8").replace("a", "b"), encoding="utf-8")
+        with pytest.raises(UserError, match=f"{copied / name}: {said}"):
+            Run.open(copied)
+
+
+def test_runs_that_do_not_say_whose_their_files_are_can_be_read(run: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    (copied / CONFIG).write_text(yaml.safe_dump({n: v for n, v in config.items() if n != "files"}), encoding="utf-8")
+    assert Run.open(copied).vocabularies == Run.open(run).vocabularies
+
+
+SHARDS_FILES = (
+    "manifest.json",
+    "vocabularies.json",
+    "context.json",
+    "catalogue/title_year.npy",
+    f"{EMBEDDING}/{VECTORS}",
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", [*SHARDS_FILES, f"{EMBEDDING}/{EMBEDDING_RECORD}", f"{EMBEDDING}/{ENCODER}"])
+def test_damaged_shards_are_not_trained_on(
+    shards: Path, tmp_path: Path, name: str, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copied = shutil.copytree(shards, tmp_path / "shards")
+    DAMAGES[damage](copied / name)
+    words = ["fit", str(copied), str(tmp_path / "run"), "--batch", "512", "--epochs", "1"]
+    if (name, damage) == (f"{EMBEDDING}/{EMBEDDING_RECORD}", "missing"):
+        assert keyart.main(words) == 1
+        assert "artworks are not embedded yet" in capfd.readouterr().err
+    else:
+        refused(words, copied / name, capfd)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", [VECTORS, ENCODER, EMBEDDING_RECORD])
+def test_a_damaged_embedding_is_made_again(
+    service: Path, shards: Path, tmp_path: Path, name: str, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What fit advises helps: the call says that it is needed, and ends with the same numbers."""
+    copied = shutil.copytree(shards, tmp_path / "shards")
+    DAMAGES[damage](copied / EMBEDDING / name)
+    if (name, damage) == (EMBEDDING_RECORD, "missing"):
+        with pytest.raises(UserError, match=rf"{EMBEDDING}: holds files, but no {EMBEDDING_RECORD}"):
+            embed(service, copied, TINY_EMBEDDING)
+        return
+    embed(service, copied, TINY_EMBEDDING, Console(stderr=True, width=1000))
+    assert f"{name} is missing or damaged" in capfd.readouterr().err
+    assert (copied / EMBEDDING / VECTORS).read_bytes() == (shards / EMBEDDING / VECTORS).read_bytes()
+    assert load_embedding(copied)[1] == load_embedding(shards)[1]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "overwritten", "list"])
+def test_damaged_reasons_are_named(
+    service: Path, scores: Path, tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copied = shutil.copytree(scores, tmp_path / "scores")
+    DAMAGES[damage](copied / "reasons.json")
+    assert keyart.main(["value", str(service), str(copied), str(tmp_path / "value")]) == 1
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"keyart value: {copied / 'reasons.json'}: cannot be read")
+    assert said.endswith("Score the dataset again.")
+
+
+def test_manifests_that_lack_a_field(shards: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(shards, tmp_path / "shards")
+    manifest = json.loads((shards / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["splits"]
+    (copied / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(UserError, match=r"manifest.json: lacks 'splits'. Run keyart prepare again."):
+        Shards.open(copied)
+
+
+READERS = ("np.load", "load_file", "safe_open", "yaml.safe_load", "json.loads")
+
+
+def test_whatever_reads_a_file_names_it_where_it_is_damaged() -> None:
+    """Every call of a reader is inside `reading` or handles its exceptions; a bundle's files are checked when it is opened."""
+    bare = []
+    for name, path in modules().items():
+        if name.split(".")[0] in ("serving", "benchmarks", "export"):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        guarded = {
+            id(call)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Try)
+            or (isinstance(node, ast.With) and any("reading(" in ast.unparse(item) for item in node.items))
+            for call in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            read = isinstance(node, ast.Call) and ast.unparse(node.func) in READERS and id(node) not in guarded
+            if read and ("json.loads" not in ast.unparse(node) or "read" in ast.unparse(node)):
+                bare.append(f"{path.relative_to(ROOT)}: {ast.unparse(node)}")
+    assert bare == []
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ({"history_length": "many"}, "history_length is missing or is not int"),
+        ({"history_span": None}, "history_span is missing or is not int"),
+        ({"sha256": {}}, "has no checksum of "),
+        ({"sha256": None}, "sha256 is missing or is not dict"),
+        ({"graphs": []}, "graphs is missing or is not dict"),
+    ],
+)
+def test_an_edited_record_of_a_bundle(
+    bundle: Path, service: Path, tmp_path: Path, edit: dict[str, object], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing else says of it what it was."""
+    copied = shutil.copytree(bundle, tmp_path / "bundle")
+    record = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
+    (copied / "bundle.json").write_text(json.dumps(record | edit), encoding="utf-8")
+    for words in (["verify", str(copied)], ["score", str(copied), str(service), str(tmp_path / "out")]):
+        assert said in refused(words, copied / "bundle.json", capfd)
