@@ -27,7 +27,7 @@ BENCHMARKS = {
     "load": "keyart serve under load and under generated invalid requests: requests a second, latency, memory",
     "value": "off-policy estimates, beside Open Bandit Pipeline on the same arrays",
 }
-MODULE_OF = {"load": "serve_load"}
+MODULE_OF = {"cold": "cold_start", "load": "serve_load"}
 """Modules of benchmarks whose module has another name."""
 
 

@@ -1,5 +1,6 @@
 """Benchmarks: what they copy is valid, what they compare is the same work, what they print is what they write."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 
 import keyart
-from benchmarks import pandas_prepare
+from benchmarks import BENCHMARKS, load, pandas_prepare
 from benchmarks.copy_members import copy_members
 from benchmarks.subprocess_usage import measure
 from datamodules.contract.check import check
@@ -76,3 +77,11 @@ def test_memory_is_that_of_the_process_alone() -> None:
     small = measure([sys.executable, "-c", "pass"])
     assert large.peak_bytes > 300_000_000
     assert small.peak_bytes < 100_000_000
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_is_a_module_and_explains_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert callable(load(name).bench)
+    with contextlib.suppress(SystemExit):
+        assert keyart.main(["bench", name, "--help"]) == 0
+    assert f"usage: keyart bench {name}" in capsys.readouterr().out
