@@ -12,15 +12,19 @@ import onnxruntime as ort
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from rich.console import Console
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 import keyart
+from datamodules.feed.impression_feed import Feed
 from datamodules.shards.shard import VALIDATION, Shards
 from export import variants as shipping
 from export.gates import measure, newest_validation
 from export.variants import ship_variants
 from foundation.errors import UserError
+from models.types import piecewise_linear_calibration
 from pipeline import shards_of
 from serving.bundle import variants
 from serving.bundle.bundle import BUNDLE_FILE, RANK_ROWS, Bundle, bundle_checksums
@@ -33,6 +37,7 @@ from serving.bundle.variants import SERVED_GRAPHS, precision_table
 from serving.bundle.verify import verify
 from tests.test_explain import request_of
 from train.run import Run
+from train.task import rank_batch
 
 OFF: dict[Precision, float] = {"fp16": 1e-3, "int8": 2e-2}
 """Tolerance of a probability."""
@@ -134,12 +139,17 @@ def test_what_would_be_no_number_stays_float32() -> None:
 
 
 def test_float32_is_what_training_measured(bundle: Path, run: Path, shards: Path, rank_rows: ModelProto) -> None:
-    """The log loss over requests as served equals that of calibration over members in torch."""
+    """The log loss over requests as served equals that over members in torch."""
     opened, session = Shards.open(shards), session_of(rank_rows)
     history = Bundle.open(bundle).history_length
     measured = measure({"fp32": session}, opened, history)["fp32"]
-    validation = Run.open(run).metrics["validation"]
-    assert measured["log_loss"] == pytest.approx(validation["click_log_loss_after"], abs=1e-5)
+    model, losses = Run.open(run).model, []
+    for batch in Feed(opened.shards, VALIDATION, reach=model.config.history.reach, impressions=500, shuffle=False):
+        with torch.no_grad():
+            logit_N = rank_batch(model, batch).click_NK().gather(1, batch.shown[:, None])[:, 0]
+            calibrated_N = piecewise_linear_calibration(logit_N.double(), model.calibration[0].double())
+        losses.append(binary_cross_entropy_with_logits(calibrated_N, batch.clicked.double(), reduction="none"))
+    assert measured["log_loss"] == pytest.approx(float(torch.cat(losses).mean()), abs=1e-5)
     assert measured["impressions"] == sum((shard.split == VALIDATION).sum() for shard in opened.shards)
     assert measured["same_choice"] == measured["captured_lift"] == 1
     assert measure({"fp32": session}, opened, history, most=200)["fp32"]["impressions"] == 200
