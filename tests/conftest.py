@@ -47,7 +47,14 @@ TINY_FIT = FitConfig(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked slow unless they are requested; if they are, their files come first, so that no process ends alone."""
+    """Skip tests marked slow or benchmark unless they are requested.
+
+    If they are, their files come first, so that no process ends alone.
+    """
+    if "KEYART_BENCHMARK" not in os.environ:
+        for item in items:
+            if item.get_closest_marker("benchmark"):
+                item.add_marker(pytest.mark.skip(reason="a whole benchmark; KEYART_BENCHMARK=1 runs it"))
     if "KEYART_SLOW" not in os.environ:
         for item in items:
             if item.get_closest_marker("slow"):

@@ -107,7 +107,7 @@ def test_bad_words() -> None:
         Config(epsilon=1.5)
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_a_whole_run(tmp_path: Path) -> None:
     from rich.console import Console
 

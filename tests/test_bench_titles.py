@@ -96,7 +96,7 @@ def test_lists_and_their_figures() -> None:
     assert figures == pytest.approx(((1 + 0.5 + 0) / 3, 2 / 3))
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_a_whole_run(service: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "titles.yaml"
     recipe.write_text(

@@ -99,7 +99,7 @@ def test_bad_sizes_are_named(bench) -> None:
         bench.bench(bench.Config(shards="nowhere"), Console(quiet=True))
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 @pytest.mark.parametrize("bench", [bench_feed, bench_train])
 def test_one_table(bench, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All subjects in their processes, torch-rechub among them, or the reason why not."""

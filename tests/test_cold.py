@@ -59,7 +59,7 @@ def test_a_title_keeps_an_artwork(service: Path) -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_what_was_never_seen_is_ranked_by_its_content(tmp_path: Path) -> None:
     rows = bench(Config(members=700, recipe=small_recipe(tmp_path)), Console(quiet=True))
     value_of = {(row.figure, row.subject): row.value for row in rows}
