@@ -126,7 +126,7 @@ def test_other_weights_keep_their_meaning(embedded: Path, service: Path, shards:
     record = embed(service, out, replace(CONFIG, weights=str(tmp_path / "mine.pth")))
     assert record["weights"] == f"{EFFICIENTNET}, weights of mine.pth"
     assert torch.equal(load_embedding(out)[0], load_embedding(embedded)[0])
-    trained = embed(service, out, replace(CONFIG, weights="train"))
+    trained = embed(service, out, replace(CONFIG, weights="train", views=64, batch=32))
     assert trained["weights"].startswith(f"{EFFICIENTNET}, trained here on")
     assert not torch.equal(load_embedding(out)[0], load_embedding(embedded)[0])
 

@@ -1,6 +1,7 @@
 """Two processes train as one does: the same batches, dealt out; the same loss; and only one of them writes."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -138,6 +139,8 @@ def test_what_one_of_them_cannot_use_is_said_once(shards: Path, tmp_path: Path) 
     own = shutil.copytree(shards, tmp_path / "shards")
     path = own / "embedding" / "embedding.npy"
     np.save(path, np.load(path) * np.nan)
+    record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    path.with_suffix(".json").write_text(json.dumps(record | {"files": {}}), encoding="utf-8")
     with pytest.raises(UserError, match=r"run: the loss is nan before validation 1, batch 0"):
         fit(own, tmp_path / "run", FitConfig(batch=500, devices=2))
     with pytest.raises(UserError, match=r"no manifest\.json"):

@@ -76,7 +76,7 @@ def test_a_bundle_without_an_image_encoder_says_so(bundle: Path, grown: Path, tm
     (folder / ARTWORK_GRAPH).unlink()
     del record["sha256"][ARTWORK_GRAPH]
     (folder / BUNDLE_FILE).write_text(json.dumps(record), encoding="utf-8")
-    with pytest.raises(UserError, match=r"artwork\.onnx: is missing"):
+    with pytest.raises(UserError, match=r"bundle\.json: has no checksum of artwork\.onnx\. Export the run again\."):
         refresh_bundle(folder, grown, QUIET)
 
 
