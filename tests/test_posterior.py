@@ -24,7 +24,8 @@ from train.posterior import (
     bias_std_by_moments,
     calibrate_with_posterior,
     evidence_ridge,
-    fit_posterior,
+    posterior_moments,
+    set_posterior,
 )
 from train.run import Run
 
@@ -34,6 +35,14 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def model(run: Path) -> TwoTower:
     return Run.open(run).model
+
+
+def posterior_of(model: TwoTower, shards: Shards, *further: int) -> tuple[dict[str, float], torch.Tensor]:
+    """Fill the posterior from training and further periods."""
+    parts = [
+        posterior_moments(model, shards, split, model.config.history.reach, 500, CPU) for split in (TRAIN, *further)
+    ]
+    return set_posterior(model, sum(parts[1:], parts[0]))
 
 
 def features_of(model: TwoTower, shards: Shards) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -63,7 +72,7 @@ def test_the_covariance_is_the_one_stated(model: TwoTower, shards: Path) -> None
     np.testing.assert_allclose(features.sum(1) + bias, appeal, atol=1e-5)
     p = 1 / (1 + np.exp(-logit))
     curvature = sum(v * np.outer(f, f) for v, f in zip(p * (1 - p), features, strict=True))
-    metrics, mean_A = fit_posterior(model, opened, model.config.history.reach, 500, CPU)
+    metrics, mean_A = posterior_of(model, opened)
     root = model.posterior_FF.double().numpy()
     inverse = curvature + metrics["ridge"] * np.eye(len(root))
     np.testing.assert_allclose(root @ root.T @ inverse, np.eye(len(root)), atol=2e-3)
@@ -79,7 +88,7 @@ def test_own_biases_are_those_of_the_posterior_where_validation_is_better_so(mod
         other = deepcopy(model)
         trained = other.artwork_bias.weight.clone()
         metrics = calibrate_with_posterior(other, opened, reach, 500, CPU, best)
-        _, mean_A = fit_posterior(deepcopy(model), opened, reach, 500, CPU, (TRAIN, VALIDATION))
+        _, mean_A = posterior_of(deepcopy(model), opened, VALIDATION)
         assert metrics["own_biases"] == ("posterior means" if adopted else "trained")
         expected = mean_A.float()[:, None] if adopted else trained
         torch.testing.assert_close(other.artwork_bias.weight.detach(), expected.detach(), atol=1e-6, rtol=1e-4)
@@ -102,7 +111,7 @@ def test_own_biases_that_no_feature_tells_are_recovered(model: TwoTower, shards:
         for parameter in ignorant.parameters():
             parameter.zero_()
         ignorant.presentation.base.fill_(-1)
-    metrics, mean_A = fit_posterior(ignorant, Shards.open(copy), model.config.history.reach, 500, CPU)
+    metrics, mean_A = posterior_of(ignorant, Shards.open(copy))
     assert metrics["spread_of_artworks"] == pytest.approx(0.8, abs=0.2)
     error_A, sd_A = mean_A[1:].numpy() - own_A[1:], ignorant.posterior_own_A[1:].numpy()
     assert np.corrcoef(mean_A[1:], own_A[1:])[0, 1] > 0.75
@@ -112,7 +121,7 @@ def test_own_biases_that_no_feature_tells_are_recovered(model: TwoTower, shards:
 
 def test_what_was_seldom_shown_is_less_sure(model: TwoTower, shards: Path) -> None:
     opened = Shards.open(shards)
-    metrics, _ = fit_posterior(model, opened, model.config.history.reach, 500, CPU)
+    metrics, _ = posterior_of(model, opened)
     shard = opened.shards[0]
     shown = shard.candidate[shard.candidate_start[:-1] + shard.shown][np.asarray(shard.split) == TRAIN]
     count = np.bincount(shown, minlength=model.sizes.artworks)[: model.sizes.artworks]

@@ -14,7 +14,6 @@ validation says so (`calibrate_with_posterior`): the prior under which they are 
 Legend: F features, A trained artworks.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +33,7 @@ STEPS = 200
 
 
 @dataclass(frozen=True)
-class _Moments:
+class Moments:
     """Sums over what was shown in one period; those of several periods add up."""
 
     curvature_FF: Tensor
@@ -44,8 +43,8 @@ class _Moments:
     information_A: Tensor
     """Sum of p (1 - p) of the model without own biases."""
 
-    def __add__(self, other: "_Moments") -> "_Moments":
-        return _Moments(
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(
             self.curvature_FF + other.curvature_FF,
             self.residual_A + other.residual_A,
             self.information_A + other.information_A,
@@ -53,7 +52,10 @@ class _Moments:
 
 
 @torch.no_grad()
-def _moments(model: TwoTower, shards: Shards, split: int, reach: int, batch: int, device: torch.device) -> _Moments:
+def posterior_moments(
+    model: TwoTower, shards: Shards, split: int, reach: int, batch: int, device: torch.device
+) -> Moments:
+    """The sums over the impressions of one period, `TRAIN` or `VALIDATION`; 0 for the unknown row."""
     width = model.posterior_FF.shape[0]
     curvature_FF = torch.zeros(width, width, dtype=torch.float64)
     residual_A, information_A = (torch.zeros(model.sizes.artworks, dtype=torch.float64) for _ in range(2))
@@ -73,11 +75,11 @@ def _moments(model: TwoTower, shards: Shards, split: int, reach: int, batch: int
         information_A.index_add_(0, rows_N.cpu(), _variance(logit_without_bias_N).double().cpu())
     # the unknown row is that of artworks that were never shown in the training period
     residual_A[0] = information_A[0] = 0
-    return _Moments(curvature_FF, residual_A, information_A)
+    return Moments(curvature_FF, residual_A, information_A)
 
 
 @torch.no_grad()
-def _set_posterior(model: TwoTower, moments: _Moments) -> tuple[dict[str, float], Tensor]:
+def set_posterior(model: TwoTower, moments: Moments) -> tuple[dict[str, float], Tensor]:
     """Fill the model's posterior; returns ridge and spread, for the metrics, and the posterior means of the artworks' own biases,
     float64 (A,), 0 for the unknown row."""
     width = model.posterior_FF.shape[0]
@@ -87,19 +89,8 @@ def _set_posterior(model: TwoTower, moments: _Moments) -> tuple[dict[str, float]
     model.posterior_FF.copy_(torch.linalg.cholesky(covariance_FF))
     variance_A = 1 / (1 / spread**2 + moments.information_A)
     model.posterior_own_A.copy_(variance_A.sqrt())
-    return {
-        "ridge": ridge,
-        "well_determined": ridge * width,
-        "spread_of_artworks": spread,
-    }, moments.residual_A * variance_A
-
-
-def fit_posterior(
-    model: TwoTower, shards: Shards, reach: int, batch: int, device: torch.device, splits: Sequence[int] = (TRAIN,)
-) -> tuple[dict[str, float], Tensor]:
-    """Fill the model's posterior from the impressions of `splits`; returns what `_set_posterior` does."""
-    first, *others = (_moments(model, shards, split, reach, batch, device) for split in splits)
-    return _set_posterior(model, sum(others, first))
+    metrics = {"ridge": ridge, "well_determined": ridge * width, "spread_of_artworks": spread}
+    return metrics, moments.residual_A * variance_A
 
 
 @torch.no_grad()
@@ -114,8 +105,8 @@ def calibrate_with_posterior(
 
     Once that is decided and both heads are calibrated, validation has done its work, and its impressions are the newest that are
     known before the test period: the posterior, and its means where they were adopted, are those of both periods together."""
-    training = _moments(model, shards, TRAIN, reach, batch, device)
-    _, mean_A = _set_posterior(model, training)
+    training = posterior_moments(model, shards, TRAIN, reach, batch, device)
+    _, mean_A = set_posterior(model, training)
     weight = model.artwork_bias.weight
     trained = weight.clone()
     weight.copy_(mean_A.to(weight).unsqueeze(1))
@@ -124,8 +115,8 @@ def calibrate_with_posterior(
     if not adopted:
         weight.copy_(trained)
         validation = calibrate(model, shards, reach, batch, device)
-    both = training + _moments(model, shards, VALIDATION, reach, batch, device)
-    posterior, mean_A = _set_posterior(model, both)
+    both = training + posterior_moments(model, shards, VALIDATION, reach, batch, device)
+    posterior, mean_A = set_posterior(model, both)
     if adopted:
         weight.copy_(mean_A.to(weight).unsqueeze(1))
     return {

@@ -59,53 +59,54 @@ def repeat_findings(
     repeated: RepeatedRows, plays: Relation, impressions: Relation, *, rows: int, shown_rows: int
 ) -> list[Violation]:
     """A warning for each kind of which there are more than an honest export has."""
-    findings, shown = [], shown_rows
+    findings = []
     if repeated.plays > REPEATED * rows:
         findings.append(
-            Violation(
-                where="plays/",
-                rule=REPEATED_PLAY,
-                what=(
-                    f"{repeated.plays:,} of {rows:,} rows are copies of another, alike in every column, as where a file was "
-                    "copied twice"
-                ),
+            _warning(
+                REPEATED_PLAY,
+                plays.mutate(at=plays.played_at),
                 count=repeated.plays,
-                first=_first(plays.mutate(at=plays.played_at)),
+                rows=rows,
+                are="copies of another, alike in every column, as where a file was copied twice",
                 remedy="Export every play once, or prepare with --drop-invalid, which keeps one of each",
-                rows=True,
             )
         )
     if repeated.near_plays > REPEATED * rows:
         findings.append(
-            Violation(
-                where="plays/",
-                rule="near-copies-of-plays",
-                what=(
-                    f"{repeated.near_plays:,} of {rows:,} rows are of the same member, title and second as another, and differ "
-                    "in watched, artwork_id or parts of that second"
-                ),
+            _warning(
+                "near-copies-of-plays",
+                plays.mutate(at=_second(plays)),
                 count=repeated.near_plays,
-                first=_first(plays.mutate(at=_second(plays))),
+                rows=rows,
+                are="of the same member, title and second as another, and differ in watched, artwork_id or parts of that second",
                 remedy="Export every play once, with the largest share watched: a history holds a play for every row",
             )
         )
-    if repeated.impressions > REPEATED_IMPRESSIONS * shown:
+    if repeated.impressions > REPEATED_IMPRESSIONS * shown_rows:
         findings.append(
-            Violation(
-                where="impressions/",
-                rule="repeated-impression",
-                what=(
-                    f"{repeated.impressions:,} of {shown:,} rows are copies of another, alike in every column but impression_id"
-                ),
+            _warning(
+                "repeated-impression",
+                impressions.mutate(at=impressions.shown_at),
                 count=repeated.impressions,
-                first=_first(impressions.mutate(at=impressions.shown_at)),
-                remedy=(
-                    "Export every impression once, under an id that the log gave it and not the export: copies make every "
-                    "interval of an estimate too narrow"
-                ),
+                rows=shown_rows,
+                are="copies of another, alike in every column but impression_id",
+                remedy="Export every impression once, under the id that the log gave it: copies make intervals too narrow",
             )
         )
     return findings
+
+
+def _warning(rule: str, table: Relation, *, count: int, rows: int, are: str, remedy: str) -> Violation:
+    """The warning that `count` of the `rows` of a table are repeated; times to name the first ones by are its column `at`."""
+    return Violation(
+        where="impressions/" if "impression_id" in table.columns else "plays/",
+        rule=rule,
+        what=f"{count:,} of {rows:,} rows are {are}",
+        count=count,
+        first=_first(table),
+        remedy=remedy,
+        rows=rule == REPEATED_PLAY,
+    )
 
 
 def _count(rows: Relation) -> int:
