@@ -1,6 +1,7 @@
 """Everything keyart writes and reads is UTF-8 whatever the locale, and no character ends a command."""
 
 import ast
+import codecs
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from configs.terminal import plain_characters
 from datamodules.simulator.simulate import SimulateConfig, simulate
 
 ROOT = Path(__file__).parents[1]
@@ -128,6 +130,14 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(dataset: Path, tmp_path
     assert done.returncode == 1
     assert done.stderr == b""
     assert rb"\xe9\u672c" in done.stdout.replace(b"\n", b"")
+
+
+def test_what_tables_hold_beyond_ascii_is_plain_where_a_terminal_has_no_such_character() -> None:
+    codecs.register_error("plain", plain_characters)
+    assert "\u2014 1\u20132 \u2026 3\u00d7".encode("ascii", "plain") == b"- 1-2 ... 3x"
+    assert "3\u00d7 \u2014 \u6771".encode("latin-1", "plain") == b"3\xd7 - \\u6771"
+    with pytest.raises(UnicodeDecodeError):
+        b"\xff".decode("utf-8", "plain")
 
 
 def test_a_folder_that_the_locale_cannot_name_is_refused(dataset: Path, tmp_path: Path) -> None:
