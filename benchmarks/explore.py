@@ -143,10 +143,9 @@ def read_stream(bundle: Bundle, shards: Path, truth: Path, new: pa.Array) -> Str
             truth_NK = np.zeros(mask_NK.shape)
             truth_NK[mask_NK] = np.asarray(lists.slice(begin, n).flatten())
             rows_NK = request["artworks"]
-            learned = tables["artwork_vector"][rows_NK] * results["artwork_query"][:, None]
-            match_NK3 = sum_by_part(
-                tables["artwork_content"][rows_NK] * results["content_query"][:, None], learned.shape[-1]
-            )
+            width = tables["play_mean_image"].shape[1]
+            learned = tables["artwork_vector"][rows_NK, :width] * results["artwork_query"][:, None, :width]
+            match_NK3 = sum_by_part(tables["artwork_content"][rows_NK] * results["content_query"][:, None], width)
             columns = {
                 "time": shard.shown_at[begin : begin + n],
                 "artwork": rows_NK,

@@ -3,7 +3,7 @@
 The draws and appeals are those of `serving.scoring.thompson`: the artwork's share of the draws is its propensity, exactly.
 `seed`, one per request, selects the draw that decides, so that the same request with the same seed gets the same artwork.
 
-Legend: N requests, K candidates, D width, C content, F = D + 3 features, S draws.
+Legend: N requests, K candidates, D width of an artwork's vector, C content, F = D + 3 features, S draws.
 """
 
 from collections.abc import Sequence
@@ -68,7 +68,8 @@ def explore_graph(thompson: Thompson, opset: int, ir_version: int) -> ModelProto
     vector_NKD = g("Gather", g.constant(thompson.vector, "artwork_vector"), "artworks")
     content_NKC = g("Gather", g.constant(thompson.content, "artwork_content"), "artworks")
     part_of_C3 = np.zeros((c, 3), np.float32)
-    for part, (begin, end) in enumerate(((0, d), (d, 2 * d), (2 * d, c))):
+    width = thompson.part_width
+    for part, (begin, end) in enumerate(((0, width), (width, 2 * width), (2 * width, c))):
         part_of_C3[begin:end, part] = 1
     learned_NKD = g("Mul", vector_NKD, g.unsqueeze("artwork_query", 1))
     likeness_NK3 = g("MatMul", g("Mul", content_NKC, g.unsqueeze("content_query", 1)), part_of_C3)

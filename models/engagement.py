@@ -3,11 +3,12 @@
 Only clicks have an engagement label, some tens of thousands among hundreds of thousands of impressions: the head is
 linear in the towers' features, and takes the click's own terms without sending gradients into them.
 
-Legend: N impressions, K candidates, D width, G genres, W member features.
+Legend: N impressions, K candidates, D width, G genres, W member features, P own preferences.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.context import Context, ContextSum
 from models.layers import dots, repeated, scaled_linear
@@ -21,11 +22,18 @@ class Engagement(nn.Module):
     """Logit of a real viewing given a click."""
 
     def __init__(
-        self, width: int, member_features: int, title_features: int, artwork_features: int, sizes: Sizes
+        self,
+        width: int,
+        member_features: int,
+        title_features: int,
+        artwork_features: int,
+        sizes: Sizes,
+        unread: int = 0,
     ) -> None:
-        """`member_features`, `title_features`, `artwork_features`: lengths of the three feature vectors."""
+        """`member_features`, `title_features`, `artwork_features`: lengths of the three feature vectors; `unread`: how many numbers
+        at the end of an artwork's vector are of clicks alone."""
         super().__init__()
-        self.width = width
+        self.width, self.unread = width, unread
         self.member, self.title = (
             scaled_linear(member_features, width, INIT_STD),
             scaled_linear(title_features, width, INIT_STD),
@@ -38,8 +46,9 @@ class Engagement(nn.Module):
         self.gain, self.fit_gain = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.full((2,), 0.3))
 
     def encode_titles(self, title_features: Tensor) -> Tensor:
-        """What meets artwork vectors, and what the title adds: (..., D + 1), the part `engaged` of `TitleEncoding`."""
-        return torch.cat([self.title(title_features), self.title_bias(title_features)], dim=-1)
+        """What meets artwork vectors, and what the title adds: (..., D + P + 1), the part `engaged` of `TitleEncoding`."""
+        query = F.pad(self.title(title_features), (0, self.unread))
+        return torch.cat([query, self.title_bias(title_features)], dim=-1)
 
     def encode_artworks(self, artwork_features: Tensor) -> Tensor:
         """What the artwork adds, (...,): the part `engaged` of `ArtworkEncoding`."""
@@ -59,7 +68,12 @@ class Engagement(nn.Module):
         gain_C = repeated(self.fit_gain, (self.width, title.content.shape[-1] - self.width))
         content_match_NK = dots(artwork.content[..., self.width :], title.content * gain_C)
         affinity_gain, appeal_gain = self.gain
-        title_term_N = title.engaged[..., self.width] + self.context(context).squeeze(-1)
+        title_term_N = title.engaged[..., -1] + self.context(context).squeeze(-1)
         title_term_N = title_term_N + affinity_gain * terms.affinity_N.detach()
         artwork_term_NK = artwork.engaged + appeal_gain * terms.appeal_NK.detach()
-        return dots(artwork.vector, query_ND) + content_match_NK + artwork_term_NK + title_term_N.unsqueeze(-1)
+        return (
+            dots(artwork.vector[..., : self.width], query_ND)
+            + content_match_NK
+            + artwork_term_NK
+            + title_term_N.unsqueeze(-1)
+        )

@@ -9,8 +9,8 @@ of that number. `TwoTower` is the same formula as it is trained; tests hold the 
 Clicks cannot separate what all of a title's artworks have in common from what the title adds: only the sum matters. It counts
 as the title's: appeal is an artwork's logit minus the mean over its title's artworks, for this member; the rest is affinity.
 
-Legend: N requests, T plays, K candidates, D width, C content, R rank of co-play, W member features, I titles, A artworks,
-S span; 1: an axis of length 1, which saves reshaping.
+Legend: N requests, T plays, K candidates, D width, P own preferences, C content, R rank of co-play, W member features,
+I titles, A artworks, S span; 1: an axis of length 1, which saves reshaping.
 """
 
 from collections.abc import Mapping
@@ -109,6 +109,8 @@ class Ranking(nn.Module):
         history = (name for name in HISTORY if self.reads_learned_state or name != "history_watched")
         self.inputs = (*history, *self.context, "title", "artworks")
         """Inputs of `forward`, in order."""
+        self.vector_width = model.config.width + model.own_preferences.width
+        """D + P: length of an artwork's vector."""
         with torch.no_grad():
             self._compute_catalogue()
             catalogue = [name for name, _ in self.named_buffers(recurse=False)]
@@ -135,7 +137,7 @@ class Ranking(nn.Module):
 
     def _stack_weights(self) -> None:
         """Weights that are read together side by side, and tables of whole numbers."""
-        model, width = self.model, self.model.config.width
+        model, width, own = self.model, self.model.config.width, self.model.own_preferences
         bias_S, span = model.recent.band.bias_1S[0].double(), model.config.history.span
         plays_S = torch.arange(1, span + 1).double()
         # softmax and what shrinks it, as logarithms: of the sum over a number of plays, by that number
@@ -153,16 +155,25 @@ class Ranking(nn.Module):
             state_DD = model.artwork_query_state.weight
             weights = (model.title_query_state.weight, torch.zeros_like(state_DD), state_DD)
             weight_WH = torch.cat([weight_WH, torch.cat(weights).T])
-        self.register_buffer("heads_weight", F.pad(weight_WH, (0, 2)).contiguous())
         base_2 = torch.stack([model.presentation.base, torch.zeros(())])
-        self.register_buffer("heads_bias", torch.cat([*(head.bias for head in heads), base_2]))
+        bias_1H = torch.cat([head.bias for head in heads])[None]
+        # engagement reads no own preferences, and the artwork query has those of the context
+        widths = (width, width + own.width, width + own.width)
+        weight_WH, bias_1H = (
+            torch.cat([F.pad(x, (0, to - width)) for x, to in zip(part.split(width, 1), widths, strict=True)], dim=1)
+            for part in (weight_WH, bias_1H)
+        )
+        self.register_buffer("heads_weight", F.pad(weight_WH, (0, 2)).contiguous())
+        self.register_buffer("heads_bias", torch.cat([bias_1H[0], base_2]))
+        levels = width + own.width
         terms = (
             (slice(width), model.artwork_query_context),
-            (slice(width, width + 1), model.presentation.context),
-            (slice(width + 1, width + 2), model.engagement.context),
+            (slice(levels, levels + 1), model.presentation.context),
+            (slice(levels + 1, levels + 2), model.engagement.context),
         )
         for feature in self.features:
-            table = torch.zeros(feature.rows(model.sizes.categories), width + 2)
+            table = torch.zeros(feature.rows(model.sizes.categories), levels + 2)
+            table[:, width:levels] = own.rows_by_value(feature, len(table))
             for columns, term in terms:
                 if feature in term.features:
                     table[:, columns] = term.weights(feature).weight
@@ -276,17 +287,17 @@ class Ranking(nn.Module):
 
     def queries(self, state: States, context: Context) -> Queries:
         """What a member in a state (N, 1, ...) looks for in a context."""
-        width = self.model.config.width
+        width, wide = self.model.config.width, self.vector_width
         heads_N1H = self.member_features(state) @ self.heads_weight + self.heads_bias
-        title_N1D, engagement_N1D, rest_N1 = heads_N1H.split([width, width, width + 2], dim=2)
+        title_N1D, engagement_N1D, rest_N1 = heads_N1H.split([width, wide, wide + 2], dim=2)
         if self.features:
             first, *others = (self.feature_rows(feature, context) for feature in self.features)
             rest_N1 = rest_N1 + sum(others, start=first).unsqueeze(1)
-        artwork_N1D, levels_N12 = rest_N1.split([width, 2], dim=2)
+        artwork_N1D, levels_N12 = rest_N1.split([wide, 2], dim=2)
         return Queries(title_N1D, artwork_N1D, state.recent * self.similarity_gain, engagement_N1D, levels_N12)
 
     def feature_rows(self, feature: ContextFeature, context: Context) -> Tensor:
-        """What a feature adds to the artwork query and to both logits, (N, D + 2)."""
+        """What a feature adds to the artwork query and to both logits, (N, D + P + 2)."""
         name = f"context_{feature.name}"
         rows, above, share = lookup(feature, context, self.model.sizes.categories)
         values = self.rows(name, rows)
@@ -321,7 +332,7 @@ class Ranking(nn.Module):
     ) -> tuple[Tensor, ...]:
         """The outputs from a member's state (N, 1, ...) and queries; `rewatch_N11`: 1 where a recent play was of the title."""
         width = self.model.config.width
-        engagement_N1D, level_N11 = self.rows("title_engaged", title_N1).split([width, 1], dim=2)
+        engagement_N1D, level_N11 = self.rows("title_engaged", title_N1).split([self.vector_width, 1], dim=2)
         parts = [rewatch_N11, *self.affinity(queries, state, play_count_N, title_N1)]
         parts += [*self.title_share(queries, title_N1), queries.levels_N12, level_N11]
         sums_N14 = torch.cat(parts, dim=2) @ self.request_sums

@@ -74,11 +74,12 @@ class Whole(nn.Module):
         """What appeal is the sum of: `TERMS`."""
         ranking, title_N1 = self.ranking, given["title"].unsqueeze(1)
         vector_NKD, content_NKC, own_NK2 = candidates
-        widths, width = ranking.model.content_widths(), ranking.model.config.width
+        widths, wide = ranking.model.content_widths(), ranking.vector_width
+        begin = ranking.model.config.width + wide
 
         content_NTC = torch.cat([plays.image_NTD + plays.mean_image_NTD, plays.content_NT], dim=2) * plays.weight_N1T.mT
         coplay_NTR = plays.coplay_NTR * plays.counts_N1T.mT / coplay_norm(state)
-        weight_WD = ranking.heads_weight[:, 2 * width : 3 * width]
+        weight_WD = ranking.heads_weight[:, begin : begin + wide]
         linear = content_NTC.shape[2] + coplay_NTR.shape[2]
         by_play_NTK = (torch.cat([content_NTC, coplay_NTR], dim=2) @ weight_WD[:linear]) @ vector_NKD.mT
         likeness_NTC = (content_NTC * ranking.similarity_gain).split(widths, dim=2)
@@ -91,9 +92,9 @@ class Whole(nn.Module):
         by_person_NKL = by_person_NKL * shown_NKL / shown_NKL.sum(2, keepdim=True).clamp(min=1)
 
         features = [feature for feature in ranking.features if "appeal" in feature.read_by]
-        vectors = [ranking.feature_rows(feature, given)[:, :width] for feature in features]
+        vectors = [ranking.feature_rows(feature, given)[:, :wide] for feature in features]
         by_context_NKF = vector_NKD @ torch.stack(vectors, dim=2) if vectors else vector_NKD[..., :0]
-        of_artwork_NK = vector_NKD @ ranking.heads_bias[2 * width : 3 * width] + own_NK2[..., 0]
+        of_artwork_NK = vector_NKD @ ranking.heads_bias[begin : begin + wide] + own_NK2[..., 0]
         of_title_N1 = -torch.cat(ranking.title_share(queries, title_N1), dim=2).sum(2)
         of_state_NK = torch.zeros_like(of_artwork_NK)
         if ranking.reads_learned_state:

@@ -9,7 +9,7 @@ what a member watched and what an artwork shows lie in one space, also where an 
 the two contents, times a learned gain, is their similarity.
 
 Legend: M members, T plays, N impressions, K candidates, D width, I titles, A artworks, E image embedding, G genres,
-L list length, R rank of co-play, C = 2 D + G: an image, people and genres.
+L list length, R rank of co-play, C = 2 D + G: an image, people and genres, P own preferences.
 """
 
 import torch
@@ -21,6 +21,7 @@ from models.engagement import Engagement
 from models.history import RecentMean, is_rewatch
 from models.layers import dots, gather_rows, mean_of_known, mean_of_rows, repeated, scaled_linear, sums_of_last, table
 from models.linear_title_models import LowRankEase, NextItemRegression
+from models.own_preferences import OwnPreferences
 from models.presentation import PlayCount, Presentation
 from models.sequence_tower import SequenceTower
 from models.two_tower_config import TwoTowerConfig
@@ -95,6 +96,7 @@ class TwoTower(nn.Module):
         self.artwork_vector = scaled_linear(artwork_features, width, image_width**-0.5)
         self.artwork_content_bias = scaled_linear(artwork_features, 1, 0.0)
         self.artwork_bias = table(sizes.artworks, 1, 0.0)
+        self.own_preferences = OwnPreferences(sizes)
         title_features = sizes.genres + width + 1
         self.title_vector = scaled_linear(title_features, width, LINEAR_STD)
         self.title_content_bias = scaled_linear(title_features, 1, 0.0)
@@ -108,7 +110,8 @@ class TwoTower(nn.Module):
         self.presentation = Presentation(sizes)
 
         self.sequence_tower = SequenceTower(width, config.history, sizes, config.dropout, config.id_dropout)
-        self.engagement = Engagement(width, member_features, title_features, artwork_features, sizes)
+        unread = self.own_preferences.width
+        self.engagement = Engagement(width, member_features, title_features, artwork_features, sizes, unread)
         self.uses_learned_state = True
         """Whether anything reads the learned state."""
         self.batch_images: tuple[Tensor, Tensor] | None = None
@@ -172,7 +175,7 @@ class TwoTower(nn.Module):
         bias = self.artwork_content_bias(main_features) + self.own_bias(rows)
         content = torch.cat([self.image(picture), people, moods], dim=-1)
         return ArtworkEncoding(
-            self.artwork_vector(artwork_features),
+            torch.cat([self.artwork_vector(artwork_features), self.own_preferences(rows)], dim=-1),
             content,
             bias.squeeze(-1),
             self.engagement.encode_artworks(torch.cat([picture * self.engaged_scale_E, people, moods], dim=-1)),
@@ -340,10 +343,11 @@ class TwoTower(nn.Module):
         return torch.cat([state.recent * MEANS, F.normalize(state.coplay, dim=-1, eps=1e-6)], dim=-1)
 
     def appeal_queries(self, state: States, context: Context) -> tuple[Tensor, Tensor]:
-        """Queries for an artwork's vector, (N, D), and for its content, (N, C): appeal is the two dot products and a bias."""
+        """Queries for an artwork's vector, (N, D + P), and for its content, (N, C): appeal is the two dot products and a bias."""
         artwork_query_ND = self.artwork_query(self.member_features(state)) + self.artwork_query_context(context)
         if self.artwork_query_state is not None:
             artwork_query_ND = artwork_query_ND + self.artwork_query_state(state.learned)
+        artwork_query_ND = torch.cat([artwork_query_ND, self.own_preferences.indicators(context)], dim=-1)
         return artwork_query_ND, state.recent * repeated(self.similarity_gain, self.content_widths())
 
     def engaged(

@@ -1,6 +1,6 @@
 """The ranker's inputs and what its towers hand to each other: tuples of tensors.
 
-Legend: N impressions, K candidates, D width, I titles, A artworks, E image embedding, L list length.
+Legend: N impressions, K candidates, D width, I titles, A artworks, E image embedding, L list length, P own preferences.
 """
 
 from collections.abc import Mapping
@@ -90,14 +90,14 @@ class TitleEncoding(NamedTuple):
     coplay: Tensor
     """(..., R): vector that is multiplied with the member's co-play vector."""
     engaged: Tensor
-    """(..., D + 1): engagement's query for artwork vectors, and what the title's content adds to engagement."""
+    """(..., D + P + 1): engagement's query for artwork vectors, and what the title's content adds to engagement."""
 
 
 class ArtworkEncoding(NamedTuple):
     """The artwork tower's outputs, any leading shape."""
 
     vector: Tensor
-    """(..., D)"""
+    """(..., D + P): the tower's vector, then the artwork's own preferences."""
     content: Tensor
     """(..., 2 D + G): image, people and moods."""
     bias: Tensor

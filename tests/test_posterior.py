@@ -20,10 +20,16 @@ from serving.scoring.score import score
 from serving.scoring.thompson import Thompson, normals
 from tests.test_explain import request_of
 from train.posterior import (
+    MEANS_OF_BIASES,
+    MEANS_OF_PREFERENCES,
+    TRAINED,
+    Moments,
     appeal_features,
     bias_std_by_moments,
     calibrate_with_posterior,
     evidence_ridge,
+    own_biases,
+    own_effects,
     posterior_moments,
     set_posterior,
 )
@@ -37,12 +43,18 @@ def model(run: Path) -> TwoTower:
     return Run.open(run).model
 
 
-def posterior_of(model: TwoTower, shards: Shards, *further: int) -> tuple[dict[str, float], torch.Tensor]:
-    """Fill the posterior from training and further periods."""
-    parts = [
-        posterior_moments(model, shards, split, model.config.history.reach, 500, CPU) for split in (TRAIN, *further)
-    ]
-    return set_posterior(model, sum(parts[1:], parts[0]))
+def moments_of(model: TwoTower, shards: Shards, *further: int) -> Moments:
+    """Moments of training and further periods."""
+    reach = model.config.history.reach
+    parts = [posterior_moments(model, shards, split, reach, 500, CPU) for split in (TRAIN, *further)]
+    return sum(parts[1:], parts[0])
+
+
+def posterior_of(model: TwoTower, shards: Shards) -> tuple[dict[str, float], torch.Tensor]:
+    """Fill the posterior from training; its metrics and the means of the own biases."""
+    moments = moments_of(model, shards)
+    own = own_biases(moments)
+    return set_posterior(model, moments.curvature_FF, own), own.mean_AU[:, 0]
 
 
 def features_of(model: TwoTower, shards: Shards) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -82,18 +94,86 @@ def test_the_covariance_is_the_one_stated(model: TwoTower, shards: Path) -> None
     assert mean_A[0] == 0, "of an artwork that is not known, nothing is"
 
 
-def test_own_biases_are_those_of_the_posterior_where_validation_is_better_so(model: TwoTower, shards: Path) -> None:
+def test_own_effects_are_those_of_the_posterior_where_validation_is_better_so(model: TwoTower, shards: Path) -> None:
     opened, reach = Shards.open(shards), model.config.history.reach
-    for best, adopted in ((float("inf"), True), (0.0, False)):
+    losses = {}
+    for best in (float("inf"), 0.0):
         other = deepcopy(model)
-        trained = other.artwork_bias.weight.clone()
+        trained = other.artwork_bias.weight.clone().detach()
         metrics = calibrate_with_posterior(other, opened, reach, 500, CPU, best)
-        _, mean_A = posterior_of(deepcopy(model), opened, VALIDATION)
-        assert metrics["own_biases"] == ("posterior means" if adopted else "trained")
-        expected = mean_A.float()[:, None] if adopted else trained
-        torch.testing.assert_close(other.artwork_bias.weight.detach(), expected.detach(), atol=1e-6, rtol=1e-4)
-        kept = metrics["validation"]["click_log_loss_before"] if adopted else best
+        losses = metrics["own_biases_log_loss"]
+        assert set(losses) == {TRAINED, MEANS_OF_BIASES, MEANS_OF_PREFERENCES}
+        adopted = min(losses, key=lambda name: losses[name])
+        assert metrics["own_biases"] == adopted
+        assert (adopted == TRAINED) == (best == 0)
+        moments = moments_of(deepcopy(model), opened, VALIDATION)
+        expected_AU = torch.cat([trained, torch.zeros_like(model.own_preferences.weight_AP)], dim=1)
+        if adopted == MEANS_OF_BIASES:
+            expected_AU = own_biases(moments).mean_AU.float()
+        elif adopted == MEANS_OF_PREFERENCES:
+            expected_AU = own_effects(moments, model.own_preferences).mean_AU.float()
+        actual_AU = torch.cat([other.artwork_bias.weight.detach(), other.own_preferences.weight_AP], dim=1)
+        torch.testing.assert_close(actual_AU, expected_AU, atol=1e-6, rtol=1e-4)
+        kept = metrics["validation"]["click_log_loss_before"] if adopted != TRAINED else best
         assert metrics["validation_log_loss"] == kept
+
+
+def drawn_moments(
+    rng: np.random.Generator, own: tuple[float, float], artworks: int = 1500
+) -> tuple[Moments, torch.Tensor]:
+    """Moments of a model that knows nothing, of normal residuals; and the effects that made them, (A, 4), of spreads `own`."""
+    effect_AU = torch.from_numpy(rng.normal(0, [own[0], *[own[1]] * 3], (artworks, 4)))
+    known_AP = torch.from_numpy(rng.uniform(1, 30, (artworks, 3)) * [0.5, 0.35, 0.15])
+    information_AUU = torch.zeros(artworks, 4, 4, dtype=torch.float64)
+    information_AUU[:, 0, 0] = known_AP.sum(1)
+    information_AUU[:, 0, 1:] = information_AUU[:, 1:, 0] = known_AP
+    information_AUU[:, 1:, 1:] = torch.diag_embed(known_AP)
+    noise_AP = known_AP.sqrt() * torch.from_numpy(rng.normal(0, 1, (artworks, 3)))
+    residual_AP = known_AP * (effect_AU[:, :1] + effect_AU[:, 1:]) + noise_AP
+    residual_AU = torch.cat([residual_AP.sum(1, keepdim=True), residual_AP], dim=1)
+    return Moments(torch.eye(3, dtype=torch.float64), residual_AU, information_AUU), effect_AU
+
+
+@pytest.mark.parametrize("own", [(0.4, 0.3), (0.4, 0.0), (0.0, 0.5)])
+def test_own_preferences_are_recovered_with_their_spread(model: TwoTower, own: tuple[float, float]) -> None:
+    assert model.own_preferences.features == {"device": (0, 3), "country": (3, 5)}, "the one with fewer values first"
+    preferences = deepcopy(model.own_preferences)
+    del preferences.features["country"]
+    moments, effect_AU = drawn_moments(np.random.default_rng(5), own)
+    effects = own_effects(moments, preferences)
+    assert effects.spread_by_name["artworks"] ** 2 == pytest.approx(own[0] ** 2, abs=0.03)
+    assert effects.spread_by_name["device"] ** 2 == pytest.approx(own[1] ** 2, abs=0.03)
+    # what counts is the effect in each context, against that of the biases alone
+    actual_AP, expected_AP = (x[:, :1] + x[:, 1:] for x in (effects.mean_AU, effect_AU))
+    biases_A1 = own_biases(moments).mean_AU[:, :1]
+    error, error_of_biases = ((x - expected_AP).square().mean().item() for x in (actual_AP, biases_A1))
+    assert error < error_of_biases * (0.95 if own[1] else 1.02)
+    within = ((actual_AP @ SHARES - expected_AP @ SHARES).abs() < 2 * effects.std_A).double().mean()
+    assert within > 0.93
+
+
+SHARES = torch.tensor([0.5, 0.35, 0.15], dtype=torch.float64)
+
+
+def test_a_model_with_own_preferences_ranks_by_them_on_that_device_alone(run: Path, shards: Path) -> None:
+    opened, other = Shards.open(shards), Run.open(run).model
+    item = next(iter(Feed(opened.shards, TRAIN, reach=other.config.history.reach, impressions=300, shuffle=False)))
+    begin, _ = other.own_preferences.features["device"]
+
+    def appeal_of(device: int) -> torch.Tensor:
+        context = item.context | {"device": torch.full_like(item.context["device"], device)}
+        states = other.states(item.play_title, item.play_artwork, item.play_watched)
+        state = other.state_at(states, item.member, item.position)
+        rewatch = torch.zeros(len(item.title), dtype=torch.bool)
+        return other.rank(state, context, item.title, item.artworks, rewatch).appeal_NK
+
+    with torch.no_grad():
+        before = [appeal_of(device) for device in range(4)]
+        other.own_preferences.weight_AP[1:, begin + 1] = 0.7
+        after = [appeal_of(device) for device in range(4)]
+    known = (item.artworks > 0) & (item.artworks < other.sizes.artworks)
+    for device, (x, y) in enumerate(zip(before, after, strict=True)):
+        torch.testing.assert_close(y - x, 0.7 * known * (device == 2), atol=1e-5, rtol=0)
 
 
 def test_own_biases_that_no_feature_tells_are_recovered(model: TwoTower, shards: Path, tmp_path: Path) -> None:
@@ -165,10 +245,11 @@ def test_drawn_appeals_have_the_covariance_of_the_posterior(run: Path, bundle: P
     vector, content = (Thompson(opened, 1).vector, Thompson(opened, 1).content)
     root, own = model.posterior_FF.numpy(), Thompson(opened, 1).own
     for n, rows in enumerate(request["artworks"]):
-        products, width = content[rows] * ranked["content_query"][n], vector.shape[-1]
+        products, width = content[rows] * ranked["content_query"][n], model.config.width
         cuts = ((0, width), (width, 2 * width), (2 * width, None))
         three = np.stack([products[:, begin:end].sum(-1) for begin, end in cuts], axis=1)
-        features = np.concatenate([vector[rows] * ranked["artwork_query"][n], three], axis=1) @ root
+        learned = (vector[rows] * ranked["artwork_query"][n])[:, :width]
+        features = np.concatenate([learned, three], axis=1) @ root
         same = (rows[:, None] == rows).astype(float)  # one artwork listed twice has one bias
         covariance = features @ features.T + np.outer(own[rows], own[rows]) * same
         scale = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))

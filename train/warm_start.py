@@ -15,7 +15,7 @@ from train.run import Run
 
 GROWING = ("titles", "artworks")
 """Vocabularies that may have untrained values at their end; the model's tables end with the trained ones."""
-POST_HOC_BUFFERS = ("calibration", "posterior_FF", "posterior_own_A")
+POST_HOC_BUFFERS = ("calibration", "posterior_FF", "posterior_own_A", "own_preferences.weight_AP")
 """Buffers that are fitted after the training."""
 FIXED = ("people", "genres")
 """Vocabularies with a table row for every value, as those of context features are."""

@@ -113,7 +113,7 @@ class ArtworkTower:
             return {}
         rows = {name: np.concatenate([part[name] for part in parts]) for name in names}
         rows["artwork_people"] = self._people(lists)
-        rows["artwork_image"] = rows["artwork_content"][:, : rows["artwork_vector"].shape[1]]
+        rows["artwork_image"] = rows["artwork_content"][:, : self.bundle.tables["play_mean_image"].shape[1]]
         return rows
 
     def _people(self, lists: list[list[str] | None]) -> np.ndarray:

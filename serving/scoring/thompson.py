@@ -7,7 +7,7 @@ draws (Thompson, 1933; Chapelle and Li, 2011) such a share has the standard erro
 sqrt(p (1 - p) / draws). The posterior may be drawn narrower than it is, which explores less: Chapelle and Li found a quarter to
 a half best, and so does `keyart bench explore`.
 
-Legend: N requests, K candidates, D width, F = D + 3 features, S draws.
+Legend: N requests, K candidates, D width, F = D + P + 3 features, P own preferences, S draws.
 """
 
 import numpy as np
@@ -36,7 +36,12 @@ class Thompson:
         self.own, self.draws, self.seed = posterior["own"] * np.float32(width), draws, seed
         rng = np.random.default_rng(seed)
         weights = rng.standard_normal((draws, len(posterior["spread"])), np.float32)
-        self.weight_FS = (weights @ posterior["spread"].T).T * np.float32(width)
+        weight_FS = (weights @ posterior["spread"].T).T * np.float32(width)
+        # vectors end with own preferences, whose uncertainty is part of that of an artwork's bias
+        self.part_width = tables["play_mean_image"].shape[1]
+        preferences = np.zeros((self.vector.shape[1] - self.part_width, draws), np.float32)
+        learned, parts = np.split(weight_FS, [self.part_width])
+        self.weight_FS = np.concatenate([learned, preferences, parts])
 
     def probabilities(
         self, request: dict[str, np.ndarray], outputs: dict[str, np.ndarray], mask_NK: np.ndarray
@@ -79,7 +84,7 @@ class Thompson:
     ) -> np.ndarray:
         """Appeal by every draw, float32 (N, K, S)."""
         likeness = self.content[artworks_NK] * content_query_NC[:, None]
-        part_sums = sum_by_part(likeness, self.vector.shape[-1])
+        part_sums = sum_by_part(likeness, self.part_width)
         features_NKF = np.concatenate([self.vector[artworks_NK] * artwork_query_ND[:, None], part_sums], axis=-1)
         own_NKS = self.own[artworks_NK][..., None] * normals(artworks_NK, self.draws, self.seed)
         return appeal_NK[..., None] + features_NKF @ self.weight_FS + own_NKS
