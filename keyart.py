@@ -271,8 +271,8 @@ def score(
         bundle: A bundle written by `keyart export`.
         dataset: A dataset by the contract, valid by `keyart check`.
         out: Folder for the scores.
-        policy: greedy, softmax:TEMPERATURE, epsilon:SHARE, or thompson:DRAWS:WIDTH, which shows each artwork as often as it
-            is best by a draw from the posterior, its width scaled by WIDTH (default: 256 draws, .25).
+        policy: greedy, softmax:TEMPERATURE, epsilon:SHARE, or thompson:DRAWS:WIDTH:FLOOR, which shows each artwork as often as
+            it is best by a draw from the posterior, its width scaled by WIDTH, but a share FLOOR uniformly (256:.25:.05).
         reward: The probability the policy chooses by: of a click, or of one that leads to a viewing.
         since: Only impressions shown at or after this date or time (ISO 8601, UTC); default: all.
         allow_unknown: Score even where the bundle knows next to none of the titles or artworks, whose scores are ties.

@@ -1,7 +1,8 @@
 """explore.onnx: Thompson sampling behind rank.onnx, without a custom operator: which artwork to show, and how likely that was.
 
-The draws and appeals are those of `serving.scoring.thompson`: the artwork's share of the draws is its propensity, exactly.
-`seed`, one per request, selects the draw that decides, so that the same request with the same seed gets the same artwork.
+The draws and appeals are those of `serving.scoring.thompson`: the artwork's share of the draws, mixed with the uniform policy by
+the floor, is its propensity, exactly. `seed`, one per request, selects the draw that decides, and whether the artwork is drawn
+uniformly instead, so that the same request with the same seed gets the same artwork.
 
 Legend: N requests, K candidates, D width of an artwork's vector, C content, F = D + 3 features, S draws.
 """
@@ -19,6 +20,8 @@ INPUTS, OUTPUTS = (
     ("artworks", "candidates", "appeal", "artwork_query", "content_query", "seed"),
     ("choice", "propensity", "policy"),
 )
+
+LOW_BITS = np.array(2**32 - 1, np.uint64)
 
 
 class GraphBuilder:
@@ -85,10 +88,19 @@ def explore_graph(thompson: Thompson, opset: int, ir_version: int) -> ModelProto
     drawn_NKS = g("Where", g.unsqueeze(mask_NK, 2), drawn_NKS, np.array(-np.inf, np.float32))
     best_NS = g("ArgMax", drawn_NKS, axis=1, keepdims=0)
     won_NKS = g("Cast", g("Equal", g.unsqueeze(best_NS, 1), g.unsqueeze(index_K, 1)), to=TensorProto.FLOAT)
-    g("ReduceMean", won_NKS, np.array([2]), name="policy", keepdims=0)
-    draw_N = g("Mod", _mixed(g, g("Cast", "seed", to=TensorProto.UINT64)), np.array(s, np.uint64))
-    draw_N1 = g.unsqueeze(g("Cast", draw_N, to=TensorProto.INT64), 1)
-    choice_N1 = g("GatherElements", best_NS, draw_N1, axis=1)
+    share_NK = g("ReduceMean", won_NKS, np.array([2]), keepdims=0)
+    # by the floor, some requests are drawn uniformly
+    count_N1 = g("Max", g.unsqueeze("candidates", 1), np.array(1))
+    uniform_NK = g("Div", g("Cast", mask_NK, to=TensorProto.FLOAT), g("Cast", count_N1, to=TensorProto.FLOAT))
+    floor = np.array(thompson.floor, np.float32)
+    g("Add", g("Mul", share_NK, 1 - floor), g("Mul", uniform_NK, floor), name="policy")
+    bits_N1 = _mixed(g, g("Cast", g.unsqueeze("seed", 1), to=TensorProto.UINT64))
+    draw_N1 = g("Cast", g("Mod", bits_N1, np.array(s, np.uint64)), to=TensorProto.INT64)
+    best_N1 = g("GatherElements", best_NS, draw_N1, axis=1)
+    more_N1 = _mixed(g, g("Add", bits_N1, np.array(GOLDEN_RATIO, np.uint64)))
+    any_N1 = g("Mod", g("BitwiseAnd", more_N1, LOW_BITS), g("Cast", count_N1, to=TensorProto.UINT64))
+    explored_N1 = g("Less", _uniform(g, more_N1), floor)
+    choice_N1 = g("Where", explored_N1, g("Cast", any_N1, to=TensorProto.INT64), best_N1)
     g("Squeeze", choice_N1, np.array([1]), name="choice")
     g("Squeeze", g("GatherElements", "policy", choice_N1, axis=1), np.array([1]), name="propensity")
 
@@ -124,10 +136,12 @@ def _normals(g: GraphBuilder, rows: str, draws: int, seed: int) -> str:
     first = _mixed(g, g("Add", g("Mul", counter, np.array(2, np.uint64)), begin))
     second = _mixed(g, g("Add", first, np.array(GOLDEN_RATIO, np.uint64)))
 
-    def uniform(bits: str) -> str:
-        high = g("BitShift", bits, np.array(40, np.uint64), direction="RIGHT")
-        return g("Mul", g("Cast", high, to=TensorProto.FLOAT), np.array(2**-24, np.float32))
-
-    u = g("Add", uniform(first), np.array(2**-25, np.float32))
+    u = g("Add", _uniform(g, first), np.array(2**-25, np.float32))
     long = g("Sqrt", g("Mul", g("Log", u), np.array(-2, np.float32)))
-    return g("Mul", long, g("Cos", g("Mul", uniform(second), np.array(2 * np.pi, np.float32))))
+    return g("Mul", long, g("Cos", g("Mul", _uniform(g, second), np.array(2 * np.pi, np.float32))))
+
+
+def _uniform(g: GraphBuilder, bits: str) -> str:
+    """The highest 24 of 64 random bits as a number in 0 .. 1, float32."""
+    high = g("BitShift", bits, np.array(40, np.uint64), direction="RIGHT")
+    return g("Mul", g("Cast", high, to=TensorProto.FLOAT), np.array(2**-24, np.float32))

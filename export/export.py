@@ -59,7 +59,7 @@ from serving.bundle.metadata import BUNDLE_FILE, BUNDLE_VERSION, BundleRecord, R
 from serving.bundle.requests import Runs, ranking_inputs
 from serving.bundle.triton import write_triton
 from serving.scoring.explain import total
-from serving.scoring.policies import DEFAULT_DRAWS
+from serving.scoring.policies import DEFAULT_DRAWS, FLOOR
 from serving.scoring.policies import WIDTH as POSTERIOR_WIDTH
 from serving.scoring.thompson import Thompson
 
@@ -123,7 +123,7 @@ def export(
         features = model.sizes.context
         example = random_requests(vocabularies, features, reach, 3, 7, 5, seed=0, full=True)
         graphs = build_graphs(ranking, vocabularies, example)
-        thompson = Thompson(Bundle(folder, record), DEFAULT_DRAWS, POSTERIOR_WIDTH)
+        thompson = Thompson(Bundle(folder, record), DEFAULT_DRAWS, POSTERIOR_WIDTH, FLOOR)
         graphs["explore.onnx"] = add_id_encoders(explore_graph(thompson, OPSET, IR_VERSION), vocabularies)
         write_graphs(graphs, folder)
         artwork = None

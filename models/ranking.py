@@ -218,7 +218,7 @@ class Ranking(nn.Module):
         `history_*`: (N, T), the last plays, oldest first, padded on the right; `history_length`: (N,), 0 for a member
         without history, clamped to 0 .. T; `artworks`: (N, K) rows, padded with 0.
         All int64 but `history_watched` and numbers of the context, float32, NaN where not known. Returns click and engaged
-        probabilities (N, K), appeal (N, K) and affinity (N,) as logits, and the two vectors that meet artworks, (N, D) and
+        probabilities (N, K), appeal (N, K) and affinity (N,) as logits, and the two vectors that meet artworks, (N, D + P) and
         (N, C).
         """
         given = dict(zip(self.inputs, inputs, strict=True))

@@ -29,7 +29,7 @@ from serving.bundle.golden import UNKNOWN_ID
 from serving.bundle.hard_links import sha256
 from serving.bundle.ids import TOWER_WEIGHTS, WEIGHTS, vocabulary_of
 from serving.bundle.verify import verify
-from serving.scoring.policies import DEFAULT_DRAWS, WIDTH
+from serving.scoring.policies import DEFAULT_DRAWS, FLOOR, WIDTH
 from serving.scoring.recommend import TitleRanker
 from serving.scoring.thompson import Thompson
 from tests.test_explain import request_of
@@ -223,7 +223,8 @@ def test_exploring_is_thompson_sampling(bundle: Path) -> None:
     ids = in_ids(opened, request) | {name: ranked[name] for name in ("appeal", "artwork_query", "content_query")}
     ids |= {"candidates": candidates, "seed": np.arange(300)}
     outputs = run(bundle, "explore.onnx", ids)
-    expected = Thompson(opened, DEFAULT_DRAWS, WIDTH).probabilities(request, ranked, mask)
+    expected = Thompson(opened, DEFAULT_DRAWS, WIDTH, FLOOR).probabilities(request, ranked, mask)
+    assert (expected[mask] >= FLOOR / 6).all(), "so that any policy can be evaluated on the log"
     np.testing.assert_allclose(outputs["policy"], expected, atol=1e-6)
     assert (outputs["choice"] < candidates).all()
     np.testing.assert_array_equal(outputs["propensity"], outputs["policy"][np.arange(300), outputs["choice"]])

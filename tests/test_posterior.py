@@ -281,6 +281,8 @@ def test_the_policy_is_the_share_of_draws(service: Path, bundle: Path, tmp_path:
     table = pq.read_table(tmp_path / "scores" / "part-00000.parquet")
     sums = np.array([sum(row) for row in table["policy"].to_pylist()])
     np.testing.assert_allclose(sums, 1, atol=1e-5)
+    least = np.array([len(row) * min(row) for row in table["policy"].to_pylist()])
+    np.testing.assert_allclose(least.min(), 0.05, atol=1e-5, err_msg="every candidate has a share of the floor")
     with pytest.raises(UserError, match=r"the posterior is of clicks"):
         score(opened, service, tmp_path / "other", policy="thompson", reward="engaged")
 
@@ -290,6 +292,7 @@ def test_words_for_it() -> None:
         ServingPolicy.parse("thompson")
         == replace(ServingPolicy.parse("thompson:3"), strength=256)
         == replace(ServingPolicy.parse("thompson:256:2"), width=0.25)
+        == replace(ServingPolicy.parse("thompson:256:.25:0"), floor=0.05)
     )
     for bad in (
         "thompson:0",
@@ -298,6 +301,9 @@ def test_words_for_it() -> None:
         "thompson:1000000",
         "thompson:5:0",
         "thompson:5:x",
+        "thompson:5:1:2",
+        "thompson:5:1:-0.1",
+        "thompson:5:1:.1:.1",
         "epsilon:.1:2",
     ):
         with pytest.raises(UserError, match="policy="):

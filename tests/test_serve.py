@@ -83,8 +83,8 @@ def test_the_choice_is_made_with_its_propensity(at: Served, bundle: Path) -> Non
     given = RequestGenerator(opened, 3).request(20, 4)
     requests, _ = RequestReader(opened).read(json.dumps(given).encode(), time.time())
     request, mask = inputs(requests)
-    shares = Thompson(opened, 128, 0.5).probabilities(request, opened.rank(request), mask)[0]
-    answer = ranked(at, given | {"policy": "thompson:128:0.5"})
+    shares = Thompson(opened, 128, 0.5, 0.2).probabilities(request, opened.rank(request), mask)[0]
+    answer = ranked(at, given | {"policy": "thompson:128:0.5:0.2"})
     propensities = by_artwork(answer, "propensity")
     np.testing.assert_allclose([propensities[name] for name in given["artworks"]], shares, atol=1e-6)
     seeded = [given | {"policy": "softmax:3", "seed": seed} for seed in range(200)]

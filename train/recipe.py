@@ -18,4 +18,4 @@ class Recipe:
     fit: FitConfig = field(default_factory=FitConfig)
     """How the ranker is trained."""
     policy: str = "greedy"
-    """The policy of the scores: `greedy`, `softmax:TEMPERATURE`, `epsilon:SHARE` or `thompson:DRAWS:WIDTH`."""
+    """The policy of the scores: `greedy`, `softmax:TEMPERATURE`, `epsilon:SHARE` or `thompson:DRAWS:WIDTH:FLOOR`."""

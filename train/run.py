@@ -193,6 +193,8 @@ class Run:
         with reading(folder / WEIGHTS, REMEDY):
             content = Content(**{name: state[name] for name in Content._fields})
         model = TwoTower(shape, sizes_of(vocabularies, load_context(folder, REMEDY)), content)
+        # runs from before own preferences have none
+        state.setdefault("own_preferences.weight_AP", model.own_preferences.weight_AP)
         try:
             model.load_state_dict(state)
         except RuntimeError as error:

@@ -33,6 +33,8 @@ LIMITS = """\
 - The logging policy chose what was shown; kinds of artworks that it never showed are ranked by similarity to others only.
 - Ids that training never saw share the unknown row: such titles and artworks are ranked by genres, people, year and image.
 - The model knows members only by their plays and by the context of a request, such as device, country and time.
+- `explore.onnx` and the policy thompson need another seed for every request. One seed for a whole day lets one draw choose for
+  everybody: choices of different members then depend on each other, which no interval of an evaluation accounts for.
 - It picks what is clicked. Whether exposure is fair is for people to judge: `keyart value` reports for which members the lift
   is, and which people are shown to whom.
 """

@@ -56,7 +56,7 @@ FILE_DESCRIPTIONS = {
     EXPLAIN_TABLES: "every title's and artwork's vectors: appeal(k) = artwork_query . artwork_vector + "
     "content_query . artwork_content + artwork_bias - (artwork_query . mean_vector + content_query . mean_content + "
     "mean_bias of the title), with artwork_query and content_query as rank.onnx gives them",
-    POSTERIOR: "the uncertainty of appeal: of its features artwork_vector * artwork_query (D), then the sums of "
+    POSTERIOR: "the uncertainty of appeal: of its features artwork_vector * artwork_query (the first D), then the sums of "
     "artwork_content * content_query over image, people and moods (3)",
 }
 """Descriptions by name of all files that a bundle may hold."""
@@ -65,14 +65,18 @@ TENSOR_DESCRIPTIONS = {
         "title_vector": ("I W", "by title row; its last column is the title's bias, which title_query multiplies by 1")
     },
     EXPLAIN_TABLES: {
-        "artwork_vector": ("A D", "by artwork row: multiplied with a member's artwork_query in appeal"),
+        "artwork_vector": (
+            "A D+O",
+            "by artwork row: multiplied with a member's artwork_query in appeal; its last O numbers are what the artwork adds "
+            "in a context, such as on a device",
+        ),
         "artwork_content": (
             "A C",
             "by artwork row: projected image (D), mean of the people shown (D), shares of moods (G)",
         ),
         "artwork_bias": ("A", "by artwork row: what it adds for everybody"),
         "artwork_people": ("A L", "by artwork row: rows of the people it shows, padded with 0"),
-        "mean_vector": ("I D", "by title row: mean of artwork_vector over the title's artworks"),
+        "mean_vector": ("I D+O", "by title row: mean of artwork_vector over the title's artworks"),
         "mean_content": ("I C", "by title row: mean of artwork_content over the title's artworks"),
         "mean_bias": ("I", "by title row: mean of artwork_bias over the title's artworks"),
         "play_content": ("I D+G", "by title row: mean of its people (D), its genres above the catalogue's shares (G)"),
@@ -81,13 +85,13 @@ TENSOR_DESCRIPTIONS = {
     },
     POSTERIOR: {
         "spread": ("F F", "a root of the covariance of the features' weights"),
-        "own": ("A", "by artwork row: standard deviation of artwork_bias"),
+        "own": ("A", "by artwork row: standard deviation of what it adds by itself"),
     },
 }
 """Axes, in the letters of `AXIS_LEGEND`, and meaning of each table's tensors."""
 AXIS_LEGEND = (
     "I title rows, A artwork rows, L people on an artwork, D width, G genres, C = 2 D + G, R rank of what is played together, "
-    "W width of what ranks titles, F = D + 3"
+    "W width of what ranks titles, O own preferences of artworks by context, F = D + 3"
 )
 
 

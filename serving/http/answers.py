@@ -14,7 +14,7 @@ import numpy as np
 from serving.bundle.bundle import EXPLAIN_ROWS, POSTERIOR, Bundle
 from serving.http.requests import Request, RequestError, inputs
 from serving.scoring.explain import reasons
-from serving.scoring.policies import MAX_DRAWS, ServingPolicy
+from serving.scoring.policies import MAX_DRAWS, ServingPolicy, mixed_with_uniform
 from serving.scoring.thompson import Thompson
 
 OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity")
@@ -97,15 +97,18 @@ class ArtworkRanker:
             return policy.probabilities(score_name[rows], mask_NK[rows])
         thompson = self.thompson(int(policy.strength), policy.width)
         k = mask_NK[rows].any(0).sum()
+        mask_nk = mask_NK[rows, :k]
         shares = thompson.probabilities(
             {"artworks": features["artworks"][rows, :k]},
             {
                 name: graph_outputs[name][rows, :k] if name == "appeal" else graph_outputs[name][rows]
                 for name in ("appeal", "artwork_query", "content_query")
             },
-            mask_NK[rows, :k],
+            mask_nk,
         )
-        return np.pad(shares, ((0, 0), (0, mask_NK.shape[1] - k)))
+        # the draws are cached without a floor
+        mixed = mixed_with_uniform(shares, mask_nk, policy.floor)
+        return np.pad(mixed, ((0, 0), (0, mask_NK.shape[1] - k)))
 
     def _answer(
         self, request: Request, graph_outputs: dict[str, np.ndarray], policy_K: np.ndarray

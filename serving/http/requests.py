@@ -257,7 +257,7 @@ def _policy(fields_given: dict[str, Any], prefix: str, candidates: int) -> Servi
     try:
         policy = ServingPolicy.parse(text)
     except UserError:
-        forms = "greedy, epsilon:SHARE (0 .. 1), softmax:TEMPERATURE (above 0) or thompson:DRAWS:WIDTH"
+        forms = "greedy, epsilon:SHARE (0 .. 1), softmax:TEMPERATURE (above 0) or thompson:DRAWS:WIDTH:FLOOR"
         raise RequestError(422, f"{prefix}policy={_quoted(text)}: unknown policy. Give {forms}.") from None
     if policy.kind == "thompson" and candidates * policy.strength > MAX_DRAWN:
         max_draws = MAX_DRAWN // candidates

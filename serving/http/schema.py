@@ -53,7 +53,7 @@ REQUEST: dict[str, Schema] = {
     },
     "policy": {
         "type": ["string", "null"],
-        "description": "greedy (default), epsilon:SHARE, softmax:TEMPERATURE or thompson[:DRAWS[:WIDTH]]",
+        "description": "greedy (default), epsilon:SHARE, softmax:TEMPERATURE or thompson[:DRAWS[:WIDTH[:FLOOR]]]",
     },
     "reward": {
         "type": ["string", "null"],

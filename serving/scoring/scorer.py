@@ -39,7 +39,8 @@ class Scorer:
         self.score_name = "click_probability" if reward == "clicked" else "engaged_probability"
         self.thompson = None
         if self.choice_policy.kind == "thompson":
-            self.thompson = Thompson(bundle, int(self.choice_policy.strength), self.choice_policy.width)
+            chosen = self.choice_policy
+            self.thompson = Thompson(bundle, int(chosen.strength), chosen.width, chosen.floor)
             if reward != "clicked":
                 raise UserError(
                     f"policy={policy}, reward={reward}: the posterior is of clicks. Give reward=clicked, or epsilon:SHARE."

@@ -2,10 +2,11 @@
 
 A draw is one ranker from the posterior: weights of appeal's features and a bias of every artwork. The policy takes one of
 a fixed number of draws at random and shows the artwork that is best by it, so that the probability of an artwork is exactly
-the share of the draws that it wins: the logged propensities are exact. As an estimate of Thompson sampling with unlimited
-draws (Thompson, 1933; Chapelle and Li, 2011) such a share has the standard error
-sqrt(p (1 - p) / draws). The posterior may be drawn narrower than it is, which explores less: Chapelle and Li found a quarter to
-a half best, and so does `keyart bench explore`.
+the share of the draws that it wins: the logged propensities are exact. Most candidates win none; a floor, the share of
+requests that are drawn uniformly, keeps every propensity above 0, so that the log can evaluate other policies later. As an
+estimate of Thompson sampling with unlimited draws (Thompson, 1933; Chapelle and Li, 2011) a share of draws has the standard
+error sqrt(p (1 - p) / draws). The posterior may be drawn narrower than it is, which explores less: Chapelle and Li found a
+quarter to a half best, and so does `keyart bench explore`.
 
 Legend: N requests, K candidates, D width, F = D + P + 3 features, P own preferences, S draws.
 """
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file
 from foundation.errors import UserError
 from serving.bundle.bundle import POSTERIOR, Bundle
 from serving.scoring.explain import sum_by_part
+from serving.scoring.policies import mixed_with_uniform
 
 GOLDEN_RATIO, MIX_STEPS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 0))
 """Constants of splitmix64: its step, and the shifts and factors of its mixing."""
@@ -26,14 +28,16 @@ MAX_APPEALS_HELD = 4_000_000
 class Thompson:
     """Draws from a bundle's posterior, the same for every request, determined by the seed."""
 
-    def __init__(self, bundle: Bundle, draws: int, width: float = 1.0, seed: int = 0) -> None:
-        """`width`: factor of the posterior's standard deviations. UserError where the bundle has no posterior."""
+    def __init__(self, bundle: Bundle, draws: int, width: float = 1.0, floor: float = 0.0, seed: int = 0) -> None:
+        """`width`: factor of the posterior's standard deviations; `floor`: the share of requests drawn uniformly. UserError where
+        the bundle has no posterior."""
         path = bundle.folder / POSTERIOR
         if not path.is_file():
             raise UserError(f"{path}: is missing: the bundle was made before exploring. Export the run again.")
         posterior, tables = load_file(path), bundle.tables
         self.vector, self.content = tables["artwork_vector"], tables["artwork_content"]
         self.own, self.draws, self.seed = posterior["own"] * np.float32(width), draws, seed
+        self.floor = floor
         rng = np.random.default_rng(seed)
         weights = rng.standard_normal((draws, len(posterior["spread"])), np.float32)
         weight_FS = (weights @ posterior["spread"].T).T * np.float32(width)
@@ -46,7 +50,8 @@ class Thompson:
     def probabilities(
         self, request: dict[str, np.ndarray], outputs: dict[str, np.ndarray], mask_NK: np.ndarray
     ) -> np.ndarray:
-        """Shares of the draws won, float32 (N, K), from a request and the graph's outputs for it; 0 in padding."""
+        """Shares of the draws won, mixed with the uniform policy by the floor, float32 (N, K), from a request and the graph's
+        outputs for it; 0 in padding."""
         n, k = mask_NK.shape
         rows = max(1, MAX_APPEALS_HELD // (k * self.draws))
         parts = [
@@ -64,7 +69,8 @@ class Thompson:
             )
             for begin in range(0, n, rows)
         ]
-        return np.concatenate(parts) if parts else np.zeros((0, k), np.float32)
+        shares = np.concatenate(parts) if parts else np.zeros((0, k), np.float32)
+        return mixed_with_uniform(shares, mask_NK, self.floor).astype(np.float32)
 
     def _shares(
         self,
