@@ -35,7 +35,7 @@ RESERVED = frozenset(
     {
         *("titles", "artworks", "people", "genres", "policies"),
         *("impression_id", "member_id", "title_id", "artwork_id", "shown_at", "candidates", "propensities"),
-        *("propensity", "policy", "clicked", "engaged"),
+        *("propensity", "policy", "clicked", "engaged", "minutes"),
         *("title", "candidate", "history", "time", "play_count", "reward", "seed", "explain"),
         *(
             "member",

@@ -4,7 +4,9 @@ The dataset is that of `test_check.py`. Each case is a function that writes into
 file, the count and the first offenders expected.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +22,17 @@ from tests.dataset_edits import (
     shown,
     with_embeddings,
 )
+
+
+def with_minutes(*minutes: float | None) -> Callable[[Path], None]:
+    """Give both files of impressions minutes, the second file these."""
+
+    def edit(dataset: Path) -> None:
+        add(dataset / PART_0, "minutes", pa.array([None] * 4, pa.float32()))
+        add(dataset / PART_1, "minutes", pa.array(minutes, pa.float32()))
+
+    return edit
+
 
 FUTURE = datetime.now(UTC).replace(microsecond=0) + timedelta(days=400)
 ROW_BREAKS = (
@@ -237,6 +250,17 @@ ROW_BREAKS = (
         ),
     ),
     Break(rule="engaged-without-click", where=PART_1, first=("i6",), by=shown(engaged=True)),
+    *(
+        Break(rule=rule, where=PART_1, first=(f"i4, {labelled}",), by=with_minutes(*values))
+        for rule, labelled, values in (
+            ("minutes-range", "minutes -1.0", (-1.0, None, float("nan"), 0.0)),
+            ("minutes-range", "minutes 10001.0", (10_001.0, None, float("nan"), 0.0)),
+            ("minutes-range", "minutes inf", (float("inf"), None, float("nan"), 0.0)),
+        )
+    ),
+    Break(
+        rule="minutes-without-click", where=PART_1, first=("i5, minutes 3.0",), by=with_minutes(90.0, 3.0, None, 0.0)
+    ),
     Break(
         rule="future-time",
         where="plays/part-0.parquet",

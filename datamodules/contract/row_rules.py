@@ -5,11 +5,12 @@ and a remedy. `datamodules.contract.check` counts these expressions, and droppin
 Nothing here is particular to one engine.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import ibis
-from ibis.expr.types import BooleanValue, Value
+from ibis.expr.types import BooleanValue, FloatingValue, Value
 from ibis.expr.types import Table as Relation
 
 from datamodules.contract.embedding_rules import EMBEDDING_RULES
@@ -27,6 +28,8 @@ CLOCK_TOLERANCE = timedelta(days=1)
 """How far past this machine's clock a time may lie: clocks and time zones are off by hours, never by days."""
 MAX_CANDIDATES = 2**15 - 1
 """Indices of candidates are stored in 16 bits."""
+MAX_MINUTES = 10_000
+"""A week: more is another unit."""
 PLACEHOLDER_COLUMNS = {
     TITLES.name: ("title_id",),
     ARTWORKS.name: ("artwork_id",),
@@ -220,6 +223,12 @@ def _small_number(column: str, maximum: int) -> RowRule:
     )
 
 
+def _known(rows: Relation, column: str, broken: Callable[[FloatingValue], BooleanValue]) -> BooleanValue:
+    """`broken` of a number that is known: NaN, which engines order above every number, is as good as null."""
+    number = typed_column(rows, column).cast("float64")
+    return broken(number) & ~number.isnan()
+
+
 RULES: tuple[RowRule, ...] = (
     _unique(TITLES),
     RowRule(
@@ -324,6 +333,22 @@ RULES: tuple[RowRule, ...] = (
         broken=lambda rows, _: typed_column(rows, "engaged") & ~typed_column(rows, "clicked"),
         what="engaged without a click",
         remedy="Write engaged as false or null where clicked is false",
+    ),
+    RowRule(
+        name="minutes-range",
+        table=IMPRESSIONS,
+        broken=lambda rows, _: _known(rows, "minutes", lambda value: (value < 0) | (value > MAX_MINUTES)),
+        what=f"whose minutes are not 0 to {MAX_MINUTES:,}",
+        remedy="Write minutes, not seconds or milliseconds, and null where they are not known",
+        offending_value=lambda rows: labelled("minutes", rows["minutes"]),
+    ),
+    RowRule(
+        name="minutes-without-click",
+        table=IMPRESSIONS,
+        broken=lambda rows, _: _known(rows, "minutes", lambda value: value > 0) & ~typed_column(rows, "clicked"),
+        what="with minutes played without a click",
+        remedy="Write the minutes that followed from this impression's click: 0 or null where clicked is false",
+        offending_value=lambda rows: labelled("minutes", rows["minutes"]),
     ),
     _unique(MEMBERS),
 )

@@ -134,6 +134,7 @@ IMPRESSIONS = Table(
         Column(name="column", kind="integer", nullable=True),
         Column(name="clicked", kind="boolean"),
         Column(name="engaged", kind="boolean", required=False, nullable=True),
+        Column(name="minutes", kind="float", required=False, nullable=True),
     ),
 )
 CONTEXT_COLUMN_KINDS: dict[str, Kind] = {

@@ -58,6 +58,8 @@ class SimulatedPlays:
     watched_J: np.ndarray
     artwork_J: np.ndarray
     """The artwork it was clicked through, -1 for other plays."""
+    watched_N: np.ndarray
+    """By impression, the fraction watched of the play that its click started; 0 without a click."""
 
 
 def draw_log(
@@ -228,10 +230,13 @@ def draw_plays(
     time_J = np.concatenate([time_J, log.time_N[clicks] + delay])
     artworks = log.shown.candidates_NK[clicks, log.chosen_N[clicks]]
     order = np.lexsort((time_J, member_J))
+    watched_N = np.zeros(len(log.clicked_N))
+    watched_N[clicks] = watched
     return SimulatedPlays(
         member_J=member_J[order],
         title_J=np.concatenate([title_J, log.shown.title_N[clicks]])[order],
         time_J=time_J[order],
         watched_J=np.concatenate([watched_J, watched])[order],
         artwork_J=np.concatenate([np.full(len(title_J), -1), artworks])[order],
+        watched_N=watched_N,
     )

@@ -21,6 +21,8 @@ START = datetime(2024, 1, 1, tzinfo=UTC)
 """Midnight of day 0."""
 PARTS = 4
 """Files per table that has several."""
+MINUTES = 100.0
+"""Length of every simulated title."""
 _TIME = pa.timestamp("us", tz="UTC")
 
 
@@ -50,6 +52,8 @@ def write_tables(
         rows = np.arange(len(log.time_N))[len(log.time_N) * part // PARTS : len(log.time_N) * (part + 1) // PARTS]
         candidates, mask_NK = _candidates(log, rows, artwork_ids)
         impressions = _impressions(log, rows, candidates, mask_NK, members, member_ids, title_ids, artwork_ids)
+        minutes_N = (MINUTES * plays.watched_N[rows]).astype(np.float32)
+        impressions = impressions.append_column("minutes", pa.array(minutes_N))
         pq.write_table(impressions, folder / "impressions" / _file(part))
         truth = {
             "impression_id": impressions["impression_id"],
