@@ -94,28 +94,32 @@ def test_the_covariance_is_the_one_stated(model: TwoTower, shards: Path) -> None
     assert mean_A[0] == 0, "of an artwork that is not known, nothing is"
 
 
-def test_own_effects_are_those_of_the_posterior_where_validation_is_better_so(model: TwoTower, shards: Path) -> None:
+@pytest.mark.parametrize("trained_badly", [True, False])
+def test_own_effects_are_those_of_the_posterior_where_validation_is_better_so(
+    model: TwoTower, shards: Path, trained_badly: bool
+) -> None:
     opened, reach = Shards.open(shards), model.config.history.reach
-    losses = {}
-    for best in (float("inf"), 0.0):
-        other = deepcopy(model)
-        trained = other.artwork_bias.weight.clone().detach()
-        metrics = calibrate_with_posterior(other, opened, reach, 500, CPU, best)
-        losses = metrics["own_biases_log_loss"]
-        assert set(losses) == {TRAINED, MEANS_OF_BIASES, MEANS_OF_PREFERENCES}
-        adopted = min(losses, key=lambda name: losses[name])
-        assert metrics["own_biases"] == adopted
-        assert (adopted == TRAINED) == (best == 0)
-        moments = moments_of(deepcopy(model), opened, VALIDATION)
-        expected_AU = torch.cat([trained, torch.zeros_like(model.own_preferences.weight_AP)], dim=1)
-        if adopted == MEANS_OF_BIASES:
-            expected_AU = own_biases(moments).mean_AU.float()
-        elif adopted == MEANS_OF_PREFERENCES:
-            expected_AU = own_effects(moments, model.own_preferences).mean_AU.float()
-        actual_AU = torch.cat([other.artwork_bias.weight.detach(), other.own_preferences.weight_AP], dim=1)
-        torch.testing.assert_close(actual_AU, expected_AU, atol=1e-6, rtol=1e-4)
-        kept = metrics["validation"]["click_log_loss_before"] if adopted != TRAINED else best
-        assert metrics["validation_log_loss"] == kept
+    other = deepcopy(model)
+    with torch.no_grad():
+        if trained_badly:
+            other.artwork_bias.weight.normal_(0, 1.5, generator=torch.Generator().manual_seed(1))
+        else:  # nothing is then to be gained
+            other.artwork_bias.weight.copy_(own_biases(moments_of(model, opened)).mean_AU[:, :1])
+    trained = other.artwork_bias.weight.clone().detach()
+    metrics = calibrate_with_posterior(other, opened, reach, 500, CPU)
+    losses, adopted = metrics["own_biases_log_loss"], metrics["own_biases"]
+    assert list(losses) == [TRAINED, MEANS_OF_BIASES, MEANS_OF_PREFERENCES]
+    assert (adopted != TRAINED) == trained_badly
+    assert metrics["validation_log_loss"] == losses[adopted] <= losses[TRAINED]
+    assert metrics["validation"]["click_log_loss_before"] == pytest.approx(losses[adopted], rel=1e-6)
+    moments = moments_of(deepcopy(model), opened, VALIDATION)
+    expected_AU = torch.cat([trained, torch.zeros_like(model.own_preferences.weight_AP)], dim=1)
+    if adopted == MEANS_OF_BIASES:
+        expected_AU = own_biases(moments).mean_AU.float()
+    elif adopted == MEANS_OF_PREFERENCES:
+        expected_AU = own_effects(moments, model.own_preferences).mean_AU.float()
+    actual_AU = torch.cat([other.artwork_bias.weight.detach(), other.own_preferences.weight_AP], dim=1)
+    torch.testing.assert_close(actual_AU, expected_AU, atol=1e-6, rtol=1e-4)
 
 
 def drawn_moments(
@@ -150,6 +154,16 @@ def test_own_preferences_are_recovered_with_their_spread(model: TwoTower, own: t
     assert error < error_of_biases * (0.95 if own[1] else 1.02)
     within = ((actual_AP @ SHARES - expected_AP @ SHARES).abs() < 2 * effects.std_A).double().mean()
     assert within > 0.93
+
+
+def test_moments_are_those_of_a_model_without_own_effects(model: TwoTower, shards: Path) -> None:
+    opened, other = Shards.open(shards), deepcopy(model)
+    with torch.no_grad():
+        other.artwork_bias.weight.normal_(0, 1, generator=torch.Generator().manual_seed(1))
+        other.own_preferences.weight_AP.normal_(0, 1, generator=torch.Generator().manual_seed(2))
+    plain, with_effects = moments_of(model, opened), moments_of(other, opened)
+    torch.testing.assert_close(plain.residual_AU, with_effects.residual_AU, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(plain.information_AUU, with_effects.information_AUU, atol=1e-4, rtol=1e-4)
 
 
 SHARES = torch.tensor([0.5, 0.35, 0.15], dtype=torch.float64)

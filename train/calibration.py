@@ -20,6 +20,18 @@ STEPS = 50
 
 
 @torch.no_grad()
+def validation_losses(model: TwoTower, shards: Shards, reach: int, batch: int, device: torch.device) -> Tensor:
+    """Log loss of the click on the shown artwork, before calibration, of every validation impression, float64 (N,)."""
+    parts = []
+    for item in Feed(shards.shards, VALIDATION, reach=reach, impressions=2 * batch, shuffle=False):
+        moved = item.to(device)
+        click_NK = rank_batch(model, moved, everything=False).click_NK()
+        click_N = click_NK.gather(1, moved.shown[:, None])[:, 0]
+        parts.append(_losses(click_N.cpu().double(), moved.clicked.cpu().double()))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
 def calibrate(model: TwoTower, shards: Shards, reach: int, batch: int, device: torch.device) -> dict[str, float | str]:
     """Fit both heads' calibrations on the validation split and set them in the model; returns, by head, which kind was taken and
     the log losses before and after."""

@@ -371,7 +371,7 @@ class _Fit:
             model.load_state_dict(load_file(run / BEST_WEIGHTS))
         model, reach = model.to(self.device).eval(), config.model.history.reach
         metrics = {
-            **calibrate_with_posterior(model, opened, reach, config.batch, self.device, checkpoints.best),
+            **calibrate_with_posterior(model, opened, reach, config.batch, self.device),
             "best_validation": checkpoints.best_validation,
             "validations": self.cursor.validations,
             "padding": round(data.train_feed.padding(), 4),

@@ -29,7 +29,7 @@ from datamodules.shards.shard import TRAIN, VALIDATION, Shards
 from models.own_preferences import OwnPreferences
 from models.two_tower import TwoTower
 from models.types import ArtworkEncoding
-from train.calibration import calibrate
+from train.calibration import calibrate, validation_losses
 from train.task import rank_batch
 
 MIN_BIAS_STD = 0.01
@@ -47,9 +47,9 @@ class Moments:
     curvature_FF: Tensor
     """Sum of p (1 - p) f f'."""
     residual_AU: Tensor
-    """Clicks minus those that the model without own biases expects, by artwork: all, and those in each context."""
+    """Clicks minus those that the model without own effects expects, by artwork: all, and those in each context."""
     information_AUU: Tensor
-    """Sum of p (1 - p) u u' of the model without own biases; u is 1, then 1 for the values of the context and else 0."""
+    """Sum of p (1 - p) u u' of the model without own effects; u is 1, then 1 for the values of the context and else 0."""
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(
@@ -80,11 +80,13 @@ def posterior_moments(
         root_N1 = _variance(logit_N).sqrt().unsqueeze(1)
         weighted_NF = (features_NF * root_N1).double().cpu()
         curvature_FF += weighted_NF.T @ weighted_NF
-        logit_without_bias_N = logit_N - model.own_bias(rows_N).squeeze(-1)
-        u_NU = F.pad(model.own_preferences.indicators(b.context), (1, 0), value=1.0).double().cpu()
-        residual_N = (b.clicked - torch.sigmoid(logit_without_bias_N)).double().cpu()
+        indicators_NP = model.own_preferences.indicators(b.context)
+        preference_N = (model.own_preferences(rows_N) * indicators_NP).sum(-1)
+        logit_without_own_N = logit_N - model.own_bias(rows_N).squeeze(-1) - preference_N
+        u_NU = F.pad(indicators_NP, (1, 0), value=1.0).double().cpu()
+        residual_N = (b.clicked - torch.sigmoid(logit_without_own_N)).double().cpu()
         residual_AU.index_add_(0, rows_N.cpu(), residual_N[:, None] * u_NU)
-        variance_N = _variance(logit_without_bias_N).double().cpu()
+        variance_N = _variance(logit_without_own_N).double().cpu()
         information_AUU.index_add_(0, rows_N.cpu(), (variance_N[:, None] * u_NU)[:, :, None] * u_NU[:, None])
     # the unknown row is that of artworks that were never shown in the training period
     residual_AU[0], information_AUU[0] = 0, 0
@@ -162,11 +164,11 @@ def set_own_effects(model: TwoTower, mean_AU: Tensor) -> None:
 
 @torch.no_grad()
 def calibrate_with_posterior(
-    model: TwoTower, shards: Shards, reach: int, batch: int, device: torch.device, best: float
+    model: TwoTower, shards: Shards, reach: int, batch: int, device: torch.device
 ) -> dict[str, Any]:
     """Fill posterior and calibration; returns the metrics of both. The artworks' own biases become the posterior's means, with or
-    without own preferences, where the log loss of validation is then below `best`, that of the trained biases, which are kept
-    otherwise.
+    without own preferences, where the log loss of validation is then lower by more than a standard error; else the trained ones
+    are kept.
 
     In a log whose artworks differ in ways that no feature tells, trained biases are too small; in one whose logging policy knew
     the members, the means take for the artwork's what is the members', and validation says so.
@@ -179,11 +181,15 @@ def calibrate_with_posterior(
     forms: dict[str, Callable[[Moments], OwnEffects]] = {MEANS_OF_BIASES: own_biases}
     if model.own_preferences.width:
         forms[MEANS_OF_PREFERENCES] = partial(own_effects, preferences=model.own_preferences)
-    losses = {TRAINED: best}
+    adopted, adopted_N = TRAINED, validation_losses(model, shards, reach, batch, device)
+    losses = {TRAINED: float(adopted_N.mean())}
     for name, form in forms.items():
         set_own_effects(model, form(training).mean_AU)
-        losses[name] = float(calibrate(model, shards, reach, batch, device)["click_log_loss_before"])
-    adopted = min(losses, key=lambda name: losses[name])
+        loss_N = validation_losses(model, shards, reach, batch, device)
+        losses[name] = float(loss_N.mean())
+        gain_N = adopted_N - loss_N
+        if len(gain_N) > 1 and gain_N.mean() > gain_N.std() / len(gain_N) ** 0.5:
+            adopted, adopted_N = name, loss_N
     set_own_effects(model, trained_AU if adopted == TRAINED else forms[adopted](training).mean_AU)
     validation = calibrate(model, shards, reach, batch, device)
     both = training + posterior_moments(model, shards, VALIDATION, reach, batch, device)
