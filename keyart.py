@@ -337,6 +337,7 @@ def value(
     period: Literal["test", "validation", "all"] = "test",
     like: Path | None = None,
     log_policy: str = "all",
+    weights: Literal["auto", "per-policy", "balanced"] = "auto",
     allow_missing: bool = False,
 ) -> None:
     """Estimate a policy's value on a log by every estimator, with intervals and how far the log supports it.
@@ -350,12 +351,15 @@ def value(
             beside the scores; else test is the newest 15 % of the impressions, validation the 15 % before. A line says which.
         like: Shards whose split times to use: those the scored model was trained on.
         log_policy: Only impressions logged by the policy of this name; all: every one.
+        weights: Of several logging policies: per-policy divides by the propensity of the one that logged the impression, balanced
+            by their mixture, which assumes that impressions were assigned to them at random; auto: balanced only where the
+            log shows that, and no policy is personalised.
         allow_missing: Leave out impressions without scores, and count them; otherwise they are an error.
     """
     from evaluation.value import value as value_scores
     from evaluation.value import value_table
 
-    estimate = partial(value_scores, base=base, period=period, like=like, log_policy=log_policy)
+    estimate = partial(value_scores, base=base, period=period, like=like, log_policy=log_policy, weights=weights)
     record = estimate(dataset, scores, out, allow_missing=allow_missing, console=stderr_console())
     stdout_console().print(value_table(record))
     other = "SCORES --policy epsilon:0.1" if base else f"OTHER; keyart value {dataset} OTHER OUT --base {scores}"

@@ -34,6 +34,7 @@ from datamodules.prepare.prepare import prepare
 from datamodules.shards.vocabulary import Vocabulary
 from datamodules.simulator.simulate import SimulateConfig, simulate
 from evaluation.audits.attribution import lift_row
+from evaluation.logs.log_review import to_bandit_log
 from evaluation.logs.log_slices import plays_before, read_impression_attributes
 from evaluation.logs.logged_impressions import read_outcomes
 from evaluation.logs.policies import best_fixed, uniform
@@ -41,7 +42,6 @@ from evaluation.logs.scored_log import ScoredLog, read_scored_log
 from evaluation.off_policy.intervals import Members
 from evaluation.off_policy.valuation import importance_weights
 from evaluation.period import newest_shares
-from evaluation.value import to_bandit_log
 from export.export import EmbeddedArtworks, export
 from foundation.errors import UserError
 from foundation.lists import Lists
@@ -187,7 +187,7 @@ def _figures(log: ScoredLog, policies: dict[str, Lists]) -> dict[str, float]:
             for name, p_NK in (policies | {"": uniform_NK}).items()
         }
         return {name: (true[name] - true[""]) / (best - true[""]) for name in policies}
-    arrays, _ = to_bandit_log(log)
+    arrays = to_bandit_log(log)
     weighted_log = importance_weights(
         arrays, {name: p_NK.__getitem__ for name, p_NK in (policies | {"uniform": uniform_NK}).items()}
     )

@@ -12,10 +12,10 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from datamodules.contract.tables import IMPRESSIONS
+from evaluation.logs.log_review import to_bandit_log
 from evaluation.logs.policies import uniform
 from evaluation.logs.scored_log import read_scored_log
 from evaluation.off_policy.valuation import LOGGED, PolicyProbabilities, value_policies
-from evaluation.value import to_bandit_log
 
 
 def write_scores(dataset: Path, out: Path, seed: int = 0) -> None:
@@ -42,7 +42,7 @@ def main(dataset: Path, scores: Path) -> None:
     """Read and estimate; prints the number of estimates."""
     scored = read_scored_log(dataset, scores, None)
     scored = scored.take(np.argsort(scored.member, kind="stable"))
-    log, _ = to_bandit_log(scored)
+    log = to_bandit_log(scored)
     even_NK = uniform(scored)
 
     def mixture(share: float) -> PolicyProbabilities:

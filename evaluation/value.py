@@ -12,34 +12,39 @@ Legend: N impressions, K candidates (padded).
 # pyarrow makes its compute functions when it is imported, where no type checker sees them.
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from evaluation.audits.audit import AuditInputs, audit
-from evaluation.logs.log_checks import calibration, drift, period_row
+from evaluation.logs.context_levels import context_levels
+from evaluation.logs.log_checks import period_row
+from evaluation.logs.log_faults import LogFault
+from evaluation.logs.log_review import ALL_TRAFFIC, WeightsOption, review_log
+from evaluation.logs.log_slices import ImpressionAttributes, read_impression_attributes
 from evaluation.logs.logged_impressions import Outcomes
-from evaluation.logs.logging_policies import mixture_propensities
 from evaluation.logs.policies import best_fixed_choice, uniform
+from evaluation.logs.propensity_tests import ERROR_RATE
 from evaluation.logs.scored_log import ScoredLog, read_scored_log
 from evaluation.off_policy.intervals import DRAWS
 from evaluation.off_policy.valuation import (
     HEADLINE_ESTIMATOR,
     LOGGED,
-    BanditLog,
     PolicyProbabilities,
     estimate,
     importance_weights,
 )
 from evaluation.period import Period, SplitTimes, split_times
 from evaluation.record.records import VALUE_FILE, VALUE_VERSION, ValueRecord, ValueSections, write_value
-from evaluation.record.rows import DifferenceRow, DriftRow, EstimateRow, Estimates, PeriodRow, VerdictRow
+from evaluation.record.rows import DifferenceRow, DriftRow, EstimateRow, Estimates, LogFaultRow, PeriodRow, VerdictRow
 from evaluation.report.value_page import main_estimate, value_page
 from foundation.atomic import atomic_folder, claimed_output
 from foundation.errors import UserError
@@ -47,13 +52,8 @@ from foundation.output_path import require_output
 from foundation.progress import progress_bar
 
 VALUE_PAGE = "value.html"
-PROGRESS_STEPS = 6
+PROGRESS_STEPS = 7
 
-BALANCED_WEIGHTS = (
-    "balanced: no logging policy is personalised, so an impression's weight divides by their mixture, assuming that "
-    "impressions were assigned to policies at random"
-)
-PER_POLICY_WEIGHTS = "per policy: an impression's weight divides by the propensity of the policy that logged it"
 NO_PAST = "Nothing was logged before this period to learn the best artwork of each title from: best_fixed is left out."
 SHOWN_ALONE = (
     "The log has only the shown artwork's propensity: whether the policy chooses artworks that the log never shows is visible "
@@ -70,6 +70,7 @@ def value(
     period: Period = "test",
     like: Path | None = None,
     log_policy: str = "all",
+    weights: WeightsOption = "auto",
     allow_missing: bool = False,
     console: Console | None = None,
 ) -> ValueRecord:
@@ -77,7 +78,8 @@ def value(
     `value.html`.
 
     `base`: another scores table of the same impressions, whose policy is estimated too and compared with. `period`: test,
-    validation or all, by the split times of `split_times`. UserError as `split_times` and `read_scored_log`, and where no
+    validation or all, by the split times of `split_times`. `weights`: which propensities the weights of several logging policies
+    divide by. UserError as `split_times` and `read_scored_log`, and where no
     impression has two candidates.
     """
     sources = [path for path in (scores, base, like) if path is not None]
@@ -141,7 +143,7 @@ def value(
             console.print(f"value: {_period_line(period, since, before, split)}", soft_wrap=True)
         for note in _exclusion_notes(single_candidate, missing, unknown, uncompared, scores, base):
             console.print(f"value: {note}")
-        sections = value_sections(log, audit_inputs, step)
+        sections = value_sections(log, audit_inputs, step, weights)
         record: ValueRecord = {
             "verdict": sections["verdict"],  # first in the file
             "schema_version": VALUE_VERSION,
@@ -158,6 +160,10 @@ def value(
             "scores_of_other_impressions": unknown,
             **sections,
         }
+        for doubt in sections["doubts"]:
+            console.print(f"value: doubtful: {doubt}", soft_wrap=True, highlight=False, markup=False)
+        if sections["traffic"] != ALL_TRAFFIC:
+            console.print(f"value: {sections['traffic']}", soft_wrap=True, highlight=False, markup=False)
         step("draw the page")
         with atomic_folder(out, marker=VALUE_FILE) as folder:
             (folder / VALUE_PAGE).write_text(value_page(record, dataset), encoding="utf-8")
@@ -189,25 +195,27 @@ def _exclusion_notes(
 
 
 def value_sections(
-    scored: ScoredLog, audit_inputs: AuditInputs, step: Callable[[str], None] = lambda words: None
+    scored: ScoredLog,
+    audit_inputs: AuditInputs,
+    step: Callable[[str], None] = lambda words: None,
+    weights: WeightsOption = "auto",
 ) -> ValueSections:
     """The sections that `value.json` and `report.json` share: estimates, properties of the log and audits.
 
-    `audit_inputs`: the inputs of the audits besides the log; `step`: called with a description of each step before it begins.
+    `audit_inputs`: the inputs of the audits besides the log; `weights`: which propensities weights divide by, see
+    `evaluation.logs.logging_policies`; `step`: called with a description of each step before it begins.
     """
     if (np.diff(scored.member) < 0).any():
         scored = scored.take(np.argsort(scored.member, kind="stable"))
-    log, weights = to_bandit_log(scored)
+    period = (audit_inputs.since, audit_inputs.before)
+    attributes = read_impression_attributes(audit_inputs.dataset, scored, *period, audit_inputs.features)
+    step("test the propensities, and who logged what")
+    review = review_log(scored, context_levels(scored, attributes), weights=weights, slot_N=_slots(attributes))
+    if len(review.kept) < len(scored):
+        attributes = attributes.take(review.kept)
+    scored, log, doubts = review.scored, review.log, review.doubts
     all_propensities = log.propensity_NK is not None
-    notes = [] if all_propensities else [SHOWN_ALONE]
-    calibrated = calibration(scored.propensity_NK, scored.shown) if all_propensities else None
-    uniform_N = 1 / scored.width
-    drifts = {
-        reward: drift(reward_N, uniform_N / log.propensity_N, scored.shown_at, log.member_N)
-        for reward, reward_N in log.reward.items()
-    }
-    all_doubts = (calibrated.doubt if calibrated else "", *(doubt for _, doubt in drifts.values()))
-    doubts = tuple(doubt for doubt in all_doubts if doubt)
+    notes = [*([] if all_propensities else [SHOWN_ALONE]), *review.notes]
     policies: dict[str, PolicyProbabilities | None] = {
         "scored": scored.policy_NK.__getitem__,
         "uniform": uniform(scored).__getitem__,
@@ -223,27 +231,29 @@ def value_sections(
     step("weigh the policies")
     weighted_log = importance_weights(log, policies)
     step(f"{len(log):,} impressions by every estimator, {DRAWS:,} draws of the members")
-    estimates = estimate(weighted_log, doubts=doubts)
+    estimates = estimate(weighted_log, doubts=doubts, replay_doubts=review.replay_doubts)
     step("slice by slice, and how honest the artworks are")
-    audit_sections = audit(scored, weighted_log, estimates, audit_inputs, fixed_N, doubts)
+    audit_sections = audit(scored, weighted_log, estimates, audit_inputs, attributes, fixed_N, doubts)
     return {
         "verdict": _headline(estimates),
-        "weights": weights,
-        "logging_policies": [
-            {"policy": name, "impressions": int(count)}
-            for name, count in zip(
-                scored.logging_policies,
-                np.bincount(scored.logging_policy, minlength=len(scored.logging_policies)),
-                strict=True,
-            )
-            if count
-        ],
+        "doubts": list(doubts),
+        "traffic": review.traffic,
+        "weights": review.weights,
+        "logging_policies": review.policies,
+        "assignment": review.assignment,
+        "propensities": {
+            "tests": review.propensity_tests.tests,
+            "rejected": review.propensity_tests.rejected,
+            "error_rate": ERROR_RATE,
+            "worst": review.propensity_tests.rows,
+        },
+        "faults": [_fault_row(fault) for fault in review.faults],
         "randomised": int(scored.randomised.sum()),
         **estimates,
-        "calibration": None if calibrated is None else calibrated.rows(),
+        "calibration": None if review.calibration is None else review.calibration.rows(),
         "drift": [
             DriftRow(reward=reward, part=part, **row)
-            for reward, (parts, _) in drifts.items()
+            for reward, parts in review.drift.items()
             for part, row in [*_before_period(audit_inputs.past, reward), *parts]
         ],
         **audit_sections,
@@ -251,23 +261,23 @@ def value_sections(
     }
 
 
-def to_bandit_log(scored: ScoredLog) -> tuple[BanditLog, str]:
-    """Convert a scored log, ordered by member, for the estimators; and which propensities its weights divide by, in words."""
-    all_propensities = not np.isnan(scored.propensity_NK.values_C).any()
-    mixed_NK = mixture_propensities(scored.propensity_NK, scored.artwork_NK, scored.logging_policy)
-    propensity_NK = scored.propensity_NK if mixed_NK is None else mixed_NK
-    log = BanditLog(
-        member_N=scored.member,
-        title_N=scored.title,
-        artwork_NK=scored.artwork_NK,
-        shown_N=scored.shown,
-        propensity_N=scored.propensity if mixed_NK is None else mixed_NK[np.arange(len(scored)), scored.shown],
-        propensity_NK=propensity_NK if all_propensities else None,
-        score_NK=scored.click_probability_NK,
-        randomised_N=scored.randomised,
-        reward={"clicked": scored.clicked} | ({} if scored.engaged is None else {"engaged": scored.engaged}),
+def _slots(attributes: ImpressionAttributes) -> NDArray[np.int64] | None:
+    """Row and column of the page as one integer, (N,), -1 where they are null; None where neither was logged."""
+    logged = [attributes.columns[name] for name in ("row", "column") if name in attributes.columns]
+    if not logged:
+        return None
+    numbers = [
+        pc.fill_null(column.cast(pa.int64(), safe=False), -1).to_numpy(zero_copy_only=False) for column in logged
+    ]
+    return numbers[0] * 100_000 + numbers[-1]
+
+
+def _fault_row(fault: LogFault) -> LogFaultRow:
+    times = (
+        None if at is None else datetime.fromtimestamp(at / 1e6, UTC).isoformat() for at in (fault.since, fault.until)
     )
-    return log, PER_POLICY_WEIGHTS if mixed_NK is None else BALANCED_WEIGHTS
+    since, until = times
+    return {"kind": fault.kind, "fault": fault.text, "impressions": fault.impressions, "since": since, "until": until}
 
 
 def _before_period(past: Outcomes | None, reward: str) -> list[tuple[Literal["before"], PeriodRow]]:

@@ -11,10 +11,10 @@ import pytest
 
 import keyart
 from benchmarks.ope_coverage import SETTINGS, Setting, draw, replicate, truth_of
+from evaluation.logs.log_review import BALANCED_WEIGHTS, PER_POLICY_WEIGHTS
 from evaluation.off_policy.valuation import LOGGED, BanditLog, PolicyProbabilities, value_policies
 from evaluation.period import newest_shares
 from evaluation.record.records import VALUE_VERSION
-from evaluation.value import BALANCED_WEIGHTS, PER_POLICY_WEIGHTS
 from tests import obd_men
 from tests.made_service import ALL, LATE, ROWS, START, Change, best, changed, even, last, scores, service
 
@@ -218,7 +218,10 @@ def test_one_logging_policy_of_two(tmp_path: Path, capfd: pytest.CaptureFixture[
     table = scores(tmp_path / "scores.parquet", best)
     both = record_of(named, table, tmp_path / "both")
     assert {row["policy"] for row in both["logging_policies"]} == {"explore", "aimed"}
-    assert both["weights"] == BALANCED_WEIGHTS
+    assert both["weights"] == PER_POLICY_WEIGHTS, "too small a log to show that who logs is random"
+    balanced = record_of(named, table, tmp_path / "balanced", "--weights", "balanced")
+    assert balanced["weights"] == BALANCED_WEIGHTS
+    assert row_of(balanced, "scored", "ips")["largest_weight"] < row_of(both, "scored", "ips")["largest_weight"]
     explored = record_of(named, table, tmp_path / "explored", "--log-policy", "explore")
     assert explored["impressions"] == explored["randomised"] == both["randomised"]
     assert explored["weights"] == PER_POLICY_WEIGHTS
@@ -226,6 +229,26 @@ def test_one_logging_policy_of_two(tmp_path: Path, capfd: pytest.CaptureFixture[
     capfd.readouterr()
     code, error = code_and_error(capfd, named, table, tmp_path / "none", "--log-policy", "exploit")
     assert (code, "log-policy=exploit" in error, "Policies: aimed, explore." in error) == (1, True, True)
+
+
+def test_defects_of_a_log_are_named_in_the_record_on_the_page_and_in_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One member has a fifth of the impressions, and propensities were logged as 1 / K."""
+    everybody = changed("member_id", lambda v: ["m0" if n % 5 == 0 else m for n, m in enumerate(v)])
+    even_propensities = changed("propensities", lambda v: [even(p) for p in v])
+    lying = service(tmp_path / "service", lambda table: even_propensities(everybody(table)), truth=False)
+    record = record_of(lying, scores(tmp_path / "scores.parquet", best), tmp_path / "out")
+    output = capfd.readouterr()
+    page = (tmp_path / "out" / "value.html").read_text(encoding="utf-8")
+    assert record["verdict"]["verdict"] == "unanswerable"
+    assert [fault["kind"] for fault in record["faults"]] == ["one member"]
+    assert record["propensities"]["rejected"] > 0
+    assert record["propensities"]["worst"][0]["chance"] < 0.01
+    for words in ("propensities are not what was done", "one member has 2"):
+        assert any(words in doubt for doubt in record["doubts"])
+        assert words in page
+        assert words in " ".join(output.err.split())
 
 
 def test_one_member_only(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from evaluation.audits.exploration import lift_by_exploration
 from evaluation.audits.exposure import engagement_by_segment, exposure
 from evaluation.audits.metrics import auc, expected_calibration_error, log_loss, null_calibration_error, reliability
 from evaluation.audits.stability import changes
-from evaluation.logs.log_slices import LogSlice, build_slices, read_impression_attributes
+from evaluation.logs.log_slices import ImpressionAttributes, LogSlice, build_slices
 from evaluation.logs.logged_impressions import Outcomes, read_outcomes
 from evaluation.logs.scored_log import ScoredLog, record_beside
 from evaluation.off_policy.valuation import LOGGED, WeightedLog
@@ -83,15 +83,15 @@ def audit(
     weighted_log: WeightedLog,
     estimates: Estimates,
     audit_inputs: AuditInputs,
+    attributes: ImpressionAttributes,
     fixed_N: NDArray[np.integer] | None,
     doubts: tuple[str, ...],
 ) -> AuditSections:
     """Compute the sections. `scored` and `weighted_log` have the same rows, `estimates` was computed from them.
 
-    `fixed_N`: (N,) index among the candidates of the best artwork for everybody, learned from the past.
+    `attributes`: ids and context of the same impressions. `fixed_N`: (N,) index among the candidates of the best artwork for
+    everybody, learned from the past.
     """
-    period = (audit_inputs.since, audit_inputs.before)
-    attributes = read_impression_attributes(audit_inputs.dataset, scored, *period, audit_inputs.features)
     slices, notes = build_slices(audit_inputs.dataset, scored, attributes, audit_inputs.past)
     catalogue = read_artwork_labels(audit_inputs.dataset)
     outcomes = audit_inputs.outcomes

@@ -10,7 +10,7 @@ Legend: N impressions.
 # pyarrow makes its compute functions when it is imported, where no type checker sees them.
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -57,6 +57,12 @@ class ImpressionAttributes:
     """By context feature, where it was logged; nulls stay nulls."""
     features: tuple[ContextFeature, ...]
     """All context features, those without a column included."""
+
+    def take(self, rows: NDArray[np.integer]) -> "ImpressionAttributes":
+        """The attributes of some impressions, in that order."""
+        at = pa.array(rows)
+        columns = {name: column.take(at) for name, column in self.columns.items()}
+        return replace(self, member=self.member.take(at), title=self.title.take(at), columns=columns)
 
 
 def read_impression_attributes(

@@ -46,6 +46,8 @@ class PointEstimate:
     """Whether it depends on the reward model."""
     bias: float = 0.0
     """For an estimator that can be biased and has no unbiased reference: its approximate bias."""
+    doubts: tuple[str, ...] = ()
+    """Reasons to doubt this estimate alone."""
     parameter: Parameter | None = None
     """Its parameter that was chosen on the data."""
 
@@ -62,7 +64,7 @@ def estimate_rows(estimates: Sequence[PointEstimate], bootstrap_DE: NDArray, dou
             influence_M=influence_M,
             effective_rewarded=estimate.effective_rewarded,
             reward=estimate.reward,
-            doubts=[*doubts, *_bias_doubts(estimate)],
+            doubts=[*doubts, *estimate.doubts, *_bias_doubts(estimate)],
         )
         judged.append(verdict)
         key = EstimateKey(policy=estimate.policy, reward=estimate.reward, estimator=estimate.estimator)

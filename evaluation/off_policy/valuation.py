@@ -8,7 +8,7 @@ Legend: N impressions, K candidates (padded), M members, D bootstrap draws, E es
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from evaluation.off_policy.reward_model import (
 )
 from evaluation.off_policy.verdict import Overlap, UnbiasedReference, kish_sample_size
 from evaluation.record.rows import Estimates, LeftOutRow, Parameter
-from foundation.lists import Table, blocks
+from foundation.lists import Lists, Table, blocks
 
 SELECTION_RULE = "least estimated squared error, bias at its 95 % bound"
 GRID = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, float("inf"))
@@ -144,11 +144,17 @@ def importance_weights(
     )
 
 
-def estimate(weighted_log: WeightedLog, *, doubts: tuple[str, ...] = (), draws: int = DRAWS) -> Estimates:
+def estimate(
+    weighted_log: WeightedLog,
+    *,
+    doubts: tuple[str, ...] = (),
+    replay_doubts: tuple[str, ...] = (),
+    draws: int = DRAWS,
+) -> Estimates:
     """Every policy's value by every reward and estimator.
 
-    `doubts`: defects of the log, in words; with any, no verdict is reliable. In the result `low` and `high` of an estimate are
-    the ends of its normal interval; the list `intervals` has both kinds.
+    `doubts`: defects of the log, in words; with any, no verdict is reliable. `replay_doubts`: the same of `replay` alone. In the
+    result `low` and `high` of an estimate are the ends of its normal interval; the list `intervals` has both kinds.
     """
     log, members = weighted_log.log, weighted_log.members
     estimates: list[PointEstimate] = []
@@ -162,6 +168,8 @@ def estimate(weighted_log: WeightedLog, *, doubts: tuple[str, ...] = (), draws: 
                     left_out.append(
                         {"policy": policy, "reward": reward, "estimator": estimator, "reason": estimate_or_reason}
                     )
+                elif estimator == "replay":
+                    estimates.append(replace(estimate_or_reason, doubts=replay_doubts))
                 else:
                     estimates.append(estimate_or_reason)
     bootstrap_DE = bootstrap([point.sums for point in estimates], weighted_log.seed, draws)
@@ -318,8 +326,9 @@ def _replay_estimate(
         return "replay", REPLAY_NOT_LOGGED
     if not part.any():
         return "replay", NEEDS_RANDOMISED
-    # other impressions count 0, so that all estimates have the same members
-    reward_N, chosen_N, weight_N = log.reward[reward], arrays.chosen_N * part, arrays.weight_N * part
+    # other impressions count 0, so that all estimates have the same members; every candidate of a randomised one had 1 / width
+    width_N = log.artwork_NK.width_N if isinstance(log.artwork_NK, Lists) else (log.artwork_NK >= 0).sum(1)
+    reward_N, chosen_N, weight_N = log.reward[reward], arrays.chosen_N * part, arrays.chosen_N * width_N * part
     sums = members.sums(by.replay(reward_N, chosen_N))
     own = Members.of(log.member_N[part])
     return estimate_of(
@@ -327,7 +336,7 @@ def _replay_estimate(
         sums,
         unbiased=members.sums(by.snips(reward_N, weight_N)),
         bias_source="that titles have different numbers of candidates",
-        overlap=Overlap.of(arrays.weight_N[part], own, arrays.overlap.unsupported),
+        overlap=Overlap.of(weight_N[part], own, 0.0),
         effective_rewarded=kish_sample_size(chosen_N * reward_N),
         impressions=own.rows,
         members=len(own),

@@ -32,6 +32,12 @@ MODEL_SHARE = 0.01
 """Largest difference of an estimate that depends on the reward model from the unbiased one, in its standard errors."""
 
 
+class GrossDoubt(str):
+    """A defect of the log, in words, so large that no estimate is given: among `doubts`, it makes a verdict unanswerable."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
     """How well a log supports a policy, by the weights that an estimator uses."""
@@ -117,13 +123,13 @@ def assess(
     """The verdict on one estimate, and its reasons.
 
     `effective_rewarded`: effective number of rewarded impressions. `reward`: its name. `doubts`: defects of the log itself, or
-    of the estimator on it.
+    of the estimator on it; with a `GrossDoubt` nothing is answered.
     """
     members = len(influence_M)
     off = abs(overlap.mean_weight - 1)
     apart = off > WEIGHT_ERRORS * overlap.mean_weight_error + PROBABILITY_ROUNDING
     unsupported_share = overlap.unsupported if np.isfinite(overlap.unsupported) else 0.0
-    none = []
+    none: list[str] = [doubt for doubt in doubts if isinstance(doubt, GrossDoubt)]
     if members < 2:
         none.append("a single member does not allow an interval")
     if unsupported_share > UNSUPPORTED_NONE:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from evaluation.record.rows import (
+    AssignmentRow,
     CalibrationSliceRow,
     Clickbait,
     ContributionRow,
@@ -20,7 +21,9 @@ from evaluation.record.rows import (
     ExposureRow,
     FitMetrics,
     IntervalColumns,
+    LogFaultRow,
     LoggingPolicyRow,
+    PropensityChecks,
     PropensityRow,
     SliceRow,
     StabilityRow,
@@ -30,8 +33,8 @@ from evaluation.record.rows import (
 from foundation.preferences import Preferences
 from foundation.records import read_versioned
 
-VALUE_FILE, VALUE_VERSION = "value.json", 1
-REPORT_FILE, REPORT_VERSION = "report.json", 7
+VALUE_FILE, VALUE_VERSION = "value.json", 2
+REPORT_FILE, REPORT_VERSION = "report.json", 8
 """Schema versions, raised when fields change or change their meaning: older records must then be written again."""
 
 
@@ -56,8 +59,16 @@ class ValueSections(AuditSections, Estimates):
 
     verdict: VerdictRow
     """The verdict on the scored policy's clicks, by the main estimator."""
+    doubts: list[str]
+    """Defects of the log: with any, no verdict is reliable."""
+    traffic: str
+    """Which impressions are valued, and whether they stand for all, in words."""
     weights: str
     logging_policies: list[LoggingPolicyRow]
+    assignment: list[AssignmentRow]
+    """Whether who logs depends on the context; empty where one policy logged all."""
+    propensities: PropensityChecks
+    faults: list[LogFaultRow]
     randomised: int
     calibration: list[PropensityRow] | None
     drift: list[DriftRow]

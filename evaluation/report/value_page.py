@@ -31,6 +31,7 @@ from evaluation.report.artwork_sections import (
     exposure_section,
     stability_section,
 )
+from evaluation.report.log_section import log_section
 from evaluation.report.markup import html_document, notes, per_mille, relative, table, table_row, with_interval
 from evaluation.report.preference_section import preference_section
 from foundation.preferences import Preferences
@@ -124,6 +125,7 @@ def sections(
     yield "<h2>How much of it is the artwork’s</h2>"
     yield _alone(record["artwork_alone"])
     yield "<h2>Does the log support it?</h2>"
+    yield from log_section(record)
     checks = [charts.weights(record["weight_histogram"])]
     if record["calibration"]:
         checks.append(charts.propensities(record["calibration"]))
