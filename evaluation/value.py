@@ -28,12 +28,14 @@ from evaluation.logs.logged_impressions import Outcomes
 from evaluation.logs.logging_policies import mixture_propensities
 from evaluation.logs.policies import best_fixed_choice, uniform
 from evaluation.logs.scored_log import ScoredLog, read_scored_log
+from evaluation.logs.seen_scores import Training, draw_test, overlap_doubt, training_of
 from evaluation.off_policy.intervals import DRAWS
 from evaluation.off_policy.valuation import (
     HEADLINE_ESTIMATOR,
     LOGGED,
     BanditLog,
     PolicyProbabilities,
+    WeightedLog,
     estimate,
     importance_weights,
 )
@@ -141,7 +143,11 @@ def value(
             console.print(f"value: {_period_line(period, since, before, split)}", soft_wrap=True)
         for note in _exclusion_notes(single_candidate, missing, unknown, uncompared, scores, base):
             console.print(f"value: {note}")
-        sections = value_sections(log, audit_inputs, step)
+        base_training = None if base is None else training_of(base)
+        base_doubt = "" if base_training is None else overlap_doubt(base_training, log.shown_at, "the base's model")
+        sections = value_sections(
+            log, audit_inputs, step, training=training_of(scores), doubts=(base_doubt,) if base_doubt else ()
+        )
         record: ValueRecord = {
             "verdict": sections["verdict"],  # first in the file
             "schema_version": VALUE_VERSION,
@@ -189,11 +195,18 @@ def _exclusion_notes(
 
 
 def value_sections(
-    scored: ScoredLog, audit_inputs: AuditInputs, step: Callable[[str], None] = lambda words: None
+    scored: ScoredLog,
+    audit_inputs: AuditInputs,
+    step: Callable[[str], None] = lambda words: None,
+    *,
+    training: Training | None,
+    doubts: tuple[str, ...] = (),
 ) -> ValueSections:
     """The sections that `value.json` and `report.json` share: estimates, properties of the log and audits.
 
-    `audit_inputs`: the inputs of the audits besides the log; `step`: called with a description of each step before it begins.
+    `audit_inputs`: the inputs of the audits besides the log; `step`: called with a description of each step before it begins;
+    `training`: until when the scored model saw impressions, None where its scores do not say, which are then tested for having
+    seen these; `doubts`: further defects, in words.
     """
     if (np.diff(scored.member) < 0).any():
         scored = scored.take(np.argsort(scored.member, kind="stable"))
@@ -207,7 +220,6 @@ def value_sections(
         for reward, reward_N in log.reward.items()
     }
     all_doubts = (calibrated.doubt if calibrated else "", *(doubt for _, doubt in drifts.values()))
-    doubts = tuple(doubt for doubt in all_doubts if doubt)
     policies: dict[str, PolicyProbabilities | None] = {
         "scored": scored.policy_NK.__getitem__,
         "uniform": uniform(scored).__getitem__,
@@ -222,6 +234,8 @@ def value_sections(
     policies |= {name: policy_NK.__getitem__ for name, policy_NK in scored.policies.items()}
     step("weigh the policies")
     weighted_log = importance_weights(log, policies)
+    all_doubts = (*doubts, *all_doubts, _training_doubt(scored, weighted_log, training))
+    doubts = tuple(doubt for doubt in all_doubts if doubt)
     step(f"{len(log):,} impressions by every estimator, {DRAWS:,} draws of the members")
     estimates = estimate(weighted_log, doubts=doubts)
     step("slice by slice, and how honest the artworks are")
@@ -249,6 +263,16 @@ def value_sections(
         **audit_sections,
         "notes": [*notes, *audit_sections["notes"]],
     }
+
+
+def _training_doubt(scored: ScoredLog, weighted_log: WeightedLog, training: Training | None) -> str:
+    """A doubt where the scored model has seen the impressions: by its record, else by the test of its scores."""
+    if training is not None:
+        return overlap_doubt(training, scored.shown_at)
+    effect_fA = weighted_log.models["clicked"].artwork_effect_fA
+    fold_C = np.repeat(weighted_log.choices.fold_N, scored.width)
+    tested = draw_test(scored, effect_fA[fold_C, scored.artwork_NK.values_C])
+    return "" if tested is None else tested.doubt
 
 
 def to_bandit_log(scored: ScoredLog) -> tuple[BanditLog, str]:
@@ -280,7 +304,8 @@ def _before_period(past: Outcomes | None, reward: str) -> list[tuple[Literal["be
     if not len(order):
         return []
     weight_N = 1 / (past.width * past.propensity)
-    return [("before", period_row(*(v[order] for v in (reward_N, weight_N, past.shown_at, past.member))))]
+    reward_n, weight_n, shown_at_n, member_n = (v[order] for v in (reward_N, weight_N, past.shown_at, past.member))
+    return [("before", period_row(reward_n, weight_n, shown_at_n, member_n))]
 
 
 def _headline(estimates: Estimates) -> VerdictRow:
@@ -325,4 +350,5 @@ def _lift_cell(row: DifferenceRow | None) -> str:
         return ""
     if row["relative"] is None or row["relative_low"] is None or row["relative_high"] is None:
         return "unanswerable"
-    return f"{row['relative']:+.1%} [{row['relative_low']:+.1%}, {row['relative_high']:+.1%}]"
+    mark = "" if row["verdict"] == "reliable" else " (weak)"
+    return f"{row['relative']:+.1%} [{row['relative_low']:+.1%}, {row['relative_high']:+.1%}]{mark}"

@@ -24,14 +24,15 @@ from evaluation.record.rows import (
     PropensityRow,
     SliceRow,
     StabilityRow,
+    Verdict,
     VerdictRow,
     WeightRow,
 )
 from foundation.preferences import Preferences
 from foundation.records import read_versioned
 
-VALUE_FILE, VALUE_VERSION = "value.json", 1
-REPORT_FILE, REPORT_VERSION = "report.json", 7
+VALUE_FILE, VALUE_VERSION = "value.json", 2
+REPORT_FILE, REPORT_VERSION = "report.json", 8
 """Schema versions, raised when fields change or change their meaning: older records must then be written again."""
 
 
@@ -95,6 +96,7 @@ class NotRandomisedRow(IntervalColumns):
 
     reward: str
     impressions: int
+    verdict: Verdict
 
 
 class ReportExtras(TypedDict, total=False):
