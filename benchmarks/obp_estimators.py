@@ -23,7 +23,6 @@ from obp.ope import (
     DoublyRobust,
     DoublyRobustWithShrinkage,
     InverseProbabilityWeighting,
-    MarginalizedInverseProbabilityWeighting,
     ReplayMethod,
     SelfNormalizedDoublyRobust,
     SelfNormalizedInverseProbabilityWeighting,
@@ -31,11 +30,9 @@ from obp.ope import (
 )
 
 arrays = np.load(sys.argv[1])
-policy_NK1, logging_NK1, expected_NK1 = (arrays[name][:, :, None] for name in ("policy", "logging", "predicted"))
-reward, action, cluster_K = arrays["reward"].astype(float), arrays["action"], arrays["cluster"]
+policy_NK1, expected_NK1 = (arrays[name][:, :, None] for name in ("policy", "predicted"))
+reward, action = arrays["reward"].astype(float), arrays["action"]
 parameters = json.loads(sys.argv[3])
-# each action's cluster, as a deterministic embedding of one dimension: (actions, clusters, 1)
-embedding = np.eye(cluster_K.max() + 1)[cluster_K][:, :, None]
 inputs = {
     "reward": reward,
     "action": action,
@@ -43,9 +40,6 @@ inputs = {
     "action_dist": policy_NK1,
     "estimated_rewards_by_reg_model": expected_NK1,
     "position": np.zeros(len(reward), int),
-    "action_embed": cluster_K[action][:, None],
-    "pi_b": logging_NK1,
-    "p_e_a": embedding,
 }
 estimators = {
     "replay": ReplayMethod(),
@@ -57,7 +51,6 @@ estimators = {
     "sndr": SelfNormalizedDoublyRobust(),
     "switch_dr": SwitchDoublyRobust(lambda_=parameters["tau"]),
     "dr_os": DoublyRobustWithShrinkage(lambda_=parameters["shrinkage"]),
-    "mips": MarginalizedInverseProbabilityWeighting(n_actions=len(cluster_K)),
 }
 results = {}
 for name, estimator in estimators.items():

@@ -16,8 +16,10 @@ from rich.text import Text
 from evaluation.audits.audit import AuditInputs, fit_metrics
 from evaluation.logs.policies import best_fixed, greedy, uniform
 from evaluation.logs.scored_log import ScoredLog, read_scored_log
+from evaluation.logs.seen_scores import training_of
 from evaluation.off_policy.estimators import snips
 from evaluation.off_policy.intervals import Members, normal_interval
+from evaluation.off_policy.verdict import Overlap, Rewarded, assess
 from evaluation.record.records import (
     REPORT_FILE,
     REPORT_VERSION,
@@ -120,7 +122,7 @@ def _report(
         "policies": rows,
         "not_randomised": [_not_randomised(log, reward, reward_N) for reward, (reward_N, _) in rewards.items()],
         "captured_lift": _captured_lift(rows),
-        "value": value_sections(log, audit_inputs),
+        "value": value_sections(log, audit_inputs, training=training_of(scores)),
         **fit_metrics(everything),
         "notes": notes,
         **extra,
@@ -131,14 +133,23 @@ def _not_randomised(log: ScoredLog, reward: str, reward_N: NDArray) -> NotRandom
     """The logging policy's value on impressions that were not randomised: the mean, with its interval by member."""
     rows = np.flatnonzero(~log.randomised)
     rows = rows[np.argsort(log.member[rows], kind="stable")]
-    sums = Members.of(log.member[rows]).sums(snips(reward_N[rows], np.ones(len(rows))))
-    interval = normal_interval(sums.value, sums.influence_M)
+    members, one_n = Members.of(log.member[rows]), np.ones(len(rows))
+    sums = members.sums(snips(reward_N[rows], one_n))
+    verdict, _ = assess(
+        Overlap.of(one_n, members, 0.0),
+        value=sums.value,
+        influence_M=sums.influence_M,
+        rewarded=Rewarded.of(reward_N[rows], members),
+        reward=reward,
+    )
+    none, interval = verdict == "unanswerable", normal_interval(sums.value, sums.influence_M)
     return {
         "reward": reward,
         "impressions": len(rows),
-        "value": finite_or_none(sums.value),
-        "low": finite_or_none(interval.low),
-        "high": finite_or_none(interval.high),
+        "value": None if none else finite_or_none(sums.value),
+        "low": None if none else finite_or_none(interval.low),
+        "high": None if none else finite_or_none(interval.high),
+        "verdict": verdict,
     }
 
 

@@ -21,11 +21,10 @@ from datamodules.prepare.prepare import PrepareConfig
 from datamodules.shards.shard import Shards
 from evaluation.logs.columns import read_columns, to_array
 from evaluation.logs.scored_log import record_beside
+from evaluation.logs.seen_scores import SCORES_RECORD
 from foundation.errors import UserError
 
 Period = Literal["test", "validation", "all"]
-SCORES_RECORD = "scores.json"
-"""The record that `keyart score` writes beside a scores table."""
 
 
 @dataclass(frozen=True, kw_only=True)

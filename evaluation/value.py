@@ -34,11 +34,13 @@ from evaluation.logs.logged_impressions import Outcomes
 from evaluation.logs.policies import best_fixed_choice, uniform
 from evaluation.logs.propensity_tests import ERROR_RATE
 from evaluation.logs.scored_log import ScoredLog, read_scored_log
+from evaluation.logs.seen_scores import Training, draw_test, overlap_doubt, training_of
 from evaluation.off_policy.intervals import DRAWS
 from evaluation.off_policy.valuation import (
     HEADLINE_ESTIMATOR,
     LOGGED,
     PolicyProbabilities,
+    WeightedLog,
     estimate,
     importance_weights,
 )
@@ -143,7 +145,16 @@ def value(
             console.print(f"value: {_period_line(period, since, before, split)}", soft_wrap=True)
         for note in _exclusion_notes(single_candidate, missing, unknown, uncompared, scores, base):
             console.print(f"value: {note}")
-        sections = value_sections(log, audit_inputs, step, weights)
+        base_training = None if base is None else training_of(base)
+        base_doubt = "" if base_training is None else overlap_doubt(base_training, log.shown_at, "the base's model")
+        sections = value_sections(
+            log,
+            audit_inputs,
+            step,
+            weights,
+            training=training_of(scores),
+            doubts=(base_doubt,) if base_doubt else (),
+        )
         record: ValueRecord = {
             "verdict": sections["verdict"],  # first in the file
             "schema_version": VALUE_VERSION,
@@ -199,11 +210,16 @@ def value_sections(
     audit_inputs: AuditInputs,
     step: Callable[[str], None] = lambda words: None,
     weights: WeightsOption = "auto",
+    *,
+    training: Training | None,
+    doubts: tuple[str, ...] = (),
 ) -> ValueSections:
     """The sections that `value.json` and `report.json` share: estimates, properties of the log and audits.
 
     `audit_inputs`: the inputs of the audits besides the log; `weights`: which propensities weights divide by, see
-    `evaluation.logs.logging_policies`; `step`: called with a description of each step before it begins.
+    `evaluation.logs.logging_policies`; `step`: called with a description of each step before it begins; `training`: until when
+    the scored model saw impressions, None where its scores do not say, which are then tested for having seen these; `doubts`:
+    further defects, in words.
     """
     if (np.diff(scored.member) < 0).any():
         scored = scored.take(np.argsort(scored.member, kind="stable"))
@@ -213,7 +229,7 @@ def value_sections(
     review = review_log(scored, context_levels(scored, attributes), weights=weights, slot_N=_slots(attributes))
     if len(review.kept) < len(scored):
         attributes = attributes.take(review.kept)
-    scored, log, doubts = review.scored, review.log, review.doubts
+    scored, log = review.scored, review.log
     all_propensities = log.propensity_NK is not None
     notes = [*([] if all_propensities else [SHOWN_ALONE]), *review.notes]
     policies: dict[str, PolicyProbabilities | None] = {
@@ -230,6 +246,8 @@ def value_sections(
     policies |= {name: policy_NK.__getitem__ for name, policy_NK in scored.policies.items()}
     step("weigh the policies")
     weighted_log = importance_weights(log, policies)
+    all_doubts = (*review.doubts, *doubts, _training_doubt(scored, weighted_log, training))
+    doubts = tuple(doubt for doubt in all_doubts if doubt)
     step(f"{len(log):,} impressions by every estimator, {DRAWS:,} draws of the members")
     estimates = estimate(weighted_log, doubts=doubts, replay_doubts=review.replay_doubts)
     step("slice by slice, and how honest the artworks are")
@@ -272,6 +290,16 @@ def _slots(attributes: ImpressionAttributes) -> NDArray[np.int64] | None:
     return numbers[0] * 100_000 + numbers[-1]
 
 
+def _training_doubt(scored: ScoredLog, weighted_log: WeightedLog, training: Training | None) -> str:
+    """A doubt where the scored model has seen the impressions: by its record, else by the test of its scores."""
+    if training is not None:
+        return overlap_doubt(training, scored.shown_at)
+    effect_fA = weighted_log.models["clicked"].artwork_effect_fA
+    fold_C = np.repeat(weighted_log.choices.fold_N, scored.width)
+    tested = draw_test(scored, effect_fA[fold_C, scored.artwork_NK.values_C])
+    return "" if tested is None else tested.doubt
+
+
 def _fault_row(fault: LogFault) -> LogFaultRow:
     times = (
         None if at is None else datetime.fromtimestamp(at / 1e6, UTC).isoformat() for at in (fault.since, fault.until)
@@ -290,7 +318,8 @@ def _before_period(past: Outcomes | None, reward: str) -> list[tuple[Literal["be
     if not len(order):
         return []
     weight_N = 1 / (past.width * past.propensity)
-    return [("before", period_row(*(v[order] for v in (reward_N, weight_N, past.shown_at, past.member))))]
+    reward_n, weight_n, shown_at_n, member_n = (v[order] for v in (reward_N, weight_N, past.shown_at, past.member))
+    return [("before", period_row(reward_n, weight_n, shown_at_n, member_n))]
 
 
 def _headline(estimates: Estimates) -> VerdictRow:
@@ -335,4 +364,5 @@ def _lift_cell(row: DifferenceRow | None) -> str:
         return ""
     if row["relative"] is None or row["relative_low"] is None or row["relative_high"] is None:
         return "unanswerable"
-    return f"{row['relative']:+.1%} [{row['relative_low']:+.1%}, {row['relative_high']:+.1%}]"
+    mark = "" if row["verdict"] == "reliable" else " (weak)"
+    return f"{row['relative']:+.1%} [{row['relative_low']:+.1%}, {row['relative_high']:+.1%}]{mark}"

@@ -3,6 +3,7 @@
 Legend: R replications, N impressions, M members, K artworks.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,14 @@ from evaluation.logs.policies import best_fixed, greedy, uniform
 from evaluation.logs.scored_log import ScoredLog
 from evaluation.off_policy import estimators as by
 from evaluation.off_policy.estimators import Terms
-from evaluation.off_policy.intervals import Members, bootstrap, normal_interval, percentile_interval
+from evaluation.off_policy.intervals import (
+    Members,
+    bootstrap,
+    degrees_of_freedom,
+    normal_interval,
+    percentile_interval,
+    student_point,
+)
 from evaluation.off_policy.verdict import Overlap
 from foundation.lists import Lists
 
@@ -111,6 +119,30 @@ def test_the_lift_is_right_and_surer_than_two_values_apart() -> None:
     assert np.mean([(lift.high - lift.low) / 2 for lift in lifts]) < 0.8 * np.mean(apart) / base_value
 
 
+def student_probability(t: float, freedom: float) -> float:
+    """Student's distribution function, by the trapezoid rule over its density."""
+    x = np.linspace(0, t, 20_001)
+    factor = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(freedom * math.pi)
+    return 0.5 + float(np.trapezoid(factor * (1 + x**2 / freedom) ** (-(freedom + 1) / 2), x))
+
+
+@pytest.mark.parametrize("freedom", [1, 1.5, 2, 3, 3.7, 4, 5.5, 10, 49])
+def test_the_factor_of_an_interval_is_students(freedom: float) -> None:
+    assert student_probability(student_point(freedom), freedom) == pytest.approx(
+        0.975, abs=1.5e-3 if freedom >= 2 else 4e-3
+    )
+
+
+def test_few_members_with_most_of_the_variance_leave_few_degrees_of_freedom() -> None:
+    rng = np.random.default_rng(0)
+    even_M = rng.normal(size=2000)
+    assert degrees_of_freedom(even_M) > 1500
+    few_M = np.r_[even_M, np.full(10, 40.0)]
+    assert 2 < degrees_of_freedom(few_M) < 10, "ten members carry nearly all of it"
+    assert degrees_of_freedom(np.zeros(9)) == 8
+    assert np.isnan(degrees_of_freedom(np.zeros(1)))
+
+
 def test_estimates_against_straight_lines() -> None:
     reward_RN, shown_RN, member_N = logs(np.array([0.4, 0.3, 0.2, 0.1]), 1)
     reward, member = reward_RN[0].tolist(), member_N.tolist()
@@ -128,8 +160,11 @@ def test_estimates_against_straight_lines() -> None:
         error = (sum((v - mean) ** 2 for v in without) * (MEMBERS - 1) / MEMBERS) ** 0.5
         estimated = estimate(estimator(np.array(reward), np.array(weight)), member_N)
         assert estimated.value == pytest.approx(value)
-        # 2.009575: the 97.5 % point of Student's distribution with 49 degrees of freedom
-        assert (estimated.low, estimated.high) == pytest.approx((value - 2.009575 * error, value + 2.009575 * error))
+        away = [v - mean for v in without]
+        excess = MEMBERS * sum(x**4 for x in away) / sum(x**2 for x in away) ** 2 - 3
+        freedom = (MEMBERS - 1) / (1 + 2 * max(excess, 0))
+        assert (estimated.low + estimated.high) / 2 == pytest.approx(value)
+        assert student_probability((estimated.high - value) / error, freedom) == pytest.approx(0.975, abs=2e-5)
     overlap = Overlap.of(np.array(weight), Members.of(member_N), 0.0)
     assert overlap.effective_sample_size == pytest.approx(total**2 / sum(w * w for w in weight))
     assert overlap.mean_weight == pytest.approx(total / n)

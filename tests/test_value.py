@@ -23,7 +23,7 @@ ROW_KEYS = {
     "impressions", "members", "verdict",
 }  # fmt: skip
 ESTIMATORS = {
-    "replay", "ips", "clipped_ips", "snips", "dm", "dr", "sndr", "switch_dr", "dr_os", "mips", "offcem", "title_snips",
+    "replay", "ips", "clipped_ips", "snips", "dm", "dr", "sndr", "switch_dr", "dr_os", "title_snips",
 }  # fmt: skip
 TEST = slice(5100, ROWS)
 """The newest 15 %."""
@@ -203,9 +203,8 @@ def test_only_the_shown_propensity_was_logged(record: dict[str, Any], tmp_path: 
     drop: Change = lambda t: t.drop_columns("propensities").append_column("propensity", shown)  # noqa: E731
     alone = record_of(service(tmp_path / "alone", drop), scores(tmp_path / "s.parquet", best), tmp_path / "out")
     missing = {(row["policy"], row["estimator"]) for row in alone["left_out"] if "all candidates" in row["reason"]}
-    of_all_propensities = {"mips", "offcem"}
-    assert {e for p, e in missing if p == "scored"} == of_all_propensities
-    assert {e for p, e in missing if p == "logged"} == of_all_propensities | {"dm", "dr", "sndr", "switch_dr", "dr_os"}
+    assert {e for p, e in missing if p == "scored"} == set()
+    assert {e for p, e in missing if p == "logged"} == {"dm", "dr", "sndr", "switch_dr", "dr_os"}
     assert alone["calibration"] is None
     assert any("only in the mean weight" in note for note in alone["notes"])
     assert {row["unsupported"] for row in alone["overlap"] if row["policy"] == "scored"} == {None}
@@ -370,7 +369,7 @@ def test_uniform_on_the_thompson_log() -> None:
     (overlap,) = estimates["overlap"]
     assert overlap["mean_weight_low"] < 1 < overlap["mean_weight_high"]
     assert snips["low"] < obd_men.read("random")["click"].mean() < snips["high"]
-    assert {row["estimator"] for row in estimates["left_out"]} == {"mips", "offcem"}
+    assert estimates["left_out"] == []
 
 
 @pytest.mark.shared_data

@@ -1,7 +1,8 @@
 """Where a policy's value comes from: slice by slice, and how much of it is the artwork's.
 
 In: a log with importance weights of its policies. Out: rows of JSON. A slice's values are doubly robust, its intervals by
-member, and its verdict follows the rules for the whole log, so that a slice that is too small is reported as such.
+member. Its verdict follows the rules for the whole log, on the slice's own impressions: support, weights and rewards of the
+policy and of the base there, and of their difference.
 
 Legend: N impressions, M members.
 """
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 
 from evaluation.logs.log_slices import LogSlice
 from evaluation.off_policy.estimators import Terms
-from evaluation.off_policy.intervals import NONE, Members, Sums, normal_interval
+from evaluation.off_policy.intervals import Members, Sums, normal_interval, ratio_interval, standard_error
 from evaluation.off_policy.valuation import WeightedLog
-from evaluation.off_policy.verdict import Overlap, assess, kish_sample_size
+from evaluation.off_policy.verdict import DifferenceSample, Rewarded, assess
 from evaluation.record.rows import ContributionRow, EstimateRow, Estimates, LiftColumns, SliceRow, finite_or_none
 
 ESTIMATOR = "dr"
@@ -46,31 +47,41 @@ def attribute_value(
     doubts: tuple[str, ...] = (),
 ) -> list[SliceRow]:
     """The scored policy above each base in each slice, by reward: its value, the base's, the lift, relative and not."""
-    log, weight_N = weighted_log.log, weighted_log.policy_weights["scored"].weight_N
-    unsupported = weighted_log.policy_weights["scored"].overlap.unsupported
+    log = weighted_log.log
+    weights = {
+        name: weighted_log.policy_weights[name] for name in ("scored", *bases) if name in weighted_log.policy_weights
+    }
+    scores = {(name, reward): weighted_log.dr_scores_N(name, reward) for name in weights for reward in log.reward}
     rows: list[SliceRow] = []
     for reward, reward_N in log.reward.items():
-        own_N = weighted_log.dr_scores_N("scored", reward)
-        of_base = {
-            base: weighted_log.dr_scores_N(base, reward) for base in bases if base in weighted_log.policy_weights
-        }
         for log_slice in slices:
-            members = Members.of(log.member_N[log_slice.rows])
-            value = members.sums(_mean(own_N[log_slice.rows]))
-            influence_M, part_n = value.influence_M, weight_N[log_slice.rows]
-            overlap = Overlap.of(part_n, members, unsupported)
-            verdict, reason = assess(
-                overlap,
-                value=value.value,
-                influence_M=influence_M,
-                effective_rewarded=kish_sample_size(part_n * reward_N[log_slice.rows]),
-                reward=reward,
-                doubts=doubts,
-            )
-            for base, base_N in of_base.items():
-                lift = lift_row(value, members.sums(_mean(base_N[log_slice.rows])))
-                if verdict == "unanswerable":
-                    lift = NO_LIFT
+            at, members = log_slice.rows, Members.of(log.member_N[log_slice.rows])
+            sums = {name: members.sums(mean_terms(scores[name, reward][at])) for name in weights}
+            overlaps = {name: arrays.overlap_of(at, members) for name, arrays in weights.items()}
+            judged = {
+                name: assess(
+                    overlaps[name],
+                    value=sums[name].value,
+                    influence_M=sums[name].influence_M,
+                    rewarded=Rewarded.of(arrays.weight_N[at] * reward_N[at], members),
+                    reward=reward,
+                    doubts=doubts,
+                    whole=arrays.overlap,
+                )
+                for name, arrays in weights.items()
+            }
+            for base in weights:
+                if base == "scored":
+                    continue
+                sample = DifferenceSample.of(
+                    weights["scored"].weight_N[at],
+                    weights[base].weight_N[at],
+                    reward_N[at],
+                    members,
+                    alike=weighted_log.alike("scored", base),
+                )
+                error = standard_error(sums["scored"].influence_M - sums[base].influence_M)
+                verdict, reason = sample.judge((judged["scored"], judged[base]), error, reward)
                 rows.append(
                     {
                         "slice": log_slice.name,
@@ -79,11 +90,11 @@ def attribute_value(
                         "base": base,
                         "reward": reward,
                         "estimator": ESTIMATOR,
-                        **lift,
-                        "impressions": len(log_slice.rows),
+                        **(NO_LIFT if verdict == "unanswerable" else lift_row(sums["scored"], sums[base])),
+                        "impressions": len(at),
                         "members": len(members),
-                        "effective_sample_size": overlap.effective_sample_size,
-                        "share_of_impressions": len(log_slice.rows) / len(log),
+                        "effective_sample_size": overlaps["scored"].effective_sample_size,
+                        "share_of_impressions": len(at) / len(log),
                         "verdict": verdict,
                         "reason": reason,
                     }
@@ -91,21 +102,16 @@ def attribute_value(
     return rows
 
 
-def _mean(values_N: NDArray) -> Terms:
+def mean_terms(values_N: NDArray) -> Terms:
+    """The mean of values (N,) as an estimate's terms."""
     return ((values_N, np.ones(len(values_N))),)
 
 
 def lift_row(value: Sums, base: Sums) -> LiftColumns:
-    """`lift` and `relative`, with intervals by member, and both values; the relative one by the jackknife of the ratio."""
+    """`lift` and `relative`, with intervals by member, and both values."""
     above = value.value - base.value
     interval = normal_interval(above, value.influence_M - base.influence_M)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.divide(value.value, base.value)
-        without_M = (value.value - value.influence_M) / (base.value - base.influence_M)
-    relative, change = normal_interval(float(ratio) - 1, ratio - without_M), float(ratio) - 1
-    if not normal_interval(base.value, base.influence_M).low > 0:
-        # a base that may be 0 has no relative difference (Fieller, 1954)
-        relative, change = NONE, float("nan")
+    change, relative = ratio_interval(value, base)
     return {
         "value": finite_or_none(value.value),
         "base_value": finite_or_none(base.value),

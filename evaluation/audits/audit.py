@@ -104,7 +104,7 @@ def audit(
     return {
         "attribution": attribute_value(weighted_log, slices, doubts=doubts),
         "artwork_alone": artwork_contribution(estimates),
-        "exploration": lift_by_exploration(weighted_log),
+        "exploration": lift_by_exploration(weighted_log, doubts=doubts),
         "weight_histogram": weight_histogram(weighted_log),
         **fit_metrics(scored),
         "calibration_by_slice": calibration_by_slice(scored, slices),
@@ -114,7 +114,8 @@ def audit(
             audit_inputs.dataset,
             scored,
             attributes.member,
-            {name: weights.weight_N for name, weights in weighted_log.policy_weights.items() if name != "best_fixed"},
+            {name: weights for name, weights in weighted_log.policy_weights.items() if name != "best_fixed"},
+            doubts,
         ),
         "stability": changes(scored),
         "examples": examples(audit_inputs.dataset, scored, attributes, catalogue, fixed_N, audit_inputs.reasons),

@@ -11,6 +11,7 @@ Legend: N impressions, K candidates (padded), M members, A artworks.
 # pyarrow makes its compute functions when it is imported, where no type checker sees them.
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import erfc, sqrt
 from pathlib import Path
@@ -26,6 +27,8 @@ from evaluation.logs.columns import read_columns, to_array
 from evaluation.logs.log_slices import read_segments, top_levels
 from evaluation.logs.scored_log import ScoredLog
 from evaluation.off_policy.intervals import Members, Sums, normal_interval, standard_error
+from evaluation.off_policy.valuation import PolicyWeights
+from evaluation.off_policy.verdict import DifferenceSample, Rewarded, assess
 from evaluation.record.rows import EngagementRow, ExposureRow, finite_or_none
 from foundation.lists import blocks
 
@@ -199,39 +202,60 @@ def _row(
 
 
 def engagement_by_segment(
-    dataset: Path, log: ScoredLog, member: pa.Array, weights: dict[str, NDArray[np.floating]]
+    dataset: Path,
+    log: ScoredLog,
+    member: pa.Array,
+    policies: Mapping[str, PolicyWeights],
+    doubts: tuple[str, ...] = (),
 ) -> list[EngagementRow]:
     """The share of each policy's clicks in a segment that leads to a viewing, against the uniform policy's share.
 
-    `weights`: by policy, `uniform` included. Rows of segment, level, policy, value, uniform, gap with its interval.
+    `policies`: by name, `uniform` included. Rows of segment, level, policy, value, uniform, gap with its interval, and a
+    verdict by the segment's own clicks.
     """
     if log.engaged is None:
         return []
     members = Members.of(log.member)
     segments, _ = read_segments(dataset, member.take(pa.array(members.start_M)))
-    totals = {
-        name: (members.total(weight_N * log.engaged), members.total(weight_N * log.clicked))
-        for name, weight_N in weights.items()
-    }
+    count_M = np.diff(np.append(members.start_M, len(log)))
     rows: list[EngagementRow] = []
     for segment, level, at_M in _groups(segments, len(members)):
-        sums = {name: Sums(e_M[at_M][None], c_M[at_M][None]) for name, (e_M, c_M) in totals.items()}
+        at = np.flatnonzero(np.repeat(at_M, count_M))
+        own_members, engaged_n, clicked_n = Members.of(log.member[at]), log.engaged[at], log.clicked[at]
+        sums, judged = {}, {}
+        for name, arrays in policies.items():
+            weight_n = arrays.weight_N[at]
+            sums[name] = own_members.sums(((weight_n * engaged_n, weight_n * clicked_n),))
+            judged[name] = assess(
+                arrays.overlap_of(at, own_members),
+                value=sums[name].value,
+                influence_M=sums[name].influence_M,
+                rewarded=Rewarded.of(weight_n * engaged_n, own_members),
+                reward="engaged",
+                doubts=doubts,
+                whole=arrays.overlap,
+            )
+        uniform = sums["uniform"]
         for name, own in sums.items():
             if name == "uniform":
                 continue
-            gap = own.value - sums["uniform"].value
-            ends = normal_interval(gap, own.influence_M - sums["uniform"].influence_M)
+            gap, influence_M = own.value - uniform.value, own.influence_M - uniform.influence_M
+            weights = policies[name].weight_N[at], policies["uniform"].weight_N[at]
+            sample = DifferenceSample.of(*weights, engaged_n, own_members, alike=bool((weights[0] == weights[1]).all()))
+            verdict, _ = sample.judge((judged[name], judged["uniform"]), standard_error(influence_M), "engaged")
+            none, ends = verdict == "unanswerable", normal_interval(gap, influence_M)
             rows.append(
                 {
                     "segment": segment,
                     "level": level,
                     "policy": name,
-                    "value": finite_or_none(own.value),
-                    "uniform": finite_or_none(sums["uniform"].value),
-                    "gap": finite_or_none(gap),
-                    "low": finite_or_none(ends.low),
-                    "high": finite_or_none(ends.high),
+                    "value": None if none else finite_or_none(own.value),
+                    "uniform": None if judged["uniform"][0] == "unanswerable" else finite_or_none(uniform.value),
+                    "gap": None if none else finite_or_none(gap),
+                    "low": None if none else finite_or_none(ends.low),
+                    "high": None if none else finite_or_none(ends.high),
                     "members": int(at_M.sum()),
+                    "verdict": verdict,
                 }
             )
     return rows

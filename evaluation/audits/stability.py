@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from evaluation.logs.scored_log import ScoredLog
 from evaluation.off_policy.estimators import Terms
 from evaluation.off_policy.intervals import Members, normal_interval
+from evaluation.off_policy.verdict import assess_members
 from evaluation.record.rows import StabilityRow, finite_or_none
 
 DAY = 86_400_000_000
@@ -22,7 +23,8 @@ def changes(log: ScoredLog) -> list[StabilityRow]:
 
     For each impression and the last one before it on an earlier day: 1 - sum_a policy(a) earlier_policy(a), each day's
     artwork being an independent draw; 0 or 1 for a deterministic policy. Rows of policy (`scored`, `uniform`, and `logged`,
-    computed from the shown artworks), days, value with its interval by member, pairs and members. `log` must be ordered by
+    computed from the shown artworks), days, value with its interval by member, pairs, members, and a
+    verdict by the number of members. `log` must be ordered by
     member.
     """
     order = np.lexsort((log.shown_at, log.title, log.member))
@@ -72,12 +74,15 @@ def _change_row(policy: str, days: str, values: NDArray, member: NDArray) -> Sta
     terms: Terms = ((values, np.ones(len(values))),)
     sums = members.sums(terms)
     interval = normal_interval(sums.value, sums.influence_M)
+    verdict = assess_members(members.total(np.ones(len(values))))
+    none = verdict == "unanswerable"
     return {
         "policy": policy,
         "days": days,
-        "value": sums.value,
-        "low": finite_or_none(interval.low),
-        "high": finite_or_none(interval.high),
+        "value": None if none else sums.value,
+        "low": None if none else finite_or_none(interval.low),
+        "high": None if none else finite_or_none(interval.high),
         "pairs": len(values),
         "members": len(members),
+        "verdict": verdict,
     }

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from evaluation.off_policy.estimators import snips
 from evaluation.off_policy.intervals import Members, Sums, normal_interval, standard_error
+from evaluation.off_policy.verdict import Overlap, Rewarded, assess
 from evaluation.record.rows import PeriodRow, PropensityRow, finite_or_none
 from foundation.lists import Lists
 
@@ -96,11 +97,12 @@ def drift(
     part_N = np.empty(len(order), np.int64)
     part_N[order] = np.arange(len(order)) * parts // max(len(order), 1)
     rows: list[tuple[int, PeriodRow]] = []
+    whole = Overlap.of(weight_N, Members.of(member_N), float("nan"))
     for part in range(parts):
         at = part_N == part
         if not at.any():
             continue
-        rows.append((part + 1, period_row(reward_N[at], weight_N[at], shown_at_N[at], member_N[at])))
+        rows.append((part + 1, period_row(reward_N[at], weight_N[at], shown_at_N[at], member_N[at], whole)))
     halves = [part_N < parts / 2, part_N >= parts / 2]
     if not all(half.any() for half in halves):
         return rows, ""
@@ -108,16 +110,38 @@ def drift(
     return rows, _doubt(sides)
 
 
-def period_row(reward_N: NDArray, weight_N: NDArray, shown_at_N: NDArray, member_N: NDArray) -> PeriodRow:
-    """The value by SNIPS of one part of a log, whose members must be ordered."""
+def period_row(
+    reward_N: NDArray,
+    weight_N: NDArray,
+    shown_at_N: NDArray,
+    member_N: NDArray,
+    whole: Overlap | None = None,
+    doubts: Sequence[str] = (),
+) -> PeriodRow:
+    """The value by SNIPS of one part of a log, whose members must be ordered, with a verdict by its own impressions.
+
+    `whole`: the overlap of the whole log. `doubts`: its defects.
+    """
     sums = _value_of(reward_N, weight_N, member_N)
-    interval = normal_interval(sums.value, sums.influence_M)
+    members, influence_M = Members.of(member_N), sums.influence_M
+    interval = normal_interval(sums.value, influence_M)
+    verdict, _ = assess(
+        Overlap.of(weight_N, members, float("nan")),
+        value=sums.value,
+        influence_M=influence_M,
+        rewarded=Rewarded.of(weight_N * reward_N, members),
+        reward="rewarded",
+        doubts=doubts,
+        whole=whole,
+    )
+    none = verdict == "unanswerable"
     return {
         "since": datetime.fromtimestamp(int(shown_at_N.min()) / 1e6, UTC).isoformat(),
         "impressions": len(reward_N),
-        "value": finite_or_none(sums.value),
-        "low": finite_or_none(interval.low),
-        "high": finite_or_none(interval.high),
+        "value": None if none else finite_or_none(sums.value),
+        "low": None if none else finite_or_none(interval.low),
+        "high": None if none else finite_or_none(interval.high),
+        "verdict": verdict,
     }
 
 

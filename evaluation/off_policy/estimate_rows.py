@@ -3,15 +3,30 @@
 Legend: D bootstrap draws, E estimates, M members.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.off_policy.intervals import Sums, normal_interval, percentile_interval, standard_error
-from evaluation.off_policy.verdict import Overlap, UnbiasedReference, assess, doubts_of_bias, weaker_verdict
+from evaluation.off_policy.intervals import (
+    Interval,
+    Members,
+    Sums,
+    normal_interval,
+    percentile_interval,
+    ratio_interval,
+    standard_error,
+)
+from evaluation.off_policy.verdict import (
+    DifferenceSample,
+    Overlap,
+    Rewarded,
+    UnbiasedReference,
+    assess,
+    doubts_of_bias,
+)
 from evaluation.record.rows import (
     DifferenceRow,
     EstimateKey,
@@ -34,8 +49,13 @@ class PointEstimate:
     estimator: str
     sums: Sums
     overlap: Overlap
-    effective_rewarded: float
-    """Effective number of rewarded impressions."""
+    rewarded: Rewarded
+    """Effective rewarded impressions and members."""
+    weight_N: NDArray[np.floating]
+    """Weights (N,), 0 on impressions that do not enter."""
+    reward_N: NDArray[np.floating]
+    rows: Members
+    """The members of the rows of both arrays."""
     impressions: int
     members: int
     unbiased: Sums | None = None
@@ -52,21 +72,29 @@ class PointEstimate:
     """Its parameter that was chosen on the data."""
 
 
-def estimate_rows(estimates: Sequence[PointEstimate], bootstrap_DE: NDArray, doubts: tuple[str, ...]) -> Estimates:
-    """Estimates and differences as rows, with intervals, verdicts and parameters; the caller fills `overlap` and `left_out`."""
+def estimate_rows(
+    estimates: Sequence[PointEstimate],
+    bootstrap_DE: NDArray,
+    alike: Callable[[str, str], bool],
+    doubts: tuple[str, ...],
+) -> Estimates:
+    """Estimates and differences as rows, with intervals, verdicts and parameters; the caller fills `overlap` and `left_out`.
+
+    `alike`: whether two policies, by name, have the same probabilities on every impression.
+    """
     rows = Estimates(estimates=[], differences=[], intervals=[], verdicts=[], parameters=[], overlap=[], left_out=[])
-    judged: list[Verdict] = []
+    judged: list[tuple[Verdict, str]] = []
     for index, estimate in enumerate(estimates):
         influence_M = estimate.sums.influence_M
         verdict, reason = assess(
             estimate.overlap,
             value=estimate.sums.value,
             influence_M=influence_M,
-            effective_rewarded=estimate.effective_rewarded,
+            rewarded=estimate.rewarded,
             reward=estimate.reward,
             doubts=[*doubts, *estimate.doubts, *_bias_doubts(estimate)],
         )
-        judged.append(verdict)
+        judged.append((verdict, reason))
         key = EstimateKey(policy=estimate.policy, reward=estimate.reward, estimator=estimate.estimator)
         normal = normal_interval(estimate.sums.value, influence_M)
         drawn = percentile_interval(bootstrap_DE[:, index])
@@ -93,13 +121,21 @@ def estimate_rows(estimates: Sequence[PointEstimate], bootstrap_DE: NDArray, dou
             )
         if estimate.parameter:
             rows["parameters"].append({**key, **estimate.parameter})
-    for (a, estimate), (b, other) in combinations(enumerate(estimates), 2):
-        if (estimate.reward, estimate.estimator) == (other.reward, other.estimator):
-            verdict = weaker_verdict(judged[a], judged[b])
-            if verdict == "reliable" and _bias_doubts(estimate, other):
-                # a bias that is small against each value's error may be large against that of their difference
-                verdict = "weak"
-            rows["differences"].append(_difference(estimate, other, bootstrap_DE[:, a], bootstrap_DE[:, b], verdict))
+    samples: dict[tuple[str, str, str, bool], DifferenceSample] = {}
+    for (a, estimate), (b, base) in combinations(enumerate(estimates), 2):
+        if (estimate.reward, estimate.estimator) != (base.reward, base.estimator):
+            continue
+        # estimators on the same impressions have the same weights
+        key = estimate.policy, base.policy, estimate.reward, estimate.estimator == "replay"
+        if key not in samples:
+            samples[key] = DifferenceSample.of(
+                estimate.weight_N,
+                base.weight_N,
+                estimate.reward_N,
+                estimate.rows,
+                alike=alike(estimate.policy, base.policy),
+            )
+        rows["differences"].append(_difference(estimate, base, samples[key], (judged[a], judged[b])))
     return rows
 
 
@@ -122,17 +158,22 @@ def _bias_doubts(estimate: PointEstimate, base: PointEstimate | None = None) -> 
 
 
 def _difference(
-    estimate: PointEstimate, base: PointEstimate, estimate_D: NDArray, base_D: NDArray, verdict: Verdict
+    estimate: PointEstimate,
+    base: PointEstimate,
+    sample: DifferenceSample,
+    sides: tuple[tuple[Verdict, str], tuple[Verdict, str]],
 ) -> DifferenceRow:
-    """A policy's value minus that of `base`, on the same members; the relative difference by bootstrap, for a ratio is not
-    normal."""
+    """A policy's value minus that of `base`, on the same members, with a verdict of its own; and the relative difference."""
     value, below = estimate.sums.value, base.sums.value
     influence_M = estimate.sums.influence_M - base.sums.influence_M
+    verdict, reason = sample.judge(sides, standard_error(influence_M), estimate.reward)
+    if verdict == "reliable" and (doubts := _bias_doubts(estimate, base)):
+        # a bias that is small against each value's error may be large against that of their difference
+        verdict, reason = "weak", "; ".join(doubts)
     interval = normal_interval(value - below, influence_M)
+    change, lift = (0.0, Interval(0.0, 0.0)) if sample.alike else ratio_interval(estimate.sums, base.sums)
+    relative = _interval_columns(change, lift.low, lift.high, verdict)
     weaker = min(estimate, base, key=lambda side: side.overlap.effective_sample_size)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        lift = percentile_interval(estimate_D / base_D - 1)
-    relative = _interval_columns(value / below - 1 if below > 0 else float("nan"), lift.low, lift.high, verdict)
     return {
         "policy": estimate.policy,
         "base": base.policy,
@@ -145,7 +186,10 @@ def _difference(
         **_weight_columns(weaker.overlap),
         "impressions": estimate.impressions,
         "members": estimate.members,
+        "differing": sample.effective_sample_size,
+        "differing_rewarded": sample.rewarded.impressions,
         "verdict": verdict,
+        "reason": reason,
     }
 
 

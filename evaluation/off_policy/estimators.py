@@ -113,26 +113,6 @@ def dr_os(reward_N: Floats, weight_N: Floats, expected_N: Floats, predicted_N: F
     return _mean(expected_N + shrunk_N * (reward_N - predicted_N))
 
 
-def mips(reward_N: Floats, cluster_weight_N: Floats) -> Terms:
-    """Marginalised IPS, 1/N sum_n w(c_n) r_n, w(c) = policy / logging probability of the shown artwork's whole cluster.
-
-    Unbiased where artworks of one cluster earn alike and every cluster the policy may show had a propensity above 0; the
-    single artworks need none. Of less variance than `ips`. Fails by the differences between artworks of a cluster. Saito
-    and Joachims (2022), Off-policy evaluation for large action spaces via embeddings.
-    """
-    return _mean(cluster_weight_N * reward_N)
-
-
-def offcem(reward_N: Floats, cluster_weight_N: Floats, expected_N: Floats, predicted_N: Floats) -> Terms:
-    """Conjunct effects, 1/N sum_n expected_n + w(c_n) (r_n - predicted_n): clusters by weight, the rest by the model.
-
-    Unbiased where the model has the differences between artworks of one cluster right (local correctness), a weaker
-    assumption than those of `mips` and `dm`. Fails by the model's error in them. Saito, Ren and Joachims (2023), Off-policy
-    evaluation for large action spaces via conjunct effect modeling.
-    """
-    return _mean(expected_N + cluster_weight_N * (reward_N - predicted_N))
-
-
 def title_snips(reward_N: Floats, weight_N: Floats, title_N: NDArray[np.integer]) -> Terms:
     """`snips` within each title, averaged by the titles' impressions: sum_t N_t / N sum_(n in t) w_n r_n / sum_(n in t) w_n.
 

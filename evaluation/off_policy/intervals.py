@@ -101,16 +101,67 @@ def standard_error(influence_M: NDArray) -> float:
     return float(np.sqrt(((influence_M - influence_M.mean()) ** 2).sum() * (members - 1) / members))
 
 
+SKEWNESS_FACTOR = 4.0
+"""Factor of the excess kurtosis' part in `degrees_of_freedom`, chosen on simulated logs: with 1, the exact factor for symmetric
+sums, intervals on logs with a few heavy clickers hold in 93 to 94 %, because there a low value comes with a low standard error."""
+
+
+def degrees_of_freedom(influence_M: NDArray) -> float:
+    """Degrees of freedom of the standard error: (M - 1) / (1 + 4 k / 2), k the members' excess kurtosis, at least 0.
+
+    M - 1 where members' influences are about normal; few where a few members carry most of the variance, as heavy clickers or
+    members with very many impressions do. (M - 1) / (1 + k / 2) is Satterthwaite's (1946) for a variance of independent terms
+    of that kurtosis; `SKEWNESS_FACTOR` widens it. Between 1 and M - 1; NaN for fewer than two members.
+    """
+    members = len(influence_M)
+    if members < 2:
+        return float("nan")
+    square_M = (influence_M - influence_M.mean()) ** 2
+    total = float(square_M.sum())
+    if not total > 0:
+        return float(members - 1)
+    excess = members * float((square_M**2).sum()) / total**2 - 3
+    return max((members - 1) / (1 + SKEWNESS_FACTOR * max(excess, 0.0) / 2), 1.0)
+
+
 def normal_interval(value: float, influence_M: NDArray) -> Interval:
-    """value -+ t standard errors, t the 97.5 % point of Student's distribution with M - 1 degrees of freedom."""
-    half = _student(len(influence_M) - 1) * standard_error(influence_M)
+    """value -+ t standard errors, t the 97.5 % point of Student's distribution with `degrees_of_freedom`."""
+    half = student_point(degrees_of_freedom(influence_M)) * standard_error(influence_M)
     return Interval(value - half, value + half) if np.isfinite(value + half) else NONE
 
 
-def _student(freedom: int) -> float:
-    """97.5 % point, by the expansion around the normal one (Fisher and Cornish, 1960): within 1 % from 4 degrees on."""
-    if freedom < 1:
+def ratio_interval(value: Sums, base: Sums) -> tuple[float, Interval]:
+    """The relative difference value / base - 1 and its interval, by the jackknife of the ratio's logarithm.
+
+    Of the ratio itself where the value may be 0. Not a number where the base may be: such a ratio has no bounded interval
+    (Fieller, 1954).
+    """
+    above_M, below_M = value.influence_M, base.influence_M
+    if not normal_interval(base.value, below_M).low > 0:
+        return float("nan"), NONE
+    ratio, without_M = value.value / base.value, (value.value - above_M) / (base.value - below_M)
+    if not normal_interval(value.value, above_M).low > 0:
+        ends = normal_interval(ratio, ratio - without_M)
+        return ratio - 1, Interval(ends.low - 1, ends.high - 1)
+    centre = float(np.log(ratio))
+    ends = normal_interval(centre, centre - np.log(without_M))
+    return ratio - 1, Interval(float(np.expm1(ends.low)), float(np.expm1(ends.high)))
+
+
+STUDENT = (12.706205, 4.302653, 3.182446, 2.776445)
+"""97.5 % points of Student's distribution with 1 to 4 degrees of freedom."""
+
+
+def student_point(freedom: float) -> float:
+    """The 97.5 % point of Student's distribution, NaN below 1 degree of freedom.
+
+    Below 4 degrees between those of `STUDENT`, linearly in 1 / degrees; above by the expansion around the normal one (Fisher and
+    Cornish, 1960), within 1 %.
+    """
+    if not freedom >= 1:
         return float("nan")
+    if freedom < len(STUDENT):
+        return float(np.interp(1 / freedom, [1 / n for n in range(len(STUDENT), 0, -1)], STUDENT[::-1]))
     terms = ((Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96, (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384)
     return Z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 

@@ -1,7 +1,7 @@
 """A cross-fitted reward model of cheap features: the expected reward of each candidate, for `dm`, `dr` and the like.
 
 In: a log's shown artworks and rewards. Out: for any of its rows, every candidate's expected reward, by a model fitted
-without impressions of the row's member; and, likewise, clusters of artworks with similar rewards.
+without impressions of the row's member.
 
 The model is a ridge regression of the reward on the rate of the title, what the artwork's rate adds to it (both shrunk by
 empirical Bayes: Efron and Morris, 1973), and the scores' own click probability, as it is and minus the candidates'
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from foundation.lists import Table, blocks
 
 FOLDS = 3
-CLUSTERS = 3
 FEATURES = 5
 RIDGE = 1e-4
 """Ridge on the diagonal of the mean normal equations, relative to each feature's mean square: for constant columns."""
@@ -66,15 +65,13 @@ class LoggedChoices:
 
 @dataclass(frozen=True)
 class RewardModel:
-    """A fitted model by fold: rates of titles and artworks, weights of the features, clusters of artworks."""
+    """A fitted model by fold: rates of titles and artworks, weights of the features."""
 
     title_rate_fA: NDArray[np.float64]
     """Shrunk rate of each artwork's title, from the other folds."""
     artwork_effect_fA: NDArray[np.float64]
     """The artwork's shrunk rate minus that of its title."""
     weight_fF: NDArray[np.float64]
-    cluster_fA: NDArray[np.int8]
-    """Cluster of each artwork by thirds of that difference: 0 for the lowest .. 2 for the highest."""
 
     def predict(self, log: LoggedChoices, rows: slice) -> NDArray[np.float64]:
         """Expected reward of every candidate, (n, K), in 0 .. 1; 0 in padding."""
@@ -89,11 +86,6 @@ class RewardModel:
         weight_FN = self.weight_fF[log.fold_N[rows]].T
         predicted_NK = sum(weight_FN[f][:, None] * features_FNK[f] for f in range(FEATURES))
         return np.where(mask_NK, np.clip(predicted_NK, 0.0, 1.0), 0.0)
-
-    def cluster(self, log: LoggedChoices, rows: slice) -> NDArray[np.int8]:
-        """Cluster of every candidate, (n, K); -1 in padding."""
-        artwork_NK = log.artwork_NK[rows]
-        return np.where(artwork_NK >= 0, self.cluster_fA[log.fold_N[rows, None], artwork_NK], -1).astype(np.int8)
 
 
 def _features(
@@ -140,7 +132,7 @@ def fit_reward_model(log: LoggedChoices, reward_N: NDArray[np.floating], artwork
                 )
                 features_FN = np.stack(columns)
                 normal[own, other] = features_FN @ features_FN.T, features_FN @ reward_N[at]
-    title_rates, artwork_effects, weights, clusters = [], [], [], []
+    title_rates, artwork_effects, weights = [], [], []
     for fold in range(FOLDS):
         first_fold, second_fold = (f for f in range(FOLDS) if f != fold)
         title_rate_A, artwork_effect_A = _rates(
@@ -153,10 +145,7 @@ def fit_reward_model(log: LoggedChoices, reward_N: NDArray[np.floating], artwork
         weights.append(np.linalg.solve(square + np.diag(RIDGE * scale), moment))
         title_rates.append(title_rate_A)
         artwork_effects.append(artwork_effect_A)
-        clusters.append(np.digitize(artwork_effect_A, np.quantile(artwork_effect_A, [1 / 3, 2 / 3])))
-    return RewardModel(
-        np.stack(title_rates), np.stack(artwork_effects), np.stack(weights), np.stack(clusters).astype(np.int8)
-    )
+    return RewardModel(np.stack(title_rates), np.stack(artwork_effects), np.stack(weights))
 
 
 def _rates(count_A: NDArray, earned_A: NDArray, title_A: NDArray) -> tuple[NDArray, NDArray]:

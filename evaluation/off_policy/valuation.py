@@ -9,6 +9,7 @@ Legend: N impressions, K candidates (padded), M members, D bootstrap draws, E es
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from evaluation.off_policy.reward_model import (
     assign_folds,
     fit_reward_model,
 )
-from evaluation.off_policy.verdict import Overlap, UnbiasedReference, kish_sample_size
+from evaluation.off_policy.verdict import Overlap, Rewarded, UnbiasedReference
 from evaluation.record.rows import Estimates, LeftOutRow, Parameter
 from foundation.lists import Lists, Table, blocks
 
@@ -34,6 +35,8 @@ GRID = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, float("inf
 HEADLINE_ESTIMATOR, FALLBACK_ESTIMATOR = "dr", "snips"
 """The main estimator, unbiased as `ips` is, with less noise; and its replacement where the propensities it needs were not
 logged."""
+SAME_PROBABILITY = 1e-9
+"""Largest difference of two policies' probabilities that is rounding: their values then differ by nothing."""
 LOGGED = "logged"
 """The logging policy: its weights are 1, whatever was logged."""
 NEEDS_ALL_PROPENSITIES = "needs the propensities of all candidates, and the log has only the shown artwork's"
@@ -79,10 +82,14 @@ class PolicyWeights:
     """The policy's probability of the shown artwork."""
     expected: Mapping[str, NDArray[np.float64]] | None
     """By reward, the model's expectation under the policy; None where the policy's probabilities are not known."""
-    cluster_weight_N: NDArray[np.float64] | None
-    """Policy over logging probability of the shown artwork's cluster; None where the log's propensities are not known."""
+    unsupported_N: NDArray[np.float32] | None
+    """The policy's probability on artworks with propensity 0; None where propensities were not logged."""
     overlap: Overlap
-    cluster_overlap: Overlap | None
+
+    def overlap_of(self, rows: NDArray[np.integer], members: Members) -> Overlap:
+        """The overlap on some rows (n,), whose members are `members`: its own support and mean weight."""
+        unsupported = float("nan") if self.unsupported_N is None else float(self.unsupported_N[rows].mean())
+        return Overlap.of(self.weight_N[rows], members, unsupported)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +105,14 @@ class WeightedLog:
     """By policy."""
     predicted: Mapping[str, NDArray]
     """By reward, the model's prediction for the shown artwork, (N,)."""
+    differing: Mapping[tuple[str, str], int]
+    """By pair of policies, in their order: on how many impressions their probabilities differ. Pairs with unknown
+    probabilities are left out."""
     seed: int
+
+    def alike(self, one: str, other: str) -> bool:
+        """Whether two policies' probabilities are known and the same on every impression."""
+        return one == other or self.differing.get((one, other), self.differing.get((other, one), 1)) == 0
 
     def dr_scores_N(self, policy: str, reward: str) -> NDArray[np.float64]:
         """Each impression's term of the `dr` estimate of a policy, (N,); the mean is its value. KeyError where it is left out."""
@@ -132,7 +146,7 @@ def importance_weights(
     )
     artworks = 1 + max((int(log.artwork_NK[rows].max(initial=-1)) for rows in blocks(log.artwork_NK)), default=-1)
     models = {name: fit_reward_model(choices, reward_N, artworks) for name, reward_N in log.reward.items()}
-    policy_weights, predicted = _policy_weights(log, policies, choices, models, members)
+    policy_weights, predicted, differing = _policy_weights(log, policies, choices, models, members)
     return WeightedLog(
         log=log,
         members=members,
@@ -140,6 +154,7 @@ def importance_weights(
         models=models,
         policy_weights=policy_weights,
         predicted=predicted,
+        differing=differing,
         seed=seed,
     )
 
@@ -173,7 +188,7 @@ def estimate(
                 else:
                     estimates.append(estimate_or_reason)
     bootstrap_DE = bootstrap([point.sums for point in estimates], weighted_log.seed, draws)
-    rows = estimate_rows(estimates, bootstrap_DE, doubts)
+    rows = estimate_rows(estimates, bootstrap_DE, weighted_log.alike, doubts)
     rows["overlap"] = [overlap_row(policy, arrays.overlap) for policy, arrays in weighted_log.policy_weights.items()]
     rows["left_out"] = left_out
     return rows
@@ -185,79 +200,62 @@ def _policy_weights(
     choices: LoggedChoices,
     models: Mapping[str, RewardModel],
     members: Members,
-) -> tuple[dict[str, PolicyWeights], dict[str, NDArray]]:
-    """Each policy's arrays, and by reward the models' predictions for the shown artworks, (N,); computed by blocks of rows."""
-    # clusters by the first reward, for all rewards: weights belong to the policy
-    clusters = next(iter(models.values()))
+) -> tuple[dict[str, PolicyWeights], dict[str, NDArray], dict[tuple[str, str], int]]:
+    """Each policy's arrays; by reward the models' predictions for the shown artworks, (N,); and by pair of policies the number
+    of impressions on which they differ. Computed by blocks of rows."""
     all_propensities = log.propensity_NK is not None
     count = len(log)
     predicted = {reward: np.empty(count) for reward in models}
     chosen = {name: np.empty(count) for name in policies}
     expected = {name: {reward: np.empty(count) for reward in models} for name in policies}
-    cluster_weight = {name: np.empty(count) for name in policies}
-    unsupported_sums = {name: [0.0, 0.0] for name in policies}
+    unsupported = {name: np.zeros(count, np.float32) for name in policies}
+    known = [name for name, policy in policies.items() if policy is not None]
+    differing = dict.fromkeys(combinations(known, 2), 0)
     for rows in blocks(log.artwork_NK):
         shown_index_n = np.arange(rows.stop - rows.start), log.shown_N[rows]
         model_nk = {reward: model.predict(choices, rows) for reward, model in models.items()}
-        cluster_nk = clusters.cluster(choices, rows)
-        same_nk = cluster_nk == cluster_nk[shown_index_n][:, None]
-        logging_nk = None if log.propensity_NK is None else log.propensity_NK[rows]
+        none_nk = None if log.propensity_NK is None else log.propensity_NK[rows] <= 0
         for reward, q_nk in model_nk.items():
             predicted[reward][rows] = q_nk[shown_index_n]
-        for name, policy in policies.items():
-            if policy is None:
-                continue
-            policy_nk = np.asarray(policy(rows), np.float64)
+        probabilities = {name: np.asarray(p(rows), np.float64) for name, p in policies.items() if p is not None}
+        for name, policy_nk in probabilities.items():
             chosen[name][rows] = policy_nk[shown_index_n]
             for reward, q_nk in model_nk.items():
                 expected[name][reward][rows] = np.einsum("nk,nk->n", policy_nk, q_nk)
-            if logging_nk is not None:
-                cluster_weight[name][rows] = (policy_nk * same_nk).sum(1) / (logging_nk * same_nk).sum(1)
-                unsupported_sums[name][0] += policy_nk[logging_nk <= 0].sum()
-                unsupported_sums[name][1] += _unsupported_cluster_mass(policy_nk, logging_nk, cluster_nk)
+            if none_nk is not None and name != LOGGED:
+                unsupported[name][rows] = np.einsum("nk,nk->n", policy_nk, none_nk)
+        for one, other in differing:
+            apart_nk = np.abs(probabilities[one] - probabilities[other]) > SAME_PROBABILITY
+            differing[one, other] += int(apart_nk.any(1).sum())
     policy_weights = {}
-    for name, policy in policies.items():
-        own = name == LOGGED
-        weight_N = np.ones(count) if own else chosen[name] / log.propensity_N
-        cluster_N = np.ones(count) if own else cluster_weight[name]
-        unsupported = (
-            [0.0, 0.0]
-            if own
-            else [share / max(count, 1) if all_propensities else float("nan") for share in unsupported_sums[name]]
-        )
-        known = policy is not None
+    for name in policies:
+        weight_N = np.ones(count) if name == LOGGED else chosen[name] / log.propensity_N
+        supported = name == LOGGED or all_propensities
+        share = float(unsupported[name].mean()) if supported and count else 0.0 if supported else float("nan")
         policy_weights[name] = PolicyWeights(
             weight_N=weight_N,
             chosen_N=chosen[name],
-            expected=expected[name] if known else None,
-            cluster_weight_N=cluster_N if known and all_propensities else None,
-            overlap=Overlap.of(weight_N, members, unsupported[0]),
-            cluster_overlap=Overlap.of(cluster_N, members, unsupported[1]) if known and all_propensities else None,
+            expected=expected[name] if name in known else None,
+            unsupported_N=unsupported[name] if supported else None,
+            overlap=Overlap.of(weight_N, members, share),
         )
-    return policy_weights, predicted
-
-
-def _unsupported_cluster_mass(policy_nk: NDArray, logging_nk: NDArray, cluster_nk: NDArray) -> float:
-    """Sum over rows of the policy's probability in clusters with logging probability 0."""
-    total = 0.0
-    for cluster in range(int(cluster_nk.max(initial=-1)) + 1):
-        of_nk = cluster_nk == cluster
-        none_n = (logging_nk * of_nk).sum(1) <= 0
-        total += float((policy_nk * of_nk).sum(1)[none_n].sum())
-    return total
+    return policy_weights, predicted, differing
 
 
 def _estimates(
     log: BanditLog, members: Members, policy: str, reward: str, arrays: PolicyWeights, predicted_N: NDArray
 ) -> Iterator[tuple[str, PointEstimate | str]]:
     """Pairs of an estimator's name and its estimate, or the reason why it cannot be computed."""
-    reward_N, w_N, cluster_N = log.reward[reward], arrays.weight_N, arrays.cluster_weight_N
-    effective_rewarded = kish_sample_size(w_N * reward_N)
+    reward_N, w_N = log.reward[reward], arrays.weight_N
+    rewarded = Rewarded.of(w_N * reward_N, members)
 
     def estimate_of(name: str, sums: Sums, **more: Any) -> tuple[str, PointEstimate]:
         known: dict[str, Any] = {
             "overlap": arrays.overlap,
-            "effective_rewarded": effective_rewarded,
+            "rewarded": rewarded,
+            "weight_N": w_N,
+            "reward_N": reward_N,
+            "rows": members,
             "impressions": len(log),
             "members": len(members),
         }
@@ -275,7 +273,7 @@ def _estimates(
     bias = title_snips_bias(reward_N, w_N, log.title_N)
     titled = members.sums(by.title_snips(reward_N, w_N, log.title_N))
     if arrays.expected is None:
-        for name in ("dm", "dr", "sndr", "switch_dr", "dr_os", "mips", "offcem"):
+        for name in ("dm", "dr", "sndr", "switch_dr", "dr_os"):
             yield name, NEEDS_ALL_PROPENSITIES
         yield estimate_of("title_snips", titled, bias=bias, bias_source="small titles' ratios")
         return
@@ -296,19 +294,6 @@ def _estimates(
         "dr_os",
         **_tuned("lambda", squares, shrunk, robust, "the model where weights are shrunk", uses_reward_model=True),
     )
-    if cluster_N is None or arrays.cluster_overlap is None:
-        yield "mips", NEEDS_ALL_PROPENSITIES
-        yield "offcem", NEEDS_ALL_PROPENSITIES
-    else:
-        by_cluster = {"overlap": arrays.cluster_overlap, "effective_rewarded": kish_sample_size(cluster_N * reward_N)}
-        marginal = members.sums(by.mips(reward_N, cluster_N))
-        bias_source = "artworks of a cluster, taken to earn alike,"
-        yield estimate_of("mips", marginal, unbiased=robust, bias_source=bias_source, **by_cluster)
-        conjunct = members.sums(by.offcem(reward_N, cluster_N, *model_NN))
-        bias_source = "the model within a cluster"
-        yield estimate_of(
-            "offcem", conjunct, unbiased=robust, bias_source=bias_source, uses_reward_model=True, **by_cluster
-        )
     yield estimate_of("title_snips", titled, bias=bias, bias_source="small titles' ratios")
 
 
@@ -337,7 +322,8 @@ def _replay_estimate(
         unbiased=members.sums(by.snips(reward_N, weight_N)),
         bias_source="that titles have different numbers of candidates",
         overlap=Overlap.of(weight_N[part], own, 0.0),
-        effective_rewarded=kish_sample_size(chosen_N * reward_N),
+        rewarded=Rewarded.of(chosen_N * reward_N, members),
+        weight_N=weight_N,
         impressions=own.rows,
         members=len(own),
     )

@@ -23,7 +23,7 @@ SAMPLE_NONE, SAMPLE_WEAK = 10.0, 100.0
 REWARDED_NONE, REWARDED_WEAK = 3.0, 30.0
 """Effective number of rewarded impressions, (sum w r)^2 / sum (w r)^2."""
 MEMBERS_NONE, MEMBERS_WEAK = 3.0, 30.0
-"""Effective number of members, (sum_m w_m)^2 / sum_m w_m^2 of their summed weights."""
+"""Effective number of members, (sum_m w_m)^2 / sum_m w_m^2 of their summed weights, and likewise of their weighted rewards."""
 WEIGHT_ERRORS, WEIGHT_NONE = 3.0, 0.1
 """Standard errors by which the mean weight may differ from 1; beyond them by more than that share, nothing is answered."""
 BIAS = 0.5
@@ -111,42 +111,62 @@ def doubts_of_bias(bias: float, error: float, bias_source: str) -> list[str]:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rewarded:
+    """How many rewarded impressions, and members with them, a weighted mean of rewards rests on."""
+
+    impressions: float
+    """(sum w r)^2 / sum (w r)^2 over impressions."""
+    members: float
+    """The same over members' sums: a few members who earn most of it count as few."""
+
+    @classmethod
+    def of(cls, earned_N: NDArray, members: Members) -> "Rewarded":
+        """Count from weighted rewards (N,), at least 0, ordered by member."""
+        return cls(impressions=kish_sample_size(earned_N), members=kish_sample_size(members.total(earned_N)))
+
+
 def assess(
     overlap: Overlap,
     *,
     value: float,
     influence_M: NDArray,
-    effective_rewarded: float,
+    rewarded: Rewarded,
     reward: str,
     doubts: Sequence[str] = (),
+    whole: Overlap | None = None,
 ) -> tuple[Verdict, str]:
-    """The verdict on one estimate, and its reasons.
+    """The verdict on one estimate by its own sample, and its reasons.
 
-    `effective_rewarded`: effective number of rewarded impressions. `reward`: its name. `doubts`: defects of the log itself, or
-    of the estimator on it; with a `GrossDoubt` nothing is answered.
+    `rewarded`: its effective rewarded impressions and members. `reward`: its name. `doubts`: defects of the log itself, or
+    of the estimator on it; with a `GrossDoubt` nothing is answered. `whole`: for a part of a log, the policy's overlap on the
+    whole: where the whole's mean weight is off, the part's is taken to be off as well unless it is clearly another, since a
+    small part cannot show it.
     """
     members = len(influence_M)
-    off = abs(overlap.mean_weight - 1)
-    apart = off > WEIGHT_ERRORS * overlap.mean_weight_error + PROBABILITY_ROUNDING
+    effective_members = min(overlap.effective_members, rewarded.members)
+    weight_fault, weight_reason = _mean_weight_fault(overlap)
+    if whole is not None and weight_fault != "unanswerable":
+        inherited, reason = _mean_weight_fault(whole)
+        apart = abs(overlap.mean_weight - whole.mean_weight) > WEIGHT_ERRORS * overlap.mean_weight_error
+        if inherited != "reliable" and not apart:
+            weight_fault, weight_reason = inherited, f"on the whole log {reason}"
     unsupported_share = overlap.unsupported if np.isfinite(overlap.unsupported) else 0.0
     none: list[str] = [doubt for doubt in doubts if isinstance(doubt, GrossDoubt)]
     if members < 2:
         none.append("a single member does not allow an interval")
     if unsupported_share > UNSUPPORTED_NONE:
         none.append(f"{unsupported_share:.0%} of the policy's probability is on artworks the log never shows")
-    if not np.isfinite(overlap.mean_weight) or (apart and off > WEIGHT_NONE):
-        none.append(
-            f"weights are {overlap.mean_weight:.2f} on average and should be 1: the log hardly shows what the policy would, "
-            "or its propensities are wrong"
-        )
+    if weight_fault == "unanswerable":
+        none.append(weight_reason)
     if overlap.effective_sample_size < SAMPLE_NONE:
         none.append(f"the effective sample size is only {overlap.effective_sample_size:.0f} impressions")
     elif overlap.effective_members < MEMBERS_NONE:
         none.append(f"the effective number of members is only {overlap.effective_members:.0f}")
-    if effective_rewarded < REWARDED_NONE:
+    if rewarded.impressions < REWARDED_NONE:
         none.append(
             f"almost none of the impressions in the effective sample was {reward}"
-            if effective_rewarded
+            if rewarded.impressions
             else f"none was {reward}"
         )
     if not np.isfinite(value):
@@ -156,17 +176,82 @@ def assess(
     weak = list(doubts)
     if unsupported_share > UNSUPPORTED_WEAK:
         weak.append(f"{unsupported_share:.1%} of the policy's probability is on artworks the log never shows")
-    if apart:
-        weak.append(f"weights are {overlap.mean_weight:.3f} on average and should be 1")
+    if weight_fault == "weak":
+        weak.append(weight_reason)
     if overlap.effective_sample_size < SAMPLE_WEAK:
         weak.append(f"the effective sample size is only {overlap.effective_sample_size:.0f} impressions")
-    if effective_rewarded < REWARDED_WEAK:
-        weak.append(f"only about {effective_rewarded:.0f} impressions of the effective sample were {reward}")
-    if overlap.effective_members < MEMBERS_WEAK:
-        weak.append(f"the interval rests on about {overlap.effective_members:.0f} members")
+    if rewarded.impressions < REWARDED_WEAK:
+        weak.append(f"only about {rewarded.impressions:.0f} impressions of the effective sample were {reward}")
+    if effective_members < MEMBERS_WEAK:
+        weak.append(f"the interval rests on about {effective_members:.0f} members")
     if weak:
         return "weak", "; ".join(weak)
     return "reliable", f"the effective sample size is {overlap.effective_sample_size:,.0f} impressions"
+
+
+def _mean_weight_fault(overlap: Overlap) -> tuple[Verdict, str]:
+    """What a mean weight that is not 1 allows at most, and why; reliable where it is 1 within its error."""
+    off = abs(overlap.mean_weight - 1)
+    if np.isfinite(off) and not off > WEIGHT_ERRORS * overlap.mean_weight_error + PROBABILITY_ROUNDING:
+        return "reliable", ""
+    if not np.isfinite(off) or off > WEIGHT_NONE:
+        return "unanswerable", (
+            f"weights are {overlap.mean_weight:.2f} on average and should be 1: the log hardly shows what the policy would, "
+            "or its propensities are wrong"
+        )
+    return "weak", f"weights are {overlap.mean_weight:.3f} on average and should be 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DifferenceSample:
+    """What a difference of two policies rests on: the impressions on which their weights differ."""
+
+    effective_sample_size: float
+    """(sum |d|)^2 / sum d^2 of the differences d of the weights."""
+    rewarded: Rewarded
+    """Of |d| times the reward."""
+    alike: bool
+    """Whether the policies' probabilities are the same on every impression, so that they differ by 0 for certain."""
+
+    @classmethod
+    def of(
+        cls, weight_N: NDArray, base_N: NDArray, reward_N: NDArray, members: Members, *, alike: bool = False
+    ) -> "DifferenceSample":
+        """Count from both policies' weights (N,) and the rewards (N,), ordered by member."""
+        apart_N = np.abs(weight_N - base_N)
+        return cls(
+            effective_sample_size=kish_sample_size(apart_N),
+            rewarded=Rewarded.of(apart_N * reward_N, members),
+            alike=alike,
+        )
+
+    def judge(
+        self, sides: tuple[tuple[Verdict, str], tuple[Verdict, str]], error: float, reward: str
+    ) -> tuple[Verdict, str]:
+        """The verdict on a difference and its reasons, never stronger than those of both values (`sides`).
+
+        `error`: the difference's standard error. Two policies that are nearly equal differ on few impressions: the numbers of
+        those decide, by the thresholds of a value's. A standard error of 0 measures nothing.
+        """
+        verdict = weaker_verdict(sides[0][0], sides[1][0])
+        reasons = list(dict.fromkeys(reason for side_verdict, reason in sides if side_verdict == verdict))
+        if self.alike:
+            return verdict, "the two policies choose alike on every impression"
+        size, count, members = self.effective_sample_size, self.rewarded.impressions, self.rewarded.members
+        few = f"the two policies differ on too few impressions: about {size:.0f}, of which {count:.0f} were {reward}"
+        if size < SAMPLE_NONE or count < REWARDED_NONE or members < MEMBERS_NONE or not error > 0:
+            return "unanswerable", "; ".join([few, *(reasons if verdict == "unanswerable" else [])])
+        if verdict == "unanswerable":
+            return verdict, "; ".join(reasons)
+        if size < SAMPLE_WEAK or count < REWARDED_WEAK or members < MEMBERS_WEAK:
+            return "weak", "; ".join([few, *(reasons if verdict == "weak" else [])])
+        return verdict, "; ".join(reasons)
+
+
+def assess_members(count_M: NDArray) -> Verdict:
+    """The verdict on a mean that depends on no weights, by the effective number of its members, of counts (M,) of rows."""
+    members = kish_sample_size(np.asarray(count_M, np.float64))
+    return "unanswerable" if members < MEMBERS_NONE else "weak" if members < MEMBERS_WEAK else "reliable"
 
 
 def weaker_verdict(one: Verdict, other: Verdict) -> Verdict:

@@ -27,6 +27,7 @@ from evaluation.record.rows import (
     PropensityRow,
     SliceRow,
     StabilityRow,
+    Verdict,
     VerdictRow,
     WeightRow,
 )
@@ -106,6 +107,7 @@ class NotRandomisedRow(IntervalColumns):
 
     reward: str
     impressions: int
+    verdict: Verdict
 
 
 class ReportExtras(TypedDict, total=False):

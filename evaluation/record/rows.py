@@ -56,9 +56,15 @@ class EstimateRow(EstimateKey, IntervalColumns, WeightColumns):
 
 
 class DifferenceRow(EstimateRow, RelativeColumns):
-    """A policy's value minus a base's, on the same members."""
+    """A policy's value minus a base's, on the same members.
+
+    `differing`: effective number of impressions on which their weights differ; `differing_rewarded`: of rewarded ones.
+    """
 
     base: str
+    differing: float
+    differing_rewarded: float
+    reason: str
 
 
 class IntervalRow(EstimateKey):
@@ -196,6 +202,7 @@ class PeriodRow(IntervalColumns):
 
     since: str
     impressions: int
+    verdict: Verdict
 
 
 class DriftRow(PeriodRow):
@@ -241,6 +248,8 @@ class ExplorationRow(LiftColumns):
     strength: float
     explored: float
     reward: str
+    verdict: Verdict
+    reason: str
 
 
 class WeightRow(TypedDict):
@@ -360,6 +369,7 @@ class EngagementRow(IntervalColumns):
     uniform: float | None
     gap: float | None
     members: int
+    verdict: Verdict
 
 
 class StabilityRow(IntervalColumns):
@@ -369,6 +379,7 @@ class StabilityRow(IntervalColumns):
     days: str
     pairs: int
     members: int
+    verdict: Verdict
 
 
 class ReasonPlay(TypedDict):

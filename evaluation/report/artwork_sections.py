@@ -7,7 +7,7 @@ from evaluation.audits.examples import ArtworkLabels
 from evaluation.audits.exposure import FLAG_RULE
 from evaluation.record.rows import Clickbait, EngagementRow, ExampleMember, ExposureRow, Reason, StabilityRow
 from evaluation.report import charts
-from evaluation.report.markup import picture, table, table_row
+from evaluation.report.markup import marked, picture, table, table_row
 
 MAX_CARDS, MAX_FLAGGED = 12, 12
 
@@ -52,10 +52,11 @@ def engagement_section(rows: Sequence[EngagementRow]) -> Iterator[str]:
         for policy in policies:
             row = by_key[policy]
             if row["value"] is None or row["gap"] is None or row["low"] is None or row["high"] is None:
-                cells.append("no estimate")
+                cells.append("unanswerable")
                 continue
             ends = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-            cells.append(f'{row["value"]:.1%} <span class="of">{100 * row["gap"]:+.1f} {ends}</span>')
+            value = marked(f"{row['value']:.1%}", row["verdict"])
+            cells.append(f'{value} <span class="of">{100 * row["gap"]:+.1f} {ends}</span>')
         lines.append(table_row(cells))
     yield table(["members", "uniform", *(charts.POLICY_NAMES[policy] for policy in policies)], lines)
 
@@ -108,7 +109,9 @@ def stability_section(rows: Sequence[StabilityRow]) -> Iterator[str]:
         for day in days:
             row = by_key[policy, day]
             ends = "" if row["low"] is None else f'<span class="of">[{row["low"]:.0%}, {row["high"]:.0%}]</span>'
-            cells.append(f"{row['value']:.0%} {ends}")
+            cells.append(
+                "unanswerable" if row["value"] is None else marked(f"{row['value']:.0%}", row["verdict"]) + f" {ends}"
+            )
         lines.append(table_row(cells, policy))
     pairs = ", ".join(f"{by_key['scored', day]['pairs']:,} {day}" for day in days)
     yield f"<p>Probability that a title’s artwork for a member differs from the last time ({pairs}).</p>"

@@ -188,7 +188,12 @@ def exploration(rows: Sequence[ExplorationRow]) -> str:
             if not selected:
                 continue
             x = [100 * row["explored"] for _, row in selected]
-            axes.plot(x, [100 * lift for lift, _ in selected], "o-", color=colour, markersize=4, label=family)
+            axes.plot(x, [100 * lift for lift, _ in selected], "-", color=colour)
+            for reliable, fill in ((True, colour), (False, PAPER)):
+                part = [(lift, row) for lift, row in selected if (row["verdict"] == "reliable") == reliable]
+                ends = [100 * row["explored"] for _, row in part], [100 * lift for lift, _ in part]
+                axes.plot(*ends, "o", color=colour, markerfacecolor=fill, markersize=4)
+            axes.plot([], [], "o-", color=colour, markersize=4, label=family)
             low, high = (
                 [100 * (lift if end is None else end) for (lift, _), end in zip(selected, ends, strict=True)]
                 for ends in (
@@ -204,7 +209,7 @@ def exploration(rows: Sequence[ExplorationRow]) -> str:
 
     caption = (
         "Lift in clicks by how much is explored, doubly robust, 95 % bands by member. Epsilon shows a random artwork in a "
-        "share of impressions; softmax shows artworks more often the better they are scored."
+        "share of impressions; softmax shows artworks more often the better they are scored; hollow: weak."
     )
     return chart(300, caption, draw)
 

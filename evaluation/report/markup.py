@@ -11,7 +11,7 @@ from PIL import Image
 
 from datamodules.contract.image_decoding import decode_image, strict_image_decoding
 from evaluation.audits.examples import ArtworkLabels
-from evaluation.record.rows import IntervalColumns, RelativeColumns
+from evaluation.record.rows import IntervalColumns, RelativeColumns, Verdict
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1e; --soft: #6b6b70; --line: #d9d9de; --paper: #fff; --mark: #0b63ce;
@@ -96,6 +96,11 @@ def relative(row: RelativeColumns | None) -> str:
     if row["relative_low"] is None or row["relative_high"] is None:
         return text
     return f'{text} <span class="of">[{row["relative_low"]:+.1%}, {row["relative_high"]:+.1%}]</span>'
+
+
+def marked(text: str, verdict: Verdict) -> str:
+    """A number with the mark of its verdict: none where it is reliable."""
+    return text if verdict == "reliable" else f"{text} ({verdict})"
 
 
 def table(heads: Sequence[str], rows: Sequence[str]) -> str:

@@ -32,10 +32,20 @@ from evaluation.report.artwork_sections import (
     stability_section,
 )
 from evaluation.report.log_section import log_section
-from evaluation.report.markup import html_document, notes, per_mille, relative, table, table_row, with_interval
+from evaluation.report.markup import (
+    html_document,
+    marked,
+    notes,
+    per_mille,
+    relative,
+    table,
+    table_row,
+    with_interval,
+)
 from evaluation.report.preference_section import preference_section
 from foundation.preferences import Preferences
 
+NO_CURVE = "This log does not support an estimate at any rate of exploring."
 NOTES = {
     "Value": "The mean reward per impression, had the policy chosen the artworks of these impressions, with titles and "
     "positions as they were logged. Impressions with a single candidate are left out: every policy earns the same on them.",
@@ -45,7 +55,7 @@ NOTES = {
     "unit. Differences are on the same members on both sides: they can be certain where two intervals overlap. One of twenty "
     "intervals misses the truth at random: remember that with many slices.",
     "Estimators": "ips and snips weight shown artworks by policy over logging probability; dm uses only a model of rewards; "
-    "dr and the like (sndr, switch_dr, dr_os) correct the model by weights; mips and offcem weight clusters of artworks; replay "
+    "dr and the like (sndr, switch_dr, dr_os) correct the model by weights; replay "
     "keeps randomised impressions that match; title_snips compares within titles. dr is the main one.",
 }
 """Notes on how to read the page."""
@@ -94,10 +104,11 @@ def headline(record: ValueSections, name: str = "the scored policy") -> str:
     value, low, high = 100 * relative, 100 * ends[0], 100 * ends[1]
     interval = f"95 % interval: {low:+.1f} to {high:+.1f} %"
     subject = name[0].upper() + name[1:] if name.startswith("the ") else name
+    doubt = "" if row["verdict"] == "reliable" else f" This difference is weak: {row['reason']}."
     if low > 0:
-        return f"{subject} would earn {value:.1f} % more clicks than {against} ({interval})."
+        return f"{subject} would earn {value:.1f} % more clicks than {against} ({interval}).{doubt}"
     if high < 0:
-        return f"{subject} would earn {-value:.1f} % fewer clicks than {against} ({interval})."
+        return f"{subject} would earn {-value:.1f} % fewer clicks than {against} ({interval}).{doubt}"
     return f"This log cannot separate {name} from {against}: {value:+.1f} % clicks ({interval})."
 
 
@@ -132,7 +143,8 @@ def sections(
     yield f'<div class="charts">{"".join(checks)}</div>'
     yield _drift(record["drift"])
     yield "<h2>What exploring costs</h2>"
-    yield f'<div class="charts">{charts.exploration(record["exploration"])}</div>'
+    drawn = charts.exploration(record["exploration"])
+    yield f'<div class="charts">{drawn}</div>' if drawn else f"<p>{NO_CURVE}</p>"
     yield "<h2>Are the probabilities right?</h2>"
     fit = fit or record
     yield _fit("Clicks of what was shown", fit["metrics"])
@@ -170,7 +182,7 @@ def _values(record: ValueSections, policies: Sequence[PolicyRow]) -> str:
             if row is None:
                 cells += ["", ""]
                 continue
-            cells.append(with_interval(row) + ("" if row["verdict"] == "reliable" else f" ({row['verdict']})"))
+            cells.append(with_interval(row) + ("" if row["verdict"] != "weak" else " (weak)"))
             cells.append("" if policy == "uniform" else _against_uniform(above, policy, reward, row["estimator"]))
         rows.append(table_row(cells, policy))
     heads = ["per 1,000 impressions"]
@@ -182,7 +194,7 @@ def _values(record: ValueSections, policies: Sequence[PolicyRow]) -> str:
 def _against_uniform(above: Mapping[tuple[str, ...], DifferenceRow], policy: str, reward: str, by: str) -> str:
     row = above.get((policy, "uniform", reward, by))
     if row is not None:
-        return relative(row)
+        return _relative_of(row)
     row = above.get(("uniform", policy, reward, by))
     if row is None or row["relative"] is None:
         return "–"
@@ -191,7 +203,14 @@ def _against_uniform(above: Mapping[tuple[str, ...], DifferenceRow], policy: str
         None if number is None else 1 / (1 + number) - 1
         for number in (row["relative"], row["relative_low"], row["relative_high"])
     )
-    return relative({"relative": value, "relative_low": low, "relative_high": high})
+    return marked(relative({"relative": value, "relative_low": low, "relative_high": high}), row["verdict"])
+
+
+def _relative_of(row: DifferenceRow | SliceRow | None) -> str:
+    """A row's relative difference with the mark of its verdict; a dash where it is unanswerable."""
+    if row is None or row["relative"] is None:
+        return "–"
+    return marked(relative(row), row["verdict"])
 
 
 def _alone(rows: Sequence[ContributionRow]) -> str:
@@ -203,7 +222,11 @@ def _alone(rows: Sequence[ContributionRow]) -> str:
         lines.append(f'<tr class="group"><th colspan="{1 + len(rewards)}">{words}</th></tr>')
         for policy, base, due_to in CONTRASTS:
             if any((policy, base, reward, estimator) in by_key for reward in rewards):
-                cells = [with_interval(by_key.get((policy, base, reward, estimator))) for reward in rewards]
+                contributions = [by_key.get((policy, base, reward, estimator)) for reward in rewards]
+                cells = [
+                    with_interval(row) + (" (weak)" if row and row["verdict"] == "weak" else "")
+                    for row in contributions
+                ]
                 lines.append(table_row([escape(due_to), *cells]))
     intro = "<p>With the title held fixed, of 1,000 impressions so many rewards are due to:</p>"
     return intro + table(["due to", *rewards], lines)
@@ -211,11 +234,15 @@ def _alone(rows: Sequence[ContributionRow]) -> str:
 
 def _drift(rows: Sequence[DriftRow]) -> str:
     clicked = [row for row in rows if row["reward"] == "clicked"]
-    quarters = ", ".join(f"from {row['since'][:10]} {with_interval(row)}" for row in clicked if row["part"] != "before")
+    quarters = ", ".join(f"from {row['since'][:10]} {_period(row)}" for row in clicked if row["part"] != "before")
     text = f"Clicks of the uniform policy per 1,000, in quarters of the period: {quarters}."
     for row in (row for row in clicked if row["part"] == "before"):
-        text += f" Before the period, from {row['since'][:10]}: {with_interval(row)}."
+        text += f" Before the period, from {row['since'][:10]}: {_period(row)}."
     return f'<p class="soft">{text}</p>'
+
+
+def _period(row: DriftRow) -> str:
+    return with_interval(row) + (" (weak)" if row["verdict"] == "weak" else "")
 
 
 def _fit(what: str, metrics: Metrics) -> str:
@@ -265,12 +292,11 @@ def _slices(rows: Sequence[SliceRow]) -> str:
         if row["verdict"] == "unanswerable":
             cells += ["unanswerable", "", "", ""]
         else:
-            mark = "" if row["verdict"] == "reliable" else " (weak)"
             cells += [
-                per_mille(row["value"]) + mark,
-                relative(row),
-                relative(fixed.get(key)),
-                relative(engaged.get(key)),
+                marked(per_mille(row["value"]), row["verdict"]),
+                _relative_of(row),
+                _relative_of(fixed.get(key)),
+                _relative_of(engaged.get(key)),
             ]
         lines.append(table_row(cells))
     return table(heads, lines)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # executors load this module, and need no engine
 from serving.scoring.scorer import Scorer
 
 SCORES_FILE, REASONS_FILE = "scores.json", "reasons.json"
-SCORES_VERSION = 2
+SCORES_VERSION = 3
 """Version of scores and their record; raised when their content changes, so that older ones are made again."""
 MAX_EXPLAINED = 40
 """Impressions whose choice is explained."""
@@ -110,6 +110,9 @@ def score(
             "since": since and since.isoformat(),
             # when validation and test began for the model, which an evaluation of the scores needs
             "validation_from": bundle.metadata.get("validation_from"),
+            # until when its weights were fitted, and until when it was stopped, calibrated and given its posterior
+            "trained_until": bundle.metadata.get("validation_from"),
+            "tuned_until": bundle.metadata.get("test_from"),
             "test_from": bundle.metadata.get("test_from"),
         }
         save_context(bundle.context, folder)
