@@ -1,7 +1,8 @@
 """Where a policy's value comes from: slice by slice, and how much of it is the artwork's.
 
 In: a log with importance weights of its policies. Out: rows of JSON. A slice's values are doubly robust, its intervals by
-member, and its verdict follows the rules for the whole log, so that a slice that is too small is reported as such.
+member and simultaneous over slices, and its verdict follows the rules for the whole log, so that a slice that is too small is
+reported as such.
 
 Legend: N impressions, M members.
 """
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.audits.simultaneous import Spread, widen
 from evaluation.logs.log_slices import LogSlice
 from evaluation.off_policy.estimators import Terms
 from evaluation.off_policy.intervals import NONE, Members, Sums, normal_interval
@@ -45,10 +47,14 @@ def attribute_value(
     bases: Sequence[str] = ("uniform", "best_fixed"),
     doubts: tuple[str, ...] = (),
 ) -> list[SliceRow]:
-    """The scored policy above each base in each slice, by reward: its value, the base's, the lift, relative and not."""
+    """The scored policy above each base in each slice, by reward: its value, the base's, the lift, relative and not.
+
+    Intervals are simultaneous over all rows (`simultaneous.widen`): in 95 % of reports no slice's interval misses its truth.
+    """
     log, weight_N = weighted_log.log, weighted_log.policy_weights["scored"].weight_N
     unsupported = weighted_log.policy_weights["scored"].overlap.unsupported
     rows: list[SliceRow] = []
+    spreads: list[Spread] = []
     for reward, reward_N in log.reward.items():
         own_N = weighted_log.dr_scores_N("scored", reward)
         of_base = {
@@ -68,7 +74,10 @@ def attribute_value(
                 doubts=doubts,
             )
             for base, base_N in of_base.items():
-                lift = lift_row(value, members.sums(_mean(base_N[log_slice.rows])))
+                of_base_here = members.sums(_mean(base_N[log_slice.rows]))
+                lift = lift_row(value, of_base_here)
+                ids_M = log.member_N[log_slice.rows][members.start_M]
+                spreads.append(Spread.of(ids_M, influence_M - of_base_here.influence_M))
                 if verdict == "unanswerable":
                     lift = NO_LIFT
                 rows.append(
@@ -88,6 +97,7 @@ def attribute_value(
                         "reason": reason,
                     }
                 )
+    widen(rows, spreads)
     return rows
 
 
