@@ -368,7 +368,7 @@ def _groups(segments: dict[str, pa.Array], members: int) -> list[tuple[str, str,
 
 FLAG_RULE = (
     f"Compared with clicks on the same titles' other artworks, by the same segment and at about the same time. Of the tags that "
-    f"are flagged, {TAG_DISCOVERIES:.1%} are expected to be false discoveries, and {GROUP_DISCOVERIES:.1%} of the groups of people; a "
-    f"tag is not tested where fewer than {MIN_EXPECTED:.0f} viewings would be expected."
+    f"are flagged, {TAG_DISCOVERIES:.1%} are expected to be false discoveries, and {GROUP_DISCOVERIES:.1%} of the groups of "
+    f"people; a tag is not tested where fewer than {MIN_EXPECTED:.0f} viewings would be expected."
 )
 """What a flag means, in words."""

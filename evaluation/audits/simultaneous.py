@@ -55,7 +55,7 @@ def critical_value(spreads: Sequence[Spread], seed: int = 0) -> float:
 
 
 def freedom(influence_M: NDArray) -> float:
-    """Degrees of freedom of a variance by member, 1 .. M - 1: the lesser of two, each of which is of the order of M where influences
+    """Degrees of freedom of a variance by member, 1 .. M - 1: the lesser of two numbers, both of the order of M where influences
     are normal, and few where a few members decide. NaN for influences that are.
 
     2 (sum s)^2 / (sum s^2 - (sum s)^2 / M) of squared influences s: a chi-square with so many has the variance's own relative
