@@ -1,8 +1,8 @@
 """Where a policy's value comes from: slice by slice, and how much of it is the artwork's.
 
 In: a log with importance weights of its policies. Out: rows of JSON. A slice's values are doubly robust, its intervals by
-member. Its verdict follows the rules for the whole log, on the slice's own impressions: support, weights and rewards of the
-policy and of the base there, and of their difference.
+member and simultaneous over slices. Its verdict follows the rules for the whole log, on the slice's own impressions: support,
+weights and rewards of the policy and of the base there, and of their difference.
 
 Legend: N impressions, M members.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.audits.simultaneous import Spread, widen
 from evaluation.logs.log_slices import LogSlice
 from evaluation.off_policy.estimators import Terms
 from evaluation.off_policy.intervals import Members, Sums, normal_interval, ratio_interval, standard_error
@@ -46,13 +47,17 @@ def attribute_value(
     bases: Sequence[str] = ("uniform", "best_fixed"),
     doubts: tuple[str, ...] = (),
 ) -> list[SliceRow]:
-    """The scored policy above each base in each slice, by reward: its value, the base's, the lift, relative and not."""
+    """The scored policy above each base in each slice, by reward: its value, the base's, the lift, relative and not.
+
+    Intervals are simultaneous over all rows (`simultaneous.widen`): in 95 % of reports no slice's interval misses its truth.
+    """
     log = weighted_log.log
     weights = {
         name: weighted_log.policy_weights[name] for name in ("scored", *bases) if name in weighted_log.policy_weights
     }
     scores = {(name, reward): weighted_log.dr_scores_N(name, reward) for name in weights for reward in log.reward}
     rows: list[SliceRow] = []
+    spreads: list[Spread] = []
     for reward, reward_N in log.reward.items():
         for log_slice in slices:
             at, members = log_slice.rows, Members.of(log.member_N[log_slice.rows])
@@ -80,7 +85,9 @@ def attribute_value(
                     members,
                     alike=weighted_log.alike("scored", base),
                 )
-                error = standard_error(sums["scored"].influence_M - sums[base].influence_M)
+                influence_M = sums["scored"].influence_M - sums[base].influence_M
+                error = standard_error(influence_M)
+                spreads.append(Spread.of(log.member_N[at][members.start_M], influence_M))
                 verdict, reason = sample.judge((judged["scored"], judged[base]), error, reward)
                 rows.append(
                     {
@@ -99,6 +106,7 @@ def attribute_value(
                         "reason": reason,
                     }
                 )
+    widen(rows, spreads)
     return rows
 
 

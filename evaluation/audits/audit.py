@@ -150,10 +150,11 @@ def weight_histogram(weighted_log: WeightedLog) -> list[WeightRow]:
 def fit_metrics(log: ScoredLog) -> FitMetrics:
     """Metrics of the shown artworks' probabilities against the outcomes: of a click, and of a viewing after a click."""
     p_N = log.click_probability_NK[np.arange(len(log)), log.shown]
-    fit: FitMetrics = {"metrics": _metrics(p_N, log.clicked), "reliability": _points(p_N, log.clicked)}
+    fit: FitMetrics = {"metrics": _metrics(p_N, log.clicked, log.member), "reliability": _points(p_N, log.clicked)}
     engagement_fit = engaged_after_click(log, p_N)
     if engagement_fit is not None:
-        fit["engaged_metrics"], fit["engaged_reliability"] = _metrics(*engagement_fit), _points(*engagement_fit)
+        fit["engaged_metrics"] = _metrics(*engagement_fit, log.member[log.clicked > 0])
+        fit["engaged_reliability"] = _points(*engagement_fit)
     return fit
 
 
@@ -178,7 +179,7 @@ def calibration_by_slice(log: ScoredLog, slices: Sequence[LogSlice]) -> list[Cal
         for reward, q_n, y_n, indices in heads:
             at = np.isin(indices, log_slice.rows, assume_unique=True)
             if at.sum() >= MIN_ROWS:
-                metrics = _metrics(q_n[at], y_n[at])
+                metrics = _metrics(q_n[at], y_n[at], log.member[indices[at]])
                 rows.append(
                     {
                         "slice": log_slice.name,
@@ -194,13 +195,13 @@ def calibration_by_slice(log: ScoredLog, slices: Sequence[LogSlice]) -> list[Cal
     return rows
 
 
-def _metrics(p_N: NDArray, y_N: NDArray) -> Metrics:
+def _metrics(p_N: NDArray, y_N: NDArray, member_N: NDArray[np.integer]) -> Metrics:
     return {
         "auc": finite_or_none(auc(p_N, y_N)),
         "log_loss": log_loss(p_N, y_N),
         "log_loss_of_a_constant": log_loss(np.full(len(y_N), y_N.mean()), y_N),
         "expected_calibration_error": expected_calibration_error(p_N, y_N),
-        "by_chance": list(null_calibration_error(p_N)),
+        "by_chance": list(null_calibration_error(p_N, y_N=y_N, member_N=member_N)),
     }
 
 

@@ -2,70 +2,70 @@
 
 The publicly reported failure of personal artwork is members shown the faces of actors who barely appear. It has two signs,
 reported side by side for each segment and each person or tag that artworks depict: it is shown to the segment more than by the
-uniform policy, and a click on it leads to a viewing less often than the segment's other clicks do.
+uniform policy, and a click on it leads to a viewing less often than a click on its titles' other artworks does, in the same
+segment and at about the same time. All tags are tested; people who are absent from their title's cast or low in it are
+also tested together, because each is rare.
 
-Legend: N impressions, K candidates (padded), M members, A artworks.
+Legend: N impressions, K candidates (padded), M members, A artworks, G tags, L levels of a segment, E pairs of impression and tag.
 """
 
-# pyright: reportAttributeAccessIssue=false
-# pyarrow makes its compute functions when it is imported, where no type checker sees them.
-
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import erfc, sqrt
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datamodules.contract.tables import ARTWORKS, Column
-from evaluation.audits.clickbait import FALSE_DISCOVERIES, MIN_CLICKS, benjamini_hochberg
-from evaluation.logs.columns import read_columns, to_array
+from evaluation.audits.clickbait import TOGETHER_ENGAGED, benjamini_hochberg
+from evaluation.audits.depicted import Depicted, read_depicted
+from evaluation.audits.stratified_gap import drift_by_time, stratified_gap, time_strata
 from evaluation.logs.log_slices import read_segments, top_levels
 from evaluation.logs.scored_log import ScoredLog
-from evaluation.off_policy.intervals import Members, Sums, normal_interval, standard_error
+from evaluation.off_policy.intervals import Members, Sums, Z, normal_interval, standard_error
 from evaluation.off_policy.valuation import PolicyWeights
 from evaluation.off_policy.verdict import DifferenceSample, Rewarded, assess
 from evaluation.record.rows import EngagementRow, ExposureRow, finite_or_none
-from foundation.lists import blocks
+from foundation.lists import Lists
 
 MAX_TAGS = 30
-"""How many people and tags are reported: those the uniform policy would show most."""
+"""How many people and tags are listed in every segment: those the uniform policy would show most."""
+MAX_WORST, MIN_WORST = 100, 20
+"""How many other pairs of segment and tag are listed: those flagged, and of the smallest P values, so many at most, at least."""
+TAG_DISCOVERIES, GROUP_DISCOVERIES = 0.075, 0.025
+"""Expected share of false discoveries among all tags, and among groups of people: together a tenth."""
+MIN_EXPECTED = 7.0
+"""Viewings after clicks on a tag, expected at its titles' rates, below which a segment's tag is not tested."""
 ALL = "all members"
+TAGS_PER_PASS = 16
+ROWS_PER_PASS = 100_000
+"""Tags, and impressions, in memory at a time where arrays have a number for each member and tag, or candidate and tag."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TagExposure:
-    """One person or tag: by member, (M,), its expected impressions, and clicks on it weighted to the policy."""
+class _Engagement:
+    """One segment's engagement after clicks, arrays (G, L)."""
+
+    rate_GL: NDArray[np.float64]
+    gap_GL: NDArray[np.float64]
+    error_GL: NDArray[np.float64]
+    chance_GL: NDArray[np.float64]
+    """P value of the gap being below 0; NaN where it is not tested."""
+    clicks_GL: NDArray[np.int64]
+    share_GL: NDArray[np.float64]
+    """Share of the scored policy's clicks in the segment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Segment:
+    """A segment's levels by member, and what they are shown."""
 
     name: str
-    catalogue: float
-    """Share of the catalogue's artworks that depict it."""
-    scored_M: NDArray[np.float64]
-    uniform_M: NDArray[np.float64]
-    logged_M: NDArray[np.float64]
-    clicked_M: NDArray[np.float64]
-    engaged_M: NDArray[np.float64]
-    clicks: int
-    """Clicks on it, not weighted."""
-
-
-def read_depicts(dataset: Path) -> tuple[pa.Array, list[list[str]]] | None:
-    """Artwork ids and the values that each depicts; None where the dataset lacks them."""
-    files = ARTWORKS.files(dataset)
-    if not files:
-        return None
-    columns = [
-        Column(name="artwork_id", kind="string", nullable=True),
-        Column(name="depicts", kind="strings", required=False, nullable=True),
-    ]
-    table = read_columns(files[0], files, columns, remedy=f"Run keyart check {dataset}.")
-    if "depicts" not in table.column_names:
-        return None
-    return to_array(table["artwork_id"]), [words or [] for words in table["depicts"].to_pylist()]
+    levels: list[str]
+    level_M: NDArray[np.integer]
+    shown_GL: dict[str, NDArray[np.float64]]
+    """Share of impressions that depict each tag, (G, L), by `scored`, `uniform` and `logged`."""
+    engagement: _Engagement | None
 
 
 def exposure(
@@ -73,108 +73,225 @@ def exposure(
 ) -> tuple[list[ExposureRow], list[str]]:
     """Rows of segment, level and depicted person or tag with its exposure; and notes on what is left out.
 
-    `member`: the log's member ids; `weight_N`: the policy's weights; `log` must be ordered by member.
+    Every tag is tested in every segment; rows are those of the tags shown most, of groups of people, and of the worst others.
+    `member`: the log's member ids; `weight_N`: the policy's weights; `log` must be ordered by member. UserError as
+    `read_depicted`.
     """
-    depicts = read_depicts(dataset)
-    if depicts is None or not any(depicts[1]):
+    depicted, notes = read_depicted(dataset, log.artworks)
+    if depicted is None or not len(depicted.tags_AG.values_C):
         return [], ["The dataset does not say what artworks depict: exposure cannot be measured."]
     members = Members.of(log.member)
-    tags = _depicted(log, members, *depicts, weight_N)
-    if not tags:
-        return [], ["No two artworks of the log depict the same: exposure cannot be measured."]
-    segments, notes = read_segments(dataset, member.take(pa.array(members.start_M)))
-    groups = _groups(segments, len(members))
-    count_M = members.total(np.ones(len(log)))
-    whole = np.stack([members.total(weight_N * log.clicked), np.zeros(len(members))])
-    if log.engaged is not None:
-        whole[1] = members.total(weight_N * log.engaged)
-    rows = [
-        _row(name, level, tag, at_M, count_M, whole, log.engaged is not None)
-        for name, level, at_M in groups
-        for tag in tags
-    ]
-    p_values = np.array([np.nan if row["chance"] is None else row["chance"] for row in rows])
-    for row, below in zip(rows, benjamini_hochberg(p_values).tolist(), strict=True):
-        shown_more = row["above_low"] is not None and row["above_low"] > 0
-        row["flag"] = "shown more, watched less" if below and shown_more else "watched less" if below else ""
+    columns, segment_notes = read_segments(dataset, member.take(pa.array(members.start_M)))
+    notes += segment_notes
+    index_N = np.repeat(np.arange(len(members)), np.diff(np.append(members.start_M, len(log))))
+    segments = []
+    for name, (level_M, levels) in {
+        ALL: (np.zeros(len(members), np.int64), [""]),
+        **{name: top_levels(values) for name, values in columns.items()},
+    }.items():
+        level_N = level_M[index_N]
+        segments.append(
+            _Segment(
+                name=name,
+                levels=levels,
+                level_M=level_M,
+                shown_GL=_shown(log, depicted, level_N, len(levels)),
+                engagement=_engagement(log, depicted, level_N, len(levels), weight_N),
+            )
+        )
+    tested, flagged = _flags([segment.engagement for segment in segments], depicted.groups)
+    rows = _rows(log, depicted, members, index_N, segments, flagged)
     if log.engaged is None:
         notes.append(
             "The log does not say which clicks led to a viewing: engagement by what is depicted cannot be measured."
         )
+    else:
+        notes.append(f"Exposure: {tested:,} pairs of segment and tag were tested, of {len(depicted.names):,} tags.")
     return rows, notes
 
 
-def _depicted(
-    log: ScoredLog, members: Members, artworks: pa.Array, words: list[list[str]], weight_N: NDArray
-) -> list[TagExposure]:
-    """The people and tags that the uniform policy would show most, with their exposure."""
-    index = pc.index_in(log.artworks, value_set=artworks).to_pylist()
-    of_A = [words[p] if p is not None else [] for p in index]
-    candidates_A = np.bincount(log.artwork_NK.values_C, np.repeat(1 / log.width, log.width), len(of_A))
-    expected_impressions: dict[str, float] = {}
-    encode_artworks: Counter[str] = Counter()
-    for depicted, expected in zip(of_A, candidates_A.tolist(), strict=True):
-        for word in set(depicted):
-            expected_impressions[word] = expected_impressions.get(word, 0.0) + expected
-            encode_artworks[word] += 1
-    names = [
-        word
-        for word in sorted(expected_impressions, key=lambda w: -expected_impressions[w])
-        if encode_artworks[word] > 1
-    ][:MAX_TAGS]
-    in_catalogue = Counter(word for depicted in words for word in set(depicted))
-    index_N = np.repeat(np.arange(len(members)), np.diff(np.append(members.start_M, len(log))))
-    tags = []
-    for name in names:
-        # index -1, the padding, is the last column
-        depicts_A = np.array([name in depicted for depicted in of_A] + [False])
-        sums = np.zeros((5, len(members)))
-        clicks = 0
-        for rows in blocks(log.artwork_NK):
-            depicts_nk = depicts_A[log.artwork_NK[rows]]
-            shown_n = depicts_nk[np.arange(len(depicts_nk)), log.shown[rows]]
-            uniform_n = depicts_nk.sum(1) / log.width[rows]
-            clicked_n = shown_n * log.clicked[rows]
-            engaged_n = np.zeros(len(shown_n)) if log.engaged is None else shown_n * log.engaged[rows]
-            shown = ((log.policy_NK[rows] * depicts_nk).sum(1), uniform_n, shown_n)
-            values = (*shown, weight_N[rows] * clicked_n, weight_N[rows] * engaged_n)
-            for row, value_n in enumerate(values):
-                sums[row] += np.bincount(index_N[rows], value_n, len(members))
-            clicks += int(clicked_n.sum())
-        share = in_catalogue[name] / max(len(words), 1)
-        by_member = dict(zip(("scored_M", "uniform_M", "logged_M", "clicked_M", "engaged_M"), sums, strict=True))
-        tags.append(TagExposure(name=name, catalogue=share, clicks=clicks, **by_member))
-    return tags
+def _shown(log: ScoredLog, depicted: Depicted, level_N: NDArray, levels: int) -> dict[str, NDArray[np.float64]]:
+    """Share of each level's impressions that depict each tag: sums by artwork first, then by the tags of artworks."""
+    artworks = len(depicted.tags_AG)
+    sums = np.zeros((3, levels * artworks))
+    start_N = log.artwork_NK.start_N
+    for first in range(0, len(log), ROWS_PER_PASS):
+        end = min(first + ROWS_PER_PASS, len(log))
+        cells = slice(start_N[first], start_N[end])
+        width_n = log.width[first:end]
+        key_c = np.repeat(level_N[first:end] * artworks, width_n) + log.artwork_NK.values_C[cells]
+        was_shown = start_N[first:end] - start_N[first] + log.shown[first:end]
+        sums[0] += np.bincount(key_c, log.policy_NK.values_C[cells], levels * artworks)
+        sums[1] += np.bincount(key_c, np.repeat(1 / width_n, width_n), levels * artworks)
+        sums[2] += np.bincount(key_c[was_shown], minlength=levels * artworks)
+    count_L = np.bincount(level_N, minlength=levels)
+    tags, artwork_E = depicted.tags_AG.values_C, depicted.tags_AG.row_C
+    shares = {}
+    for name, table_LA in zip(("scored", "uniform", "logged"), sums.reshape(3, levels, artworks), strict=True):
+        by_level = [np.bincount(tags, table_A[artwork_E], len(depicted.names)) for table_A in table_LA]
+        shares[name] = np.stack(by_level, 1) / np.maximum(count_L, 1)
+    return shares
+
+
+def _engagement(
+    log: ScoredLog, depicted: Depicted, level_N: NDArray, levels: int, weight_N: NDArray
+) -> _Engagement | None:
+    """Engagement after clicks on each tag in each level, against the same titles' other artworks; None where it is not known.
+
+    Clicks are weighted as if their artworks had been shown to anybody. They are compared within the title, the level and, where
+    a title has clicks enough, the time; and what time adds to all titles is taken off.
+    """
+    if log.engaged is None:
+        return None
+    at = np.flatnonzero(log.clicked > 0)
+    engaged_n, level_n, time_n = log.engaged[at], level_N[at], log.shown_at[at]
+    click_weight_n = 1 / (log.width[at] * log.propensity[at])
+    tags_nG = depicted.tags_AG.take(log.artwork_NK[at, log.shown[at]])
+    row_E, count = tags_nG.row_C, len(depicted.names) * levels
+    group_E = tags_nG.values_C * levels + level_n[row_E]
+    title_n = log.title[at] * levels + level_n
+    gap = stratified_gap(
+        engaged_n,
+        click_weight_n,
+        log.member[at],
+        stratum_N=time_strata(title_n, time_n, TOGETHER_ENGAGED),
+        title_N=title_n,
+        row_E=row_E,
+        group_E=group_E,
+        groups=count,
+        drift_N=drift_by_time(engaged_n, click_weight_n, title_n, time_n) if len(at) else None,
+    )
+    policy_n = np.asarray(weight_N, np.float64)[at]
+    policy_GL = np.bincount(group_E, policy_n[row_E], count).reshape(-1, levels)
+    of_level_L = np.bincount(level_n, policy_n, levels)
+    p_value_A = np.where(gap.expected_rewarded_A >= MIN_EXPECTED, gap.p_value_A(above=False), np.nan)
+    shape = (-1, levels)
+    return _Engagement(
+        rate_GL=gap.rate_A.reshape(shape),
+        gap_GL=gap.gap_A.reshape(shape),
+        error_GL=gap.error_A.reshape(shape),
+        chance_GL=p_value_A.reshape(shape),
+        clicks_GL=np.bincount(group_E, minlength=count).reshape(shape),
+        share_GL=policy_GL / np.maximum(of_level_L, 1e-300),
+    )
+
+
+def _flags(engagement: list[_Engagement | None], groups: int) -> tuple[int, list[NDArray[np.bool_]]]:
+    """How many pairs were tested; and by segment which are flagged, (G, L): the false discovery rate is held in the groups of
+    people, and in all tags, over all segments."""
+    known = [one for one in engagement if one is not None]
+    if not known:
+        return 0, []
+    chance_GJ = np.concatenate([one.chance_GL for one in known], 1)
+    below_GJ = np.zeros(chance_GJ.shape, bool)
+    tags = len(chance_GJ) - groups
+    for family, share in ((slice(0, tags), TAG_DISCOVERIES), (slice(tags, None), GROUP_DISCOVERIES)):
+        below = benjamini_hochberg(chance_GJ[family].reshape(-1), share)
+        below_GJ[family] = below.reshape(chance_GJ[family].shape)
+    ends = np.cumsum([one.chance_GL.shape[1] for one in known])[:-1]
+    return int(np.isfinite(chance_GJ).sum()), np.split(below_GJ, ends, 1)
+
+
+def _listed(
+    depicted: Depicted, segments: list[_Segment], flagged: list[NDArray[np.bool_]]
+) -> set[tuple[int, int, int]]:
+    """Which (segment, tag, level) become rows: the tags shown most and groups of people in every level, and the worst others."""
+    tags = len(depicted.names) - depicted.groups
+    uniform_G = segments[0].shown_GL["uniform"][:tags, 0]
+    always = [*np.argsort(-uniform_G, kind="stable")[:MAX_TAGS].tolist(), *range(tags, len(depicted.names))]
+    listed = {
+        (index, tag, level)
+        for index, segment in enumerate(segments)
+        for tag in always
+        for level in range(len(segment.levels))
+    }
+    worst: list[tuple[bool, float, tuple[int, int, int]]] = []
+    for index, (segment, flagged_GL) in enumerate(zip(segments, flagged, strict=False)):
+        if segment.engagement is not None:
+            chance_GL = segment.engagement.chance_GL
+            for tag, level in np.argwhere(flagged_GL | (chance_GL < 0.1)).tolist():
+                worst.append((not flagged_GL[tag, level], float(chance_GL[tag, level]), (index, tag, level)))
+    worst.sort()
+    kept = [key for n, (unflagged, _, key) in enumerate(worst) if n < (MIN_WORST if unflagged else MAX_WORST)]
+    return listed | set(kept)
+
+
+def _rows(
+    log: ScoredLog,
+    depicted: Depicted,
+    members: Members,
+    index_N: NDArray,
+    segments: list[_Segment],
+    flagged: list[NDArray[np.bool_]],
+) -> list[ExposureRow]:
+    """The rows of the listed pairs, in the order of segments, levels and tags."""
+    listed = _listed(depicted, segments, flagged)
+    count_M = members.total(np.ones(len(log)))
+    rows: dict[tuple[int, int, int], ExposureRow] = {}
+    tags = sorted({tag for _, tag, _ in listed})
+    for first in range(0, len(tags), TAGS_PER_PASS):
+        some = tags[first : first + TAGS_PER_PASS]
+        by_member = _by_member(log, depicted, some, index_N, len(members))
+        for index, segment in enumerate(segments):
+            for level, name in enumerate(segment.levels):
+                at_M = segment.level_M == level
+                if not at_M.any():
+                    continue
+                for position, tag in enumerate(some):
+                    if (index, tag, level) not in listed:
+                        continue
+                    scored, uniform = (Sums(v_MG[at_M, position][None], count_M[at_M][None]) for v_MG in by_member)
+                    row = _row(segment, name, (tag, level), depicted, scored, uniform)
+                    if flagged and flagged[index][tag, level]:
+                        shown_more = row["above_low"] is not None and row["above_low"] > 0
+                        row["flag"] = "shown more, watched less" if shown_more else "watched less"
+                    rows[index, level, tag] = row
+    order = sorted(rows, key=lambda key: (key[0], key[1], -segments[0].shown_GL["uniform"][key[2], 0], key[2]))
+    return [rows[key] for key in order]
+
+
+def _by_member(
+    log: ScoredLog, depicted: Depicted, tags: list[int], index_N: NDArray, members: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Expected impressions that depict each of some tags, by member, (M, G) both: of the scored and the uniform policy."""
+    position_G = np.full(len(depicted.names), -1)
+    position_G[tags] = np.arange(len(tags))
+    all_AG = depicted.tags_AG
+    of_some = position_G[all_AG.values_C] >= 0
+    width_A = np.bincount(all_AG.row_C[of_some], minlength=len(all_AG))
+    some_AG = Lists.of(position_G[all_AG.values_C[of_some]], width_A)
+    sums = np.zeros((2, members * len(tags)))
+    start_N = log.artwork_NK.start_N
+    for first in range(0, len(log), ROWS_PER_PASS):
+        end = min(first + ROWS_PER_PASS, len(log))
+        cells = slice(start_N[first], start_N[end])
+        width_n = log.width[first:end]
+        tags_cG = some_AG.take(log.artwork_NK.values_C[cells])
+        cell_E = tags_cG.row_C
+        key_E = np.repeat(index_N[first:end], width_n)[cell_E] * len(tags) + tags_cG.values_C
+        for row, value_c in enumerate((log.policy_NK.values_C[cells], np.repeat(1 / width_n, width_n))):
+            sums[row] += np.bincount(key_E, value_c[cell_E], sums.shape[1])
+    scored_MG, uniform_MG = sums.reshape(2, members, len(tags))
+    return scored_MG, uniform_MG
 
 
 def _row(
-    segment: str,
-    level: str,
-    tag: TagExposure,
-    at_M: NDArray[np.bool_],
-    count_M: NDArray,
-    whole_2M: NDArray,
-    engagement: bool,
+    segment: _Segment, level: str, at: tuple[int, int], depicted: Depicted, scored: Sums, uniform: Sums
 ) -> ExposureRow:
-    """The row of one segment's level and one tag: exposure, and engagement after clicks against the segment's other clicks."""
-
-    def ratio(numerator_M: NDArray, denominator_M: NDArray) -> Sums:
-        return Sums(numerator_M[at_M][None], denominator_M[at_M][None])
-
-    scored, uniform, logged = (ratio(v, count_M) for v in (tag.scored_M, tag.uniform_M, tag.logged_M))
+    """The row of one segment's level and one tag, not flagged: exposure, and engagement after clicks on it."""
     interval = normal_interval(scored.value, scored.influence_M)
     above = scored.value - uniform.value
     apart = normal_interval(above, scored.influence_M - uniform.influence_M)
     row = ExposureRow(
-        segment=segment,
+        segment=segment.name,
         level=level,
-        depicts=tag.name,
+        depicts=depicted.names[at[0]],
         scored=scored.value,
         low=finite_or_none(interval.low),
         high=finite_or_none(interval.high),
         uniform=uniform.value,
-        logged=logged.value,
-        catalogue=tag.catalogue,
+        logged=float(segment.shown_GL["logged"][at]),
+        catalogue=float(depicted.catalogue_G[at[0]]),
         above_uniform=above,
         above_low=finite_or_none(apart.low),
         above_high=finite_or_none(apart.high),
@@ -184,20 +301,23 @@ def _row(
         engaged_low=None,
         engaged_high=None,
         chance=None,
-        members=int(at_M.sum()),
+        members=scored.numerator_TM.shape[1],
+        artworks=int(depicted.artworks_G[at[0]]),
+        clicks=0,
+        share_of_clicks=None,
         flag="",
     )
-    if engagement and tag.clicks >= MIN_CLICKS and (tag.clicked_M[at_M] > 0).sum() > 1:
-        own = ratio(tag.engaged_M, tag.clicked_M)
-        others = ratio(whole_2M[1] - tag.engaged_M, whole_2M[0] - tag.clicked_M)
-        influence_M = own.influence_M - others.influence_M
-        gap, error = own.value - others.value, standard_error(influence_M)
-        ends = normal_interval(gap, influence_M)
-        row["engaged_after_click"] = finite_or_none(own.value)
-        row["of_others"] = finite_or_none(others.value)
-        row["engaged_gap"] = finite_or_none(gap)
-        row["engaged_low"], row["engaged_high"] = finite_or_none(ends.low), finite_or_none(ends.high)
-        row["chance"] = finite_or_none(0.5 * erfc(-gap / error / sqrt(2))) if error > 0 else None
+    if segment.engagement is not None:
+        known = segment.engagement
+        gap, half = known.gap_GL[at], Z * known.error_GL[at]
+        row["clicks"] = int(known.clicks_GL[at])
+        row["share_of_clicks"] = finite_or_none(known.share_GL[at])
+        if np.isfinite(known.chance_GL[at]):
+            row["engaged_after_click"] = finite_or_none(known.rate_GL[at])
+            row["of_others"] = finite_or_none(known.rate_GL[at] - gap)
+            row["engaged_gap"] = finite_or_none(gap)
+            row["engaged_low"], row["engaged_high"] = finite_or_none(gap - half), finite_or_none(gap + half)
+            row["chance"] = float(known.chance_GL[at])
     return row
 
 
@@ -271,6 +391,8 @@ def _groups(segments: dict[str, pa.Array], members: int) -> list[tuple[str, str,
 
 
 FLAG_RULE = (
-    f"Of the pairs of segment and tag that are flagged, {FALSE_DISCOVERIES:.0%} are expected to be false discoveries; fewer "
-    f"than {MIN_CLICKS} clicks are not tested."
+    f"Compared with clicks on the same titles' other artworks, by the same segment and at about the same time. Of the tags that "
+    f"are flagged, {TAG_DISCOVERIES:.1%} are expected to be false discoveries, and {GROUP_DISCOVERIES:.1%} of the groups of "
+    f"people; a tag is not tested where fewer than {MIN_EXPECTED:.0f} viewings would be expected."
 )
+"""What a flag means, in words."""

@@ -90,15 +90,74 @@ def expected_calibration_error(p_N: Floats, y_N: NDArray, bins: int = 20) -> flo
     return float((points.count * np.abs(points.observed - points.predicted)).sum() / points.count.sum())
 
 
-def null_calibration_error(p_N: Floats, bins: int = 20, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+def null_calibration_error(
+    p_N: Floats,
+    bins: int = 20,
+    draws: int = 1000,
+    seed: int = 0,
+    *,
+    y_N: NDArray | None = None,
+    member_N: NDArray[np.integer] | None = None,
+) -> tuple[float, float]:
     """The expected calibration error of right probabilities: 2.5 and 97.5 percentiles of `draws` simulations.
 
-    In each bin of `reliability` the number of positives is drawn from a normal distribution of variance sum p (1 - p).
-    An error inside the interval cannot be distinguished from 0 with this many rows. Arguments and errors as `auc`.
+    In each bin of `reliability` the number of positives is drawn from a binomial distribution, so that the interval holds where
+    positives are rare. With labels and members (integers from 0, (N,)), the bins' rates vary as members do: with the covariance
+    rho sum_m s_mb s_mb' of members' sums s of standard deviations sqrt(p (1 - p)), rho the correlation of two labels of a member
+    (`label_correlation`). An error inside the interval cannot be distinguished from 0 with this many rows. Arguments and errors
+    as `auc`.
     """
-    p_N = np.sort(_checked(p_N, np.zeros(len(p_N)))[0])
+    p_N, checked_N = _checked(p_N, np.zeros(np.shape(p_N)) if y_N is None else y_N)
+    order = np.argsort(p_N, kind="stable")
     edges = np.unique(np.linspace(0, len(p_N), bins + 1).astype(int))
-    spread = np.sqrt(np.add.reduceat(p_N * (1 - p_N), edges[:-1]))
-    off = np.abs(np.random.default_rng(seed).normal(size=(draws, len(spread))) * spread).sum(1) / len(p_N)
-    low, high = np.quantile(off, [0.025, 0.975])
-    return float(low), float(high)
+    count_B = np.diff(edges)
+    mean_B = np.add.reduceat(p_N[order], edges[:-1])
+    rng = np.random.default_rng(seed)
+    expected_DB = np.broadcast_to(mean_B, (draws, len(mean_B)))
+    if y_N is not None and member_N is not None:
+        bin_N = np.empty(len(p_N), np.int64)
+        bin_N[order] = np.repeat(np.arange(len(count_B)), count_B)
+        members, code_N = int(member_N.max()) + 1, member_N
+        if members > len(p_N):
+            names, inverse = np.unique(member_N, return_inverse=True)
+            members, code_N = len(names), inverse.reshape(-1)
+        rho = label_correlation(p_N, checked_N, code_N, bin_N)
+        if rho > 0:
+            spread_MB = np.bincount(code_N * len(count_B) + bin_N, np.sqrt(p_N * (1 - p_N)), members * len(count_B))
+            spread_MB = spread_MB.reshape(members, -1)
+            expected_DB = _varied(mean_B, count_B, rho * spread_MB.T @ spread_MB, draws, rng)
+    positives_DB = rng.binomial(count_B, np.clip(expected_DB / count_B, 0.0, 1.0))
+    off_D = np.abs(positives_DB - mean_B).sum(1) / len(p_N)
+    # the distribution is discrete where positives are few: the ends are among its values, and rounding must not exclude them
+    low, high = np.quantile(off_D, [0.025, 0.975], method="inverted_cdf")
+    return float(low) * (1 - 1e-9), float(high) * (1 + 1e-9)
+
+
+def label_correlation(p_N: Floats, y_N: NDArray, member_N: NDArray[np.integer], bin_N: NDArray[np.integer]) -> float:
+    """The correlation of two labels of a member beyond what their probabilities explain, 0 .. 1, by moments.
+
+    sum_m ((sum_i r_i)^2 - sum_i r_i^2) / sum_m ((sum_i s_i)^2 - sum_i s_i^2), s_i = sqrt(p_i (1 - p_i)), r_i = y_i - p_i less its
+    mean in the bin, so that miscalibration is no correlation. 0 where no member has two labels.
+    """
+    residual_N = y_N - p_N
+    count_B = np.bincount(bin_N)
+    residual_N = residual_N - (np.bincount(bin_N, residual_N) / np.maximum(count_B, 1))[bin_N]
+    spread_N = np.sqrt(p_N * (1 - p_N))
+    together, alone = (float((np.bincount(member_N, v) ** 2).sum() - (v**2).sum()) for v in (residual_N, spread_N))
+    return float(np.clip(together / alone, 0.0, 1.0)) if alone > 1e-12 * float((spread_N**2).sum()) else 0.0
+
+
+def _varied(
+    mean_B: Floats, count_B: NDArray[np.integer], covariance_BB: Floats, draws: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Expected positives of bins that vary by a covariance, (D, B): lognormal in the rarer of the two labels, so that they stay in
+    0 .. count."""
+    rare_B = mean_B <= count_B / 2
+    sign_B, rarer_B = np.where(rare_B, 1.0, -1.0), np.maximum(np.where(rare_B, mean_B, count_B - mean_B), 1e-12)
+    relative_BB = covariance_BB * np.outer(sign_B, sign_B) / np.outer(rarer_B, rarer_B)
+    log_BB = np.log1p(np.maximum(relative_BB, -0.99))
+    value_B, vector_BB = np.linalg.eigh(log_BB)
+    root_BB = vector_BB * np.sqrt(np.maximum(value_B, 0.0))
+    log_DB = rng.normal(size=(draws, len(mean_B))) @ root_BB.T - (root_BB**2).sum(1) / 2
+    varied_DB = np.minimum(rarer_B * np.exp(log_DB), count_B)
+    return np.where(rare_B, varied_DB, count_B - varied_DB)

@@ -336,7 +336,8 @@ class Clickbait(TypedDict):
 
 
 class ExposureRow(TypedDict):
-    """How often a segment is shown a depicted person or tag, and its engagement after clicks on it."""
+    """How often a segment is shown a depicted person or tag, and its engagement after clicks on it against that after clicks on
+    the same titles' other artworks; None where that was not tested."""
 
     segment: str
     level: str
@@ -357,6 +358,9 @@ class ExposureRow(TypedDict):
     engaged_high: float | None
     chance: float | None
     members: int
+    artworks: int
+    clicks: int
+    share_of_clicks: float | None
     flag: str
 
 

@@ -1,0 +1,80 @@
+"""Intervals that hold together: in 95 % of reports, every slice's interval contains its truth.
+
+In: rows with intervals by member, and each row's influences by member. Out: the rows with wider intervals. Slices share members
+and impressions, so that their estimates are correlated: the critical value is that of the largest of correlated normal variables
+(Hothorn, Bretz and Westfall, 2008, Simultaneous inference in general parametric models), which asks for less than Bonferroni's.
+
+Legend: R rows, M members of a row, B buckets of members, D draws.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.off_policy.intervals import Z, degrees_of_freedom
+from evaluation.record.rows import LiftColumns
+
+DRAWS = 20_000
+BUCKETS = 4096
+"""Members are put together in so many sums at most: members are independent, so that sums have the same correlations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """What is kept of an estimate's influences by member."""
+
+    sum_B: NDArray[np.float64]
+    """Influences summed in buckets of members, (B,)."""
+    freedom: float
+    """Of its standard error, see `degrees_of_freedom`."""
+
+    @classmethod
+    def of(cls, member_M: NDArray[np.integer], influence_M: NDArray) -> "Spread":
+        """Sums of influences, (M,), by members' integers, (M,)."""
+        return cls(
+            sum_B=np.asarray(np.bincount(member_M % BUCKETS, influence_M, BUCKETS), np.float64),
+            freedom=degrees_of_freedom(influence_M),
+        )
+
+
+def critical_value(spreads: Sequence[Spread], seed: int = 0) -> float:
+    """The number of standard errors within which all estimates are with 95 %, at least 1.96; those without spread do not count."""
+    sums_RB = np.stack([spread.sum_B for spread in spreads])
+    length_R = np.sqrt((sums_RB**2).sum(1))
+    kept_R = np.isfinite(length_R) & (length_R > 0)
+    if not kept_R.any():
+        return Z
+    unit_RB = sums_RB[kept_R] / length_R[kept_R, None]
+    value_R, vector_RR = np.linalg.eigh(unit_RB @ unit_RB.T)
+    root_RR = vector_RR * np.sqrt(np.maximum(value_R, 0.0))
+    largest_D = np.abs(np.random.default_rng(seed).normal(size=(DRAWS, len(root_RR))) @ root_RR.T).max(1)
+    return max(Z, float(np.quantile(largest_D, 0.95)))
+
+
+def student_quantile(normal: float, degrees: float) -> float:
+    """The point of Student's distribution with the tail of the normal one beyond `normal` (Fisher and Cornish, 1960)."""
+    z = normal
+    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return z + sum(term / degrees**power for power, term in enumerate(terms, 1))
+
+
+def widen(rows: Iterable[LiftColumns], spreads: Sequence[Spread], seed: int = 0) -> None:
+    """Make the rows' 95 % intervals simultaneous, in place; a row without an interval stays so, and does not count.
+
+    `spreads`: of the rows' lifts, in their order.
+    """
+    kept = [(row, spread) for row, spread in zip(rows, spreads, strict=True) if row["low"] is not None]
+    if not kept:
+        return
+    critical = critical_value([spread for _, spread in kept], seed)
+    for row, spread in kept:
+        factor = max(1.0, student_quantile(critical, spread.freedom) / student_quantile(Z, spread.freedom))
+        lift, low, high = row["lift"], row["low"], row["high"]
+        if lift is not None and low is not None and high is not None:
+            row["low"], row["high"] = lift - factor * (lift - low), lift + factor * (high - lift)
+        change, below, above = row["relative"], row["relative_low"], row["relative_high"]
+        if change is not None and below is not None and above is not None:
+            row["relative_low"] = change - factor * (change - below)
+            row["relative_high"] = change + factor * (above - change)
