@@ -28,6 +28,7 @@ from evaluation.logs.scored_log import ScoredLog
 from evaluation.off_policy.intervals import Members, Sums, normal_interval, standard_error
 from evaluation.record.rows import EngagementRow, ExposureRow, finite_or_none
 from foundation.lists import blocks
+from foundation.shell import shell_word
 
 MAX_TAGS = 30
 """How many people and tags are reported: those the uniform policy would show most."""
@@ -59,7 +60,7 @@ def read_depicts(dataset: Path) -> tuple[pa.Array, list[list[str]]] | None:
         Column(name="artwork_id", kind="string", nullable=True),
         Column(name="depicts", kind="strings", required=False, nullable=True),
     ]
-    table = read_columns(files[0], files, columns, remedy=f"Run keyart check {dataset}.")
+    table = read_columns(files[0], files, columns, remedy=f"Run keyart check {shell_word(dataset)}.")
     if "depicts" not in table.column_names:
         return None
     return to_array(table["artwork_id"]), [words or [] for words in table["depicts"].to_pylist()]
