@@ -68,7 +68,7 @@ def demo(*, out: Path = Path("keyart-demo"), seed: int = 0, settings: Recipe) ->
 
     output = stdout_console()
     run_demo(out, seed, settings, stderr_console(), output)
-    print_outputs(out, output, f"keyart pipeline {out / 'dataset'} another-folder --fit.model.width 32")
+    print_outputs(out, output, "keyart pipeline", out / "dataset", "another-folder --fit.model.width 32")
 
 
 def pipeline(dataset: Path, out: Path, *, settings: Recipe) -> None:
@@ -84,7 +84,7 @@ def pipeline(dataset: Path, out: Path, *, settings: Recipe) -> None:
     report = run_pipeline(dataset, out, settings, stderr_console())
     output = stdout_console()
     output.print(policy_table(report))
-    print_outputs(out, output, f"keyart score {out / 'bundle'} {dataset} {out / 'explore'} --policy epsilon:0.1")
+    print_outputs(out, output, "keyart score", out / "bundle", dataset, out / "explore", "--policy epsilon:0.1")
 
 
 def simulate(out: Path, *, settings: SimulateConfig) -> None:
@@ -96,7 +96,7 @@ def simulate(out: Path, *, settings: SimulateConfig) -> None:
     from datamodules.simulator.simulate import simulate as simulate_service
 
     simulate_service(out, settings)
-    print_next_command(f"{out} written", f"keyart pipeline {out} {out}-out")
+    print_next_command(f"{out} written", "keyart pipeline", out, Path(f"{out}-out"))
 
 
 def import_(files: list[Path], dataset: Path, *, settings: ImportConfig) -> None:
@@ -110,7 +110,7 @@ def import_(files: list[Path], dataset: Path, *, settings: ImportConfig) -> None
 
     imported = import_files(files, dataset, settings, stderr_console())
     print_imported(imported, stdout_console())
-    print_next_command(f"{dataset}: {', '.join(imported.rows)} written", f"keyart check {dataset}")
+    print_next_command(f"{dataset}: {', '.join(imported.rows)} written", "keyart check", dataset)
 
 
 def check(dataset: Path, *, like: Path | None = None) -> int:
@@ -164,7 +164,7 @@ def prepare(
     config = EngineConfig(engine=engine, memory=memory, spark=spark or [])
     manifest = check_and_prepare(dataset, out, settings, config, like=like, since=moment, console=stderr_console())
     print_counts(manifest, stdout_console())
-    print_next_command(f"{out} written", f"keyart embed {dataset} {out}")
+    print_next_command(f"{out} written", "keyart embed", dataset, out)
 
 
 def embed(dataset: Path, shards: Path, *, settings: EmbedConfig) -> None:
@@ -177,7 +177,7 @@ def embed(dataset: Path, shards: Path, *, settings: EmbedConfig) -> None:
     from train.embed import embed as embed_artworks
 
     embed_artworks(dataset, shards, settings, stderr_console())
-    print_next_command("", f"keyart fit {shards} RUN")
+    print_next_command("", "keyart fit", shards, "RUN")
 
 
 def fit(shards: Path, run: Path, *, from_run: Path | None = None, settings: FitConfig) -> None:
@@ -193,7 +193,7 @@ def fit(shards: Path, run: Path, *, from_run: Path | None = None, settings: FitC
     metrics = fit_ranker(shards, run, settings, from_run=from_run, console=stderr_console())
     if metrics:  # where torchrun started several processes, one of them has the results
         print_next_command(
-            f"{run}: validation log loss {metrics['validation_log_loss']:.5f}", f"keyart export {run} BUNDLE"
+            f"{run}: validation log loss {metrics['validation_log_loss']:.5f}", "keyart export", run, "BUNDLE"
         )
 
 
@@ -213,7 +213,7 @@ def evaluate(source: Path, dataset: Path, out: Path, *, record: bool = False) ->
 
     report = judge(source, dataset, out, stderr_console(), record=record)
     stdout_console().print(policy_table(report))
-    print_next_command(f"{out / 'report.html'} written", f"keyart score BUNDLE {dataset} SCORES")
+    print_next_command(f"{out / 'report.html'} written", "keyart score BUNDLE", dataset, "SCORES")
 
 
 def export(run: Path, bundle: Path) -> None:
@@ -226,7 +226,7 @@ def export(run: Path, bundle: Path) -> None:
     from pipeline import export_run
 
     export_run(run, bundle, stderr_console())
-    print_next_command("", f"keyart verify {bundle}")
+    print_next_command("", "keyart verify", bundle)
 
 
 def verify(bundle: Path) -> None:
@@ -237,7 +237,7 @@ def verify(bundle: Path) -> None:
     """
     from serving.bundle.verify import verify as verify_bundle
 
-    print_next_command(f"{bundle}: {verify_bundle(bundle)}", f"keyart score {bundle} DATASET SCORES")
+    print_next_command(f"{bundle}: {verify_bundle(bundle)}", "keyart score", bundle, "DATASET SCORES")
 
 
 def refresh(bundle: Path, dataset: Path) -> None:
@@ -251,7 +251,7 @@ def refresh(bundle: Path, dataset: Path) -> None:
     from serving.bundle.refresh import refresh as refresh_bundle
 
     refresh_bundle(bundle, dataset, stderr_console())
-    print_next_command("", f"keyart verify {bundle}")
+    print_next_command("", "keyart verify", bundle)
 
 
 def score(
@@ -286,7 +286,7 @@ def score(
         check_and_score, Bundle.open(bundle), dataset, out, settings, console=stderr_console(), since=moment
     )
     scored(policy=policy, reward=reward, allow_unknown=allow_unknown)
-    print_next_command("", f"keyart evaluate {bundle} {dataset} REPORT")
+    print_next_command("", "keyart evaluate", bundle, dataset, "REPORT")
 
 
 def recommend(bundle: Path, dataset: Path, out: Path, *, top: int = 10, before: str | None = None) -> None:
@@ -311,7 +311,7 @@ def recommend(bundle: Path, dataset: Path, out: Path, *, top: int = 10, before: 
     with claimed_output(out, RECOMMENDATIONS_FILE, dataset=dataset, sources=[bundle]):
         require_valid(dataset, images=False)
         recommend_titles(opened, dataset, out, top=top, before=moment, console=stderr_console())
-    print_next_command(f"{out} written", f"keyart score {bundle} {dataset} SCORES")
+    print_next_command(f"{out} written", "keyart score", bundle, dataset, "SCORES")
 
 
 def serve(bundle: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
@@ -362,8 +362,8 @@ def value(
     estimate = partial(value_scores, base=base, period=period, like=like, log_policy=log_policy, weights=weights)
     record = estimate(dataset, scores, out, allow_missing=allow_missing, console=stderr_console())
     stdout_console().print(value_table(record))
-    other = "SCORES --policy epsilon:0.1" if base else f"OTHER; keyart value {dataset} OTHER OUT --base {scores}"
-    print_next_command(f"{out / 'value.html'} and value.json written", f"keyart score BUNDLE {dataset} {other}")
+    other = ["SCORES --policy epsilon:0.1"] if base else ["OTHER; keyart value", dataset, "OTHER OUT --base", scores]
+    print_next_command(f"{out / 'value.html'} and value.json written", "keyart score BUNDLE", dataset, *other)
 
 
 def bench(*, json: Path | None = None, settings: Any) -> None:

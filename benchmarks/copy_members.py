@@ -7,6 +7,7 @@ import duckdb
 
 from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, PLAYS, TITLES
 from foundation.errors import UserError
+from foundation.shell import shell_word
 
 TABLES = ((PLAYS, ("member_id",)), (IMPRESSIONS, ("member_id", "impression_id")))
 
@@ -20,7 +21,9 @@ def copy_members(source: Path, out: Path, impressions: int) -> int:
     for table in (TITLES, ARTWORKS):
         files = table.files(source)
         if not files:
-            raise UserError(f"{source}: is not a dataset: {table.name}.parquet is missing. Run keyart check {source}.")
+            raise UserError(
+                f"{source}: is not a dataset: {table.name}.parquet is missing. Run keyart check {shell_word(source)}."
+            )
         out.mkdir(parents=True, exist_ok=True)
         shutil.copy(files[0], out / files[0].name)
     with duckdb.connect() as engine:

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from foundation.errors import UserError
+from foundation.shell import shell_word
 
 COPIES = {
     "s3": "aws s3 sync {url} FOLDER",
@@ -32,7 +33,7 @@ def local_path(word: str) -> str:
             raise UserError(f"{word}: names another machine. Give the path itself, or file:///path.")
         return url2pathname(url.path)
     copy = next((command for name, command in COPIES.items() if scheme.startswith(name)), "")
-    first = f"Copy an input here first: {copy.format(url=word)}" if copy else "Copy an input here first"
+    first = f"Copy an input here first: {copy.format(url=shell_word(word))}" if copy else "Copy an input here first"
     raise UserError(
         f"{word}: keyart reads and writes local paths. {first}; write an output to a local folder and copy it."
     )

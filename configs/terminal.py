@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from foundation.errors import UTF8_REMEDY, UserError, describe_fault
+from foundation.shell import one_line, shell_command
 
 TYPE_CHECKING = False  # not typing's: see keyart.py
 if TYPE_CHECKING:
@@ -25,16 +26,17 @@ RESUMING = ("fit", "pipeline", "demo")
 """Commands that continue what they finished before, when they are called again; all others begin anew."""
 
 
-def print_outputs(out: Path, to: Console, command: str) -> None:
-    """Print what the pipeline wrote, and the next command."""
+def print_outputs(out: Path, to: Console, *command: str | Path) -> None:
+    """Print what the pipeline wrote, and the next command, as `print_next_command`."""
     outputs = [out / name for name in ("shards", "run", "bundle", "scores", "report/report.html")]
     to.print("Written: " + ", ".join(str(path) for path in outputs if path.exists()))
-    to.print(f"Next: {command}", soft_wrap=True)
+    to.print(f"Next: {shell_command(*command)}", soft_wrap=True)
 
 
-def print_next_command(message: str, command: str) -> None:
-    """Print a message, if it is not empty, and the next command."""
-    stdout_console().print("\n".join([*([message] if message else []), f"Next: {command}"]), soft_wrap=True)
+def print_next_command(message: str, *command: str | Path) -> None:
+    """Print a message, if it is not empty, and the next command: texts as they are, paths as words of a shell."""
+    lines = [one_line(message)] if message else []
+    stdout_console().print("\n".join([*lines, f"Next: {shell_command(*command)}"]), soft_wrap=True)
 
 
 def stderr_console() -> Console:
@@ -182,12 +184,12 @@ def run_command(name: str, command: Callable[[], int]) -> int:
     except BrokenPipeError:
         raise
     except UserError as error:
-        print(f"keyart {name}: {error}", file=sys.stderr)
+        print(f"keyart {name}: {one_line(str(error))}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, Exception) as error:
         # a query of DuckDB ends on Ctrl-C with an error of its own
         if not isinstance(error, KeyboardInterrupt) and "Query interrupted" not in str(error):
-            print(f"keyart {name}: {describe_fault(error, resumes=name in RESUMING)}", file=sys.stderr)
+            print(f"keyart {name}: {one_line(describe_fault(error, resumes=name in RESUMING))}", file=sys.stderr)
             return 1
         again = "Re-run the same command to resume." if name in RESUMING else "Run the command again."
         what = "terminated" if termination.received else "interrupted"

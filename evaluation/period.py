@@ -23,6 +23,7 @@ from evaluation.logs.columns import read_columns, to_array
 from evaluation.logs.scored_log import record_beside
 from evaluation.logs.seen_scores import SCORES_RECORD
 from foundation.errors import UserError
+from foundation.shell import shell_word
 
 Period = Literal["test", "validation", "all"]
 
@@ -88,7 +89,10 @@ def newest_shares(dataset: Path, config: PrepareConfig | None = None) -> SplitTi
     shares = config or PrepareConfig()
     columns = [column for column in IMPRESSIONS.columns if column.name in ("impression_id", "shown_at")]
     table = read_columns(
-        dataset / IMPRESSIONS.name, IMPRESSIONS.files(dataset), columns, remedy=f"Run keyart check {dataset}."
+        dataset / IMPRESSIONS.name,
+        IMPRESSIONS.files(dataset),
+        columns,
+        remedy=f"Run keyart check {shell_word(dataset)}.",
     )
     times = np.asarray(to_array(table["shown_at"].cast(pa.timestamp("us", "UTC"), safe=False)).cast(pa.int64()))
     if not len(times):

@@ -35,6 +35,7 @@ from foundation.atomic import atomic_folder, claimed_output
 from foundation.errors import UserError
 from foundation.fingerprint import fingerprint
 from foundation.progress import progress_bar
+from foundation.shell import shell_word
 from foundation.stored import changed_file, files_beside, read_json, reading
 from models.image_encoder import ImageEncoder, ImageEncoderConfig, Projection
 from train.embed_config import EMBEDDING_RECORD, ENCODER, PIXEL_ROW, PIXELS, VECTORS, EmbedConfig
@@ -279,7 +280,7 @@ def describe_sources(record: dict[str, Any]) -> EmbeddingOrigin:
 
 def load_embedding(shards: Path) -> tuple[Tensor, dict[str, Any]]:
     """The embedding, float32 (A, E), and its record; a UserError where the shards have none."""
-    path, remedy = shards / EMBEDDING / VECTORS, f"Run keyart embed DATASET {shards}."
+    path, remedy = shards / EMBEDDING / VECTORS, f"Run keyart embed DATASET {shell_word(shards)}."
     record = embedding_record(shards / EMBEDDING)
     if record is None:
         raise UserError(f"{shards}: artworks are not embedded yet. {remedy}")
@@ -295,7 +296,9 @@ def encoder_fingerprint(shards: Path) -> str:
     """Identifies the encoder of the shards' embedding, by its weights and its projection."""
     path = shards / EMBEDDING / ENCODER
     if not path.is_file():
-        raise UserError(f"{path}: is missing. Remove {path.parent} and run keyart embed DATASET {shards}.")
+        raise UserError(
+            f"{path}: is missing. Remove {shell_word(path.parent)} and run keyart embed DATASET {shell_word(shards)}."
+        )
     return content_hashes([path])[0]
 
 

@@ -20,6 +20,7 @@ from datamodules.feed.impression_feed import Batch
 from datamodules.shards.shard import EMBEDDING
 from foundation.errors import UserError
 from foundation.progress import progress_bar
+from foundation.shell import shell_word
 from foundation.stored import reading
 from models.image_encoder import BACKBONES
 from train.ema import ExponentialMovingAverage
@@ -60,23 +61,24 @@ class ImageTower(nn.Module):
         if load_embedding(shards)[1]["vector_length"]:
             raise UserError(
                 f"{shards}: its embedding holds vectors given in artworks.parquet, which "
-                f"finetune.learning_rate={config.learning_rate} cannot train. Run keyart embed DATASET {shards} "
+                f"finetune.learning_rate={config.learning_rate} cannot train. Run keyart embed DATASET {shell_word(shards)} "
                 "--sources image --pixels, or leave the rate out."
             )
         if not (folder / PIXELS).is_file():
             raise UserError(
                 f"{shards}: holds no pixels, which finetune.learning_rate={config.learning_rate} needs to train the "
-                f"image encoder. Run keyart embed DATASET {shards} --pixels, with the other options as before."
+                f"image encoder. Run keyart embed DATASET {shell_word(shards)} --pixels, with the other options as before."
             )
         self.config = config
         self.encoder, self.projection = load_encoder(folder)
         if self.encoder.backbone is None:
             raise UserError(
                 f"{shards}: its image encoder has no backbone, which finetune.learning_rate={config.learning_rate} trains. "
-                f"Run keyart embed DATASET {shards} --encoder.backbone {next(iter(BACKBONES))} --pixels, or leave the rate out."
+                f"Run keyart embed DATASET {shell_word(shards)} --encoder.backbone {next(iter(BACKBONES))} --pixels, or leave "
+                "the rate out."
             )
         self.ema = ExponentialMovingAverage(self.encoder, decay)
-        with reading(folder / PIXELS, f"Remove {folder} and run keyart embed DATASET {shards} --pixels."):
+        with reading(folder / PIXELS, f"Remove {folder} and run keyart embed DATASET {shell_word(shards)} --pixels."):
             self.pixels: np.ndarray = np.load(folder / PIXELS, mmap_mode="r")
             self.pixel_row = torch.from_numpy(np.load(folder / PIXEL_ROW).astype(np.int64))
 

@@ -25,6 +25,7 @@ from foundation.atomic import atomic_file
 from foundation.context import ContextFeature, categories_of, load_context
 from foundation.errors import UserError
 from foundation.output_path import LOCK_SUFFIX
+from foundation.shell import shell_word
 from foundation.stored import changed_file, read_json, reading
 from models.history import HistoryConfig
 from models.linear_title_models import LowRankEaseConfig, NextItemConfig
@@ -92,7 +93,7 @@ def read_config(run: Path) -> dict[str, Any]:
     """Read `config.yaml`; a folder without one, or of another contract version, is a UserError."""
     path = run / CONFIG
     if not path.is_file():
-        raise UserError(f"{run}: is not a run: {CONFIG} is missing. Make one with keyart fit SHARDS {run}.")
+        raise UserError(f"{run}: is not a run: {CONFIG} is missing. Make one with keyart fit SHARDS {shell_word(run)}.")
     with reading(path, REMEDY):
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
     version = record.get("contract_version") if isinstance(record, dict) else None

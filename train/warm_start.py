@@ -5,11 +5,14 @@ towers' tables must mean the same, row by row, and images must have been embedde
 added since have rows behind the trained ones, and content only.
 """
 
+from pathlib import Path
+
 import torch
 
 from datamodules.shards.shard import Shards
 from foundation.context import categories_of
 from foundation.errors import UserError
+from foundation.shell import shell_word
 from models.two_tower import Content, TwoTower, TwoTowerConfig
 from train.run import Run
 
@@ -36,13 +39,13 @@ def require_compatible(base_run: Run, shards: Shards, encoder: str) -> None:
 
     `encoder`: fingerprint of the image encoder of the shards' embedding, by `train.embed.encoder_fingerprint`.
     """
-    theirs = base_run.config["shards"]
+    theirs = Path(base_run.config["shards"])
     context = base_run.model.sizes.context
     if context != shards.context:
         raise UserError(
             f"{shards.folder}: its context features ({', '.join(f.name for f in shards.context)}) are not, or not standardised "
             f"as, those {base_run.folder} was trained with ({', '.join(f.name for f in context)}). "
-            f"Prepare it with keyart prepare DATASET {shards.folder} --like {theirs} --since DATE."
+            f"Prepare it with keyart prepare DATASET {shell_word(shards.folder)} --like {shell_word(theirs)} --since DATE."
         )
     for name in (*GROWING, *FIXED, *categories_of(context)):
         old, new = base_run.vocabularies[name], shards.vocabularies[name]
@@ -53,13 +56,14 @@ def require_compatible(base_run: Run, shards: Shards, encoder: str) -> None:
         if not same:
             raise UserError(
                 f"{shards.folder}: its {name} are not those {base_run.folder} was trained with. "
-                f"Prepare it with keyart prepare DATASET {shards.folder} --like {theirs} --since DATE."
+                f"Prepare it with keyart prepare DATASET {shell_word(shards.folder)} --like {shell_word(theirs)} --since DATE."
             )
     trained_with = base_run.config.get("image_encoder_fingerprint")
     if encoder != trained_with:
         raise UserError(
             f"{shards.folder}: its images are embedded by another encoder ({encoder}) than the one {base_run.folder} was "
-            f"trained with ({trained_with}). Prepare it with --like {theirs}, and embed it with the settings of {theirs}."
+            f"trained with ({trained_with}). Prepare it with --like {shell_word(theirs)}, and embed it with the "
+            f"settings of {theirs}."
         )
 
 

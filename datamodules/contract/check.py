@@ -40,6 +40,7 @@ from datamodules.contract.tables import (
 )
 from foundation.errors import UserError
 from foundation.progress import progress_bar
+from foundation.shell import shell_word
 
 MEMORY = "2GB"
 """Memory that a check on its own may use."""
@@ -88,7 +89,9 @@ class CheckReport:
     def command(self) -> str:
         """The command that comes next: the whole pipeline, or what a part of a dataset is enough for."""
         tables = frozenset(self.rows) - {MEMBERS.name}
-        return (PARTS[tables] if self.absent else "keyart pipeline {dataset} OUT").format(dataset=self.dataset)
+        return (PARTS[tables] if self.absent else "keyart pipeline {dataset} OUT").format(
+            dataset=shell_word(self.dataset)
+        )
 
 
 def check(

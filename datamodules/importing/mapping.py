@@ -17,6 +17,7 @@ from datamodules.importing.candidate_rows import ROW_COLUMNS, candidate_rows_tab
 from datamodules.importing.config import ImportConfig
 from datamodules.importing.sources import Source
 from foundation.errors import UserError
+from foundation.shell import shell_word
 
 ROW_NUMBER = "@row"
 """The source of ids that number the rows."""
@@ -329,15 +330,16 @@ def _missing(column: Column, table: Table, source: Source, taken: dict[str, str]
     free = [name for name in source.columns if name not in taken.values()]
     words = LIKELY.get(column.name, (column.name,))
     near = [name for name in free if any(word in folded_name(name) for word in words)]
+    likely = shell_word(near[0]) if near else "COLUMN"
     if column.name == "candidates":
         remedy = (
-            f"Name the column of their list: --map candidates={near[0] if near else 'COLUMN'}; or, where every row is one "
+            f"Name the column of their list: --map candidates={likely}; or, where every row is one "
             "candidate, the column that marks the shown one: --map shown=COLUMN"
         )
     elif column.name == "impression_id":
         remedy = f"Name it, or number the rows: --map impression_id={ROW_NUMBER}"
     else:
-        remedy = f"Name it: --map {column.name}={near[0] if near else 'COLUMN'}"
+        remedy = f"Name it: --map {column.name}={likely}"
     return (
         f"{source.path}: {table.name} need {column.name}, and no column is called so. {remedy}. "
         f"Columns: {_listed(source.columns)}."

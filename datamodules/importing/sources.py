@@ -24,6 +24,7 @@ from datamodules.contract.check_files import printable
 from datamodules.contract.stored_types import folded_name, visible_files
 from datamodules.importing.config import ImportConfig, split
 from foundation.errors import UserError
+from foundation.shell import shell_word
 
 KINDS = {
     "csv": (".csv", ".tsv", ".txt", ".dat", ".tab"),
@@ -159,7 +160,7 @@ def _kind_of(path: Path) -> str:
         return "parquet"
     for mark, what, remedy in OTHER_KINDS:
         if start.startswith(mark):
-            raise UserError(f"{path}: is {what}. {remedy.format(path=path)}.")
+            raise UserError(f"{path}: is {what}. {remedy.format(path=shell_word(path))}.")
     name = path.name.lower().removesuffix(".gz")
     for kind, suffixes in KINDS.items():
         if name.endswith(suffixes):

@@ -30,6 +30,7 @@ from datamodules.importing.config import ImportConfig
 from datamodules.importing.mapping import KEYS, ROW_NUMBER, TablePlan
 from datamodules.importing.sources import literal, quoted, reading
 from foundation.errors import UserError
+from foundation.shell import shell_word
 
 ROW, SOURCE = "keyart_row", "keyart_source"
 
@@ -242,7 +243,7 @@ def _count(table: TableSql, raw: str, config: ImportConfig, connection: duckdb.D
             words = ", ".join(repr(word) for word in sorted(kept)[:3])
             table.notes.append(
                 f"{plan.table.name}.{column.name}: {number:,} {'row says' if number == 1 else 'rows say'} {words}, kept as text; "
-                f"--null {sorted(kept)[0]} makes it null"
+                f"--null {shell_word(sorted(kept)[0])} makes it null"
             )
 
 

@@ -31,6 +31,7 @@ from datamodules.prepare.shard_spill import SHARD, SHOWN, require_few_values
 from datamodules.shards.vocabulary import VOCABULARY_NAMES, Vocabularies, Vocabulary
 from foundation.context import BUILT_IN, SMALLEST_FLOAT, ContextFeature, with_statistics
 from foundation.errors import UserError
+from foundation.shell import shell_word
 
 HEX = "0123456789abcdef"
 MAX_SHARDS = 16**3
@@ -75,7 +76,7 @@ class DatasetTables:
             table = impressions_table(features) if contract is IMPRESSIONS else contract
             files = table.files(dataset)
             if not files:
-                raise UserError(f"{dataset}: has no table {table.name}. Run keyart check {dataset}.")
+                raise UserError(f"{dataset}: has no table {table.name}. Run keyart check {shell_word(dataset)}.")
             rows[table.name] = sum(pq.read_metadata(path).num_rows for path in files)
             tables[table.name] = typed(engine, files, table)
             if drop_invalid:

@@ -19,8 +19,9 @@ from evaluation.audits.attribution import artwork_contribution, attribute_value
 from evaluation.audits.clickbait import clickbait
 from evaluation.audits.examples import examples, read_artwork_labels
 from evaluation.audits.exploration import lift_by_exploration
-from evaluation.audits.exposure import engagement_by_segment, exposure
+from evaluation.audits.exposure import exposure
 from evaluation.audits.metrics import auc, expected_calibration_error, log_loss, null_calibration_error, reliability
+from evaluation.audits.segment_engagement import engagement_by_segment
 from evaluation.audits.stability import changes
 from evaluation.logs.log_slices import ImpressionAttributes, LogSlice, build_slices
 from evaluation.logs.logged_impressions import Outcomes, read_outcomes

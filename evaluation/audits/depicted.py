@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from datamodules.contract.tables import ARTWORKS, TITLES, Column
 from evaluation.logs.columns import integer_codes, read_columns, to_array
 from foundation.lists import Lists
+from foundation.shell import shell_word
 
 LEADS = 3
 """How many of a title's cast, which is in the order of the bill, are its leads."""
@@ -53,7 +54,7 @@ def read_depicted(dataset: Path, artworks: pa.Array) -> tuple[Depicted | None, l
 
     UserError as `read_columns`.
     """
-    files, remedy = ARTWORKS.files(dataset), f"Run keyart check {dataset}."
+    files, remedy = ARTWORKS.files(dataset), f"Run keyart check {shell_word(dataset)}."
     if not files:
         return None, []
     columns = [

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from evaluation.off_policy.estimators import snips
 from evaluation.off_policy.intervals import Members, Sums, normal_interval, standard_error
 from evaluation.off_policy.verdict import Overlap, Rewarded, assess
-from evaluation.record.rows import PeriodRow, PropensityRow, finite_or_none
+from evaluation.record.log_rows import PeriodRow, PropensityRow
+from evaluation.record.rows import finite_or_none
 from foundation.lists import Lists
 
 ERRORS, SHARE = 4.0, 0.05

@@ -26,6 +26,7 @@ from evaluation.logs.columns import integer_codes, read_columns, to_array
 from evaluation.logs.logged_impressions import Outcomes
 from evaluation.logs.scored_log import ScoredLog
 from foundation.context import BUILT_IN, ContextFeature
+from foundation.shell import shell_word
 
 MAX_LEVELS = 12
 """Levels per attribute; rarer ones are put together into one more."""
@@ -90,7 +91,7 @@ def read_impression_attributes(
         dataset / IMPRESSIONS.name,
         IMPRESSIONS.files(dataset),
         columns,
-        remedy=f"Run keyart check {dataset}{'' if features == BUILT_IN else ' --like SCORES'}.",
+        remedy=f"Run keyart check {shell_word(dataset)}{'' if features == BUILT_IN else ' --like SCORES'}.",
         since=since,
         before=before,
     )
@@ -160,7 +161,9 @@ def _context_slices(feature: ContextFeature, column: pa.Array) -> Iterator[LogSl
 def plays_before(dataset: Path, shown_at_N: NDArray[np.int64], member: pa.Array) -> NDArray[np.int64]:
     """How many plays each impression's member had strictly before it, (N,)."""
     columns = [column for column in PLAYS.columns if column.name in ("member_id", "played_at")]
-    table = read_columns(dataset / PLAYS.name, PLAYS.files(dataset), columns, remedy=f"Run keyart check {dataset}.")
+    table = read_columns(
+        dataset / PLAYS.name, PLAYS.files(dataset), columns, remedy=f"Run keyart check {shell_word(dataset)}."
+    )
     names = pc.unique(member)
     player = integer_codes(table["member_id"], names)
     known = player >= 0
@@ -253,7 +256,7 @@ def _genres(dataset: Path, title: pa.Array) -> Iterator[LogSlice]:
         Column(name="genres", kind="strings", nullable=True),
     ]
     table = read_columns(
-        dataset / "titles.parquet", TITLES.files(dataset), columns, remedy=f"Run keyart check {dataset}."
+        dataset / "titles.parquet", TITLES.files(dataset), columns, remedy=f"Run keyart check {shell_word(dataset)}."
     )
     names = pc.unique(title)
     title_N = integer_codes(title, names)

@@ -30,6 +30,7 @@ from evaluation.logs.columns import (
 from foundation.choice import equal_within_rounding
 from foundation.errors import UserError
 from foundation.lists import Lists
+from foundation.shell import shell_word
 
 REQUIRED_COLUMNS = ("impression_id", "member_id", "title_id", "artwork_id", "candidates", "shown_at", "clicked")
 OPTIONAL_COLUMNS = ("propensities", "propensity", "policy", "engaged")
@@ -45,7 +46,7 @@ def read_impressions(dataset: Path, *, since: datetime | None = None, before: da
         for c in IMPRESSIONS.columns
         if c.name in REQUIRED_COLUMNS + OPTIONAL_COLUMNS
     ]
-    source, remedy = dataset / IMPRESSIONS.name, f"Run keyart check {dataset}."
+    source, remedy = dataset / IMPRESSIONS.name, f"Run keyart check {shell_word(dataset)}."
     table = read_columns(source, IMPRESSIONS.files(dataset), columns, remedy=remedy, since=since, before=before)
     return table.sort_by("impression_id").combine_chunks()
 
@@ -129,7 +130,7 @@ def candidates_of(log: pa.Table, dataset: Path) -> tuple[pa.Array, Lists, NDArra
     if strange.any():
         raise UserError(
             f"{dataset}/impressions: {strange.sum()} rows whose shown artwork is not among the candidates "
-            f"(first: {first_id(log['impression_id'], strange)}). Run keyart check {dataset}."
+            f"(first: {first_id(log['impression_id'], strange)}). Run keyart check {shell_word(dataset)}."
         )
     return names, artwork_NK, shown_N
 
@@ -152,7 +153,7 @@ def propensities_of(log: pa.Table, shown: NDArray, artwork_NK: Lists, dataset: P
         if odd.any():
             raise UserError(
                 f"{dataset}/impressions: {odd.sum()} rows with another number of propensities than candidates "
-                f"(first: {first_id(log['impression_id'], odd)}). Run keyart check {dataset}."
+                f"(first: {first_id(log['impression_id'], odd)}). Run keyart check {shell_word(dataset)}."
             )
         logged_C = np.repeat(logged, artwork_NK.width_N)
         propensity_NK.values_C[logged_C] = flatten_lists(lists).to_numpy(zero_copy_only=False)
@@ -164,7 +165,7 @@ def propensities_of(log: pa.Table, shown: NDArray, artwork_NK: Lists, dataset: P
         if wrong.any():
             raise UserError(
                 f"{dataset}/impressions: {wrong.sum()} rows whose propensities are not probabilities that sum to 1 (first: "
-                f"{first_id(log['impression_id'], wrong)}, sum {total[wrong][0]:.3g}). Run keyart check {dataset}."
+                f"{first_id(log['impression_id'], wrong)}, sum {total[wrong][0]:.3g}). Run keyart check {shell_word(dataset)}."
             )
         propensity = propensity_NK[np.arange(len(shown)), shown]
     if "propensity" in log.column_names:
@@ -174,6 +175,6 @@ def propensities_of(log: pa.Table, shown: NDArray, artwork_NK: Lists, dataset: P
     if bad.any():
         raise UserError(
             f"{dataset}/impressions: {bad.sum()} rows without a propensity above 0 for the shown artwork "
-            f"(first: {first_id(log['impression_id'], bad)}). Run keyart check {dataset}."
+            f"(first: {first_id(log['impression_id'], bad)}). Run keyart check {shell_word(dataset)}."
         )
     return propensity, propensity_NK

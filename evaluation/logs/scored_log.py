@@ -40,6 +40,7 @@ from evaluation.logs.logged_impressions import (
 from foundation.choice import equal_within_rounding
 from foundation.errors import UserError
 from foundation.lists import Lists
+from foundation.shell import shell_word
 
 _KEY = (Column(name="impression_id", kind="string"), Column(name="candidates", kind="strings"))
 SCORES = (
@@ -161,7 +162,9 @@ def read_scored_log(
     ids = log["impression_id"]
     repeated = len(ids) - pc.count_distinct(ids).as_py()
     if repeated:
-        raise UserError(f"{dataset}/impressions: {repeated} impression ids are repeated. Run keyart check {dataset}.")
+        raise UserError(
+            f"{dataset}/impressions: {repeated} impression ids are repeated. Run keyart check {shell_word(dataset)}."
+        )
     logged = len(ids)
     table = _rows_of(scores, SCORES, "Score the log again.")
     if allow_missing:

@@ -8,12 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from evaluation.record.rows import (
+from evaluation.record.log_rows import (
     AssignmentRow,
+    DriftRow,
+    LogFaultRow,
+    LoggingPolicyRow,
+    PropensityChecks,
+    PropensityRow,
+)
+from evaluation.record.rows import (
     CalibrationSliceRow,
     Clickbait,
     ContributionRow,
-    DriftRow,
     EngagementRow,
     Estimates,
     ExampleMember,
@@ -21,10 +27,6 @@ from evaluation.record.rows import (
     ExposureRow,
     FitMetrics,
     IntervalColumns,
-    LogFaultRow,
-    LoggingPolicyRow,
-    PropensityChecks,
-    PropensityRow,
     SliceRow,
     StabilityRow,
     Verdict,

@@ -19,11 +19,11 @@ import matplotlib  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
+from evaluation.record.log_rows import PropensityRow  # noqa: E402
 from evaluation.record.rows import (  # noqa: E402
     EstimateRow,
     ExplorationRow,
     ExposureRow,
-    PropensityRow,
     ReliabilityPoints,
     WeightRow,
 )

@@ -11,12 +11,12 @@ from pathlib import Path
 from evaluation.audits.attribution import CONTRASTS
 from evaluation.audits.examples import read_artwork_labels
 from evaluation.off_policy.valuation import FALLBACK_ESTIMATOR, HEADLINE_ESTIMATOR
+from evaluation.record.log_rows import DriftRow
 from evaluation.record.records import PolicyRow, ValueRecord, ValueSections
 from evaluation.record.rows import (
     CalibrationSliceRow,
     ContributionRow,
     DifferenceRow,
-    DriftRow,
     EstimateRow,
     Estimates,
     FitMetrics,

@@ -11,6 +11,7 @@ from typing import NotRequired, TypedDict, cast
 from datamodules.shards.embedding_origin import EmbeddingOrigin
 from foundation.errors import UserError
 from foundation.records import read_versioned
+from foundation.shell import shell_word
 
 BUNDLE_FILE = "bundle.json"
 BUNDLE_VERSION = 8
@@ -239,7 +240,7 @@ TYPES = {
 def read_record(folder: Path) -> BundleRecord:
     """Read `bundle.json`; UserError where it is missing, is not JSON, has another schema version, or was edited so that it says
     nothing of a file or has another type in a field."""
-    missing = f"{folder}: is not a bundle: no {BUNDLE_FILE}. Make one with keyart export RUN {folder}."
+    missing = f"{folder}: is not a bundle: no {BUNDLE_FILE}. Make one with keyart export RUN {shell_word(folder)}."
     path, remedy = folder / BUNDLE_FILE, "Export the run again."
     record = read_versioned(path, BUNDLE_VERSION, remedy, missing)
     for name, type_ in TYPES.items():
