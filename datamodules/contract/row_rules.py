@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import ibis
-from ibis.expr.types import BooleanValue, FloatingValue, Value
+from ibis.expr.types import BooleanValue, Value
 from ibis.expr.types import Table as Relation
 
 from datamodules.contract.embedding_rules import EMBEDDING_RULES
@@ -223,7 +223,7 @@ def _small_number(column: str, maximum: int) -> RowRule:
     )
 
 
-def _known(rows: Relation, column: str, broken: Callable[[FloatingValue], BooleanValue]) -> BooleanValue:
+def _known(rows: Relation, column: str, broken: Callable[[Any], BooleanValue]) -> BooleanValue:
     """`broken` of a number that is known: NaN, which engines order above every number, is as good as null."""
     number = typed_column(rows, column).cast("float64")
     return broken(number) & ~number.isnan()
