@@ -78,7 +78,7 @@ def fit(
     `restart`: remove a run of other shards or another config from the folder; without it, such a folder is a UserError, as is
     one that another process trains in.
     `stop_after`: end the call after so many validations, as a kill would, and return {}; for tests of resuming.
-    SIGTERM ends the process with status 0 once the current batch is saved, Ctrl-C raises a KeyboardInterrupt likewise.
+    SIGTERM ends the process with status 0 once the current batch is saved, SIGHUP with 129, Ctrl-C raises a KeyboardInterrupt.
     """
     config, console = config or FitConfig(), console or Console(stderr=True)
     world = World.from_environment()
