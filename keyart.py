@@ -378,7 +378,7 @@ def bench(*, json: Path | None = None, settings: Any) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 unknown command, 130 interrupted."""
+    """Run one command and return its exit code: 0 done, 1 failed, 2 unknown command, 130 and more by signals."""
     words = sys.argv[1:] if arguments is None else arguments
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage({name: summary for name, (summary, _) in COMMANDS.items()}))

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from foundation.errors import UTF8_REMEDY, UserError, describe_fault
+from foundation.machine import silence_lost_terminal
 from foundation.shell import one_line, shell_command
 
 TYPE_CHECKING = False  # not typing's: see keyart.py
@@ -106,30 +107,40 @@ SIGPIPE = 13
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: work ends as on Ctrl-C, without partial output."""
+    """SIGTERM or SIGHUP: work ends as on Ctrl-C, without partial output."""
+
+
+ENDINGS = {signal.SIGTERM: "terminated", signal.SIGHUP: "hung up: the terminal or connection closed"}
+"""Signals that end a command, and what is said of each."""
 
 
 class Termination:
-    """SIGTERM in the process of a command, which raises `Terminated` there; a process forked from it ends at once."""
+    """Signals that end the process of a command, which raise `Terminated` there; a process forked from it ends at once.
+
+    SIGHUP comes where a terminal is closed or a connection lost; under nohup it is ignored, and stays so.
+    """
 
     def __init__(self) -> None:
         """Install nothing yet."""
-        self.received = False
-        """Whether the signal came: a library may have turned the exception into one of its own."""
+        self.received: int | None = None
+        """The signal that came, if any: a library may have turned the exception into one of its own."""
         self._process = 0
 
     def install(self) -> None:
-        """Install the handler, unless the signal is ignored."""
+        """Install the handlers, each unless its signal is ignored."""
         self._process = os.getpid()
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, self._act)
+        for number in ENDINGS:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, self._act)
 
     def _act(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        self.received = True
+        self.received = number
+        if number == signal.SIGHUP:
+            silence_lost_terminal()
         raise Terminated
 
 
@@ -177,7 +188,7 @@ def call_command(
 def run_command(name: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code.
 
-    1 where an input cannot be used or the command failed, 130 where it was interrupted by Ctrl-C, 143 by SIGTERM.
+    1 where an input cannot be used or the command failed; 130 where it was interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
     """
     try:
         return command()
@@ -192,6 +203,7 @@ def run_command(name: str, command: Callable[[], int]) -> int:
             print(f"keyart {name}: {one_line(describe_fault(error, resumes=name in RESUMING))}", file=sys.stderr)
             return 1
         again = "Re-run the same command to resume." if name in RESUMING else "Run the command again."
-        what = "terminated" if termination.received else "interrupted"
+        number = termination.received or signal.SIGINT
+        what = ENDINGS.get(signal.Signals(number), "interrupted")
         print(f"keyart {name}: {what}; no partial output. {again}", file=sys.stderr)
-        return 128 + (signal.SIGTERM if termination.received else signal.SIGINT)
+        return 128 + number

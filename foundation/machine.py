@@ -1,9 +1,10 @@
-"""Cores and memory of the machine, as this process may use them, on any system that Python runs on.
+"""Cores, memory and terminal of the machine, as this process may use them, on any system that Python runs on.
 
 Linux says which cores a process may use and what its container allows; other systems only say what the machine has.
 """
 
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,3 +27,14 @@ def machine_memory() -> int | None:
         with suppress(OSError, ValueError):  # absent, or the word "max"
             limits.append(int(Path(path).read_text(encoding="utf-8")))
     return min((limit for limit in limits if limit > 0), default=None)
+
+
+def silence_lost_terminal() -> None:
+    """Have what is printed to a terminal that was closed go nowhere: each write would fail, and end work that is to be finished."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            lost = stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor)
+            if lost:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)

@@ -10,8 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from foundation.errors import UserError
 from foundation.fingerprint import file_fingerprint
+
+FILES = "files"
+"""The field of a record that holds `files_beside`; records of older versions lack it."""
 
 
 @contextmanager
@@ -52,3 +57,18 @@ def changed_file(folder: Path, fingerprints: dict[str, str]) -> str | None:
         if not (folder / name).is_file() or file_fingerprint(folder / name) != expected:
             return name
     return None
+
+
+def warn_unverified(path: Path, record: dict[str, Any], remedy: str, console: Console | None = None) -> None:
+    """Print one line where the record at `path` has no fingerprints, so that nothing tells whether the files beside it are its own.
+
+    `console`: by default standard error.
+    """
+    if FILES not in record:
+        console = console or Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+        console.print(
+            f"warning: {path}: an older keyart wrote it, without fingerprints of the files beside it: whether they are whole and "
+            f"its own cannot be verified. {remedy}",
+            markup=False,
+            soft_wrap=True,
+        )

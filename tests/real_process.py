@@ -1,6 +1,7 @@
 """Commands in processes of their own, so that they can be killed; started quickly, by forking one that has all imports."""
 
 import os
+import signal
 import sys
 import time
 from multiprocessing import get_context
@@ -34,13 +35,26 @@ def wait_for(path: Path, newer_than: int, process: BaseProcess | None = None) ->
         time.sleep(0.002)
 
 
-def _command(words: list[str], output: Path) -> None:
+def signalled(words: list[str], output: Path, number: int, cpu_seconds: float) -> int | None:
+    """The exit status of a command that gets a signal once it has used so much of the processor."""
+    process = FORKS.Process(target=_command, args=(words, output, number, cpu_seconds))
+    process.start()
+    process.join(180)
+    return process.exitcode
+
+
+def _command(words: list[str], output: Path, number: int = 0, cpu_seconds: float = 0.0) -> None:
     import torch
 
     import keyart
+    from configs.terminal import termination
 
     torch.set_num_threads(1)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for standard in (1, 2):
         os.dup2(file, standard)
+    if number:
+        termination.install()
+        signal.signal(signal.SIGPROF, lambda *_: os.kill(os.getpid(), number))
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
     sys.exit(keyart.main(words))

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 import keyart
 from datamodules.contract.check import check
-from datamodules.contract.image_decoding import TURNS, ImageRefused, decode_image, strict_image_decoding
+from datamodules.contract.image_decoding import TURNS, ImageRefused, decode_image, fault_words, strict_image_decoding
 from datamodules.shards.artwork_images import load_images
 from evaluation.report.markup import thumbnail
 from foundation.errors import UserError
@@ -248,3 +248,38 @@ def test_one_limit_of_pixels(tmp_path: Path) -> None:
     assert violation.rule == "unreadable-image"
     assert violation.count == 2
     assert all("has more than 89 million pixels" in first for first in violation.first)
+
+
+def test_a_file_cut_or_damaged_anywhere_is_judged_as_by_a_whole_decoding(tmp_path: Path) -> None:
+    """`keyart check` decodes a JPEG at an eighth of its size: what is refused, and why, is the same."""
+    rng = np.random.default_rng(11)
+    picture = Image.fromarray(rng.integers(0, 256, (83, 61, 3), np.uint8)).resize((610, 830))
+    judged, refused = 0, 0
+    for name, options in (
+        ("a.jpg", {}),
+        ("b.jpg", {"progressive": True}),
+        ("c.jpg", {"subsampling": 0, "exif": _orientation(6)}),
+        ("d.png", {}),
+        ("e.webp", {}),
+    ):
+        whole = saved(tmp_path / name, picture, **options).read_bytes()
+        for _ in range(24):
+            end = int(rng.integers(2, len(whole) + 1))
+            damaged = bytearray(whole[:end] if rng.random() < 0.7 else whole)
+            for position in rng.integers(0, len(damaged), int(rng.integers(0, 3))):
+                damaged[position] = int(rng.integers(0, 256))
+            (tmp_path / name).write_bytes(damaged)
+            said = [verdict_of(tmp_path / name, at_least) for at_least in (None, 1)]
+            assert said[0] == said[1]
+            judged, refused = judged + 1, refused + (said[0] != "()")
+    assert judged == 120
+    assert 60 < refused < 120
+
+
+def verdict_of(path: Path, at_least: int | None) -> str:
+    """The remarks on an image, or why it cannot be used."""
+    try:
+        with strict_image_decoding():
+            return str(decode_image(path, at_least=at_least)[1])
+    except Exception as error:
+        return fault_words(error, path)

@@ -227,7 +227,12 @@ def test_killed_at_any_moment_the_next_call_gives_the_same_shards(
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+    ("number", "status", "word"),
+    [
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGHUP, 129, "hung up: the terminal or connection closed"),
+    ],
 )
 @pytest.mark.parametrize("moment", [".shards.spill", "shard-00000"])
 def test_ended_by_a_signal_it_says_so_and_leaves_nothing(

@@ -80,11 +80,36 @@ def test_files_of_another_run_are_refused(shards: Path, run: Path, tmp_path: Pat
             Run.open(copied)
 
 
-def test_runs_that_do_not_say_whose_their_files_are_can_be_read(run: Path, tmp_path: Path) -> None:
+def test_runs_that_do_not_say_whose_their_files_are_can_be_read(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     copied = shutil.copytree(run, tmp_path / "run")
     config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     (copied / CONFIG).write_text(yaml.safe_dump({n: v for n, v in config.items() if n != "files"}), encoding="utf-8")
     assert Run.open(copied).vocabularies == Run.open(run).vocabularies
+    (line,) = capfd.readouterr().err.splitlines()  # of the copy alone
+    assert line.startswith(f"warning: {copied / CONFIG}: an older keyart wrote it, without fingerprints")
+    assert line.endswith("cannot be verified. Train again with keyart fit.")
+
+
+def test_an_embedding_without_fingerprints_is_used_and_named(
+    service: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As versions before fingerprints wrote it: embed and fit say so in one line, with the remedy, and go on."""
+    copied = shutil.copytree(shards, tmp_path / "shards")
+    path = copied / EMBEDDING / EMBEDDING_RECORD
+    record = json.loads(path.read_text(encoding="utf-8"))
+    del record["files"]
+    path.write_text(json.dumps(record), encoding="utf-8")
+    said = f"warning: {path}: an older keyart wrote it, without fingerprints of the files beside it"
+    console = Console(stderr=True, width=1000)
+    embed(service, copied, TINY_EMBEDDING, console)
+    fit(copied, tmp_path / "run", replace(TINY_FIT, epochs=1), stop_after=1, console=console)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith(said)
+        assert "Remove its folder and run the command that wrote it again" in line
 
 
 SHARDS_FILES = (

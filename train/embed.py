@@ -36,7 +36,7 @@ from foundation.errors import UserError
 from foundation.fingerprint import fingerprint
 from foundation.progress import progress_bar
 from foundation.shell import shell_word
-from foundation.stored import changed_file, files_beside, read_json, reading
+from foundation.stored import changed_file, files_beside, read_json, reading, warn_unverified
 from models.image_encoder import ImageEncoder, ImageEncoderConfig, Projection
 from train.embed_config import EMBEDDING_RECORD, ENCODER, PIXEL_ROW, PIXELS, VECTORS, EmbedConfig
 from train.encoder_weights import make_encoder, weighted_encoder, weights_fingerprint, with_weights_named
@@ -87,6 +87,7 @@ def _embed(dataset: Path, opened: Shards, target: Path, config: EmbedConfig, con
     old = _kept(target, console)
     has_pixels = (target / PIXELS).is_file() or not config.pixels
     if old is not None and has_pixels and {name: old[name] for name in made_of} == made_of:
+        warn_unverified(target / EMBEDDING_RECORD, old, MADE_AGAIN, console)
         console.print(f"embed: {len(artworks.values)} artworks are up to date in {target}")
         return old
     images, projection = None, None

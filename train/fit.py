@@ -30,14 +30,14 @@ from foundation.context import CONTEXT_FILE
 from foundation.errors import UserError
 from foundation.output_path import require_folder
 from foundation.progress import progress_bar
-from foundation.stored import files_beside, read_json, reading
+from foundation.stored import files_beside, read_json, reading, warn_unverified
 from models.two_tower import TwoTower
 from train.checkpoint import LAST, load_checkpoint
 from train.checkpoint_callback import BEST_WEIGHTS, CheckpointCallback, truncate_log
 from train.compilation import compiled, require_compiler
 from train.config import FitConfig, run_fingerprint
 from train.distributed import World, require_devices, run_on_ranks
-from train.embed import describe_origin, describe_sources, encoder_fingerprint, load_embedding
+from train.embed import MADE_AGAIN, describe_origin, describe_sources, encoder_fingerprint, load_embedding
 from train.embed_config import EMBEDDING_RECORD, ENCODER
 from train.evidence import scale_by_evidence
 from train.finetune import ImageTower
@@ -78,7 +78,7 @@ def fit(
     `restart`: remove a run of other shards or another config from the folder; without it, such a folder is a UserError, as is
     one that another process trains in.
     `stop_after`: end the call after so many validations, as a kill would, and return {}; for tests of resuming.
-    SIGTERM ends the process with status 0 once the current batch is saved, Ctrl-C raises a KeyboardInterrupt likewise.
+    SIGTERM ends the process with status 0 once the current batch is saved, SIGHUP with 129, Ctrl-C raises a KeyboardInterrupt.
     """
     config, console = config or FitConfig(), console or Console(stderr=True)
     world = World.from_environment()
@@ -259,9 +259,9 @@ class _Fit:
 
     def _write_record(self, opened: Shards, embedding_record: dict[str, Any], fingerprint: str) -> None:
         """Write what the run is made of; config.yaml first, because it marks the folder as a run's."""
-        origin = {}
-        if self.base_run is not None:
-            origin = {"from": self.base_run.config["fingerprint"], "from_run": str(self.base_run.folder.resolve())}
+        warn_unverified(self.shards / EMBEDDING / EMBEDDING_RECORD, embedding_record, MADE_AGAIN, self.console)
+        base = self.base_run
+        origin = {} if base is None else {"from": base.config["fingerprint"], "from_run": str(base.folder.resolve())}
         record = {
             "contract_version": CONTRACT_VERSION,
             "fingerprint": fingerprint,

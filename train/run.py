@@ -26,7 +26,7 @@ from foundation.context import ContextFeature, categories_of, load_context
 from foundation.errors import UserError
 from foundation.output_path import LOCK_SUFFIX
 from foundation.shell import shell_word
-from foundation.stored import changed_file, read_json, reading
+from foundation.stored import changed_file, read_json, reading, warn_unverified
 from models.history import HistoryConfig
 from models.linear_title_models import LowRankEaseConfig, NextItemConfig
 from models.two_tower import Content, Sizes, TwoTower, TwoTowerConfig
@@ -178,6 +178,7 @@ class Run:
         if not (folder / METRICS).is_file() or not (folder / WEIGHTS).is_file():
             raise UserError(f"{folder}: the run is not finished. Re-run keyart fit with the same arguments to resume.")
         metrics = read_json(folder / METRICS, REMEDY)
+        warn_unverified(folder / CONFIG, record, REMEDY)
         if changed := changed_file(folder, record.get("files", {})):
             raise UserError(f"{folder / changed}: is missing or is not the file of this run. {REMEDY}")
         vocabularies = load_vocabularies(folder / VOCABULARIES, REMEDY)

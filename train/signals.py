@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, deferred while work is in progress that must be finished first."""
+"""SIGTERM, SIGHUP and Ctrl-C, deferred while work is in progress that must be finished first."""
 
 import signal
 import threading
@@ -6,7 +6,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from foundation.machine import silence_lost_terminal
+
+HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Interrupted(Exception):
@@ -41,11 +43,15 @@ class Signals:
                     signal.signal(number, handler)
 
     def raise_deferred(self) -> None:
-        """Act on the deferred signal, if any: Ctrl-C raises a KeyboardInterrupt, SIGTERM ends the process with status 0."""
+        """Act on the deferred signal, if any: Ctrl-C raises a KeyboardInterrupt, SIGTERM ends the process with status 0, SIGHUP
+        with 129."""
         if self.received is not None:
-            raise KeyboardInterrupt if self.received == signal.SIGINT else SystemExit(0)
+            status = 0 if self.received == signal.SIGTERM else 128 + self.received
+            raise KeyboardInterrupt if self.received == signal.SIGINT else SystemExit(status)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            silence_lost_terminal()
         repeated, self.received = self.received is not None, number
         if repeated or not self.deferred:
             self.raise_deferred()

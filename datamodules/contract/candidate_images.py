@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -56,8 +57,6 @@ def count_candidates(tables: Relations) -> tuple[pa.Table, int] | None:
         return None
     artworks: Any = tables[ARTWORKS.name]
     impressions: Any = tables[IMPRESSIONS.name]
-    lengths = impressions.candidates.length().cast("float64")
-    (sums,) = to_arrow(impressions.aggregate(candidates=lengths.sum())).to_pylist()
     shown: Any = impressions.select(artwork_id=impressions.candidates.unnest())
     counted = shown.group_by("artwork_id").agg(rows=shown.count())
     has_embedding = (artworks.embedding.length() > 0).fill_null(False)
@@ -69,7 +68,19 @@ def count_candidates(tables: Relations) -> tuple[pa.Table, int] | None:
     joined: Any = listed.left_join(counted, "artwork_id")
     unnamed = joined.image.fill_null("") == ""
     rows = joined.select("artwork_id", "image", "embedding", unnamed=unnamed, rows=joined.rows.fill_null(0))
-    return to_arrow(rows), int(sums["candidates"] or 0)
+    # one more row, without an artwork, for the candidates of all impressions: the lists are read and grouped once
+    all_rows = counted.aggregate(rows=counted.rows.cast("float64").sum().fill_null(0).cast("int64"))
+    total = all_rows.select(
+        artwork_id=ibis.null("string"),
+        image=ibis.null("string"),
+        embedding=ibis.literal(False),
+        unnamed=ibis.literal(False),
+        rows=all_rows.rows,
+    )
+    both = to_arrow(rows.union(total))
+    is_total = pc.is_null(both["artwork_id"])
+    (candidates,) = both.filter(is_total)["rows"].to_pylist()
+    return both.filter(pc.invert(is_total)), int(candidates)
 
 
 def image_coverage(listed: pa.Table, candidates: int, unreadable: Collection[str] | None) -> ImageCoverage:

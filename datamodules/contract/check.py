@@ -276,6 +276,7 @@ def _row_violations(
         table, rows = files.table, tables[files.table.name]
         progress.update(task, description=f"rows of {table.name}")
         rules = [rule for rule in row_rules(table) if all(other.name in tables for other in rule.depends_on)]
+        rules = [rule for rule in rules if set(rule.needs) <= set(files.columns)]
         rules = [rule for rule in rules if rule.suspects is None or len(to_arrow(rule.suspects(rows).limit(1)))]
         flags = rows.select(rows[FILE], *(rule.flags(rows, tables).name(rule.name) for rule in rules))
         sums = {rule.name: flags.count(where=cast(BooleanColumn, flags[rule.name])).name(rule.name) for rule in rules}

@@ -8,6 +8,8 @@ no honest log has is a warning: next to no history, no id in common, ids that ar
 from dataclasses import dataclass
 from typing import Any
 
+import ibis
+
 from datamodules.contract.candidate_images import ImageCoverage
 from datamodules.contract.check_files import Violation, printable
 from datamodules.contract.engines import to_arrow
@@ -130,11 +132,13 @@ def _shared_ids(tables: Relations, left: Table, left_column: str, right: Table, 
         return known.group_by("id").agg(rows=known.count())
 
     ours, theirs = distinct(left, left_column), distinct(right, right_column)
-    (all_rows,) = to_arrow(ours.aggregate(rows=_total(ours.rows), first=ours.id.min())).to_pylist()
-    alone = ours.anti_join(theirs, "id")
-    (unknown,) = to_arrow(alone.aggregate(rows=_total(alone.rows))).to_pylist()
+    known: Any = ours.left_join(theirs.select("id", known=ibis.literal(True)), "id")
+    unknown_rows = ibis.ifelse(known.known.isnull(), known.rows, 0)
+    sums = known.aggregate(rows=_total(known.rows), unknown=_total(unknown_rows), first=known.id.min())
+    (all_rows,) = to_arrow(sums).to_pylist()
     in_other_form, first = 0, None
-    if unknown["rows"]:
+    if all_rows["unknown"]:
+        alone: Any = ours.anti_join(theirs, "id")
         others = theirs.select(other=theirs.id)
         forms = alone.mutate(form=normal_form(alone.id))
         other_forms = (
@@ -146,7 +150,7 @@ def _shared_ids(tables: Relations, left: Table, left_column: str, right: Table, 
         if in_other_form:
             (pair,) = to_arrow(joined.order_by("id").limit(1).select("id", "other")).to_pylist()
             first = pair["id"], pair["other"]
-        elif unknown["rows"] == all_rows["rows"]:
+        elif all_rows["unknown"] == all_rows["rows"]:
             likely = likely_ids(alone.order_by("id").limit(3), theirs)
             (other,) = to_arrow(theirs.aggregate(first=theirs.id.min())).to_pylist()
             first = next(iter(likely.items()), (all_rows["first"], other["first"]))
@@ -154,7 +158,7 @@ def _shared_ids(tables: Relations, left: Table, left_column: str, right: Table, 
         left=f"{left.name}.{left_column}",
         right=f"{right.name}.{right_column}",
         rows=int(all_rows["rows"] or 0),
-        unknown=int(unknown["rows"] or 0),
+        unknown=int(all_rows["unknown"] or 0),
         in_other_form=in_other_form,
         first=first,
     )

@@ -71,6 +71,7 @@ PROPENSITY_RULES = (
     RowRule(
         name="propensities-length",
         table=IMPRESSIONS,
+        needs=("propensities",),
         broken=lambda rows, _: typed_column(rows, "propensities").length() != typed_column(rows, "candidates").length(),
         what="whose propensities are not one per candidate",
         remedy="Write propensities aligned with candidates",
@@ -79,6 +80,7 @@ PROPENSITY_RULES = (
     RowRule(
         name="propensities-range",
         table=IMPRESSIONS,
+        needs=("propensities",),
         broken=lambda rows, _: _not_probabilities(rows),
         what="with a propensity that is null, NaN or outside 0 .. 1",
         remedy="Fix the export",
@@ -87,6 +89,7 @@ PROPENSITY_RULES = (
     RowRule(
         name="propensities-sum",
         table=IMPRESSIONS,
+        needs=("propensities",),
         broken=_sum_is_not_one,
         what="whose propensities do not sum to 1",
         remedy="Fix the export: every candidate's probability belongs in the list",
@@ -95,6 +98,7 @@ PROPENSITY_RULES = (
     RowRule(
         name="shown-propensity-zero",
         table=IMPRESSIONS,
+        needs=("propensities",),
         broken=_shown_has_zero_propensity,
         what="whose shown artwork has propensity 0",
         remedy="Log the probabilities that were drawn from: the shown artwork's cannot be 0",
@@ -103,6 +107,7 @@ PROPENSITY_RULES = (
     RowRule(
         name="propensity-range",
         table=IMPRESSIONS,
+        needs=("propensity",),
         broken=outside_unit("propensity", zero=False),
         what="whose propensity is not above 0 and at most 1",
         remedy="Log the probability the artwork was shown with",
@@ -111,6 +116,7 @@ PROPENSITY_RULES = (
     RowRule(
         name="propensities-disagree",
         table=IMPRESSIONS,
+        needs=("propensities", "propensity"),
         broken=_disagrees,
         what="whose propensity is not the one that propensities have for the shown artwork",
         remedy="Log both by one policy, in the order of candidates, or leave one of the columns out",

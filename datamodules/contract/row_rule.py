@@ -29,6 +29,8 @@ class RowRule:
     """One sentence."""
     depends_on: tuple[Table, ...] = ()
     """Other tables that the rule reads; where one of them cannot be checked, neither can the rule."""
+    needs: tuple[str, ...] = ()
+    """Optional columns without which no row breaks the rule: where a table lacks one, the rule is not computed at all."""
     offending_value: Callable[[Relation], Value] | None = None
     """The value to print of an offending row beside its id."""
     reference: tuple[Table, str, Callable[[Relation], Value]] | None = None
