@@ -43,8 +43,9 @@ from evaluation.off_policy.valuation import (
     importance_weights,
 )
 from evaluation.period import Period, SplitTimes, split_times
+from evaluation.record.log_rows import LogFaultRow
 from evaluation.record.records import VALUE_FILE, VALUE_VERSION, ValueRecord, ValueSections, write_value
-from evaluation.record.rows import DifferenceRow, DriftRow, EstimateRow, Estimates, LogFaultRow, PeriodRow, VerdictRow
+from evaluation.record.rows import DifferenceRow, DriftRow, EstimateRow, Estimates, PeriodRow, VerdictRow
 from evaluation.report.value_page import main_estimate, value_page
 from foundation.atomic import atomic_folder, claimed_output
 from foundation.errors import UserError

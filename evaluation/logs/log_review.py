@@ -23,7 +23,8 @@ from evaluation.off_policy.estimators import snips
 from evaluation.off_policy.intervals import Members, standard_error
 from evaluation.off_policy.valuation import BanditLog
 from evaluation.off_policy.verdict import UNSUPPORTED_WEAK
-from evaluation.record.rows import AssignmentRow, LoggingPolicyRow, PeriodRow, finite_or_none
+from evaluation.record.log_rows import AssignmentRow, LoggingPolicyRow
+from evaluation.record.rows import PeriodRow, finite_or_none
 from foundation.errors import UserError
 from foundation.lists import Lists
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from evaluation.logs.context_levels import ContextLevels
 from evaluation.logs.tail_bounds import bennett_tail, holm
-from evaluation.record.rows import AssignmentRow
+from evaluation.record.log_rows import AssignmentRow
 from foundation.choice import PROBABILITY_ROUNDING, equal_within_rounding
 from foundation.lists import Lists
 

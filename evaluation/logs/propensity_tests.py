@@ -23,7 +23,7 @@ from evaluation.logs.shown_alone_tests import shown_alone_tests
 from evaluation.logs.tail_bounds import bennett_tail, holm
 from evaluation.logs.tail_tests import TailTests
 from evaluation.off_policy.verdict import GrossDoubt
-from evaluation.record.rows import PropensityTestRow
+from evaluation.record.log_rows import PropensityTestRow
 from foundation.choice import PROBABILITY_ROUNDING
 from foundation.lists import Lists
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from evaluation.record.rows import PropensityTestRow
+from evaluation.record.log_rows import PropensityTestRow
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+from evaluation.record.log_rows import AssignmentRow, LogFaultRow, LoggingPolicyRow, PropensityChecks
 from evaluation.record.rows import (
-    AssignmentRow,
     CalibrationSliceRow,
     Clickbait,
     ContributionRow,
@@ -21,9 +21,6 @@ from evaluation.record.rows import (
     ExposureRow,
     FitMetrics,
     IntervalColumns,
-    LogFaultRow,
-    LoggingPolicyRow,
-    PropensityChecks,
     PropensityRow,
     SliceRow,
     StabilityRow,
