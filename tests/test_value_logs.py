@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import value_logs as logs
-from benchmarks.value_logs import SCENARIOS, Scenario, Service, draw_scenario, judge, levels_of, verdict_of
+from benchmarks import log_behaviours as by
+from benchmarks.simulated_logs import WIDTH, Logger, LoggerOf, Service, Traffic
+from benchmarks.value_logs import SCENARIOS, Outcome, Scenario, draw_scenario, judge, levels_of, verdict_of
 from evaluation.logs.log_review import ALL_TRAFFIC, BALANCED_WEIGHTS, PER_POLICY_WEIGHTS, LogReview, review_log
 from evaluation.logs.tail_bounds import bennett_tail, holm
 from foundation.errors import UserError
@@ -72,7 +73,7 @@ def test_who_logs_by_device_does_not_bias() -> None:
     assert own.review.weights == PER_POLICY_WEIGHTS
     assert mixed.review.weights == BALANCED_WEIGHTS
 
-    def row(outcome: logs.Outcome) -> dict:
+    def row(outcome: Outcome) -> dict:
         rows = outcome.estimates["estimates"]
         return dict(
             next(r for r in rows if (r["policy"], r["estimator"], r["reward"]) == ("uniform", "ips", "clicked"))
@@ -92,9 +93,9 @@ def test_weights_are_balanced_only_where_assignment_is_shown_to_be_random() -> N
     assert reviewed(replace(random, weights="per-policy")).weights == PER_POLICY_WEIGHTS
     assert reviewed(replace(random, service=SMALL)).weights == PER_POLICY_WEIGHTS, "too small to show it"
     assert reviewed(named("three loggers by member")).weights == PER_POLICY_WEIGHTS
-    personal = Scenario(name="", logger=logs.deterministic, service=SMALL, weights="balanced")
+    personal = Scenario(name="", logger=by.deterministic, service=SMALL, weights="balanced")
     two = replace(
-        personal, logger=lambda t: replace(logs.softmax_by_member(t), policy_N=t.device_N % 2, names=("a", "b"))
+        personal, logger=lambda t: replace(by.softmax_by_member(t), policy_N=t.device_N % 2, names=("a", "b"))
     )
     with pytest.raises(UserError, match="weights=balanced: a logging policy is personalised"):
         reviewed(two)
@@ -103,13 +104,13 @@ def test_weights_are_balanced_only_where_assignment_is_shown_to_be_random() -> N
 @pytest.mark.parametrize(
     ("logger", "words"),
     [
-        (logs.deterministic, "the value is that of all traffic."),
-        (lambda t: logs.deterministic(t, names=False), "the value is that of all traffic."),
-        (logs.deterministic_by_member, "that of all traffic if members were assigned at random"),
-        (logs.deterministic_by_device, "depends on device: the value is of that part"),
+        (by.deterministic, "the value is that of all traffic."),
+        (lambda t: by.deterministic(t, names=False), "the value is that of all traffic."),
+        (by.deterministic_by_member, "that of all traffic if members were assigned at random"),
+        (by.deterministic_by_device, "depends on device: the value is of that part"),
     ],
 )
-def test_deterministic_production_is_answered_from_what_was_explored(logger: logs.LoggerOf, words: str) -> None:
+def test_deterministic_production_is_answered_from_what_was_explored(logger: LoggerOf, words: str) -> None:
     outcome = judge(Scenario(name="", logger=logger), 5)
     review = outcome.review
     assert words in review.traffic
@@ -126,19 +127,17 @@ def test_deterministic_production_is_answered_from_what_was_explored(logger: log
 
 
 def test_where_no_policy_supports_the_scored_one_nothing_is_left_out() -> None:
-    outcome = judge(Scenario(name="", logger=lambda t: logs.deterministic(t, np.zeros(len(t), bool)), service=SMALL), 0)
+    outcome = judge(Scenario(name="", logger=lambda t: by.deterministic(t, np.zeros(len(t), bool)), service=SMALL), 0)
     assert outcome.review.traffic == ALL_TRAFFIC
     assert verdict_of(outcome.estimates) == "unanswerable"
 
 
 def test_replay_has_its_own_support_and_says_where_its_part_stands_for_no_other() -> None:
-    def logger(by_device: bool) -> logs.LoggerOf:
-        def of(t: logs.Traffic) -> logs.Logger:
+    def logger(by_device: bool) -> LoggerOf:
+        def of(t: Traffic) -> Logger:
             explored_N = t.device_N == 0 if by_device else t.rng.random(len(t)) < 0.4
-            return logs.Logger(
-                true_NK=np.where(
-                    explored_N[:, None], 1 / logs.WIDTH, 0.9 * logs.softmax_by_member(t).true_NK + 0.1 / logs.WIDTH
-                ),
+            return Logger(
+                true_NK=np.where(explored_N[:, None], 1 / WIDTH, 0.9 * by.softmax_by_member(t).true_NK + 0.1 / WIDTH),
                 policy_N=explored_N.astype(np.int64),
                 names=("production", "explore"),
             )
@@ -158,9 +157,9 @@ def test_replay_has_its_own_support_and_says_where_its_part_stands_for_no_other(
 
 def test_propensities_of_shown_artworks_alone_are_those_of_all_where_they_are_one_of_k() -> None:
     full = reviewed(Scenario(name="", service=SMALL))
-    alone = reviewed(Scenario(name="", logger=logs.alone(logs.honest_uniform), service=SMALL))
+    alone = reviewed(Scenario(name="", logger=by.alone(by.honest_uniform), service=SMALL))
     assert full.propensity_tests.tests == alone.propensity_tests.tests
-    some = reviewed(Scenario(name="", logger=logs.alone(logs.softmax_by_member), service=SMALL))
+    some = reviewed(Scenario(name="", logger=by.alone(by.softmax_by_member), service=SMALL))
     assert 0 < some.propensity_tests.tests < full.propensity_tests.tests
 
 
