@@ -70,6 +70,15 @@ class Overlap:
             effective_members=kish_sample_size(sums.numerator_TM[0]),
         )
 
+    @property
+    def weights_are_explained(self) -> bool:
+        """Whether the mean weight is 1, or falls short of 1 by no more than the probability that has no support.
+
+        Such a gap belongs to the impressions without support; any other one means wrong propensities, and may be anywhere.
+        """
+        expected = 1 - (self.unsupported if np.isfinite(self.unsupported) else 0.0)
+        return abs(self.mean_weight - expected) <= WEIGHT_ERRORS * self.mean_weight_error + PROBABILITY_ROUNDING
+
 
 def kish_sample_size(values: NDArray) -> float:
     """(sum v)^2 / sum v^2 (Kish, 1965): the number of equal values that would count as much."""
@@ -140,13 +149,13 @@ def assess(
 
     `rewarded`: its effective rewarded impressions and members. `reward`: its name. `doubts`: defects of the log itself, or
     of the estimator on it; with a `GrossDoubt` nothing is answered. `whole`: for a part of a log, the policy's overlap on the
-    whole: where the whole's mean weight is off, the part's is taken to be off as well unless it is clearly another, since a
-    small part cannot show it.
+    whole: where the whole's mean weight is off by more than missing support, the part's is taken to be off as well unless it is
+    clearly another, since a small part cannot show it.
     """
     members = len(influence_M)
     effective_members = min(overlap.effective_members, rewarded.members)
     weight_fault, weight_reason = _mean_weight_fault(overlap)
-    if whole is not None and weight_fault != "unanswerable":
+    if whole is not None and weight_fault != "unanswerable" and not whole.weights_are_explained:
         inherited, reason = _mean_weight_fault(whole)
         apart = abs(overlap.mean_weight - whole.mean_weight) > WEIGHT_ERRORS * overlap.mean_weight_error
         if inherited != "reliable" and not apart:
