@@ -30,8 +30,8 @@ from evaluation.record.rows import (
 from foundation.preferences import Preferences
 from foundation.records import read_versioned
 
-VALUE_FILE, VALUE_VERSION = "value.json", 1
-REPORT_FILE, REPORT_VERSION = "report.json", 7
+VALUE_FILE, VALUE_VERSION = "value.json", 2
+REPORT_FILE, REPORT_VERSION = "report.json", 8
 """Schema versions, raised when fields change or change their meaning: older records must then be written again."""
 
 
