@@ -131,7 +131,7 @@ class LiftColumns(IntervalColumns, RelativeColumns):
 
 
 class SliceRow(LiftColumns, EstimateKey):
-    """The scored policy above a base on the impressions of a slice."""
+    """The scored policy above a base on the impressions of a slice; intervals are simultaneous over all slices of the record."""
 
     slice: str
     level: str
@@ -174,7 +174,8 @@ class WeightRow(TypedDict):
 
 
 class CalibrationError(TypedDict):
-    """Expected calibration error, and in `by_chance` the 2.5 and 97.5 percentiles of that of right probabilities."""
+    """Expected calibration error, and in `by_chance` the 2.5 and 97.5 percentiles of that of right probabilities, members' labels
+    being as correlated as they are."""
 
     expected_calibration_error: float
     by_chance: list[float]

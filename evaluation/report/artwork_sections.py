@@ -21,8 +21,8 @@ def clickbait_section(summary: Clickbait | None, catalogue: ArtworkLabels) -> It
         f"<p>Of {summary['tested']:,} artworks with {summary['least_clicks']} clicks or more, "
         f"{summary['clickbait']:,} are clicked more and watched less than their title’s others, and another "
         f"{summary['misleading']:,} are watched less; at most {summary['false_discoveries']:.0%} of either are expected "
-        f"to be false discoveries. From {summary['impressions']:,} impressions, weighted as if shown to anybody; "
-        "gaps are shrunk by their sampling noise.</p>"
+        f"to be false discoveries. From {summary['impressions']:,} impressions, weighted as if shown to anybody and compared with "
+        "those of about the same time; gaps are shrunk by their sampling noise.</p>"
     )
     cards = []
     for row in summary["artworks"][:MAX_CARDS]:
@@ -67,9 +67,10 @@ def exposure_section(rows: Sequence[ExposureRow]) -> Iterator[str]:
         return
     yield "<h2>Who is shown whom</h2>"
     yield f'<div class="charts">{charts.exposure(rows)}</div>'
-    flagged = sorted((r for r in rows if r["flag"]), key=lambda r: (r["flag"] == "watched less", r["engaged_gap"] or 0))
+    # worst first: the viewings that the policy's clicks in the segment lose
+    flagged = sorted((r for r in rows if r["flag"]), key=_lost_viewings)
     if not flagged:
-        yield "<p>Nothing depicted is watched less after a click than a segment’s other clicks.</p>"
+        yield "<p>Nothing depicted is watched less after a click than its titles’ other artworks.</p>"
         return
     lines = [
         table_row(
@@ -85,8 +86,12 @@ def exposure_section(rows: Sequence[ExposureRow]) -> Iterator[str]:
         )
         for r in flagged[:MAX_FLAGGED]
     ]
-    yield f"<p>What is watched less after a click than the segment’s other clicks. {escape(FLAG_RULE)}</p>"
-    yield table(["depicts · segment", "shown", "uniform", "watched", "other clicks", "gap, points", ""], lines)
+    yield f"<p>What is watched less after a click than its titles’ other artworks. {escape(FLAG_RULE)}</p>"
+    yield table(["depicts · segment", "shown", "uniform", "watched", "others", "gap, points", ""], lines)
+
+
+def _lost_viewings(row: ExposureRow) -> tuple[bool, float]:
+    return row["flag"] == "watched less", (row["engaged_gap"] or 0.0) * (row["share_of_clicks"] or 0.0)
 
 
 def _points(row: ExposureRow) -> str:

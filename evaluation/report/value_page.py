@@ -53,7 +53,7 @@ NOTES = {
     "reason to doubt it. Unanswerable: the log does not support an estimate, and none is given.",
     "Intervals": "95 %, by member: a member's impressions resemble each other, so members, not impressions, are the sampling "
     "unit. Differences are on the same members on both sides: they can be certain where two intervals overlap. One of twenty "
-    "intervals misses the truth at random: remember that with many slices.",
+    "intervals misses the truth at random, except for slices, whose intervals are wider: in 95 % of reports none of them misses.",
     "Estimators": "ips and snips weight shown artworks by policy over logging probability; dm uses only a model of rewards; "
     "dr and the like (sndr, switch_dr, dr_os) correct the model by weights; replay "
     "keeps randomised impressions that match; title_snips compares within titles. dr is the main one.",
@@ -155,6 +155,7 @@ def sections(
     yield f'<div class="charts">{"".join(drawn)}</div>'
     yield _calibrated(record["calibration_by_slice"])
     yield "<h2>For whom, and where</h2>"
+    yield "<p>Intervals are simultaneous: in 95 % of reports, every slice’s interval contains the truth.</p>"
     yield _slices(record["attribution"])
     catalogue = read_artwork_labels(dataset)
     yield from clickbait_section(record["clickbait"], catalogue)
@@ -270,7 +271,7 @@ def _calibrated(rows: Sequence[CalibrationSliceRow]) -> str:
         cells += [f"{row['predicted']:.2%}", f"{row['observed']:.2%}"]
         cells.append(f'{row["expected_calibration_error"]:.4f}{mark} <span class="of">[{low:.4f}, {high:.4f}]</span>')
         lines.append(table_row(cells))
-    text = f"Slice by slice: {off} of {len(rows)} errors are above the 97.5 percentile of right probabilities"
+    text = f"Slice by slice: {off} of {len(rows)} errors are above the 97.5 percentile of right ones (by chance, one in 40)"
     heads = ["slice", "", "impressions or clicks", "predicted", "actual", "calibration error, if right"]
     return f"<details><summary>{text}</summary>{table(heads, lines)}</details>"
 
