@@ -552,3 +552,37 @@ def test_real_arms_split_in_two_are_rarely_separated() -> None:
     assert stopped
     assert not any(pair.anytime * pair.usual < 0 for pair in pairs)
     assert np.mean([pair.used for pair in stopped]) < 0.9
+
+
+def shown_alone(table: pa.Table) -> pa.Table:
+    """Only the shown artwork's propensity."""
+    pairs = zip(*(table[name].to_pylist() for name in ("propensities", "candidates", "artwork_id")), strict=True)
+    own = [float(lists[candidates.index(artwork)]) for lists, candidates, artwork in pairs]
+    return table.drop_columns(["propensities"]).append_column("propensity", pa.array(own))
+
+
+def test_a_log_of_shown_propensities_alone(tmp_path: Path) -> None:
+    """One in three of a0: the shares follow from what each arm's impressions logged."""
+    third = np.array([1 / 3, 2 / 3])
+    log = write_log(tmp_path / "log", propensities=lambda m: np.tile(third, (len(m), 1)), change=shown_alone)
+    (test,) = read(log, tmp_path / "out", "--title", "t0")["tests"]
+    assert test["mismatch"]["source"] == "logged propensities"
+    assert [row["expected_share"] for row in test["arms"]] == pytest.approx([1 / 3, 2 / 3])
+    assert test["arms"][1]["answer"] == "winner"
+    assert not test["notes"], "propensities are the same within each arm"
+
+
+def test_the_commands_of_the_document(
+    service: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As they are written in docs/evaluation.md, on a simulated service."""
+    document = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    commands = [line.split()[3:] for line in document.splitlines() if line.startswith("uv run keyart test")]
+    assert len(commands) == 2
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DATASET").symlink_to(service)
+    for words in commands:
+        assert keyart.main(words) == 0, words
+    assert "tests: " in capfd.readouterr().out
+    assert read_test(tmp_path / "POLICIES")["tests"][0]["mismatch"]["mismatched"] is False
+    assert len(read_test(tmp_path / "TESTS")["tests"]) > 10

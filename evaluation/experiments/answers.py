@@ -192,7 +192,7 @@ def _arm(
         if broken:
             return answered("clicked, not watched", f"more {metric}, but {_lost(broken)}")
         if waiting:
-            return unanswered("preferred", f"more {metric}, but {_lost(waiting)} so far")
+            return answered("preferred", f"more {metric}, but {_lost(waiting)} so far")
         if unbeaten[arm]:
             others = ", ".join(arms[other] for other in unbeaten[arm])
             return answered("preferred", f"better than the control, and not separated from {others}")

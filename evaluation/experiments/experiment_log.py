@@ -214,9 +214,10 @@ def _predictions(scores: Path, ids: pa.ChunkedArray) -> NDArray[np.float64]:
     return mean[index_N]
 
 
-def randomised(traffic: LoggedTraffic) -> NDArray[np.bool_]:
-    """Whether each impression was drawn: the shown artwork's propensity is below 1, and there was another candidate."""
-    return (traffic.artwork_NK.width_N > 1) & ~equal_within_rounding(traffic.propensity_N, 1.0)
+def randomised(traffic: LoggedTraffic, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Whether some rows were drawn: the shown artwork's propensity is below 1, and there was another candidate."""
+    width = traffic.artwork_NK.start_N[rows + 1] - traffic.artwork_NK.start_N[rows]
+    return (width > 1) & ~equal_within_rounding(traffic.propensity_N[rows], 1.0)
 
 
 def arms_of_title(traffic: LoggedTraffic, rows: NDArray[np.integer], arms: Sequence[str]) -> ExperimentLog:
@@ -238,7 +239,7 @@ def arms_of_title(traffic: LoggedTraffic, rows: NDArray[np.integer], arms: Seque
     share_NA = np.zeros((len(rows), len(arms)))
     np.maximum.at(share_NA, (part_NK.row_C[of_arm_C], arm_C[of_arm_C]), probability_C[of_arm_C])
     arm_N = arm_of[traffic.shown_artwork(rows)]
-    drawn_N = (share_NA > 0).all(1) & randomised(traffic)[rows]
+    drawn_N = (share_NA > 0).all(1) & randomised(traffic, rows)
     keep_N = (arm_N >= 0) & drawn_N
     share_NA = share_NA[keep_N] / np.maximum(share_NA[keep_N].sum(1, keepdims=True), 1e-12)
     kept, arm_N = rows[keep_N], arm_N[keep_N]

@@ -141,7 +141,7 @@ def title_tests(traffic: LoggedTraffic, selection: Selection) -> tuple[list[Prep
         raise UserError(
             "control and split: belong to one test, and all titles are read out. Name one by --title or --arms."
         )
-    drawn = np.flatnonzero(randomised(traffic))
+    drawn = np.flatnonzero(randomised(traffic, np.arange(len(traffic))))
     if not len(drawn):
         raise UserError(
             f"{traffic.source}: no impression was drawn at random among artworks (propensity below 1). A test needs such a log."
@@ -249,7 +249,7 @@ def _title_of(traffic: LoggedTraffic, arms: Sequence[str]) -> str:
 
 
 def _default_arms(traffic: LoggedTraffic, rows: NDArray[np.integer], title: str) -> tuple[str, ...]:
-    drawn = rows[randomised(traffic)[rows]]
+    drawn = rows[randomised(traffic, rows)]
     if not len(drawn):
         raise UserError(
             f"{traffic.source}: title {title} has no randomised impressions (propensity below 1, two candidates). Name another."
@@ -270,7 +270,7 @@ def _require_known(traffic: LoggedTraffic, rows: NDArray[np.integer], arms: Sequ
     for arm in arms:
         if arm not in candidates:
             raise UserError(f"arm {arm}: is no candidate of title {title}. Candidates: {_named(sorted(candidates))}.")
-    if not randomised(traffic)[rows].any():
+    if not randomised(traffic, rows).any():
         raise UserError(
             f"{traffic.source}: title {title} has no randomised impressions (propensity below 1, two candidates). Name another."
         )

@@ -160,6 +160,15 @@ def sequence_chart(test: SingleTest) -> str:
             )
             axes.plot(x[seen], middle[seen], color=colour, label=arm, marker="o", markersize=2.5)
             axes.fill_between(x, low, high, where=seen.tolist(), color=colour, alpha=0.15, linewidth=0)
+        ends = [
+            abs(end)
+            for look in looks[len(looks) // 3 :]
+            for row in look["arms"]
+            for end in (row["low"], row["high"])
+            if end
+        ]
+        if ends:  # the first intervals are so wide that the others would be lines
+            axes.set_ylim(-100 * min(1.0, 1.2 * max(ends)), 120 * max(ends))
         some = np.unique(np.linspace(0, len(looks) - 1, min(4, len(looks))).astype(int))
         axes.set_xticks(some, [looks[index]["until"][:10] for index in some])
         axes.set_ylabel(f"lift over {test['control']}, %")
