@@ -88,6 +88,7 @@ def test_no_import_circles() -> None:
                 *("evaluation.off_policy", "evaluation.logs"),
             },
         ),
+        ("evaluation.experiments", {"foundation", "datamodules.contract", "evaluation.record", "evaluation.logs"}),
         (
             "evaluation.report",
             {
