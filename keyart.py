@@ -10,11 +10,12 @@ from __future__ import annotations
 import sys
 from functools import partial
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from configs.commands import COMMANDS
 from configs.terminal import (
+    answer_without_command,
     call_command,
     print_next_command,
     print_outputs,
@@ -22,8 +23,6 @@ from configs.terminal import (
     run_process,
     stderr_console,
     stdout_console,
-    suggest_command,
-    usage,
 )
 
 TYPE_CHECKING = False  # not typing's: jsonargparse executes the block under that, and every command would load torch
@@ -32,29 +31,10 @@ if TYPE_CHECKING:
     from datamodules.importing.config import ImportConfig
     from datamodules.prepare.prepare import PrepareConfig
     from datamodules.simulator.simulate import SimulateConfig
+    from evaluation.plan import PlanConfig
     from train.config import FitConfig
     from train.embed_config import EmbedConfig
     from train.recipe import Recipe
-
-COMMANDS = {
-    "demo": ("the whole pipeline on a simulated service, minutes on two CPU cores", "recipe"),
-    "pipeline": ("the whole pipeline on a dataset: OUT/shards, run, bundle, scores, report", "recipe"),
-    "simulate": ("a service with known truth: images, plays, impressions, true click probabilities", "simulate"),
-    "import": ("CSV, JSON lines or Parquet files of any columns -> a dataset's tables", "import"),
-    "check": ("the contract, with every violation counted and shown", None),
-    "prepare": ("raw tables -> shards", "prepare"),
-    "embed": ("embeddings of images, or vectors of your own, into the shards, cached by content", "embed"),
-    "fit": ("shards -> a run folder; called again it resumes", "fit"),
-    "value": ("a log and any model's scores -> the policy's value, by every estimator", None),
-    "evaluate": ("a run or a bundle on a dataset -> metrics, off-policy values, report.html", None),
-    "export": ("a run -> a bundle: ONNX and what a serving team needs", None),
-    "verify": ("every checksum of a bundle and every golden case", None),
-    "refresh": ("new titles and artworks of a dataset into a bundle, without training", None),
-    "score": ("a bundle over a dataset -> a table of click probabilities and policies", "engine"),
-    "recommend": ("a bundle over a dataset -> the titles every member should see first", None),
-    "serve": ("a bundle behind HTTP: ranked artworks, propensities and explanations", None),
-    "bench": ("a benchmark's table, or all of them: ours beside what a user would pick instead", None),
-}
 
 
 def demo(*, out: Path = Path("keyart-demo"), seed: int = 0, settings: Recipe) -> None:
@@ -330,7 +310,7 @@ def serve(bundle: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
 
 def value(
     dataset: Path,
-    scores: Path,
+    scores: list[Path],
     out: Path,
     *,
     base: Path | None = None,
@@ -343,7 +323,7 @@ def value(
 
     Args:
         dataset: A dataset by the contract; its impressions are enough, further tables add to the report.
-        scores: A scores table by the contract, made by any model.
+        scores: A scores table by the contract, made by any model. Several are compared, so that the best is not the luckiest.
         out: Folder for value.json and value.html.
         base: Another scores table of the same impressions, to compare with the first.
         period: test, validation or all. The first two begin as they did for the scored model: by --like; else by scores.json
@@ -352,14 +332,34 @@ def value(
         log_policy: Only impressions logged by the policy of this name; all: every one.
         allow_missing: Leave out impressions without scores, and count them; otherwise they are an error.
     """
+    from evaluation.report.selection_section import selection_table
     from evaluation.value import value as value_scores
     from evaluation.value import value_table
 
     estimate = partial(value_scores, base=base, period=period, like=like, log_policy=log_policy)
-    record = estimate(dataset, scores, out, allow_missing=allow_missing, console=stderr_console())
+    first, *also = scores
+    record = estimate(dataset, first, out, also=also, allow_missing=allow_missing, console=stderr_console())
     stdout_console().print(value_table(record))
-    other = "SCORES --policy epsilon:0.1" if base else f"OTHER; keyart value {dataset} OTHER OUT --base {scores}"
+    for selection in record.get("selection", []):
+        stdout_console().print(selection_table(selection))
+    other = "SCORES --policy epsilon:0.1" if base else f"OTHER; keyart value {dataset} OTHER OUT --base {first}"
     print_next_command(f"{out / 'value.html'} and value.json written", f"keyart score BUNDLE {dataset} {other}")
+
+
+def plan(log: Path, *, settings: PlanConfig) -> None:
+    """Plan how much traffic to explore, and for how long, until the log can say whether a policy has the asked lift.
+
+    Args:
+        log: A dataset by the contract whose impressions span two days or more, some of them randomised.
+    """
+    from evaluation.plan import plan as plan_exploration
+    from evaluation.plan import plan_table
+
+    record = plan_exploration(log, settings, console=stderr_console())
+    stdout_console().print(plan_table(record))
+    share = record["recommended"] or record["plans"][-1]["share"]
+    command = f"keyart score BUNDLE {log} SCORES --policy epsilon:{share:g}"
+    print_next_command(f"{settings.out / 'plan.html'} and plan.json written", command)
 
 
 def bench(*, json: Path | None = None, settings: Any) -> None:
@@ -376,15 +376,9 @@ def bench(*, json: Path | None = None, settings: Any) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 unknown command, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(usage({name: summary for name, (summary, _) in COMMANDS.items()}))
-        return 0
-    if words[0] == "--version":
-        print(f"keyart {version('keyart')}")
-        return 0
-    if words[0] not in COMMANDS:
-        print(f"keyart: {words[0]}: unknown command. {suggest_command(words[0], COMMANDS)}", file=sys.stderr)
-        return 2
+    code = answer_without_command(words, {name: summary for name, (summary, _) in COMMANDS.items()})
+    if code is not None:
+        return code
     function = globals().get(words[0]) or globals()[f"{words[0]}_"]  # import is a keyword
     split = (lambda rest: import_module("benchmarks").parse_command(rest)) if words[0] == "bench" else None
     return run_command(words[0], partial(call_command, words[0], function, COMMANDS[words[0]][1], words[1:], split))

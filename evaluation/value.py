@@ -11,7 +11,8 @@ Legend: N impressions, K candidates (padded).
 # pyright: reportAttributeAccessIssue=false
 # pyarrow makes its compute functions when it is imported, where no type checker sees them.
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,7 @@ from evaluation.logs.logging_policies import mixture_propensities
 from evaluation.logs.policies import best_fixed_choice, uniform
 from evaluation.logs.scored_log import ScoredLog, read_scored_log
 from evaluation.off_policy.intervals import DRAWS
+from evaluation.off_policy.selection import select
 from evaluation.off_policy.valuation import (
     HEADLINE_ESTIMATOR,
     LOGGED,
@@ -38,12 +40,12 @@ from evaluation.off_policy.valuation import (
     importance_weights,
 )
 from evaluation.period import Period, SplitTimes, split_times
-from evaluation.record.records import VALUE_FILE, VALUE_VERSION, ValueRecord, ValueSections, write_value
+from evaluation.record.records import VALUE_FILE, VALUE_VERSION, Selections, ValueRecord, ValueSections, write_value
 from evaluation.record.rows import DifferenceRow, DriftRow, EstimateRow, Estimates, PeriodRow, VerdictRow
 from evaluation.report.value_page import main_estimate, value_page
 from foundation.atomic import atomic_folder, claimed_output
 from foundation.errors import UserError
-from foundation.output_path import require_output
+from foundation.output_path import real_path, require_output
 from foundation.progress import progress_bar
 
 VALUE_PAGE = "value.html"
@@ -54,6 +56,8 @@ BALANCED_WEIGHTS = (
     "impressions were assigned to policies at random"
 )
 PER_POLICY_WEIGHTS = "per policy: an impression's weight divides by the propensity of the policy that logged it"
+OWN_POLICIES = ("scored", "base", "uniform", LOGGED, "best_fixed")
+"""Names that no scores table's policy may have."""
 NO_PAST = "Nothing was logged before this period to learn the best artwork of each title from: best_fixed is left out."
 SHOWN_ALONE = (
     "The log has only the shown artwork's propensity: whether the policy chooses artworks that the log never shows is visible "
@@ -66,6 +70,7 @@ def value(
     scores: Path,
     out: Path,
     *,
+    also: Sequence[Path] = (),
     base: Path | None = None,
     period: Period = "test",
     like: Path | None = None,
@@ -76,11 +81,13 @@ def value(
     """Estimate the value of the scored, the uniform, the logging policy and the best artwork per title; writes `value.json` and
     `value.html`.
 
-    `base`: another scores table of the same impressions, whose policy is estimated too and compared with. `period`: test,
+    `also`: further scores tables, whose policies are compared with the first and with one another, see `select`. `base`: another
+    scores table of the same impressions, whose policy is estimated too and compared with. `period`: test,
     validation or all, by the split times of `split_times`. UserError as `split_times` and `read_scored_log`, and where no
     impression has two candidates.
     """
-    sources = [path for path in (scores, base, like) if path is not None]
+    compared = compared_policies(scores, also)
+    sources = [path for path in (scores, *also, base, like) if path is not None]
     require_output(out, VALUE_FILE, dataset=dataset, sources=sources)
     console = console or Console(quiet=True)
     if like is not None and period == "all":
@@ -111,17 +118,20 @@ def value(
 
         everything = read(scores)
         eligible = everything.width > 1
-        other = None if base is None else read(base)
-        if other is not None:
+        others = {"base": base} if base is not None else {}
+        others |= {name: Path(table) for name, table in compared.items() if name != "scored"}
+        lacking = {}
+        for name, table in others.items():
+            other = read(table)
             index_N = np.asarray(
                 pc.fill_null(pc.index_in(everything.impression_id, value_set=other.impression_id), -1), np.int64
             )
-            in_base = index_N >= 0
-            everything.policies["base"] = other.policy_NK.take(np.maximum(index_N, 0))
-            uncompared = int((~in_base).sum())
-            eligible &= in_base
-        else:
-            uncompared = 0
+            everything.policies[name] = other.policy_NK.take(np.maximum(index_N, 0))
+            lacking[table] = index_N < 0
+            del other
+        in_others = ~np.logical_or.reduce([np.zeros(len(everything), bool), *lacking.values()])
+        uncompared = int((~in_others).sum())
+        eligible &= in_others
         kept_rows = np.flatnonzero(eligible)
         if not len(kept_rows):
             raise UserError(
@@ -134,14 +144,15 @@ def value(
             everything.unknown,
         )
         log = everything.take(kept_rows[np.argsort(everything.member[kept_rows], kind="stable")])
-        del everything, other  # so that a large log is in memory once
+        del everything  # so that a large log is in memory once
         step("read the outcomes of every artwork")
         audit_inputs = AuditInputs.read(dataset, scores, since, before)
         if split is not None:
             console.print(f"value: {_period_line(period, since, before, split)}", soft_wrap=True)
-        for note in _exclusion_notes(single_candidate, missing, unknown, uncompared, scores, base):
+        without = {table: int(lacking_N.sum()) for table, lacking_N in lacking.items()}
+        for note in _exclusion_notes(single_candidate, missing, unknown, scores, without):
             console.print(f"value: {note}")
-        sections = value_sections(log, audit_inputs, step)
+        sections = value_sections(log, audit_inputs, step, compared=compared)
         record: ValueRecord = {
             "verdict": sections["verdict"],  # first in the file
             "schema_version": VALUE_VERSION,
@@ -166,6 +177,21 @@ def value(
     return record
 
 
+def compared_policies(scores: Path, also: Sequence[Path]) -> dict[str, str]:
+    """By policy, the name of its scores table: the first is `scored`, each further one is called by its path.
+
+    UserError where a table is named twice.
+    """
+    compared = {"scored": str(scores)}
+    seen = {real_path(scores)}
+    for table in also:
+        if real_path(table) in seen:
+            raise UserError(f"{table}: is named twice. Name each scores table once, and the output folder last.")
+        seen.add(real_path(table))
+        compared[f"./{table}" if str(table) in OWN_POLICIES else str(table)] = str(table)
+    return compared
+
+
 def _period_line(period: Period, since: datetime | None, before: datetime | None, split: SplitTimes) -> str:
     """The evaluated period in words, with the source of its split times."""
     ends = [f"{word} {at:%Y-%m-%d %H:%M:%S}" for word, at in (("from", since), ("until", before)) if at is not None]
@@ -173,27 +199,33 @@ def _period_line(period: Period, since: datetime | None, before: datetime | None
 
 
 def _exclusion_notes(
-    single_candidate: int, missing: int, unknown: int, uncompared: int, scores: Path, base: Path | None
+    single_candidate: int, missing: int, unknown: int, scores: Path, without: Mapping[Path, int]
 ) -> list[str]:
-    """Notes on the impressions and scores that are left out."""
+    """Notes on the impressions and scores that are left out; `without`: how many impressions each further table lacks."""
     notes = []
     if missing:
         notes.append(f"{missing:,} impressions without scores are left out: the values are over the others only")
     if unknown:
         notes.append(f"{scores}: {unknown:,} scores are of impressions that are not in this period's log")
-    if uncompared:
-        notes.append(f"{base}: lacks {uncompared:,} impressions, which are left out on both sides")
+    for table, lacking in without.items():
+        if lacking:
+            notes.append(f"{table}: lacks {lacking:,} impressions, which are left out on both sides")
     if single_candidate:
         notes.append(f"{single_candidate:,} impressions had a single candidate, nothing to choose")
     return notes
 
 
 def value_sections(
-    scored: ScoredLog, audit_inputs: AuditInputs, step: Callable[[str], None] = lambda words: None
+    scored: ScoredLog,
+    audit_inputs: AuditInputs,
+    step: Callable[[str], None] = lambda words: None,
+    *,
+    compared: Mapping[str, str] | None = None,
 ) -> ValueSections:
     """The sections that `value.json` and `report.json` share: estimates, properties of the log and audits.
 
     `audit_inputs`: the inputs of the audits besides the log; `step`: called with a description of each step before it begins.
+    `compared`: by policy, the name of its scores table, where there are several to choose from.
     """
     if (np.diff(scored.member) < 0).any():
         scored = scored.take(np.argsort(scored.member, kind="stable"))
@@ -225,9 +257,19 @@ def value_sections(
     step(f"{len(log):,} impressions by every estimator, {DRAWS:,} draws of the members")
     estimates = estimate(weighted_log, doubts=doubts)
     step("slice by slice, and how honest the artworks are")
-    audit_sections = audit(scored, weighted_log, estimates, audit_inputs, fixed_N, doubts)
+    further = set(compared or ()) - {"scored"}  # the audits are of the first table
+    audited = replace(scored, policies={name: p for name, p in scored.policies.items() if name not in further})
+    own_weights = {name: p for name, p in weighted_log.policy_weights.items() if name not in further}
+    audited_log = replace(weighted_log, policy_weights=own_weights)
+    audit_sections = audit(audited, audited_log, estimates, audit_inputs, fixed_N, doubts)
+    selection: Selections = {}
+    if compared is not None and len(compared) > 1:
+        selection["selection"] = select(
+            weighted_log, estimates, compared, "base" if "base" in policies else "uniform", seed=weighted_log.seed
+        )
     return {
         "verdict": _headline(estimates),
+        **selection,
         "weights": weights,
         "logging_policies": [
             {"policy": name, "impressions": int(count)}

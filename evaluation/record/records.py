@@ -27,10 +27,11 @@ from evaluation.record.rows import (
     VerdictRow,
     WeightRow,
 )
+from evaluation.record.selection_rows import Selection
 from foundation.preferences import Preferences
 from foundation.records import read_versioned
 
-VALUE_FILE, VALUE_VERSION = "value.json", 1
+VALUE_FILE, VALUE_VERSION = "value.json", 2
 REPORT_FILE, REPORT_VERSION = "report.json", 7
 """Schema versions, raised when fields change or change their meaning: older records must then be written again."""
 
@@ -51,7 +52,14 @@ class AuditSections(FitMetrics):
     notes: list[str]
 
 
-class ValueSections(AuditSections, Estimates):
+class Selections(TypedDict, total=False):
+    """The best of many, where several scores tables were named."""
+
+    selection: list[Selection]
+    """By reward, the policies of all tables compared with one another."""
+
+
+class ValueSections(AuditSections, Estimates, Selections):
     """The part that both records share: the policies' estimates on a log, and properties of the log."""
 
     verdict: VerdictRow
