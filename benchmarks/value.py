@@ -1,7 +1,8 @@
 """`keyart bench value`: off-policy estimates beside Open Bandit Pipeline, on the same arrays, and the cost of a whole log.
 
 Both must agree to 1e-6, or the benchmark stops, because times of different results cannot be compared. Open Bandit Pipeline
-runs in an environment of its own (declared in `benchmarks/obp_estimators.py`), made by uv on the first run.
+runs in an environment of its own (declared in `benchmarks/obp_estimators.py`), made by uv on the first run. `--replications N` adds
+what was wanted and measured on simulated logs of known truth, by every module `benchmarks/value_*.py`.
 """
 
 import json
@@ -17,6 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.copy_members import copy_members
+from benchmarks.replications import figures_of, print_replications, replicated
 from benchmarks.six_policies import write_scores
 from benchmarks.subprocess_usage import measure, python
 from benchmarks.table import OURS, Row
@@ -42,6 +44,8 @@ class Config:
     """Impressions of the arrays that both estimate on, with 10 candidates each."""
     sizes: list[float] = field(default_factory=lambda: [0.6])
     """Millions of impressions of the whole logs: six policies, all estimators, 1,000 draws."""
+    replications: int = 0
+    """Replications on logs of known truth for every claim of `docs/evaluation.md`; 0: none. Hundreds take an hour or more."""
     work: str = ""
     """Folder for the data, removed at the end; default: the system's temporary folder."""
 
@@ -49,6 +53,8 @@ class Config:
         """Check the ranges."""
         if self.impressions < 1000:
             raise UserError(f"impressions={self.impressions}: must be at least 1000.")
+        if self.replications < 0:
+            raise UserError(f"replications={self.replications}: must be at least 0.")
         if self.sizes and min(self.sizes) <= 0:
             raise UserError(f"sizes={self.sizes}: give millions of impressions, above 0, such as --sizes '[0.6, 6]'.")
 
@@ -60,6 +66,9 @@ def bench(config: Config, console: Console) -> list[Row]:
         rows = _side_by_side(config, work, console)
         for millions in sorted(config.sizes):
             rows += _whole_log(millions, work, console)
+    if config.replications:
+        lines = print_replications(replicated(config.replications), Console(highlight=False, markup=False))
+        rows += [_row(OURS, figure, unit, measured) for line in lines for figure, unit, measured in figures_of(line)]
     return rows
 
 

@@ -22,8 +22,8 @@ from foundation.errors import UserError
 from train.plugins import ClassSpec
 
 RECIPES = Path(__file__).parent
-NO_RECIPES = ("engine", "import")
-"""Sections that are not part of a recipe: the resources that a command may use, which change no result, and what files hold."""
+NO_RECIPES = ("engine", "import", "plan")
+"""Sections that are not part of a recipe: resources that a command may use, which change no result; what files hold; a question."""
 
 
 def section_class(section: str) -> type:
@@ -38,6 +38,8 @@ def section_class(section: str) -> type:
         from train.config import FitConfig as Section
     elif section == "import":
         from datamodules.importing.config import ImportConfig as Section
+    elif section == "plan":
+        from evaluation.plan import PlanConfig as Section
     elif section == "engine":
         from datamodules.contract.engines import EngineConfig as Section
     else:
@@ -140,7 +142,7 @@ LISTS = (list[str], list[str] | None, list[int], list[float])
 def _normalised(words: list[str], parser: ArgumentParser) -> list[str]:
     """The words in the parser's form: underscores for dashes, `true` after a bare flag, lists as `1,2` or option by option.
 
-    Where the first positional argument is a list, it takes all positional words but those that the others need.
+    Where a positional argument is a list, it takes all positional words but those that the others need.
     """
     known = parser._option_string_actions
     normalised: list[str] = []
@@ -159,6 +161,10 @@ def _normalised(words: list[str], parser: ArgumentParser) -> list[str]:
             else:
                 positional.append(local_path(word))
             continue
+        if left[:1] == ["%"]:  # --lift=2 %
+            value = f"{value} {left.pop(0)}"
+        elif left[1:2] == ["%"] and not equals:  # --lift 2 %
+            left[:2] = [" ".join(left[:2])]
         name = name if name in known else "--" + name[2:].replace("-", "_")
         name = ALIASES.get(name, name)
         name = "--" + renamed(name[2:], lambda path: f"--{path}" in known)
@@ -189,10 +195,12 @@ def _normalised(words: list[str], parser: ArgumentParser) -> list[str]:
             normalised.append(f"{name}{equals}{value}")
     taking = [action for action in parser._actions if not action.option_strings and action.dest != "config"]
     many = len(positional) - len(taking) + 1
-    if taking and getattr(taking[0], "_typehint", None) == list[Path] and positional:
+    at = next((n for n, action in enumerate(taking) if getattr(action, "_typehint", None) == list[Path]), None)
+    if at is not None and positional:
         if many < 1:
-            raise UserError(f"{' '.join(positional)}: give {' ... '.join(action.dest.upper() for action in taking)}.")
-        positional[:many] = [json.dumps(positional[:many])]
+            names = [f"{action.dest.upper()}{' ...' if n == at else ''}" for n, action in enumerate(taking)]
+            raise UserError(f"{' '.join(positional)}: give {' '.join(names)}.")
+        positional[at : at + many] = [json.dumps(positional[at : at + many])]
     normalised = [*positional, *normalised]
     gathered = lists | {name: given.value for name, given in specs.items()}
     return [*normalised, *(f"{name}={json.dumps(values)}" for name, values in gathered.items())]

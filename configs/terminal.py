@@ -61,6 +61,22 @@ def usage(summaries: Mapping[str, str]) -> str:
     return "\n".join([*lines, "", "keyart COMMAND --help explains a command; start with: keyart demo"])
 
 
+def answer_without_command(words: list[str], summaries: Mapping[str, str]) -> int | None:
+    """Answer words that need no command: help, the version, an unknown command; returns the exit code, None for a known command."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage(summaries))
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"keyart {version('keyart')}")
+        return 0
+    if words[0] not in summaries:
+        print(f"keyart: {words[0]}: unknown command. {suggest_command(words[0], summaries)}", file=sys.stderr)
+        return 2
+    return None
+
+
 def suggest_command(word: str, commands: Iterable[str]) -> str:
     """A hint for an unknown command: the most similar one, or where to find the list."""
     from difflib import get_close_matches

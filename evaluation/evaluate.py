@@ -32,7 +32,8 @@ from evaluation.record.records import (
 from evaluation.record.rows import finite_or_none
 from evaluation.report.evaluation_page import render
 from evaluation.report.value_page import main_estimate
-from evaluation.value import value_cell, value_sections
+from evaluation.report.value_table import value_cell
+from evaluation.value import value_sections
 from foundation.atomic import atomic_folder, claimed_output
 from foundation.errors import UserError
 from foundation.lists import Lists

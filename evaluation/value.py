@@ -11,7 +11,8 @@ Legend: N impressions, K candidates (padded).
 # pyright: reportAttributeAccessIssue=false
 # pyarrow makes its compute functions when it is imported, where no type checker sees them.
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -21,8 +22,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from evaluation.audits.audit import AuditInputs, audit
 from evaluation.logs.context_levels import context_levels
@@ -36,6 +35,7 @@ from evaluation.logs.propensity_tests import ERROR_RATE
 from evaluation.logs.scored_log import ScoredLog, read_scored_log
 from evaluation.logs.seen_scores import Training, draw_test, overlap_doubt, training_of
 from evaluation.off_policy.intervals import DRAWS
+from evaluation.off_policy.selection import select
 from evaluation.off_policy.valuation import (
     HEADLINE_ESTIMATOR,
     LOGGED,
@@ -46,17 +46,19 @@ from evaluation.off_policy.valuation import (
 )
 from evaluation.period import Period, SplitTimes, split_times
 from evaluation.record.log_rows import DriftRow, LogFaultRow, PeriodRow
-from evaluation.record.records import VALUE_FILE, VALUE_VERSION, ValueRecord, ValueSections, write_value
-from evaluation.record.rows import DifferenceRow, EstimateRow, Estimates, VerdictRow
-from evaluation.report.value_page import main_estimate, value_page
+from evaluation.record.records import VALUE_FILE, VALUE_VERSION, Selections, ValueRecord, ValueSections, write_value
+from evaluation.record.rows import Estimates, VerdictRow
+from evaluation.report.value_page import value_page
 from foundation.atomic import atomic_folder, claimed_output
 from foundation.errors import UserError
-from foundation.output_path import require_output
+from foundation.output_path import real_path, require_output
 from foundation.progress import progress_bar
 
 VALUE_PAGE = "value.html"
 PROGRESS_STEPS = 7
 
+OWN_POLICIES = ("scored", "base", "uniform", LOGGED, "best_fixed")
+"""Names that no scores table's policy may have."""
 NO_PAST = "Nothing was logged before this period to learn the best artwork of each title from: best_fixed is left out."
 SHOWN_ALONE = (
     "The log has only the shown artwork's propensity: whether the policy chooses artworks that the log never shows is visible "
@@ -69,6 +71,7 @@ def value(
     scores: Path,
     out: Path,
     *,
+    also: Sequence[Path] = (),
     base: Path | None = None,
     period: Period = "test",
     like: Path | None = None,
@@ -80,12 +83,14 @@ def value(
     """Estimate the value of the scored, the uniform, the logging policy and the best artwork per title; writes `value.json` and
     `value.html`.
 
-    `base`: another scores table of the same impressions, whose policy is estimated too and compared with. `period`: test,
-    validation or all, by the split times of `split_times`. `weights`: which propensities the weights of several logging policies
-    divide by. UserError as `split_times` and `read_scored_log`, and where no
+    `also`: further scores tables, whose policies are compared with the first and with one another, see `select`. `base`: another
+    scores table of the same impressions, whose policy is estimated too and compared with. `period`: test, validation or all, by
+    the split times of `split_times`. `weights`: which propensities the weights of several logging policies divide by. UserError
+    as `split_times` and `read_scored_log`, and where no
     impression has two candidates.
     """
-    sources = [path for path in (scores, base, like) if path is not None]
+    compared = compared_policies(scores, also)
+    sources = [path for path in (scores, *also, base, like) if path is not None]
     require_output(out, VALUE_FILE, dataset=dataset, sources=sources)
     console = console or Console(quiet=True)
     if like is not None and period == "all":
@@ -116,17 +121,20 @@ def value(
 
         everything = read(scores)
         eligible = everything.width > 1
-        other = None if base is None else read(base)
-        if other is not None:
+        others = {"base": base} if base is not None else {}
+        others |= {name: Path(table) for name, table in compared.items() if name != "scored"}
+        lacking = {}
+        for name, table in others.items():
+            other = read(table)
             index_N = np.asarray(
                 pc.fill_null(pc.index_in(everything.impression_id, value_set=other.impression_id), -1), np.int64
             )
-            in_base = index_N >= 0
-            everything.policies["base"] = other.policy_NK.take(np.maximum(index_N, 0))
-            uncompared = int((~in_base).sum())
-            eligible &= in_base
-        else:
-            uncompared = 0
+            everything.policies[name] = other.policy_NK.take(np.maximum(index_N, 0))
+            lacking[table] = index_N < 0
+            del other
+        in_others = ~np.logical_or.reduce([np.zeros(len(everything), bool), *lacking.values()])
+        uncompared = int((~in_others).sum())
+        eligible &= in_others
         kept_rows = np.flatnonzero(eligible)
         if not len(kept_rows):
             raise UserError(
@@ -139,22 +147,26 @@ def value(
             everything.unknown,
         )
         log = everything.take(kept_rows[np.argsort(everything.member[kept_rows], kind="stable")])
-        del everything, other  # so that a large log is in memory once
+        del everything  # so that a large log is in memory once
         step("read the outcomes of every artwork")
         audit_inputs = AuditInputs.read(dataset, scores, since, before)
         if split is not None:
             console.print(f"value: {_period_line(period, since, before, split)}", soft_wrap=True)
-        for note in _exclusion_notes(single_candidate, missing, unknown, uncompared, scores, base):
+        without = {table: int(lacking_N.sum()) for table, lacking_N in lacking.items()}
+        for note in _exclusion_notes(single_candidate, missing, unknown, scores, without):
             console.print(f"value: {note}")
-        base_training = None if base is None else training_of(base)
-        base_doubt = "" if base_training is None else overlap_doubt(base_training, log.shown_at, "the base's model")
+        seen = [(table, training_of(table)) for table in others.values()]
+        overlaps = [
+            overlap_doubt(training, log.shown_at, f"the model of {table}") for table, training in seen if training
+        ]
         sections = value_sections(
             log,
             audit_inputs,
             step,
             weights,
             training=training_of(scores),
-            doubts=(base_doubt,) if base_doubt else (),
+            doubts=tuple(doubt for doubt in overlaps if doubt),
+            compared=compared,
         )
         record: ValueRecord = {
             "verdict": sections["verdict"],  # first in the file
@@ -184,6 +196,21 @@ def value(
     return record
 
 
+def compared_policies(scores: Path, also: Sequence[Path]) -> dict[str, str]:
+    """By policy, the name of its scores table: the first is `scored`, each further one is called by its path.
+
+    UserError where a table is named twice.
+    """
+    compared = {"scored": str(scores)}
+    seen = {real_path(scores)}
+    for table in also:
+        if real_path(table) in seen:
+            raise UserError(f"{table}: is named twice. Name each scores table once, and the output folder last.")
+        seen.add(real_path(table))
+        compared[f"./{table}" if str(table) in OWN_POLICIES else str(table)] = str(table)
+    return compared
+
+
 def _period_line(period: Period, since: datetime | None, before: datetime | None, split: SplitTimes) -> str:
     """The evaluated period in words, with the source of its split times."""
     ends = [f"{word} {at:%Y-%m-%d %H:%M:%S}" for word, at in (("from", since), ("until", before)) if at is not None]
@@ -191,16 +218,17 @@ def _period_line(period: Period, since: datetime | None, before: datetime | None
 
 
 def _exclusion_notes(
-    single_candidate: int, missing: int, unknown: int, uncompared: int, scores: Path, base: Path | None
+    single_candidate: int, missing: int, unknown: int, scores: Path, without: Mapping[Path, int]
 ) -> list[str]:
-    """Notes on the impressions and scores that are left out."""
+    """Notes on the impressions and scores that are left out; `without`: how many impressions each further table lacks."""
     notes = []
     if missing:
         notes.append(f"{missing:,} impressions without scores are left out: the values are over the others only")
     if unknown:
         notes.append(f"{scores}: {unknown:,} scores are of impressions that are not in this period's log")
-    if uncompared:
-        notes.append(f"{base}: lacks {uncompared:,} impressions, which are left out on both sides")
+    for table, lacking in without.items():
+        if lacking:
+            notes.append(f"{table}: lacks {lacking:,} impressions, which are left out on both sides")
     if single_candidate:
         notes.append(f"{single_candidate:,} impressions had a single candidate, nothing to choose")
     return notes
@@ -214,13 +242,14 @@ def value_sections(
     *,
     training: Training | None,
     doubts: tuple[str, ...] = (),
+    compared: Mapping[str, str] | None = None,
 ) -> ValueSections:
     """The sections that `value.json` and `report.json` share: estimates, properties of the log and audits.
 
     `audit_inputs`: the inputs of the audits besides the log; `weights`: which propensities weights divide by, see
     `evaluation.logs.logging_policies`; `step`: called with a description of each step before it begins; `training`: until when
     the scored model saw impressions, None where its scores do not say, which are then tested for having seen these; `doubts`:
-    further defects, in words.
+    further defects, in words; `compared`: by policy, the name of its scores table, where there are several to choose from.
     """
     if (np.diff(scored.member) < 0).any():
         scored = scored.take(np.argsort(scored.member, kind="stable"))
@@ -252,9 +281,19 @@ def value_sections(
     step(f"{len(log):,} impressions by every estimator, {DRAWS:,} draws of the members")
     estimates = estimate(weighted_log, doubts=doubts, replay_doubts=review.replay_doubts)
     step("slice by slice, and how honest the artworks are")
-    audit_sections = audit(scored, weighted_log, estimates, audit_inputs, attributes, fixed_N, doubts)
+    further = set(compared or ()) - {"scored"}  # the audits are of the first table
+    audited = replace(scored, policies={name: p for name, p in scored.policies.items() if name not in further})
+    own_weights = {name: p for name, p in weighted_log.policy_weights.items() if name not in further}
+    audited_log = replace(weighted_log, policy_weights=own_weights)
+    audit_sections = audit(audited, audited_log, estimates, audit_inputs, attributes, fixed_N, doubts)
+    selection: Selections = {}
+    if compared is not None and len(compared) > 1:
+        selection["selection"] = select(
+            weighted_log, estimates, compared, "base" if "base" in policies else "uniform", seed=weighted_log.seed
+        )
     return {
         "verdict": _headline(estimates),
+        **selection,
         "doubts": list(doubts),
         "traffic": review.traffic,
         "weights": review.weights,
@@ -327,43 +366,3 @@ def _headline(estimates: Estimates) -> VerdictRow:
     """The verdict on the scored policy's clicks, by the main estimate."""
     key = ("scored", "clicked", HEADLINE_ESTIMATOR)
     return next(r for r in estimates["verdicts"] if (r["policy"], r["reward"], r["estimator"]) == key)
-
-
-def value_table(record: ValueRecord) -> Table:
-    """The policies by their main estimates, per 1,000 impressions, for reading in a terminal."""
-    verdict = record["verdict"]
-    table = Table(
-        title=f"{verdict['verdict']}: {verdict['reason']}",
-        caption=f"doubly robust, per 1,000 of {record['impressions']:,} impressions of {record['members']:,} members [95 %]",
-        title_justify="left",
-    )
-    for heading in ("policy", "reward", "value", "above uniform"):
-        table.add_column(heading, justify="left" if heading in ("policy", "reward") else "right")
-    above = {(d["policy"], d["reward"], d["estimator"]): d for d in record["differences"] if d["base"] == "uniform"}
-    for policy, reward in dict.fromkeys((e["policy"], e["reward"]) for e in record["estimates"]):
-        main = main_estimate(record, policy, reward)
-        lift = None if main is None else above.get((policy, reward, main["estimator"]))
-        cells = [policy, reward, value_cell(main), _lift_cell(lift)]
-        table.add_row(*map(Text, cells), style="bold" if policy == "scored" else None)
-    return table
-
-
-def value_cell(row: EstimateRow | None) -> str:
-    """An estimate per 1,000 impressions with its interval, for a terminal."""
-    if row is None:
-        return "left out"
-    if row["value"] is None:
-        return "unanswerable"
-    mark = "" if row["verdict"] == "reliable" else " (weak)"
-    if row["low"] is None or row["high"] is None:
-        return f"{1000 * row['value']:.1f}{mark}"
-    return f"{1000 * row['value']:.1f} [{1000 * row['low']:.1f}, {1000 * row['high']:.1f}]{mark}"
-
-
-def _lift_cell(row: DifferenceRow | None) -> str:
-    if row is None:
-        return ""
-    if row["relative"] is None or row["relative_low"] is None or row["relative_high"] is None:
-        return "unanswerable"
-    mark = "" if row["verdict"] == "reliable" else " (weak)"
-    return f"{row['relative']:+.1%} [{row['relative_low']:+.1%}, {row['relative_high']:+.1%}]{mark}"

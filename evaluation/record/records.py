@@ -33,6 +33,7 @@ from evaluation.record.rows import (
     VerdictRow,
     WeightRow,
 )
+from evaluation.record.selection_rows import Selection
 from foundation.preferences import Preferences
 from foundation.records import read_versioned
 
@@ -57,7 +58,14 @@ class AuditSections(FitMetrics):
     notes: list[str]
 
 
-class ValueSections(AuditSections, Estimates):
+class Selections(TypedDict, total=False):
+    """The best of many, where several scores tables were named."""
+
+    selection: list[Selection]
+    """By reward, the policies of all tables compared with one another."""
+
+
+class ValueSections(AuditSections, Estimates, Selections):
     """The part that both records share: the policies' estimates on a log, and properties of the log."""
 
     verdict: VerdictRow

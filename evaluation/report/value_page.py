@@ -43,6 +43,7 @@ from evaluation.report.markup import (
     with_interval,
 )
 from evaluation.report.preference_section import preference_section
+from evaluation.report.selection_section import selection_section
 from foundation.preferences import Preferences
 
 NO_CURVE = "This log does not support an estimate at any rate of exploring."
@@ -133,6 +134,7 @@ def sections(
     }
     drawn = [charts.forest(record["estimates"], "clicked", truth), charts.forest(record["estimates"], "engaged")]
     yield f'<div class="charts">{"".join(drawn)}</div>'
+    yield from selection_section(record.get("selection", []))
     yield "<h2>How much of it is the artwork’s</h2>"
     yield _alone(record["artwork_alone"])
     yield "<h2>Does the log support it?</h2>"
