@@ -10,12 +10,14 @@ fields as options (`keyart fit SHARDS RUN --epochs 3 --model.width 32`) and `--c
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from configs.commands import COMMANDS
+from configs.evaluation_commands import plan, read_test, value
 from configs.terminal import (
     answer_without_command,
     call_command,
@@ -320,13 +322,19 @@ def bench(*, json: Path | None = None, settings: Any) -> None:
     run(settings, json, stderr_console(), stdout_console())
 
 
+def command_function(name: str) -> Callable[..., Any]:
+    """The function of a command in `COMMANDS`."""
+    elsewhere = {"import": import_, "value": value, "test": read_test, "plan": plan}
+    return elsewhere.get(name) or globals()[name]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 unknown command, 130 and more by signals."""
     words = sys.argv[1:] if arguments is None else arguments
     code = answer_without_command(words, {name: summary for name, (summary, _) in COMMANDS.items()})
     if code is not None:
         return code
-    function = globals().get(words[0]) or globals()[f"{words[0]}_"]  # import is a keyword
+    function = command_function(words[0])
     split = (lambda rest: import_module("benchmarks").parse_command(rest)) if words[0] == "bench" else None
     return run_command(words[0], partial(call_command, words[0], function, COMMANDS[words[0]][1], words[1:], split))
 

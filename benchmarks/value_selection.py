@@ -90,11 +90,11 @@ def draw(setting: Setting, seed: int) -> tuple[BanditLog, dict[str, NDArray[np.f
 
 
 @cache
-def truth_of(setting: Setting) -> dict[str, float]:
+def truth_of(setting: Setting, draws: int = 5) -> dict[str, float]:
     """Reward per impression of each policy in the population, by large independent logs."""
     large = Setting(**{**vars(setting), "members": 20_000})
     earned, impressions = np.zeros(2), 0
-    for seed in range(5):
+    for seed in range(draws):
         _, policies, p_NK = draw(large, 1_000_000 + seed)
         earned += [p_NK.mean(1).sum(), (policies[BETTER] * p_NK).sum()]
         impressions += len(p_NK)
@@ -120,9 +120,9 @@ class Tally:
     """The chosen policy's guaranteed value, as a share of its true one."""
 
 
-def replicate(setting: Setting, replications: int, first: int = 0) -> Tally:
-    """Draw logs and compare the ten policies on each."""
-    truth, tally = truth_of(setting), Tally()
+def replicate(setting: Setting, replications: int, first: int = 0, truth_draws: int = 5) -> Tally:
+    """Draw logs and compare the ten policies on each; `truth_draws`: large logs that their true values are the means of."""
+    truth, tally = truth_of(setting, truth_draws), Tally()
     uniform_value = truth["policy 0"]
     names = {name: name for name in truth}
     for seed in range(first, first + replications):

@@ -96,6 +96,13 @@ def test_no_import_circles() -> None:
                 *("evaluation.off_policy", "evaluation.logs", "evaluation.audits"),
             },
         ),
+        (
+            "evaluation.planning",
+            {
+                *("foundation", "datamodules.contract", "evaluation.record"),
+                *("evaluation.off_policy", "evaluation.logs"),
+            },
+        ),
         ("serving.bundle", {"foundation", "datamodules.contract", "datamodules.shards", "datamodules.prepare"}),
         (
             "serving.scoring",

@@ -233,7 +233,7 @@ def test_a_url_is_no_folder_in_any_argument_of_any_command(
     monkeypatch.chdir(tmp_path)
     tried = 0
     for name in set(keyart.COMMANDS) - {"bench"}:
-        function = getattr(keyart, name, None) or getattr(keyart, f"{name}_")
+        function = keyart.command_function(name)
         parameters = [each for each in inspect.signature(function).parameters.values() if each.annotation in PATH_WORDS]
         for each in parameters:
             words = [

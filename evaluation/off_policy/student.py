@@ -5,7 +5,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-NODES = 2001
+NODES = 401
 """Points of Simpson's rule; an odd number."""
 NORMAL_FROM = 1e5
 """Degrees of freedom from which the normal distribution is used."""
@@ -21,7 +21,7 @@ def student_quantile(upper: float, freedom: float) -> float:
     if freedom >= NORMAL_FROM:
         return -NormalDist().inv_cdf(upper)
     low, high = 0.0, pi / 2
-    for _ in range(60):  # the angle atan(t / sqrt(freedom)) has a bounded range
+    for _ in range(48):  # the angle atan(t / sqrt(freedom)) has a bounded range
         angle = (low + high) / 2
         low, high = (angle, high) if _mass(angle, freedom) < 0.5 - upper else (low, angle)
     return sqrt(freedom) * float(np.tan((low + high) / 2))
