@@ -25,11 +25,11 @@ from evaluation.audits.clickbait import clickbait
 from evaluation.audits.depicted import GROUPS
 from evaluation.audits.exposure import exposure
 from evaluation.audits.metrics import expected_calibration_error, null_calibration_error
+from evaluation.logs.log_review import to_bandit_log
 from evaluation.logs.log_slices import LogSlice
 from evaluation.logs.policies import uniform
 from evaluation.logs.scored_log import ScoredLog
 from evaluation.off_policy.valuation import importance_weights
-from evaluation.value import to_bandit_log
 
 DRIFTING = World(drift=2.0, arrivals=True)
 NO_EFFECT = {
@@ -145,7 +145,7 @@ def false_lifts(world: World, replications: int) -> float:
         rng = np.random.default_rng(seed)
         drawn = simulated.log.policy_NK.like(rng.random(len(simulated.log.policy_NK.values_C)))
         log = replace(simulated.log, policy_NK=drawn.one_hot(drawn.best()))
-        bandit_log, _ = to_bandit_log(log)
+        bandit_log = to_bandit_log(log)
         policies = {"scored": log.policy_NK.__getitem__, "uniform": uniform(log).__getitem__}
         rows = attribute_value(importance_weights(bandit_log, policies), slices_of(log, rng), bases=("uniform",))
         claimed.append(

@@ -9,14 +9,15 @@ Legend: R rows, M members of a row, B buckets of members, D draws.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.off_policy.intervals import Z, degrees_of_freedom
+from evaluation.off_policy.intervals import degrees_of_freedom, student_point
+from evaluation.off_policy.student import largest_quantile, student_quantile
 from evaluation.record.rows import LiftColumns
 
-DRAWS = 20_000
 BUCKETS = 4096
 """Members are put together in so many sums at most: members are independent, so that sums have the same correlations."""
 
@@ -39,27 +40,6 @@ class Spread:
         )
 
 
-def critical_value(spreads: Sequence[Spread], seed: int = 0) -> float:
-    """The number of standard errors within which all estimates are with 95 %, at least 1.96; those without spread do not count."""
-    sums_RB = np.stack([spread.sum_B for spread in spreads])
-    length_R = np.sqrt((sums_RB**2).sum(1))
-    kept_R = np.isfinite(length_R) & (length_R > 0)
-    if not kept_R.any():
-        return Z
-    unit_RB = sums_RB[kept_R] / length_R[kept_R, None]
-    value_R, vector_RR = np.linalg.eigh(unit_RB @ unit_RB.T)
-    root_RR = vector_RR * np.sqrt(np.maximum(value_R, 0.0))
-    largest_D = np.abs(np.random.default_rng(seed).normal(size=(DRAWS, len(root_RR))) @ root_RR.T).max(1)
-    return max(Z, float(np.quantile(largest_D, 0.95)))
-
-
-def student_quantile(normal: float, degrees: float) -> float:
-    """The point of Student's distribution with the tail of the normal one beyond `normal` (Fisher and Cornish, 1960)."""
-    z = normal
-    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
-    return z + sum(term / degrees**power for power, term in enumerate(terms, 1))
-
-
 def widen(rows: Iterable[LiftColumns], spreads: Sequence[Spread], seed: int = 0) -> None:
     """Make the rows' 95 % intervals simultaneous, in place; a row without an interval stays so, and does not count.
 
@@ -68,9 +48,9 @@ def widen(rows: Iterable[LiftColumns], spreads: Sequence[Spread], seed: int = 0)
     kept = [(row, spread) for row, spread in zip(rows, spreads, strict=True) if row["low"] is not None]
     if not kept:
         return
-    critical = critical_value([spread for _, spread in kept], seed)
+    upper = NormalDist().cdf(-largest_quantile(np.stack([spread.sum_B for _, spread in kept]), seed))
     for row, spread in kept:
-        factor = max(1.0, student_quantile(critical, spread.freedom) / student_quantile(Z, spread.freedom))
+        factor = max(1.0, student_quantile(upper, spread.freedom) / student_point(spread.freedom))
         lift, low, high = row["lift"], row["low"], row["high"]
         if lift is not None and low is not None and high is not None:
             row["low"], row["high"] = lift - factor * (lift - low), lift + factor * (high - lift)

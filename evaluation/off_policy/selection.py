@@ -8,24 +8,20 @@ Legend: M members, S statistics, D draws.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import erfc, sqrt
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.off_policy import estimators as by
-from evaluation.off_policy.intervals import NONE, Interval, Sums, standard_error
+from evaluation.off_policy.intervals import NONE, Interval, Sums, degrees_of_freedom, standard_error
 from evaluation.off_policy.lower_bound import guaranteed_value
-from evaluation.off_policy.student import student_quantile
+from evaluation.off_policy.student import largest_quantile, student_quantile
 from evaluation.off_policy.valuation import FALLBACK_ESTIMATOR, HEADLINE_ESTIMATOR, WeightedLog
 from evaluation.record.rows import Estimates, Verdict, finite_or_none
 from evaluation.record.selection_rows import Selection, SelectionRow
 
 LEVEL = 0.95
-CRITICAL_DRAWS = 50_000
-"""Draws of the largest statistic: its 95 % point is known to about 1 %."""
-KURTOSIS_FACTOR = 4.0
-"""Factor of the excess kurtosis in the degrees of freedom, as for heavy clickers."""
 ROUNDING = 1e-6
 """Two policies whose members' influences differ by no more than that share are the same, written in single precision."""
 
@@ -181,34 +177,13 @@ def simultaneous_intervals(
         return [NONE] * len(value_S)
     error_S = np.array([standard_error(influence_M) for influence_M in influence_SM])
     moving = [index for index, error in enumerate(error_S) if error > 0]
-    upper = _upper_probability([np.asarray(influence_SM[index]) for index in moving], seed, level)
+    one_alone = (1 - level) / 2
+    upper = one_alone
+    if len(moving) > 1:
+        largest = largest_quantile(np.stack([influence_SM[index] for index in moving]), seed, level)
+        upper = min(one_alone, NormalDist().cdf(-largest))
     intervals = []
     for value, error, influence_M in zip(value_S, error_S, influence_SM, strict=True):
-        half = student_quantile(upper, _freedom(influence_M)) * error if error > 0 else 0.0 * error
+        half = student_quantile(upper, degrees_of_freedom(influence_M)) * error if error > 0 else 0.0 * error
         intervals.append(Interval(value - half, value + half) if np.isfinite(value + half) else NONE)
     return intervals
-
-
-def _upper_probability(influence_SM: Sequence[NDArray[np.floating]], seed: int, level: float) -> float:
-    """The one-sided probability beyond the `level` quantile of the largest |t|, statistics being jointly normal."""
-    one_alone = (1 - level) / 2
-    if len(influence_SM) < 2:
-        return one_alone
-    unit_SM = np.stack([influence_M - influence_M.mean() for influence_M in influence_SM])
-    unit_SM /= np.linalg.norm(unit_SM, axis=1, keepdims=True)
-    variance_S, direction_SS = np.linalg.eigh(unit_SM @ unit_SM.T)
-    root_SS = direction_SS * np.sqrt(np.maximum(variance_S, 0.0))
-    normal_DS = np.random.default_rng(seed).standard_normal((CRITICAL_DRAWS, len(variance_S)))
-    largest = float(np.quantile(np.abs(normal_DS @ root_SS.T).max(1), level))
-    return min(one_alone, erfc(largest / sqrt(2)) / 2)
-
-
-def _freedom(influence_M: NDArray[np.floating]) -> float:
-    """Degrees of freedom of a standard error: (M - 1) / (1 + 4 k / 2), k the members' excess kurtosis, at least 0; 1 at least.
-
-    Satterthwaite's (1946) for a variance of independent terms has 1 in front of k / 2.
-    """
-    members = len(influence_M)
-    square_M = (influence_M - influence_M.mean()) ** 2
-    excess = members * float((square_M**2).sum()) / max(float(square_M.sum()), 1e-300) ** 2 - 3
-    return max((members - 1) / (1 + KURTOSIS_FACTOR * max(excess, 0.0) / 2), 1.0)
