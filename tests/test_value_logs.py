@@ -8,6 +8,7 @@ import pytest
 from benchmarks import log_behaviours as by
 from benchmarks.simulated_logs import WIDTH, Logger, LoggerOf, Service, Traffic
 from benchmarks.value_logs import SCENARIOS, Outcome, Scenario, draw_scenario, judge, levels_of, verdict_of
+from evaluation.logs.log_faults import log_faults
 from evaluation.logs.log_review import ALL_TRAFFIC, BALANCED_WEIGHTS, PER_POLICY_WEIGHTS, LogReview, review_log
 from evaluation.logs.tail_bounds import bennett_tail, holm
 from foundation.errors import UserError
@@ -161,6 +162,26 @@ def test_propensities_of_shown_artworks_alone_are_those_of_all_where_they_are_on
     assert full.propensity_tests.tests == alone.propensity_tests.tests
     some = reviewed(Scenario(name="", logger=by.alone(by.softmax_by_member), service=SMALL))
     assert 0 < some.propensity_tests.tests < full.propensity_tests.tests
+
+
+@pytest.mark.parametrize("change", ["growth", "weekends off", "two days"])
+def test_traffic_that_grows_or_rests_is_not_missing(change: str) -> None:
+    """A service that begins slowly, one that rests at weekends, and a quiet night of a short log: no impressions are missing."""
+    scored = draw_scenario(Scenario(name="", service=Service(impressions=20_000)), 4).scored
+    hour = 3_600_000_000
+    rng, begin = np.random.default_rng(2), int(scored.shown_at.min()) // (24 * hour) * 24 * hour
+    if change == "growth":
+        at_N = begin + (60 * 24 * hour * rng.random(len(scored)) ** 0.1).astype(np.int64)
+    elif change == "weekends off":
+        day_N = rng.integers(0, 28, len(scored))
+        at_N = begin + (day_N - np.where(day_N % 7 >= 5, 3, 0)) * 24 * hour + rng.integers(0, 24 * hour, len(scored))
+    else:
+        at_N = begin + rng.integers(0, 2, len(scored)) * 24 * hour + rng.integers(7 * hour, 24 * hour, len(scored))
+        at_N = np.where(
+            rng.random(len(scored)) < 0.01, at_N - at_N % (24 * hour) + rng.integers(0, 7 * hour, len(scored)), at_N
+        )
+    faults, _ = log_faults(replace(scored, shown_at=at_N))
+    assert [fault.kind for fault in faults] == []
 
 
 def test_the_tail_is_bounded() -> None:

@@ -23,10 +23,14 @@ REPEATED_SHARE = 0.002
 """Repeated impressions up to this share are named in a note only."""
 MEMBER_SHARE = 0.1
 """Share of the impressions from which on one member's traffic is a fault."""
+APART = 3.0
+"""How many times the impressions of the next member that must be: activity has long tails. With twice the share it need not."""
 QUIET_HOURS = 3
 """Impressions are missing in no less than this many hours."""
 QUIETEST_SHARE, QUIET_DAYS = 0.05, 3
-"""With fewer days, the quietest hours of an honest log are taken to have at least this share of its usual visits."""
+"""With fewer days on a side, the quietest hours of an honest log are taken to have at least this share of its usual visits."""
+NEAR_DAYS = 14
+"""Days before and after a stretch without impressions by which it is judged."""
 FEW_CLICKS = 0.2
 """A stretch whose share of clicked impressions is below this part of the others' is one whose clicks were not recorded."""
 BLOCKS = 60
@@ -68,10 +72,11 @@ def log_faults(scored: ScoredLog, slot_N: NDArray[np.integer] | None = None) -> 
 
 
 def _one_member(scored: ScoredLog) -> Iterator[LogFault]:
-    """A member with a large share of the traffic."""
-    count_M = np.bincount(scored.member)
-    most = int(count_M.max())
-    if (count_M > 0).sum() > 1 and most > MEMBER_SHARE * len(scored):
+    """A member with a large share of the traffic, who stands apart from the next or has too much for any interval."""
+    count_M = np.sort(np.bincount(scored.member))
+    most, second = int(count_M[-1]), int(count_M[-2]) if len(count_M) > 1 else 0
+    apart = most > APART * second or most > 2 * MEMBER_SHARE * len(scored)
+    if second and apart and most > MEMBER_SHARE * len(scored):
         yield LogFault(
             kind="one member", text=f"one member has {most / len(scored):.0%} of the impressions", impressions=most
         )
@@ -115,20 +120,22 @@ def _missing_impressions(scored: ScoredLog) -> Iterator[LogFault]:
     hours = len(visits_H)
     if hours < 2 * QUIET_HOURS:
         return
-    usual_H = _usual_visits(visits_H, first)
-    edges = np.flatnonzero(np.diff(np.concatenate([[1], visits_H > 0, [1]])))
-    for start, end in edges.reshape(-1, 2):
-        expected = float(usual_H[start:end].sum())
-        weekly = end - start <= 4 * 24 and _empty_every_week(visits_H, start, end, expected)
-        if end - start >= QUIET_HOURS and hours * np.exp(-expected / 2) < ERROR_RATE and not weekly:
-            since, until = (int((first + hour) * MICROSECONDS_AN_HOUR) for hour in (start, end))
-            yield LogFault(
-                kind="impressions missing",
-                text=f"no impression was logged {_stretch(since, until)}, when about {expected:,.0f} visits were to be expected",
-                impressions=0,
-                since=since,
-                until=until,
-            )
+    least = 2 * float(np.log(hours / ERROR_RATE))  # expected visits, by half of which no hour would stay empty
+    edges = np.flatnonzero(np.diff(np.concatenate([[1], visits_H > 0, [1]]))).reshape(-1, 2)
+    length = edges[:, 1] - edges[:, 0]
+    possible = (length >= QUIET_HOURS) & (length * float(visits_H.max()) >= least)
+    for start, end in edges[possible]:
+        expected = _usual_visits(visits_H, int(start), int(end))
+        if expected < least or (end - start <= 4 * 24 and _empty_every_week(visits_H, start, end, expected)):
+            continue
+        since, until = (int((first + hour) * MICROSECONDS_AN_HOUR) for hour in (start, end))
+        yield LogFault(
+            kind="impressions missing",
+            text=f"no impression was logged {_stretch(since, until)}, when about {expected:,.0f} visits were to be expected",
+            impressions=0,
+            since=since,
+            until=until,
+        )
 
 
 def _empty_every_week(visits_H: NDArray[np.int64], start: int, end: int, expected: float) -> bool:
@@ -139,22 +146,26 @@ def _empty_every_week(visits_H: NDArray[np.int64], start: int, end: int, expecte
     return any(visits_H[since:until].sum() < QUIETEST_SHARE * expected for since, until in weeks)
 
 
-def _usual_visits(visits_H: NDArray[np.int64], first: int) -> NDArray[np.float64]:
-    """Visits to be expected in each hour: the lower quartile of that hour on the days around it that had any visit.
+def _usual_visits(visits_H: NDArray[np.int64], start: int, end: int) -> float:
+    """Visits to be expected in a stretch of hours, by the two weeks before it or after it, whichever had fewer.
 
-    With few days, an hour of the night cannot be compared: a small share of the median hour is taken.
+    Each hour by the lower quartile of the same hour on the days that had any visit. With few days, an hour of the night cannot be
+    compared: a small share of the median hour is taken. Both sides, because traffic grows and a service begins slowly.
     """
-    hours = len(visits_H)
-    day_H, hour_H = np.divmod(first + np.arange(hours), 24)
-    day_H = day_H - day_H[0]
-    table_DH = np.full((int(day_H[-1]) + 1, 24), np.nan)
-    table_DH[day_H, hour_H] = visits_H
-    table_DH = table_DH[np.nansum(table_DH, axis=1) > 0]
-    typical = float(np.median(visits_H[visits_H > 0]))
-    if len(table_DH) < QUIET_DAYS:
-        return np.full(hours, QUIETEST_SHARE * typical)
-    # an hour that is empty on a quarter of the days is a quiet one
-    return np.nanquantile(table_DH, 0.25, axis=0)[hour_H]
+    hour = np.arange(end - start)
+    expected = []
+    for side_H, shift in ((visits_H[:start][-NEAR_DAYS * 24 :][::-1], start), (visits_H[end:][: NEAR_DAYS * 24], end)):
+        days_DH = side_H[: len(side_H) // 24 * 24].reshape(-1, 24)
+        days_DH = days_DH[days_DH.sum(1) > 0]
+        if len(days_DH) >= QUIET_DAYS:
+            usual_H = np.quantile(days_DH, 0.25, axis=0)
+            # the side before is read backwards from the stretch
+            column = (-1 - hour) % 24 if shift == start else (hour - (end - start)) % 24
+            expected.append(float(usual_H[column].sum()))
+        else:
+            busy_H = side_H[side_H > 0]
+            expected.append(QUIETEST_SHARE * float(np.median(busy_H)) * len(hour) if len(busy_H) else 0.0)
+    return min(expected)
 
 
 def _missing_clicks(scored: ScoredLog) -> Iterator[LogFault]:
