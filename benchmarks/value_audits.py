@@ -70,7 +70,7 @@ class Predicted:
     rate: float
     members: int
     variance: float = 0.0
-    """Of the members' factors, which are gamma with mean 1."""
+    """Variance of the members' factors, which are gamma with mean 1."""
     activity: float = 1.0
     """Standard deviation of the logarithm of members' activity."""
 

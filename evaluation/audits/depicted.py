@@ -122,16 +122,16 @@ def _groups(
     """The groups of people of each artwork; none where its title has no cast."""
     credited = set(chain.from_iterable(casts.values()))
     artworks = Counter(chain.from_iterable(depicts))
-    places = {title: {person: place for place, person in enumerate(cast)} for title, cast in casts.items()}
+    order_in_cast = {title: {person: position for position, person in enumerate(cast)} for title, cast in casts.items()}
     groups = []
     for words, title in zip(depicts, title_ids, strict=True):
         own: set[str] = set()
-        if title in places:
+        if title in order_in_cast:
             for word in words:
-                place = places[title].get(word)
-                if place is not None and place >= LEADS:
+                position = order_in_cast[title].get(word)
+                if position is not None and position >= LEADS:
                     own |= {LOW, ABSENT_OR_LOW}
-                elif place is None and _is_person(word, credited, genres, artworks):
+                elif position is None and _is_person(word, credited, genres, artworks):
                     own |= {ABSENT, ABSENT_OR_LOW}
         groups.append([group for group in GROUPS if group in own])
     return groups

@@ -46,7 +46,7 @@ class _Engagement:
     rate_GL: NDArray[np.float64]
     gap_GL: NDArray[np.float64]
     error_GL: NDArray[np.float64]
-    chance_GL: NDArray[np.float64]
+    p_value_GL: NDArray[np.float64]
     """P value of the gap being below 0; NaN where it is not tested."""
     clicks_GL: NDArray[np.int64]
     share_GL: NDArray[np.float64]
@@ -167,7 +167,7 @@ def _engagement(
         rate_GL=gap.rate_A.reshape(shape),
         gap_GL=gap.gap_A.reshape(shape),
         error_GL=gap.error_A.reshape(shape),
-        chance_GL=p_value_A.reshape(shape),
+        p_value_GL=p_value_A.reshape(shape),
         clicks_GL=np.bincount(group_E, minlength=count).reshape(shape),
         share_GL=policy_GL / np.maximum(of_level_L, 1e-300),
     )
@@ -179,14 +179,14 @@ def _flags(engagement: list[_Engagement | None], groups: int) -> tuple[int, list
     known = [one for one in engagement if one is not None]
     if not known:
         return 0, []
-    chance_GJ = np.concatenate([one.chance_GL for one in known], 1)
-    below_GJ = np.zeros(chance_GJ.shape, bool)
-    tags = len(chance_GJ) - groups
+    p_value_GJ = np.concatenate([one.p_value_GL for one in known], 1)
+    below_GJ = np.zeros(p_value_GJ.shape, bool)
+    tags = len(p_value_GJ) - groups
     for family, share in ((slice(0, tags), TAG_DISCOVERIES), (slice(tags, None), GROUP_DISCOVERIES)):
-        below = benjamini_hochberg(chance_GJ[family].reshape(-1), share)
-        below_GJ[family] = below.reshape(chance_GJ[family].shape)
-    ends = np.cumsum([one.chance_GL.shape[1] for one in known])[:-1]
-    return int(np.isfinite(chance_GJ).sum()), np.split(below_GJ, ends, 1)
+        below = benjamini_hochberg(p_value_GJ[family].reshape(-1), share)
+        below_GJ[family] = below.reshape(p_value_GJ[family].shape)
+    ends = np.cumsum([one.p_value_GL.shape[1] for one in known])[:-1]
+    return int(np.isfinite(p_value_GJ).sum()), np.split(below_GJ, ends, 1)
 
 
 def _listed(
@@ -205,9 +205,9 @@ def _listed(
     worst: list[tuple[bool, float, tuple[int, int, int]]] = []
     for index, (segment, flagged_GL) in enumerate(zip(segments, flagged, strict=False)):
         if segment.engagement is not None:
-            chance_GL = segment.engagement.chance_GL
-            for tag, level in np.argwhere(flagged_GL | (chance_GL < 0.1)).tolist():
-                worst.append((not flagged_GL[tag, level], float(chance_GL[tag, level]), (index, tag, level)))
+            p_value_GL = segment.engagement.p_value_GL
+            for tag, level in np.argwhere(flagged_GL | (p_value_GL < 0.1)).tolist():
+                worst.append((not flagged_GL[tag, level], float(p_value_GL[tag, level]), (index, tag, level)))
     worst.sort()
     kept = [key for n, (unflagged, _, key) in enumerate(worst) if n < (MIN_WORST if unflagged else MAX_WORST)]
     return listed | set(kept)
@@ -309,12 +309,12 @@ def _row(
         gap, half = known.gap_GL[at], Z * known.error_GL[at]
         row["clicks"] = int(known.clicks_GL[at])
         row["share_of_clicks"] = finite_or_none(known.share_GL[at])
-        if np.isfinite(known.chance_GL[at]):
+        if np.isfinite(known.p_value_GL[at]):
             row["engaged_after_click"] = finite_or_none(known.rate_GL[at])
             row["of_others"] = finite_or_none(known.rate_GL[at] - gap)
             row["engaged_gap"] = finite_or_none(gap)
             row["engaged_low"], row["engaged_high"] = finite_or_none(gap - half), finite_or_none(gap + half)
-            row["chance"] = float(known.chance_GL[at])
+            row["chance"] = float(known.p_value_GL[at])
     return row
 
 
