@@ -235,10 +235,10 @@ def test_the_answer_on_arms_alike_and_apart() -> None:
     alike = answer(draw(Setting(members=6000, mean_impressions=20), 0), worth=0.2)
     assert alike["arms"][1]["answer"] == "no difference"
     assert alike["headline"].startswith("No difference worth 20 %")
-    early = answer(draw(Setting(members=300, lifts=(0.0, 0.05)), 0))
-    assert early["arms"][1]["answer"] == "not yet"
-    assert early["arms"][1]["more_impressions"] > 0
-    assert early["arms"][1]["low"] < 0 < early["arms"][1]["high"]
+    row: dict[str, Any] = dict(answer(draw(Setting(members=300, lifts=(0.0, 0.05)), 0))["arms"][1])
+    assert row["answer"] == "not yet"
+    assert row["more_impressions"] > 0
+    assert row["low"] < 0 < row["high"]
 
 
 def test_two_arms_that_both_win_are_separated_or_said_to_be_alike() -> None:
@@ -323,6 +323,9 @@ def test_all_titles_and_policies(dataset: Path, tmp_path: Path) -> None:
     stated = read(dataset, tmp_path / "stated", "--by", "policy", "--arms", "explore,other", "--split", "90,10")
     assert set(answers(stated)) == {"mismatch"}
     assert "stated by --split" in stated["headline"]
+    page = (tmp_path / "stated/test.html").read_text(encoding="utf-8")
+    assert "Sample ratio mismatch" in page
+    assert "<svg" not in page, "a lift that means nothing is not drawn"
 
 
 def test_propensities_that_vary_are_weighted_and_said(tmp_path: Path) -> None:
@@ -546,7 +549,7 @@ def test_real_arms_split_in_two_are_rarely_separated() -> None:
     """A thousand real arms, looked at on 30 days; and pairs of real images, stopped at the first look that separates them."""
     alike = value_tests.upworthy_alike(1000)
     assert np.mean([each.anytime for each in alike]) <= 0.05
-    assert np.mean([each.peeking for each in alike]) > 0.06
+    assert np.mean([each.peeking for each in alike]) > 0.08
     pairs = value_tests.upworthy_pairs(300)
     stopped = [pair for pair in pairs if pair.anytime]
     assert stopped
