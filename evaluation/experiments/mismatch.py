@@ -21,7 +21,7 @@ FEWEST_REPEATED = 20
 SAME_ARM = 0.95
 """Share of members with several impressions who saw one arm alone, from which a test counts as randomised by member."""
 MOST_EXPECTED = 0.8
-"""And how many of them would by chance, at most, for that to be decided."""
+"""Share of them that would see one arm alone if arms were drawn by impression, up to which that is decided."""
 
 
 @dataclass(frozen=True, kw_only=True)
