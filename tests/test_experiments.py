@@ -204,7 +204,7 @@ def test_no_interval_without_rewards_on_both_sides() -> None:
 def test_peeking_every_day_is_allowed(by_member: bool) -> None:
     """Arms alike; the full replication is `benchmarks.value_tests`: 1,000 tests."""
     setting = Setting(members=400, mean_impressions=8, by_member=by_member)
-    seen = [misses(looked_at(draw(setting, seed)), 0.0) for seed in range(60)]
+    seen = [misses(looked_at(draw(setting, seed)), 0.0) for seed in range(40)]
     assert np.mean([each.anytime for each in seen]) <= 0.05
     assert np.mean([each.peeking for each in seen]) >= 0.12, "the usual interval, looked at every day"
 
@@ -415,6 +415,16 @@ def test_a_table_of_counts(suffix: str, tmp_path: Path, capfd: pytest.CaptureFix
     )
     assert np.log1p(arm["fixed_high"]) == pytest.approx(np.log(1.4) + 2.2414 * error, rel=1e-4)
     assert "--scores" not in capfd.readouterr().out
+
+
+def test_a_test_that_has_just_begun(tmp_path: Path) -> None:
+    path = tmp_path / "counts.csv"
+    pyarrow.csv.write_csv(pa.table({"arm": ["A", "B"], "impressions": [90, 100], "clicks": [0, 9]}), path)
+    record = read(path, tmp_path / "out")
+    assert answers(record) == ["control", "not yet"]
+    assert record["headline"] == "Not yet: too little clicked for an interval, about ten in each arm (B; control A)."
+    arm = record["tests"][0]["arms"][1]
+    assert (arm["lift"], arm["low"], arm["high"], arm["fixed_low"], arm["more_impressions"]) == (None,) * 5
 
 
 def test_days_and_several_tests_of_a_table(tmp_path: Path) -> None:

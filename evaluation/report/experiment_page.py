@@ -18,7 +18,7 @@ COLOURS = ("#050505", "#060606", "#070707", "#080808")
 """Placeholders of the page's colours, as in `charts`."""
 MOST_CHARTED = 4
 """Arms of a chart, those with the most evidence."""
-MOST_DETAILED = 20
+MOST_DETAILED = 12
 """Tests shown in full where several are read out, those with answers first."""
 
 NOTES = {
