@@ -144,10 +144,15 @@ class Misses:
 
 
 def misses(contrasts: list[Contrast], truth: float, level: float = LEVEL) -> Misses:
-    """Compare every look's intervals with the true log ratio; looks without an interval miss nothing."""
-    seen = [c for c in contrasts if np.isfinite(c.estimate) and c.effective >= FEWEST_EFFECTIVE]
+    """Compare every look's intervals with the true log ratio; looks without an interval miss nothing.
+
+    The usual interval is drawn at every look with a click on both sides, as a dashboard does; the anytime-valid one as
+    `keyart test` does.
+    """
+    estimated = [c for c in contrasts if np.isfinite(c.estimate)]
+    seen = [c for c in estimated if c.effective >= FEWEST_EFFECTIVE]
     anytime = any(abs(c.estimate - truth) > radius(c.error, level, SPREAD) for c in seen)
-    usual = [abs(c.estimate - truth) > fixed_radius(c.error, level) for c in seen]
+    usual = [abs(c.estimate - truth) > fixed_radius(c.error, level) for c in estimated]
     return Misses(anytime=anytime, peeking=any(usual), one_look=bool(usual and usual[-1]))
 
 

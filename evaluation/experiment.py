@@ -175,24 +175,30 @@ def _rest(count: int) -> str | None:
 
 
 def _arms_table(test: SingleTest, record: ExperimentRecord) -> Table:
+    reasons = [f"{row['arm']}: {row['answer']}, {row['reason']}" for row in test["arms"] if row["answer"] != "control"]
+    look = f"lift in {record['metric']} per impression over {test['control']}; one look: the usual interval"
     table = Table(
         title=f"{test['headline']}\n{shares_line(test)}",
-        caption=f"lift in {record['metric']} per impression over {test['control']} [anytime-valid]; one look: the usual interval",
+        caption="\n".join(reasons if test["mismatch"]["mismatched"] else [*reasons, look]),
         title_justify="left",
+        caption_justify="left",
     )
-    for heading in ("arm", "answer", "impressions", "rate", "lift", "one look", "more impressions"):
-        table.add_column(heading, justify="left" if heading in ("arm", "answer") else "right")
+    for heading in ("arm", "answer", "shown", "rate", "lift", "one look", "more needed"):
+        table.add_column(heading, justify="left" if heading in ("arm", "answer") else "right", overflow="fold")
     for row in test["arms"]:
         table.add_row(*map(Text, _cells(row)), style="bold" if row["answer"] == "winner" else None)
     return table
 
 
 def _cells(row: ArmRow) -> list[str]:
+    """An arm's cells; none on lifts where the shares are off, because such lifts mean nothing."""
     rate = "" if row["rate"] is None else f"{row['rate']:.4g}"
     more = "" if row["more_impressions"] is None else f"{row['more_impressions']:,}"
     lift = "" if row["lift"] is None else f"{row['lift']:+.1%}{_ends(row['low'], row['high'])}"
     one_look = _ends(row["fixed_low"], row["fixed_high"]).strip()
-    return [row["arm"], f"{row['answer']}: {row['reason']}", f"{row['impressions']:,}", rate, lift, one_look, more]
+    if row["answer"] == "mismatch":
+        rate = lift = one_look = ""
+    return [row["arm"], row["answer"], f"{row['impressions']:,}", rate, lift, one_look, more]
 
 
 def _ends(low: float | None, high: float | None) -> str:

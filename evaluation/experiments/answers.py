@@ -45,11 +45,11 @@ class Rules:
     spread: float
     """Standard deviation of the mixture, on the log scale."""
     level: float
-    """Of one comparison with the control."""
+    """The level of one comparison with the control."""
     pair_level: float
-    """Of one comparison of two other arms."""
+    """The level of one comparison of two other arms."""
     weaker_level: float
-    """Of one comparison, for `preferred`."""
+    """The level of one comparison, for `preferred`."""
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -124,7 +124,7 @@ def read_traffic(dataset: Path, scores: Path | None, since: datetime | None, bef
 
     `since` .. `before`: the period of the test. Earlier impressions are read too, for what members did before it.
     """
-    names = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
+    names = [name for name in REQUIRED_COLUMNS + OPTIONAL_COLUMNS if name != MINUTES.name]
     columns = [replace(c, required=c.name in REQUIRED_COLUMNS) for c in IMPRESSIONS.columns if c.name in names]
     source, remedy = dataset / IMPRESSIONS.name, f"Run keyart check {dataset}."
     log = read_columns(source, IMPRESSIONS.files(dataset), [*columns, MINUTES], remedy=remedy, before=before)

@@ -20,8 +20,8 @@ FEWEST_REPEATED = 20
 """Members with several impressions below which it is not decided whether members keep their arm."""
 SAME_ARM = 0.95
 """Share of members with several impressions who saw one arm alone, from which a test counts as randomised by member."""
-MOST_BY_CHANCE = 0.8
-"""And how many of them would by chance, at most, for that to be decided."""
+MOST_EXPECTED = 0.8
+"""Share of them that would see one arm alone if arms were drawn by impression, up to which that is decided."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def randomised_by_member(unit_N: NDArray[np.integer], arm_N: NDArray[np.integer]
     if several_M.sum() < FEWEST_REPEATED:
         return False
     expected_same = (share_A[:, None] ** count_M[several_M]).sum(0).mean()
-    return bool(same_M[several_M].mean() >= SAME_ARM and expected_same <= MOST_BY_CHANCE)
+    return bool(same_M[several_M].mean() >= SAME_ARM and expected_same <= MOST_EXPECTED)
 
 
 def mismatch_of_log(

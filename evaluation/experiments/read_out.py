@@ -215,6 +215,10 @@ def _headline(test: PreparedTest, rows: Sequence[ArmRow], settings: Settings) ->
     waiting = by_answer.get("not yet", [])
     if not waiting:
         return f"No arm is better than {test.arms[test.control]}, {what}."
+    few = [row["arm"] for row in waiting if row["effective_units"] < FEWEST_EFFECTIVE]
+    if few:
+        names = f"{', '.join(few)}; control {test.arms[test.control]}"
+        return f"Not yet: too little {settings.metric} for an interval, about ten in each arm ({names})."
     more = [row["more_impressions"] for row in waiting if row["more_impressions"] is not None]
     if len(more) < len(waiting):
         return "Not yet, and more than a thousand times as many impressions would be needed for an answer on every arm."

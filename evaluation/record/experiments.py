@@ -109,7 +109,7 @@ class SingleTest(TypedDict):
     headline: str
     control: str
     level: float
-    """Of one comparison, several arms and tests allowed for."""
+    """The level of one comparison, several arms and tests allowed for."""
     impressions: int
     members: int
     left_out: int

@@ -18,7 +18,7 @@ COLOURS = ("#050505", "#060606", "#070707", "#080808")
 """Placeholders of the page's colours, as in `charts`."""
 MOST_CHARTED = 4
 """Arms of a chart, those with the most evidence."""
-MOST_DETAILED = 20
+MOST_DETAILED = 12
 """Tests shown in full where several are read out, those with answers first."""
 
 NOTES = {
@@ -71,17 +71,20 @@ def _single(test: SingleTest, record: ExperimentRecord) -> Iterator[str]:
     period = f", {test['since'][:10]} to {test['until'][:10]}" if test["since"] and test["until"] else ""
     units = "members" if record["unit"] == "member" else "units"
     words = f"{test['test']}: {test['impressions']:,} impressions of {test['members']:,} {units}{period}; "
-    words += f"{record['metric']} per impression; a lift of {100 * record['worth']:g} % matters."
+    words += f"{record['metric']} per impression; a lift of {100 * record['worth']:g} % matters. "
+    words += (
+        f"Intervals are at {100 * (1 - test['level']):.4g} % for one comparison, which allows for all of them together."
+    )
     yield f'<p class="soft">{escape(words)}</p>'
     yield f"<p>{escape(shares_line(test))}</p>"
     yield table(
         ["arm", "answer", "impressions", "rate", "lift, anytime-valid", "one look", "unadjusted", "more impressions"],
         [_arm_row(row) for row in test["arms"]],
     )
-    if len(test["looks"]) > 1:
+    if len(test["looks"]) > 1 and not test["mismatch"]["mismatched"]:
         yield f'<div class="charts">{sequence_chart(test)}</div>'
     guards = [(row["arm"], guard) for row in test["arms"] for guard in row["guardrails"]]
-    if guards:
+    if guards and not test["mismatch"]["mismatched"]:
         yield "<h3>Guardrails</h3>"
         yield table(
             ["arm", "reward", "against", "lift, at the level of a warning", ""],
@@ -110,16 +113,16 @@ def _arm_row(row: ArmRow) -> str:
     answer = f'<span class="{colour}">{escape(row["answer"])}</span><span class="of">{escape(row["reason"])}</span>'
     fixed: LiftColumns = {"lift": row["lift"], "low": row["fixed_low"], "high": row["fixed_high"]}
     plain: LiftColumns = {"lift": row["unadjusted_lift"], "low": row["unadjusted_low"], "high": row["unadjusted_high"]}
-    control = row["lift"] is None and row["e_value"] == 0
+    hidden = row["answer"] == "mismatch"  # such lifts mean nothing
     return table_row(
         [
             escape(row["arm"]),
             answer,
             f"{row['impressions']:,}",
-            "–" if row["rate"] is None else f"{row['rate']:.4g}",
-            "–" if control else lift_cell(row),
-            "–" if control else lift_cell(fixed),
-            "–" if control else lift_cell(plain),
+            "–" if row["rate"] is None or hidden else f"{row['rate']:.4g}",
+            "–" if hidden else lift_cell(row),
+            "–" if hidden else lift_cell(fixed),
+            "–" if hidden else lift_cell(plain),
             "–" if row["more_impressions"] is None else f"{row['more_impressions']:,}",
         ],
         "scored" if row["answer"] == "winner" else "",
