@@ -66,10 +66,13 @@ def coverage_rows(setting: Setting, replications: int, wanted: tuple[float, floa
     ]
 
 
-def near_rows(differing: int, replications: int) -> list[VerdictRow]:
-    """Two policies that differ on few of 10,000 impressions: verdicts, widths, and coverage where reliable."""
+def near_rows(differing: int, replications: int, truth_draws: int = 40) -> list[VerdictRow]:
+    """Two policies that differ on few of 10,000 impressions: verdicts, widths, and coverage where reliable.
+
+    `truth_draws`: how many large logs the truth is computed from.
+    """
     setting = Setting(members=700, differing=NEAR[differing])
-    truth = truth_of(setting)
+    truth = truth_of(setting, truth_draws)
     gap = truth["scored"] - truth["near"]
     reliable, held, empty = [], [], []
     for seed in range(replications):

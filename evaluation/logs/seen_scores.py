@@ -24,8 +24,8 @@ from foundation.lists import Lists
 
 SCORES_RECORD = "scores.json"
 """The record that `keyart score` writes beside a scores table."""
-ERRORS = 2.326
-"""Standard errors beyond which one of the three statistics is off: by chance in one of 100 tables for each of them."""
+ERRORS = 2.576
+"""Standard errors beyond which one of the three statistics is off: by chance in one of 200 tables for each of them."""
 CLIP = 3.0
 """Standardised scores are cut here, so that no few candidates decide."""
 

@@ -218,7 +218,7 @@ class DifferenceSample:
     effective_sample_size: float
     """(sum |d|)^2 / sum d^2 of the differences d of the weights."""
     rewarded: Rewarded
-    """Of |d| times the reward."""
+    """The same counts of |d| times the reward."""
     alike: bool
     """Whether the policies' probabilities are the same on every impression, so that they differ by 0 for certain."""
 
