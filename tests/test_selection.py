@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,8 +135,8 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_several_tables_are_compared_with_one_another(compared: Path) -> None:
-    record = read_value(compared / "out")
-    clicked, engaged = record.get("selection", [])
+    record: dict[str, Any] = dict(read_value(compared / "out"))
+    clicked, engaged = record["selection"]
     assert (clicked["reward"], engaged["reward"], clicked["base"]) == ("clicked", "engaged", "uniform")
     assert clicked["chosen"] == clicked["largest_estimate"] == "scored"
     rows = {Path(row["scores"]).name: row for row in clicked["rows"]}
