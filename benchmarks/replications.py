@@ -1,7 +1,7 @@
 """Replications on simulated logs, joined in one table: what was wanted, what was measured, in how many replications.
 
 Every module `benchmarks/value_*.py` with a function `rows(replications)` joins by its name alone. `rows` returns, one by one,
-(scenario, wanted, measured, replications).
+what has a scenario, what was wanted and measured, in words, and a number of replications.
 """
 
 import re
@@ -32,7 +32,7 @@ def replicated(replications: int) -> Iterator[Replicated]:
     """The lines of all modules."""
     for name in modules():
         for line in import_module(f"benchmarks.{name}").rows(replications):
-            yield Replicated(*line)
+            yield Replicated(line.scenario, line.wanted, line.measured, line.replications)
 
 
 def print_replications(lines: Iterable[Replicated], console: Console) -> list[Replicated]:

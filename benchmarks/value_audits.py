@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.audit_worlds import HARMED, Simulated, World, simulate_world
+from benchmarks.replications import Replicated
 from evaluation.audits.attribution import attribute_value
 from evaluation.audits.clickbait import clickbait
 from evaluation.audits.depicted import GROUPS
@@ -206,6 +207,12 @@ def audit_alarms(replications: int = 200, console: Console | None = None) -> lis
     for name, predicted in CALIBRATED.items():
         add(f"calibration band missed: {name}", "<= .08", lambda n, w=predicted: band_misses(w, n), replications)
     return rows
+
+
+def rows(replications: int = 200) -> Iterator[Replicated]:
+    """Every scenario's row, for `keyart bench value`."""
+    for row in audit_alarms(replications):
+        yield Replicated(row.scenario, row.wanted, f"{row.measured:.3f}", row.replications)
 
 
 def main(replications: int) -> None:

@@ -8,13 +8,14 @@ Legend: R replications.
 """
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.replications import Replicated
 from benchmarks.seen_logs import HARMLESS, MODELS, doubted_tables
 from benchmarks.verdict_logs import Setting, draw, truth_of
 from evaluation.off_policy.valuation import value_policies
@@ -133,6 +134,12 @@ def verdict_rows(replications: int = 300, report: Callable[[str], None] = lambda
         rows += near_rows(differing, replications)
     report("scores that have seen the log")
     return rows + seen_rows(replications)
+
+
+def rows(replications: int = 300) -> Iterator[Replicated]:
+    """All scenarios, for `keyart bench value`."""
+    for row in verdict_rows(replications):
+        yield Replicated(row.scenario, row.wanted, f"{row.measured:.1%}", row.replications)
 
 
 def table_of(rows: Iterable[VerdictRow]) -> Table:

@@ -30,6 +30,7 @@ from evaluation.report.experiment_page import experiment_page, shares_line
 from foundation.atomic import atomic_folder, claimed_output
 from foundation.errors import UserError
 from foundation.output_path import require_output
+from foundation.shell import shell_word
 
 TEST_PAGE = "test.html"
 LEVEL = 0.05
@@ -124,9 +125,10 @@ def _notes_on_scores(source: Path, scores: Path | None, first: int) -> list[str]
     times = split_times(source, scores)
     trained_until = times.validation_from or times.test_from
     if first < int(trained_until.timestamp() * 1e6):
+        day = f"{trained_until:%Y-%m-%d}"
         raise UserError(
             f"{scores}: their model was trained on clicks until {trained_until:%Y-%m-%d %H:%M} UTC, and the period begins before. "
-            f"Give --since {trained_until:%Y-%m-%d} or later, or leave --scores out."
+            f"Give --since {shell_word(day)} or later, or leave --scores out."
         )
     return []
 

@@ -257,7 +257,7 @@ def test_a_file_url_is_its_path(service: Path, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "a b").symlink_to(service)
     for url in (f"file://{tmp_path}/a%20b", f"file:{tmp_path}/a b", f"file://localhost{tmp_path}/a%20b"):
         assert keyart.main(["check", url]) == 0
-        assert f"keyart pipeline {tmp_path}/a b OUT" in capsys.readouterr().out
+        assert f"keyart pipeline '{tmp_path}/a b' OUT" in capsys.readouterr().out
 
 
 def test_urls_that_are_no_paths_stay_what_they_are() -> None:

@@ -25,7 +25,7 @@ def state(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_signal_at_any_moment_leaves_what_was_there(
+def test_a_signal_at_any_moment_leaves_earlier_output(
     name: str, simulated: Path, service: Path, tmp_path: Path
 ) -> None:
     sources: Sources = {"simulated": simulated, "service": service, "log": tmp_path / "log.csv"}

@@ -67,20 +67,22 @@ def holds_the_rule(record: dict[str, Any]) -> None:
 
 
 def test_every_number_of_a_record_has_a_verdict(tmp_path: Path) -> None:
-    """A log whose devices differ: on one the policy's artworks are never shown."""
+    """A log whose devices differ: on one only two of a title's artworks are ever shown."""
     late = [("tv", "phone")[n % 2] for n in range(len(ALL["shown_at"]))]
 
     def holed(table: pa.Table) -> pa.Table:
         with_device = table.append_column("device", pa.array(late))
+        rng = np.random.default_rng(3)
         shown = [
-            c[0] if d == "phone" else a for c, d, a in zip(ALL["candidates"], late, ALL["artwork_id"], strict=True)
+            c[rng.integers(min(2, len(c)))] if d == "phone" else a
+            for c, d, a in zip(ALL["candidates"], late, ALL["artwork_id"], strict=True)
         ]
-        certain = [
-            [float(k == 0) for k in range(len(p))] if d == "phone" else p
+        of_two = [
+            [float(k < 2) / min(2, len(p)) for k in range(len(p))] if d == "phone" else p
             for p, d in zip(ALL["propensities"], late, strict=True)
         ]
         first = changed("artwork_id", lambda v: shown)(with_device)
-        return changed("propensities", lambda v: certain)(first)
+        return changed("propensities", lambda v: of_two)(first)
 
     dataset = service(tmp_path / "service", holed, truth=False)
     record = record_of(dataset, made_scores(tmp_path / "scores.parquet", best), tmp_path / "out")

@@ -29,7 +29,7 @@ class Spread:
     sum_B: NDArray[np.float64]
     """Influences summed in buckets of members, (B,)."""
     freedom: float
-    """Of its standard error, see `degrees_of_freedom`."""
+    """Degrees of freedom of its standard error, see `degrees_of_freedom`."""
 
     @classmethod
     def of(cls, member_M: NDArray[np.integer], influence_M: NDArray) -> "Spread":

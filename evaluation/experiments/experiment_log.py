@@ -35,6 +35,7 @@ from evaluation.logs.scored_log import SCORES
 from foundation.choice import equal_within_rounding
 from foundation.errors import UserError
 from foundation.lists import Lists
+from foundation.shell import shell_word
 
 MINUTES = Column(name="minutes", kind="float", required=False, nullable=True, in_some_files=True)
 """Minutes played that followed from the impression, where the log has them; null counts as 0."""
@@ -126,7 +127,7 @@ def read_traffic(dataset: Path, scores: Path | None, since: datetime | None, bef
     """
     names = [name for name in REQUIRED_COLUMNS + OPTIONAL_COLUMNS if name != MINUTES.name]
     columns = [replace(c, required=c.name in REQUIRED_COLUMNS) for c in IMPRESSIONS.columns if c.name in names]
-    source, remedy = dataset / IMPRESSIONS.name, f"Run keyart check {dataset}."
+    source, remedy = dataset / IMPRESSIONS.name, f"Run keyart check {shell_word(dataset)}."
     log = read_columns(source, IMPRESSIONS.files(dataset), [*columns, MINUTES], remedy=remedy, before=before)
     log = log.sort_by([("shown_at", "ascending"), ("impression_id", "ascending")]).combine_chunks()
     shown_at_N = shown_at_of(log)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.off_policy.estimators import Terms
+from evaluation.off_policy.student import student_quantile
 
 Z = 1.959963984540054
 """97.5 % point of the normal distribution."""
@@ -148,20 +149,17 @@ def ratio_interval(value: Sums, base: Sums) -> tuple[float, Interval]:
     return ratio - 1, Interval(float(np.expm1(ends.low)), float(np.expm1(ends.high)))
 
 
-STUDENT = (12.706205, 4.302653, 3.182446, 2.776445)
-"""97.5 % points of Student's distribution with 1 to 4 degrees of freedom."""
+EXPANDED_FROM = 4.0
 
 
 def student_point(freedom: float) -> float:
     """The 97.5 % point of Student's distribution, NaN below 1 degree of freedom.
 
-    Below 4 degrees between those of `STUDENT`, linearly in 1 / degrees; above by the expansion around the normal one (Fisher and
-    Cornish, 1960), within 1 %.
+    From 4 degrees on by the expansion around the normal one (Fisher and Cornish, 1960), within 1 %, because pages have thousands
+    of intervals.
     """
-    if not freedom >= 1:
-        return float("nan")
-    if freedom < len(STUDENT):
-        return float(np.interp(1 / freedom, [1 / n for n in range(len(STUDENT), 0, -1)], STUDENT[::-1]))
+    if not freedom >= EXPANDED_FROM:
+        return student_quantile(0.025, freedom)
     terms = ((Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96, (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384)
     return Z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
