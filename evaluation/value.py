@@ -350,7 +350,9 @@ def _fault_row(fault: LogFault) -> LogFaultRow:
 
 def _before_period(past: Outcomes | None, reward: str) -> list[tuple[Literal["before"], PeriodRow]]:
     """The uniform policy's value before the period, to compare the period with."""
-    reward_N = None if past is None else past.clicked if reward == "clicked" else past.engaged
+    reward_N = (
+        None if past is None else {"clicked": past.clicked, "engaged": past.engaged, "minutes": past.minutes}[reward]
+    )
     if past is None or reward_N is None:
         return []
     order = np.argsort(past.member, kind="stable")

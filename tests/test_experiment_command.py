@@ -250,7 +250,7 @@ def below_zero(table: pa.Table) -> pa.Table:
     [
         (never_shown, "arm a1 has no impression of the test"),
         (certain, "no impression was drawn at random among artworks"),
-        (below_zero, "1 rows whose minutes are below 0 or no number (first: i0"),
+        (below_zero, "1 rows whose minutes are below 0, infinite or without a click (first: i0"),
     ],
 )
 def test_logs_that_hold_no_test(change: Callable, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datamodules.contract.tables import IMPRESSIONS, Column
-from evaluation.logs.columns import first_id, integer_codes, read_columns, to_array
+from datamodules.contract.tables import IMPRESSIONS
+from evaluation.logs.columns import integer_codes, read_columns, to_array
 from evaluation.logs.logged_impressions import (
     OPTIONAL_COLUMNS,
     REQUIRED_COLUMNS,
     candidates_of,
     engaged_of,
+    minutes_of,
     policy_of,
     propensities_of,
     shown_at_of,
@@ -37,8 +38,6 @@ from foundation.errors import UserError
 from foundation.lists import Lists
 from foundation.shell import shell_word
 
-MINUTES = Column(name="minutes", kind="float", required=False, nullable=True, in_some_files=True)
-"""Minutes played that followed from the impression, where the log has them; null counts as 0."""
 PRIOR_IMPRESSIONS = 20.0
 """A member's earlier click rate counts so many impressions of the mean rate beside its own."""
 HISTORY, PREDICTION = "clicks before the test", "predicted click probability"
@@ -125,10 +124,10 @@ def read_traffic(dataset: Path, scores: Path | None, since: datetime | None, bef
 
     `since` .. `before`: the period of the test. Earlier impressions are read too, for what members did before it.
     """
-    names = [name for name in REQUIRED_COLUMNS + OPTIONAL_COLUMNS if name != MINUTES.name]
+    names = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
     columns = [replace(c, required=c.name in REQUIRED_COLUMNS) for c in IMPRESSIONS.columns if c.name in names]
     source, remedy = dataset / IMPRESSIONS.name, f"Run keyart check {shell_word(dataset)}."
-    log = read_columns(source, IMPRESSIONS.files(dataset), [*columns, MINUTES], remedy=remedy, before=before)
+    log = read_columns(source, IMPRESSIONS.files(dataset), columns, remedy=remedy, before=before)
     log = log.sort_by([("shown_at", "ascending"), ("impression_id", "ascending")]).combine_chunks()
     shown_at_N = shown_at_of(log)
     member_N = integer_codes(log["member_id"], None)
@@ -157,26 +156,20 @@ def read_traffic(dataset: Path, scores: Path | None, since: datetime | None, bef
         policies=policies.to_pylist(),
         member_N=member_N,
         shown_at_N=shown_at_N,
-        rewards=_rewards(log, clicked_N, source),
+        rewards=_rewards(log, clicked_N, dataset),
         shown_before_N=shown_before_N,
         clicked_before_N=clicked_before_N,
         prediction_N=None if scores is None else _predictions(scores, log["impression_id"]),
     )
 
 
-def _rewards(log: pa.Table, clicked_N: NDArray, source: Path) -> dict[str, NDArray[np.float64]]:
+def _rewards(log: pa.Table, clicked_N: NDArray, dataset: Path) -> dict[str, NDArray[np.float64]]:
     rewards = {"clicked": clicked_N}
     engaged_N = engaged_of(log)
     if engaged_N is not None:
         rewards["engaged"] = engaged_N * clicked_N
-    if "minutes" in log.column_names and log["minutes"].null_count < len(log):
-        minutes_N = np.asarray(to_array(pc.fill_null(log["minutes"].cast(pa.float64()), 0.0)))
-        wrong_N = ~((minutes_N >= 0) & np.isfinite(minutes_N))
-        if wrong_N.any():
-            raise UserError(
-                f"{source}: {wrong_N.sum()} rows whose minutes are below 0 or no number (first: "
-                f"{first_id(log['impression_id'], wrong_N)}). Write minutes from 0 on, null where nothing was played."
-            )
+    minutes_N = minutes_of(log, dataset)
+    if minutes_N is not None:
         rewards["minutes"] = minutes_N
     return rewards
 

@@ -133,6 +133,12 @@ def to_bandit_log(scored: ScoredLog) -> BanditLog:
     return _arrays(scored, None)
 
 
+def rewards_of(scored: ScoredLog) -> dict[str, NDArray[np.floating]]:
+    """Rewards by name, (N,): clicked, and engaged and minutes where the log has them."""
+    known = {"clicked": scored.clicked, "engaged": scored.engaged, "minutes": scored.minutes}
+    return {name: reward_N for name, reward_N in known.items() if reward_N is not None}
+
+
 def _arrays(scored: ScoredLog, mixed_NK: Lists | None) -> BanditLog:
     all_propensities = not np.isnan(scored.propensity_NK.values_C).any()
     propensity_NK = scored.propensity_NK if mixed_NK is None else mixed_NK
@@ -145,7 +151,7 @@ def _arrays(scored: ScoredLog, mixed_NK: Lists | None) -> BanditLog:
         propensity_NK=propensity_NK if all_propensities else None,
         score_NK=scored.click_probability_NK,
         randomised_N=scored.randomised,
-        reward={"clicked": scored.clicked} | ({} if scored.engaged is None else {"engaged": scored.engaged}),
+        reward=rewards_of(scored),
     )
 
 

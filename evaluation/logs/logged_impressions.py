@@ -33,7 +33,7 @@ from foundation.lists import Lists
 from foundation.shell import shell_word
 
 REQUIRED_COLUMNS = ("impression_id", "member_id", "title_id", "artwork_id", "candidates", "shown_at", "clicked")
-OPTIONAL_COLUMNS = ("propensities", "propensity", "policy", "engaged")
+OPTIONAL_COLUMNS = ("propensities", "propensity", "policy", "engaged", "minutes")
 UNNAMED_POLICY = "unnamed"
 """The name of a logging policy without one."""
 
@@ -71,6 +71,8 @@ class Outcomes:
     """1 or 0."""
     engaged: NDArray[np.floating] | None
     """1 or 0; None where the log does not say for every click whether it led to a real viewing."""
+    minutes: NDArray[np.floating] | None = None
+    """Minutes played after a click, 0 without one; None where the log does not say for every click."""
     shown_at: NDArray[np.int64]
     """Microseconds since 1970, UTC."""
 
@@ -99,6 +101,7 @@ def read_outcomes(dataset: Path, before: datetime | None = None) -> Outcomes | N
         propensity=propensity,
         clicked=to_float(log["clicked"]),
         engaged=engaged_of(log),
+        minutes=minutes_of(log, dataset),
         shown_at=shown_at_of(log),
     )
 
@@ -118,6 +121,26 @@ def engaged_of(log: pa.Table) -> NDArray[np.float64] | None:
     if "engaged" not in log.column_names or pc.any(pc.and_(log["clicked"], log["engaged"].is_null())).as_py():
         return None
     return to_float(pc.fill_null(log["engaged"], False))
+
+
+def minutes_of(log: pa.Table, dataset: Path) -> NDArray[np.float64] | None:
+    """Minutes played after each impression's click, (N,): 0 without a click; None if they are not known after any click.
+
+    UserError for minutes below 0, infinite, or without a click.
+    """
+    if "minutes" not in log.column_names:
+        return None
+    minutes_N = np.asarray(to_array(log["minutes"]).cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
+    clicked_N = to_float(log["clicked"]) > 0
+    wrong_N = (minutes_N < 0) | np.isinf(minutes_N) | (~clicked_N & (minutes_N > 0))
+    if wrong_N.any():
+        raise UserError(
+            f"{dataset}/impressions: {wrong_N.sum()} rows whose minutes are below 0, infinite or without a click (first: "
+            f"{first_id(log['impression_id'], wrong_N)}). Run keyart check {shell_word(dataset)}."
+        )
+    if np.isnan(minutes_N[clicked_N]).any():
+        return None
+    return np.where(clicked_N, minutes_N, 0.0)
 
 
 def candidates_of(log: pa.Table, dataset: Path) -> tuple[pa.Array, Lists, NDArray]:

@@ -31,6 +31,7 @@ from evaluation.logs.columns import (
 from evaluation.logs.logged_impressions import (
     candidates_of,
     engaged_of,
+    minutes_of,
     policy_of,
     propensities_of,
     read_impressions,
@@ -101,6 +102,8 @@ class ScoredLog:
     """(N,): 1 or 0."""
     engaged: NDArray[np.floating] | None
     """(N,): 1 or 0; None where the log does not say of every click whether it led to a real viewing."""
+    minutes: NDArray[np.floating] | None = None
+    """(N,): minutes played after a click, 0 without one; None where the log does not say for every click."""
     click_probability_NK: Lists
     """Click probabilities by the scores; 0 in padding."""
     policy_NK: Lists
@@ -219,6 +222,7 @@ def read_scored_log(
         randomised=uniform & (width > 1) & alike_NK.reduce(np.logical_and),
         clicked=to_float(log["clicked"]),
         engaged=engaged_of(log),
+        minutes=minutes_of(log, dataset),
         click_probability_NK=click_NK,
         policy_NK=policy_NK,
         engaged_probability=engaged_N,

@@ -72,9 +72,11 @@ class RewardModel:
     artwork_effect_fA: NDArray[np.float64]
     """The artwork's shrunk rate minus that of its title."""
     weight_fF: NDArray[np.float64]
+    largest: float = 1.0
+    """The largest reward, in units of which rates and effects are; at least 1."""
 
     def predict(self, log: LoggedChoices, rows: slice) -> NDArray[np.float64]:
-        """Expected reward of every candidate, (n, K), in 0 .. 1; 0 in padding."""
+        """Expected reward of every candidate, (n, K), in 0 .. `largest`; 0 in padding."""
         artwork_NK, fold_N1 = log.artwork_NK[rows], log.fold_N[rows, None]
         mask_NK = artwork_NK >= 0
         features_FNK = _features(
@@ -85,7 +87,7 @@ class RewardModel:
         )
         weight_FN = self.weight_fF[log.fold_N[rows]].T
         predicted_NK = sum(weight_FN[f][:, None] * features_FNK[f] for f in range(FEATURES))
-        return np.where(mask_NK, np.clip(predicted_NK, 0.0, 1.0), 0.0)
+        return np.where(mask_NK, self.largest * np.clip(predicted_NK, 0.0, 1.0), 0.0)
 
 
 def _features(
@@ -98,6 +100,9 @@ def _features(
 
 def fit_reward_model(log: LoggedChoices, reward_N: NDArray[np.floating], artworks: int) -> RewardModel:
     """Fit on the shown artworks' rewards (N,); `artworks` is A. A fold without rows adds nothing to the others' rates."""
+    largest = max(1.0, float(reward_N.max(initial=0.0)))
+    if largest > 1:
+        reward_N = reward_N / largest
     rows = np.arange(len(reward_N))
     seen_N = log.artwork_NK[rows, log.shown_N].astype(np.int64)
     title_A = np.zeros(artworks, np.int64)
@@ -145,7 +150,7 @@ def fit_reward_model(log: LoggedChoices, reward_N: NDArray[np.floating], artwork
         weights.append(np.linalg.solve(square + np.diag(RIDGE * scale), moment))
         title_rates.append(title_rate_A)
         artwork_effects.append(artwork_effect_A)
-    return RewardModel(np.stack(title_rates), np.stack(artwork_effects), np.stack(weights))
+    return RewardModel(np.stack(title_rates), np.stack(artwork_effects), np.stack(weights), largest)
 
 
 def _rates(count_A: NDArray, earned_A: NDArray, title_A: NDArray) -> tuple[NDArray, NDArray]:

@@ -135,6 +135,11 @@ class Rewarded:
         return cls(impressions=kish_sample_size(earned_N), members=kish_sample_size(members.total(earned_N)))
 
 
+def _said(reward: str) -> str:
+    """A rewarded impression's attribute, in words."""
+    return {"minutes": "watched"}.get(reward, reward)
+
+
 def assess(
     overlap: Overlap,
     *,
@@ -174,9 +179,9 @@ def assess(
         none.append(f"the effective number of members is only {overlap.effective_members:.0f}")
     if rewarded.impressions < REWARDED_NONE:
         none.append(
-            f"almost none of the impressions in the effective sample was {reward}"
+            f"almost none of the impressions in the effective sample was {_said(reward)}"
             if rewarded.impressions
-            else f"none was {reward}"
+            else f"none was {_said(reward)}"
         )
     if not np.isfinite(value):
         none.append("the effective sample is empty")
@@ -190,7 +195,7 @@ def assess(
     if overlap.effective_sample_size < SAMPLE_WEAK:
         weak.append(f"the effective sample size is only {overlap.effective_sample_size:.0f} impressions")
     if rewarded.impressions < REWARDED_WEAK:
-        weak.append(f"only about {rewarded.impressions:.0f} impressions of the effective sample were {reward}")
+        weak.append(f"only about {rewarded.impressions:.0f} impressions of the effective sample were {_said(reward)}")
     if effective_members < MEMBERS_WEAK:
         weak.append(f"the interval rests on about {effective_members:.0f} members")
     if weak:
@@ -247,7 +252,7 @@ class DifferenceSample:
         if self.alike:
             return verdict, "the two policies choose alike on every impression"
         size, count, members = self.effective_sample_size, self.rewarded.impressions, self.rewarded.members
-        few = f"the two policies differ on too few impressions: about {size:.0f}, of which {count:.0f} were {reward}"
+        few = f"the two policies differ on too few impressions: about {size:.0f}, of which {count:.0f} were {_said(reward)}"
         if size < SAMPLE_NONE or count < REWARDED_NONE or members < MEMBERS_NONE or not error > 0:
             return "unanswerable", "; ".join([few, *(reasons if verdict == "unanswerable" else [])])
         if verdict == "unanswerable":

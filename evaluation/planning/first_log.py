@@ -21,6 +21,7 @@ from evaluation.logs.columns import integer_codes
 from evaluation.logs.logged_impressions import (
     candidates_of,
     engaged_of,
+    minutes_of,
     propensities_of,
     read_impressions,
     shown_at_of,
@@ -34,7 +35,7 @@ from foundation.choice import equal_within_rounding
 from foundation.errors import UserError
 from foundation.lists import Lists
 
-Reward = Literal["clicked", "engaged"]
+Reward = Literal["clicked", "engaged", "minutes"]
 POLICY, BASE = "scored", "base"
 LEAST_DAYS = 2.0
 ESTIMATORS = ("dr", "snips", "ips")
@@ -115,6 +116,7 @@ class LogRows:
     randomised: NDArray[np.bool_]
     clicked: NDArray[np.floating]
     engaged: NDArray[np.floating] | None
+    minutes: NDArray[np.floating] | None = None
     score_NK: Lists
     policy_NK: Lists | None
     base_NK: Lists | None
@@ -138,11 +140,10 @@ def first_log(rows: LogRows, reward: Reward, dataset: str, policy: str) -> First
         raise UserError(
             f"{where}: no impression offered two artworks, so there was nothing to choose. Name another log."
         )
-    reward_N = rows.clicked if reward == "clicked" else rows.engaged
+    reward_N = {"clicked": rows.clicked, "engaged": rows.engaged, "minutes": rows.minutes}[reward]
     if reward_N is None:
-        raise UserError(
-            f"reward=engaged: {where} does not say of every click whether it led to a viewing. Plan for --reward clicked."
-        )
+        missing = "whether it led to a viewing" if reward == "engaged" else "how many minutes followed"
+        raise UserError(f"reward={reward}: {where} does not say of every click {missing}. Plan for --reward clicked.")
     explored = np.flatnonzero(rows.randomised & choice_N)
     if not len(explored):
         raise UserError(
@@ -240,6 +241,7 @@ def _without_scores(dataset: Path) -> LogRows:
         randomised=equal_within_rounding(propensity * width_N, 1.0) & alike_NK.reduce(np.logical_and),
         clicked=to_float(log["clicked"]),
         engaged=engaged_of(log),
+        minutes=minutes_of(log, dataset),
         score_NK=artwork_NK.like(np.zeros(len(all_C))),
         policy_NK=None,
         base_NK=None,
@@ -268,6 +270,7 @@ def _with_scores(dataset: Path, scores: Path, base: Path | None) -> LogRows:
         randomised=scored.randomised,
         clicked=scored.clicked,
         engaged=scored.engaged,
+        minutes=scored.minutes,
         score_NK=scored.click_probability_NK,
         policy_NK=scored.policy_NK,
         base_NK=base_NK,

@@ -132,7 +132,8 @@ def sections(
         for row in policies
         if row["reward"] == "clicked" and row["true_value"] is not None
     }
-    drawn = [charts.forest(record["estimates"], "clicked", truth), charts.forest(record["estimates"], "engaged")]
+    drawn = [charts.forest(record["estimates"], "clicked", truth)]
+    drawn += [charts.forest(record["estimates"], reward) for reward in ("engaged", "minutes")]
     yield f'<div class="charts">{"".join(drawn)}</div>'
     yield from selection_section(record.get("selection", []))
     yield "<h2>How much of it is the artwork’s</h2>"
