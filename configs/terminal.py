@@ -148,6 +148,13 @@ class Termination:
         for number in ENDINGS:
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, self._act)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Raise KeyboardInterrupt as Python does, and remember it: modules that are being loaded make an ImportError of it."""
+        self.received = number
+        raise KeyboardInterrupt
 
     def _act(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -214,8 +221,9 @@ def run_command(name: str, command: Callable[[], int]) -> int:
         print(f"keyart {name}: {one_line(str(error))}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, Exception) as error:
-        # a query of DuckDB ends on Ctrl-C with an error of its own
-        if not isinstance(error, KeyboardInterrupt) and "Query interrupted" not in str(error):
+        # a query of DuckDB ends on Ctrl-C with an error of its own, and so does a module that is being loaded
+        ended = isinstance(error, KeyboardInterrupt) or termination.received or "Query interrupted" in str(error)
+        if not ended:
             print(f"keyart {name}: {one_line(describe_fault(error, resumes=name in RESUMING))}", file=sys.stderr)
             return 1
         again = "Re-run the same command to resume." if name in RESUMING else "Run the command again."

@@ -298,7 +298,7 @@ def test_the_page_is_one_small_file_with_pictures(record: dict[str, Any]) -> Non
     assert len(page) < 5_000_000
     assert not re.search(r'<script|https?:|@import|(src|href)="(?!#|data:)|url\((?!#)', page)
     assert page.index('class="verdict') < page.index("<h1>") < page.index("<svg"), "the verdict comes first"
-    assert page.count("<svg") == 7
+    assert page.count("<svg") == 8
     assert page.count("data:image/jpeg") > 80
     for words in (
         "10 members, drawn at random",

@@ -323,12 +323,12 @@ def test_segments_and_context_features(service: Path, tmp_path: Path) -> None:
     assert run(tmp_path / "people.csv", tmp_path / "d", "--map", "member_id=id", "--table", "members") == 0
     assert pq.read_schema(tmp_path / "d" / "members.parquet").names == ["member_id", "plan", "age"]
     log = log_rows(service).head(20)
-    log["lang"], log["min"] = "de", "1.5"
+    log["lang"], log["login"] = "de", "1.5"
     log.to_csv(tmp_path / "log.csv", index=False)
-    words = ("--map", "impressions.language=lang,impressions.minutes:number=min")
+    words = ("--map", "impressions.language=lang,impressions.login_minutes:number=login")
     assert run(tmp_path / "log.csv", tmp_path / "d", *words) == 0
     row = rows_of(tmp_path / "d", "impressions", "impression_id")[0]
-    assert (row["language"], row["minutes"]) == ("de", 1.5)
+    assert (row["language"], row["login_minutes"]) == ("de", 1.5)
 
 
 def test_parts_of_a_dataset_pass_and_everything_between_does_not(service: Path, tmp_path: Path) -> None:

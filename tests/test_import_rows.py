@@ -85,6 +85,7 @@ def nested(service: Path) -> list[dict]:
             "policy": row["policy"],
             "clicked": row["clicked"],
             "engaged": row["engaged"],
+            "minutes": float(row["minutes"]),
         }
         for row in rows.to_dict("records")
     ]

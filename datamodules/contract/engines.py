@@ -136,9 +136,9 @@ def open_engine(config: EngineConfig | None = None, spill: Path | None = None) -
 
 
 def _opened(config: EngineConfig, folder: Path) -> Iterator[Engine]:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
+    try:  # from before the folder is made: a signal may come at any moment
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
         engine = _DuckDB(config, folder) if config.engine == "duckdb" else _Spark(config, folder)
         try:
             yield engine

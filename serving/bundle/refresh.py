@@ -191,7 +191,7 @@ def _means(bundle: Bundle, of_artworks: TableRows, owned: list[tuple[int, int]],
             np.add.at(sums, owners, values[artwork_indices])
             np.add.at(count, owners, 1)
         rows[name] = sums / np.maximum(count, 1).reshape(-1, *[1] * len(shape))
-    rows["play_mean_image"] = rows["mean_content"][:, : rows["mean_vector"].shape[1]]
+    rows["play_mean_image"] = rows["mean_content"][:, : bundle.tables["play_mean_image"].shape[1]]
     return rows
 
 
