@@ -22,8 +22,8 @@ from foundation.errors import UserError
 from train.plugins import ClassSpec
 
 RECIPES = Path(__file__).parent
-NO_RECIPES = ("engine", "import", "plan")
-"""Sections that are not part of a recipe: resources that a command may use, which change no result; what files hold; a question."""
+NO_RECIPES = ("engine", "import", "plan", "test")
+"""Sections that are not part of a recipe: resources that a command may use, which change no result; what files hold; questions."""
 
 
 def section_class(section: str) -> type:
@@ -40,6 +40,8 @@ def section_class(section: str) -> type:
         from datamodules.importing.config import ImportConfig as Section
     elif section == "plan":
         from evaluation.plan import PlanConfig as Section
+    elif section == "test":
+        from evaluation.experiment import ExperimentConfig as Section
     elif section == "engine":
         from datamodules.contract.engines import EngineConfig as Section
     else:

@@ -10,7 +10,7 @@ COMMANDS = {
     "embed": ("embeddings of images, or vectors of your own, into the shards, cached by content", "embed"),
     "fit": ("shards -> a run folder; called again it resumes", "fit"),
     "value": ("a log and any model's scores -> the policy's value, by every estimator", None),
-    "test": ("a randomised test of artworks -> which one wins, and whether that may be said yet", None),
+    "test": ("a randomised test of artworks -> which one wins, and whether that may be said yet", "test"),
     "plan": ("a first log -> how much to explore, for how many days, until the log can answer", "plan"),
     "evaluate": ("a run or a bundle on a dataset -> metrics, off-policy values, report.html", None),
     "export": ("a run -> a bundle: ONNX and what a serving team needs", None),

@@ -11,6 +11,7 @@ from foundation.shell import shell_word
 
 TYPE_CHECKING = False  # not typing's: see keyart.py
 if TYPE_CHECKING:
+    from evaluation.experiment import ExperimentConfig
     from evaluation.plan import PlanConfig
 
 
@@ -56,56 +57,21 @@ def value(
     print_next_command(f"{out / 'value.html'} and value.json written", "keyart score BUNDLE", dataset, *other)
 
 
-def read_test(
-    dataset: Path,
-    out: Path,
-    *,
-    title: str | None = None,
-    arms: str | None = None,
-    by: Literal["artwork", "policy"] = "artwork",
-    control: str | None = None,
-    unit: Literal["auto", "member", "impression"] = "auto",
-    metric: Literal["clicked", "engaged", "minutes"] = "clicked",
-    worth: str = "2%",
-    typical: str = "30%",
-    split: str | None = None,
-    scores: Path | None = None,
-    since: str | None = None,
-    before: str | None = None,
-) -> None:
+def read_test(dataset: Path, out: Path, *, settings: ExperimentConfig) -> None:
     """Read out a running or finished randomised test of artworks: who wins, by intervals that may be looked at every day.
 
     Args:
         dataset: A dataset by the contract, of which the impressions are read; or a table of counts as CSV or Parquet with the
             columns arm, impressions, clicks [engaged, day, test].
         out: Folder for test.json and test.html.
-        title: The title whose artworks are compared; default: every title with randomised impressions. Of a table: the test.
-        arms: What is compared, names with commas between them; default: all artworks of the title, or all logging policies.
-        by: What the arms are: artworks of a title, or the logging policies that impressions or members were assigned to.
-        control: The arm that the others are compared with; default: the first of the arms.
-        unit: Whose impressions are independent of others': each member's, or each impression; auto: member, or impression for
-            a table.
-        metric: What is counted per impression: clicked, engaged, or minutes where the log has them.
-        worth: The smallest relative lift that matters, such as 2%.
-        typical: Typical size of a true lift, stated before the test: at its size the intervals are narrowest.
-        split: The arms' shares as planned, in the order of the arms, such as 50,50; default: those of the logged propensities.
-        scores: A scores table of a model that was trained before the test; its predictions make the intervals narrower.
-        since: The test began at this date or time (ISO 8601, UTC); default: with the log.
-        before: The test ended before this date or time; default: with the log.
     """
     from evaluation.experiment import experiment, experiment_table
-    from foundation.times import parse_time
 
-    first, end = (
-        None if text is None else parse_time(name, text) for name, text in (("since", since), ("before", before))
-    )
-    named = partial(experiment, title=title, arms=arms, by=by, control=control, unit=unit, metric=metric, worth=worth)
-    shaped = partial(named, typical=typical, split=split, scores=scores, since=first, before=end)
-    record = shaped(dataset, out, console=stderr_console())
+    record = experiment(dataset, out, settings, console=stderr_console())
     stdout_console().print(experiment_table(record))
-    again = ["keyart test", dataset, out] + ([] if title is None else ["--title", shell_word(title)])
-    more = [] if record["arms_are"] == "arms of a table" or scores is not None else ["--scores SCORES"]
-    print_next_command(f"{out / 'test.html'} and test.json written", *again, *more)
+    title = [] if settings.title is None else ["--title", shell_word(settings.title)]
+    more = [] if record["arms_are"] == "arms of a table" or settings.scores is not None else ["--scores SCORES"]
+    print_next_command(f"{out / 'test.html'} and test.json written", "keyart test", dataset, out, *title, *more)
 
 
 def plan(log: Path, *, settings: PlanConfig) -> None:

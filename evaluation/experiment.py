@@ -3,6 +3,7 @@
 In: a dataset by the contract, whose `impressions/` alone is read, or an aggregated table. Out: `test.json`, `test.html`.
 """
 
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,7 @@ from foundation.atomic import atomic_folder, claimed_output
 from foundation.errors import UserError
 from foundation.output_path import require_output
 from foundation.shell import shell_word
+from foundation.times import parse_time
 
 TEST_PAGE = "test.html"
 LEVEL = 0.05
@@ -38,39 +40,68 @@ MOST_LISTED = 20
 """Tests listed in a terminal."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """Which arms of which test are compared, by what."""
+
+    title: str | None = None
+    """The title whose artworks are compared; default: every title with randomised impressions. Of a table: the test."""
+    arms: str | None = None
+    """What is compared, names with commas between them; default: all artworks of the title, or all logging policies."""
+    by: Literal["artwork", "policy"] = "artwork"
+    """What the arms are: artworks of a title, or the logging policies that impressions or members were assigned to."""
+    control: str | None = None
+    """The arm that the others are compared with; default: the first of the arms."""
+    unit: Literal["auto", "member", "impression"] = "auto"
+    """Whose impressions are independent of others': each member's, or each impression; auto: member, or impression for a table."""
+    metric: Literal["clicked", "engaged", "minutes"] = "clicked"
+    """What is counted per impression: clicked, engaged, or minutes where the log has them."""
+    worth: str = "2%"
+    """The smallest relative lift that matters, such as 2%."""
+    typical: str = "30%"
+    """Typical size of a true lift, stated before the test: at its size the intervals are narrowest."""
+    split: str | None = None
+    """The arms' shares as planned, in the order of the arms, such as 50,50; default: those of the logged propensities."""
+    scores: Path | None = None
+    """A scores table of a model that was trained before the test; its predictions make the intervals narrower."""
+    since: str | None = None
+    """The test began at this date or time (ISO 8601, UTC); default: with the log."""
+    before: str | None = None
+    """The test ended before this date or time; default: with the log."""
+
+
 def experiment(
-    source: Path,
-    out: Path,
-    *,
-    title: str | None = None,
-    arms: str | None = None,
-    by: Literal["artwork", "policy"] = "artwork",
-    control: str | None = None,
-    unit: Literal["auto", "member", "impression"] = "auto",
-    metric: Literal["clicked", "engaged", "minutes"] = "clicked",
-    worth: str = "2%",
-    typical: str = "30%",
-    split: str | None = None,
-    scores: Path | None = None,
-    since: datetime | None = None,
-    before: datetime | None = None,
-    console: Console | None = None,
+    source: Path, out: Path, config: ExperimentConfig, *, console: Console | None = None
 ) -> ExperimentRecord:
     """Read out a running or finished test; writes `test.json` and `test.html`.
 
-    `source`: a dataset, or an aggregated table. `unit`: auto is members for a dataset, impressions for a table. `since` ..
-    `before`: the period of the test. UserError: see `evaluation.experiments.select`.
+    `source`: a dataset, or an aggregated table. UserError: see `evaluation.experiments.select`.
     """
+    since, before = (
+        None if text is None else parse_time(name, text)
+        for name, text in (("since", config.since), ("before", config.before))
+    )
+    by, scores, metric = config.by, config.scores, config.metric
     console = console or Console(quiet=True)
     table = is_table(source)
     sources = [path for path in (scores, source if table else None) if path is not None]
     require_output(out, TEST_FILE, dataset=None if table else source, sources=sources)
     settings = Settings(
-        metric=metric, worth=parse_share("worth", worth), typical=parse_share("typical", typical), level=LEVEL
+        metric=metric,
+        worth=parse_share("worth", config.worth),
+        typical=parse_share("typical", config.typical),
+        level=LEVEL,
     )
-    units: Literal["member", "impression"] = unit if unit != "auto" else "impression" if table else "member"
+    units: Literal["member", "impression"] = (
+        config.unit if config.unit != "auto" else "impression" if table else "member"
+    )
     selection = Selection(
-        title=title, arms=parse_arms(arms), control=control, unit=units, metric=metric, split=parse_split(split)
+        title=config.title,
+        arms=parse_arms(config.arms),
+        control=config.control,
+        unit=units,
+        metric=metric,
+        split=parse_split(config.split),
     )
     notes: list[str] = []
     with claimed_output(out, TEST_FILE):
