@@ -29,7 +29,7 @@ NOTES = {
     "what is worth it. Worse: the interval lies below 0. Not yet: none of these.",
     "Guardrails": "A winner must not lower engaged plays or minutes per impression: not by its estimate, and where engaged "
     "plays of those clicked fall, engaged plays per impression must be shown to rise.",
-    "More impressions": "How many more the whole test takes until an answer, if the lift stays as it is: a rough guide, because "
+    "Still needed": "How many more impressions the whole test takes until an answer, if the lift stays: a rough guide, because "
     "the estimate itself will move.",
 }
 """Notes on how to read the page."""
@@ -78,7 +78,7 @@ def _single(test: SingleTest, record: ExperimentRecord) -> Iterator[str]:
     yield f'<p class="soft">{escape(words)}</p>'
     yield f"<p>{escape(shares_line(test))}</p>"
     yield table(
-        ["arm", "answer", "impressions", "rate", "lift, anytime-valid", "one look", "unadjusted", "more impressions"],
+        ["arm", "answer", "impressions", "rate", "anytime-valid", "one look", "unadjusted", "still needed"],
         [_arm_row(row) for row in test["arms"]],
     )
     if len(test["looks"]) > 1 and not test["mismatch"]["mismatched"]:
@@ -110,7 +110,9 @@ def shares_line(test: SingleTest) -> str:
 
 def _arm_row(row: ArmRow) -> str:
     colour = "reliable" if row["answer"] in GREEN_ANSWERS else "weak"
-    answer = f'<span class="{colour}">{escape(row["answer"])}</span><span class="of">{escape(row["reason"])}</span>'
+    answer = (
+        f'<span class="{colour}">{escape(row["answer"])}</span><span class="of reason">{escape(row["reason"])}</span>'
+    )
     fixed: LiftColumns = {"lift": row["lift"], "low": row["fixed_low"], "high": row["fixed_high"]}
     plain: LiftColumns = {"lift": row["unadjusted_lift"], "low": row["unadjusted_low"], "high": row["unadjusted_high"]}
     hidden = row["answer"] == "mismatch"  # such lifts mean nothing
@@ -177,6 +179,8 @@ def sequence_chart(test: SingleTest) -> str:
         axes.set_ylabel(f"lift over {test['control']}, %")
         axes.legend(loc="upper right")
 
-    caption = "Lift at the end of every day, with the anytime-valid interval: it may be looked at every day."
+    caption = (
+        "Lift at every look, looks drawn evenly apart, with the anytime-valid interval: it may be looked at every day."
+    )
     more = "" if len(ranked) <= MOST_CHARTED else f" The {MOST_CHARTED} arms with the most evidence."
     return chart(300, caption + more, draw)

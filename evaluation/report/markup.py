@@ -33,6 +33,7 @@ th { font-weight: 600; color: var(--soft) } tr.group th { text-align: left; colo
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem }
 tr.scored td { font-weight: 650 } .soft { color: var(--soft) } td .of { display: block; white-space: nowrap;
   font-size: .82rem; font-weight: 400; color: var(--soft); line-height: 1.2 }
+td .reason { white-space: normal; width: 8rem; margin-left: auto }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem 2rem;
   align-items: start } .charts > * { min-width: 0 }
 figure { margin: .6rem 0 } figcaption { color: var(--soft); font-size: .9rem }
