@@ -297,18 +297,57 @@ def recommend(bundle: Path, dataset: Path, out: Path, *, top: int = 10, before: 
     print_next_command(f"{out} written", "keyart score", bundle, dataset, "SCORES")
 
 
-def serve(bundle: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+def serve(
+    bundle: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    workers: int = 1,
+    reload: bool = False,
+    sticky: str | None = None,
+    token: Path | None = None,
+    cors: list[str] | None = None,
+    draws: int = 1024,
+    deadline: float = 0.8,
+    connections: int = 1024,
+    body_bytes: int = 2**20,
+) -> None:
     """Answer POST /rank over HTTP until stopped: ranked artworks, their propensities and explanations. Needs the extra `serve`.
+
+    SIGHUP, and with --reload also a look every second, takes a bundle that has replaced the one that is served, without a lost
+    request; every answer names the bundle that gave it by its digest.
 
     Args:
         bundle: A bundle written by `keyart export`.
         host: Address to listen at; 0.0.0.0 for all addresses of the machine.
         port: Port to listen at; 0 for any free one.
+        workers: Processes that share the port, with one bundle and one page of metrics.
+        reload: Whether to look every second for another bundle in the folder, and to take it.
+        sticky: How long a member keeps the draw of a title where the policy is random, such as 12h or 7d; requests name the member.
+        token: File with the token that requests must bring as `Authorization: Bearer TOKEN`, except /health and /ready.
+        cors: Origin of web pages that may ask, such as https://example.org; * for all. A list for several.
+        draws: Draws of Thompson sampling that a request may ask for, at most.
+        deadline: Seconds within which a body is answered, or refused with 503.
+        connections: Open connections, at most, each worker.
+        body_bytes: Bytes of a body, at most.
     """
-    from serving.http.config import ServeConfig
+    from serving.http.config import RELOAD_SECONDS, ServeConfig, duration, read_token
     from serving.http.serve import serve as serve_bundle
 
-    serve_bundle(bundle, ServeConfig(host=host, port=port), stdout_console())
+    config = ServeConfig(
+        host=host,
+        port=port,
+        workers=workers,
+        reload_seconds=RELOAD_SECONDS if reload else 0.0,
+        sticky_seconds=0.0 if sticky is None else duration("sticky", sticky),
+        token="" if token is None else read_token(token),
+        cors=tuple(cors or ()),
+        draws=draws,
+        deadline=deadline,
+        connections=connections,
+        body_bytes=body_bytes,
+    )
+    serve_bundle(bundle, config, stdout_console())
 
 
 def bench(*, json: Path | None = None, settings: Any) -> None:

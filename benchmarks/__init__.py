@@ -25,9 +25,10 @@ BENCHMARKS = {
     "titles": "titles ranked for members, beside popularity, item-kNN, EASE, and SASRec and HSTU of RecTools",
     "serve": "a request's cost on one core, beside torch eager, torch.compile and torch-rechub's own export",
     "load": "keyart serve under load and under generated invalid requests: requests a second, latency, memory",
+    "attacks": "keyart serve under costly bodies, held connections and replaced bundles: what everybody else is given",
     "value": "off-policy estimates, beside Open Bandit Pipeline on the same arrays",
 }
-MODULE_OF = {"cold": "cold_start", "load": "serve_load"}
+MODULE_OF = {"cold": "cold_start", "load": "serve_load", "attacks": "serve_attacks"}
 """Modules of benchmarks whose module has another name."""
 
 

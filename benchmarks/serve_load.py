@@ -73,7 +73,7 @@ def bench(config: Config, console: Console) -> list[Row]:
         console.print(f"bench {NAME}: left out: it needs the extra serve: uv sync --extra serve")
         return []
     with tempfile.TemporaryDirectory(prefix="keyart-bench-") as folder:
-        bundle = Path(config.bundle) if config.bundle else _demo_bundle(Path(folder), console)
+        bundle = Path(config.bundle) if config.bundle else demo_bundle(Path(folder), console)
         generator = RequestGenerator(Bundle.open(bundle), config.seed)
         bodies = [generator.valid(config.plays, config.candidates) for _ in range(DISTINCT_REQUESTS)]
         rows: list[Row] = []
@@ -93,7 +93,8 @@ def bench(config: Config, console: Console) -> list[Row]:
     return rows
 
 
-def _demo_bundle(work: Path, console: Console) -> Path:
+def demo_bundle(work: Path, console: Console) -> Path:
+    """The bundle of a simulated service, trained for one epoch."""
     # imports torch, which measuring a given bundle does not need
     from benchmarks.serve import trained
     from export.export import export

@@ -14,37 +14,44 @@ import numpy as np
 from serving.bundle.bundle import EXPLAIN_ROWS, POSTERIOR, Bundle
 from serving.http.requests import Request, RequestError, inputs
 from serving.scoring.explain import reasons
-from serving.scoring.policies import MAX_DRAWS, ServingPolicy, mixed_with_uniform
-from serving.scoring.thompson import Thompson
+from serving.scoring.policies import DEFAULT_DRAWS, ServingPolicy, mixed_with_uniform
+from serving.scoring.thompson import PosteriorDraws, Thompson
 
 OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity")
 MAX_BATCH_CANDIDATES = 16_384
 """Candidates ranked in one run of the graph, padding included; one request may have more."""
 RELEASE_MEMORY_ABOVE = 2048
 """Candidates of one run of the graph beyond which its memory is returned to the system: such runs are rare and differ in size."""
-MAX_CACHED_POLICIES = 8
-"""Number of Thompson policies whose draws are cached between requests; together they have at most MAX_DRAWS draws."""
+BASE_SECONDS, CANDIDATE_SECONDS, PLAY_SECONDS = 6e-5, 4e-6, 1e-6
+DRAW_SECONDS, EXPLAIN_SECONDS, EXPLAIN_TERM_SECONDS = 6e-8, 1e-3, 1e-6
+"""Seconds of one core that a request, a candidate, a play, a candidate's draw, an explanation and a candidate's play in it cost, in
+round numbers: `serving.http.lanes` corrects their sum by what batches take."""
 
 Answer = dict[str, Any]
 
 
-class ArtworkRanker:
-    """A bundle, ready to answer. One thread at a time."""
+def cost(request: Request) -> float:
+    """Seconds of one core that a request takes, roughly."""
+    seconds = BASE_SECONDS + CANDIDATE_SECONDS * len(request.names) + PLAY_SECONDS * len(request.history_titles)
+    seconds += DRAW_SECONDS * request.drawn
+    if request.explain:
+        terms = len(request.names) * (1 + len(request.history_titles))
+        seconds += EXPLAIN_SECONDS + EXPLAIN_TERM_SECONDS * terms
+    return seconds
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
+
+class ArtworkRanker:
+    """A bundle, ready to answer in several threads. All that it reads is loaded when it is made."""
+
+    def __init__(self, bundle: Bundle, draws: int = DEFAULT_DRAWS) -> None:
+        """`draws` of Thompson sampling are made at once; more, when a request asks for them."""
+        self.bundle, self.digest = bundle, bundle.digest
         self.explores = (bundle.folder / POSTERIOR).is_file()
         self.explains = (bundle.folder / EXPLAIN_ROWS).is_file()
-        self.rng = np.random.default_rng()
-        self.drawn: dict[tuple[int, float], Thompson] = {}
-
-    def thompson(self, draws: int, width: float) -> Thompson:
-        """The draws of a policy. Clients choose the policies, and MAX_DRAWS draws of a ranker of width 64 are 27 MB."""
-        drawn = self.drawn.pop((draws, width), None) or Thompson(self.bundle, draws, width)
-        self.drawn[draws, width] = drawn  # at the end, as the most recently used
-        while len(self.drawn) > MAX_CACHED_POLICIES or sum(draws for draws, _ in self.drawn) > MAX_DRAWS:
-            del self.drawn[next(iter(self.drawn))]
-        return drawn
+        self.posterior = PosteriorDraws(bundle, draws) if self.explores else None
+        if self.explains:
+            _ = bundle.explain_session
+        _ = bundle.session, bundle.tables, bundle.vocabularies
 
     def require(self, request: Request) -> None:
         """RequestError where an older bundle lacks a table that the request needs."""
@@ -95,7 +102,8 @@ class ArtworkRanker:
         if policy.kind != "thompson":
             score_name = graph_outputs["click_probability" if reward == "clicked" else "engaged_probability"]
             return policy.probabilities(score_name[rows], mask_NK[rows])
-        thompson = self.thompson(int(policy.strength), policy.width)
+        assert self.posterior is not None, "require() refuses such requests"
+        thompson = Thompson(self.posterior, int(policy.strength), policy.width)
         k = mask_NK[rows].any(0).sum()
         mask_nk = mask_NK[rows, :k]
         shares = thompson.probabilities(
@@ -106,7 +114,6 @@ class ArtworkRanker:
             },
             mask_nk,
         )
-        # the draws are cached without a floor
         mixed = mixed_with_uniform(shares, mask_nk, policy.floor)
         return np.pad(mixed, ((0, 0), (0, mask_NK.shape[1] - k)))
 
@@ -117,7 +124,7 @@ class ArtworkRanker:
         k = len(request.names)
         chosen = int(policy_K.argmax())
         if policy_K[chosen] < 1:
-            rng = self.rng if request.seed is None else np.random.default_rng(request.seed)
+            rng = np.random.default_rng(request.seed)
             chosen = int(
                 np.searchsorted(policy_K.cumsum(), rng.random() * policy_K.sum(), side="right").clip(max=k - 1)
             )
@@ -126,6 +133,7 @@ class ArtworkRanker:
         ranked = [
             {
                 "artwork": request.names[index],
+                "known": request.artworks[index] > 0,
                 "click_probability": click,
                 "engaged_probability": engaged,
                 "appeal": appeal,
@@ -134,7 +142,15 @@ class ArtworkRanker:
             for index, click, engaged, appeal, propensity in zip(order.tolist(), *columns, strict=True)
         ]
         choice = {"artwork": request.names[chosen], "propensity": float(policy_K[chosen])}
-        return {"chosen": choice, "artworks": ranked, "affinity": float(graph_outputs["affinity"])}, chosen
+        title = {"id": request.title_name, "known": request.title > 0}
+        affinity = float(graph_outputs["affinity"])
+        return {
+            "chosen": choice,
+            "artworks": ranked,
+            "title": title,
+            "affinity": affinity,
+            "bundle": self.digest,
+        }, chosen
 
     def _explanation(
         self, request: Request, single_features: dict[str, np.ndarray], chosen: int

@@ -1,95 +1,193 @@
 """The service as an ASGI application: the answers and refusals of each path.
 
-Whatever a client sends gets an answer below 500: `RequestError` carries its status and its line. Bodies are read with a limit
-of size and of time, ranked by `serving.http.batches`, counted by `serving.http.metrics`.
+Whatever a client sends gets an answer below 500, except 503 where the service is too busy: `RequestError` carries its status and
+its line. Bodies are read with a limit of size and of time, ranked by `serving.http.lanes`, counted by `serving.http.metrics`.
 """
 
 import asyncio
+import hmac
 import json
+import signal
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Call
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.bundle.bundle import Bundle
-from serving.http.answers import ArtworkRanker
-from serving.http.batches import RequestBatcher
+from foundation.errors import UserError
+from serving.http.answers import cost
 from serving.http.config import ServeConfig
-from serving.http.interface import OTHER_PATHS, example, openapi, page
+from serving.http.generation import Generation, identity
+from serving.http.interface import OTHER_PATHS
+from serving.http.lanes import Lanes
 from serving.http.metrics import ServiceMetrics
-from serving.http.requests import RequestError, RequestReader
+from serving.http.open_connections import OpenConnections
+from serving.http.requests import Request, RequestError, ids_by_kind
 
 DRAIN_FACTOR = 16
 """Bodies of so many times the limit are read to their end and dropped, so that the client reads why it was refused."""
 KNOWN_PATHS = {"/rank", *OTHER_PATHS}
+OPEN_PATHS = {"/health", "/ready"}
+"""Paths that need no token."""
+LARGE_BYTES, LARGE_BODIES = 2**15, 2
+"""Bodies of more bytes are parsed and answered so many at a time: what they become takes ten times their bytes, and parsing one
+takes the event loop several milliseconds."""
+STUCK_SECONDS, DEAD_SECONDS = 5.0, 30.0
+"""Seconds of one batch from which the service is not ready, and from which it is not healthy and should be restarted."""
+JSON_TYPES = ("application/json", "text/json")
 
 
 class Service:
-    """One bundle's answers by path."""
+    """A folder's bundle, answering by path; the bundle may be replaced."""
 
-    def __init__(self, bundle: Bundle, config: ServeConfig) -> None:
-        self.config, self.service_metrics = config, ServiceMetrics()
-        self.reader, self.answers = RequestReader(bundle), ArtworkRanker(bundle)
-        self.batches = RequestBatcher(
-            self.answers.answer,
+    def __init__(self, folder: Path, config: ServeConfig, say: Callable[[str], None]) -> None:
+        """`say`: prints one line about the service. UserError where the folder is not a bundle."""
+        self.folder, self.config, self.say = folder, config, say
+        self.service_metrics = ServiceMetrics()
+        self.lanes = Lanes(
             max_batch=config.batch,
-            seconds=config.gather_seconds,
+            gather_seconds=config.gather_seconds,
             waiting=config.waiting,
-            on_batch=self.service_metrics.sizes.add,
+            deadline=config.deadline,
+            on_batch=self.service_metrics.batch,
         )
-        spec = openapi(bundle, version("keyart"))
-        self.spec, self.docs = json.dumps(spec), page(spec, curl(bundle, config.url))
-        self.up = json.dumps({"status": "up", "fingerprint": bundle.metadata.get("fingerprint", "")})
-        # one request beforehand, so that the first client does not wait for lazily read tables
-        self.answers.answer(self.reader.read(json.dumps(example(bundle)).encode(), time.time())[0])
+        self.connections = OpenConnections(
+            config.connections,
+            config.write_seconds,
+            config.unsent_bytes,
+            lambda reason: self.service_metrics.count("closed", reason),
+        )
+        self.large_bodies = asyncio.Semaphore(LARGE_BODIES)
+        self.receiving = 0
+        """Bytes of bodies that are being received."""
+        self.background: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        """What runs beside, while requests are answered."""
+        self.all_metrics: Callable[[], Awaitable[ServiceMetrics]] | None = None
+        """The metrics of all workers, where there are several."""
+        self.identity = identity(folder)
+        self.switch(Generation.load(folder, config))
+
+    def switch(self, generation: Generation) -> None:
+        """Answer by another bundle from now on; what was read for the one before is answered by that one."""
+        self.generation = generation
+        self.service_metrics.info = generation.info
+
+    async def reload(self) -> None:
+        """Take the bundle that is in the folder now; where it cannot be read, say why: then the one before stays."""
+        before = self.generation.digest[:12]
+        generation = await self.load()
+        if generation is None:
+            self.say(f"serve: not reloaded. Bundle {before} goes on answering.")
+        else:
+            self.switch(generation)
+            self.say(f"serve: {self.folder}: bundle {generation.digest[:12]} after {before}")
+
+    async def load(self) -> Generation | None:
+        """The bundle that is in the folder now, loaded beside the one that answers; None, and why, where it cannot be read."""
+        self.identity = identity(self.folder)
+        try:
+            generation = await asyncio.to_thread(Generation.load, self.folder, self.config)
+        except Exception as error:  # whatever is wrong with the new bundle, the old one goes on answering
+            message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self.service_metrics.count("reloads", "failed")
+            self.say(message)
+            return None
+        self.service_metrics.count("reloads", "done")
+        return generation
 
     def application(self) -> ASGIApp:
         """The ASGI application for uvicorn."""
         routes = [
             Route("/rank", self.rank, methods=["POST"]),
             Route("/health", self.health),
+            Route("/ready", self.ready),
             Route("/metrics", self.metrics),
             Route("/openapi.json", self.openapi),
             Route("/docs", self.page),
             Route("/", self.paths),
         ]
         refusals: Any = {RequestError: _request_error, HTTPException: _http_error, Exception: _internal_error}
-        return _MetricsMiddleware(
-            Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=refusals), self.service_metrics
-        )
+        app: ASGIApp = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=refusals)
+        app = _Guard(app, self.config.token)
+        if self.config.cors:
+            app = CORSMiddleware(
+                app,
+                allow_origins=self.config.cors,
+                allow_methods=["GET", "POST"],
+                allow_headers=["content-type", "authorization"],
+            )
+        return _MetricsMiddleware(app, self)
 
     async def rank(self, call: Call) -> Response:
         """Ranked artworks of one request, or of each of a list."""
-        requests, is_list = self.reader.read(await self._body(call), time.time())
+        kind = call.headers.get("content-type", JSON_TYPES[0]).partition(";")[0].strip().lower()
+        if kind not in JSON_TYPES:
+            raise RequestError(415, f"content-type={kind[:60]}: is not JSON. Send content-type: application/json.")
+        body = await self._body(call)
+        if len(body) <= LARGE_BYTES:
+            return await self._ranked(body)
+        try:
+            async with asyncio.timeout(self.config.deadline):
+                await self.large_bodies.acquire()
+        except TimeoutError:
+            raise RequestError(503, "rank: too many large bodies are waiting. Retry in a second.") from None
+        try:
+            return await self._ranked(body)
+        finally:
+            self.large_bodies.release()
+
+    async def _ranked(self, body: bytes) -> Response:
+        generation, stages, begin = self.generation, self.service_metrics.stages, time.perf_counter()
+        requests, is_list = generation.reader.read(body, time.time())
         for request in requests:
-            self.answers.require(request)
-        answers = await self.batches.ask(requests)
-        return _json(json.dumps(answers if is_list else answers[0]))
+            generation.ranker.require(request)
+        stages["read"].add(time.perf_counter() - begin)
+        self._count_ids(requests)
+        answers = await self.lanes.ask(requests, [cost(request) for request in requests], generation.ranker.answer)
+        begin = time.perf_counter()
+        text = json.dumps(answers if is_list else answers[0])
+        stages["write"].add(time.perf_counter() - begin)
+        return _json(text)
 
     async def health(self, call: Call) -> Response:
-        """Answer 200 while batches are being answered."""
-        return _json(self.up)
+        """Answer 200, and 503 where a batch hangs, so that the process should be restarted."""
+        return self._state(not self.lanes.stuck(DEAD_SECONDS), "up", "a batch hangs")
+
+    async def ready(self, call: Call) -> Response:
+        """Answer 200 where requests are answered, and 503 where a batch takes long."""
+        return self._state(not self.lanes.stuck(STUCK_SECONDS), "ready", "a batch takes long")
 
     async def metrics(self, call: Call) -> Response:
         """For Prometheus."""
-        return Response(self.service_metrics.text(self.batches.queue.qsize()), media_type="text/plain; version=0.0.4")
+        of_all = self.own_metrics() if self.all_metrics is None else await self.all_metrics()
+        return Response(of_all.text(), media_type="text/plain; version=0.0.4")
+
+    def own_metrics(self) -> ServiceMetrics:
+        """The metrics of this process, gauges read now."""
+        self.service_metrics.gauges = {
+            "keyart_waiting_requests": (self.lanes.waiting, "Requests in the queues."),
+            "keyart_connections": (len(self.connections.open), "Open connections."),
+            "keyart_workers": (1, "Processes that answer."),
+        }
+        return self.service_metrics
 
     async def openapi(self, call: Call) -> Response:
         """The description."""
-        return _json(self.spec)
+        return _json(self.generation.openapi)
 
     async def page(self, call: Call) -> Response:
         """The description as HTML."""
-        return Response(self.docs, media_type="text/html")
+        return Response(self.generation.docs, media_type="text/html")
 
     async def paths(self, call: Call) -> Response:
         """The paths and their meaning."""
@@ -99,15 +197,33 @@ class Service:
             )
         )
 
+    def _state(self, fine: bool, name: str, otherwise: str) -> Response:
+        return _json(json.dumps({"status": name if fine else otherwise} | self.generation.info), 200 if fine else 503)
+
+    def _count_ids(self, requests: list[Request]) -> None:
+        """Counts of ids by kind, and of those that the bundle does not know."""
+        for kind, (given, unknown) in ids_by_kind(requests).items():
+            self.service_metrics.count("ids", kind, by=given)
+            self.service_metrics.count("unknown", kind, by=unknown)
+
     async def _body(self, call: Call) -> bytes:
         """The body of a request; RequestError where it is too large or too slow."""
         max_bytes, parts, size = self.config.body_bytes, [], 0
+        too_large = RequestError(
+            413, f"body: more than {max_bytes:,} bytes. Send fewer requests or candidates at a time."
+        )
+        length = call.headers.get("content-length", "0")
+        if "expect" in call.headers and length.isdigit() and int(length) > max_bytes:
+            raise too_large  # before the client is asked to continue
         try:
             async with asyncio.timeout(self.config.body_seconds):
                 async for part in call.stream():
                     size += len(part)
                     if size <= max_bytes:
                         parts.append(part)
+                        self.receiving += len(part)
+                        if self.receiving > self.config.bodies_bytes:
+                            raise RequestError(503, "body: too many are being received. Retry in a second.")
                     elif size > DRAIN_FACTOR * max_bytes:
                         break
         except TimeoutError:
@@ -116,30 +232,66 @@ class Service:
             ) from None
         except ClientDisconnect:
             raise RequestError(400, "body: ended early. Send all of it.") from None
+        finally:
+            self.receiving -= sum(map(len, parts))
         if size > max_bytes:
-            raise RequestError(
-                413, f"body: more than {max_bytes:,} bytes. Send fewer requests or candidates at a time."
-            )
+            raise too_large
         return b"".join(parts)
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.batches.run())
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(self.lanes.run()), loop.create_task(self.connections.sweep())]
+        tasks += [loop.create_task(work()) for work in self.background]
+        if self.config.reload_seconds and self.config.workers == 1:
+            tasks.append(loop.create_task(self._watch()))
+        if sys.platform != "win32" and self.config.workers == 1:
+            reloading: set[asyncio.Task[Any]] = set()
+            loop.add_signal_handler(signal.SIGHUP, lambda: reloading.add(loop.create_task(self.reload())))
         yield
-        task.cancel()
+        for task in tasks:
+            task.cancel()
+
+    async def _watch(self) -> None:
+        """Reload whenever another bundle is in the folder."""
+        while True:
+            await asyncio.sleep(self.config.reload_seconds)
+            now = identity(self.folder)
+            if now and now != self.identity:
+                await self.reload()
 
 
-def curl(bundle: Bundle, url: str) -> str:
-    """A command line to try the service."""
-    body = json.dumps(example(bundle) | {"explain": True}).replace("'", "\\u0027")
-    return f"curl -s {url}/rank -d '{body}'"
+class _Guard:
+    """An application behind the rules of every path: a host is named, and the token is right."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self.app, self.token = app, f"bearer {token}".encode() if token else b""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        error = None
+        if scope["http_version"] == "1.1" and not headers.get(b"host"):
+            error = RequestError(400, "host: the header is missing. HTTP/1.1 requests name their host.")
+        elif self.token and scope["path"] not in OPEN_PATHS and not self._is_known(headers.get(b"authorization", b"")):
+            error = RequestError(401, "authorization: the token is missing or wrong. Send authorization: Bearer TOKEN.")
+        if error is None:
+            await self.app(scope, receive, send)
+        else:
+            await (await _request_error(None, error))(scope, receive, send)
+
+    def _is_known(self, given: bytes) -> bool:
+        scheme, _, token = given.partition(b" ")
+        return hmac.compare_digest(scheme.lower() + b" " + token.strip(), self.token)
 
 
 class _MetricsMiddleware:
-    """An application, its answers counted."""
+    """An application, its answers counted and marked with the bundle's digest."""
 
-    def __init__(self, app: ASGIApp, service_metrics: ServiceMetrics) -> None:
-        self.app, self.service_metrics = app, service_metrics
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app, self.service, self.metrics = app, service, service.service_metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -156,9 +308,9 @@ class _MetricsMiddleware:
             await self.app(scope, receive, counted_send)
         finally:
             path = scope["path"] if scope["path"] in KNOWN_PATHS else "other"
-            self.service_metrics.responses[path, status] += 1
+            self.metrics.count("responses", path, str(status))
             if path == "/rank":
-                self.service_metrics.seconds.add(time.perf_counter() - began)
+                self.metrics.seconds.add(time.perf_counter() - began)
 
 
 def _json(text: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -166,12 +318,16 @@ def _json(text: str, status: int = 200, headers: dict[str, str] | None = None) -
     return Response(text, status, headers, "application/json")
 
 
-async def _request_error(call: Call, error: RequestError) -> Response:
+async def _request_error(call: Call | None, error: RequestError) -> Response:
     # the rest of an unread body cannot be distinguished from the next request
-    headers = (
-        {"connection": "close"} if error.status in (408, 413) else {"retry-after": "1"} if error.status == 503 else {}
-    )
-    return _json(json.dumps({"error": str(error)}), error.status, headers)
+    headers = {
+        401: {"www-authenticate": "Bearer", "connection": "close"},
+        408: {"connection": "close"},
+        413: {"connection": "close"},
+        415: {"connection": "close"},
+        503: {"retry-after": "1"},
+    }
+    return _json(json.dumps({"error": str(error)}), error.status, headers.get(error.status))
 
 
 async def _http_error(call: Call, error: HTTPException) -> Response:

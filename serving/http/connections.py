@@ -1,31 +1,38 @@
-"""Sockets: listening, limits on time and size of the head of a request, and stopping.
+"""Sockets: listening, limits on each connection, and stopping.
 
-uvicorn limits neither the size of a head nor the time it takes; `serving.http.application` limits bodies.
+uvicorn limits neither the size of a request's head, nor the time that it takes, nor how long a client takes to read an answer;
+`serving.http.application` limits bodies.
 """
 
 import asyncio
+import json
 import signal
 import socket
+import sys
+from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from foundation.errors import UserError
 from serving.http.config import ServeConfig
+from serving.http.metrics import ServiceMetrics
+from serving.http.open_connections import PROBES, RESERVE, OpenConnections
 
 HEAD_BYTES = 65_536
-IDLE_SECONDS = 75
-"""Seconds that an idle connection is kept: longer than the 60 of proxies, which would otherwise use a closed one."""
-SHUTDOWN_SECONDS = 10
+SHUTDOWN_SECONDS = 8
+"""Seconds for requests in flight to be answered when the service stops."""
+OTHER_FILES = 64
+"""Files that a process has open beside its connections, at most."""
 
 
-def listen(config: ServeConfig) -> socket.socket:
-    """A listening socket; UserError where the address cannot be used."""
+def listen(config: ServeConfig, *, shared: bool = False) -> socket.socket:
+    """A listening socket, whose port other processes may share; UserError where the address cannot be used."""
     try:
         family = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.create_server((config.host, config.port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
+        listening = socket.create_server((config.host, config.port), family=family, backlog=2048, reuse_port=shared)
+    except (OSError, OverflowError, ValueError) as error:
         message = getattr(error, "strerror", None) or error
         raise UserError(
             f"host={config.host}, port={config.port}: cannot listen ({message}). Give another --port."
@@ -36,19 +43,38 @@ def listen(config: ServeConfig) -> socket.socket:
     return listening
 
 
-def run(app: ASGIApp, listening: socket.socket, config: ServeConfig) -> None:
-    """Serve until SIGTERM or Ctrl-C; requests received by then are answered."""
+def allow_files(connections: int) -> None:
+    """Raise the process's limit of open files to what the connections need; UserError where the system does not let it."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    needed = connections + RESERVE + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise UserError(
+                f"connections={connections:,}: need {needed:,} open files, and this process may have {hard:,}. Give fewer, or "
+                "raise the limit: ulimit -n."
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def run(
+    app: ASGIApp, listening: socket.socket, config: ServeConfig, connections: OpenConnections, metrics: ServiceMetrics
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; requests received by then are answered, within SHUTDOWN_SECONDS."""
+    attributes = {"seconds": config.head_seconds, "registry": connections, "metrics": metrics}
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            http=type("HeaderLimitProtocol", (HeaderLimitProtocol,), {"seconds": config.head_seconds}),
+            http=type("ServiceProtocol", (LimitedProtocol,), attributes),
             ws="none",
             log_level="error",
             access_log=False,
             server_header=False,
-            timeout_keep_alive=IDLE_SECONDS,
+            timeout_keep_alive=config.idle_seconds,  # pyright: ignore[reportArgumentType]  seconds of call_later
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-            limit_concurrency=config.connections,
         )
     )
     # uvicorn raises the signal again when it has stopped, for other handlers, of which there are none
@@ -60,18 +86,32 @@ def run(app: ASGIApp, listening: socket.socket, config: ServeConfig) -> None:
             signal.signal(number, handler)
 
 
-class HeaderLimitProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with a limit on time and size of a request's head."""
+async def refuse_connection(scope: Scope, receive: Receive, send: Send) -> None:
+    """The application of a request for which no connection is left."""
+    body = b'{"error": "connections: all are in use. Retry in a second."}'
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(b"connection", b"close"), (b"retry-after", b"1")]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with limits on time and size of a request's head and on the connections of all clients."""
 
     seconds = 10.0
+    registry: OpenConnections
+    metrics: ServiceMetrics
     deadline: asyncio.TimerHandle | None = None
     size = 0
     """Bytes of the present head so far."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the deadline of the first head."""
+        """Admit the connection and start the deadline of its first head."""
         super().connection_made(transport)
-        self._start_header_deadline()
+        if self.registry.admit(self):
+            self._start_header_deadline()
+        else:
+            self._refuse(503, "connections: all are in use. Retry in a second.")
 
     def data_received(self, data: bytes) -> None:
         """Count the bytes of a head, not those of a body."""
@@ -81,33 +121,60 @@ class HeaderLimitProtocol(HttpToolsProtocol):
             self.size += len(data)
         super().data_received(data)
         if self.deadline is not None and self.size > HEAD_BYTES:
-            self._refuse(b"431 Request Header Fields Too Large", b"head: too large.")
+            self._refuse(431, "head: too large.")
 
     def on_headers_complete(self) -> None:
-        """Stop the deadline of the head."""
+        """Stop the deadline of the head; where connections are full, only probes are answered."""
         self._cancel_header_deadline()
-        super().on_headers_complete()
+        self.registry.asked(self)
+        app = self.app
+        if self.registry.full and self.url.partition(b"?")[0] not in PROBES:
+            self.metrics.count("responses", "connection", "503")
+            self.app: Any = refuse_connection
+        try:
+            super().on_headers_complete()
+        finally:
+            self.app = app
+
+    def on_response_complete(self) -> None:
+        """Await the next request, or that the client reads its answer."""
+        if not self.pipeline:
+            self.registry.answered(self)
+        elif self.transport.get_write_buffer_size():
+            self.metrics.count("closed", "slow")
+            self.transport.abort()  # asks for more answers without reading those it got
+            return
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP."""
+        self._refuse(400, f"head: {msg.rstrip('.')}.")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop any deadline."""
         self._cancel_header_deadline()
+        self.registry.lost(self)
         super().connection_lost(exc)
 
     def _start_header_deadline(self) -> None:
         self.size = 0
-        self.deadline = self.loop.call_later(
-            self.seconds, self._refuse, b"408 Request Timeout", b"head: took too long."
-        )
+        self.deadline = self.loop.call_later(self.seconds, self._refuse, 408, "head: took too long.")
 
     def _cancel_header_deadline(self) -> None:
         if self.deadline is not None:
             self.deadline.cancel()
             self.deadline = None
 
-    def _refuse(self, status: bytes, message: bytes) -> None:
+    def _refuse(self, status: int, message: str) -> None:
         self._cancel_header_deadline()
-        if not self.transport.is_closing():
-            head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nconnection: close\r\n" % status
-            body = b'{"error": "%s"}' % message
-            self.transport.write(head + b"content-length: %d\r\n\r\n%s" % (len(body), body))
-            self.transport.close()
+        if self.transport.is_closing():
+            return
+        self.metrics.count("responses", "connection", str(status))
+        body = json.dumps({"error": message}).encode()
+        reasons = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+        head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\nconnection: close\r\n" % (
+            status,
+            reasons.get(status, b"Service Unavailable"),
+        )
+        self.transport.write(head + b"content-length: %d\r\n\r\n%s" % (len(body), body))
+        self.transport.close()

@@ -17,6 +17,14 @@ RANKED: dict[str, Spec] = {
     "appeal": _NUMBER
     | {"description": "what it adds to the click logit above its title's mean artwork, for this member"},
     "propensity": _NUMBER | {"description": "probability with which the policy shows it"},
+    "known": {
+        "type": "boolean",
+        "description": "whether the bundle knows the artwork; others are ranked as a typical one",
+    },
+}
+TITLE: dict[str, Spec] = {
+    "id": {"type": "string", "description": "as it was given"},
+    "known": {"type": "boolean", "description": "whether the bundle knows the title"},
 }
 CHOSEN: dict[str, Spec] = {
     "artwork": {"type": "string", "description": "the one to show"},
@@ -43,6 +51,8 @@ ANSWER: dict[str, Spec] = {
         "items": {"$ref": "#/components/schemas/Ranked"},
         "description": "by click_probability, the best first",
     },
+    "title": {"$ref": "#/components/schemas/Title"},
+    "bundle": {"type": "string", "description": "digest of the bundle that answered: log it beside the propensity"},
     "affinity": _NUMBER | {"description": "what the title adds to the click logit, for this member"},
     "explanation": {
         "anyOf": [{"$ref": "#/components/schemas/Explanation"}, {"type": "null"}],
@@ -50,14 +60,18 @@ ANSWER: dict[str, Spec] = {
     },
 }
 ERROR_STATUSES = {
-    400: "no JSON",
-    408: "the body took too long",
+    400: "no JSON, or no host in the head",
+    408: "the head or the body took too long",
     413: "the body is too large",
+    415: "the body's content type is not JSON",
     422: "a field is invalid: error names it, its value and the remedy",
-    503: "too many requests are waiting",
+    431: "the head is too large",
+    503: "too busy to answer within the deadline: retry after the seconds of the header Retry-After",
 }
+GENERAL_STATUSES = {404: "no such path", 405: "the path has another method"}
 OTHER_PATHS = {
-    "/health": ("The service is up: the bundle's fingerprint.", "application/json"),
+    "/health": ("The process works (503: restart it): the bundle's digest.", "application/json"),
+    "/ready": ("Requests are answered (503: not now): the bundle's digest.", "application/json"),
     "/metrics": ("Metrics of the service, for Prometheus.", "text/plain"),
     "/openapi.json": ("This description.", "application/json"),
     "/docs": ("This description as a page.", "text/html"),
@@ -77,14 +91,14 @@ def example(bundle: Bundle) -> dict[str, Any]:
     return request | {"policy": "epsilon:0.1"}
 
 
-def openapi(bundle: Bundle, version: str) -> Spec:
-    """The description of a bundle's service."""
+def openapi(bundle: Bundle, version: str, *, secured: bool = False) -> Spec:
+    """The description of a bundle's service; `secured`: whether it wants a token."""
     request_reference, answer_reference = (
         {"$ref": "#/components/schemas/Request"},
         {"$ref": "#/components/schemas/Answer"},
     )
     fields = request_schema(bundle.context)
-    refused = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
+    unauthorised = {401: "the token is missing or wrong"} if secured else {}
     rank = {
         "summary": "Rank a title's artworks for a member and choose one; a list of requests is answered by a list.",
         "requestBody": {
@@ -96,11 +110,14 @@ def openapi(bundle: Bundle, version: str) -> Spec:
                 "description": "ranked",
                 "content": {"application/json": {"schema": _one_or_list(answer_reference)}},
             },
-            **{str(status): {"description": summary, "content": refused} for status, summary in ERROR_STATUSES.items()},
+            **_refusals(ERROR_STATUSES | unauthorised | GENERAL_STATUSES),
         },
     }
+    refused = _refusals(unauthorised | GENERAL_STATUSES | {431: ERROR_STATUSES[431], 503: "not now"})
     others = {
-        path: {"get": {"summary": summary, "responses": {"200": {"description": summary, "content": {kind: {}}}}}}
+        path: {
+            "get": {"summary": summary, "responses": {"200": {"description": summary, "content": {kind: {}}}} | refused}
+        }
         for path, (summary, kind) in OTHER_PATHS.items()
     }
     return {
@@ -116,7 +133,8 @@ def openapi(bundle: Bundle, version: str) -> Spec:
             "schemas": {
                 "Request": _object(fields, REQUIRED),
                 "Play": _object(PLAY, ("title",)),
-                "Answer": _object(ANSWER, ("chosen", "artworks", "affinity")),
+                "Answer": _object(ANSWER, tuple(name for name in ANSWER if name != "explanation")),
+                "Title": _object(TITLE, tuple(TITLE)),
                 "Chosen": _object(CHOSEN, tuple(CHOSEN)),
                 "Ranked": _object(RANKED, tuple(RANKED)),
                 "Explanation": _object(EXPLANATION, tuple(EXPLANATION)),
@@ -124,6 +142,11 @@ def openapi(bundle: Bundle, version: str) -> Spec:
             }
         },
     }
+
+
+def _refusals(summaries: dict[int, str]) -> dict[str, Spec]:
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
+    return {str(status): {"description": summary, "content": content} for status, summary in summaries.items()}
 
 
 def _one_or_list(schema: Spec) -> Spec:

@@ -1,11 +1,29 @@
-"""Metrics of the service, in Prometheus' text format 0.0.4."""
+"""Metrics of the service, in Prometheus' text format 0.0.4; those of several workers are added up."""
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
+STAGES = ("read", "queue", "rank", "write")
+"""Stages of POST /rank: a body parsed and checked; the first request of a batch waiting for its thread; the batch answered; the
+answers of a body written as JSON."""
+
+_COUNTERS = {
+    "responses": ("keyart_http_requests_total", "Requests answered, by path and status.", ("path", "status")),
+    "ids": ("keyart_ids_total", "Ids in requests that were ranked, by kind.", ("kind",)),
+    "unknown": ("keyart_unknown_ids_total", "Of those, ids that the bundle does not know.", ("kind",)),
+    "closed": (
+        "keyart_connections_closed_total",
+        "Connections that the service ended, by reason: idle (for a new one), slow (answer not read), unsent (too many "
+        "unread bytes of all), full (no idle one to end).",
+        ("reason",),
+    ),
+    "reloads": ("keyart_reloads_total", "Attempts to open a new bundle, by result.", ("result",)),
+}
+"""By attribute: name, meaning, and labels in the order of its keys."""
 
 
 class Histogram:
@@ -19,33 +37,91 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
-    def lines(self, name: str, help_: str) -> list[str]:
-        """The lines of the text format."""
-        lines, below = [f"# HELP {name} {help_}", f"# TYPE {name} histogram"], 0
+    def lines(self, name: str, labels: str = "") -> list[str]:
+        """The lines of the text format; `labels`: such as `stage="read"`."""
+        lines, below, comma = [], 0, "," if labels else ""
         for bound, count in zip((*self.bounds, "+Inf"), self.counts, strict=True):
             below += count
-            lines.append(f'{name}_bucket{{le="{bound}"}} {below}')
-        return [*lines, f"{name}_sum {self.sum:.9g}", f"{name}_count {below}"]
+            lines.append(f'{name}_bucket{{{labels}{comma}le="{bound}"}} {below}')
+        label = f"{{{labels}}}" if labels else ""
+        return [*lines, f"{name}_sum{label} {self.sum:.9g}", f"{name}_count{label} {below}"]
 
 
 class ServiceMetrics:
     """Metrics of one process, since it started."""
 
     def __init__(self) -> None:
-        self.responses: Counter[tuple[str, int]] = Counter()
+        self.counters: dict[str, Counter[tuple[str, ...]]] = {name: Counter() for name in _COUNTERS}
         self.seconds, self.sizes = Histogram(SECONDS), Histogram(SIZES)
+        self.stages = {stage: Histogram(SECONDS) for stage in STAGES}
+        self.info: dict[str, str] = {}
+        """Labels of `keyart_bundle_info`."""
+        self.gauges: dict[str, tuple[float, str]] = {}
+        """Values that are read when metrics are asked for, by name, and their meaning."""
 
-    def text(self, waiting: int) -> str:
-        """The answer to GET /metrics; `waiting`: requests in the queue now."""
-        lines = [
-            "# HELP keyart_http_requests_total Requests answered, by path and status.",
-            "# TYPE keyart_http_requests_total counter",
-        ]
+    def count(self, counter: str, *labels: str, by: int = 1) -> None:
+        """Add to a counter; `labels`: values of its labels."""
+        self.counters[counter][labels] += by
+
+    def batch(self, requests: int, waited: float, seconds: float) -> None:
+        """A batch that was answered, after the first of its requests had waited."""
+        self.sizes.add(requests)
+        self.stages["queue"].add(waited)
+        self.stages["rank"].add(seconds)
+
+    def state(self) -> dict[str, Any]:
+        """Everything as JSON values, to be added up by `total`."""
+        return {
+            "counters": {name: [[*key, n] for key, n in counter.items()] for name, counter in self.counters.items()},
+            "histograms": {name: [*histogram.counts, histogram.sum] for name, histogram in self._histograms().items()},
+            "gauges": self.gauges,
+            "info": self.info,
+        }
+
+    @classmethod
+    def total(cls, states: Iterable[Mapping[str, Any]]) -> "ServiceMetrics":
+        """The metrics of several processes, added up; bundle and meanings of gauges are the first one's."""
+        total = cls()
+        for state in states:
+            for name, rows in state["counters"].items():
+                for *key, n in rows:
+                    total.counters[name][tuple(key)] += n
+            for name, (*counts, summed) in state["histograms"].items():
+                histogram = total._histograms()[name]
+                histogram.counts = [a + b for a, b in zip(histogram.counts, counts, strict=True)]
+                histogram.sum += summed
+            for name, (value, meaning) in state["gauges"].items():
+                total.gauges[name] = (total.gauges.get(name, (0.0, ""))[0] + value, meaning)
+            total.info = total.info or dict(state["info"])
+        return total
+
+    def text(self) -> str:
+        """The answer to GET /metrics."""
+        lines = []
+        for attribute, (name, meaning, labels) in _COUNTERS.items():
+            lines += _header(name, meaning, "counter")
+            for key, n in sorted(self.counters[attribute].items()):
+                pairs = ",".join(f'{label}="{value}"' for label, value in zip(labels, key, strict=True))
+                lines.append(f"{name}{{{pairs}}} {n}")
+        lines += _header("keyart_rank_seconds", "From the head of POST /rank to the end of its answer.", "histogram")
+        lines += self.seconds.lines("keyart_rank_seconds")
+        lines += _header("keyart_stage_seconds", "Of that, by stage: read, queue, rank (by batch), write.", "histogram")
+        for stage, histogram in self.stages.items():
+            lines += histogram.lines("keyart_stage_seconds", f'stage="{stage}"')
+        lines += _header("keyart_batch_requests", "Requests answered in one batch.", "histogram")
+        lines += self.sizes.lines("keyart_batch_requests")
+        for name, (value, meaning) in self.gauges.items():
+            lines += [*_header(name, meaning, "gauge"), f"{name} {value:g}"]
+        pairs = ",".join(f'{label}="{value}"' for label, value in self.info.items())
         lines += [
-            f'keyart_http_requests_total{{path="{path}",status="{status}"}} {count}'
-            for (path, status), count in sorted(self.responses.items())
+            *_header("keyart_bundle_info", "The bundle that is served.", "gauge"),
+            f"keyart_bundle_info{{{pairs}}} 1",
         ]
-        lines += self.seconds.lines("keyart_rank_seconds", "From the head of POST /rank to the end of its answer.")
-        lines += self.sizes.lines("keyart_batch_requests", "Requests answered in one batch.")
-        lines += ["# HELP keyart_waiting_requests Requests in the queue.", "# TYPE keyart_waiting_requests gauge"]
-        return "\n".join([*lines, f"keyart_waiting_requests {waiting}", ""])
+        return "\n".join([*lines, ""])
+
+    def _histograms(self) -> dict[str, Histogram]:
+        return {"seconds": self.seconds, "sizes": self.sizes} | self.stages
+
+
+def _header(name: str, meaning: str, kind: str) -> list[str]:
+    return [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}"]

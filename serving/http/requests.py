@@ -29,6 +29,7 @@ from serving.http.schema import (
     MAX_CANDIDATES,
     MAX_CLOCK_SKEW,
     MAX_DRAWN,
+    MAX_EXPLAINED,
     MAX_PLAY_COUNT,
     MAX_REQUESTS,
     MAX_SEED,
@@ -37,7 +38,8 @@ from serving.http.schema import (
     Schema,
     request_schema,
 )
-from serving.scoring.policies import ServingPolicy
+from serving.http.sticky import sticky_seed
+from serving.scoring.policies import MAX_DRAWS, ServingPolicy
 
 
 class RequestError(Exception):
@@ -68,18 +70,32 @@ class Request:
     """The reward that the policy chooses by: one of REWARDS."""
     seed: int | None
     explain: bool
+    title_name: str
+    """Id of the title, as it was given."""
+    categories: tuple[str, ...]
+    """Categories of the context that are given."""
+
+    @property
+    def drawn(self) -> int:
+        """Candidates x draws of Thompson sampling; 0 for other policies."""
+        return len(self.names) * int(self.policy.strength) if self.policy.kind == "thompson" else 0
 
 
 class RequestReader:
     """Bodies -> requests of one bundle."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, max_draws: int = MAX_DRAWS, sticky_seconds: float = 0.0) -> None:
+        """`max_draws`: of Thompson sampling, for a request; `sticky_seconds`: see `serving.http.sticky`, 0: new seeds."""
+        self.max_draws, self.sticky_seconds = max_draws, sticky_seconds
+        owner = bundle.tables.get("artwork_title")
+        self.owner = None if owner is None else owner.tolist()
         self.features = bundle.context
         self.fields = request_schema(self.features)
         # a dict each: Arrow's lookup builds its table anew for every call
         kinds = ("titles", "artworks", *categories_of(self.features))
         self.rows = {k: {value: row for row, value in enumerate(bundle.vocabularies[k].values, 1)} for k in kinds}
         self.titles, self.artworks = self.rows["titles"], self.rows["artworks"]
+        self.title_names, self.categories = bundle.vocabularies["titles"].values, categories_of(self.features)
         self.history_length = bundle.history_length
 
     def read(self, body: bytes, now: float) -> tuple[list[Request], bool]:
@@ -98,6 +114,17 @@ class RequestReader:
         total = sum(len(request.artworks) for request in read)
         if total > MAX_CANDIDATES:
             raise RequestError(422, f"artworks: {total:,} in one body. Send at most {MAX_CANDIDATES:,} at a time.")
+        drawn = sum(request.drawn for request in read)
+        if drawn > MAX_DRAWN:
+            raise RequestError(
+                422,
+                f"policy: {drawn:,} candidates x draws in one body. Send at most {MAX_DRAWN:,}: fewer requests or draws.",
+            )
+        explained = sum(len(request.names) for request in read if request.explain)
+        if explained > MAX_EXPLAINED:
+            raise RequestError(
+                422, f"explain: {explained:,} candidates in one body. Send at most {MAX_EXPLAINED:,} to be explained."
+            )
         return read, True
 
     def _request(self, fields_given: Any, prefix: str, now: float) -> Request:
@@ -144,7 +171,7 @@ class RequestReader:
                 f"{prefix}play_count={count}: is less than the {len(history_titles)} plays in history. Leave it out.",
             )
         policy, reward = (
-            _policy(fields_given, prefix, len(names)),
+            _policy(fields_given, prefix, len(names), self.max_draws),
             _string(fields_given, "reward", prefix) or REWARD_KINDS[0],
         )
         if reward not in REWARD_KINDS:
@@ -159,19 +186,45 @@ class RequestReader:
         explain = fields_given.get("explain")
         if explain is not None and type(explain) is not bool:
             raise RequestError(422, f"{prefix}explain={_quoted(explain)}: must be true or false.")
+        if explain and len(names) > MAX_EXPLAINED:
+            raise RequestError(
+                422, f"{prefix}explain: {len(names):,} candidates. Explain at most {MAX_EXPLAINED:,} at a time."
+            )
+        artwork_rows, title_row = [self.artworks.get(name, 0) for name in names], self.titles.get(title, 0)
+        self._require_own_artworks(title_row, artwork_rows, names, title, prefix)
+        member = _string(fields_given, "member", prefix)
+        seed = None if fields_given.get("seed") is None else _integer(fields_given, "seed", prefix, 0, MAX_SEED, 0)
+        if seed is None and member and self.sticky_seconds:
+            seed = sticky_seed(member, title, timestamp, self.sticky_seconds)
         return Request(
-            artworks=[self.artworks.get(name, 0) for name in names],
+            artworks=artwork_rows,
             names=names,
             history_titles=history_titles,
             history=history,
             context=context,
-            title=self.titles.get(title, 0),
+            title=title_row,
             play_count=count,
             policy=policy,
             reward=reward,
-            seed=None if fields_given.get("seed") is None else _integer(fields_given, "seed", prefix, 0, MAX_SEED, 0),
+            seed=seed,
             explain=bool(explain),
+            title_name=title,
+            categories=tuple(name for name in self.categories if fields_given.get(name) not in (None, "")),
         )
+
+    def _require_own_artworks(
+        self, title_row: int, artwork_rows: list[int], names: list[str], title: str, prefix: str
+    ) -> None:
+        """RequestError where a known artwork is of another title: of what the title's row adds nothing would be right."""
+        if self.owner is None or not title_row:
+            return
+        for index, row in enumerate(artwork_rows):
+            if row and (owner := self.owner[row]) not in (0, title_row):
+                raise RequestError(
+                    422,
+                    f"{prefix}artworks[{index}]={_quoted(names[index])}: is an artwork of title "
+                    f"{_quoted(self.title_names[owner - 1])}, not of {_quoted(title)}. Give the title's own artworks.",
+                )
 
     def _context_value(
         self, feature: ContextFeature, fields_given: dict[str, Any], prefix: str, timestamp: float
@@ -230,6 +283,26 @@ class RequestReader:
         return history_titles, ([self.titles.get(title, 0) for title in history_titles], artworks, watched)
 
 
+def ids_by_kind(requests: Sequence[Request]) -> dict[str, tuple[int, int]]:
+    """By kind (title, artwork, play, and each category of the context): ids given, and of those unknown to the bundle."""
+    counts = {
+        "title": (len(requests), sum(not request.title for request in requests)),
+        "artwork": (
+            sum(len(request.artworks) for request in requests),
+            sum(request.artworks.count(0) for request in requests),
+        ),
+        "play": (
+            sum(len(request.history[0]) for request in requests),
+            sum(request.history[0].count(0) for request in requests),
+        ),
+    }
+    for request in requests:
+        for name in request.categories:
+            given, unknown = counts.get(name, (0, 0))
+            counts[name] = (given + 1, unknown + (not request.context[name]))
+    return counts
+
+
 def inputs(requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The graph's inputs for some requests, padded to the longest, and the mask of candidates: bool (N, K)."""
     columns: list[list[Any]] = [[value for request in requests for value in request.history[c]] for c in range(3)]
@@ -252,17 +325,17 @@ def inputs(requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], np.ndarr
     )
 
 
-def _policy(fields_given: dict[str, Any], prefix: str, candidates: int) -> ServingPolicy:
+def _policy(fields_given: dict[str, Any], prefix: str, candidates: int, max_draws: int) -> ServingPolicy:
     text = _string(fields_given, "policy", prefix) or "greedy"
     try:
         policy = ServingPolicy.parse(text)
     except UserError:
         forms = "greedy, epsilon:SHARE (0 .. 1), softmax:TEMPERATURE (above 0) or thompson:DRAWS:WIDTH:FLOOR"
         raise RequestError(422, f"{prefix}policy={_quoted(text)}: unknown policy. Give {forms}.") from None
-    if policy.kind == "thompson" and candidates * policy.strength > MAX_DRAWN:
-        max_draws = MAX_DRAWN // candidates
+    most = min(max_draws, MAX_DRAWN // candidates)
+    if policy.kind == "thompson" and policy.strength > most:
         raise RequestError(
-            422, f"{prefix}policy={text}: too many draws for {candidates:,} candidates. Give thompson:{max_draws}."
+            422, f"{prefix}policy={text}: too many draws for {candidates:,} candidates. Give thompson:{most}."
         )
     return policy
 
@@ -299,6 +372,8 @@ def _integer(fields_given: dict[str, Any], name: str, prefix: str, minimum: int,
     value = fields_given.get(name)
     if value is None:
         return default
+    if type(value) is float and value.is_integer():  # 1.0 is an integer of JSON Schema
+        value = int(value)
     if type(value) is not int or not minimum <= value <= maximum:
         raise RequestError(422, f"{prefix}{name}={_quoted(value)}: give a whole number, {minimum} .. {maximum:,}.")
     return value

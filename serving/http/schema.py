@@ -9,7 +9,9 @@ from serving.scoring.policies import DEFAULT_DRAWS
 MAX_CANDIDATES, MAX_REQUESTS = 10_000, 256
 """Limits of one body: candidates of all its requests, and requests."""
 MAX_DRAWN = MAX_CANDIDATES * DEFAULT_DRAWS
-"""Limit of candidates x draws of Thompson sampling, which keeps its arrays below about 200 MB."""
+"""Limit of candidates x draws of Thompson sampling in one body."""
+MAX_EXPLAINED = 1_000
+"""Limit of candidates of the requests of one body that are to be explained."""
 MAX_CLOCK_SKEW = 300
 """Seconds that another machine's clock may be ahead of this one's."""
 EARLIEST, LATEST = -2_208_988_800, 4_102_444_800
@@ -39,6 +41,10 @@ REQUEST: dict[str, Schema] = {
         "uniqueItems": True,
         "description": "ids of the candidates",
     },
+    "member": {
+        "type": ["string", "null"],
+        "description": "id of the member. Read by `keyart serve --sticky` alone, which makes the seed of it",
+    },
     "history": {
         "type": ["array", "null"],
         "items": {"$ref": "#/components/schemas/Play"},
@@ -65,7 +71,8 @@ REQUEST: dict[str, Schema] = {
         "type": ["integer", "null"],
         "minimum": 0,
         "maximum": MAX_SEED,
-        "description": "seed of the choice where the policy is random; default: a new one each time",
+        "description": "seed of the choice where the policy is random; default: a new one each time, or under --sticky one by "
+        "member, title and time",
     },
     "explain": {"type": ["boolean", "null"], "description": "explain the chosen artwork, where there are two or more"},
 }

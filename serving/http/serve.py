@@ -1,10 +1,12 @@
 """`keyart serve`: a bundle behind HTTP, small and complete enough to measure a real service against.
 
-One process: an event loop reads and writes, one thread runs the graph over the requests that arrived meanwhile. Needs the extra
-`serve`, and no torch. `serving.http.application` answers, `serving.http.requests` reads requests.
+One process (or several, `serving.http.workers`): an event loop reads and writes, two threads run the graph over the requests that
+arrived meanwhile. Needs the extra `serve`, and no torch. `serving.http.application` answers, `serving.http.requests` reads
+requests.
 """
 
 import ctypes
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,35 +14,54 @@ from pathlib import Path
 from rich.console import Console
 
 from foundation.errors import UserError
-from serving.bundle.bundle import Bundle
 from serving.http.config import ServeConfig
 
 M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES = -3, 2**20
 """mallopt's parameter for the size from which freed memory is returned to the system, and that size."""
+SWITCH_SECONDS = 0.001
+"""Seconds after which a thread that computes in Python lets the event loop go on."""
 
 
 def serve(folder: Path, config: ServeConfig, console: Console) -> None:
     """Answer until SIGTERM or Ctrl-C. UserError where the extra is missing, the folder is not a bundle or the port is taken."""
     try:
-        from serving.http.application import Service, curl
-        from serving.http.connections import listen, run
+        from serving.http.application import Service
+        from serving.http.connections import allow_files, listen, run
+        from serving.http.workers import serve_by_workers
     except ImportError as error:
         raise UserError(
             f"keyart serve: {error.name} is not installed. Install the extra: uv sync --extra serve."
         ) from None
 
-    _return_large_arrays()
-    # one thread: the event loop has the other core, and threads that wait for work by spinning take it away
-    bundle = Bundle.open(folder, threads=1)
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    allow_files(config.connections)
+    if config.workers > 1:
+        serve_by_workers(folder, config, say)
+        say("Stopped.")
+        return
+    prepare_process()
     with listen(config) as listening:
         config = replace(config, port=listening.getsockname()[1])
-        app = Service(bundle, config).application()
-        banner = (
-            f"{folder} at {config.url}, to read at {config.url}/docs; Ctrl-C stops it. Try:\n{curl(bundle, config.url)}"
-        )
-        console.print(banner, soft_wrap=True, markup=False)
-        run(app, listening, config)
-    console.print("Stopped.")
+        service = Service(folder, config, say)
+        say(banner(folder, config, service.generation.curl))
+        run(service.application(), listening, config, service.connections, service.service_metrics)
+    say("Stopped.")
+    if service.lanes.stuck(0):  # a thread still computes: it would hold up the end of the process
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def banner(folder: Path, config: ServeConfig, curl: str) -> str:
+    """What is printed when the service answers."""
+    return f"{folder} at {config.url}, to read at {config.url}/docs; Ctrl-C stops it. Try:\n{curl}"
+
+
+def prepare_process() -> None:
+    """Settings of a process that serves."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    _return_large_arrays()
 
 
 def _return_large_arrays() -> None:

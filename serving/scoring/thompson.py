@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from foundation.errors import UserError
 from serving.bundle.bundle import POSTERIOR, Bundle
 from serving.scoring.explain import sum_by_part
-from serving.scoring.policies import mixed_with_uniform
+from serving.scoring.policies import DEFAULT_DRAWS, mixed_with_uniform
 
 GOLDEN_RATIO, MIX_STEPS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 0))
 """Constants of splitmix64: its step, and the shifts and factors of its mixing."""
@@ -25,27 +25,50 @@ MAX_APPEALS_HELD = 4_000_000
 """Drawn appeals in memory at a time."""
 
 
-class Thompson:
-    """Draws from a bundle's posterior, the same for every request, determined by the seed."""
+class PosteriorDraws:
+    """Weights drawn from a bundle's posterior, of its own width, the same for every request, determined by the seed.
 
-    def __init__(self, bundle: Bundle, draws: int, width: float = 1.0, floor: float = 0.0, seed: int = 0) -> None:
-        """`width`: factor of the posterior's standard deviations; `floor`: the share of requests drawn uniformly. UserError where
-        the bundle has no posterior."""
+    The first S of many draws are what S draws alone would be, so that they are made once for all policies.
+    """
+
+    def __init__(self, bundle: Bundle, draws: int = DEFAULT_DRAWS, seed: int = 0) -> None:
+        """`draws`: made at once; more are made when they are read. UserError where the bundle has no posterior."""
         path = bundle.folder / POSTERIOR
         if not path.is_file():
             raise UserError(f"{path}: is missing: the bundle was made before exploring. Export the run again.")
         posterior, tables = load_file(path), bundle.tables
         self.vector, self.content = tables["artwork_vector"], tables["artwork_content"]
-        self.own, self.draws, self.seed = posterior["own"] * np.float32(width), draws, seed
-        self.floor = floor
-        rng = np.random.default_rng(seed)
-        weights = rng.standard_normal((draws, len(posterior["spread"])), np.float32)
-        weight_FS = (weights @ posterior["spread"].T).T * np.float32(width)
-        # vectors end with own preferences, whose uncertainty is part of that of an artwork's bias
+        self.spread, self.own, self.seed = posterior["spread"], posterior["own"], seed
         self.part_width = tables["play_mean_image"].shape[1]
+        self.weight_FS = self._drawn(draws)
+
+    def weights(self, draws: int) -> np.ndarray:
+        """The first draws, float32 (F, S)."""
+        if draws > self.weight_FS.shape[1]:
+            self.weight_FS = self._drawn(draws)
+        return self.weight_FS[:, :draws]
+
+    def _drawn(self, draws: int) -> np.ndarray:
+        weights = np.random.default_rng(self.seed).standard_normal((draws, len(self.spread)), np.float32)
+        # vectors end with own preferences, whose uncertainty is part of that of an artwork's bias
         preferences = np.zeros((self.vector.shape[1] - self.part_width, draws), np.float32)
-        learned, parts = np.split(weight_FS, [self.part_width])
-        self.weight_FS = np.concatenate([learned, preferences, parts])
+        learned, parts = np.split((weights @ self.spread.T).T, [self.part_width])
+        return np.concatenate([learned, preferences, parts])
+
+
+class Thompson:
+    """A policy that takes one of a number of draws from a bundle's posterior at random."""
+
+    def __init__(
+        self, posterior: Bundle | PosteriorDraws, draws: int, width: float = 1.0, floor: float = 0.0, seed: int = 0
+    ) -> None:
+        """`width`: factor of the posterior's standard deviations; `floor`: the share of requests drawn uniformly; `seed`: of the
+        draws of a bundle. UserError where the bundle has no posterior."""
+        drawn = posterior if isinstance(posterior, PosteriorDraws) else PosteriorDraws(posterior, draws, seed)
+        self.vector, self.content, self.part_width = drawn.vector, drawn.content, drawn.part_width
+        self.draws, self.width, self.floor, self.seed = draws, np.float32(width), floor, drawn.seed
+        self.own = drawn.own * self.width
+        self.weight_FS = drawn.weights(draws) * self.width
 
     def probabilities(
         self, request: dict[str, np.ndarray], outputs: dict[str, np.ndarray], mask_NK: np.ndarray
@@ -82,7 +105,8 @@ class Thompson:
     ) -> np.ndarray:
         drawn_NKS = self.sampled_appeals(artworks_NK, artwork_query_ND, content_query_NC, appeal_NK)
         best_NS = np.where(mask_NK[..., None], drawn_NKS, -np.inf).argmax(1)
-        won_NK = (best_NS[:, None, :] == np.arange(mask_NK.shape[1])[:, None]).sum(-1)
+        n, k = mask_NK.shape
+        won_NK = np.bincount((best_NS + np.arange(n)[:, None] * k).ravel(), minlength=n * k).reshape(n, k)
         return (won_NK / self.draws).astype(np.float32)
 
     def sampled_appeals(

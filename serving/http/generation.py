@@ -1,0 +1,85 @@
+"""One bundle as the service holds it: loaded whole, so that no answer mixes two models, and replaced whole.
+
+A request is read, ranked, explained and answered by the generation that was current when its body had arrived.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from foundation.errors import UserError
+from serving.bundle.bundle import Bundle
+from serving.bundle.metadata import BUNDLE_FILE
+from serving.http.answers import ArtworkRanker
+from serving.http.config import ServeConfig
+from serving.http.interface import example, openapi, page
+from serving.http.requests import RequestReader
+
+ATTEMPTS = 5
+"""How often a bundle that is replaced while it is read is read again."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A bundle's reader and ranker, and what the service says of it."""
+
+    digest: str
+    reader: RequestReader
+    ranker: ArtworkRanker
+    info: dict[str, str]
+    """Digest, fingerprint and keyart's version."""
+    openapi: str
+    docs: str
+    curl: str
+    """A command line to try the service."""
+
+    @classmethod
+    def load(cls, folder: Path, config: ServeConfig) -> "Generation":
+        """Read all of a bundle and answer its example once; UserError where that cannot be, or where it is replaced again and
+        again meanwhile."""
+        for _ in range(ATTEMPTS):
+            before = identity(folder)
+            try:
+                # one thread: the event loop has the other core, and threads that wait for work by spinning take it away
+                bundle = Bundle.open(folder, threads=1)
+                generation = cls._of(bundle, config)
+            except (OSError, UserError):
+                if identity(folder) == before:
+                    raise
+                continue
+            if identity(folder) == before:
+                return generation
+        raise UserError(f"{folder}: was replaced {ATTEMPTS} times while it was read. Start the service again.")
+
+    @classmethod
+    def _of(cls, bundle: Bundle, config: ServeConfig) -> "Generation":
+        ranker = ArtworkRanker(bundle, config.draws)
+        reader = RequestReader(bundle, config.draws, config.sticky_seconds)
+        spec = openapi(bundle, version("keyart"), secured=bool(config.token))
+        curl = example_command(bundle, config)
+        info = {
+            "bundle": bundle.digest,
+            "fingerprint": str(bundle.metadata.get("fingerprint", "")),
+            "version": version("keyart"),
+        }
+        ranker.answer(reader.read(json.dumps(example(bundle)).encode(), time.time())[0])
+        return cls(bundle.digest, reader, ranker, info, json.dumps(spec), page(spec, curl), curl)
+
+
+def identity(folder: Path) -> tuple[Any, ...]:
+    """What differs as soon as another bundle is in a folder's place; empty where there is none."""
+    try:
+        of_folder, of_record = folder.stat(), (folder / BUNDLE_FILE).stat()
+    except OSError:
+        return ()
+    return of_folder.st_dev, of_folder.st_ino, of_record.st_ino, of_record.st_mtime_ns, of_record.st_size
+
+
+def example_command(bundle: Bundle, config: ServeConfig) -> str:
+    """A command line to try the service."""
+    body = json.dumps(example(bundle) | {"explain": True}).replace("'", "\\u0027")
+    token = " -H 'authorization: Bearer TOKEN'" if config.token else ""
+    return f"curl -s {config.url}/rank -H 'content-type: application/json'{token} -d '{body}'"

@@ -1,0 +1,294 @@
+"""`keyart serve --workers N`: several processes behind one port, with one bundle and one page of metrics.
+
+The parent holds the port and starts the workers, each of which listens on it (SO_REUSEPORT, by which the system distributes
+connections). A worker answers its parent and the others on a Unix socket of its own, one line of JSON a connection: its metrics,
+which whichever worker is asked for /metrics adds up; and the two steps by which all take a new bundle: every worker loads it
+beside the one that answers, and only when all have the same do all answer by it.
+"""
+
+import asyncio
+import json
+import multiprocessing
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from foundation.errors import UserError
+from serving.http.application import Service
+from serving.http.config import ServeConfig
+from serving.http.connections import SHUTDOWN_SECONDS, listen, run
+from serving.http.generation import Generation, identity
+from serving.http.metrics import ServiceMetrics
+from serving.http.serve import banner, prepare_process
+
+START_SECONDS, LOAD_SECONDS, METRICS_SECONDS = 120.0, 60.0, 1.0
+"""Seconds for a worker to start, to load a bundle, and to give its metrics."""
+POLL_SECONDS = 0.1
+MAX_RESTARTS, RESTART_WINDOW = 5, 30.0
+"""Workers that may end by themselves within so many seconds; more end the service."""
+Say = Callable[[str], None]
+
+
+def serve_by_workers(folder: Path, config: ServeConfig, say: Say) -> None:
+    """Answer by several processes until SIGTERM or Ctrl-C. UserError where the system or the folder does not allow it."""
+    if not hasattr(socket, "SO_REUSEPORT") or not hasattr(socket, "AF_UNIX"):
+        raise UserError(f"workers={config.workers}: this system cannot share a port between processes. Give 1.")
+    with tempfile.TemporaryDirectory(prefix="keyart-serve-") as sockets, _reserved_port(config) as reserved:
+        config = replace(config, port=reserved.getsockname()[1])
+        _Workers(folder, config, Path(sockets), say).serve()
+
+
+def _reserved_port(config: ServeConfig) -> socket.socket:
+    """A socket that is bound and does not listen: no connection reaches it, and the port stays the service's."""
+    listening = listen(config)  # the refusals of one process
+    port = listening.getsockname()[1]
+    family = listening.family
+    listening.close()
+    reserved = socket.socket(family)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reserved.bind((config.host, port))
+    return reserved
+
+
+@dataclass
+class _Worker:
+    """A process as its parent sees it."""
+
+    process: SpawnProcess
+    pipe: Connection
+    """Says what the worker said when it started; its end tells the worker that the parent is gone."""
+    path: Path
+    """Its Unix socket."""
+    digest: str = ""
+
+
+@dataclass
+class _Workers:
+    """The parent."""
+
+    folder: Path
+    config: ServeConfig
+    sockets: Path
+    say: Say
+    workers: list[_Worker] = field(default_factory=list)
+    started: int = 0
+    """Workers started so far: the number in the next one's socket's name."""
+    signals: list[int] = field(default_factory=list)
+
+    def serve(self) -> None:
+        """Until a signal ends it."""
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        previous_handlers = {n: signal.signal(n, lambda number, _: self.signals.append(number)) for n in numbers}
+        try:
+            self.workers = [self._start() for _ in range(self.config.workers)]
+            curls = [self._await_start(worker) for worker in self.workers]
+            self.say(banner(self.folder, self.config, curls[0]))
+            self._require_one_bundle()
+            self._supervise()
+        finally:
+            self._stop()
+            for number, handler in previous_handlers.items():
+                signal.signal(number, handler)
+
+    def _supervise(self) -> None:
+        ended: list[float] = []
+        seen, looked = identity(self.folder), time.monotonic()
+        while not {signal.SIGTERM, signal.SIGINT} & set(self.signals):
+            time.sleep(POLL_SECONDS)
+            now = time.monotonic()
+            for worker in [worker for worker in self.workers if not worker.process.is_alive()]:
+                ended = [*(moment for moment in ended if now - moment < RESTART_WINDOW), now]
+                if len(ended) > MAX_RESTARTS:
+                    raise UserError(
+                        f"workers: {len(ended)} ended by themselves within {RESTART_WINDOW:g} s, the last with exit code "
+                        f"{worker.process.exitcode}. Look above for why, and start again."
+                    )
+                self.say(f"serve: a worker ended with exit code {worker.process.exitcode}; another is started")
+                worker.path.unlink(missing_ok=True)
+                self.workers.remove(worker)
+                self.workers.append(self._start())
+                self._await_start(self.workers[-1])
+                self._require_one_bundle()
+            watching = self.config.reload_seconds and now - looked > self.config.reload_seconds
+            if watching:
+                looked = now
+            if signal.SIGHUP in self.signals or (watching and identity(self.folder) not in ((), seen)):
+                self.signals = [number for number in self.signals if number != signal.SIGHUP]
+                seen = identity(self.folder)
+                self._reload()
+
+    def _start(self) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        path = self.sockets / f"worker-{self.started}"
+        self.started += 1
+        process = context.Process(
+            target=_serve_as_worker, args=(self.folder, self.config, path, theirs), name=path.name, daemon=True
+        )
+        process.start()
+        theirs.close()
+        return _Worker(process, ours, path)
+
+    def _await_start(self, worker: _Worker) -> str:
+        """A command line to try the service; UserError where the worker did not start."""
+        try:
+            if not worker.pipe.poll(START_SECONDS):
+                raise UserError(f"workers: one did not start within {START_SECONDS:g} s. Give fewer --workers.")
+            message = worker.pipe.recv()
+        except EOFError:
+            worker.process.join(1)
+            raise UserError(f"workers: one ended with exit code {worker.process.exitcode} when it started.") from None
+        if "error" in message:
+            raise UserError(message["error"])
+        worker.digest = message["digest"]
+        return message["curl"]
+
+    def _require_one_bundle(self) -> None:
+        """A worker that started later may have read a newer bundle: then all read it."""
+        if len({worker.digest for worker in self.workers}) > 1:
+            self._reload()
+
+    def _reload(self) -> None:
+        """Let all workers answer by the bundle that is in the folder now, or none."""
+        before = self.workers[0].digest
+        replies = self._ask_all("load", LOAD_SECONDS)
+        digests = {reply.get("digest", "") for reply in replies}
+        errors = [reply["error"] for reply in replies if "error" in reply]
+        if errors or len(digests) > 1:
+            self._ask_all("drop", LOAD_SECONDS)
+            reason = errors[0] if errors else "the workers read different bundles."
+            self.say(f"serve: not reloaded: {reason}  Bundle {before[:12]} goes on answering.")
+            return
+        self._ask_all("switch", LOAD_SECONDS)
+        for worker in self.workers:
+            worker.digest = replies[0]["digest"]
+        self.say(f"serve: {self.folder}: bundle {replies[0]['digest'][:12]} after {before[:12]}")
+
+    def _ask_all(self, command: str, seconds: float) -> list[dict[str, Any]]:
+        with ThreadPoolExecutor(len(self.workers)) as threads:
+            return list(threads.map(lambda worker: _ask_blocking(worker.path, command, seconds), self.workers))
+
+    def _stop(self) -> None:
+        for worker in self.workers:
+            if worker.process.is_alive():
+                worker.process.terminate()
+        end = time.monotonic() + SHUTDOWN_SECONDS + 1
+        for worker in self.workers:
+            worker.process.join(max(0.1, end - time.monotonic()))
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join(1)
+
+
+def _ask_blocking(path: Path, command: str, seconds: float) -> dict[str, Any]:
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(seconds)
+            connection.connect(str(path))
+            connection.sendall(command.encode() + b"\n")
+            with connection.makefile("rb") as lines:
+                return json.loads(lines.readline())
+    except (OSError, ValueError) as error:
+        return {"error": f"{path.name}: does not answer ({error})."}
+
+
+def _serve_as_worker(folder: Path, config: ServeConfig, path: Path, pipe: Connection) -> None:
+    """A worker's process."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # its parent asks it
+    prepare_process()
+    try:
+        listening = listen(config, shared=True)
+        said: list[str] = []
+        service = Service(folder, config, said.append)
+    except UserError as error:
+        pipe.send({"error": str(error)})
+        return
+    control = _Control(service, path, said)
+    service.background = [control.answer, lambda: _end_with_parent(pipe)]
+    service.all_metrics = control.all_metrics
+    control.on_start = lambda: pipe.send({"digest": service.generation.digest, "curl": service.generation.curl})
+    with listening, suppress(KeyboardInterrupt):
+        run(service.application(), listening, config, service.connections, service.service_metrics)
+
+
+async def _end_with_parent(pipe: Connection) -> None:
+    """Stop the process when its parent is gone."""
+    gone = asyncio.Event()
+    asyncio.get_running_loop().add_reader(pipe.fileno(), gone.set)
+    await gone.wait()
+    signal.raise_signal(signal.SIGTERM)
+
+
+@dataclass
+class _Control:
+    """A worker's Unix socket."""
+
+    service: Service
+    path: Path
+    said: list[str]
+    """Lines that the service said, for the parent."""
+    loaded: Generation | None = None
+    on_start: Callable[[], None] = lambda: None
+
+    async def answer(self) -> None:
+        """Answer until cancelled."""
+        async with await asyncio.start_unix_server(self._answer_one, self.path):
+            self.on_start()
+            await asyncio.Event().wait()
+
+    async def all_metrics(self) -> ServiceMetrics:
+        """Metrics of all workers that answer in time, added up."""
+        others: Sequence[Path] = [path for path in self.path.parent.iterdir() if path != self.path]
+        states = await asyncio.gather(*(_ask(path, "metrics") for path in others))
+        own = self.service.own_metrics().state()
+        return ServiceMetrics.total([own, *(state for state in states if "error" not in state)])
+
+    async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        commands: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {
+            "metrics": self._metrics,
+            "load": self._load,
+            "switch": self._switch,
+            "drop": self._drop,
+        }
+        command = (await reader.readline()).decode().strip()
+        writer.write(json.dumps(await commands[command]()).encode() + b"\n")
+        await writer.drain()
+        writer.close()
+
+    async def _metrics(self) -> dict[str, Any]:
+        return self.service.own_metrics().state()
+
+    async def _load(self) -> dict[str, Any]:
+        self.said.clear()
+        self.loaded = await self.service.load()
+        return {"error": self.said[-1]} if self.loaded is None else {"digest": self.loaded.digest}
+
+    async def _switch(self) -> dict[str, Any]:
+        if self.loaded is not None:
+            self.service.switch(self.loaded)
+        return await self._drop()
+
+    async def _drop(self) -> dict[str, Any]:
+        self.loaded = None
+        return {}
+
+
+async def _ask(path: Path, command: str) -> dict[str, Any]:
+    try:
+        async with asyncio.timeout(METRICS_SECONDS):
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(command.encode() + b"\n")
+            reply = json.loads(await reader.readline())
+            writer.close()
+            return reply
+    except (OSError, ValueError, TimeoutError) as error:
+        return {"error": f"{path.name}: {error}"}
