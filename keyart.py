@@ -208,19 +208,20 @@ def export(run: Path, bundle: Path) -> None:
     """
     from pipeline import export_run
 
-    export_run(run, bundle, stderr_console())
-    print_next_command("", "keyart verify", bundle)
+    written = export_run(run, bundle, stderr_console())
+    print_next_command(f"{bundle}: digest {written.digest}", "keyart verify", bundle)
 
 
-def verify(bundle: Path) -> None:
-    """Check a bundle as a serving team received it: every file's SHA-256, and the golden cases by this ONNX Runtime.
+def verify(bundle: Path, *, expect: str | None = None) -> None:
+    """Check a bundle as a serving team received it: its seal, every file's SHA-256, and the golden cases by this ONNX Runtime.
 
     Args:
         bundle: A bundle written by `keyart export`.
+        expect: The digest that export, refresh or verify printed, 64 hexadecimal digits; a bundle with another is refused.
     """
     from serving.bundle.verify import verify as verify_bundle
 
-    print_next_command(f"{bundle}: {verify_bundle(bundle)}", "keyart score", bundle, "DATASET SCORES")
+    print_next_command(f"{bundle}: {verify_bundle(bundle, expect)}", "keyart score", bundle, "DATASET SCORES")
 
 
 def refresh(bundle: Path, dataset: Path) -> None:
@@ -233,8 +234,8 @@ def refresh(bundle: Path, dataset: Path) -> None:
     """
     from serving.bundle.refresh import refresh as refresh_bundle
 
-    refresh_bundle(bundle, dataset, stderr_console())
-    print_next_command("", "keyart verify", bundle)
+    result = refresh_bundle(bundle, dataset, stderr_console())
+    print_next_command(f"{bundle}: digest {result.digest}", "keyart verify", bundle)
 
 
 def score(

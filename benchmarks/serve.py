@@ -32,7 +32,7 @@ from models.ranking import Ranking
 from serving.bundle.bundle import RANK_ROWS
 from serving.bundle.golden import UNKNOWN_ID
 from serving.bundle.ids import vocabulary_of
-from serving.bundle.precision import PRECISIONS
+from serving.bundle.precision_bounds import PRECISIONS
 from serving.bundle.variants import write_variant
 from train.config import FitConfig
 from train.embed import EmbedConfig, embed

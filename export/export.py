@@ -55,16 +55,14 @@ from serving.bundle.contents import describe_files
 from serving.bundle.golden import golden_cases, write_golden
 from serving.bundle.hard_links import disk_size, sha256
 from serving.bundle.ids import TOWER_WEIGHTS, add_id_encoders, write_graphs
-from serving.bundle.metadata import BUNDLE_FILE, BUNDLE_VERSION, BundleRecord, RunOrigin, write_record
+from serving.bundle.metadata import BUNDLE_FILE, BUNDLE_VERSION, GOLDEN_BOUND, BundleRecord, RunOrigin
 from serving.bundle.requests import Runs, ranking_inputs
+from serving.bundle.seal import write_draft, write_record
 from serving.bundle.triton import write_triton
 from serving.scoring.explain import total
 from serving.scoring.policies import DEFAULT_DRAWS, FLOOR
 from serving.scoring.policies import WIDTH as POSTERIOR_WIDTH
 from serving.scoring.thompson import Thompson
-
-PARITY_BOUND = 1e-4
-"""Largest difference of a probability between torch and ONNX Runtime that a bundle may have."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +99,7 @@ def export(
     reach = model.config.history.reach
     with atomic_folder(out, marker=BUNDLE_FILE) as folder:
         record: BundleRecord = {
+            "digest": "",
             "schema_version": BUNDLE_VERSION,
             "contract_version": CONTRACT_VERSION,
             "opset": OPSET,
@@ -113,9 +112,9 @@ def export(
             "sha256": {},
             "precisions": [],
             # until they are measured
-            "golden": {"largest_difference": float("inf"), "bound": PARITY_BOUND, "cases": 0},
-            "explanations": {"largest_difference": float("inf"), "bound": PARITY_BOUND},
-            "parity": {"largest_difference": float("inf"), "bound": PARITY_BOUND, "requests": 0},
+            "golden": {"largest_difference": float("inf"), "bound": GOLDEN_BOUND, "cases": 0},
+            "explanations": {"largest_difference": float("inf"), "bound": GOLDEN_BOUND},
+            "parity": {"largest_difference": float("inf"), "bound": GOLDEN_BOUND, "requests": 0},
             **origin,
         }
         save_file(explanation_tables(ranking), folder / EXPLAIN_TABLES)
@@ -151,24 +150,23 @@ def export(
                 {"title_vector": model.title_vectors(torch.arange(len(model.title_year_I)))}, folder / TITLE_VECTORS
             )
         record["graphs"] = {name: describe_graph(graph, features) for name, graph in graphs.items()}
-        record["files"] = describe_files(folder)
-        record["sha256"] = bundle_checksums(folder)
-        write_record(folder, record)
-        difference = _parity(model, Bundle.open(folder), vocabularies)
-        if not difference <= PARITY_BOUND:
+        write_draft(folder, record)  # the golden cases read it
+        bundle = Bundle(folder, record)
+        difference = _parity(model, bundle, vocabularies)
+        if not difference <= GOLDEN_BOUND:
             raise UserError(
-                f"{out}: ONNX Runtime and torch differ by {difference:.2g}, more than {PARITY_BOUND}. Not exported."
+                f"{out}: ONNX Runtime and torch differ by {difference:.2g}, more than {GOLDEN_BOUND}. Not exported."
             )
-        unexplained = _explanation_difference(Bundle.open(folder), vocabularies)
-        if not unexplained <= PARITY_BOUND:
+        unexplained = _explanation_difference(bundle, vocabularies)
+        if not unexplained <= GOLDEN_BOUND:
             raise UserError(
-                f"{out}: appeal and the terms it is explained by differ by {unexplained:.2g}, more than {PARITY_BOUND}. "
+                f"{out}: appeal and the terms it is explained by differ by {unexplained:.2g}, more than {GOLDEN_BOUND}. "
                 "Not exported."
             )
         golden = example_of_bundle.largest_golden_difference(folder)
-        if not golden <= PARITY_BOUND:
+        if not golden <= GOLDEN_BOUND:
             raise UserError(
-                f"{out}: the golden cases differ from torch by {golden:.2g}, more than {PARITY_BOUND}. Not exported."
+                f"{out}: the golden cases differ from torch by {golden:.2g}, more than {GOLDEN_BOUND}. Not exported."
             )
         if artwork is not None:
             tower_difference = largest_tower_difference(artwork, model, folder, vocabularies)
@@ -178,9 +176,9 @@ def export(
                     f"{tower_difference:.2g}, more than {TOWER_BOUND}. Not exported."
                 )
             record["vectors"] = {"largest_difference": tower_difference, "bound": TOWER_BOUND}
-        record["golden"] = {"largest_difference": golden, "bound": PARITY_BOUND, "cases": cases}
-        record["explanations"] = {"largest_difference": unexplained, "bound": PARITY_BOUND}
-        record["parity"] = {"largest_difference": difference, "bound": PARITY_BOUND, "requests": 256}
+        record["golden"] = {"largest_difference": golden, "bound": GOLDEN_BOUND, "cases": cases}
+        record["explanations"] = {"largest_difference": unexplained, "bound": GOLDEN_BOUND}
+        record["parity"] = {"largest_difference": difference, "bound": GOLDEN_BOUND, "requests": 256}
         record["precisions"] = ship_variants(folder, vocabularies, reach, golden, validation, console)
         record["files"] = describe_files(folder)
         record["sha256"] = bundle_checksums(folder)

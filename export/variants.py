@@ -14,8 +14,7 @@ from foundation.errors import UserError
 from serving.bundle.bundle import RANK_ROWS
 from serving.bundle.example import largest_golden_difference
 from serving.bundle.metadata import PrecisionRow
-from serving.bundle.precision import PRECISIONS, Precision
-from serving.bundle.precision_bounds import BOUNDS, FULL_PRECISION
+from serving.bundle.precision_bounds import BOUNDS, FULL_PRECISION, PRECISIONS, Precision
 from serving.bundle.variants import finite_or_none, served_bytes, write_variant
 
 

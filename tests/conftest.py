@@ -23,7 +23,7 @@ from models.image_encoder import ImageEncoderConfig
 from pipeline import embedded_artworks
 from serving.bundle.bundle import Bundle
 from serving.bundle.metadata import RunOrigin
-from serving.bundle.refresh import RefreshResult, refresh
+from serving.bundle.refresh import refresh
 from serving.scoring.score import score
 from tests.grown_catalogue import NEW_ARTWORKS, NEW_TITLES, grow
 from tests.served import IMPATIENT, WITHOUT_TORCH
@@ -132,7 +132,8 @@ def grown(service: Path) -> Path:
 def refreshed(bundle: Path, grown: Path) -> Path:
     """The bundle, refreshed with the new titles and artworks."""
     folder = shutil.copytree(bundle, bundle.parent / "refreshed")
-    assert refresh(folder, grown, Console(quiet=True)) == RefreshResult(len(NEW_TITLES), len(NEW_ARTWORKS))
+    result = refresh(folder, grown, Console(quiet=True))
+    assert (result.titles, result.artworks) == (len(NEW_TITLES), len(NEW_ARTWORKS))
     return folder
 
 

@@ -30,9 +30,10 @@ from serving.bundle import variants
 from serving.bundle.bundle import BUNDLE_FILE, RANK_ROWS, Bundle, bundle_checksums
 from serving.bundle.example import largest_golden_difference
 from serving.bundle.ids import MIN_EXTERNAL_BYTES, WEIGHTS
-from serving.bundle.precision import PRECISIONS, Precision, reduce_graph
-from serving.bundle.precision_bounds import BOUNDS
+from serving.bundle.precision import reduce_graph
+from serving.bundle.precision_bounds import BOUNDS, PRECISIONS, Precision
 from serving.bundle.refresh import refresh
+from serving.bundle.seal import write_record
 from serving.bundle.variants import SERVED_GRAPHS, precision_table
 from serving.bundle.verify import verify
 from tests.test_explain import request_of
@@ -67,10 +68,12 @@ def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 def shipped(bundle: Path, folder: Path, validation: Shards | None, console: Console | None = None) -> Path:
     """A copy of a bundle with its graphs of fewer bytes."""
     shutil.copytree(bundle, folder)
-    opened, metadata = Bundle.open(folder), json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
+    opened = Bundle.open(folder)
+    metadata = opened.metadata
     arguments = (opened.vocabularies, opened.history_length, metadata["golden"]["largest_difference"], validation)
     metadata["precisions"] = ship_variants(folder, *arguments, console or Console(quiet=True))
-    (folder / BUNDLE_FILE).write_text(json.dumps(metadata | {"sha256": bundle_checksums(folder)}), encoding="utf-8")
+    metadata["sha256"] = bundle_checksums(folder)
+    write_record(folder, metadata)
     return folder
 
 
@@ -181,7 +184,7 @@ def test_what_ships_is_verified(bundle: Path, shards: Path, tmp_path: Path, capf
 
     strict = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
     strict["precisions"][1]["bounds"]["golden_difference"] = 1e-9
-    (folder / BUNDLE_FILE).write_text(json.dumps(strict), encoding="utf-8")
+    write_record(folder, strict)
     with pytest.raises(UserError, match=r"fp16: its golden cases differ by .* here, more than 1e-09"):
         verify(folder)
     weights = bytearray((folder / "int8" / WEIGHTS).read_bytes())

@@ -28,6 +28,7 @@ from serving.bundle.example import largest_golden_difference, to_arrays
 from serving.bundle.golden import UNKNOWN_ID
 from serving.bundle.hard_links import sha256
 from serving.bundle.ids import TOWER_WEIGHTS, WEIGHTS, vocabulary_of
+from serving.bundle.seal import write_record
 from serving.bundle.verify import verify
 from serving.scoring.policies import DEFAULT_DRAWS, FLOOR, WIDTH
 from serving.scoring.recommend import TitleRanker
@@ -277,7 +278,7 @@ def test_verifying(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[st
     (broken / GOLDEN).write_text("\n".join(map(json.dumps, cases)) + "\n", encoding="utf-8")
     metadata = json.loads((broken / BUNDLE_FILE).read_text(encoding="utf-8"))
     metadata["sha256"][GOLDEN] = sha256(broken / GOLDEN)
-    (broken / BUNDLE_FILE).write_text(json.dumps(metadata), encoding="utf-8")
+    write_record(broken, metadata)
     assert largest_golden_difference(broken) == pytest.approx(0.01, abs=1e-4)
     with pytest.raises(UserError, match=r"golden cases differ by 0\.01 here, more than 0\.0001"):
         verify(broken)

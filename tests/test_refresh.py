@@ -33,7 +33,6 @@ from serving.bundle.bundle import (
     TITLE_VECTORS,
     Bundle,
 )
-from serving.bundle.refresh import RefreshResult
 from serving.bundle.refresh import refresh as refresh_bundle
 from serving.bundle.verify import verify
 from tests.grown_catalogue import NEW_ARTWORKS, NEW_TITLES
@@ -240,8 +239,10 @@ def test_a_title_may_come_before_its_artworks(bundle: Path, grown: Path, refresh
     artworks = pq.read_table(grown / "artworks.parquet")
     known = pa.array([one not in NEW_ARTWORKS for one in artworks["artwork_id"].to_pylist()])
     pq.write_table(artworks.filter(known), first / "artworks.parquet")
-    assert refresh_bundle(folder, first, QUIET) == RefreshResult(2, 0)
-    assert refresh_bundle(folder, grown, QUIET) == RefreshResult(0, 3)
+    for dataset, gained in ((first, (2, 0)), (grown, (0, 3))):
+        result = refresh_bundle(folder, dataset, QUIET)
+        assert (result.titles, result.artworks) == gained
+        assert result.digest == Bundle.open(folder).digest
     for name in ("explain.safetensors", "titles.safetensors", "posterior.safetensors"):
         one, other = load_file(refreshed / name), load_file(folder / name)
         for table, values in one.items():

@@ -17,6 +17,7 @@ from export.export import random_requests
 from foundation.errors import UserError
 from serving.bundle.bundle import ARTWORK_GRAPH, BUNDLE_FILE, EXPLAIN_TABLES, Bundle
 from serving.bundle.refresh import refresh as refresh_bundle
+from serving.bundle.seal import write_record
 from serving.bundle.verify import verify
 from serving.scoring.explain import total
 from tests.grown_catalogue import NEW_ARTWORKS
@@ -75,7 +76,7 @@ def test_a_bundle_without_an_image_encoder_says_so(bundle: Path, grown: Path, tm
     record = json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8"))
     (folder / ARTWORK_GRAPH).unlink()
     del record["sha256"][ARTWORK_GRAPH]
-    (folder / BUNDLE_FILE).write_text(json.dumps(record), encoding="utf-8")
+    write_record(folder, record)
     with pytest.raises(UserError, match=r"bundle\.json: has no checksum of artwork\.onnx\. Export the run again\."):
         refresh_bundle(folder, grown, QUIET)
 

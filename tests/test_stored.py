@@ -198,24 +198,3 @@ def test_whatever_reads_a_file_names_it_where_it_is_damaged() -> None:
             if read and ("json.loads" not in ast.unparse(node) or "read" in ast.unparse(node)):
                 bare.append(f"{path.relative_to(ROOT)}: {ast.unparse(node)}")
     assert bare == []
-
-
-@pytest.mark.parametrize(
-    ("edit", "said"),
-    [
-        ({"history_length": "many"}, "history_length is missing or is not int"),
-        ({"history_span": None}, "history_span is missing or is not int"),
-        ({"sha256": {}}, "has no checksum of "),
-        ({"sha256": None}, "sha256 is missing or is not dict"),
-        ({"graphs": []}, "graphs is missing or is not dict"),
-    ],
-)
-def test_an_edited_record_of_a_bundle(
-    bundle: Path, service: Path, tmp_path: Path, edit: dict[str, object], said: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Nothing else says of it what it was."""
-    copied = shutil.copytree(bundle, tmp_path / "bundle")
-    record = json.loads((bundle / "bundle.json").read_text(encoding="utf-8"))
-    (copied / "bundle.json").write_text(json.dumps(record | edit), encoding="utf-8")
-    for words in (["verify", str(copied)], ["score", str(copied), str(service), str(tmp_path / "out")]):
-        assert said in refused(words, copied / "bundle.json", capfd)

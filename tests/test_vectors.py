@@ -25,7 +25,7 @@ from foundation.errors import UserError
 from models.content_towers import ARTWORK_OUTPUTS, artwork_vectors
 from pipeline import embedded_artworks, export_run
 from serving.bundle.bundle import ARTWORK_GRAPH, CARD, IMAGE_HASHES, VECTOR_HASHES, Bundle
-from serving.bundle.refresh import RefreshResult, refresh
+from serving.bundle.refresh import refresh
 from serving.bundle.verify import verify
 from serving.scoring.preferences import OF_VECTORS
 from serving.scoring.score import score
@@ -139,7 +139,8 @@ def test_scores_and_the_report_need_no_images(trained_on: TrainedOn, tmp_path: P
 
 def test_refresh_takes_new_vectors_as_training_would(trained_on: TrainedOn, tmp_path: Path) -> None:
     folder = shutil.copytree(trained_on.bundle, tmp_path / "bundle")
-    assert refresh(folder, trained_on.grown, QUIET) == RefreshResult(len(NEW_TITLES), len(NEW_ARTWORKS))
+    result = refresh(folder, trained_on.grown, QUIET)
+    assert (result.titles, result.artworks) == (len(NEW_TITLES), len(NEW_ARTWORKS))
     before, after = Bundle.open(trained_on.bundle), Bundle.open(folder)
     artworks = {row["artwork_id"]: row for row in pq.read_table(trained_on.grown / "artworks.parquet").to_pylist()}
     new = [artworks[name] for name in after.vocabularies["artworks"].values[-len(NEW_ARTWORKS) :]]

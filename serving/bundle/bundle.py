@@ -3,7 +3,7 @@
 The graphs over ids, for a serving team, and over rows, for bulk work here, are those of `export.graphs`; beside them
 some in fewer bytes (`serving.bundle.variants`), `vocabularies.json` (ids -> rows), `golden.jsonl`, `example.py` and
 `example.mjs` that run it, `triton/`, `CARD.md`, and `bundle.json` (what every file, input and output is, what the model was
-made of, what was measured, and each file's SHA-256 by its path from the folder).
+made of, what was measured, each file's SHA-256 by its path from the folder, and a digest of all that).
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ import numpy as np
 import onnxruntime as ort
 from safetensors.numpy import load_file
 
-from datamodules.contract.tables import CONTRACT_VERSION
 from datamodules.shards.vocabulary import Vocabularies, load_vocabularies
 from foundation.context import ContextFeature, load_context
 from foundation.errors import UserError
 from serving.bundle.hard_links import Inode, file_checksums, sha256
-from serving.bundle.metadata import BUNDLE_FILE, BundleRecord, read_record
+from serving.bundle.metadata import BUNDLE_FILE, BundleRecord
+from serving.bundle.seal import DIGEST, read_record
 
 VOCABULARIES, CARD = "vocabularies.json", "CARD.md"
 GOLDEN, EXAMPLE, EXAMPLE_IN_NODE = "golden.jsonl", "example.py", "example.mjs"
@@ -55,18 +55,18 @@ class Bundle:
     def open(cls, folder: Path, threads: int = 0) -> "Bundle":
         """Read and check a bundle; UserError where it is not a bundle, has another version, or was changed since the export."""
         metadata = read_record(folder)
-        if metadata["contract_version"] != CONTRACT_VERSION:
-            raise UserError(
-                f"{folder / BUNDLE_FILE}: contract version {metadata['contract_version']}, and this keyart reads version "
-                f"{CONTRACT_VERSION}. Export the run again."
-            )
         digest_by_inode: dict[Inode, str] = {}
         for name, digest in metadata["sha256"].items():
-            if not (folder / name).is_file() or sha256(folder / name, digest_by_inode) != digest:
+            if sha256(folder / name, digest_by_inode) != digest:
                 raise UserError(
                     f"{folder / name}: is missing or is not the file that was exported. Export the run again."
                 )
         return cls(folder, metadata, threads)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its record, 64 hexadecimal digits, which identifies the whole bundle: see `serving.bundle.seal`."""
+        return self.metadata[DIGEST]
 
     @property
     def content_checksums(self) -> dict[str, str]:

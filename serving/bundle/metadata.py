@@ -1,21 +1,25 @@
-"""`bundle.json` as a typed record of a bundle's files, origin and measurements; written and read only here.
+"""`bundle.json` as a typed record of a bundle's files, origin and measurements; written and read by `serving.bundle.seal`.
 
 The record carries the version of its schema; a bundle of another version is refused by name, with what to do.
 """
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import NotRequired, TypedDict
 
 from datamodules.shards.embedding_origin import EmbeddingOrigin
-from foundation.errors import UserError
-from foundation.records import read_versioned
-from foundation.shell import shell_word
 
 BUNDLE_FILE = "bundle.json"
-BUNDLE_VERSION = 8
+BUNDLE_VERSION = 9
 """Raised when the bundle's files or its record change their meaning."""
+REQUIRED_FILES = (
+    *("rank.onnx", "member.onnx", "choose.onnx", "choose_vectors.onnx", "titles.onnx", "explore.onnx"),
+    *("rank_rows.onnx", "member_rows.onnx", "explain_rows.onnx", "weights.bin"),
+    *("titles.safetensors", "explain.safetensors", "posterior.safetensors", "vocabularies.json", "context.json"),
+    *("golden.jsonl", "example.py", "example.mjs", "CARD.md"),
+)
+"""Files that every bundle has; others depend on how artworks were embedded and on which precisions ship."""
+GOLDEN_BOUND = 1e-4
+"""Largest difference of an answer between torch and ONNX Runtime that a bundle may have."""
 
 
 class TensorPort(TypedDict):
@@ -200,6 +204,8 @@ class Licences(TypedDict):
 class BundleRecord(RunOrigin):
     """`bundle.json`."""
 
+    digest: str
+    """SHA-256 over the record's text without this field; empty until it is sealed: see `serving.bundle.seal`."""
     schema_version: int
     contract_version: int
     opset: int
@@ -217,36 +223,3 @@ class BundleRecord(RunOrigin):
     parity: ParityDifference
     refreshed: NotRequired[list[Refreshed]]
     evaluation: NotRequired[Evaluation]
-
-
-def write_record(folder: Path, record: BundleRecord) -> None:
-    """Write `bundle.json`."""
-    (folder / BUNDLE_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
-
-
-TYPES = {
-    "contract_version": int,
-    "history_length": int,
-    "history_span": int,
-    "graphs": dict,
-    "files": dict,
-    "sha256": dict,
-    "precisions": list,
-    "golden": dict,
-}
-"""Fields that are read when a bundle is used, and what they hold."""
-
-
-def read_record(folder: Path) -> BundleRecord:
-    """Read `bundle.json`; UserError where it is missing, is not JSON, has another schema version, or was edited so that it says
-    nothing of a file or has another type in a field."""
-    missing = f"{folder}: is not a bundle: no {BUNDLE_FILE}. Make one with keyart export RUN {shell_word(folder)}."
-    path, remedy = folder / BUNDLE_FILE, "Export the run again."
-    record = read_versioned(path, BUNDLE_VERSION, remedy, missing)
-    for name, type_ in TYPES.items():
-        if not isinstance(record.get(name), type_):
-            raise UserError(f"{path}: {name} is missing or is not {type_.__name__}. {remedy}")
-    for name in (*record["graphs"], "vocabularies.json"):
-        if name not in record["sha256"]:
-            raise UserError(f"{path}: has no checksum of {name}. {remedy}")
-    return cast("BundleRecord", record)

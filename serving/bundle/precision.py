@@ -12,16 +12,14 @@ stay float32: they are under 1 % of the bytes, and a cast of them would be folde
 """
 
 from collections.abc import Iterable
-from typing import Literal, get_args
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from serving.bundle.bundle import CONTEXT_PREFIX
 from serving.bundle.ids import MIN_EXTERNAL_BYTES
+from serving.bundle.precision_bounds import Precision
 
-Precision = Literal["fp16", "int8"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 INT8_STEPS = 127
 """Steps of an int8 row between 0 and its largest magnitude."""
 

@@ -1,10 +1,12 @@
 """Bounds that a reduced graph must keep to ship; `export.gates` measures the figures."""
 
 from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 from serving.bundle.metadata import PrecisionRow
-from serving.bundle.precision import Precision
 
+Precision = Literal["fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FULL_PRECISION = "fp32"
 
 

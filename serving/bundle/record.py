@@ -8,8 +8,9 @@ from foundation.atomic import atomic_folder, claimed_output, restore_replaced
 from foundation.errors import UserError
 from serving.bundle.bundle import CARD, Bundle
 from serving.bundle.card import model_card
-from serving.bundle.hard_links import files_of, link, sha256
-from serving.bundle.metadata import BUNDLE_FILE, BundleRecord, Evaluation, write_record
+from serving.bundle.hard_links import link, sha256
+from serving.bundle.metadata import BUNDLE_FILE, BundleRecord, Evaluation
+from serving.bundle.seal import write_record
 
 
 def record_verdict(folder: Path, evaluation: Evaluation, scored: Bundle) -> bool:
@@ -41,9 +42,8 @@ def _record(bundle: Bundle, evaluation: Evaluation) -> bool:
     metadata: BundleRecord = {**bundle.metadata, "evaluation": evaluation}
     card = model_card(metadata, bundle.vocabularies)
     with atomic_folder(folder, marker=BUNDLE_FILE) as partial:
-        for path in files_of(folder):
-            if path not in (folder / BUNDLE_FILE, folder / CARD):
-                link(path, partial / path.relative_to(folder))
+        for name in bundle.metadata["sha256"].keys() - {CARD}:
+            link(folder / name, partial / name)
         (partial / CARD).write_text(card, encoding="utf-8")
         metadata["sha256"] = bundle.metadata["sha256"] | {CARD: sha256(partial / CARD)}
         write_record(partial, metadata)

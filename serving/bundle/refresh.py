@@ -53,7 +53,7 @@ from serving.bundle.ids import (
     update_id_encoders,
     write_graphs,
 )
-from serving.bundle.metadata import BUNDLE_FILE, BundleRecord, Refreshed, write_record
+from serving.bundle.metadata import BUNDLE_FILE, BundleRecord, Refreshed
 from serving.bundle.new_artworks import (
     HASHES,
     ArtworkTower,
@@ -65,6 +65,7 @@ from serving.bundle.new_artworks import (
     warn_changed,
 )
 from serving.bundle.record import open_for_replacement
+from serving.bundle.seal import write_draft, write_record
 from serving.bundle.triton import write_triton
 from serving.bundle.variants import rebuild_variants
 
@@ -77,10 +78,11 @@ TITLE_BATCH = 1024
 
 @dataclass(frozen=True)
 class RefreshResult:
-    """The numbers of titles and artworks that a bundle gained."""
+    """The numbers of titles and artworks that a bundle gained, and its digest now."""
 
     titles: int
     artworks: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def refresh(folder: Path, dataset: Path, console: Console) -> RefreshResult:
         titles, artworks = _new(titles, vocabularies["titles"]), _new(artworks, vocabularies["artworks"])
         if not titles.num_rows and not artworks.num_rows:
             console.print(f"refresh: {folder} has every title and artwork of {dataset}")
-            return RefreshResult(0, 0)
+            return RefreshResult(0, 0, bundle.digest)
         if IMAGE in tower.sources:
             require_images(dataset, artworks, console)
         hashes = {
@@ -129,11 +131,12 @@ def refresh(folder: Path, dataset: Path, console: Console) -> RefreshResult:
         more = dict(vocabularies)
         for name, table in (("titles", titles), ("artworks", artworks)):
             more[name] = vocabularies[name].extended(table[f"{name[:-1]}_id"].to_pylist())
-        _write(bundle, more, CatalogueAdditions(titles.num_rows, artworks.num_rows, rows, *firsts), hashes, console)
+        additions = CatalogueAdditions(titles.num_rows, artworks.num_rows, rows, *firsts)
+        digest = _write(bundle, more, additions, hashes, console)
     console.print(
         f"refresh: {folder}: {titles.num_rows:,} titles and {artworks.num_rows:,} artworks more; the rest as it was"
     )
-    return RefreshResult(titles.num_rows, artworks.num_rows)
+    return RefreshResult(titles.num_rows, artworks.num_rows, digest)
 
 
 def _read(dataset: Path) -> tuple[pa.Table, pa.Table]:
@@ -201,8 +204,8 @@ def _write(
     additions: CatalogueAdditions,
     hashes: dict[str, list[str]],
     console: Console,
-) -> None:
-    """Replace the bundle by one with rows appended to its tables."""
+) -> str:
+    """Replace the bundle by one with rows appended to its tables; returns its digest."""
     old, metadata = bundle.folder, deepcopy(bundle.metadata)
     with atomic_folder(old, marker=BUNDLE_FILE) as folder:
         graphs = {
@@ -233,7 +236,7 @@ def _write(
         if "evaluation" in metadata:
             evaluation = metadata["evaluation"]
             evaluation["refreshed_since"] = [*evaluation.get("refreshed_since", []), now]
-        write_record(folder, metadata)  # the golden cases read it
+        write_draft(folder, metadata)  # the golden cases read it
         difference = largest_golden_difference(folder)
         golden = metadata["golden"]
         if not difference <= golden["bound"]:
@@ -245,7 +248,7 @@ def _write(
         metadata["files"] = describe_files(folder)
         (folder / CARD).write_text(model_card(metadata, vocabularies), encoding="utf-8")
         metadata["sha256"] = bundle_checksums(folder)
-        write_record(folder, metadata)
+        return write_record(folder, metadata)
 
 
 def _table_name(key: str, file: str) -> str:

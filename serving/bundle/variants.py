@@ -16,8 +16,8 @@ from serving.bundle.bundle import RANK_ROWS
 from serving.bundle.example import largest_golden_difference
 from serving.bundle.ids import WEIGHTS, read_graph, write_graphs
 from serving.bundle.metadata import PrecisionRow
-from serving.bundle.precision import PRECISIONS, Precision, reduce_graph
-from serving.bundle.precision_bounds import BOUNDS, FULL_PRECISION, LOWER_BOUNDED
+from serving.bundle.precision import reduce_graph
+from serving.bundle.precision_bounds import BOUNDS, FULL_PRECISION, LOWER_BOUNDED, PRECISIONS, Precision
 
 SERVED_GRAPHS = ("rank.onnx", "member.onnx", "choose.onnx")
 FIGURES = ("largest_difference", "log_loss", "log_loss_change", "same_choice", "captured_lift", "snips_lift")

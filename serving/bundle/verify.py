@@ -1,4 +1,4 @@
-"""`keyart verify`: every checksum of a bundle, and its golden cases by ONNX Runtime, in each precision. Needs no torch."""
+"""`keyart verify`: a bundle's seal, every checksum, and its golden cases by ONNX Runtime, in each precision. Needs no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,7 @@ from foundation.atomic import restore_replaced
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
 from serving.bundle.example import largest_golden_difference
+from serving.bundle.seal import SHA256
 
 
 @dataclass(frozen=True)
@@ -17,19 +18,30 @@ class VerifyResult:
     cases: int
     difference: float
     """Largest difference of any answer of any golden case from torch's answer at export."""
+    digest: str
+    """The bundle's: see `serving.bundle.seal`."""
     variant_differences: dict[str, float]
     """By precision that ships beside float32, the largest difference of its graphs."""
 
     def __str__(self) -> str:
         """The results in words, for the console."""
         variants = "".join(f", {name} {difference:.1e}" for name, difference in self.variant_differences.items())
-        return f"{self.files} files unchanged; {self.cases} golden cases, max_abs_difference={self.difference:.1e}{variants}"
+        cases = f"{self.cases} golden cases, max_abs_difference={self.difference:.1e}{variants}"
+        return f"{self.files} files unchanged; {cases}; digest {self.digest}"
 
 
-def verify(folder: Path) -> VerifyResult:
-    """Check a bundle; UserError for the first fault."""
+def verify(folder: Path, expect: str | None = None) -> VerifyResult:
+    """Check a bundle; UserError for the first fault. `expect`: the digest that it must have, in any case of letters."""
+    if expect is not None and not SHA256.fullmatch(expect.strip().lower()):
+        raise UserError(
+            f"expect={expect[:80]}: is no digest. Give the 64 hexadecimal digits that keyart export printed."
+        )
     restore_replaced(folder)
     bundle = Bundle.open(folder)  # checks every file's SHA-256
+    if expect is not None and bundle.digest != expect.strip().lower():
+        raise UserError(
+            f"{folder}: is another bundle: its digest is {bundle.digest}, and {expect} was expected. Fetch that one."
+        )
     golden = bundle.metadata["golden"]
     bounds = {"": golden["bound"]} | {
         row["precision"]: row["bounds"]["golden_difference"]
@@ -44,4 +56,5 @@ def verify(folder: Path) -> VerifyResult:
                 f"{folder / graphs}: its golden cases differ by {difference:.2g} here, more than {bound}: this machine's "
                 "ONNX Runtime computes something else. Try another version of it."
             )
-    return VerifyResult(len(bundle.metadata["sha256"]), int(golden["cases"]), differences.pop(""), differences)
+    files = len(bundle.metadata["sha256"])
+    return VerifyResult(files, int(golden["cases"]), differences.pop(""), bundle.digest, differences)
