@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from serving.http.config import ServeConfig
 from serving.http.serve import serve
-serve(Path({folder!r}), ServeConfig(port=0, body_seconds=1, head_seconds=1), Console())
+serve(Path({folder!r}), ServeConfig(port=0, body_seconds=1, head_seconds=1, deadline=20), Console())
 """
 GOOD: dict[str, Any] = {"title": "t", "artworks": ["a", "b"]}
 PLAYED = {"title": "t"}

@@ -5,8 +5,10 @@ import json
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +18,83 @@ import keyart
 from benchmarks.request_generator import RequestGenerator
 from benchmarks.serve_load import Served, answered, fuzz, post, serving
 from serving.bundle.bundle import Bundle
-from serving.http.answers import MAX_CACHED_POLICIES, ArtworkRanker
-from serving.http.batches import RequestBatcher
+from serving.http.answers import ArtworkRanker
+from serving.http.lanes import Lanes
 from serving.http.requests import Request, RequestError, RequestReader
-from serving.scoring.policies import MAX_DRAWS
 from tests.served import GOOD, PLAYED, WITHOUT_TORCH, ask, ranked
 
 
-def test_too_many_are_refused_and_a_defect_reaches_its_caller(bundle: Path) -> None:
-    requests, _ = RequestReader(Bundle.open(bundle)).read(json.dumps([GOOD] * 2).encode(), 0)
+def lanes_of(**given: Any) -> Lanes:
+    limits: dict[str, Any] = {"max_batch": 2, "gather_seconds": 0.0, "waiting": 3, "deadline": 5.0}
+    return Lanes(**limits | {"on_batch": lambda *_: None} | given)
+
+
+@pytest.fixture(scope="module")
+def good(bundle: Path) -> Request:
+    (request,), _ = RequestReader(Bundle.open(bundle)).read(json.dumps(GOOD).encode(), 0)
+    return request
+
+
+def test_too_many_are_refused_and_a_failure_is_its_requests_alone(good: Request) -> None:
     sizes: list[int] = []
+    bad = replace(good, seed=7)
 
     def answer(some: Sequence[Request]) -> list[dict[str, Any]]:
-        if len(sizes) == 1:
+        if bad in some:
             raise MemoryError
         return [{} for _ in some]
 
     async def ask_all() -> None:
-        batches = RequestBatcher(answer, max_batch=2, seconds=0.0, waiting=3, on_batch=sizes.append)
-        asking = [asyncio.create_task(batches.ask(requests[:1])) for _ in range(3)]
+        lanes = lanes_of(on_batch=lambda requests, waited, seconds: sizes.append(requests))
+        asking = [asyncio.create_task(lanes.ask([one], [1e-4], answer)) for one in (good, bad, good)]
         await asyncio.sleep(0)
         with pytest.raises(RequestError, match="3 requests are waiting"):
-            await batches.ask(requests[:1])
-        running = asyncio.create_task(batches.run())
+            await lanes.ask([good], [1e-4], answer)
+        running = asyncio.create_task(lanes.run())
         results = await asyncio.gather(*asking, return_exceptions=True)
-        assert [type(one) for one in results] == [MemoryError, MemoryError, list]
-        assert await batches.ask(requests) == [{}, {}]
+        assert [type(one) for one in results] == [list, MemoryError, list]
+        assert await lanes.ask([good, good], [1e-4] * 2, answer) == [{}, {}]
         running.cancel()
 
     asyncio.run(ask_all())
-    assert sizes == [2, 1, 2]
+    assert sizes == [2, 1, 1, 1, 2]
+
+
+def test_a_small_request_does_not_wait_for_large_ones_nor_a_batch_for_who_left(good: Request) -> None:
+    answered_sizes: list[int] = []
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow(some: Sequence[Request]) -> list[dict[str, Any]]:
+        answered_sizes.append(len(some))
+        entered.set()
+        assert leave.wait(10)
+        return [{} for _ in some]
+
+    def quick(some: Sequence[Request]) -> list[dict[str, Any]]:
+        return [{"quick": True} for _ in some]
+
+    async def ask_all() -> None:
+        lanes = lanes_of(waiting=100, deadline=0.5)
+        running = asyncio.create_task(lanes.run())
+        large = asyncio.create_task(lanes.ask([good], [0.3], slow))
+        await asyncio.to_thread(entered.wait, 10)
+        leaving = asyncio.create_task(lanes.ask([good] * 5, [0.01] * 5, slow))
+        assert await lanes.ask([good], [1e-4], quick) == [{"quick": True}]
+        assert lanes.stuck(0)
+        # as much as would be answered after the deadline is refused at once
+        with pytest.raises(RequestError, match=r"later than 0\.5 s"):
+            await lanes.ask([good] * 5, [0.11] * 5, slow)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        leave.set()
+        assert await large == [{}]
+        assert await lanes.ask([good], [0.3], slow) == [{}]
+        assert not lanes.stuck(0)
+        running.cancel()
+
+    asyncio.run(ask_all())
+    assert answered_sizes == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -91,8 +140,17 @@ def test_too_many_are_refused_and_a_defect_reaches_its_caller(bundle: Path) -> N
         (
             GOOD | {"policy": "thompson:100000", "artworks": [str(i) for i in range(100)]},
             422,
-            "Give thompson:25600.",
+            "Give thompson:1024.",
         ),
+        (GOOD | {"policy": "thompson:1025"}, 422, "Give thompson:1024."),
+        (
+            [GOOD | {"policy": "thompson:1024", "artworks": [str(i) for i in range(25)]}] * 101,
+            422,
+            "candidates x draws",
+        ),
+        ([GOOD | {"explain": True, "artworks": [str(i) for i in range(600)]}] * 2, 422, "explain: 1,200 candidates"),
+        (GOOD | {"explain": True, "artworks": [str(i) for i in range(1001)]}, 422, "Explain at most 1,000"),
+        (GOOD | {"member": 3}, 422, "member=3: must be a string"),
         (GOOD | {"explain": 1}, 422, "explain=1: must be true or false"),
         (b" " * 1_100_000, 413, "body: more than 1,048,576 bytes"),
     ],
@@ -112,8 +170,12 @@ def test_a_fault_is_named_in_one_line(at: Served, body: Any, status: int, named:
         (b"", 408),
         (b"GET / HTTP/1.1\r\nx: " + b"y" * 100_000, 431),
         (b"no such thing\r\n\r\n", 400),
-        (b"GET /nowhere HTTP/1.1\r\n\r\n", 404),
-        (b"GET /rank HTTP/1.1\r\n\r\n", 405),
+        (b"GET /nowhere HTTP/1.1\r\nhost: a\r\n\r\n", 404),
+        (b"GET /rank HTTP/1.1\r\nhost: a\r\n\r\n", 405),
+        (b"GET /health HTTP/1.1\r\nconnection: close\r\n\r\n", 400),
+        (b"GET /health HTTP/1.0\r\n\r\n", 200),
+        (post(b"{}").replace(b"host", b"content-type: text/csv\r\nhost"), 415),
+        (b"POST /rank HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 2000000\r\n\r\n", 413),
     ],
 )
 def test_slow_huge_and_malformed_connections_end(at: Served, sent: bytes, status: int) -> None:
@@ -126,16 +188,15 @@ def test_slow_huge_and_malformed_connections_end(at: Served, sent: bytes, status
     assert ask(at, GOOD)[0] == 200
 
 
-def test_draws_that_are_kept_have_a_bound(bundle: Path) -> None:
-    answers = ArtworkRanker(Bundle.open(bundle))
-    first = answers.thompson(16, 0.25)
-    assert answers.thompson(16, 0.25) is first
-    for draws in (*range(1, 40), 60_000, MAX_DRAWS, 60_000, 50_000, 16):
-        assert answers.thompson(draws, 0.25).draws == draws
-        kept = [policy.draws for policy in answers.drawn.values()]
-        assert len(kept) <= MAX_CACHED_POLICIES
-        assert sum(kept) <= MAX_DRAWS
-    assert answers.thompson(16, 0.25) is not first
+def test_clients_policies_leave_nothing_behind(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    ranker, reader = ArtworkRanker(opened, 64), RequestReader(opened, 64)
+    assert ranker.posterior is not None
+    drawn = ranker.posterior.weight_FS
+    for policy in ("thompson:64:0.5", "thompson:3", "thompson:64:1.5:0", "thompson:1:9"):
+        requests, _ = reader.read(json.dumps([GOOD | {"policy": policy}]).encode(), 0)
+        assert sum(row["propensity"] for row in ranker.answer(requests)[0]["artworks"]) == pytest.approx(1)
+        assert ranker.posterior.weight_FS is drawn
 
 
 def test_nothing_that_is_sent_breaks_it(at: Served, bundle: Path) -> None:
@@ -157,7 +218,7 @@ def test_the_front_door_answers_what_was_asked_before_it_stops(bundle: Path) -> 
     ):
         assert at.process.stdout is not None
         tried = at.process.stdout.readline()
-        assert tried.startswith(f"curl -s http://{at.host}:{at.port}/rank -d '")
+        assert tried.startswith(f"curl -s http://{at.host}:{at.port}/rank -H 'content-type: application/json' -d '")
         assert ranked(at, json.loads(tried.partition("-d '")[2].rstrip("'\n")))["explanation"]
         message = post(json.dumps(GOOD).encode())
         asking.sendall(message[:-5])

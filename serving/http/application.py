@@ -18,7 +18,6 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Call
 from starlette.responses import Response
 from starlette.routing import Route
@@ -26,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from foundation.errors import UserError
 from serving.http.answers import cost
+from serving.http.bodies import Bodies
 from serving.http.config import ServeConfig
 from serving.http.generation import Generation, identity
 from serving.http.interface import OTHER_PATHS
@@ -34,14 +34,9 @@ from serving.http.metrics import ServiceMetrics
 from serving.http.open_connections import OpenConnections
 from serving.http.requests import Request, RequestError, ids_by_kind
 
-DRAIN_FACTOR = 16
-"""Bodies of so many times the limit are read to their end and dropped, so that the client reads why it was refused."""
 KNOWN_PATHS = {"/rank", *OTHER_PATHS}
 OPEN_PATHS = {"/health", "/ready"}
 """Paths that need no token."""
-LARGE_BYTES, LARGE_BODIES = 2**15, 2
-"""Bodies of more bytes are parsed and answered so many at a time: what they become takes ten times their bytes, and parsing one
-takes the event loop several milliseconds."""
 STUCK_SECONDS, DEAD_SECONDS = 5.0, 30.0
 """Seconds of one batch from which the service is not ready, and from which it is not healthy and should be restarted."""
 JSON_TYPES = ("application/json", "text/json")
@@ -67,9 +62,7 @@ class Service:
             config.unsent_bytes,
             lambda reason: self.service_metrics.count("closed", reason),
         )
-        self.large_bodies = asyncio.Semaphore(LARGE_BODIES)
-        self.receiving = 0
-        """Bytes of bodies that are being received."""
+        self.bodies = Bodies(config)
         self.background: list[Callable[[], Coroutine[Any, Any, None]]] = []
         """What runs beside, while requests are answered."""
         self.all_metrics: Callable[[], Awaitable[ServiceMetrics]] | None = None
@@ -133,18 +126,8 @@ class Service:
         kind = call.headers.get("content-type", JSON_TYPES[0]).partition(";")[0].strip().lower()
         if kind not in JSON_TYPES:
             raise RequestError(415, f"content-type={kind[:60]}: is not JSON. Send content-type: application/json.")
-        body = await self._body(call)
-        if len(body) <= LARGE_BYTES:
+        async with self.bodies.body(call) as body:
             return await self._ranked(body)
-        try:
-            async with asyncio.timeout(self.config.deadline):
-                await self.large_bodies.acquire()
-        except TimeoutError:
-            raise RequestError(503, "rank: too many large bodies are waiting. Retry in a second.") from None
-        try:
-            return await self._ranked(body)
-        finally:
-            self.large_bodies.release()
 
     async def _ranked(self, body: bytes) -> Response:
         generation, stages, begin = self.generation, self.service_metrics.stages, time.perf_counter()
@@ -206,38 +189,6 @@ class Service:
             self.service_metrics.count("ids", kind, by=given)
             self.service_metrics.count("unknown", kind, by=unknown)
 
-    async def _body(self, call: Call) -> bytes:
-        """The body of a request; RequestError where it is too large or too slow."""
-        max_bytes, parts, size = self.config.body_bytes, [], 0
-        too_large = RequestError(
-            413, f"body: more than {max_bytes:,} bytes. Send fewer requests or candidates at a time."
-        )
-        length = call.headers.get("content-length", "0")
-        if "expect" in call.headers and length.isdigit() and int(length) > max_bytes:
-            raise too_large  # before the client is asked to continue
-        try:
-            async with asyncio.timeout(self.config.body_seconds):
-                async for part in call.stream():
-                    size += len(part)
-                    if size <= max_bytes:
-                        parts.append(part)
-                        self.receiving += len(part)
-                        if self.receiving > self.config.bodies_bytes:
-                            raise RequestError(503, "body: too many are being received. Retry in a second.")
-                    elif size > DRAIN_FACTOR * max_bytes:
-                        break
-        except TimeoutError:
-            raise RequestError(
-                408, f"body: incomplete after {self.config.body_seconds:g} s. Send it at once."
-            ) from None
-        except ClientDisconnect:
-            raise RequestError(400, "body: ended early. Send all of it.") from None
-        finally:
-            self.receiving -= sum(map(len, parts))
-        if size > max_bytes:
-            raise too_large
-        return b"".join(parts)
-
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
@@ -245,12 +196,20 @@ class Service:
         tasks += [loop.create_task(work()) for work in self.background]
         if self.config.reload_seconds and self.config.workers == 1:
             tasks.append(loop.create_task(self._watch()))
+        for task in tasks:
+            task.add_done_callback(self._end_with)
         if sys.platform != "win32" and self.config.workers == 1:
             reloading: set[asyncio.Task[Any]] = set()
             loop.add_signal_handler(signal.SIGHUP, lambda: reloading.add(loop.create_task(self.reload())))
         yield
         for task in tasks:
             task.cancel()
+
+    def _end_with(self, task: asyncio.Task[Any]) -> None:
+        """A service without one of its tasks would answer nothing: it ends, so that it is started again."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.say(f"serve: {type(error).__name__}: {error}: this is a defect of keyart. Stopping.")
+            signal.raise_signal(signal.SIGTERM)
 
     async def _watch(self) -> None:
         """Reload whenever another bundle is in the folder."""

@@ -97,44 +97,42 @@ class Lane:
             batch = self._next_batch()
             if not batch:
                 continue
-            self.began, cpu = loop.time(), sum(waiting.cost for waiting in batch)
-            answered: asyncio.Future[list[Answer]] = loop.create_future()
-            self.work.put((batch[0].answer, [waiting.request for waiting in batch], answered))
             try:
-                answers: Sequence[Answer] = await answered
-            except Exception as error:  # a defect: raised in the waiting requests, and the service continues
+                answers = await self._answered(batch)
+            except Exception as error:  # a defect, or no memory: of one request of the batch, it may be
                 if len(batch) == 1:
-                    _fail(batch, error)
+                    _fail(batch[0], error)
                 else:
                     await self._each_alone(batch)
                 continue
-            finally:
-                seconds = loop.time() - self.began
-                self.began = None
-                self.on_batch(len(batch), max(0.0, loop.time() - seconds - batch[0].since), seconds)
-            self.correction += CORRECTION_WEIGHT * (min(max(seconds / cpu, 0.1), 10.0) - self.correction)
-            for waiting, one in zip(batch, answers, strict=True):
-                if not waiting.future.done():  # the client may have left
-                    waiting.future.set_result(one)
+            for waiting, answer in zip(batch, answers, strict=True):
+                _succeed(waiting, answer)
+
+    async def _answered(self, batch: Sequence[_Waiting]) -> list[Answer]:
+        """A batch's answers, by the thread."""
+        loop = asyncio.get_running_loop()
+        self.began = began = loop.time()
+        answered: asyncio.Future[list[Answer]] = loop.create_future()
+        self.work.put((batch[0].answer, [waiting.request for waiting in batch], answered))
+        try:
+            return await answered
+        finally:
+            self.began, seconds = None, loop.time() - began
+            self.on_batch(len(batch), began - batch[0].since, seconds)
+            ratio = min(max(seconds / sum(waiting.cost for waiting in batch), 0.1), 10.0)
+            self.correction += CORRECTION_WEIGHT * (ratio - self.correction)
 
     async def _each_alone(self, batch: Sequence[_Waiting]) -> None:
         """A batch that failed, request by request: what one of them causes is that one's alone."""
-        loop = asyncio.get_running_loop()
         for waiting in batch:
             if waiting.future.done():
                 continue
-            self.began = loop.time()
-            answered: asyncio.Future[list[Answer]] = loop.create_future()
-            self.work.put((waiting.answer, [waiting.request], answered))
             try:
-                (one,) = await answered
+                (answer,) = await self._answered([waiting])
             except Exception as error:
-                _fail([waiting], error)
+                _fail(waiting, error)
             else:
-                if not waiting.future.done():
-                    waiting.future.set_result(one)
-            finally:
-                self.began = None
+                _succeed(waiting, answer)
 
     def _next_batch(self) -> list[_Waiting]:
         """The first requests of the queue that are still waited for, of one bundle and of a limited cost together."""
@@ -188,7 +186,6 @@ class Lanes:
     ) -> None:
         """At most `max_batch` requests are answered together, after at most `gather_seconds`; beyond `waiting` requests in a
         lane, or where they would be answered later than `deadline` seconds from now, further ones are refused."""
-        self.deadline = deadline
         self.light, self.heavy = (
             Lane(name, max_batch, gather_seconds, waiting, deadline, on_batch) for name in ("light", "heavy")
         )
@@ -199,14 +196,14 @@ class Lanes:
         return len(self.light.queue) + len(self.heavy.queue)
 
     async def ask(self, requests: Sequence[Request], costs: Sequence[float], answer: AnswerMany) -> list[Answer]:
-        """The answers by the function `answer`, in order; RequestError (503) where they cannot be had before the deadline."""
+        """The answers by the function `answer`, in order; RequestError (503) where too many wait.
+
+        A caller that stops waiting, as at its deadline, takes its requests out of the queue.
+        """
         lane = self.light if sum(costs) <= LIGHT_SECONDS else self.heavy
         added = lane.add(requests, costs, answer)
         try:
-            async with asyncio.timeout(self.deadline):
-                return [await waiting.future for waiting in added]
-        except TimeoutError:
-            raise RequestError(503, f"rank: not answered within {self.deadline:g} s. Retry in a second.") from None
+            return [await waiting.future for waiting in added]
         finally:
             for waiting in added:  # nobody waits for what is left: it is dropped from the queue
                 if waiting.future.done() and not waiting.future.cancelled():
@@ -225,10 +222,14 @@ class Lanes:
         return any(lane.began is not None and now - lane.began > seconds for lane in (self.light, self.heavy))
 
 
-def _fail(batch: Sequence[_Waiting], error: Exception) -> None:
-    for waiting in batch:
-        if not waiting.future.done():
-            waiting.future.set_exception(error)
+def _succeed(waiting: _Waiting, answer: Answer) -> None:
+    if not waiting.future.done():  # the client may have left
+        waiting.future.set_result(answer)
+
+
+def _fail(waiting: _Waiting, error: Exception) -> None:
+    if not waiting.future.done():
+        waiting.future.set_exception(error)
 
 
 def _settle(answered: asyncio.Future[list[Answer]], result: Any) -> None:

@@ -1,0 +1,110 @@
+"""A bundle is replaced while it is served: every answer is one bundle's, and none is lost."""
+
+import asyncio
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.request_generator import RequestGenerator
+from benchmarks.serve_attacks import Config, replaced_bundles
+from benchmarks.serve_load import Served, serving
+from foundation.errors import UserError
+from serving.bundle.bundle import Bundle
+from serving.http.config import ServeConfig
+from serving.http.generation import Generation, identity
+from tests.served import GOOD, WITHOUT_TORCH, ask, ranked
+
+
+def command(folder: Path, *options: str) -> list[str]:
+    words = ["serve", str(folder), "--port", "0", "--deadline", "20", *options]
+    return [sys.executable, "-c", f"{WITHOUT_TORCH}import keyart; sys.exit(keyart.main({words!r}))"]
+
+
+def until(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def digest(at: Served) -> str:
+    return ask(at, None, "/health")[1]["bundle"]
+
+
+def test_no_answer_is_lost_or_mixed(bundle: Path, refreshed: Path, tmp_path: Path) -> None:
+    live = shutil.copytree(bundle, tmp_path / "live")
+    generator = RequestGenerator(Bundle.open(bundle), 4)
+    with serving(command(live)) as at:
+        seen = asyncio.run(replaced_bundles(at, live, refreshed, generator, Config(reloads=3, clients=4)))
+    assert (seen.reloads, seen.lost, seen.mixed) == (3, 0, 0)
+    assert seen.answers > 20
+
+
+def test_workers_have_one_bundle_and_one_page_of_metrics(bundle: Path, refreshed: Path, tmp_path: Path) -> None:
+    """With a look every second; a bundle that cannot be read changes nothing, and a killed worker is replaced."""
+    live = shutil.copytree(bundle, tmp_path / "live")
+    before, after = Bundle.open(bundle).digest, Bundle.open(refreshed).digest
+    with serving(command(live, "--workers", "2", "--reload")) as at:
+        assert at.process.stdout is not None
+        assert {ranked(at, GOOD)["bundle"] for _ in range(10)} == {before}
+        assert counted(at, 'keyart_http_requests_total{path="/rank",status="200"}') == 10
+        assert counted(at, "keyart_workers") == 2
+        exchange(live, shutil.copytree(refreshed, tmp_path / "new"))
+        assert until(lambda: {digest(at) for _ in range(10)} == {after})
+        assert {ranked(at, GOOD)["bundle"] for _ in range(10)} == {after}
+        (broken := tmp_path / "broken").mkdir()
+        (broken / "bundle.json").write_text("{", encoding="utf-8")
+        exchange(live, broken)
+        at.process.stdout.readline()  # the command to try
+        assert before[:12] in at.process.stdout.readline()
+        line = at.process.stdout.readline()
+        assert "not reloaded" in line
+        assert after[:12] in line
+        assert ranked(at, GOOD)["bundle"] == after
+        at.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert at.process.wait(15) == 0
+        assert time.monotonic() - began < 10
+        assert at.process.stdout.read() == "Stopped.\n"
+
+
+def exchange(live: Path, new: Path) -> None:
+    away = live.with_name(f"away-{time.monotonic_ns()}")
+    live.rename(away)
+    new.rename(live)
+
+
+def counted(at: Served, name: str) -> float:
+    lines = ask(at, None, "/metrics")[1].splitlines()
+    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + " "))
+
+
+def test_a_bundle_that_is_replaced_while_it_is_read_is_read_again(
+    bundle: Path, refreshed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, new = shutil.copytree(bundle, tmp_path / "live"), shutil.copytree(refreshed, tmp_path / "new")
+    original: Any = Bundle.open
+    opened: list[Bundle] = []
+
+    def open_and_replace(folder: Path, threads: int = 0) -> Bundle:
+        opened.append(original(folder, threads))
+        if len(opened) == 1:
+            exchange(live, new)
+        return opened[-1]
+
+    monkeypatch.setattr(Bundle, "open", open_and_replace)
+    generation = Generation.load(live, ServeConfig(port=0))
+    assert (len(opened), generation.digest) == (2, Bundle.open(live).digest)
+    assert json.loads(generation.openapi)["info"]["title"] == "keyart"
+    assert identity(tmp_path / "nowhere") == ()
+    with pytest.raises(UserError, match="is not a bundle"):
+        Generation.load(tmp_path, ServeConfig(port=0))
