@@ -26,7 +26,8 @@ from tests.served import GOOD, PLAYED, WITHOUT_TORCH, ask, ranked
 
 def lanes_of(**given: Any) -> Lanes:
     limits: dict[str, Any] = {"max_batch": 2, "gather_seconds": 0.0, "waiting": 3, "deadline": 5.0}
-    return Lanes(**limits | {"on_batch": lambda *_: None} | given)
+    limits["on_batch"] = lambda *_: None
+    return Lanes(**limits | given)
 
 
 @pytest.fixture(scope="module")
