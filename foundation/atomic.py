@@ -1,4 +1,4 @@
-"""Atomic output: written to a `.partial` sibling of its path, renamed to the path when complete.
+"""Atomic output: written to a `.partial` sibling of its path, which takes the path when it is complete and on the disk.
 
 A reader never sees half a folder, and a killed call leaves only the `.partial` sibling, which the next call of the same
 command removes. A command claims its output at the start: where a second one writes to the same folder, or it cannot be written,
@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,14 @@ from typing import TextIO
 
 from foundation.errors import UserError
 from foundation.output_path import LOCK_SUFFIX, real_path, require_folder, require_output, require_own_folder
+from foundation.replacement import exchanged, flush, flush_folder
+
+RENAME_SECONDS = 10.0
+"""Longest wait for a process that is between its two renames."""
+
+
+class ClaimedError(UserError):
+    """Raised where another process writes to the same output."""
 
 
 class _Claims(local):
@@ -29,14 +38,33 @@ class _Claims(local):
 _CLAIMS = _Claims()
 
 
-def restore_replaced(path: Path) -> None:
-    """Move the old output back where a call was killed between its two renames; UserError where a process is writing it."""
+def is_half_replaced(path: Path) -> bool:
+    """Whether a process is, or was killed, between the two renames that replace a folder where it cannot be exchanged."""
     real = real_path(path)
-    replaced = real.parent / f".{real.name}.replaced"
-    if replaced.exists() and not real.exists():
-        with _claimed(path, real.parent / f".{real.name}{LOCK_SUFFIX}"):
-            if replaced.exists() and not real.exists():
-                os.rename(replaced, real)
+    return _replaced(real).exists() and not real.exists()
+
+
+def restore_replaced(path: Path) -> None:
+    """Move the old output back where a call was killed between its two renames; where a process is between them, wait for it.
+
+    UserError where it stays there for `RENAME_SECONDS`.
+    """
+    deadline = time.monotonic() + RENAME_SECONDS
+    while is_half_replaced(path):
+        real = real_path(path)
+        try:
+            with _claimed(path, real.parent / f".{real.name}{LOCK_SUFFIX}"):
+                if is_half_replaced(path):
+                    os.rename(_replaced(real), real)
+        except ClaimedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _replaced(real: Path) -> Path:
+    """Where an old output is between two renames."""
+    return real.parent / f".{real.name}.replaced"
 
 
 @contextmanager
@@ -129,7 +157,7 @@ def _locked(lock: Path, path: Path) -> TextIO:
         except OSError as error:
             file.close()
             if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-                raise UserError(f"{path}: another keyart process writes to it. Wait for it to end.") from None
+                raise ClaimedError(f"{path}: another keyart process writes to it. Wait for it to end.") from None
             lock.unlink(missing_ok=True)
             raise UserError(
                 f"{path}: its file system has no file locks ({error.strerror}), by which a second command is refused. Name a "
@@ -149,8 +177,7 @@ def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
     is replaced. On any exception, Ctrl-C included, the partial folder is removed and `path` stays as it was.
     """
     with claimed_output(path, marker) as real:
-        partial = real.with_name(f".{real.name}.partial")
-        replaced = real.parent / f".{real.name}.replaced"
+        partial, replaced = real.with_name(f".{real.name}.partial"), _replaced(real)
         for leftover in (partial, replaced):
             if leftover.is_symlink():
                 leftover.unlink()
@@ -159,16 +186,22 @@ def atomic_folder(path: Path, marker: str) -> Iterator[Path]:
         try:
             yield partial
             _apply_umask(partial)
+            flush_folder(partial)
             # an empty folder is replaced by the rename itself; one of an image's layer cannot be renamed in a container
             if real.exists() and any(real.iterdir()):
-                os.rename(real, replaced)
-            os.rename(partial, real)
+                if not exchanged(partial, real):
+                    os.rename(real, replaced)
+                    os.rename(partial, real)
+            else:
+                os.rename(partial, real)
+            flush(real.parent)
         except BaseException:
             if replaced.exists() and not real.exists():  # interrupted between the two renames
                 os.rename(replaced, real)
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        shutil.rmtree(replaced, ignore_errors=True)
+        for old in (partial, replaced):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _apply_umask(folder: Path) -> None:
@@ -191,6 +224,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     partial = real.with_name(f".{real.name}.partial")
     try:
         yield partial
+        flush(partial)
         os.replace(partial, real)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -10,10 +10,9 @@ import torch
 from datamodules.shards.shard import Shards
 from evaluation.evaluate import evaluate
 from export.export import export
-from foundation.errors import UserError
 from models.history import HistoryConfig
 from models.two_tower import TwoTower, TwoTowerConfig
-from serving.bundle.bundle import EXPLAIN_ROWS, Bundle
+from serving.bundle.bundle import Bundle
 from serving.scoring.explain import reasons, total
 from tests.test_evaluation import since_of
 from train.embed import load_embedding
@@ -100,10 +99,3 @@ def test_reasons_are_those_of_the_choice(bundle: Path) -> None:
         assert of_plays + row["itself"] + row["context"] + row["state"] == pytest.approx(row["appeal"], abs=1e-5)
     with pytest.raises(ValueError, match="two candidates"):
         reasons(opened, request, np.arange(6) < np.ones((len(mask), 1)), chosen)
-
-
-def test_a_bundle_without_the_graph_says_so(bundle: Path, tmp_path: Path) -> None:
-    opened = Bundle.open(bundle)
-    bare = Bundle(tmp_path, opened.metadata)
-    with pytest.raises(UserError, match=f"{EXPLAIN_ROWS}: is not there"):
-        bare.explain(request_of(opened))

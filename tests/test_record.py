@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
 
+import foundation.atomic
 import keyart
 import serving.bundle.record
 from evaluation.evaluate import evaluate
@@ -135,6 +136,7 @@ def test_a_kill_leaves_the_old_bundle_whole(own: Path, report: Report, monkeypat
         rename(old, new)
 
     with monkeypatch.context() as patched:
+        patched.setattr(foundation.atomic, "exchanged", lambda one, other: False)
         patched.setattr(os, "rename", between)
         with pytest.raises(KeyboardInterrupt):
             record_verdict(own, evaluation_of(report), Bundle.open(own))

@@ -6,7 +6,7 @@ some in fewer bytes (`serving.bundle.variants`), `vocabularies.json` (ids -> row
 made of, what was measured, each file's SHA-256 by its path from the folder, and a digest of all that).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -22,6 +22,7 @@ from foundation.errors import UserError
 from serving.bundle.hard_links import Inode, file_checksums, sha256
 from serving.bundle.metadata import BUNDLE_FILE, BundleRecord
 from serving.bundle.seal import DIGEST, read_record
+from serving.bundle.steady import Identity, T, identity, read_steadily
 
 VOCABULARIES, CARD = "vocabularies.json", "CARD.md"
 GOLDEN, EXAMPLE, EXAMPLE_IN_NODE = "golden.jsonl", "example.py", "example.mjs"
@@ -50,18 +51,43 @@ class Bundle:
     metadata: BundleRecord
     threads: int = 0
     """Threads of ONNX Runtime; 0: one per core."""
+    identity: Identity | None = None
+    """The folder's when it was opened: files are read when they are needed, and never those of another bundle."""
 
     @classmethod
     def open(cls, folder: Path, threads: int = 0) -> "Bundle":
-        """Read and check a bundle; UserError where it is not a bundle, has another version, or was changed since the export."""
-        metadata = read_record(folder)
+        """Read and check a bundle; UserError where it is not a bundle, has another version, or was changed since the export.
+
+        While another process replaces it, the old or the new one is opened.
+        """
+        return read_steadily(folder, lambda: cls._open_once(folder, threads))
+
+    @classmethod
+    def _open_once(cls, folder: Path, threads: int) -> "Bundle":
+        opened_as, metadata = identity(folder), read_record(folder)
         digest_by_inode: dict[Inode, str] = {}
         for name, digest in metadata["sha256"].items():
             if sha256(folder / name, digest_by_inode) != digest:
                 raise UserError(
                     f"{folder / name}: is missing or is not the file that was exported. Export the run again."
                 )
-        return cls(folder, metadata, threads)
+        return cls(folder, metadata, threads, opened_as)
+
+    def _own(self, read: Callable[[], T]) -> T:
+        """What `read` makes of the files; UserError where a bundle with others has taken the folder since this one was opened."""
+        try:
+            value = read()
+        except Exception:
+            self._require_unreplaced()
+            raise
+        self._require_unreplaced()
+        return value
+
+    def _require_unreplaced(self) -> None:
+        if self.identity is None or identity(self.folder) == self.identity:
+            return
+        if Bundle.open(self.folder).content_checksums != self.content_checksums:
+            raise UserError(f"{self.folder}: another bundle took its place while it was used. Run the command again.")
 
     @property
     def digest(self) -> str:
@@ -85,12 +111,12 @@ class Bundle:
     @cached_property
     def vocabularies(self) -> Vocabularies:
         """Ids -> rows."""
-        return load_vocabularies(self.folder / VOCABULARIES, "Export the run again.")
+        return self._own(lambda: load_vocabularies(self.folder / VOCABULARIES, "Export the run again."))
 
     @cached_property
     def context(self) -> tuple[ContextFeature, ...]:
         """The context features of a request."""
-        return load_context(self.folder, "Export the run again.")
+        return self._own(lambda: load_context(self.folder, "Export the run again."))
 
     @cached_property
     def session(self) -> ort.InferenceSession:
@@ -110,16 +136,20 @@ class Bundle:
     def _open(self, name: str) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
-        return ort.InferenceSession(self.folder / name, options, providers=["CPUExecutionProvider"])
+        providers = ["CPUExecutionProvider"]
+        return self._own(lambda: ort.InferenceSession(self.folder / name, options, providers=providers))
 
     @cached_property
     def tables(self) -> dict[str, np.ndarray]:
         """The vectors of titles and artworks, by name, read once: see `serving.bundle.contents`."""
-        return load_file(self.folder / EXPLAIN_TABLES)
+        return self.load_tables(EXPLAIN_TABLES)
+
+    def load_tables(self, name: str) -> dict[str, np.ndarray]:
+        """The tables of a file, such as POSTERIOR, by name: see `serving.bundle.contents`."""
+        return self._own(lambda: load_file(self.folder / name))
 
     @property
     def history_length(self) -> int:
-        """The tables of explanations and exploring by name, read once: see `serving.scoring.explain`."""
         """Plays of a request's history, at most: the last ones."""
         return int(self.metadata["history_length"])
 
@@ -140,14 +170,10 @@ class Bundle:
 
     def members(self, history: dict[str, np.ndarray]) -> np.ndarray:
         """Title queries, float32 (N, W), from the inputs `history_*` of a request."""
-        if not (self.folder / MEMBER_ROWS).is_file():
-            raise UserError(f"{self.folder / MEMBER_ROWS}: is missing: an older bundle. Export the run again.")
         return _run(self.member_session, history, ["title_query"])[0]
 
     def explain(self, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The terms of appeal by name, from the inputs of `rank`; UserError where the bundle has no such graph."""
-        if not (self.folder / EXPLAIN_ROWS).is_file():
-            raise UserError(f"{self.folder / EXPLAIN_ROWS}: is not there: an older bundle. Export the run again.")
+        """The terms of appeal by name, from the inputs of `rank`."""
         names = [output.name for output in self.explain_session.get_outputs()]
         return dict(zip(names, _run(self.explain_session, request, names), strict=True))
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from foundation.atomic import atomic_folder, claimed_output, restore_replaced
+from foundation.atomic import atomic_folder, claimed_output
 from foundation.errors import UserError
 from serving.bundle.bundle import CARD, Bundle
 from serving.bundle.card import model_card
@@ -29,7 +29,6 @@ def record_verdict(folder: Path, evaluation: Evaluation, scored: Bundle) -> bool
 def open_for_replacement(folder: Path) -> Iterator[Bundle]:
     """Open a bundle by its real path and lock it against replacement; a bundle whose replacement was interrupted is restored."""
     folder = folder.resolve()
-    restore_replaced(folder)
     Bundle.open(folder)  # refused before anything is claimed
     with claimed_output(folder, BUNDLE_FILE):
         yield Bundle.open(folder)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from foundation.atomic import restore_replaced
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
 from serving.bundle.example import largest_golden_difference
 from serving.bundle.seal import SHA256
+from serving.bundle.steady import read_steadily
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,10 @@ def verify(folder: Path, expect: str | None = None) -> VerifyResult:
         raise UserError(
             f"expect={expect[:80]}: is no digest. Give the 64 hexadecimal digits that keyart export printed."
         )
-    restore_replaced(folder)
+    return read_steadily(folder, lambda: _verify(folder, expect))
+
+
+def _verify(folder: Path, expect: str | None) -> VerifyResult:
     bundle = Bundle.open(folder)  # checks every file's SHA-256
     if expect is not None and bundle.digest != expect.strip().lower():
         raise UserError(

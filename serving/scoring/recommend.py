@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
-from safetensors.numpy import load_file
 
 from datamodules.contract.engines import open_engine, spill_folder, to_arrow
 from datamodules.contract.tables import MEMBERS, dataset_fingerprint
@@ -43,12 +42,8 @@ class TitleRanker:
     """A bundle's member vectors and title vectors."""
 
     def __init__(self, bundle: Bundle) -> None:
-        """UserError where the bundle is too old to have them."""
-        path = bundle.folder / TITLE_VECTORS
-        if not path.is_file():
-            raise UserError(f"{path}: is missing: the bundle was made before titles were ranked. Export the run again.")
         self.bundle = bundle
-        self.title_IW: np.ndarray = load_file(path)["title_vector"]
+        self.title_IW = bundle.load_tables(TITLE_VECTORS)["title_vector"]
 
     def members(self, plays: dict[str, np.ndarray], length: np.ndarray) -> np.ndarray:
         """Member vectors, float32 (M, W), from the last plays, as `Shard.padded_runs` returns them, and their numbers, (M,)."""

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from datamodules.shards.padding import PLAY_FILLS
 from datamodules.shards.shard import REQUESTS, Shard
 from foundation.errors import UserError
-from serving.bundle.bundle import EXPLAIN_ROWS, Bundle
+from serving.bundle.bundle import Bundle
 from serving.bundle.requests import Runs, ranking_inputs
 from serving.scoring.explain import reasons
 from serving.scoring.policies import ServingPolicy
@@ -95,8 +95,6 @@ def _reasons(
     max_explained: int,
 ) -> list[dict[str, Any]]:
     """Why the likeliest artwork of some impressions: those first in the shard with a choice and a history."""
-    if not (bundle.folder / EXPLAIN_ROWS).is_file():  # a bundle made before there were any
-        return []
     rows = np.flatnonzero((mask_NK.sum(1) > 2) & (request["history_length"] > 2))
     # one per member, whose impressions are adjacent
     rows = rows[np.unique(request["history_title"][rows, 0], return_index=True)[1]][: max(0, max_explained)]

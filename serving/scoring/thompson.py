@@ -12,9 +12,7 @@ Legend: N requests, K candidates, D width, F = D + P + 3 features, P own prefere
 """
 
 import numpy as np
-from safetensors.numpy import load_file
 
-from foundation.errors import UserError
 from serving.bundle.bundle import POSTERIOR, Bundle
 from serving.scoring.explain import sum_by_part
 from serving.scoring.policies import DEFAULT_DRAWS, mixed_with_uniform
@@ -32,11 +30,8 @@ class PosteriorDraws:
     """
 
     def __init__(self, bundle: Bundle, draws: int = DEFAULT_DRAWS, seed: int = 0) -> None:
-        """`draws`: made at once; more are made when they are read. UserError where the bundle has no posterior."""
-        path = bundle.folder / POSTERIOR
-        if not path.is_file():
-            raise UserError(f"{path}: is missing: the bundle was made before exploring. Export the run again.")
-        posterior, tables = load_file(path), bundle.tables
+        """`draws`: made at once; more are made when they are read."""
+        posterior, tables = bundle.load_tables(POSTERIOR), bundle.tables
         self.vector, self.content = tables["artwork_vector"], tables["artwork_content"]
         self.spread, self.own, self.seed = posterior["spread"], posterior["own"], seed
         self.part_width = tables["play_mean_image"].shape[1]
@@ -63,7 +58,7 @@ class Thompson:
         self, posterior: Bundle | PosteriorDraws, draws: int, width: float = 1.0, floor: float = 0.0, seed: int = 0
     ) -> None:
         """`width`: factor of the posterior's standard deviations; `floor`: the share of requests drawn uniformly; `seed`: of the
-        draws of a bundle. UserError where the bundle has no posterior."""
+        draws of a bundle."""
         drawn = posterior if isinstance(posterior, PosteriorDraws) else PosteriorDraws(posterior, draws, seed)
         self.vector, self.content, self.part_width = drawn.vector, drawn.content, drawn.part_width
         self.draws, self.width, self.floor, self.seed = draws, np.float32(width), floor, drawn.seed
