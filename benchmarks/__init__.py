@@ -59,13 +59,19 @@ def run(settings: Any, json: Path | None, progress: Console, output: Console) ->
     """Run one benchmark by its config, or all by their defaults (None); prints tables to `output`, writes rows to the file
     `json`."""
     from benchmarks.table import print_table, write_json
+    from configs.paths import local_path
     from foundation.errors import UserError
-    from foundation.output_path import require_file
+    from foundation.output_path import require_file, require_folder
 
-    if json is not None and (json.is_dir() or not json.parent.is_dir()):
-        raise UserError(f"json={json}: cannot be written. Name a file in an existing folder.")
     if json is not None:
         require_file(json)
+        if not json.parent.is_dir():
+            raise UserError(f"{json}: there is no folder {json.parent}. Make it, or name a file in an existing folder.")
+    work = getattr(settings, "work", "")
+    if work:
+        require_folder(Path(local_path(work)))
+        if not Path(work).is_dir():
+            raise UserError(f"work={work}: there is no such folder. Make it, or name an existing one.")
     chosen = [load(name).Config() for name in BENCHMARKS] if settings is None else [settings]
     rows = []
     for config in chosen:

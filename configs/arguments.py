@@ -59,7 +59,7 @@ def parse(
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = _Parser(prog=f"keyart {name}", description=_summary(function), exit_on_error=False)
-    parser.add_function_arguments(function, as_positional=True, skip={"settings"} if section else set())
+    parser.add_function_arguments(function, as_positional=True, skip={"settings"})
     for action in parser._actions:
         if getattr(action, "_typehint", None) == list[Path]:
             action.metavar = f"{action.dest.upper()} ..."

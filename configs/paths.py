@@ -1,5 +1,6 @@
 """Paths as they are given on the command line: local ones, and `file://` URLs of local ones; every other URL is refused."""
 
+import os
 import re
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -17,8 +18,20 @@ COPIES = {
 """How to copy a folder from elsewhere, by the beginning of the URL's scheme: s3a, abfss and https are alike."""
 
 
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""Bytes that the name of a file and a whole path may have on Linux and macOS, or fewer."""
+
+
 def local_path(word: str) -> str:
-    """A path as the user wrote it, or that of a `file://` URL; UserError with the command that copies it for other URLs."""
+    """A path as the user wrote it, or that of a `file://` URL; UserError with the command that copies it for other URLs, and for
+    a path that no file can have."""
+    path = _local_path(word)
+    if max(len(os.fsencode(part)) for part in path.split("/")) > LONGEST_NAME or len(path) > LONGEST_PATH:
+        raise UserError(f"{path[:60]}...: the name is too long for a file. Name another path.")
+    return path
+
+
+def _local_path(word: str) -> str:
     if not word:
         raise UserError("a path is empty, as an unset variable of a shell is. Name the file or folder.")
     parsed = re.match(

@@ -63,6 +63,8 @@ def require_file(path: Path) -> None:
     real = real_path(path)
     if real.is_dir():
         raise UserError(f"{path}: is a folder, and the output is a file. Name a file.")
+    if real.exists() and not real.is_file():  # a rename would put a file in the place of /dev/null
+        raise UserError(f"{path}: is a device or a pipe, which a file would replace. Name a file.")
     if real.is_symlink():
         raise UserError(f"{path}: is a link that leads to itself. Remove it, or name another path.")
     if reason := _why_unwritable(real.parent, real.name):

@@ -13,8 +13,13 @@ from threading import Event, Thread
 
 import pytest
 from real_process import start, wait_for
+from rich.console import Console
 
 import keyart
+from benchmarks import BENCHMARKS, load
+from benchmarks.table import Row
+from benchmarks.value import Config
+from configs.commands import COMMANDS
 from datamodules.shards.shard import MANIFEST
 from foundation.atomic import atomic_file, atomic_folder, claimed_folder, claimed_output
 from foundation.errors import UserError
@@ -44,13 +49,22 @@ def commands(service: Path, shards: Path, run: Path, bundle: Path, scores: Path)
         "evaluate": words("evaluate", bundle, service),
         "pipeline": words("pipeline", service),
         "demo": words("demo", "--out"),
+        "test": words("test", service),
+        "plan": words("plan", service, "--lift", "5%", "--out"),
+        "import": words("import", service / "plays"),
     }
 
 
-NAMES = ("simulate", "prepare", "fit", "export", "score", "recommend", "value", "evaluate", "pipeline", "demo")
-INTO_A_FOLDER = ("fit", "pipeline", "demo")
+NAMES = (
+    *("simulate", "prepare", "fit", "export", "score", "recommend", "value", "evaluate", "pipeline", "demo", "test"),
+    *("plan", "import"),
+)
+INTO_A_FOLDER = ("fit", "pipeline", "demo", "import")
 """Commands that write into their folder and need no rename of it."""
-OF_A_DATASET = ("prepare", "score", "recommend", "value", "evaluate", "pipeline")
+OF_A_DATASET = ("prepare", "score", "recommend", "value", "evaluate", "pipeline", "test", "plan")
+REPLACING = ("embed", "refresh")
+"""Commands that replace what they read."""
+WRITING_NOTHING = ("check", "verify", "serve")
 MARKERS = {
     "simulate": "simulation.json",
     "prepare": MANIFEST,
@@ -59,7 +73,13 @@ MARKERS = {
     "recommend": "recommendations.json",
     "value": "value.json",
     "evaluate": "report.json",
+    "test": "test.json",
+    "plan": "plan.json",
 }
+
+
+def test_every_command_that_writes_is_tried() -> None:
+    assert sorted((*NAMES, *REPLACING, *WRITING_NOTHING, "bench")) == sorted(COMMANDS)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
@@ -82,8 +102,12 @@ def test_out_below_a_file_or_a_link_to_itself(
         ("file/out", f"{tmp_path / 'file/out'}: {tmp_path / 'file'} is a file"),
         ("file/a/b", f"{tmp_path / 'file/a/b'}: {tmp_path / 'file'} is a file"),
         ("loop", f"{tmp_path / 'loop'}: is a link that leads to itself"),
+        (f"a/{'x' * 256}/b", f"{str(tmp_path / 'a' / ('x' * 256))[:60]}...: the name is too long"),
     ):
-        assert refusal(capsys, commands[name](tmp_path / out)).startswith(f"keyart {name}: {says}")
+        file_said = says.replace("is a file, and the output is a folder", "is a file. The last word")
+        assert refusal(capsys, commands[name](tmp_path / out)).startswith(
+            f"keyart {name}: {file_said if name == 'import' else says}"
+        )
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "file").read_text(encoding="utf-8") == "text"
 
@@ -109,6 +133,46 @@ def test_a_second_command_is_refused_by_name(
     with another(out, MARKERS.get(name)):
         assert f"{out}: another keyart process writes to it." in refusal(capsys, commands[name](out))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def benchmarks_run(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The configs of the benchmarks that were begun: one that measures nothing is in the place of each."""
+    begun: list[Config] = []
+
+    def bench(config: Config, console: Console) -> list[Row]:
+        begun.append(config)
+        return []
+
+    for name in BENCHMARKS:
+        monkeypatch.setattr(load(name), "bench", bench)
+    return begun
+
+
+def test_files_of_a_benchmark(benchmarks_run: list[Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One benchmark or all of them: the file is refused before any work, and a device is never replaced."""
+    (tmp_path / "file").write_text("text", encoding="utf-8")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    for words in (["bench"], *(["bench", name] for name in BENCHMARKS)):
+        for out, says in (
+            (".", "is a folder, and the output is a file"),
+            ("none/x.json", f"there is no folder {tmp_path / 'none'}"),
+            ("file/x.json", f"{tmp_path / 'file'} is a file"),
+            ("loop", "is a link that leads to itself"),
+            ("pipe", "is a device or a pipe, which a file would replace"),
+            ("x" * 256, "the name is too long"),
+        ):
+            line = refusal(capsys, [*words, "--json", str(tmp_path / out)])
+            assert line.startswith(f"keyart bench: {str(tmp_path / out)[:60]}")
+            assert says in line
+    for work, says in (("none", "there is no such folder"), ("file", "is a file"), ("x" * 256, "name is too long")):
+        for name in ("prepare", "value"):
+            assert says in refusal(capsys, ["bench", name, "--work", str(tmp_path / work)])
+    assert benchmarks_run == []
+    assert keyart.main(["bench", "--json", str(tmp_path / "all.json")]) == 0
+    assert len(benchmarks_run) == len(BENCHMARKS), "without a name, all are run"
+    assert (tmp_path / "all.json").read_text(encoding="utf-8").split() == ["[]"]
 
 
 @contextmanager
