@@ -185,6 +185,27 @@ SCHEMA_BREAKS = (
         by=lambda d: pq.write_table(pa.table({"member_id": ["m0"]}), d / "Members.parquet"),
         says="Members.parquet is there: call it members.parquet.",
     ),
+    *(
+        Break(
+            rule="unread-file",
+            where=f"impressions/{name}",
+            by=lambda d, name=name: (d / "impressions" / name).write_bytes(b"no Parquet"),
+            says="is not Parquet, and is not read, though it may hold rows of the table. Import it",
+        )
+        for name in ("part-2.csv", "part-2.JSON.gz", "part-2.orc", "part-2.pq", "day=1.csv")
+    ),
+    Break(
+        rule="missing-table",
+        where="plays/",
+        by=lambda d: [(d / "plays/part-0.parquet").unlink(), (d / "plays/a.csv").write_bytes(b"member_id")],
+        says="a.csv is there, and is not Parquet: keyart import writes the table.",
+    ),
+    Break(
+        rule="unreadable-file",
+        where="members.parquet",
+        by=lambda d: os.mkfifo(d / "members.parquet"),
+        says="is no regular file",
+    ),
     Break(rule="unreadable-file", where="plays/pipe.parquet", by=lambda d: os.mkfifo(d / "plays/pipe.parquet")),
     Break(
         rule="unreadable-file",
@@ -197,6 +218,31 @@ SCHEMA_BREAKS = (
         where=PART_1,
         by=lambda d: cast_column(d / PART_1, "row", pa.float64()),
         says="column row has type double. Write row as an integer of any width.",
+    ),
+    *(
+        Break(
+            rule="wrong-type",
+            where=f"{PART_0} and 1 more file",
+            count=2,
+            by=lambda d, column=column, values=values: [
+                (drop(d / part, column), add(d / part, column, values)) for part in (PART_0, PART_1)
+            ],
+            says=f"Write {column} as ",
+        )
+        for column, values in (
+            ("impression_id", pa.array([1.0, 2.0, 3.0, 4.0])),
+            ("impression_id", pa.array([1, 2, 3, 4], pa.decimal128(10, 0))),
+            ("impression_id", pa.array([1, 2, 3, 4], pa.timestamp("us"))),
+            ("impression_id", pa.array([b"0123456789abcdef"] * 4, pa.binary(16))),
+            ("impression_id", pa.array([b"a", b"b", b"c", b"d"])),
+            ("candidates", pa.array([[{"id": "a0"}]] * 4)),
+            ("candidates", pa.array([[("a0", 1.0)]] * 4, pa.map_(pa.string(), pa.float32()))),
+            ("candidates", pa.array([[b"a0"]] * 4)),
+            ("propensities", pa.array([[1.0]] * 4, pa.list_(pa.float16()))),
+            ("clicked", pa.array([1, 0, 0, 0], pa.int8())),
+            ("country", pa.array([49] * 4)),
+            ("shown_at", pa.array([0] * 4, pa.date32())),
+        )
     ),
     Break(
         rule="wrong-type",

@@ -1,5 +1,6 @@
 """`check`: a dataset by the contract passes; every way to break it is named, counted and located."""
 
+import os
 import shutil
 from io import StringIO
 from pathlib import Path
@@ -43,6 +44,26 @@ def test_a_dataset_by_the_contract_passes(dataset: Path) -> None:
     assert check_report.files == {"titles": 1, "artworks": 1, "plays": 1, "impressions": 2}
     assert check_report.images == 5
     assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
+
+
+@pytest.mark.parametrize("log", ["_delta_log", ".hoodie", "metadata"])
+def test_former_versions_of_a_table_are_warned_of(dataset: Path, log: str) -> None:
+    """Every Parquet file of such a folder is read, those of deleted rows too."""
+    (dataset / "impressions" / log).mkdir()
+    (warning,) = check(dataset, images=False).warnings
+    assert (warning.rule, warning.where) == ("versioned-table", "impressions/")
+    assert log in warning.line()
+
+
+def test_what_tools_leave_beside_their_files_is_no_fault(dataset: Path) -> None:
+    names = ("_SUCCESS", ".part-0.parquet.crc", "_metadata", "_common_metadata", "._part-0.parquet", ".DS_Store")
+    for name in (*names, "Thumbs.db", "README.md", "notes.txt"):
+        (dataset / "impressions" / name).write_bytes(b"no Parquet")
+    os.mkfifo(dataset / "impressions/pipe")
+    check_report = check(dataset)
+    assert check_report.ok
+    assert check_report.files["impressions"] == 2
+    assert not check_report.warnings
 
 
 @pytest.mark.parametrize("case", SCHEMA_BREAKS + ROW_BREAKS + IMAGE_BREAKS, ids=lambda case: case.rule)

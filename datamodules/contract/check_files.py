@@ -30,6 +30,8 @@ Problem = tuple[str, str, str]
 
 IMPORTED = (".csv", ".tsv", ".txt", ".dat", ".tab", ".json", ".jsonl", ".ndjson", ".gz")
 """Endings of files that `keyart import` reads."""
+VERSIONED = {"_delta_log": "Delta Lake", ".hoodie": "Hudi", "metadata": "Iceberg"}
+"""By the folder of its log: table formats whose folders hold files of former versions."""
 ONE_OF = ({"propensities", "propensity"}, {"image", "embedding"})
 """Optional columns of which one is enough."""
 ZONE_REMEDY = (
@@ -92,14 +94,17 @@ class TableFiles:
     @classmethod
     def read(cls, dataset: Path, table: Table) -> "TableFiles":
         """Read every footer and check the schemas."""
-        paths, unread = table.files(dataset), unread_files(table.source(dataset))
+        paths, (unread, in_folder) = table.files(dataset), unread_files(table.source(dataset))
         location = f"{table.name}/" if table.folder else f"{table.name}.parquet"
         similar = similar_names(dataset, table.source(dataset).name)
         others = [path for path in similar if holds_parquet(path)]
         in_other_formats = [path for path in similar if path.suffix.lower() in IMPORTED]
         not_read = [_unread(dataset, unread)] if unread else []
+        not_read += [_in_another_format(dataset, in_folder)] if in_folder and paths else []
         if not paths:
             remedy = f"Export it as Parquet files in {location}" if table.folder else "Export it as this one file"
+            if in_folder:
+                in_other_formats = [*in_other_formats, *in_folder]
             if others or in_other_formats:
                 remedy = _misplaced((others or in_other_formats)[0], table, location)
             missing = Violation(
@@ -155,6 +160,7 @@ class TableFiles:
             ]
         columns = tuple(column.name for column in table.columns if column.name in names)
         warnings = [_beside(other, location) for other in others]
+        warnings += _of_a_versioned_table(table.source(dataset), location)
         warnings += list(_similar_columns(table, location, names)) if not violations else []
         return cls(
             table=table,
@@ -220,6 +226,30 @@ def _unread(dataset: Path, paths: list[Path]) -> Violation:
         count=len(paths),
         remedy="Let its name end so, decompressed, or move it out of the dataset",
     )
+
+
+def _in_another_format(dataset: Path, paths: list[Path]) -> Violation:
+    return Violation(
+        where=location_of(dataset, paths),
+        rule="unread-file",
+        what="is not Parquet, and is not read, though it may hold rows of the table",
+        count=len(paths),
+        remedy="Import it by keyart import into another dataset, or move it out of this one",
+    )
+
+
+def _of_a_versioned_table(source: Path, location: str) -> list[Violation]:
+    return [
+        Violation(
+            where=location,
+            rule="versioned-table",
+            what=f"is a table of {name}, of which every Parquet file is read: rows that its log has deleted or replaced too",
+            count=1,
+            remedy=f"Export its current rows as plain Parquet, unless it was only ever appended to ({folder}/ is there)",
+        )
+        for folder, name in VERSIONED.items()
+        if (source / folder).is_dir()
+    ]
 
 
 def _beside(other: Path, location: str) -> Violation:

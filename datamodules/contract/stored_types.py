@@ -31,6 +31,10 @@ BLANK = f"^[{BLANK_RANGES}]*$"
 BLANK_PATTERN = re.compile(BLANK)
 COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"PK\x03\x04", b"\xfd7zXZ", b"\x04\x22\x4d\x18")
 """First bytes of compressed files: gzip, zstd, bzip2, zip, xz, lz4."""
+DATA_ENDING = re.compile(
+    r"\.(pq|parq|csv|tsv|json|jsonl|ndjson|orc|avro|arrow|feather)(\.(gz|zst|bz2|zip|xz|lz4|snappy))?$"
+)
+"""How names of files end that hold rows in other formats than Parquet, or should hold Parquet and do not."""
 FILE = "keyart_file"
 """The column that engines add: a row's file."""
 PLACEHOLDERS = ("nan", "NaN", "None", "null", "NULL", "<NA>", "NaT", "\\N", "(null)", "undefined", "N/A", "n/a")
@@ -69,7 +73,7 @@ def int96_columns(footer: pq.FileMetaData) -> set[str]:
 
 def parquet_files(source: Path) -> list[Path]:
     """A Parquet file, or those of a folder and its folders, sorted by path, but what Spark and Hive hide (`_SUCCESS`, `.crc`)."""
-    if source.is_file():
+    if source.exists() and not source.is_dir():  # a pipe too, so that it is named and not taken for an absent table
         return [source]
     return [path for path in visible_files(source) if path.name.lower().endswith(".parquet")]
 
@@ -88,10 +92,12 @@ def visible_files(source: Path) -> list[Path]:
     return sorted(paths)
 
 
-def unread_files(source: Path) -> list[Path]:
-    """Parquet in a table's folder that `parquet_files` leaves out, because its name does not end so, sorted by path."""
+def unread_files(source: Path) -> tuple[list[Path], list[Path]]:
+    """What `parquet_files` leaves out of a table's folder and may hold rows, each sorted by path: Parquet whose name does not end
+    so, and data by its ending that is no Parquet."""
     others = [path for path in visible_files(source) if not path.name.lower().endswith(".parquet")]
-    return [path for path in others if _is_parquet(path)]
+    parquet = [path for path in others if _is_parquet(path)]
+    return parquet, [path for path in others if path not in parquet and DATA_ENDING.search(path.name.lower())]
 
 
 def holds_parquet(path: Path) -> bool:
