@@ -1,7 +1,7 @@
 """Files that keyart wrote and reads again: one that is missing, cut short, edited or exchanged is a UserError that names it.
 
-In: a path, and the remedy that makes the file anew. Out: its content. A record may hold fingerprints of the files beside it, by
-which files of another output are recognised.
+In: a path, and the remedy that makes the file anew. Out: its content. A record may hold digests of the files beside it, by which
+files of another output, and a single changed byte, are recognised.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from foundation.errors import UserError
-from foundation.fingerprint import file_fingerprint
+from foundation.fingerprint import DIGEST, file_digest, file_fingerprint
 
 FILES = "files"
 """The field of a record that holds `files_beside`; records of older versions lack it."""
@@ -47,14 +47,18 @@ def read_json(path: Path, remedy: str, fields: Iterable[str] = ()) -> dict[str, 
 
 
 def files_beside(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Fingerprints of those of the files that exist, by name, for a record of the folder."""
-    return {name: file_fingerprint(folder / name) for name in names if (folder / name).is_file()}
+    """Digests of those of the files that exist, by name, for a record of the folder."""
+    return {name: file_digest(folder / name) for name in names if (folder / name).is_file()}
 
 
 def changed_file(folder: Path, fingerprints: dict[str, str]) -> str | None:
-    """The first file of `files_beside` that is missing or another one than was recorded; None where all are as they were."""
+    """The first file of `files_beside` that is missing or another one than was recorded; None where all are as they were.
+
+    Reads every byte, on one core; records of older versions hold fingerprints of sizes and tails, and are judged by these.
+    """
     for name, expected in fingerprints.items():
-        if not (folder / name).is_file() or file_fingerprint(folder / name) != expected:
+        judge = file_digest if expected.startswith(DIGEST) else file_fingerprint
+        if not (folder / name).is_file() or judge(folder / name) != expected:
             return name
     return None
 

@@ -3,12 +3,14 @@
 import ast
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -17,6 +19,7 @@ from datamodules.shards.shard import EMBEDDING, Shards
 from foundation.errors import UserError
 from tests.conftest import TINY_EMBEDDING, TINY_FIT
 from tests.test_architecture import ROOT, modules
+from train.checkpoint import BEST_WEIGHTS, load_best, save_best
 from train.embed import embed, load_embedding
 from train.embed_config import EMBEDDING_RECORD, ENCODER, VECTORS
 from train.fit import fit
@@ -74,18 +77,81 @@ def test_files_of_another_run_are_refused(shards: Path, run: Path, tmp_path: Pat
     ):
         copied = shutil.copytree(run, tmp_path / name)
         shutil.copy(other / name, copied / name)
+        if name == WEIGHTS:
+            with pytest.raises(UserError, match=f"{copied / name}: is missing or is not the file of this run"):
+                Run.open(copied)
+            without_digests(copied)
         if name == VOCABULARIES:
             (copied / name).write_text((run / name).read_text(encoding="utf-8").replace("a", "b"), encoding="utf-8")
         with pytest.raises(UserError, match=f"{copied / name}: {said}"):
             Run.open(copied)
 
 
+def without_digests(run: Path) -> None:
+    """As versions wrote it that kept none."""
+    config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    (run / CONFIG).write_text(yaml.safe_dump({n: v for n, v in config.items() if n != "files"}), encoding="utf-8")
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file; a second call changes it back."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_one_bit_in_any_file_is_named(shards: Path, run: Path, tmp_path: Path) -> None:
+    """Its size and its end stay as they were. The records that hold the digests are the exception."""
+    copied, trained = shutil.copytree(shards, tmp_path / "shards"), shutil.copytree(run, tmp_path / "run")
+    records = {"manifest.json", f"{EMBEDDING}/{EMBEDDING_RECORD}"}
+    names = {path.relative_to(copied).as_posix() for path in copied.rglob("*") if path.is_file()} - records
+    assert {"vocabularies.json", "context.json", "shard-00000/play_title.npy", f"{EMBEDDING}/{VECTORS}"} <= names
+    for name in sorted(names):
+        flip(copied / name)
+        with pytest.raises(UserError, match=re.escape(str(copied / name))):
+            load_embedding(copied) if name.startswith(EMBEDDING) else Shards.open(copied).verify()
+        flip(copied / name)
+    Shards.open(copied).verify()
+    for name in (METRICS, WEIGHTS, VOCABULARIES, "context.json", ENCODER, EMBEDDING_RECORD):
+        flip(trained / name)
+        with pytest.raises(UserError, match=re.escape(str(trained / name))):
+            Run.open(trained)
+        flip(trained / name)
+    assert Run.open(trained).metrics == Run.open(run).metrics
+
+
+def test_shards_are_verified_before_training(shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    copied = shutil.copytree(shards, tmp_path / "shards")
+    flip(copied / "shard-00000/play_title.npy")
+    said = refused(["fit", str(copied), str(tmp_path / "run")], copied / "shard-00000/play_title.npy", capfd)
+    assert said.endswith("is missing or is not the file that keyart prepare wrote. Run keyart prepare again.")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_best_weights_are_whole_or_refused(tmp_path: Path) -> None:
+    """At any bit: the header's too, in which names, types and shapes are."""
+    weights = {"scale": torch.tensor(2.0), "a.weight": torch.arange(6.0).reshape(2, 3), "rows": torch.arange(3)}
+    save_best(tmp_path, weights)
+    for name, values in load_best(tmp_path).items():
+        torch.testing.assert_close(values, weights[name], rtol=0, atol=0)
+    whole = (tmp_path / BEST_WEIGHTS).read_bytes()
+    for at in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1
+        (tmp_path / BEST_WEIGHTS).write_bytes(damaged)
+        try:
+            read = load_best(tmp_path)
+        except UserError as error:
+            assert str(error).startswith(f"{tmp_path / BEST_WEIGHTS}: ")  # noqa: PT017
+        else:
+            assert all(torch.equal(read[name], values) for name, values in weights.items()), at
+
+
 def test_runs_that_do_not_say_whose_their_files_are_can_be_read(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     copied = shutil.copytree(run, tmp_path / "run")
-    config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    (copied / CONFIG).write_text(yaml.safe_dump({n: v for n, v in config.items() if n != "files"}), encoding="utf-8")
+    without_digests(copied)
     assert Run.open(copied).vocabularies == Run.open(run).vocabularies
     (line,) = capfd.readouterr().err.splitlines()  # of the copy alone
     assert line.startswith(f"warning: {copied / CONFIG}: an older keyart wrote it, without fingerprints")

@@ -11,10 +11,17 @@ from typing import Any, BinaryIO
 
 import torch
 from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from foundation.atomic import atomic_file
+from foundation.errors import UserError
+from foundation.shell import shell_word
+from foundation.stored import reading
 
 LAST, PREVIOUS = Path("checkpoints") / "last.ckpt", Path("checkpoints") / "previous.ckpt"
+BEST_WEIGHTS = "best.safetensors"
 CHECKPOINT_VERSION = 2
 """Raised when the state changes its meaning: checkpoints of other versions are then not read."""
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -46,6 +53,31 @@ def load_checkpoint(run: Path, console: Console) -> dict[str, Any] | None:
             + ("the one before it is taken" if older else "the training starts over")
         )
     return None
+
+
+def save_best(run: Path, weights: dict[str, Tensor]) -> None:
+    """Write the best weights so far, on the CPU and contiguous, to `RUN/best.safetensors` with a digest of them."""
+    with atomic_file(run / BEST_WEIGHTS) as partial:
+        save_file(weights, partial, {"sha256": _weights_digest(weights)})
+
+
+def load_best(run: Path) -> dict[str, Tensor]:
+    """The best weights of an unfinished run; a UserError where they are missing or a bit of them changed."""
+    path, remedy = run / BEST_WEIGHTS, f"Remove {shell_word(run)} and train again."
+    with reading(path, remedy), safe_open(path, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        written = (file.metadata() or {}).get("sha256")  # those of older versions have none
+    if written is not None and written != _weights_digest(weights):
+        raise UserError(f"{path}: is damaged. {remedy}")
+    return weights
+
+
+def _weights_digest(weights: dict[str, Tensor]) -> str:
+    sha256 = hashlib.sha256()
+    for name, values in sorted(weights.items()):
+        sha256.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        sha256.update(values.reshape(-1).view(torch.uint8).numpy())
+    return sha256.hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -20,14 +20,14 @@ from safetensors.torch import save_file
 
 from datamodules.feed.datamodule import Cursor
 from foundation.atomic import atomic_file
-from train.checkpoint import save_checkpoint
+from train.checkpoint import save_best, save_checkpoint
 from train.distributed import World
 from train.embed_config import ENCODER
 from train.memory import release_memory
 from train.signals import Interrupted, Signals
 from train.task import RankerTask, generator_states
 
-BEST_WEIGHTS, LOG = "best.safetensors", "log.csv"
+LOG = "log.csv"
 LOG_COLUMNS = ["validation", "step", "train_loss", "validation_log_loss", "seconds"]
 NOTHING, SAVE, STOP = 0, 1, 2
 SYNC_EVERY = 16
@@ -124,8 +124,7 @@ class CheckpointCallback(pl.Callback):
                 if pl_module.tower is not None:
                     with atomic_file(self.run / ENCODER) as partial:
                         save_file(pl_module.tower.saved(), partial)
-                with atomic_file(self.run / BEST_WEIGHTS) as partial:
-                    save_file({k: v.cpu().contiguous() for k, v in kept.items()}, partial)
+                save_best(self.run, {k: v.cpu().contiguous() for k, v in kept.items()})
         if self.world.rank == 0:
             self._log(train_loss, loss)
             for logger in trainer.loggers:

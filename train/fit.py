@@ -5,7 +5,6 @@ renamed (`train.checkpoint_callback`, `train.checkpoint`), so that an interrupte
 uninterrupted one.
 """
 
-import json
 import shutil
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -18,7 +17,7 @@ import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.loggers.logger import DummyLogger
 from rich.console import Console
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from datamodules.contract.tables import CONTRACT_VERSION
 from datamodules.feed.datamodule import Cursor, ShardsModule
@@ -30,10 +29,10 @@ from foundation.context import CONTEXT_FILE
 from foundation.errors import UserError
 from foundation.output_path import require_folder
 from foundation.progress import progress_bar
-from foundation.stored import files_beside, read_json, reading, warn_unverified
+from foundation.stored import files_beside, read_json, warn_unverified
 from models.two_tower import TwoTower
-from train.checkpoint import LAST, load_checkpoint
-from train.checkpoint_callback import BEST_WEIGHTS, CheckpointCallback, truncate_log
+from train.checkpoint import BEST_WEIGHTS, LAST, load_best, load_checkpoint
+from train.checkpoint_callback import CheckpointCallback, truncate_log
 from train.compilation import compiled, require_compiler
 from train.config import FitConfig, run_fingerprint
 from train.distributed import World, require_devices, run_on_ranks
@@ -56,6 +55,7 @@ from train.run import (
     read_config,
     sizes_of,
     write_config,
+    write_metrics,
 )
 from train.signals import Interrupted, Signals
 from train.task import RankerTask
@@ -145,6 +145,7 @@ class _Fit:
         finished = self.world.broadcast(lambda: finished_metrics(self.run, fingerprint, restart, self.console))
         if finished is not None:
             return finished
+        self.world.broadcast(lambda: opened.verify(self.console))
         self.world.broadcast(self._construct_loggers)
         self.callbacks = construct("callbacks", self.config.callbacks, pl.Callback)
         model = self._model(opened, embedding)
@@ -367,8 +368,7 @@ class _Fit:
     ) -> dict[str, Any]:
         """Calibrate the best weights and write them."""
         run, config = self.run, self.config
-        with reading(run / BEST_WEIGHTS, f"Remove {run} and train again."):
-            model.load_state_dict(load_file(run / BEST_WEIGHTS))
+        model.load_state_dict(load_best(run))
         model, reach = model.to(self.device).eval(), config.model.history.reach
         metrics = {
             **calibrate_with_posterior(model, opened, reach, config.batch, self.device),
@@ -380,17 +380,15 @@ class _Fit:
         with atomic_file(run / WEIGHTS) as partial:
             weights = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
             save_file(weights, partial, {"run": read_config(run)["fingerprint"]})
+        record = read_config(run)
         if config.finetune.learning_rate:
-            record = read_config(run)
             record["image_encoder"] += ", fine-tuned on clicks"
             record["image_encoder_fingerprint"] = content_hashes([run / ENCODER])[0]
-            write_config(run, record)
         # a bundle needs these to embed artworks that the shards do not hold
         for name in (EMBEDDING_RECORD,) if config.finetune.learning_rate else (EMBEDDING_RECORD, ENCODER):
             with atomic_file(run / name) as partial:
                 shutil.copyfile(self.shards / EMBEDDING / name, partial)
-        with atomic_file(run / METRICS) as partial:
-            partial.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+        write_metrics(run, record, metrics)
         (run / BEST_WEIGHTS).unlink()
         self.console.print(
             f"fit: best log loss {checkpoints.best:.5f}, at validation {checkpoints.best_validation} "

@@ -5,6 +5,7 @@
 safetensors, checkpoints hold tensors and numbers only.
 """
 
+import json
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -24,12 +25,14 @@ from datamodules.shards.vocabulary import Vocabularies, load_vocabularies
 from foundation.atomic import atomic_file
 from foundation.context import ContextFeature, categories_of, load_context
 from foundation.errors import UserError
+from foundation.fingerprint import file_digest
 from foundation.output_path import LOCK_SUFFIX
 from foundation.shell import shell_word
-from foundation.stored import changed_file, read_json, reading, warn_unverified
+from foundation.stored import FILES, changed_file, files_beside, read_json, reading, warn_unverified
 from models.history import HistoryConfig
 from models.linear_title_models import LowRankEaseConfig, NextItemConfig
 from models.two_tower import Content, Sizes, TwoTower, TwoTowerConfig
+from train.embed_config import EMBEDDING_RECORD, ENCODER
 
 CONFIG, WEIGHTS, METRICS, VOCABULARIES = "config.yaml", "weights.safetensors", "metrics.json", "vocabularies.json"
 REMEDY = "Train again with keyart fit."
@@ -87,6 +90,17 @@ def write_config(run: Path, record: dict[str, Any]) -> None:
     """Write `config.yaml`."""
     with atomic_file(run / CONFIG) as partial:
         partial.write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
+
+
+def write_metrics(run: Path, record: dict[str, Any], metrics: dict[str, Any]) -> None:
+    """Write `metrics.json`, by which the run is finished, after digests of all its files into `config.yaml`.
+
+    `record`: the content of `config.yaml`, changed since or not.
+    """
+    with atomic_file(run / METRICS) as partial:
+        partial.write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+        digests = files_beside(run, (WEIGHTS, ENCODER, EMBEDDING_RECORD)) | {METRICS: file_digest(partial)}
+        write_config(run, {**record, FILES: record[FILES] | digests})
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -251,7 +251,8 @@ def _relations(engine: Engine, sound: list[TableFiles]) -> Relations:
             else ibis.null(ENGINE_TYPES[column.kind])
             for column in files.table.columns
         }
-        tables[files.table.name] = raw.select(raw[FILE], **columns)
+        # as keyword arguments, a column called `self` could not be
+        tables[files.table.name] = raw.select(raw[FILE], *(value.name(name) for name, value in columns.items()))
     if IMPRESSIONS.name in tables and ARTWORKS.name in tables:
         tables[IMPRESSIONS.name] = with_foreign_candidate(tables[IMPRESSIONS.name], tables[ARTWORKS.name])
     return tables

@@ -115,6 +115,10 @@ def expand(paths: list[Path]) -> list[Path]:
         else:
             raise UserError(f"{path}: does not exist. Name CSV, JSON lines or Parquet files.")
     for index, path in enumerate(files):
+        if not path.exists():
+            raise UserError(f"{path}: is a link that leads to no file. Remove it, or copy the file here.")
+        if not path.is_file():  # a pipe can be read once, and files are read several times
+            raise UserError(f"{path}: is a pipe or a device. Save what it gives as a file, and name that.")
         if any(path.samefile(other) for other in files[:index]):
             raise UserError(f"{path}: is named twice. Name each file once.")
     return files

@@ -47,6 +47,7 @@ from foundation.context import ContextFeature, context_features, save_context
 from foundation.errors import UserError
 from foundation.fingerprint import fingerprint
 from foundation.progress import progress_bar
+from foundation.stored import FILES, files_beside
 from foundation.times import parse_time
 
 SHARDS_VERSION = 3
@@ -212,12 +213,18 @@ def prepare(
                     log, {"plays": counted["plays"], "impressions": counted["impressions"]}, since is not None
                 ),
                 "vocabularies": {n: {"values": len(v.values), "trained": v.trained} for n, v in vocabularies.items()},
+                FILES: files_beside(folder, _files_within(folder)),
             }
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             for previous in (out, like):  # cached by the images' bytes: `embed` takes from it what still fits
                 if previous is not None and (previous / EMBEDDING).is_dir() and not (folder / EMBEDDING).exists():
                     shutil.copytree(previous / EMBEDDING, folder / EMBEDDING)
     return manifest
+
+
+def _files_within(folder: Path) -> list[str]:
+    """The files of shards that are written so far, by their paths in the folder, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def check_and_prepare(

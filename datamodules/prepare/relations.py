@@ -108,7 +108,8 @@ def typed(engine: Engine, files: list[Path], table: Table) -> Relation:
             columns[column.name] = id_value(raw[column.name])
         else:
             columns[column.name] = raw[column.name].cast(type_)
-    return raw.select(**columns)
+    # as keyword arguments, a column called `self` could not be
+    return raw.select(*(value.name(name) for name, value in columns.items()))
 
 
 def _without_bad_values(table: Table, tables: dict[str, Relation]) -> tuple[Relation, dict[str, int]]:
@@ -121,7 +122,7 @@ def _without_bad_values(table: Table, tables: dict[str, Relation]) -> tuple[Rela
             if counted["rows"]:
                 counts[rule.name] = counted["rows"]
                 column = rows[rule.makes_null]
-                rows = rows.mutate(**{rule.makes_null: ibis.ifelse(flag, ibis.null(column.type()), column)})
+                rows = rows.mutate(ibis.ifelse(flag, ibis.null(column.type()), column).name(rule.makes_null))
     return rows, counts
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from datamodules.contract.tables import CONTRACT_VERSION
 from datamodules.shards.catalogue import Catalogue
@@ -20,7 +21,7 @@ from datamodules.shards.padding import PLAY_FILLS, padded_plays
 from datamodules.shards.vocabulary import Vocabularies, load_vocabularies
 from foundation.context import HOURS, ContextFeature, load_context
 from foundation.errors import UserError
-from foundation.stored import read_json
+from foundation.stored import FILES, changed_file, read_json, warn_unverified
 
 MANIFEST, REQUESTS, EMBEDDING = "manifest.json", "requests.parquet", "embedding"
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -174,6 +175,17 @@ class Shards:
                 f"{path}: contract version {version}, and this keyart reads version {CONTRACT_VERSION}. {REMEDY}"
             )
         return cls(folder, read_json(path, REMEDY, FIELDS))
+
+    def verify(self, console: Console | None = None) -> None:
+        """Raise a UserError where a byte of any file is not as prepare wrote it; reads all, at 1.5 GB a second on one core.
+
+        Shards of older versions hold no digests: a line on the console says so.
+        """
+        warn_unverified(self.folder / MANIFEST, self.manifest, REMEDY, console)
+        if changed := changed_file(self.folder, self.manifest.get(FILES, {})):
+            raise UserError(
+                f"{self.folder / changed}: is missing or is not the file that keyart prepare wrote. {REMEDY}"
+            )
 
     @property
     def fingerprint(self) -> str:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from datamodules.contract.check_files import printable
-from datamodules.contract.stored_types import with_text_ids
+from datamodules.contract.stored_types import is_blank, with_text_ids
 from datamodules.contract.tables import IMPRESSIONS, PLAYS, Table
 from datamodules.shards.shard import Shard
 from datamodules.shards.vocabulary import Vocabulary
@@ -51,7 +51,7 @@ def count_unknown(shards: Sequence[Path], bundle: Bundle) -> list[UnknownIds]:
         (IMPRESSIONS, "candidates", "artworks"),
         (PLAYS, "title_id", "titles"),
     ]
-    columns += [(IMPRESSIONS, feature.name, feature.name) for feature in bundle.context if feature.kind == "category"]
+    columns += [(IMPRESSIONS, feature.source, feature.name) for feature in bundle.context if feature.kind == "category"]
     counts = np.zeros((len(columns), 2), np.int64)
     for folder in shards:
         shard = Shard.open(folder, bundle.context)
@@ -101,7 +101,7 @@ def first_unknown(dataset: Path, table: Table, column: str, vocabulary: Vocabula
             if pa.types.is_list(values.type):
                 values = values.flatten()
             values = values.drop_null().cast(pa.string())
-            unknown = np.flatnonzero(vocabulary.rows(values) == 0)
-            if len(unknown):
-                return values[int(unknown[0])].as_py()
+            for index in np.flatnonzero(vocabulary.rows(values) == 0):
+                if not is_blank(value := values[int(index)].as_py()):  # a blank one is missing
+                    return value
     return None
