@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ prepare:
   context:
     - {name: language, kind: category, terms: [appeal, presentation, engagement]}
     - {name: login_minutes, kind: number, column: Minutes since login}
-    - {name: kids, kind: category, terms: [presentation]}
+    - {name: kids, kind: category, terms: [presentation], column: For kids}
     - {name: plan, kind: category, terms: [presentation]}
     - {name: price, kind: number, terms: [presentation]}
     - {name: local_hour, kind: hour}
@@ -80,7 +81,7 @@ def dataset(service: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = table.num_rows
     price = pa.array((rng.integers(0, 2000, rows) / 100).tolist(), pa.float64()).cast(pa.decimal128(8, 2))
     more = {
-        "kids": pa.array(rng.random(rows) < 0.3),
+        "For kids": pa.array(rng.random(rows) < 0.3),
         "plan": pa.array(rng.integers(1, 4, rows), mask=rng.random(rows) < 0.1),
         "price": price,
         "local_hour": pa.array(rng.integers(0, 24, rows), pa.int8(), mask=rng.random(rows) < 0.1),
@@ -136,7 +137,7 @@ def test_shards_hold_what_was_logged(dataset: Path, own_shards: Path) -> None:
     training = []
     stored_of = arrays(opened)
     for i, kids, plan, price, hour, shelf in zip(
-        table["impression_id"], *(table[name] for name in DECLARED[2:]), strict=True
+        table["impression_id"], *(table[name] for name in ("For kids", *DECLARED[3:])), strict=True
     ):
         stored = stored_of[i]
         assert stored["kids"] == 1 + kids
@@ -256,6 +257,22 @@ def test_evaluation_judges_the_dataset_first(
     assert keyart.main(["evaluate", str(own_bundle), str(service), str(tmp_path / "report")]) == 1
     named = "no file has the context feature's column language. Write it, null where it is not known"
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("value", "warned"), [(["x"], True), (["", " ", None], False)])
+def test_values_a_bundle_does_not_know_are_warned_of(
+    own_bundle: Path, dataset: Path, tmp_path: Path, value: list[str | None], warned: bool
+) -> None:
+    """Those of a column with a name of its own too; blank ones are missing, and as logged."""
+    later = without_impressions(dataset, tmp_path / "service")
+    table = pq.read_table(IMPRESSIONS.files(dataset)[-1])
+    values = pa.array([value[row % len(value)] for row in range(table.num_rows)], pa.string())
+    table = table.set_column(table.column_names.index("For kids"), "For kids", values)
+    pq.write_table(table, later / "impressions" / "a.parquet")
+    console = Console(file=StringIO(), record=True, width=1000)
+    assert score(Bundle.open(own_bundle), later, tmp_path / "scores", console=console)
+    said = f"{table.num_rows:,} of {table.num_rows:,} values of impressions.For kids are not known to {own_bundle}"
+    assert (said in console.export_text()) == warned
 
 
 @pytest.mark.parametrize("name", ["hour", "local_hour", "shelf", "row"])

@@ -87,6 +87,14 @@ def test_a_column_may_have_any_name(dataset: Path) -> None:
         assert {column: rows[f"i{i}"][f"x_{column}"] for column in columns} == dict.fromkeys(columns, expected)
 
 
+@pytest.mark.parametrize("name", ["self", "cls", "class", "null", "select", "order", "count", "index", "position", "n"])
+def test_words_of_languages_are_names_like_others(dataset: Path, name: str) -> None:
+    """`self` was once taken for Python's own by a call with keyword arguments."""
+    give(dataset, name, [1.5, 2.5, math.nan, None])
+    values = stored(prepared(dataset, feature(name), drop_invalid=True), name)
+    np.testing.assert_array_equal([values[f"i{i}"] for i in range(4)], [1.5, 2.5, math.nan, math.nan])
+
+
 def test_columns_of_keyarts_own_are_refused() -> None:
     for column in ("keyart_file", "Keyart_shown"):
         with pytest.raises(UserError, match=rf"column={column}: columns that begin with keyart_ are keyart's own"):

@@ -1,10 +1,12 @@
 """`keyart import` of what cannot be read: one line that names file, line or column, value and remedy, and nothing written."""
 
 import gzip
+import os
 import re
 import shlex
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.exported_files import NAMES, RATINGS, run
@@ -107,10 +109,26 @@ REFUSED: list[tuple[dict[str, str | bytes], str, str]] = [
     ),
     ({"a.csv": RATINGS, "b.csv": "x,y\n1,2\n"}, f"a.csv b.csv D --map {NAMES}", r"b\.csv: no column shows which table"),
     (
-        {"a.jsonl": '{"userId": 1}\n{"userId"'},
+        {"a.jsonl": '{"userId": 1}\n\n{"userId"\n{"userId": 2}\n'},
         f"a.jsonl D --map {NAMES}",
-        r"a\.jsonl: cannot be read \(.*Malformed JSON",
+        r"a\.jsonl: line 3 is no JSON \(Expecting ':' delimiter: .*\): {\"userId\"\. Fix the line",
     ),
+    (
+        {"a.jsonl": "{'userId': 1}\n"},
+        f"a.jsonl D --map {NAMES}",
+        r"a\.jsonl: line 1 is no JSON \(Expecting property name enclosed in double quotes",
+    ),
+    (
+        {"a.json": '{"rows": [\n{"userId": 1},\n{"userId"}\n]}'},
+        f"a.json D --map {NAMES}",
+        r"a\.json: cannot be read \(.*Malformed JSON",
+    ),
+    (
+        {"a.csv": RATINGS.replace("007", "zoë").encode("utf-16-le")},
+        f"a.csv D --map {NAMES}",
+        r"a\.csv: line 2 holds zero bytes, so it is no text in utf-8\. Give --encoding, such as UTF-16-LE",
+    ),
+    ({"a.csv": "sep=;\n" + RATINGS}, f"a.csv D --map {NAMES}", r"a\.csv: line 1 is 'sep=;', .* Remove the line\."),
     ({"a.jsonl": "[1]\n[2]\n"}, f"a.jsonl D --map {NAMES}", r"a\.jsonl: 2 lines are no JSON object"),
     (
         {"a.csv": RATINGS},
@@ -202,6 +220,31 @@ def test_what_cannot_be_read_ends_in_one_line(
     assert error.count("\n") == 1, error
     assert re.search(says, error), error
     assert {path.name for path in tmp_path.iterdir()} == set(files), "nothing half-written"
+
+
+def test_a_pipe_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its content can be read once, and opening it waits for a writer."""
+    os.mkfifo(tmp_path / "a.csv")
+    (tmp_path / "b.csv").symlink_to("nowhere")
+    for file, says in (("a.csv", "is a pipe or a device"), ("b.csv", "does not exist")):
+        assert run(tmp_path / file, tmp_path / "d", "--map", NAMES) == 1
+        assert says in capsys.readouterr().err
+    assert run(tmp_path, tmp_path / "d", "--map", NAMES) == 1
+    assert "a.csv: is a pipe or a device. Save what it gives as a file" in capsys.readouterr().err
+    (tmp_path / "a.csv").unlink()
+    assert run(tmp_path, tmp_path / "d", "--map", NAMES) == 1
+    assert "b.csv: is a link that leads to no file" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("breaks", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("blank", [0, 1, 3])
+def test_blank_lines_before_the_header(tmp_path: Path, blank: int, breaks: str) -> None:
+    """Where every column is text, the header was once read as a row."""
+    lines = [*[""] * blank, "title_id,name,genres", "t1,Night,drama", "t2,Day,comedy", ""]
+    (tmp_path / "a.csv").write_bytes(breaks.join(lines).encode())
+    assert run(tmp_path / "a.csv", tmp_path / "d") == 0
+    assert pq.read_table(tmp_path / "d/titles.parquet")["title_id"].to_pylist() == ["t1", "t2"]
 
 
 def test_a_table_of_delta_is_no_folder_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

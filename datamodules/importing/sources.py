@@ -22,6 +22,7 @@ import duckdb
 
 from datamodules.contract.check_files import printable
 from datamodules.contract.stored_types import folded_name, visible_files
+from datamodules.importing.broken_lines import broken_json_line
 from datamodules.importing.config import ImportConfig, split
 from foundation.errors import UserError
 from foundation.shell import shell_word
@@ -231,6 +232,11 @@ def _require_encoding(path: Path, encoding: str, *, stated: bool) -> bool:
             begin, end = error.object.rfind(b"\n", 0, error.start) + 1, error.object.find(b"\n", error.start)
             shown = error.object[max(begin, error.start - 20) : min(end if end >= 0 else error.end, error.start + 10)]
             western = shown.decode("cp1252", "backslashreplace").strip()
+            if b"\0" in error.object[: error.start]:
+                raise UserError(
+                    f"{path}: line {line} holds zero bytes, so it is no text in {encoding}. Give --encoding, such as UTF-16-LE, "
+                    "or export it again."
+                ) from None
             likely = "windows-1252" if re.search(rb"[\x80-\x9f]", error.object[:CHUNK]) else "ISO-8859-1"
             remedy = (
                 f"Give the file's encoding: with --encoding {likely} it reads {printable(western, 40)!r}"
@@ -284,6 +290,11 @@ def _csv(
 ) -> Source:
     with _opened(path) as file:
         text = codecs.getincrementaldecoder(encoding)().decode(file.read(1 << 20)).removeprefix("\ufeff")
+    if text.lower().startswith("sep="):
+        raise UserError(
+            f"{path}: line 1 is {printable(text.splitlines()[0])!r}, which Excel reads and no table has. Remove the line."
+        )
+    blank_lines = text[: len(text) - len(text.lstrip("\r\n"))].replace("\r\n", "\n")
     given = split(config.header)
     delimiter = config.delimiter.replace("\\t", "\t") or _sniffed(text)
     first = _record(text, delimiter)
@@ -309,7 +320,7 @@ def _csv(
         raise UserError(f"{path}: holds a header and no rows. Export it with its rows.")
     columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in unique)
     relation = (
-        f"read_csv({_literal_path(staged)}, auto_detect = false, header = {str(not given).lower()}, "
+        f"read_csv({_literal_path(staged)}, auto_detect = false, header = {str(not given).lower()}, skip = {len(blank_lines)}, "
         f"delim = {literal(delimiter)}, quote = '\"', escape = '\"', compression = {compression}, "
         f"max_line_size = 16777216, buffer_size = 33554432, columns = {{{columns}}})"
     )
@@ -365,7 +376,7 @@ def reading(*files: tuple[Path, Path]) -> Iterator[None]:
         message = str(error)
         if "No space left" in message:
             raise
-        file = next((path for path, staged in files if str(staged) in message), files[0][0])
+        file, read = next(((path, staged) for path, staged in files if str(staged) in message), files[0])
         line = re.search(r"CSV Error on Line: (\d+)", message)
         counts = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", message)
         if line and counts:
@@ -378,5 +389,11 @@ def reading(*files: tuple[Path, Path]) -> Iterator[None]:
             raise UserError(
                 f"{file}: line {line[1]} cannot be read ({printable(what, 120)}). Fix the line, or export the file again."
             ) from None
+        if "Malformed JSON" in message:
+            with _opened(read) as opened:
+                broken = broken_json_line(opened)
+            if broken:
+                what = f"line {broken[0]} is no JSON ({printable(broken[1], 60)}): {printable(broken[2], 60)}"
+                raise UserError(f"{file}: {what}. Fix the line, or export the file again.") from None
         reason = " ".join(message.replace(str(file), file.name).split())
         raise UserError(f"{file}: cannot be read ({printable(reason, 160)}). Export or copy the file again.") from None
