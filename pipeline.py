@@ -34,6 +34,7 @@ from foundation.context import context_features, features_to_json
 from foundation.errors import UserError
 from foundation.fingerprint import files_fingerprint, fingerprint
 from foundation.output_path import require_folder, require_output
+from foundation.shell import shell_word
 from foundation.stored import read_json
 from models.content_towers import ArtworkEmbedding
 from serving.bundle.bundle import Bundle
@@ -140,7 +141,7 @@ def _run_stages(dataset: Path, out: Path, recipe: Recipe, console: Console) -> R
         score_dataset(bundle, dataset, scores, policy=recipe.policy, since=since, console=console)
     expected = fingerprint(stored_fingerprint(scores / SCORES_FILE), expected, REPORT_VERSION)
     record = report_folder / REPORT_FILE
-    if record.is_file() and read_json(record, f"Remove {report_folder}.").get("made_from") == expected:
+    if record.is_file() and read_json(record, f"Remove {shell_word(report_folder)}.").get("made_from") == expected:
         console.print(f"evaluate: {report_folder} is up to date")
         report = read_report(report_folder)
         record_verdict(bundle_folder, evaluation_of(report), bundle)  # an interrupted call may have left it out

@@ -82,11 +82,15 @@ def test_urls_are_quoted_in_the_command_that_copies_them() -> None:
         local_path("s3://bucket/a b;id")
 
 
-COMMAND = re.compile(rf"keyart ({'|'.join(keyart.COMMANDS)}) |--[a-z][a-z-]* ?(\w+=)?$| (-k|-d|-dk|sync|-get|-LO) ")
-"""Text after which a placeholder of a format is a word of a command."""
+COMMAND = re.compile(
+    rf"keyart ({'|'.join(keyart.COMMANDS)}) |--[a-z][a-z-]* ?(\w+=)?$| (-k|-d|-dk|sync|-get|-LO) "
+    r"|\b(Remove|Move|Copy|Delete|Make) $"
+)
+"""Text after which a placeholder of a format is a word of a command, or what a user will paste after `rm` and its like."""
 UNQUOTED = {
     "next(iter(BACKBONES))",
     "EFFICIENTNET",
+    "ENCODER",
     "EXTRA",
     "PACKAGE",
     "ROW_NUMBER",

@@ -1,5 +1,6 @@
 """A signal in the middle of any command: one line, the signal's exit code, nothing half-written; what was there stays as it was."""
 
+import os
 import random
 import shutil
 import signal
@@ -11,13 +12,24 @@ import real_process
 
 from tests.exported_files import write_log
 
+SEED = os.environ.get("KEYART_SIGNALS", "")
+"""Any text: other moments."""
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 Sources = dict[str, Path]
 """Fixtures by name."""
-COMMANDS: dict[str, tuple[int, Callable[[Path, Sources], list[str]]]] = {
-    "import": (3, lambda work, of: ["import", str(of["log"]), str(work / "dataset")]),
+Words = Callable[[Path, Sources], list[str]]
+COMMANDS: dict[str, tuple[int, float, Words]] = {
+    "import": (3, 0.4, lambda work, of: ["import", str(of["log"]), str(work / "dataset")]),
+    "embed": (2, 1.5, lambda work, of: ["embed", str(of["service"]), str(work / "shards"), "--views", "320"]),
+    "export": (1, 3.0, lambda work, of: ["export", str(of["run"]), str(work / "bundle")]),
+    "score": (2, 0.5, lambda work, of: ["score", str(of["bundle"]), str(of["service"]), str(work / "scores")]),
+    "value": (2, 0.6, lambda work, of: ["value", str(of["service"]), str(of["scores"]), str(work / "value")]),
+    "bench": (2, 0.6, lambda work, of: ["bench", "value", "--json", str(work / "rows.json"), "--work", str(work)]),
 }
-"""By name: how many signals, and the words; they read fixtures and write into the folder `work`."""
+"""By name: how many signals, how many seconds of the processor until the last may come, and the words; they read fixtures and
+write into the folder `work`."""
+EARLIER = {"embed": "shards", "export": "bundle", "score": "scores"}
+"""By command: the fixture that its output begins as."""
 
 
 def state(folder: Path) -> dict[str, bytes]:
@@ -26,20 +38,23 @@ def state(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_signal_at_any_moment_leaves_earlier_output(
-    name: str, simulated: Path, service: Path, tmp_path: Path
+    name: str, service: Path, shards: Path, run: Path, bundle: Path, scores: Path, tmp_path: Path
 ) -> None:
-    sources: Sources = {"simulated": simulated, "service": service, "log": tmp_path / "log.csv"}
+    sources: Sources = {"service": service, "shards": shards, "run": run, "bundle": bundle, "scores": scores}
+    sources["log"] = tmp_path / "log.csv"
     if name == "import":
         write_log(service, tmp_path)
-    signals, words_in = COMMANDS[name]
+    signals, seconds, words_in = COMMANDS[name]
     work, output = tmp_path / "work", tmp_path / "said"
     work.mkdir()
-    rng, ended = random.Random(name), 0
+    rng, ended = random.Random(f"{name}{SEED}"), 0
     for number in rng.sample(list(STATUS), signals):
         shutil.rmtree(work)
         work.mkdir()
+        if earlier := EARLIER.get(name):
+            shutil.copytree(sources[earlier], work / earlier)
         output.unlink(missing_ok=True)
-        words, cpu_seconds = words_in(work, sources), rng.uniform(0.02, 0.4)
+        words, cpu_seconds = words_in(work, sources), rng.uniform(0.02, seconds)
         before = state(work)
         status = real_process.signalled(words, output, number, cpu_seconds)
         said = output.read_text(encoding="utf-8")

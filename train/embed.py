@@ -339,7 +339,7 @@ def load_encoder(folder: Path, config: ImageEncoderConfig | None = None) -> tupl
         if not (folder / name).is_file():
             raise UserError(
                 f"{folder / name}: is missing: made by an older keyart. Copy {ENCODER} and {EMBEDDING_RECORD} "
-                f"from the shards' {EMBEDDING} folder to {folder}, or train again."
+                f"from the shards' {EMBEDDING} folder to {shell_word(folder)}, or train again."
             )
     with reading(folder / ENCODER, MADE_AGAIN):
         state = load_file(folder / ENCODER)

@@ -78,7 +78,9 @@ class ImageTower(nn.Module):
                 "the rate out."
             )
         self.ema = ExponentialMovingAverage(self.encoder, decay)
-        with reading(folder / PIXELS, f"Remove {folder} and run keyart embed DATASET {shell_word(shards)} --pixels."):
+        with reading(
+            folder / PIXELS, f"Remove {shell_word(folder)} and run keyart embed DATASET {shell_word(shards)} --pixels."
+        ):
             self.pixels: np.ndarray = np.load(folder / PIXELS, mmap_mode="r")
             self.pixel_row = torch.from_numpy(np.load(folder / PIXEL_ROW).astype(np.int64))
 

@@ -29,6 +29,7 @@ from foundation.context import CONTEXT_FILE
 from foundation.errors import UserError
 from foundation.output_path import require_folder
 from foundation.progress import progress_bar
+from foundation.shell import shell_word
 from foundation.stored import files_beside, read_json, warn_unverified
 from models.two_tower import TwoTower
 from train.checkpoint import BEST_WEIGHTS, LAST, load_best, load_checkpoint
@@ -91,7 +92,9 @@ def fit(
     if world.size == 1 and config.devices > 1:
         require_folder(run)
         run_on_ranks(config.devices, fit_on_rank, shards, run, config, from_run, restart, stop_after)
-        return read_json(run / METRICS, f"Remove {run} and train again.") if (run / METRICS).is_file() else {}
+        return (
+            read_json(run / METRICS, f"Remove {shell_word(run)} and train again.") if (run / METRICS).is_file() else {}
+        )
     with Signals() as signals, world.process_group(), ExitStack() as claim:
         signals.deferred = world.size > 1  # a process that left during the start would leave the others waiting
         try:
@@ -392,7 +395,6 @@ class _Fit:
         (run / BEST_WEIGHTS).unlink()
         self.console.print(
             f"fit: best log loss {checkpoints.best:.5f}, at validation {checkpoints.best_validation} "
-            f"of {self.cursor.validations}; artworks' own biases: {metrics['own_biases']}, "
-            f"{metrics['validation_log_loss']:.5f}"
+            f"of {self.cursor.validations}; artworks' own biases: {metrics['own_biases']}, {metrics['validation_log_loss']:.5f}"
         )
         return metrics

@@ -152,7 +152,7 @@ def finished_metrics(run: Path, fingerprint: str, restart: bool, console: Consol
             )
         elif (run / METRICS).is_file():
             console.print(f"fit: {run} is up to date")
-            return read_json(run / METRICS, f"Remove {run} and train again.")
+            return read_json(run / METRICS, f"Remove {shell_word(run)} and train again.")
     elif run.is_dir() and any(path.suffix not in (".partial", LOCK_SUFFIX) for path in run.iterdir()):
         raise UserError(f"{run}: holds files, but no {CONFIG}, so keyart did not write it. Name a new or empty folder.")
     return None

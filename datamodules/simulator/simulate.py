@@ -42,6 +42,7 @@ from datamodules.simulator.write_tables import write_tables
 from foundation.atomic import atomic_folder
 from foundation.fingerprint import fingerprint
 from foundation.progress import progress_bar
+from foundation.shell import shell_word
 from foundation.stored import read_json
 
 MARKER = "simulation.json"
@@ -152,7 +153,7 @@ def simulate(out: Path, config: SimulateConfig) -> dict:
 def simulate_once(out: Path, config: SimulateConfig, console: Console) -> None:
     """`simulate`, unless `out` holds what it would write."""
     record = out / MARKER
-    remedy = f"Remove {out}."
+    remedy = f"Remove {shell_word(out)}."
     if record.is_file() and read_json(record, remedy).get("config") == json.loads(json.dumps(asdict(config))):
         console.print(f"simulate: {out} is up to date")
     else:
