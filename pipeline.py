@@ -5,6 +5,7 @@ starts again from a clean folder.
 """
 
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,7 +128,10 @@ def _run_stages(dataset: Path, out: Path, recipe: Recipe, console: Console) -> R
         manifest = prepare_shards(dataset, shards, recipe.prepare, console=console)
         console.print(f"prepare: {shards}: {summary(manifest)}")
     embed_artworks(dataset, shards, recipe.embed, console)
-    fit_ranker(shards, run, recipe.fit, restart=True, console=console)
+    try:
+        fit_ranker(shards, run, recipe.fit, restart=True, console=console)
+    except SystemExit as ended:  # a training that SIGTERM ended is saved, status 0; the pipeline is not done
+        raise SystemExit(ended.code or 128 + signal.SIGTERM) from None
     expected = fingerprint(run_fingerprint(shards, recipe.fit), BUNDLE_VERSION)
     if stored_fingerprint(bundle_folder / "bundle.json") == expected:
         console.print(f"export: {bundle_folder} is up to date")

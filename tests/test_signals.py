@@ -11,6 +11,8 @@ import pytest
 import real_process
 
 from tests.exported_files import write_log
+from tests.small_recipe import small_recipe
+from train.checkpoint import LAST
 
 SEED = os.environ.get("KEYART_SIGNALS", "")
 """Any text: other moments."""
@@ -20,9 +22,9 @@ Sources = dict[str, Path]
 Words = Callable[[Path, Sources], list[str]]
 COMMANDS: dict[str, tuple[int, float, Words]] = {
     "import": (3, 0.4, lambda work, of: ["import", str(of["log"]), str(work / "dataset")]),
-    "embed": (2, 1.5, lambda work, of: ["embed", str(of["service"]), str(work / "shards"), "--views", "320"]),
+    "embed": (1, 1.5, lambda work, of: ["embed", str(of["service"]), str(work / "shards"), "--views", "320"]),
     "export": (1, 3.0, lambda work, of: ["export", str(of["run"]), str(work / "bundle")]),
-    "score": (2, 0.5, lambda work, of: ["score", str(of["bundle"]), str(of["service"]), str(work / "scores")]),
+    "score": (1, 0.5, lambda work, of: ["score", str(of["bundle"]), str(of["service"]), str(work / "scores")]),
     "value": (2, 0.6, lambda work, of: ["value", str(of["service"]), str(of["scores"]), str(work / "value")]),
     "bench": (2, 0.6, lambda work, of: ["bench", "value", "--json", str(work / "rows.json"), "--work", str(work)]),
 }
@@ -69,3 +71,16 @@ def test_a_signal_at_any_moment_leaves_earlier_output(
         assert said.endswith("no partial output. Run the command again.\n"), where
         assert state(work) == before, where
     assert ended > 0
+
+
+def test_a_pipeline_that_sigterm_ends_is_not_done(simulated: Path, tmp_path: Path) -> None:
+    """The training saves its progress and ends with 0, as `fit` does; what was to come after it is not there."""
+    words = ["pipeline", str(simulated), str(tmp_path / "out"), "--config", small_recipe(tmp_path)]
+    process = real_process.start([*words, "--fit.epochs", "500", "--fit.patience", "500"], tmp_path / "said")
+    real_process.wait_for(tmp_path / "out/run" / LAST, 0, process)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    said = (tmp_path / "said").read_text(encoding="utf-8")
+    assert process.exitcode == STATUS[signal.SIGTERM], said
+    assert said.endswith("holds the progress. Re-run the same command to resume.\n")
