@@ -73,10 +73,14 @@ def test_a_signal_at_any_moment_leaves_earlier_output(
     assert ended > 0
 
 
+TRAINING = ("--embed.views", "64", "--fit.batch", "100", "--fit.epochs", "500", "--fit.patience", "500")
+"""Of a few hundred impressions: begins soon, and goes on for long."""
+
+
 def test_a_pipeline_that_sigterm_ends_is_not_done(simulated: Path, tmp_path: Path) -> None:
     """The training saves its progress and ends with 0, as `fit` does; what was to come after it is not there."""
     words = ["pipeline", str(simulated), str(tmp_path / "out"), "--config", small_recipe(tmp_path)]
-    process = real_process.start([*words, "--fit.epochs", "500", "--fit.patience", "500"], tmp_path / "said")
+    process = real_process.start([*words, *TRAINING], tmp_path / "said")
     real_process.wait_for(tmp_path / "out/run" / LAST, 0, process)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
