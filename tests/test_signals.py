@@ -74,9 +74,10 @@ def test_a_signal_at_any_moment_leaves_earlier_output(
 
 
 TRAINING = ("--embed.views", "64", "--fit.batch", "100", "--fit.epochs", "500", "--fit.patience", "500")
-"""Of a few hundred impressions: begins soon, and goes on for long."""
+"""Options by which a training on a few hundred impressions begins soon and goes on for long."""
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_sigterm_ends_is_not_done(simulated: Path, tmp_path: Path) -> None:
     """The training saves its progress and ends with 0, as `fit` does; what was to come after it is not there."""
     words = ["pipeline", str(simulated), str(tmp_path / "out"), "--config", small_recipe(tmp_path)]
