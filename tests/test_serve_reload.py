@@ -18,7 +18,7 @@ from benchmarks.serve_load import Served, serving
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
 from serving.http.config import ServeConfig
-from serving.http.generation import Generation, identity
+from serving.http.generation import Generation
 from tests.served import GOOD, WITHOUT_TORCH, ask, ranked
 
 
@@ -103,8 +103,7 @@ def test_a_bundle_that_is_replaced_while_it_is_read_is_read_again(
 
     monkeypatch.setattr(Bundle, "open", open_and_replace)
     generation = Generation.load(live, ServeConfig(port=0))
-    assert (len(opened), generation.digest) == (2, Bundle.open(live).digest)
+    assert opened[0].digest != generation.digest == original(live).digest
     assert json.loads(generation.openapi)["info"]["title"] == "keyart"
-    assert identity(tmp_path / "nowhere") == ()
     with pytest.raises(UserError, match="is not a bundle"):
         Generation.load(tmp_path, ServeConfig(port=0))

@@ -24,10 +24,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from foundation.errors import UserError
+from serving.bundle.steady import identity
 from serving.http.answers import cost
 from serving.http.bodies import Bodies
 from serving.http.config import ServeConfig
-from serving.http.generation import Generation, identity
+from serving.http.generation import Generation
 from serving.http.interface import OTHER_PATHS
 from serving.http.lanes import Lanes
 from serving.http.metrics import ServiceMetrics
@@ -216,7 +217,7 @@ class Service:
         while True:
             await asyncio.sleep(self.config.reload_seconds)
             now = identity(self.folder)
-            if now and now != self.identity:
+            if now not in (None, self.identity):
                 await self.reload()
 
 

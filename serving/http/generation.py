@@ -8,18 +8,13 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
-from serving.bundle.metadata import BUNDLE_FILE
+from serving.bundle.steady import read_steadily
 from serving.http.answers import ArtworkRanker
 from serving.http.config import ServeConfig
 from serving.http.interface import example, openapi, page
 from serving.http.requests import RequestReader
-
-ATTEMPTS = 5
-"""How often a bundle that is replaced while it is read is read again."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +33,10 @@ class Generation:
 
     @classmethod
     def load(cls, folder: Path, config: ServeConfig) -> "Generation":
-        """Read all of a bundle and answer its example once; UserError where that cannot be, or where it is replaced again and
-        again meanwhile."""
-        for _ in range(ATTEMPTS):
-            before = identity(folder)
-            try:
-                # one thread: the event loop has the other core, and threads that wait for work by spinning take it away
-                bundle = Bundle.open(folder, threads=1)
-                generation = cls._of(bundle, config)
-            except (OSError, UserError):
-                if identity(folder) == before:
-                    raise
-                continue
-            if identity(folder) == before:
-                return generation
-        raise UserError(f"{folder}: was replaced {ATTEMPTS} times while it was read. Start the service again.")
+        """Read all of a bundle and answer its example once; UserError where that cannot be. While another process replaces it,
+        the old or the new one is read."""
+        # one thread: the event loop has the other core, and threads that wait for work by spinning take it away
+        return read_steadily(folder, lambda: cls._of(Bundle.open(folder, threads=1), config))
 
     @classmethod
     def _of(cls, bundle: Bundle, config: ServeConfig) -> "Generation":
@@ -67,15 +51,6 @@ class Generation:
         }
         ranker.answer(reader.read(json.dumps(example(bundle)).encode(), time.time())[0])
         return cls(bundle.digest, reader, ranker, info, json.dumps(spec), page(spec, curl), curl)
-
-
-def identity(folder: Path) -> tuple[Any, ...]:
-    """What differs as soon as another bundle is in a folder's place; empty where there is none."""
-    try:
-        of_folder, of_record = folder.stat(), (folder / BUNDLE_FILE).stat()
-    except OSError:
-        return ()
-    return of_folder.st_dev, of_folder.st_ino, of_record.st_ino, of_record.st_mtime_ns, of_record.st_size
 
 
 def example_command(bundle: Bundle, config: ServeConfig) -> str:

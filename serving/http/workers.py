@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from foundation.errors import UserError
+from serving.bundle.steady import identity
 from serving.http.application import Service
 from serving.http.config import ServeConfig
 from serving.http.connections import SHUTDOWN_SECONDS, listen, run
-from serving.http.generation import Generation, identity
+from serving.http.generation import Generation
 from serving.http.metrics import ServiceMetrics
 from serving.http.serve import banner, prepare_process
 
@@ -121,7 +122,7 @@ class _Workers:
             watching = self.config.reload_seconds and now - looked > self.config.reload_seconds
             if watching:
                 looked = now
-            if signal.SIGHUP in self.signals or (watching and identity(self.folder) not in ((), seen)):
+            if signal.SIGHUP in self.signals or (watching and identity(self.folder) not in (None, seen)):
                 self.signals = [number for number in self.signals if number != signal.SIGHUP]
                 seen = identity(self.folder)
                 self._reload()
