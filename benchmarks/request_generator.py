@@ -42,6 +42,7 @@ IDS = [
     "nul",
     "\u200f\u0301",
 ]
+UNKNOWN_ID = "never heard of"
 POLICIES = ["greedy", "epsilon:0.1", "softmax:0.5", "thompson", "thompson:16", "thompson:32:0.5"]
 
 
@@ -64,6 +65,7 @@ class RequestGenerator:
 
     def __init__(self, bundle: Bundle, seed: int) -> None:
         self.words = {name: vocabulary.values for name, vocabulary in bundle.vocabularies.items()}
+        self.artwork_title = bundle.tables["artwork_title"]
         self.rng = np.random.default_rng(seed)
 
     def case(self) -> Case:
@@ -81,9 +83,13 @@ class RequestGenerator:
     def request(self, plays: int, candidates: int) -> dict[str, Any]:
         """A valid request, of ids that the bundle knows and some that it does not."""
         times = np.sort(self.rng.integers(1_600_000_000, 1_700_000_000, plays)).tolist()
-        artworks = self.rng.permutation(len(self.words["artworks"]))[:candidates]
+        title = int(self.rng.integers(1, len(self.words["titles"]) + 1))
+        owned = np.flatnonzero(self.artwork_title[1:] == title)
+        # more than the title has are those of any titles, for one that the bundle does not know
+        known = 0 < candidates <= len(owned)
+        artworks = self.rng.permutation(owned if known else len(self.words["artworks"]))[:candidates]
         return {
-            "title": self._random_id("titles"),
+            "title": self.words["titles"][title - 1] if known else UNKNOWN_ID,
             "artworks": [self.words["artworks"][row] for row in artworks] or ["new"],
             "history": [
                 {
@@ -107,7 +113,7 @@ class RequestGenerator:
     def _random_id(self, kind: str) -> str:
         values = self.words[kind]
         row = int(self.rng.integers(0, len(values) + 1))
-        return values[row] if row < len(values) else "never heard of"
+        return values[row] if row < len(values) else UNKNOWN_ID
 
     def _choose(self, of: list[Any]) -> Any:
         return of[int(self.rng.integers(len(of)))]

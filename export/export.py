@@ -117,7 +117,8 @@ def export(
             "parity": {"largest_difference": float("inf"), "bound": GOLDEN_BOUND, "requests": 0},
             **origin,
         }
-        save_file(explanation_tables(ranking), folder / EXPLAIN_TABLES)
+        tables = explanation_tables(ranking) | {"artwork_title": title_of_artworks(model)}
+        save_file(tables, folder / EXPLAIN_TABLES)
         save_file(posterior_tensors(model), folder / POSTERIOR)
         features = model.sizes.context
         example = random_requests(vocabularies, features, reach, 3, 7, 5, seed=0, full=True)
@@ -204,6 +205,15 @@ def explanation_tables(ranking: Ranking) -> dict[str, Tensor]:
     tables |= {name: tables[name].squeeze(1) for name in ("artwork_bias", "mean_bias")}
     tables["artwork_people"] = ranking.artwork_people.int()
     return {name: value.contiguous().clone() for name, value in tables.items()}
+
+
+def title_of_artworks(model: TwoTower) -> Tensor:
+    """The title row of each artwork row, int32 (A,); 0 where it is not known."""
+    title_I1 = torch.arange(len(model.title_artworks_IL), dtype=torch.int32)[:, None]
+    titles = torch.zeros(len(model.artwork_image_AE), dtype=torch.int32)
+    titles[model.title_artworks_IL] = title_I1.expand_as(model.title_artworks_IL)
+    titles[0] = 0
+    return titles
 
 
 def posterior_tensors(model: TwoTower) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import sys
@@ -198,6 +199,33 @@ def test_clients_policies_leave_nothing_behind(bundle: Path) -> None:
         requests, _ = reader.read(json.dumps([GOOD | {"policy": policy}]).encode(), 0)
         assert sum(row["propensity"] for row in ranker.answer(requests)[0]["artworks"]) == pytest.approx(1)
         assert ranker.posterior.weight_FS is drawn
+
+
+def test_an_artwork_of_another_title_is_refused(at: Served, bundle: Path) -> None:
+    """And an unknown one is ranked, marked and counted."""
+    opened = Bundle.open(bundle)
+    owner, names = opened.tables["artwork_title"].tolist(), opened.vocabularies["artworks"].values
+    titles = opened.vocabularies["titles"].values
+    others = [name for name, row in zip(names, owner[1:], strict=True) if row > 1]
+    own = [name for name, row in zip(names, owner[1:], strict=True) if row == 1]
+    body = {"title": titles[0], "artworks": [*own, others[0]]}
+    status, answer = ask(at, body)
+    assert status == 422
+    assert answer["error"].startswith(f'artworks[{len(own)}]="{others[0]}": is an artwork of title "')
+    before = counted_unknown(at)
+    answer = ranked(at, body | {"artworks": [*own, "new"], "country": "nowhere", "history": [PLAYED]})
+    assert answer["title"] == {"id": titles[0], "known": True}
+    assert {row["artwork"]: row["known"] for row in answer["artworks"]} == dict.fromkeys(own, True) | {"new": False}
+    assert ranked(at, GOOD | {"artworks": [others[0]]})["title"] == {"id": "t", "known": False}
+    gained = {kind: n - before.get(kind, 0) for kind, n in counted_unknown(at).items()}
+    assert gained == {"artwork": 1, "country": 1, "device": 0, "play": 1, "title": 1} | {
+        kind: 0 for kind in gained if kind not in ("artwork", "country", "play", "title")
+    }
+
+
+def counted_unknown(at: Served) -> dict[str, int]:
+    rows = re.findall(r'keyart_unknown_ids_total\{kind="(\w+)"\} (\d+)', ask(at, None, "/metrics")[1])
+    return {kind: int(n) for kind, n in rows}
 
 
 def test_nothing_that_is_sent_breaks_it(at: Served, bundle: Path) -> None:

@@ -75,6 +75,7 @@ TENSOR_DESCRIPTIONS = {
             "by artwork row: projected image (D), mean of the people shown (D), shares of moods (G)",
         ),
         "artwork_bias": ("A", "by artwork row: what it adds for everybody"),
+        "artwork_title": ("A", "by artwork row: the row of its title, 0: not known"),
         "artwork_people": ("A L", "by artwork row: rows of the people it shows, padded with 0"),
         "mean_vector": ("I D+O", "by title row: mean of artwork_vector over the title's artworks"),
         "mean_content": ("I C", "by title row: mean of artwork_content over the title's artworks"),

@@ -131,6 +131,7 @@ def refresh(folder: Path, dataset: Path, console: Console) -> RefreshResult:
         more = dict(vocabularies)
         for name, table in (("titles", titles), ("artworks", artworks)):
             more[name] = vocabularies[name].extended(table[f"{name[:-1]}_id"].to_pylist())
+        rows["artwork_title"] = more["titles"].rows(artworks["title_id"])
         additions = CatalogueAdditions(titles.num_rows, artworks.num_rows, rows, *firsts)
         digest = _write(bundle, more, additions, hashes, console)
     console.print(
