@@ -145,6 +145,21 @@ def test_a_time_is_a_time_however_it_is_written(at: Served, bundle: Path) -> Non
     assert ranked(at, given | {"history": unknown}) == ranked(at, given | {"history": known})
 
 
+def test_times_are_the_order_of_plays_and_none_is_later_than_the_request(at: Served, bundle: Path) -> None:
+    """As in training, which shows no play at or after an impression's time."""
+    given = RequestGenerator(Bundle.open(bundle), 7).request(9, 5) | {"time": 1_700_000_001}
+    expected = ranked(at, given)
+    assert expected["history"] == {"plays": 9, "left_out": 0}
+    assert ranked(at, given | {"history": given["history"][::-1]}) == expected
+    later = {"title": given["history"][0]["title"], "time": 1_800_000_000}
+    assert ranked(at, given | {"history": [later, *given["history"]]}) == expected | {
+        "history": {"plays": 9, "left_out": 1}
+    }
+    untimed = [{"title": play["title"]} for play in given["history"]]
+    assert ranked(at, given | {"history": untimed[::-1]}) != ranked(at, given | {"history": untimed})
+    assert ranked(at, given | {"play_count": 3}) == expected
+
+
 def test_what_it_offers_is_described(at: Served, bundle: Path) -> None:
     status, spec = ask(at, None, "/openapi.json")
     assert status == 200

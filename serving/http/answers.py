@@ -148,6 +148,7 @@ class ArtworkRanker:
             "chosen": choice,
             "artworks": ranked,
             "title": title,
+            "history": {"plays": len(request.history_titles), "left_out": request.left_out},
             "affinity": affinity,
             "bundle": self.digest,
         }, chosen

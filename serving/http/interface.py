@@ -5,7 +5,7 @@ from typing import Any
 
 from foundation.context import categories_of
 from serving.bundle.bundle import Bundle
-from serving.http.schema import MAX_REQUESTS, PLAY, REQUIRED, request_schema
+from serving.http.schema import MAX_REQUESTS, PLAY, REQUIRED, RULES, request_schema
 
 Spec = dict[str, Any]
 
@@ -25,6 +25,13 @@ RANKED: dict[str, Spec] = {
 TITLE: dict[str, Spec] = {
     "id": {"type": "string", "description": "as it was given"},
     "known": {"type": "boolean", "description": "whether the bundle knows the title"},
+}
+HISTORY: dict[str, Spec] = {
+    "plays": {"type": "integer", "description": "plays that were read"},
+    "left_out": {
+        "type": "integer",
+        "description": "plays that were later than the request's time, which no model is shown",
+    },
 }
 CHOSEN: dict[str, Spec] = {
     "artwork": {"type": "string", "description": "the one to show"},
@@ -52,6 +59,7 @@ ANSWER: dict[str, Spec] = {
         "description": "by click_probability, the best first",
     },
     "title": {"$ref": "#/components/schemas/Title"},
+    "history": {"$ref": "#/components/schemas/History"},
     "bundle": {"type": "string", "description": "digest of the bundle that answered: log it beside the propensity"},
     "affinity": _NUMBER | {"description": "what the title adds to the click logit, for this member"},
     "explanation": {
@@ -131,10 +139,11 @@ def openapi(bundle: Bundle, version: str, *, secured: bool = False) -> Spec:
         "paths": {"/rank": {"post": rank}} | others,
         "components": {
             "schemas": {
-                "Request": _object(fields, REQUIRED),
+                "Request": _object(fields, REQUIRED) | {"allOf": RULES},
                 "Play": _object(PLAY, ("title",)),
                 "Answer": _object(ANSWER, tuple(name for name in ANSWER if name != "explanation")),
                 "Title": _object(TITLE, tuple(TITLE)),
+                "History": _object(HISTORY, tuple(HISTORY)),
                 "Chosen": _object(CHOSEN, tuple(CHOSEN)),
                 "Ranked": _object(RANKED, tuple(RANKED)),
                 "Explanation": _object(EXPLANATION, tuple(EXPLANATION)),
@@ -198,6 +207,8 @@ def _kind(schema: Spec) -> str:
         return " or ".join(_kind(part) for part in schema["anyOf"])
     if "$ref" in schema:
         return schema["$ref"].rpartition("/")[2]
+    if "type" not in schema:
+        return ""
     kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
     words = " or ".join(f"list of {_kind(schema['items'])}" if kind == "array" else kind for kind in kinds)
     return f"{words}, {schema['minimum']} .. {schema['maximum']:,}" if "minimum" in schema else words

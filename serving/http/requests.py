@@ -74,6 +74,8 @@ class Request:
     """Id of the title, as it was given."""
     categories: tuple[str, ...]
     """Categories of the context that are given."""
+    left_out: int
+    """Plays of the history that were later than the request."""
 
     @property
     def drawn(self) -> int:
@@ -163,16 +165,12 @@ class RequestReader:
             raise RequestError(
                 422, f"{prefix}history={_quoted(plays)}: must be a list. Give the plays, oldest first, or []."
             )
-        history_titles, history = self._history(plays or [], prefix, timestamp + MAX_CLOCK_SKEW)
-        count = _integer(fields_given, "play_count", prefix, 0, MAX_PLAY_COUNT, len(plays or []))
-        if count < len(history_titles):
-            raise RequestError(
-                422,
-                f"{prefix}play_count={count}: is less than the {len(history_titles)} plays in history. Leave it out.",
-            )
+        history_titles, history, left_out = self._history(plays or [], prefix, timestamp + MAX_CLOCK_SKEW)
+        given_plays = len(plays or []) - left_out
+        count = max(given_plays, _integer(fields_given, "play_count", prefix, 0, MAX_PLAY_COUNT, 0))
         policy, reward = (
             _policy(fields_given, prefix, len(names), self.max_draws),
-            _string(fields_given, "reward", prefix) or REWARD_KINDS[0],
+            _string(fields_given, "reward", prefix, default=REWARD_KINDS[0]),
         )
         if reward not in REWARD_KINDS:
             raise RequestError(
@@ -209,6 +207,7 @@ class RequestReader:
             seed=seed,
             explain=bool(explain),
             title_name=title,
+            left_out=left_out,
             categories=tuple(name for name in self.categories if fields_given.get(name) not in (None, "")),
         )
 
@@ -253,34 +252,35 @@ class RequestReader:
 
     def _history(
         self, plays: list[Any], prefix: str, end: float
-    ) -> tuple[list[str], tuple[list[int], list[int], list[float]]]:
-        """The last plays: titles as given, and their columns. None may be after `end` or before the one it follows."""
+    ) -> tuple[list[str], tuple[list[int], list[int], list[float]], int]:
+        """The last plays: titles as given, and their columns; and how many were left out as later than `end`, as in training.
+
+        Where every play has a time, time is their order, else it is that of the list.
+        """
+        for index, play in enumerate(plays):
+            if type(play) is not dict:
+                raise RequestError(
+                    422, f"{prefix}history[{index}]={_quoted(play)}: invalid play. Give an object with title."
+                )
+        first = 0 if all("time" in play for play in plays) else max(0, len(plays) - self.history_length)
+        moments: list[tuple[float, int]] = []
+        for index, play in enumerate(plays[first:], first):
+            time = play.get("time")
+            moments.append((math.nan if time is None else _timestamp(time, f"{prefix}history[{index}].time"), index))
+        past = [moment for moment in moments if not moment[0] > end]
+        if not any(math.isnan(timestamp) for timestamp, _ in past):
+            past.sort()
         history_titles: list[str] = []
         artworks: list[int] = []
         watched: list[float] = []
-        first, last = max(0, len(plays) - self.history_length), float(EARLIEST)
-        for index, play in enumerate(plays[first:], first):
-            where = f"{prefix}history[{index}]"
-            if type(play) is not dict:
-                raise RequestError(422, f"{where}={_quoted(play)}: invalid play. Give an object with title.")
+        for _, index in past[-self.history_length :]:
+            play, where = plays[index], f"{prefix}history[{index}]"
             _require_known_fields(play, PLAY, f"{where}.")
             history_titles.append(_id(play, "title", f"{where}."))
             artworks.append(self.artworks.get(_string(play, "artwork", f"{where}."), 0))
             watched.append(_fraction(play.get("watched"), f"{where}.watched"))
-            time = play.get("time")
-            if time is None:
-                continue
-            timestamp = _timestamp(time, f"{where}.time")
-            if timestamp > end:
-                raise RequestError(
-                    422, f"{where}.time={_quoted(time)}: is after the request's time. Give plays from before it."
-                )
-            if timestamp < last:
-                raise RequestError(
-                    422, f"{where}.time={_quoted(time)}: is before the play it follows. Give the oldest first."
-                )
-            last = timestamp
-        return history_titles, ([self.titles.get(title, 0) for title in history_titles], artworks, watched)
+        columns = ([self.titles.get(title, 0) for title in history_titles], artworks, watched)
+        return history_titles, columns, len(moments) - len(past)
 
 
 def ids_by_kind(requests: Sequence[Request]) -> dict[str, tuple[int, int]]:
@@ -326,7 +326,7 @@ def inputs(requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], np.ndarr
 
 
 def _policy(fields_given: dict[str, Any], prefix: str, candidates: int, max_draws: int) -> ServingPolicy:
-    text = _string(fields_given, "policy", prefix) or "greedy"
+    text = _string(fields_given, "policy", prefix, default="greedy")
     try:
         policy = ServingPolicy.parse(text)
     except UserError:
@@ -349,12 +349,12 @@ def _require_known_fields(fields_given: dict[str, Any], fields: dict[str, Schema
     raise RequestError(422, f"{prefix}{_quoted(name)}: unknown field. {hint}")
 
 
-def _string(fields_given: dict[str, Any], name: str, prefix: str, *, required: bool = False) -> str:
+def _string(fields_given: dict[str, Any], name: str, prefix: str, *, required: bool = False, default: str = "") -> str:
     value = fields_given.get(name)
     if type(value) is str:
         return value
     if value is None and not required:
-        return ""
+        return default
     if name not in fields_given:
         raise RequestError(422, f"{prefix}{name}: is missing. GET /docs shows a request.")
     raise RequestError(422, f"{prefix}{name}={_quoted(value)}: must be a string. Put it in quotes.")

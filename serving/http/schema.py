@@ -20,22 +20,40 @@ REWARD_KINDS = ("clicked", "engaged")
 MAX_PLAY_COUNT, MAX_SEED = 2**31 - 1, 2**53
 
 Schema = dict[str, Any]
-TIME: Schema = {"type": ["string", "number", "null"]}
+_DAYS = "(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8])"
+_CLOCK = "([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\\.[0-9]{1,6})?)?(Z|[+-](0[0-9]|1[0-4]):[0-5][0-9])?"
+TIME: Schema = {
+    "anyOf": [
+        {"type": "string", "pattern": f"^(19[1-9][0-9]|20[0-9][0-9])-({_DAYS})([T ]{_CLOCK})?$"},
+        {"type": "number", "minimum": EARLIEST, "maximum": LATEST},
+        {"type": "null"},
+    ]
+}
+"""A time in ISO 8601, seconds since 1970, or null. Pattern for what most clients send; 29 February is read as well."""
+ID: Schema = {"type": "string", "pattern": "[!-~]"}
+"""An id that is not blank. Pattern for ids with a visible ASCII character; others are read as well."""
+_NUMBER = "([1-9][0-9]{0,2}|0)(\\.[0-9]{1,6})?"
+_SHARE = "(0(\\.[0-9]{1,6})?|1(\\.0{1,6})?)"
+_ABOVE_0 = "([1-9][0-9]{0,2}(\\.[0-9]{1,6})?|0\\.0{0,2}[1-9])"
+POLICY_PATTERN = (
+    f"^(greedy|epsilon:{_SHARE}|softmax:{_ABOVE_0}|thompson(:[1-9][0-9]{{0,1}}(:{_ABOVE_0}(:{_SHARE})?)?)?)$"
+)
+"""What most clients send; longer numbers are read as well."""
 PLAY: dict[str, Schema] = {
-    "title": {"type": "string", "description": "id of the title played"},
+    "title": ID | {"description": "id of the title played"},
     "artwork": {"type": ["string", "null"], "description": "id of the artwork it was clicked through, where known"},
     "watched": {"type": ["number", "null"], "minimum": 0, "maximum": 1, "description": "fraction watched, where known"},
     "time": TIME
     | {
-        "description": "when, ISO 8601 (UTC where it names no zone) or seconds since 1970. Checked, and not read by the "
-        "model: what counts is the order of the plays"
+        "description": "when, ISO 8601 (UTC where it names no zone) or seconds since 1970. Where every play has one, it is their "
+        "order; a play later than the request is left out, and counted in the answer"
     },
 }
 REQUEST: dict[str, Schema] = {
-    "title": {"type": "string", "description": "id of the title whose artwork is chosen"},
+    "title": ID | {"description": "id of the title whose artwork is chosen"},
     "artworks": {
         "type": "array",
-        "items": {"type": "string"},
+        "items": ID,
         "minItems": 1,
         "maxItems": MAX_CANDIDATES,
         "uniqueItems": True,
@@ -48,17 +66,19 @@ REQUEST: dict[str, Schema] = {
     "history": {
         "type": ["array", "null"],
         "items": {"$ref": "#/components/schemas/Play"},
-        "description": "the member's plays, oldest first; of more than the bundle reads, the last count",
+        "description": "the member's plays, oldest first or each with its time; of more than the bundle reads, the last "
+        "count",
     },
     "time": TIME | {"description": "when the artwork is shown, as a play's; default: now. Not beside hour"},
     "play_count": {
         "type": ["integer", "null"],
         "minimum": 0,
         "maximum": MAX_PLAY_COUNT,
-        "description": "plays of the member so far; default: those in history",
+        "description": "plays of the member so far; default, and at least: those in history",
     },
     "policy": {
         "type": ["string", "null"],
+        "pattern": POLICY_PATTERN,
         "description": "greedy (default), epsilon:SHARE, softmax:TEMPERATURE or thompson[:DRAWS[:WIDTH[:FLOOR]]]",
     },
     "reward": {
@@ -77,6 +97,18 @@ REQUEST: dict[str, Schema] = {
     "explain": {"type": ["boolean", "null"], "description": "explain the chosen artwork, where there are two or more"},
 }
 REQUIRED = ("title", "artworks")
+
+
+RULES: list[Schema] = [
+    {"anyOf": [{"properties": {"hour": {"type": "null"}}}, {"properties": {"time": {"type": "null"}}}]},
+    {
+        "anyOf": [
+            {"properties": {"policy": {"not": {"type": "string", "pattern": "^thompson"}}}},
+            {"properties": {"reward": {"enum": [REWARD_KINDS[0], None]}}},
+        ]
+    },
+]
+"""Rules over several fields of a request: an hour or a time; Thompson sampling by clicks alone."""
 
 
 def request_schema(features: Iterable[ContextFeature]) -> dict[str, Schema]:
