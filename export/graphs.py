@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from google.protobuf.message import Message
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
 from torch import Tensor, nn
@@ -46,6 +47,8 @@ from serving.bundle.ids import ARTWORK_TABLE_PREFIXES, TITLE_TABLE_PREFIXES, add
 OPSET = 20
 IR_VERSION = 10
 """ONNX Runtime 1.18 and newer read it."""
+NOTES = {"metadata_props", "doc_string"}
+"""Fields of ONNX's messages that nothing reads which runs a graph."""
 BY_PLAY = ("history_title", "history_artwork", "history_watched")
 ONE_NUMBER = VECTORS[2:]
 """Those of the vectors that are one number."""
@@ -228,7 +231,20 @@ def traced(
     model = program.model_proto
     model.ir_version = IR_VERSION
     _name_inputs(model)
+    strip_notes(model)
     return model
+
+
+def strip_notes(message: Message) -> None:
+    """Remove, at any depth, what a tracer notes of the source: paths and lines of the machine that exported, which make two
+    exports of one run differ."""
+    for name in NOTES.intersection(message.DESCRIPTOR.fields_by_name):
+        message.ClearField(name)
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            parts = [value] if isinstance(value, Message) else value
+            for part in parts:
+                strip_notes(part)
 
 
 def _name_inputs(model: ModelProto) -> None:

@@ -118,6 +118,13 @@ def test_scores_follow_the_contract(service: Path, scores: Path, bundle: Path) -
         assert row["policy"].index(1.0) == int(np.argmax(row["click_probability"]))
 
 
+ABSURD_POLICIES = [
+    f"{kind}{number}"
+    for kind in ("softmax:", "epsilon:", "thompson:", "thompson:10:", "thompson:10:1:")
+    for number in ("nan", "inf", "-inf", "-1", "1e300", "-1e300")
+] + [f"{kind}{number}" for kind in ("softmax:", "thompson:", "thompson:10:") for number in ("0", "1e-300")]
+
+
 def test_policies() -> None:
     click = np.array([[0.1, 0.3, 0.2, 0.9], [0.5, 0.5, 0.1, 0.1]], np.float32)
     mask = np.array([[True, True, True, False], [True, True, True, True]])
@@ -129,7 +136,7 @@ def test_policies() -> None:
     soft = ServingPolicy.parse("softmax:2").probabilities(click, mask)
     odds = np.sqrt(click[0, :3] / (1 - click[0, :3]))
     np.testing.assert_allclose(soft[0], [*(odds / odds.sum()), 0], rtol=1e-5)
-    for bad in ("greed", "softmax:0", "softmax:x", "epsilon:1.5", "epsilon", "greedy:1"):
+    for bad in ("greed", "softmax:0", "softmax:x", "epsilon:1.5", "epsilon", "greedy:1", *ABSURD_POLICIES):
         with pytest.raises(UserError, match=f"policy={bad}"):
             ServingPolicy.parse(bad)
 

@@ -6,12 +6,14 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.console import Console
 
 from datamodules.feed.datamodule import Cursor
 from datamodules.feed.play_feed import PlaysFeed
@@ -250,7 +252,7 @@ def test_lists_are_the_best_titles_not_played(both: Bundle, service: Path, tmp_p
     count = recommend(both, service, tmp_path / "lists", top=5, before=moment)
     lists = lists_of(tmp_path / "lists")
     assert (
-        count == len(lists) == json.loads((tmp_path / "lists" / "titles.json").read_text(encoding="utf-8"))["members"]
+        count == len(lists) == json.loads((tmp_path / "lists" / "_titles.json").read_text(encoding="utf-8"))["members"]
     )
     model, vocabulary = Run.open(both.folder.parent / "run").model, both.vocabularies["titles"]
     plays = pq.read_table(service / "plays").to_pandas().sort_values(["member_id", "played_at"])
@@ -313,6 +315,44 @@ def test_members_without_plays_and_lists_that_end(both: Bundle, service: Path, t
         assert (np.diff(lists[member][1]) <= 0).all()
     with pytest.raises(UserError, match="top=0"):
         recommend(both, own, tmp_path / "none", top=0)
+
+
+def test_titles_that_left_the_catalogue_are_not_listed(both: Bundle, service: Path, tmp_path: Path) -> None:
+    """They are counted and named, as are titles without artworks and those that the bundle does not know; plays still count."""
+    own = tmp_path / "service"
+    own.mkdir()
+    for path in service.iterdir():
+        (own / path.name).symlink_to(path)
+    titles, artworks = (pq.read_table(service / f"{name}.parquet") for name in ("titles", "artworks"))
+    ids = titles["title_id"].to_pylist()
+    left, bare = ids[: len(ids) * 3 // 4], ids[-1]
+    kept = titles.filter(~np.isin(ids, left))
+    named = kept.set_column(0, "title_id", [["new one", *kept["title_id"].to_pylist()[1:]]])
+    left.append(kept["title_id"][0].as_py())
+    for name, table in (
+        ("titles", named),
+        ("artworks", artworks.filter(~np.isin(artworks["title_id"].to_pylist(), [*left, bare]))),
+    ):
+        (own / f"{name}.parquet").unlink()
+        pq.write_table(table, own / f"{name}.parquet")
+    console = Console(record=True, width=500, file=StringIO())
+    recommend(both, own, tmp_path / "lists", top=len(ids), console=console)
+    said = console.export_text()
+    assert f"{len(left):,} titles of {both.folder} are not in {own}/titles.parquet (first: " in said
+    assert f"1 titles have no artwork in {own}/artworks.parquet (first: {bare})" in said
+    assert f"1 titles of {own} are not known to {both.folder}" in said
+    listed = {title for titles, _ in lists_of(tmp_path / "lists").values() for title in titles}
+    assert listed == set(ids) - {*left, bare}
+    whole = tmp_path / "whole"
+    recommend(both, service, whole, top=len(ids), console=Console(quiet=True))
+    for member, (titles_of, scores_of) in lists_of(whole).items():
+        score_of = dict(zip(titles_of, scores_of, strict=True))
+        for title, score in zip(*lists_of(tmp_path / "lists")[member], strict=True):
+            assert score_of[title] == score
+    (own / "titles.parquet").unlink()
+    pq.write_table(named.slice(0, 1), own / "titles.parquet")
+    with pytest.raises(UserError, match="none of its titles with artworks is known"):
+        recommend(both, own, tmp_path / "none", console=Console(quiet=True))
 
 
 def test_lists_need_no_torch(both: Bundle, service: Path, tmp_path: Path) -> None:

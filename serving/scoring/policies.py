@@ -10,6 +10,9 @@ import numpy as np
 from foundation.choice import greedy_NK, softmax_NK
 from foundation.errors import UserError
 
+TEMPERATURES, WIDTHS = (1e-3, 1e3), (1e-3, 1e2)
+"""Smallest and largest temperature of a softmax, and factor of a posterior's width: beyond them choices are greedy or uniform, and
+float32 overflows."""
 DEFAULT_DRAWS, MAX_DRAWS, WIDTH, FLOOR = 256, 100_000, 0.25, 0.05
 """Thompson sampling: default and largest number of draws, the default factor of the posterior's width, and the default share of
 requests whose artwork is drawn uniformly: without it most candidates have propensity 0, and no other policy can be evaluated
@@ -23,9 +26,9 @@ class ServingPolicy:
     kind: str
     """greedy, softmax, epsilon or thompson."""
     strength: float = 0.0
-    """Temperature of the softmax over click logits, above 0; the share shown uniformly, 0 .. 1; or the posterior draws."""
+    """Temperature of the softmax over click logits, in TEMPERATURES; the share shown uniformly, 0 .. 1; or the posterior draws."""
     width: float = WIDTH
-    """For thompson: factor of the posterior's standard deviation."""
+    """For thompson: factor of the posterior's standard deviation, in WIDTHS."""
     floor: float = FLOOR
     """For thompson: share shown uniformly, 0 .. 1."""
 
@@ -42,14 +45,17 @@ class ServingPolicy:
         value, width, floor = (*values, *defaults[len(values) :])[:3]
         fits = {
             "greedy": not strength,
-            "softmax": 0 < value < np.inf,
+            "softmax": TEMPERATURES[0] <= value <= TEMPERATURES[1],
             "epsilon": bool(strength) and 0 <= value <= 1,
-            "thompson": 1 <= value <= MAX_DRAWS and value % 1 == 0 and 0 < width < np.inf and 0 <= floor <= 1,
+            "thompson": 1 <= value <= MAX_DRAWS
+            and value % 1 == 0
+            and WIDTHS[0] <= width <= WIDTHS[1]
+            and 0 <= floor <= 1,
         }
         if not fits.get(kind, False) or len(numbers) > (3 if kind == "thompson" else 1):
             raise UserError(
-                f"policy={text}: give greedy, softmax:TEMPERATURE (above 0), epsilon:SHARE (0 .. 1) or "
-                f"thompson:DRAWS:WIDTH:FLOOR (1 .. {MAX_DRAWS}; above 0; 0 .. 1)."
+                f"policy={text[:80]}: give greedy, softmax:TEMPERATURE ({TEMPERATURES[0]:g} .. {TEMPERATURES[1]:g}), "
+                f"epsilon:SHARE (0 .. 1) or thompson:DRAWS:WIDTH:FLOOR (1 .. {MAX_DRAWS}; {WIDTHS[0]:g} .. {WIDTHS[1]:g}; 0 .. 1)."
             )
         return cls(kind, value, width, floor)
 

@@ -3,6 +3,7 @@
 In: plays, each member's in order of time. Out: Parquet of member_id, titles, scores (aligned lists, best first). A title's
 score is the dot product of the member's vector, an output of the graph, with the title's own: titles that the member played
 are left out, and positions on a page do not enter. A title without plays when the bundle was trained is ranked by its content.
+Only titles that the dataset has, with an artwork, are listed: those that left the catalogue count as plays alone.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -31,7 +32,7 @@ from foundation.fingerprint import fingerprint
 from foundation.progress import progress_bar
 from serving.bundle.bundle import TITLE_VECTORS, Bundle
 
-RECOMMENDATIONS_FILE, SPILL = "titles.json", "spill"
+RECOMMENDATIONS_FILE, SPILL = "_titles.json", "spill"
 MEMBERS_AT_ONCE = 512
 PLAYS_A_SHARD = 1_000_000
 ROWS_AT_ONCE = 65_536
@@ -51,15 +52,22 @@ class TitleRanker:
         return self.bundle.members(history | {"history_length": length})
 
     def best(
-        self, member_MW: np.ndarray, top: int, exclude: tuple[np.ndarray, np.ndarray]
+        self,
+        member_MW: np.ndarray,
+        top: int,
+        exclude: tuple[np.ndarray, np.ndarray],
+        listed_I: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The rows of the `top` titles of each member, best first, and their scores, each (M, top).
 
-        `exclude`: pairs of member index and title row that are left out, as is the unknown row. Where a member has fewer
+        `exclude`: pairs of member index and title row that are left out, as is the unknown row; `listed_I`: a mask of the title
+        rows that may be listed, default all. Where a member has fewer
         titles left than `top`, the list is padded with row 0 and score -inf. Ties go to the lower row.
         """
         score_MI = member_MW @ self.title_IW.T
         score_MI[:, 0] = -np.inf
+        if listed_I is not None:
+            score_MI[:, ~listed_I] = -np.inf
         score_MI[exclude] = -np.inf
         top = min(top, score_MI.shape[1])
         best_rows = np.sort(np.argpartition(-score_MI, top - 1, axis=1)[:, :top], axis=1)
@@ -96,6 +104,7 @@ def recommend(
         open_engine(spill=spill_folder(out)) as engine,
     ):
         log = DatasetTables.read(engine, dataset, drop_invalid=False)
+        listed_I = _listed_titles(log, bundle, dataset, console)
         plays = int(to_arrow(log.plays.aggregate(plays=log.plays.count()))["plays"][0].as_py())
         shards = min(MAX_SHARDS, max(1, -(-plays // PLAYS_A_SHARD)))
         spill = ShardSpill(folder / SPILL, shards)
@@ -116,7 +125,7 @@ def recommend(
                 ids = ids.take(pc.array_sort_indices(ids))  # the order of a shard's members
                 played.append(ids)
                 with pq.ParquetWriter(folder / f"part-{s:05d}.parquet", LISTS) as writer:
-                    for begin, best_rows, score in _lists(ranker, shard, top, moment):
+                    for begin, best_rows, score in _lists(ranker, shard, top, moment, listed_I):
                         writer.write_table(_table(ids.slice(begin, len(best_rows)), best_rows, score, names))
                         members += len(best_rows)
                         progress.advance(task, len(best_rows))
@@ -126,7 +135,7 @@ def recommend(
                 vector = ranker.members(nobody, np.zeros(1, np.int64))
                 best_rows, score = (
                     np.repeat(part, len(without_plays), 0)
-                    for part in ranker.best(vector, top, (np.zeros(0, int), np.zeros(0, int)))
+                    for part in ranker.best(vector, top, (np.zeros(0, int), np.zeros(0, int)), listed_I)
                 )
                 pq.write_table(_table(without_plays, best_rows, score, names), folder / "part-new.parquet")
                 members += len(without_plays)
@@ -135,6 +144,7 @@ def recommend(
             "fingerprint": fingerprint(bundle.content_checksums, dataset_fingerprint(dataset), top, moment),
             "members": members,
             "without_plays": len(without_plays),
+            "titles": int(listed_I.sum()),
             "top": top,
             "before": before and before.isoformat(),
         }
@@ -145,8 +155,41 @@ def recommend(
     return members
 
 
+def _listed_titles(log: DatasetTables, bundle: Bundle, dataset: Path, console: Console) -> np.ndarray:
+    """Which title rows may be listed, bool (I,): those of titles in the dataset's catalogue that have an artwork there.
+
+    Says how many titles of the bundle are not, and how many of the dataset the bundle does not know. UserError where none is left.
+    """
+    known = bundle.vocabularies["titles"]
+    titles = pc.unique(to_arrow(log.titles.select("title_id"))["title_id"])
+    with_artworks = pc.unique(to_arrow(log.artworks.select("title_id"))["title_id"])
+    shown = pc.is_in(titles, value_set=with_artworks)
+    listed_I = np.zeros(len(known), bool)
+    listed_I[known.rows(titles.filter(shown))] = True
+    in_catalogue = np.zeros(len(known), bool)
+    in_catalogue[known.rows(titles)] = True
+    listed_I[0] = False
+    left = [known.values[row - 1] for row in np.flatnonzero(~in_catalogue[1:]) + 1]
+    bare = [known.values[row - 1] for row in np.flatnonzero(in_catalogue[1:] & ~listed_I[1:]) + 1]
+    new = titles.filter(pa.array(known.rows(titles) == 0))
+    for ids, words in (
+        (left, f"titles of {bundle.folder} are not in {dataset}/titles.parquet"),
+        (bare, f"titles have no artwork in {dataset}/artworks.parquet"),
+        (new.to_pylist(), f"titles of {dataset} are not known to {bundle.folder}: keyart refresh adds them. They"),
+    ):
+        if ids:
+            console.print(
+                f"recommend: {len(ids):,} {words} (first: {ids[0]}): not listed", soft_wrap=True, markup=False
+            )
+    if not listed_I.any():
+        raise UserError(
+            f"{dataset}: none of its titles with artworks is known to {bundle.folder}. Give the bundle of this catalogue."
+        )
+    return listed_I
+
+
 def _lists(
-    ranker: TitleRanker, shard: Shard, top: int, moment: int | None
+    ranker: TitleRanker, shard: Shard, top: int, moment: int | None, listed_I: np.ndarray
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """By block of members: index of the first one, and titles and scores of all, (M, top)."""
     reach = ranker.bundle.history_length
@@ -161,7 +204,7 @@ def _lists(
         count = last - first
         owner = np.repeat(np.arange(len(first)), count)
         offset = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
-        yield begin, *ranker.best(vectors, top, (owner, shard.play_title[first[owner] + offset]))
+        yield begin, *ranker.best(vectors, top, (owner, shard.play_title[first[owner] + offset]), listed_I)
 
 
 def _empty_shard() -> Shard:
