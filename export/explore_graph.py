@@ -45,6 +45,14 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(operator, input_names, [output], **attributes))  # pyright: ignore[reportArgumentType]
         return output
 
+    def modulo(self, operator: str, x: str, by: NDArray) -> str:
+        """Mul or Add of 64 bits, modulo 2^64, of uint64 and a constant of uint64.
+
+        On int64, whose bits are the same: ONNX Runtime computes these two on uint64 from 1.21 on only.
+        """
+        signed = self("Cast", x, to=TensorProto.INT64)
+        return self("Cast", self(operator, signed, by.view(np.int64)), to=TensorProto.UINT64)
+
     def unsqueeze(self, x: str, *axes: int) -> str:
         """With new axes of length 1."""
         return self("Unsqueeze", x, np.array(axes))
@@ -97,7 +105,7 @@ def explore_graph(thompson: Thompson, opset: int, ir_version: int) -> ModelProto
     bits_N1 = _mixed(g, g("Cast", g.unsqueeze("seed", 1), to=TensorProto.UINT64))
     draw_N1 = g("Cast", g("Mod", bits_N1, np.array(s, np.uint64)), to=TensorProto.INT64)
     best_N1 = g("GatherElements", best_NS, draw_N1, axis=1)
-    more_N1 = _mixed(g, g("Add", bits_N1, np.array(GOLDEN_RATIO, np.uint64)))
+    more_N1 = _mixed(g, g.modulo("Add", bits_N1, np.array(GOLDEN_RATIO, np.uint64)))
     any_N1 = g("Mod", g("BitwiseAnd", more_N1, LOW_BITS), g("Cast", count_N1, to=TensorProto.UINT64))
     explored_N1 = g("Less", _uniform(g, more_N1), floor)
     choice_N1 = g("Where", explored_N1, g("Cast", any_N1, to=TensorProto.INT64), best_N1)
@@ -124,17 +132,16 @@ def _mixed(g: GraphBuilder, x: str) -> str:
     for shift, factor in MIX_STEPS:
         shifted = g("BitShift", x, np.array(shift, np.uint64), direction="RIGHT")
         x = g("BitwiseXor", x, shifted)
-        x = g("Mul", x, np.array(factor, np.uint64)) if factor else x
+        x = g.modulo("Mul", x, np.array(factor, np.uint64)) if factor else x
     return x
 
 
 def _normals(g: GraphBuilder, rows: str, draws: int, seed: int) -> str:
     """`serving.scoring.thompson.normals` of the rows, (N, K, S)."""
-    row_NK1 = g.unsqueeze(g("Cast", rows, to=TensorProto.UINT64), 2)
-    counter = g("Add", g("Mul", row_NK1, np.array(draws, np.uint64)), np.arange(draws, dtype=np.uint64))
+    counter = g("Add", g("Mul", g.unsqueeze(rows, 2), np.array(2 * draws)), 2 * np.arange(draws))
     begin = np.array((1 + seed * GOLDEN_RATIO) % 2**64, np.uint64)
-    first = _mixed(g, g("Add", g("Mul", counter, np.array(2, np.uint64)), begin))
-    second = _mixed(g, g("Add", first, np.array(GOLDEN_RATIO, np.uint64)))
+    first = _mixed(g, g.modulo("Add", g("Cast", counter, to=TensorProto.UINT64), begin))
+    second = _mixed(g, g.modulo("Add", first, np.array(GOLDEN_RATIO, np.uint64)))
 
     u = g("Add", _uniform(g, first), np.array(2**-25, np.float32))
     long = g("Sqrt", g("Mul", g("Log", u), np.array(-2, np.float32)))

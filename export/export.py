@@ -53,9 +53,10 @@ from serving.bundle.bundle import (
 from serving.bundle.card import licence_terms, model_card
 from serving.bundle.contents import describe_files
 from serving.bundle.golden import golden_cases, write_golden
+from serving.bundle.golden_graphs import write_graph_cases
 from serving.bundle.hard_links import disk_size, sha256
 from serving.bundle.ids import TOWER_WEIGHTS, add_id_encoders, write_graphs
-from serving.bundle.metadata import BUNDLE_FILE, BUNDLE_VERSION, GOLDEN_BOUND, BundleRecord, RunOrigin
+from serving.bundle.metadata import BUNDLE_FILE, BUNDLE_VERSION, GOLDEN_BOUND, GRAPHS_BOUND, BundleRecord, RunOrigin
 from serving.bundle.requests import Runs, ranking_inputs
 from serving.bundle.seal import write_draft, write_record
 from serving.bundle.triton import write_triton
@@ -113,6 +114,7 @@ def export(
             "precisions": [],
             # until they are measured
             "golden": {"largest_difference": float("inf"), "bound": GOLDEN_BOUND, "cases": 0},
+            "golden_graphs": {"largest_difference": float("inf"), "bound": GRAPHS_BOUND, "cases": 0},
             "explanations": {"largest_difference": float("inf"), "bound": GOLDEN_BOUND},
             "parity": {"largest_difference": float("inf"), "bound": GOLDEN_BOUND, "requests": 0},
             **origin,
@@ -141,6 +143,8 @@ def export(
                     (folder / name).write_text(json.dumps(list(hashes)), encoding="utf-8")
         answer = partial(_torch_answer, model)
         cases = write_golden(golden_cases(answer, vocabularies, features, reach), folder / GOLDEN)
+        record["graphs"] = {name: describe_graph(graph, features) for name, graph in graphs.items()}
+        of_graphs = write_graph_cases(folder, record, vocabularies)
         write_triton(folder)
         for name in (EXAMPLE, EXAMPLE_IN_NODE):
             shutil.copy(Path(example_of_bundle.__file__).with_suffix(Path(name).suffix), folder / name)
@@ -150,7 +154,6 @@ def export(
             save_file(
                 {"title_vector": model.title_vectors(torch.arange(len(model.title_year_I)))}, folder / TITLE_VECTORS
             )
-        record["graphs"] = {name: describe_graph(graph, features) for name, graph in graphs.items()}
         write_draft(folder, record)  # the golden cases read it
         bundle = Bundle(folder, record)
         difference = _parity(model, bundle, vocabularies)
@@ -178,6 +181,11 @@ def export(
                 )
             record["vectors"] = {"largest_difference": tower_difference, "bound": TOWER_BOUND}
         record["golden"] = {"largest_difference": golden, "bound": GOLDEN_BOUND, "cases": cases}
+        record["golden_graphs"] = {
+            "largest_difference": example_of_bundle.largest_graph_difference(folder),
+            "bound": GRAPHS_BOUND,
+            "cases": of_graphs,
+        }
         record["explanations"] = {"largest_difference": unexplained, "bound": GOLDEN_BOUND}
         record["parity"] = {"largest_difference": difference, "bound": GOLDEN_BOUND, "requests": 256}
         record["precisions"] = ship_variants(folder, vocabularies, reach, golden, validation, console)

@@ -1,8 +1,8 @@
 """Bundles: the folder a serving team gets, read without torch.
 
 The graphs over ids, for a serving team, and over rows, for bulk work here, are those of `export.graphs`; beside them
-some in fewer bytes (`serving.bundle.variants`), `vocabularies.json` (ids -> rows), `golden.jsonl`, `example.py` and
-`example.mjs` that run it, `triton/`, `CARD.md`, and `bundle.json` (what every file, input and output is, what the model was
+some in fewer bytes (`serving.bundle.variants`), `vocabularies.json` (ids -> rows), golden cases, `example.py` and
+`example.mjs` that run them, `triton/`, `CARD.md`, and `bundle.json` (what every file, input and output is, what the model was
 made of, what was measured, each file's SHA-256 by its path from the folder, and a digest of all that).
 """
 
@@ -25,7 +25,8 @@ from serving.bundle.seal import DIGEST, read_record
 from serving.bundle.steady import Identity, T, identity, read_steadily
 
 VOCABULARIES, CARD = "vocabularies.json", "CARD.md"
-GOLDEN, EXAMPLE, EXAMPLE_IN_NODE = "golden.jsonl", "example.py", "example.mjs"
+GOLDEN, GOLDEN_GRAPHS = "golden.jsonl", "golden_graphs.jsonl"
+EXAMPLE, EXAMPLE_IN_NODE = "example.py", "example.mjs"
 ARTWORK_GRAPH, TITLE_GRAPH = "artwork.onnx", "title.onnx"
 RANK_ROWS, MEMBER_ROWS, EXPLAIN_ROWS = "rank_rows.onnx", "member_rows.onnx", "explain_rows.onnx"
 TITLE_VECTORS, POSTERIOR = "titles.safetensors", "posterior.safetensors"

@@ -15,7 +15,7 @@ from datamodules.shards.embedding_origin import (
 from datamodules.shards.vocabulary import Vocabularies
 from serving.bundle import contents, triton
 from serving.bundle import verdict as judged
-from serving.bundle.metadata import BundleRecord, Licences, RunOrigin
+from serving.bundle.metadata import OLDEST_ONNXRUNTIME, BundleRecord, Licences, RunOrigin
 from serving.bundle.variants import precision_table
 
 PURPOSE = """\
@@ -127,7 +127,8 @@ def _licences(metadata: BundleRecord) -> list[str]:
 
 def _graphs(metadata: BundleRecord) -> list[str]:
     lines = [
-        f"ONNX opset {metadata['opset']}, ai.onnx.ml for ids, no custom operators; large weights in `weights.bin`.",
+        f"ONNX opset {metadata['opset']}, ai.onnx.ml for ids, no custom operators; large weights in `weights.bin`. "
+        f"Runs in ONNX Runtime {OLDEST_ONNXRUNTIME} and newer.",
         "",
     ]
     for name, sides in metadata["graphs"].items():

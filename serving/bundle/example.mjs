@@ -1,5 +1,6 @@
 // The golden cases of a bundle by onnxruntime-node: other languages get the same numbers.
-//   npm install onnxruntime-node; node BUNDLE/example.mjs
+//   npm install --ignore-scripts onnxruntime-node; node BUNDLE/example.mjs
+// (its script only downloads libraries of GPUs)
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'

@@ -48,7 +48,7 @@ def golden_cases(
 def make_case(request: dict[str, Any], answer: AnswerFunction, vocabularies: Vocabularies) -> dict[str, Any]:
     """A request in plain values with its answer."""
     rows = {
-        name: values if (vocabulary := vocabulary_of(name, vocabularies)) is None else _rows(values, vocabulary)
+        name: values if (vocabulary := vocabulary_of(name, vocabularies)) is None else rows_of(values, vocabulary)
         for name, values in to_arrays(request, _dtypes(request, vocabularies)).items()
     }
     return {"request": request, "answer": {name: value[0].tolist() for name, value in answer(rows).items()}}
@@ -105,7 +105,8 @@ def _dtypes(request: dict[str, Any], vocabularies: Vocabularies) -> dict[str, st
     return dict.fromkeys(request, "int64") | fractions | ids | {"history_watched": "float32"}
 
 
-def _rows(values: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+def rows_of(values: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """The rows of ids, int64 of the same shape; 0 where unknown."""
     row_of = {value: row for row, value in enumerate(vocabulary.values, start=1)}
     return np.vectorize(lambda value: row_of.get(value, 0), otypes=[np.int64])(values)
 

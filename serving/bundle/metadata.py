@@ -15,11 +15,16 @@ REQUIRED_FILES = (
     *("rank.onnx", "member.onnx", "choose.onnx", "choose_vectors.onnx", "titles.onnx", "explore.onnx"),
     *("rank_rows.onnx", "member_rows.onnx", "explain_rows.onnx", "weights.bin"),
     *("titles.safetensors", "explain.safetensors", "posterior.safetensors", "vocabularies.json", "context.json"),
-    *("golden.jsonl", "example.py", "example.mjs", "CARD.md"),
+    *("golden.jsonl", "golden_graphs.jsonl", "example.py", "example.mjs", "CARD.md"),
 )
 """Files that every bundle has; others depend on how artworks were embedded and on which precisions ship."""
+OLDEST_ONNXRUNTIME = "1.18"
+"""The oldest ONNX Runtime that all golden cases were run with."""
 GOLDEN_BOUND = 1e-4
 """Largest difference of an answer between torch and ONNX Runtime that a bundle may have."""
+GRAPHS_BOUND = 2e-3
+"""Largest difference of the outputs of single graphs from the recorded ones, relative to those above 1: six times what an image's
+embedding differs by between ONNX Runtime 1.18 and 1.30."""
 
 
 class TensorPort(TypedDict):
@@ -219,6 +224,7 @@ class BundleRecord(RunOrigin):
     precisions: list[PrecisionRow]
     vectors: NotRequired[Difference]
     golden: GoldenDifference
+    golden_graphs: GoldenDifference
     explanations: Difference
     parity: ParityDifference
     refreshed: NotRequired[list[Refreshed]]

@@ -44,8 +44,9 @@ from serving.bundle.bundle import (
 )
 from serving.bundle.card import model_card
 from serving.bundle.contents import describe_files
-from serving.bundle.example import largest_golden_difference
+from serving.bundle.example import largest_golden_difference, largest_graph_difference
 from serving.bundle.golden import golden_cases, make_case, write_golden
+from serving.bundle.golden_graphs import write_graph_cases
 from serving.bundle.ids import (
     ARTWORK_TABLE_PREFIXES,
     TITLE_TABLE_PREFIXES,
@@ -237,6 +238,7 @@ def _write(
         if "evaluation" in metadata:
             evaluation = metadata["evaluation"]
             evaluation["refreshed_since"] = [*evaluation.get("refreshed_since", []), now]
+        metadata["golden_graphs"]["cases"] = write_graph_cases(folder, metadata, vocabularies)
         write_draft(folder, metadata)  # the golden cases read it
         difference = largest_golden_difference(folder)
         golden = metadata["golden"]
@@ -245,6 +247,7 @@ def _write(
                 f"{old}: refreshed, its golden cases would differ by {difference:.2g}. It is left as it was."
             )
         golden["largest_difference"] = difference
+        metadata["golden_graphs"]["largest_difference"] = largest_graph_difference(folder)
         metadata["precisions"] = rebuild_variants(folder, metadata["precisions"], difference, console)
         metadata["files"] = describe_files(folder)
         (folder / CARD).write_text(model_card(metadata, vocabularies), encoding="utf-8")

@@ -19,7 +19,14 @@ from datamodules.contract.tables import CONTRACT_VERSION
 from foundation.errors import UserError
 from foundation.shell import shell_word
 from foundation.typed_records import type_fault
-from serving.bundle.metadata import BUNDLE_FILE, BUNDLE_VERSION, GOLDEN_BOUND, REQUIRED_FILES, BundleRecord
+from serving.bundle.metadata import (
+    BUNDLE_FILE,
+    BUNDLE_VERSION,
+    GOLDEN_BOUND,
+    GRAPHS_BOUND,
+    REQUIRED_FILES,
+    BundleRecord,
+)
 from serving.bundle.precision_bounds import BOUNDS, FULL_PRECISION
 
 DIGEST = "digest"
@@ -135,11 +142,14 @@ def _faults(record: BundleRecord) -> Iterator[str]:
     for name in ("history_length", "history_span"):
         if record[name] < 1:
             yield f"{name} is {record[name]}, below 1"
-    golden = record["golden"]
-    if golden["cases"] < 1:
-        yield "golden.cases is below 1"
-    if not 0 < golden["bound"] <= GOLDEN_BOUND:
-        yield f"golden.bound is {golden['bound']:g}, and differences above {GOLDEN_BOUND:g} are refused"
+    for name, golden, largest in (
+        ("golden", record["golden"], GOLDEN_BOUND),
+        ("golden_graphs", record["golden_graphs"], GRAPHS_BOUND),
+    ):
+        if golden["cases"] < 1:
+            yield f"{name}.cases is below 1"
+        if not 0 < golden["bound"] <= largest:
+            yield f"{name}.bound is {golden['bound']:g}, and differences above {largest:g} are refused"
     for row in record["precisions"]:
         yield from _faults_of_precision(record, row["precision"], row["ships"], row.get("bounds", {}))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from onnx import GraphProto, TensorProto, ValueInfoProto
 
 from serving.bundle.ids import read_graph, write_graphs
+from serving.bundle.metadata import OLDEST_ONNXRUNTIME
 
 REPOSITORY, CONFIG = "triton", "config.pbtxt"
 MODELS = ("rank", "member", "choose", "titles")
@@ -28,8 +29,8 @@ TYPES: dict[int, str] = {
     TensorProto.BOOL: "TYPE_BOOL",
 }
 TRITON_NOTES = f"""\
-`{REPOSITORY}/` is a model repository for NVIDIA Triton's ONNX Runtime backend (ONNX Runtime 1.18 or newer), a model each for
-{", ".join(MODELS)}: `tritonserver --model-repository=BUNDLE/{REPOSITORY}`. Its configurations were checked against Triton's own
+`{REPOSITORY}/` is a model repository for NVIDIA Triton's ONNX Runtime backend (ONNX Runtime {OLDEST_ONNXRUNTIME} or newer), a model
+each for {", ".join(MODELS)}: `tritonserver --model-repository=BUNDLE/{REPOSITORY}`. Its configurations were checked against Triton's own
 schema and against the graphs; no server was run. It needs nothing beside it: each model has what it reads of the weights.
 
 - In models that are batched (rank, member, choose), what is (N,) above is (N, 1) to Triton's clients: `dims: [ 1 ]`.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
-from serving.bundle.example import largest_golden_difference
+from serving.bundle.example import largest_golden_difference, largest_graph_difference
 from serving.bundle.seal import SHA256
 from serving.bundle.steady import read_steadily
 
@@ -18,6 +18,9 @@ class VerifyResult:
     cases: int
     difference: float
     """Largest difference of any answer of any golden case from torch's answer at export."""
+    graph_cases: int
+    graph_difference: float
+    """Largest difference of the outputs of any other graph from those at export, relative to outputs above 1."""
     digest: str
     """The bundle's: see `serving.bundle.seal`."""
     variant_differences: dict[str, float]
@@ -27,6 +30,7 @@ class VerifyResult:
         """The results in words, for the console."""
         variants = "".join(f", {name} {difference:.1e}" for name, difference in self.variant_differences.items())
         cases = f"{self.cases} golden cases, max_abs_difference={self.difference:.1e}{variants}"
+        cases += f", {self.graph_cases} of single graphs {self.graph_difference:.1e}"
         return f"{self.files} files unchanged; {cases}; digest {self.digest}"
 
 
@@ -59,5 +63,14 @@ def _verify(folder: Path, expect: str | None) -> VerifyResult:
                 f"{folder / graphs}: its golden cases differ by {difference:.2g} here, more than {bound}: this machine's "
                 "ONNX Runtime computes something else. Try another version of it."
             )
+    of_graphs = bundle.metadata["golden_graphs"]
+    difference = largest_graph_difference(folder)
+    if not difference <= of_graphs["bound"]:
+        raise UserError(
+            f"{folder}: the golden cases of its single graphs differ by {difference:.2g} here, more than {of_graphs['bound']}: "
+            "this machine's ONNX Runtime computes something else. Try another version of it."
+        )
     files = len(bundle.metadata["sha256"])
-    return VerifyResult(files, int(golden["cases"]), differences.pop(""), bundle.digest, differences)
+    return VerifyResult(
+        files, golden["cases"], differences.pop(""), of_graphs["cases"], difference, bundle.digest, differences
+    )
