@@ -34,7 +34,7 @@ def value(
         scores: A scores table by the contract, made by any model. Several are compared, so that the best is not the luckiest.
         out: Folder for value.json and value.html.
         base: Another scores table of the same impressions, to compare with the first.
-        period: test, validation or all. The first two begin as they did for the scored model: by --like; else by scores.json
+        period: test, validation or all. The first two begin as they did for the scored model: by --like; else by _scores.json
             beside the scores; else test is the newest 15 % of the impressions, validation the 15 % before. A line says which.
         like: Shards whose split times to use: those the scored model was trained on.
         log_policy: Only impressions logged by the policy of this name; all: every one.

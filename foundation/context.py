@@ -18,7 +18,8 @@ from foundation.errors import UserError
 ContextKind = Literal["category", "number", "hour", "position"]
 Term = Literal["appeal", "presentation", "engagement"]
 
-CONTEXT_FILE = "context.json"
+CONTEXT_FILE, CONTEXT_BESIDE_PARQUET = "context.json", "_context.json"
+"""The second one is that of a folder of Parquet files, whose readers pass over names that begin with _."""
 """File in shards, runs and bundles: the features, numbers with the mean and standard deviation of the training period."""
 HOURS = 24
 LARGEST_POSITION = 2**15 - 1
@@ -282,15 +283,16 @@ def features_from_json(values: list[dict[str, Any]]) -> tuple[ContextFeature, ..
     return features
 
 
-def save_context(features: Iterable[ContextFeature], folder: Path) -> None:
-    """Write `context.json` into a folder."""
-    with atomic_file(folder / CONTEXT_FILE) as partial:
+def save_context(features: Iterable[ContextFeature], folder: Path, name: str = CONTEXT_FILE) -> None:
+    """Write `context.json` into a folder; `name`: CONTEXT_BESIDE_PARQUET in one of Parquet files."""
+    with atomic_file(folder / name) as partial:
         partial.write_text(json.dumps(features_to_json(features), indent=1), encoding="utf-8")
 
 
 def load_context(folder: Path, remedy: str) -> tuple[ContextFeature, ...]:
-    """Read a folder's `context.json`; UserError with `remedy` where it is missing or damaged."""
-    path = folder / CONTEXT_FILE
+    """Read what `save_context` wrote into a folder; UserError with `remedy` where it is missing or damaged."""
+    path = folder / CONTEXT_BESIDE_PARQUET
+    path = path if path.is_file() else folder / CONTEXT_FILE
     try:
         return features_from_json(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

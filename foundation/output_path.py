@@ -33,7 +33,8 @@ def require_output(path: Path, marker: str, *, dataset: Path | None = None, sour
     real = real_path(path)
     require_own_folder(path, marker)
     _require_apart(path, real, dataset, sources)
-    inside = f"Name a folder inside it: {path / NAMES.get(marker, Path(marker).stem)}."
+    name = NAMES.get(marker, Path(marker).stem.removeprefix("_"))
+    inside = f"Name a folder inside it: {path / name}."
     mounts = _mounts_within(real)
     if real in mounts:
         raise UserError(f"{path}: is a mount point, and output appears by a rename. {inside}")
@@ -77,7 +78,9 @@ def require_own_folder(path: Path, marker: str) -> None:
     _require_no_file(path, real)
     if real.is_dir() and real not in _mounts_within(real):
         try:
-            others = any(real.iterdir()) and not (real / marker).exists()
+            # markers beside Parquet files had no _ before their names
+            named = (real / marker).exists() or (real / marker.removeprefix("_")).exists()
+            others = any(real.iterdir()) and not named
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}). Name another folder.") from None
         if others:

@@ -44,6 +44,7 @@ def two_readers(folder: Path) -> Iterator[Counter[str]]:
     def read() -> None:
         while not over.is_set():
             met[read_once(folder)] += 1
+            time.sleep(0.02)  # the writer has something of the cores
 
     readers = [Thread(target=read) for _ in range(2)]
     for reader in readers:

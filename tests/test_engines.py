@@ -280,7 +280,7 @@ class TestSpark:
             score(opened, service, tmp_path / name, **options, since=since, engine=engine)
         one, other = (files_of(tmp_path / name) for name in ("duckdb", "pyspark"))
         assert one == other
-        assert len(json.loads(one["reasons.json"])) > 3
+        assert len(json.loads(one["_reasons.json"])) > 3
         assert len(one) > 4, "several shards"
         assert not list(spark.folder.glob("scores-*"))
 

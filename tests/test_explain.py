@@ -74,7 +74,7 @@ def test_what_attention_reads_is_one_term(shards: Path, tmp_path: Path) -> None:
 
 
 def test_reasons_add_up_and_stand_beside_the_scores(scores: Path, service: Path, bundle: Path, tmp_path: Path) -> None:
-    written = json.loads((scores / "reasons.json").read_text(encoding="utf-8"))
+    written = json.loads((scores / "_reasons.json").read_text(encoding="utf-8"))
     assert 10 <= len(written) <= 40
     titles = set(Bundle.open(bundle).vocabularies["titles"].values)
     for row in written:

@@ -69,7 +69,7 @@ MARKERS = {
     "simulate": "simulation.json",
     "prepare": MANIFEST,
     "export": "bundle.json",
-    "score": "scores.json",
+    "score": "_scores.json",
     "recommend": "recommendations.json",
     "value": "value.json",
     "evaluate": "report.json",

@@ -226,10 +226,10 @@ def test_damaged_reasons_are_named(
     service: Path, scores: Path, tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     copied = shutil.copytree(scores, tmp_path / "scores")
-    DAMAGES[damage](copied / "reasons.json")
+    DAMAGES[damage](copied / "_reasons.json")
     assert keyart.main(["value", str(service), str(copied), str(tmp_path / "value")]) == 1
     said = capfd.readouterr().err.splitlines()[-1]
-    assert said.startswith(f"keyart value: {copied / 'reasons.json'}: cannot be read")
+    assert said.startswith(f"keyart value: {copied / '_reasons.json'}: cannot be read")
     assert said.endswith("Score the dataset again.")
 
 

@@ -35,26 +35,26 @@ def test_the_period_is_that_of_the_shards_or_of_the_scores_own_record(
     manifest = json.loads((shards / "manifest.json").read_text(encoding="utf-8"))
     assert since_of("recorded") == manifest["test_from"]
     assert since_of("like", "--like", tmp_path / "dated") == later.isoformat()
-    record = json.loads((own / "scores.json").read_text(encoding="utf-8"))
-    (own / "scores.json").write_text(
+    record = json.loads((own / "_scores.json").read_text(encoding="utf-8"))
+    (own / "_scores.json").write_text(
         json.dumps(record | {"test_from": later.isoformat(), "validation_from": None}), encoding="utf-8"
     )
     assert since_of("own") == later.isoformat()
     assert since_of("over", "--like", shards) == manifest["test_from"], "what the user names comes first"
     for words, named in (
-        ((), f"from {later:%Y-%m-%d %H:%M:%S} UTC, by {own / 'scores.json'}"),
+        ((), f"from {later:%Y-%m-%d %H:%M:%S} UTC, by {own / '_scores.json'}"),
         (("--like", shards), f"by the shards {shards}"),
     ):
         assert named in code_and_error(capfd, service, own, tmp_path / "named", *words)[1]
     code, error = code_and_error(capfd, service, own, tmp_path / "no", "--period", "validation")
     assert (code, "does not say when validation began" in error, "--like SHARDS" in error) == (1, True, True), error
-    (own / "scores.json").unlink()
+    (own / "_scores.json").unlink()
     code, error = code_and_error(capfd, service, own, tmp_path / "shares")
     assert (code, "by shares of this log, of which the newest 15% are test" in error) == (0, True), error
     for broken in ("{", json.dumps({"test_from": "soon"}), json.dumps([1]), json.dumps({"test_from": "2026-01-01"})):
-        (own / "scores.json").write_text(broken, encoding="utf-8")
+        (own / "_scores.json").write_text(broken, encoding="utf-8")
         code, error = code_and_error(capfd, service, own, tmp_path / "broken")
-        assert (code, str(own / "scores.json") in error, error.count("\n")) == (1, True, 1), error
+        assert (code, str(own / "_scores.json") in error, error.count("\n")) == (1, True, 1), error
     code, error = code_and_error(capfd, service, own, tmp_path / "broken", "--like", service)
     assert (code, "so it does not hold shards" in error) == (1, True), error
     validation_from = datetime.fromisoformat(manifest["validation_from"])
@@ -62,7 +62,7 @@ def test_the_period_is_that_of_the_shards_or_of_the_scores_own_record(
     for table in (scores, file):
         assert split_times(service, table).validation_from == validation_from
         inputs = AuditInputs.read(service, table, newest.test_from)
-        assert len(inputs.reasons) == len(json.loads((scores / "reasons.json").read_text(encoding="utf-8")))
+        assert len(inputs.reasons) == len(json.loads((scores / "_reasons.json").read_text(encoding="utf-8")))
     code, error = code_and_error(capfd, service, scores, tmp_path / "all", "--period", "all", "--like", shards)
     assert (code, f"like={shards}: period=all has no split times. Leave --like out" in error) == (1, True), error
 

@@ -191,7 +191,7 @@ def test_scores_of_the_training_period_are_doubted_by_their_record(tmp_path: Pat
 
     def verdict_of(*words: str, **more: datetime) -> tuple[str, str]:
         record = {name: at.isoformat() for name, at in (times | more).items()}
-        (tmp_path / "scores.json").write_text(json.dumps(record), encoding="utf-8")
+        (tmp_path / "_scores.json").write_text(json.dumps(record), encoding="utf-8")
         verdict = record_of(dataset, table, out, *words)["verdict"]
         return verdict["verdict"], verdict["reason"]
 
@@ -207,7 +207,7 @@ def test_scores_of_the_training_period_are_doubted_by_their_record(tmp_path: Pat
 
 
 def test_records_of_training(tmp_path: Path) -> None:
-    table, record = tmp_path / "scores.parquet", tmp_path / "scores.json"
+    table, record = tmp_path / "scores.parquet", tmp_path / "_scores.json"
     assert training_of(table) is None
     record.write_text("{}", encoding="utf-8")
     assert training_of(table) is None, "of an older keyart, which recorded no times"
@@ -223,7 +223,7 @@ def test_records_of_training(tmp_path: Path) -> None:
 
 
 def test_a_scores_table_names_until_when_its_model_was_trained(scores: Path) -> None:
-    record = json.loads((scores / "scores.json").read_text(encoding="utf-8"))
+    record = json.loads((scores / "_scores.json").read_text(encoding="utf-8"))
     assert record["trained_until"] == record["validation_from"]
     assert record["tuned_until"] == record["test_from"]
     assert len(pq.read_table(next(scores.glob("*.parquet")))) > 0

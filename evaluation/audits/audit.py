@@ -38,11 +38,11 @@ from evaluation.record.rows import (
     WeightRow,
     finite_or_none,
 )
-from foundation.context import BUILT_IN, CONTEXT_FILE, ContextFeature, load_context
+from foundation.context import BUILT_IN, CONTEXT_BESIDE_PARQUET, ContextFeature, load_context
 from foundation.stored import reading
 
 NO_ENGAGEMENT = "The log does not say of every click whether it led to a viewing: clickbait cannot be measured."
-REASONS = "reasons.json"
+REASONS = "_reasons.json"
 MIN_ROWS = 200
 """Rows of a slice below which its calibration is not reported."""
 WEIGHT_EDGES = (0.0, 1e-9, 0.1, 0.2, 0.5, 0.8, 1.25, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0, np.inf)
@@ -69,7 +69,7 @@ class AuditInputs:
         """Read the outcomes logged until the end of a period, and the explanations beside the scores."""
         outcomes = read_outcomes(dataset, before)
         past = None if since is None or outcomes is None else outcomes.shown_before(since)
-        path, context = record_beside(scores, REASONS), record_beside(scores, CONTEXT_FILE)
+        path, context = record_beside(scores, REASONS), record_beside(scores, CONTEXT_BESIDE_PARQUET)
         reasons = {}
         if path.is_file():
             with reading(path, "Score the dataset again."):

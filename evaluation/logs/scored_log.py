@@ -58,8 +58,13 @@ TRUTH_REMEDY = "Simulate the dataset again."
 
 
 def record_beside(scores: Path, name: str) -> Path:
-    """Where `keyart score` keeps a record of a scores table: in the table's folder, or in that of its one file."""
-    return (scores if scores.is_dir() else scores.parent) / name
+    """Where `keyart score` keeps a record of a scores table: in the table's folder, or in that of its one file.
+
+    `name`: begins with _, which readers of Parquet pass over; an older keyart wrote it without, and is read.
+    """
+    folder = scores if scores.is_dir() else scores.parent
+    older = folder / name.removeprefix("_")
+    return older if older.is_file() and not (folder / name).is_file() else folder / name
 
 
 @dataclass(frozen=True, kw_only=True)

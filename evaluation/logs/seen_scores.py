@@ -22,7 +22,7 @@ from evaluation.logs.scored_log import ScoredLog, record_beside
 from foundation.errors import UserError
 from foundation.lists import Lists
 
-SCORES_RECORD = "scores.json"
+SCORES_RECORD = "_scores.json"
 """The record that `keyart score` writes beside a scores table."""
 ERRORS = 2.576
 """Standard errors beyond which one of the three statistics is off: by chance in one of 200 tables for each of them."""

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from datamodules.contract.tables import dataset_fingerprint, tables_with
 from foundation.atomic import atomic_folder, claimed_output
-from foundation.context import save_context
+from foundation.context import CONTEXT_BESIDE_PARQUET, save_context
 from foundation.fingerprint import fingerprint
 from foundation.machine import available_cores
 from foundation.progress import progress_bar
@@ -26,7 +26,8 @@ if TYPE_CHECKING:  # executors load this module, and need no engine
 
 from serving.scoring.scorer import Scorer
 
-SCORES_FILE, REASONS_FILE = "scores.json", "reasons.json"
+SCORES_FILE, REASONS_FILE = "_scores.json", "_reasons.json"
+"""Beside Parquet files, whose readers pass over names that begin with _."""
 SCORES_VERSION = 3
 """Version of scores and their record; raised when their content changes, so that older ones are made again."""
 MAX_EXPLAINED = 40
@@ -104,6 +105,7 @@ def score(
         (folder / REASONS_FILE).write_text(json.dumps(explained[:MAX_EXPLAINED], indent=1), encoding="utf-8")
         record = {
             "fingerprint": scores_fingerprint(bundle, dataset, policy, since, reward),
+            "bundle": bundle.digest,
             "policy": policy,
             "reward": reward,
             "impressions": total,
@@ -115,7 +117,7 @@ def score(
             "tuned_until": bundle.metadata.get("test_from"),
             "test_from": bundle.metadata.get("test_from"),
         }
-        save_context(bundle.context, folder)
+        save_context(bundle.context, folder, CONTEXT_BESIDE_PARQUET)
         (folder / SCORES_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
     console.print(f"score: {total:,} impressions in {out}")
     return total
