@@ -224,17 +224,19 @@ def verify(bundle: Path, *, expect: str | None = None) -> None:
     print_next_command(f"{bundle}: {verify_bundle(bundle, expect)}", "keyart score", bundle, "DATASET SCORES")
 
 
-def refresh(bundle: Path, dataset: Path) -> None:
-    """Add new titles and artworks to a bundle, without training: none of its vectors changes. Needs no torch.
+def refresh(bundle: Path, dataset: Path, *, withdraw: str | None = None) -> None:
+    """Add new titles and artworks to a bundle, or take some out, without training: none of its vectors changes. Needs no torch.
 
     Args:
         bundle: A bundle written by `keyart export`; replaced when all is done.
         dataset: A dataset by the contract, of which titles, artworks and their images are read, or the column `embedding`
             where the bundle was made from such vectors; it needs no log.
+        withdraw: Titles and artworks to take out of the bundle: their ids with commas between them, or a file with one a line. A
+            title's artworks go with it. title:ID or artwork:ID where an id is both.
     """
     from serving.bundle.refresh import refresh as refresh_bundle
 
-    result = refresh_bundle(bundle, dataset, stderr_console())
+    result = refresh_bundle(bundle, dataset, stderr_console(), withdraw)
     print_next_command(f"{bundle}: digest {result.digest}", "keyart verify", bundle)
 
 

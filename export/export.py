@@ -33,6 +33,7 @@ from models.content_towers import ArtworkEmbedding, artwork_vectors
 from models.ranking import Ranking
 from models.serving import CHOOSE_OUTPUTS
 from models.two_tower import TwoTower
+from models.types import Content
 from serving.bundle import example as example_of_bundle
 from serving.bundle.bundle import (
     ARTWORK_GRAPH,
@@ -52,6 +53,7 @@ from serving.bundle.bundle import (
 )
 from serving.bundle.card import licence_terms, model_card
 from serving.bundle.contents import describe_files
+from serving.bundle.encoded_content import encoded_content, save_encoded
 from serving.bundle.golden import golden_cases, write_golden
 from serving.bundle.golden_graphs import write_graph_cases
 from serving.bundle.hard_links import disk_size, sha256
@@ -149,6 +151,7 @@ def export(
         for name in (EXAMPLE, EXAMPLE_IN_NODE):
             shutil.copy(Path(example_of_bundle.__file__).with_suffix(Path(name).suffix), folder / name)
         save_vocabularies(vocabularies, folder / VOCABULARIES)
+        save_encoded(encoded_content(_catalogue_arrays(model)), folder)
         save_context(features, folder)
         with torch.no_grad():
             save_file(
@@ -197,6 +200,13 @@ def export(
     size = disk_size(out) / 1e6
     console.print(f"export: {out}, {size:.1f} MB; largest difference from torch on 256 requests {difference:.1e}")
     return Bundle.open(out)
+
+
+def _catalogue_arrays(model: TwoTower) -> dict[str, np.ndarray]:
+    """The content that the model's vectors were made from, by the names of `datamodules.shards.catalogue.Catalogue`."""
+    return {
+        name.rsplit("_", 1)[0]: model.get_buffer(name).numpy() for name in Content._fields if name != "artwork_image_AE"
+    }
 
 
 def _torch_answer(model: TwoTower, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from serving.bundle.metadata import BUNDLE_FILE, BundleRecord
 from serving.bundle.seal import DIGEST, read_record
 from serving.bundle.steady import Identity, T, identity, read_steadily
 
-VOCABULARIES, CARD = "vocabularies.json", "CARD.md"
+VOCABULARIES, CATALOGUE, CARD = "vocabularies.json", "catalogue.json", "CARD.md"
 GOLDEN, GOLDEN_GRAPHS = "golden.jsonl", "golden_graphs.jsonl"
 EXAMPLE, EXAMPLE_IN_NODE = "example.py", "example.mjs"
 ARTWORK_GRAPH, TITLE_GRAPH = "artwork.onnx", "title.onnx"

@@ -115,7 +115,8 @@ def _measured(metadata: BundleRecord) -> list[str]:
         return ["Nothing: this bundle was exported without a run's metrics."]
     for one in metadata.get("refreshed", []):
         rows[f"refreshed {one['at']}, without training"] = (
-            f"{one['titles']:,} titles and {one['artworks']:,} artworks more"
+            f"{one['titles']:,} titles and {one['artworks']:,} artworks more, {one['withdrawn_titles']:,} and "
+            f"{one['withdrawn_artworks']:,} withdrawn"
         )
     return _table(rows)
 

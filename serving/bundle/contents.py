@@ -10,6 +10,7 @@ from safetensors import safe_open
 from foundation.context import CONTEXT_FILE
 from serving.bundle.bundle import (
     ARTWORK_GRAPH,
+    CATALOGUE,
     EXAMPLE,
     EXAMPLE_IN_NODE,
     EXPLAIN_ROWS,
@@ -49,6 +50,7 @@ FILE_DESCRIPTIONS = {
     WEIGHTS: "the graphs' large weights, each once; it stays beside them",
     CONTEXT_FILE: "context features: what each is, by which terms it is read, mean and standard deviation of numbers",
     VOCABULARIES: "ids by kind; an id's row is its index here plus 1, row 0 is for all others",
+    CATALOGUE: "what each title and artwork was encoded from, by row from 1: keyart refresh detects changes by it",
     GOLDEN: "requests with torch's answers, or, for additions of a refresh, the bundle's own; a JSON object per line",
     GOLDEN_GRAPHS: "cases of each other graph by itself: inputs and outputs by name, null where not finite",
     EXAMPLE: "runs the golden cases with numpy and onnxruntime alone",

@@ -14,7 +14,14 @@ BUNDLE_VERSION = 9
 REQUIRED_FILES = (
     *("rank.onnx", "member.onnx", "choose.onnx", "choose_vectors.onnx", "titles.onnx", "explore.onnx"),
     *("rank_rows.onnx", "member_rows.onnx", "explain_rows.onnx", "weights.bin"),
-    *("titles.safetensors", "explain.safetensors", "posterior.safetensors", "vocabularies.json", "context.json"),
+    *(
+        "titles.safetensors",
+        "explain.safetensors",
+        "posterior.safetensors",
+        "vocabularies.json",
+        "catalogue.json",
+        "context.json",
+    ),
     *("golden.jsonl", "golden_graphs.jsonl", "example.py", "example.mjs", "CARD.md"),
 )
 """Files that every bundle has; others depend on how artworks were embedded and on which precisions ship."""
@@ -114,11 +121,13 @@ class PrecisionRow(TypedDict):
 
 
 class Refreshed(TypedDict):
-    """A refresh: when, in ISO 8601, and how many titles and artworks it added."""
+    """A refresh: when, in ISO 8601, and how many titles and artworks it added and withdrew."""
 
     at: str
     titles: int
     artworks: int
+    withdrawn_titles: int
+    withdrawn_artworks: int
 
 
 class Estimate(TypedDict):

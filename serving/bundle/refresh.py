@@ -1,4 +1,5 @@
-"""`keyart refresh`: adds titles and artworks that are new since the training to a bundle, without training and without torch.
+"""`keyart refresh`: adds titles and artworks that are new since the training to a bundle, and takes others out, without training
+and without torch.
 
 In: a bundle and a dataset, of which titles, artworks and their images or vectors are read. artwork.onnx and title.onnx encode
 the new ones from their content alone, as the towers encode untrained ids. Their rows are appended: no former vector changes, not
@@ -14,10 +15,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from onnx import ModelProto, numpy_helper
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
@@ -26,7 +27,7 @@ from datamodules.contract.engines import open_engine, to_arrow
 from datamodules.contract.tables import ARTWORKS, TITLES, Table
 from datamodules.prepare.relations import typed
 from datamodules.shards.artwork_vectors import IMAGE
-from datamodules.shards.catalogue import YEARS
+from datamodules.shards.catalogue import YEARS, build_catalogue
 from datamodules.shards.vocabulary import Vocabularies, Vocabulary, save_vocabularies
 from foundation.atomic import atomic_folder
 from foundation.errors import UserError
@@ -35,6 +36,7 @@ from serving.bundle.bundle import (
     CARD,
     EXPLAIN_TABLES,
     GOLDEN,
+    GOLDEN_GRAPHS,
     POSTERIOR,
     TITLE_GRAPH,
     TITLE_VECTORS,
@@ -43,17 +45,21 @@ from serving.bundle.bundle import (
     bundle_checksums,
 )
 from serving.bundle.card import model_card
+from serving.bundle.catalogue_change import CatalogueChange, changed_graph, changed_table
 from serving.bundle.contents import describe_files
-from serving.bundle.example import largest_golden_difference, largest_graph_difference
-from serving.bundle.golden import golden_cases, make_case, write_golden
-from serving.bundle.golden_graphs import write_graph_cases
-from serving.bundle.ids import (
-    ARTWORK_TABLE_PREFIXES,
-    TITLE_TABLE_PREFIXES,
-    read_graph,
-    update_id_encoders,
-    write_graphs,
+from serving.bundle.encoded_content import (
+    Encoded,
+    load_encoded,
+    merged_content,
+    save_encoded,
+    warn_changed_content,
+    without_rows,
 )
+from serving.bundle.example import largest_golden_difference, largest_graph_difference
+from serving.bundle.golden import UNKNOWN_ID, golden_cases, make_case, write_golden
+from serving.bundle.golden_graphs import write_graph_cases
+from serving.bundle.hard_links import sha256
+from serving.bundle.ids import read_graph, write_graphs
 from serving.bundle.metadata import BUNDLE_FILE, BundleRecord, Refreshed
 from serving.bundle.new_artworks import (
     HASHES,
@@ -69,9 +75,8 @@ from serving.bundle.record import open_for_replacement
 from serving.bundle.seal import write_draft, write_record
 from serving.bundle.triton import write_triton
 from serving.bundle.variants import rebuild_variants
+from serving.bundle.withdrawal import withdrawn_rows
 
-TITLE_COLUMNS = "title_vectors"
-"""The one table of titles.onnx, by title column."""
 CASES = 24
 """Number of golden cases of new titles and artworks."""
 TITLE_BATCH = 1024
@@ -79,31 +84,21 @@ TITLE_BATCH = 1024
 
 @dataclass(frozen=True)
 class RefreshResult:
-    """The numbers of titles and artworks that a bundle gained, and its digest now."""
+    """The numbers of titles and artworks that a bundle gained and lost, and its digest now."""
 
     titles: int
     artworks: int
+    withdrawn_titles: int
+    withdrawn_artworks: int
     digest: str
 
 
-@dataclass(frozen=True)
-class CatalogueAdditions:
-    """New rows of the tables."""
-
-    titles: int
-    artworks: int
-    rows: TableRows
-    """Appended rows by table."""
-    first_mean_rows: np.ndarray
-    """Rows of old titles that now have their first artworks, int64 (F,), and in `first` their means by table, zero before."""
-    first_means: TableRows
-
-
-def refresh(folder: Path, dataset: Path, console: Console) -> RefreshResult:
+def refresh(folder: Path, dataset: Path, console: Console, withdraw: str | None = None) -> RefreshResult:
     """Add a dataset's new titles and artworks to a bundle, which is replaced when all is done; UserError where that cannot be.
 
-    Existing rows are left as they are; where an old artwork's image or vector differs from the one it was embedded from, a
-    warning is printed.
+    Rows that stay are left as they are; where the image or vector of an old artwork, what it depicts, or the genres, cast or year
+    of an old title differ from what they were encoded from, a warning is printed. `withdraw`: ids of titles and artworks that are
+    taken out, or a file of them: see `serving.bundle.withdrawal`. Requests that name them are answered as of unknown ids.
     """
     with open_for_replacement(folder) as bundle:
         tower = ArtworkTower(bundle)
@@ -115,11 +110,22 @@ def refresh(folder: Path, dataset: Path, console: Console) -> RefreshResult:
         require_valid(dataset, images=False, console=console, tables=(TITLES, ARTWORKS))
         titles, artworks = _read(dataset)
         vocabularies = bundle.vocabularies
+        content = load_encoded(folder)
+        withdrawn = withdrawn_rows(withdraw, vocabularies, content)
         warn_changed(tower, dataset, artworks, console)
+        more = dict(vocabularies)
+        for name, table in (("titles", titles), ("artworks", artworks)):
+            more[name] = vocabularies[name].extended(table[f"{name[:-1]}_id"].to_pylist())
+        catalogue = build_catalogue(titles, artworks, more)
+        present = {"titles": more["titles"].rows(titles["title_id"])}
+        present["artworks"] = more["artworks"].rows(artworks["artwork_id"])
+        warn_changed_content(content, catalogue, present, vocabularies, console)
+        _warn_of_withdrawn(withdrawn, present, vocabularies, dataset, console)
         titles, artworks = _new(titles, vocabularies["titles"]), _new(artworks, vocabularies["artworks"])
-        if not titles.num_rows and not artworks.num_rows:
+        lost = {name: len(rows) for name, rows in withdrawn.items()}
+        if not titles.num_rows and not artworks.num_rows and not any(lost.values()):
             console.print(f"refresh: {folder} has every title and artwork of {dataset}")
-            return RefreshResult(0, 0, bundle.digest)
+            return RefreshResult(0, 0, 0, 0, bundle.digest)
         if IMAGE in tower.sources:
             require_images(dataset, artworks, console)
         hashes = {
@@ -129,16 +135,38 @@ def refresh(folder: Path, dataset: Path, console: Console) -> RefreshResult:
         of_artworks = tower.rows(dataset, artworks, console)
         rows = of_artworks | _title_rows(bundle, titles, artworks, of_artworks)
         firsts = _first_artwork_means(bundle, artworks, of_artworks)
-        more = dict(vocabularies)
-        for name, table in (("titles", titles), ("artworks", artworks)):
-            more[name] = vocabularies[name].extended(table[f"{name[:-1]}_id"].to_pylist())
         rows["artwork_title"] = more["titles"].rows(artworks["title_id"])
-        additions = CatalogueAdditions(titles.num_rows, artworks.num_rows, rows, *firsts)
-        digest = _write(bundle, more, additions, hashes, console)
+        change = CatalogueChange(titles.num_rows, artworks.num_rows, rows, *firsts, withdrawn)
+        content = without_rows(merged_content(content, catalogue, more, vocabularies), withdrawn)
+        for name, table in (("titles", titles), ("artworks", artworks)):
+            more[name] = change.vocabulary(name, vocabularies[name], table[f"{name[:-1]}_id"].to_pylist())
+        hashes = {name: np.delete(digests, withdrawn["artworks"] - 1).tolist() for name, digests in hashes.items()}
+        digest = _write(bundle, more, change, hashes, content, console)
     console.print(
-        f"refresh: {folder}: {titles.num_rows:,} titles and {artworks.num_rows:,} artworks more; the rest as it was"
+        f"refresh: {folder}: {titles.num_rows:,} titles and {artworks.num_rows:,} artworks more, {lost['titles']:,} and "
+        f"{lost['artworks']:,} withdrawn; the rest as it was"
     )
-    return RefreshResult(titles.num_rows, artworks.num_rows, digest)
+    return RefreshResult(titles.num_rows, artworks.num_rows, lost["titles"], lost["artworks"], digest)
+
+
+def _warn_of_withdrawn(
+    withdrawn: dict[str, np.ndarray],
+    present: dict[str, np.ndarray],
+    vocabularies: Vocabularies,
+    dataset: Path,
+    console: Console,
+) -> None:
+    """Say which of the ids that are taken out a dataset still has."""
+    for name, rows in withdrawn.items():
+        again = np.intersect1d(rows, present[name])
+        if len(again):
+            first = vocabularies[name].values[int(again[0]) - 1]
+            console.print(
+                f"refresh: {len(again):,} withdrawn {name} are still in {dataset}/{name}.parquet (first: {first}): remove them "
+                "there, or the next refresh adds them again.",
+                soft_wrap=True,
+                markup=False,
+            )
 
 
 def _read(dataset: Path) -> tuple[pa.Table, pa.Table]:
@@ -203,38 +231,48 @@ def _means(bundle: Bundle, of_artworks: TableRows, owned: list[tuple[int, int]],
 def _write(
     bundle: Bundle,
     vocabularies: Vocabularies,
-    additions: CatalogueAdditions,
+    change: CatalogueChange,
     hashes: dict[str, list[str]],
+    content: Encoded,
     console: Console,
 ) -> str:
-    """Replace the bundle by one with rows appended to its tables; returns its digest."""
+    """Replace the bundle by one with the tables after a change; returns its digest."""
     old, metadata = bundle.folder, deepcopy(bundle.metadata)
     with atomic_folder(old, marker=BUNDLE_FILE) as folder:
         graphs = {
-            name: extended(read_graph(old / name), vocabularies, additions)
+            name: changed_graph(read_graph(old / name), vocabularies, change)
             for name in metadata["graphs"]
             if name not in (ARTWORK_GRAPH, TITLE_GRAPH)
         }
         write_graphs(graphs, folder)
         write_triton(folder)
         save_vocabularies(vocabularies, folder / VOCABULARIES)
+        save_encoded(content, folder)
         for name, digests in hashes.items():
             (folder / name).write_text(json.dumps(digests), encoding="utf-8")
         for name in (EXPLAIN_TABLES, POSTERIOR):
             tables = load_file(old / name)
             save_file(
-                {key: _append_rows(_table_name(key, name), table, additions) for key, table in tables.items()},
+                {key: changed_table(_table_name(key, name), table, change) for key, table in tables.items()},
                 folder / name,
             )
         title_vectors = load_file(old / TITLE_VECTORS)["title_vector"]
-        save_file({"title_vector": _append_rows("retrieval_vector", title_vectors, additions)}, folder / TITLE_VECTORS)
-        for path in old.iterdir():  # files that do not depend on titles and artworks
-            if path.is_file() and not (folder / path.name).exists() and path.name not in (BUNDLE_FILE, CARD, GOLDEN):
-                shutil.copy2(path, folder / path.name)
-        _add_cases(bundle, vocabularies, additions, folder, metadata)
+        save_file({"title_vector": changed_table("retrieval_vector", title_vectors, change)}, folder / TITLE_VECTORS)
+        for name, checksum in metadata["sha256"].items():  # files that do not depend on titles and artworks
+            if "/" not in name and not (folder / name).exists() and name not in (CARD, GOLDEN, GOLDEN_GRAPHS):
+                shutil.copy2(old / name, folder / name, follow_symlinks=False)
+                if (folder / name).is_symlink() or sha256(folder / name) != checksum:
+                    raise UserError(f"{old / name}: was changed while the bundle was refreshed. Export the run again.")
+        _change_cases(bundle, vocabularies, change, folder, metadata)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        gained: Refreshed = {"at": now, "titles": additions.titles, "artworks": additions.artworks}
-        metadata["refreshed"] = [*metadata.get("refreshed", []), gained]
+        refreshed: Refreshed = {
+            "at": now,
+            "titles": change.titles,
+            "artworks": change.artworks,
+            "withdrawn_titles": len(change.withdrawn["titles"]),
+            "withdrawn_artworks": len(change.withdrawn["artworks"]),
+        }
+        metadata["refreshed"] = [*metadata.get("refreshed", []), refreshed]
         if "evaluation" in metadata:
             evaluation = metadata["evaluation"]
             evaluation["refreshed_since"] = [*evaluation.get("refreshed_since", []), now]
@@ -259,73 +297,50 @@ def _table_name(key: str, file: str) -> str:
     return "artwork_own" if (file, key) == (POSTERIOR, "own") else key
 
 
-def _add_cases(
-    bundle: Bundle, vocabularies: Vocabularies, additions: CatalogueAdditions, folder: Path, metadata: BundleRecord
+def _change_cases(
+    bundle: Bundle, vocabularies: Vocabularies, change: CatalogueChange, folder: Path, metadata: BundleRecord
 ) -> None:
     """Append golden cases of the new ids, answered by the bundle's graph over rows, and renew those that name a title with a
-    first mean; torch answered the others."""
+    first mean, or a withdrawn id, which becomes an unknown one; torch answered the others."""
     cases = [json.loads(line) for line in (bundle.folder / GOLDEN).read_text("utf-8").strip("\n").split("\n")]
     refreshed, outputs = Bundle(folder, metadata), list(cases[0]["answer"])
 
     def answer(request: TableRows) -> TableRows:
         return refreshed.rank(request, outputs)
 
-    moved = {vocabularies["titles"].values[row - 1] for row in additions.first_mean_rows.tolist()}
-    cases = [
-        make_case(case["request"], answer, vocabularies)
-        if moved & {case["request"]["title"], *case["request"]["history_title"]}
-        else case
-        for case in cases
-    ]
-    new_vocabularies = dict(vocabularies)
-    for name in ("titles", "artworks"):
-        values = vocabularies[name].values[len(bundle.vocabularies[name].values) :]
-        new_vocabularies[name] = Vocabulary(values, 0) if values else vocabularies[name]
-    cases += golden_cases(
-        answer,
-        vocabularies,
-        bundle.context,
-        bundle.history_length,
-        sampled_from=new_vocabularies,
-        cases=CASES,
-        seed=len(cases),
-    )
+    old = bundle.vocabularies
+    moved = {old["titles"].values[row - 1] for row in change.first_mean_rows.tolist()}
+    gone = {name: {old[name].values[row - 1] for row in rows.tolist()} for name, rows in change.withdrawn.items()}
+    renewed = []
+    for case in cases:
+        request = _without_ids(case["request"], gone)
+        again = request != case["request"] or moved & {request["title"], *request["history_title"]}
+        renewed.append(make_case(request, answer, vocabularies) if again else case)
+    if change.titles or change.artworks:
+        new_vocabularies, known = dict(vocabularies), {name: set(old[name].values) for name in gone}
+        for name in gone:
+            values = [value for value in vocabularies[name].values if value not in known[name]]
+            new_vocabularies[name] = Vocabulary(values, 0) if values else vocabularies[name]
+        renewed += golden_cases(
+            answer,
+            vocabularies,
+            bundle.context,
+            bundle.history_length,
+            sampled_from=new_vocabularies,
+            cases=CASES,
+            seed=len(cases),
+        )
+    cases = renewed
     metadata["golden"]["cases"] = write_golden(iter(cases), folder / GOLDEN)
 
 
-def extended(model: ModelProto, vocabularies: Vocabularies, additions: CatalogueAdditions) -> ModelProto:
-    """A graph with rows appended to its tables and the new ids in its vocabularies."""
-    for tensor in model.graph.initializer:
-        name = tensor.name
-        if name.startswith((*TITLE_TABLE_PREFIXES, *ARTWORK_TABLE_PREFIXES)):
-            values = numpy_helper.to_array(tensor)
-            if name == TITLE_COLUMNS:
-                values = np.ascontiguousarray(_append_rows("retrieval_vector", values.T, additions).T)
-            else:
-                values = _append_rows(name, values, additions)
-            tensor.CopyFrom(numpy_helper.from_array(values, name))
-        elif name == "count":
-            tensor.CopyFrom(numpy_helper.from_array(np.array([len(vocabularies["titles"])], np.int64), name))
-    update_id_encoders(model, vocabularies)
-    return model
+def _without_ids(request: dict[str, Any], gone: dict[str, set[str]]) -> dict[str, Any]:
+    """A request in plain values whose withdrawn ids are unknown ones."""
 
+    def kept(value: Any, ids: set[str]) -> Any:
+        if isinstance(value, list):
+            return [kept(part, ids) for part in value]
+        return UNKNOWN_ID if value in ids else value
 
-def _append_rows(name: str, table: np.ndarray, additions: CatalogueAdditions) -> np.ndarray:
-    """A table with its new rows, which are copies of the unknown row where content does not determine them."""
-    if name in additions.first_means and len(additions.first_mean_rows):
-        table = table.copy()
-        table[additions.first_mean_rows] = additions.first_means[name].reshape(-1, *table.shape[1:])
-    if name.startswith(ARTWORK_TABLE_PREFIXES):
-        count = additions.artworks
-    elif name.startswith(TITLE_TABLE_PREFIXES):
-        count = additions.titles
-    else:
-        return table
-    new = additions.rows.get(name)
-    if new is None or not count:
-        new = np.repeat(table[:1], count, axis=0)
-    if new.ndim == 2 and new.shape[1] > table.shape[1]:  # more people than any artwork showed before
-        table = np.pad(table, ((0, 0), (0, new.shape[1] - table.shape[1])))
-    if new.ndim < table.ndim:  # one number a row, kept as an axis of length 1
-        new = new.reshape(len(new), *table.shape[1:])
-    return np.concatenate([table, new.astype(table.dtype)])
+    kinds = {"history_title": "titles", "title": "titles", "history_artwork": "artworks", "artworks": "artworks"}
+    return {name: kept(value, gone[kinds[name]]) if name in kinds else value for name, value in request.items()}

@@ -30,8 +30,9 @@ TYPES: dict[int, str] = {
 }
 TRITON_NOTES = f"""\
 `{REPOSITORY}/` is a model repository for NVIDIA Triton's ONNX Runtime backend (ONNX Runtime {OLDEST_ONNXRUNTIME} or newer), a model
-each for {", ".join(MODELS)}: `tritonserver --model-repository=BUNDLE/{REPOSITORY}`. Its configurations were checked against Triton's own
-schema and against the graphs; no server was run. It needs nothing beside it: each model has what it reads of the weights.
+each for {", ".join(MODELS)}: `tritonserver --model-repository=BUNDLE/{REPOSITORY}`. Its configurations were checked against
+Triton's own schema and against the graphs; no server was run. It needs nothing beside it: each model has what it reads of the
+weights.
 
 - In models that are batched (rank, member, choose), what is (N,) above is (N, 1) to Triton's clients: `dims: [ 1 ]`.
 - Triton runs requests together whose shapes are the same: pad histories (`history_length` counts) and candidates to fixed

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from datamodules.contract.stored_types import BLANK_RANGES
 from foundation.context import ContextFeature
 from serving.scoring.policies import DEFAULT_DRAWS
 
@@ -30,8 +31,8 @@ TIME: Schema = {
     ]
 }
 """A time in ISO 8601, seconds since 1970, or null. Pattern for what most clients send; 29 February is read as well."""
-ID: Schema = {"type": "string", "pattern": "[!-~]"}
-"""An id that is not blank. Pattern for ids with a visible ASCII character; others are read as well."""
+ID: Schema = {"type": "string", "pattern": f"[^{BLANK_RANGES}]"}
+"""An id: it has a character that can be seen."""
 _NUMBER = "([1-9][0-9]{0,2}|0)(\\.[0-9]{1,6})?"
 _SHARE = "(0(\\.[0-9]{1,6})?|1(\\.0{1,6})?)"
 _ABOVE_0 = "([1-9][0-9]{0,2}(\\.[0-9]{1,6})?|0\\.0{0,2}[1-9])"
