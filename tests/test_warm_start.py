@@ -104,6 +104,8 @@ def test_what_does_not_fit_is_refused(new_day: Path, shards: Path, run: Path, tm
     vocabularies = json.loads((alone / "vocabularies.json").read_text(encoding="utf-8"))
     vocabularies["titles"]["values"][0] = "another"
     (alone / "vocabularies.json").write_text(json.dumps(vocabularies), encoding="utf-8")
+    manifest = json.loads((alone / "manifest.json").read_text(encoding="utf-8"))
+    (alone / "manifest.json").write_text(json.dumps(manifest | {"files": {}}), encoding="utf-8")
     with pytest.raises(UserError, match=rf"{alone}: its titles are not those .*{run.name} was trained with.*--like"):
         fit(alone, tmp_path / "run", SHORT, from_run=run)
 

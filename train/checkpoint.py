@@ -76,7 +76,7 @@ def _weights_digest(weights: dict[str, Tensor]) -> str:
     sha256 = hashlib.sha256()
     for name, values in sorted(weights.items()):
         sha256.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        sha256.update(values.reshape(-1).view(torch.uint8).numpy())
+        sha256.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return sha256.hexdigest()
 
 
