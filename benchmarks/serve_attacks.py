@@ -228,13 +228,13 @@ async def replaced_bundles(
             await asyncio.sleep(PAUSE)
 
     async def exchange() -> None:
-        spare = live.with_name("spare")
+        spare = live.parent / "spare"
         shutil.copytree(other, spare)
         for _ in range(config.reloads):
             before = json.loads((await _asked(service, message))[1])["bundle"]
-            live.rename(live.with_name("away"))
+            live.rename(live.parent / "away")
             spare.rename(live)
-            live.with_name("away").rename(spare)
+            live.parent / "away".rename(spare)
             service.process.send_signal(signal.SIGHUP)
             limit = time.perf_counter() + PATIENCE
             while time.perf_counter() < limit:

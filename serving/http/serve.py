@@ -5,7 +5,6 @@ arrived meanwhile. Needs the extra `serve`, and no torch. `serving.http.applicat
 requests.
 """
 
-import ctypes
 import os
 import sys
 from dataclasses import replace
@@ -15,11 +14,7 @@ from rich.console import Console
 
 from foundation.errors import UserError
 from serving.http.config import ServeConfig
-
-M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES = -3, 2**20
-"""mallopt's parameter for the size from which freed memory is returned to the system, and that size."""
-SWITCH_SECONDS = 0.001
-"""Seconds after which a thread that computes in Python lets the event loop go on."""
+from serving.http.process import banner, prepare_process
 
 
 def serve(folder: Path, config: ServeConfig, console: Console) -> None:
@@ -51,23 +46,3 @@ def serve(folder: Path, config: ServeConfig, console: Console) -> None:
     if service.lanes.stuck(0):  # a thread still computes: it would hold up the end of the process
         sys.stdout.flush()
         os._exit(0)
-
-
-def banner(folder: Path, config: ServeConfig, curl: str) -> str:
-    """What is printed when the service answers."""
-    return f"{folder} at {config.url}, to read at {config.url}/docs; Ctrl-C stops it. Try:\n{curl}"
-
-
-def prepare_process() -> None:
-    """Settings of a process that serves."""
-    sys.setswitchinterval(SWITCH_SECONDS)
-    _return_large_arrays()
-
-
-def _return_large_arrays() -> None:
-    """Have the memory of large arrays returned to the system when they are freed. glibc by default learns to keep those of up to
-    32 MB, so that memory of the largest requests stays, and grows over 80,000 different requests (docs/experiments.md)."""
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl lacks it, and keeps nothing
-        if mallopt is not None:
-            mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)

@@ -29,7 +29,7 @@ from serving.http.config import ServeConfig
 from serving.http.connections import SHUTDOWN_SECONDS, listen, run
 from serving.http.generation import Generation
 from serving.http.metrics import ServiceMetrics
-from serving.http.serve import banner, prepare_process
+from serving.http.process import banner, prepare_process
 
 START_SECONDS, LOAD_SECONDS, METRICS_SECONDS = 120.0, 60.0, 1.0
 """Seconds for a worker to start, to load a bundle, and to give its metrics."""
