@@ -32,7 +32,7 @@ from serving.bundle.example import largest_golden_difference, largest_graph_diff
 from serving.bundle.golden import UNKNOWN_ID
 from serving.bundle.hard_links import sha256
 from serving.bundle.ids import TOWER_WEIGHTS, WEIGHTS, vocabulary_of
-from serving.bundle.metadata import GRAPHS_BOUND
+from serving.bundle.metadata import GRAPHS_BOUND, OLDEST_ONNXRUNTIME
 from serving.bundle.seal import write_record
 from serving.bundle.verify import verify
 from serving.scoring.policies import DEFAULT_DRAWS, FLOOR, WIDTH
@@ -111,7 +111,7 @@ def test_node_gets_the_same_numbers(bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("packages", [("numpy", "onnxruntime"), ("numpy<2", "onnxruntime==1.18.0")])
+@pytest.mark.parametrize("packages", [("numpy", "onnxruntime"), ("numpy<2", f"onnxruntime=={OLDEST_ONNXRUNTIME}.0")])
 def test_an_environment_of_two_packages_is_enough(bundle: Path, tmp_path: Path, packages: tuple[str, str]) -> None:
     """The newest, and the oldest that the documents name."""
     words = ["uv", "run", "--isolated", "--no-project", "--python", "3.11"]
