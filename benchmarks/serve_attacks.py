@@ -234,7 +234,7 @@ async def replaced_bundles(
             before = json.loads((await _asked(service, message))[1])["bundle"]
             live.rename(live.parent / "away")
             spare.rename(live)
-            live.parent / "away".rename(spare)
+            (live.parent / "away").rename(spare)
             service.process.send_signal(signal.SIGHUP)
             limit = time.perf_counter() + PATIENCE
             while time.perf_counter() < limit:

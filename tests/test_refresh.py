@@ -101,6 +101,15 @@ def test_what_is_new_is_placed_as_torch_places_it(run: Path, grown: Path, refres
         assert np.median(apart) < 1e-5, name
 
 
+def test_artworks_know_their_titles(refreshed: Path, grown: Path) -> None:
+    opened = Bundle.open(refreshed)
+    names = ["", *opened.vocabularies["titles"].values]
+    titles = [names[row] for row in opened.tables["artwork_title"]]
+    table = pq.read_table(grown / "artworks.parquet", columns=["artwork_id", "title_id"]).to_pydict()
+    expected = dict(zip(table["artwork_id"], table["title_id"], strict=True))
+    assert titles[1:] == [expected[name] for name in opened.vocabularies["artworks"].values]
+
+
 def test_no_former_vector_moved(bundle: Path, refreshed: Path) -> None:
     def explanation_tables(folder: Path, name: str) -> dict[str, np.ndarray]:
         return {t.name: numpy_helper.to_array(t) for t in onnx.load(str(folder / name)).graph.initializer}

@@ -20,8 +20,9 @@ from benchmarks.request_generator import RequestGenerator
 from benchmarks.serve_load import Served, answered, fuzz, post, serving
 from serving.bundle.bundle import Bundle
 from serving.http.answers import ArtworkRanker
+from serving.http.fields import RequestError
 from serving.http.lanes import Lanes
-from serving.http.requests import Request, RequestError, RequestReader
+from serving.http.requests import Request, RequestReader
 from tests.served import GOOD, PLAYED, WITHOUT_TORCH, ask, ranked
 
 

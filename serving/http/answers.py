@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from serving.bundle.bundle import EXPLAIN_ROWS, POSTERIOR, Bundle
-from serving.http.requests import Request, RequestError, inputs
+from serving.http.fields import RequestError
+from serving.http.requests import Request, inputs
 from serving.scoring.explain import reasons
 from serving.scoring.policies import DEFAULT_DRAWS, ServingPolicy, mixed_with_uniform
 from serving.scoring.thompson import PosteriorDraws, Thompson

@@ -26,14 +26,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from foundation.errors import UserError
 from serving.bundle.steady import identity
 from serving.http.answers import cost
-from serving.http.bodies import Bodies
+from serving.http.bodies import LARGE_BYTES, Bodies
 from serving.http.config import ServeConfig
+from serving.http.fields import RequestError
 from serving.http.generation import Generation
 from serving.http.interface import OTHER_PATHS
 from serving.http.lanes import Lanes
 from serving.http.metrics import ServiceMetrics
 from serving.http.open_connections import OpenConnections
-from serving.http.requests import Request, RequestError, ids_by_kind
+from serving.http.requests import Request, ids_by_kind
 
 KNOWN_PATHS = {"/rank", *OTHER_PATHS}
 OPEN_PATHS = {"/health", "/ready"}
@@ -127,8 +128,18 @@ class Service:
         kind = call.headers.get("content-type", JSON_TYPES[0]).partition(";")[0].strip().lower()
         if kind not in JSON_TYPES:
             raise RequestError(415, f"content-type={kind[:60]}: is not JSON. Send content-type: application/json.")
-        async with self.bodies.body(call) as body:
-            return await self._ranked(body)
+        body = await self.bodies.receive(call)
+        try:
+            async with asyncio.timeout(self.config.deadline):
+                if len(body) <= LARGE_BYTES:
+                    return await self._ranked(body)
+                async with self.bodies.large_bodies:
+                    return await self._ranked(body)
+        except TimeoutError:
+            message = f"rank: not answered within {self.config.deadline:g} s. Retry in a second."
+            raise RequestError(503, message) from None
+        finally:
+            self.bodies.release(body)
 
     async def _ranked(self, body: bytes) -> Response:
         generation, stages, begin = self.generation, self.service_metrics.stages, time.perf_counter()

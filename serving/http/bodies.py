@@ -1,14 +1,12 @@
 """Bodies of requests, within limits of size, of time, and of all bodies together."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Call
 
 from serving.http.config import ServeConfig
-from serving.http.requests import RequestError
+from serving.http.fields import RequestError
 
 DRAIN_FACTOR = 16
 """Bodies of so many times the limit are read to their end and dropped, so that the client reads why it was refused."""
@@ -26,20 +24,19 @@ class Bodies:
         """Bytes of bodies that are being received or answered."""
         self.large_bodies = asyncio.Semaphore(LARGE_BODIES)
 
-    @asynccontextmanager
-    async def body(self, call: Call) -> AsyncIterator[bytes]:
-        """A request's body, to be answered within the block; RequestError where it is too large, too slow, or one too many."""
+    async def receive(self, call: Call) -> bytes:
+        """A request's body, to be released when it is answered; RequestError where it is too large, too slow, or one too many."""
         parts: list[bytes] = []
         try:
             await self._receive(call, parts)
-            async with self._deadline():
-                if sum(map(len, parts)) > LARGE_BYTES:
-                    async with self.large_bodies:
-                        yield b"".join(parts)
-                else:
-                    yield b"".join(parts)
-        finally:
+        except BaseException:
             self.held_bytes -= sum(map(len, parts))
+            raise
+        return b"".join(parts)
+
+    def release(self, body: bytes) -> None:
+        """A body was answered."""
+        self.held_bytes -= len(body)
 
     async def _receive(self, call: Call, parts: list[bytes]) -> None:
         max_bytes, size = self.config.body_bytes, 0
@@ -68,14 +65,3 @@ class Bodies:
             raise RequestError(400, "body: ended early. Send all of it.") from None
         if size > max_bytes:
             raise too_large
-
-    @asynccontextmanager
-    async def _deadline(self) -> AsyncIterator[None]:
-        """RequestError (503) where what is done within takes longer than the deadline."""
-        try:
-            async with asyncio.timeout(self.config.deadline):
-                yield
-        except TimeoutError:
-            raise RequestError(
-                503, f"rank: not answered within {self.config.deadline:g} s. Retry in a second."
-            ) from None

@@ -20,7 +20,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from serving.http.answers import Answer
-from serving.http.requests import Request, RequestError
+from serving.http.fields import RequestError
+from serving.http.requests import Request
 
 IDLE_TURNS = 4
 """Iterations of the event loop without a new request: from a socket to the queue takes one or two."""

@@ -9,10 +9,8 @@ Legend: N requests, T plays, K candidates.
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,17 @@ from foundation.context import HOURS, LARGEST_FLOAT, ContextFeature, categories_
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
 from serving.bundle.requests import Runs, ranking_inputs
+from serving.http.fields import (
+    RequestError,
+    fraction_of,
+    id_of,
+    integer_of,
+    quoted,
+    refuse_constant,
+    require_known_fields,
+    string_of,
+    timestamp_of,
+)
 from serving.http.schema import (
     EARLIEST,
     LATEST,
@@ -35,19 +44,12 @@ from serving.http.schema import (
     MAX_SEED,
     PLAY,
     REWARD_KINDS,
-    Schema,
     request_schema,
 )
 from serving.http.sticky import sticky_seed
 from serving.scoring.policies import MAX_DRAWS, ServingPolicy
 
-
-class RequestError(Exception):
-    """A request that is refused: an HTTP status and one line that names field, value and remedy."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+PLAY_FIELDS, NUMBERS = frozenset(PLAY), (int, float)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +105,7 @@ class RequestReader:
     def read(self, body: bytes, now: float) -> tuple[list[Request], bool]:
         """The requests of a body, and whether it is a list; `now`: seconds since 1970. RequestError where any is invalid."""
         try:
-            payload = json.loads(body.decode(), parse_constant=_no_constant)
+            payload = json.loads(body.decode(), parse_constant=refuse_constant)
         except RecursionError:
             raise RequestError(400, "body: is nested too deep to be a request. GET /docs shows one.") from None
         except ValueError as error:
@@ -133,48 +135,46 @@ class RequestReader:
         if not isinstance(fields_given, dict):
             raise RequestError(
                 422,
-                f"{prefix.rstrip('.') or 'body'}: is {_quoted(fields_given)}. Give an object with title and artworks.",
+                f"{prefix.rstrip('.') or 'body'}: is {quoted(fields_given)}. Give an object with title and artworks.",
             )
-        _require_known_fields(fields_given, self.fields, prefix)
-        title = _id(fields_given, "title", prefix)
+        require_known_fields(fields_given, self.fields, prefix)
+        title = id_of(fields_given, "title", prefix)
         names = fields_given.get("artworks")
         if not isinstance(names, list) or not names:
             raise RequestError(
-                422, f"{prefix}artworks={_quoted(names)}: holds no candidates. Give a list of one id or more."
+                422, f"{prefix}artworks={quoted(names)}: holds no candidates. Give a list of one id or more."
             )
         if len(names) > MAX_CANDIDATES:
             raise RequestError(422, f"{prefix}artworks: {len(names):,} candidates. Give at most {MAX_CANDIDATES:,}.")
         for index, name in enumerate(names):
             if type(name) is not str or is_blank(name):
                 raise RequestError(
-                    422, f"{prefix}artworks[{index}]={_quoted(name)}: invalid id. Ids are strings that are not blank."
+                    422, f"{prefix}artworks[{index}]={quoted(name)}: invalid id. Ids are strings that are not blank."
                 )
         if len(set(names)) < len(names):
             twice = Counter(names).most_common(1)[0][0]
-            raise RequestError(
-                422, f"{prefix}artworks: duplicate candidate {_quoted(twice)}. Give each candidate once."
-            )
+            raise RequestError(422, f"{prefix}artworks: duplicate candidate {quoted(twice)}. Give each candidate once.")
 
         time = fields_given.get("time")
-        timestamp = now if time is None else _timestamp(time, f"{prefix}time")
+        timestamp = now if time is None else timestamp_of(time, f"{prefix}time")
         context = {
             feature.name: self._context_value(feature, fields_given, prefix, timestamp) for feature in self.features
         }
         plays = fields_given.get("history")
         if plays is not None and not isinstance(plays, list):
             raise RequestError(
-                422, f"{prefix}history={_quoted(plays)}: must be a list. Give the plays, oldest first, or []."
+                422, f"{prefix}history={quoted(plays)}: must be a list. Give the plays, oldest first, or []."
             )
         history_titles, history, left_out = self._history(plays or [], prefix, timestamp + MAX_CLOCK_SKEW)
         given_plays = len(plays or []) - left_out
-        count = max(given_plays, _integer(fields_given, "play_count", prefix, 0, MAX_PLAY_COUNT, 0))
+        count = max(given_plays, integer_of(fields_given, "play_count", prefix, 0, MAX_PLAY_COUNT, 0))
         policy, reward = (
             _policy(fields_given, prefix, len(names), self.max_draws),
-            _string(fields_given, "reward", prefix, default=REWARD_KINDS[0]),
+            string_of(fields_given, "reward", prefix, default=REWARD_KINDS[0]),
         )
         if reward not in REWARD_KINDS:
             raise RequestError(
-                422, f"{prefix}reward={_quoted(reward)}: unknown reward. Give {' or '.join(REWARD_KINDS)}."
+                422, f"{prefix}reward={quoted(reward)}: unknown reward. Give {' or '.join(REWARD_KINDS)}."
             )
         if policy.kind == "thompson" and reward != REWARD_KINDS[0]:
             raise RequestError(
@@ -183,15 +183,15 @@ class RequestReader:
             )
         explain = fields_given.get("explain")
         if explain is not None and type(explain) is not bool:
-            raise RequestError(422, f"{prefix}explain={_quoted(explain)}: must be true or false.")
+            raise RequestError(422, f"{prefix}explain={quoted(explain)}: must be true or false.")
         if explain and len(names) > MAX_EXPLAINED:
             raise RequestError(
                 422, f"{prefix}explain: {len(names):,} candidates. Explain at most {MAX_EXPLAINED:,} at a time."
             )
         artwork_rows, title_row = [self.artworks.get(name, 0) for name in names], self.titles.get(title, 0)
         self._require_own_artworks(title_row, artwork_rows, names, title, prefix)
-        member = _string(fields_given, "member", prefix)
-        seed = None if fields_given.get("seed") is None else _integer(fields_given, "seed", prefix, 0, MAX_SEED, 0)
+        member = string_of(fields_given, "member", prefix)
+        seed = None if fields_given.get("seed") is None else integer_of(fields_given, "seed", prefix, 0, MAX_SEED, 0)
         if seed is None and member and self.sticky_seconds:
             seed = sticky_seed(member, title, timestamp, self.sticky_seconds)
         return Request(
@@ -221,8 +221,8 @@ class RequestReader:
             if row and (owner := self.owner[row]) not in (0, title_row):
                 raise RequestError(
                     422,
-                    f"{prefix}artworks[{index}]={_quoted(names[index])}: is an artwork of title "
-                    f"{_quoted(self.title_names[owner - 1])}, not of {_quoted(title)}. Give the title's own artworks.",
+                    f"{prefix}artworks[{index}]={quoted(names[index])}: is an artwork of title "
+                    f"{quoted(self.title_names[owner - 1])}, not of {quoted(title)}. Give the title's own artworks.",
                 )
 
     def _context_value(
@@ -233,22 +233,22 @@ class RequestReader:
         if feature.kind == "category":
             if type(value) in (bool, int):
                 return self.rows[name].get(category_text(value), 0)
-            return self.rows[name].get(_string(fields_given, name, prefix), 0)
+            return self.rows[name].get(string_of(fields_given, name, prefix), 0)
         if feature.kind == "number":
             if value is None:
                 return math.nan
             if type(value) not in (int, float, bool) or not abs(value) <= LARGEST_FLOAT:
                 raise RequestError(
-                    422, f"{prefix}{name}={_quoted(value)}: give a number of 32 bits, or null where it is not known."
+                    422, f"{prefix}{name}={quoted(value)}: give a number of 32 bits, or null where it is not known."
                 )
             return float(value)
         if feature.kind == "position":
-            return _integer(fields_given, name, prefix, -1, feature.maximum, -1)
+            return integer_of(fields_given, name, prefix, -1, feature.maximum, -1)
         if not feature.from_time:
-            return _integer(fields_given, name, prefix, 0, feature.maximum, -1)
+            return integer_of(fields_given, name, prefix, 0, feature.maximum, -1)
         if value is not None and fields_given.get("time") is not None:
-            raise RequestError(422, f"{prefix}{name}={_quoted(value)}: given beside time. Give one of the two.")
-        return _integer(fields_given, name, prefix, 0, feature.maximum, math.floor(timestamp) // 3600 % HOURS)
+            raise RequestError(422, f"{prefix}{name}={quoted(value)}: given beside time. Give one of the two.")
+        return integer_of(fields_given, name, prefix, 0, feature.maximum, math.floor(timestamp) // 3600 % HOURS)
 
     def _history(
         self, plays: list[Any], prefix: str, end: float
@@ -257,30 +257,52 @@ class RequestReader:
 
         Where every play has a time, time is their order, else it is that of the list.
         """
-        for index, play in enumerate(plays):
-            if type(play) is not dict:
-                raise RequestError(
-                    422, f"{prefix}history[{index}]={_quoted(play)}: invalid play. Give an object with title."
-                )
-        first = 0 if all("time" in play for play in plays) else max(0, len(plays) - self.history_length)
-        moments: list[tuple[float, int]] = []
-        for index, play in enumerate(plays[first:], first):
-            time = play.get("time")
-            moments.append((math.nan if time is None else _timestamp(time, f"{prefix}history[{index}].time"), index))
-        past = [moment for moment in moments if not moment[0] > end]
-        if not any(math.isnan(timestamp) for timestamp, _ in past):
-            past.sort()
+        timestamps: list[float] = []
         history_titles: list[str] = []
         artworks: list[int] = []
         watched: list[float] = []
-        for _, index in past[-self.history_length :]:
-            play, where = plays[index], f"{prefix}history[{index}]"
-            _require_known_fields(play, PLAY, f"{where}.")
-            history_titles.append(_id(play, "title", f"{where}."))
-            artworks.append(self.artworks.get(_string(play, "artwork", f"{where}."), 0))
-            watched.append(_fraction(play.get("watched"), f"{where}.watched"))
-        columns = ([self.titles.get(title, 0) for title in history_titles], artworks, watched)
-        return history_titles, columns, len(moments) - len(past)
+        row_of = self.artworks.get
+        for index, play in enumerate(plays):
+            read = _common_play(play) or _any_play(play, f"{prefix}history[{index}]")
+            history_titles.append(read[0])
+            artworks.append(row_of(read[1], 0))
+            watched.append(read[2])
+            timestamps.append(read[3])
+        past = [index for index, timestamp in enumerate(timestamps) if not timestamp > end]
+        if not any(math.isnan(timestamps[index]) for index in past):
+            past.sort(key=lambda index: timestamps[index])
+        past, left_out = past[-self.history_length :], len(plays) - len(past)
+        history_titles = [history_titles[index] for index in past]
+        columns = (
+            [self.titles.get(title, 0) for title in history_titles],
+            [artworks[index] for index in past],
+            [watched[index] for index in past],
+        )
+        return history_titles, columns, left_out
+
+
+def _common_play(play: Any) -> tuple[str, str, float, float] | None:
+    """What `_any_play` returns, for a play as most clients send it; None for any other: requests hold hundreds of plays."""
+    if type(play) is not dict or not play.keys() <= PLAY_FIELDS:
+        return None
+    title, artwork, watched, time = play.get("title"), play.get("artwork"), play.get("watched"), play.get("time")
+    if type(title) is not str or not "!" <= title[:1] <= "~" or (artwork is not None and type(artwork) is not str):
+        return None
+    if watched is not None and (type(watched) is not float or not 0 <= watched <= 1):
+        return None
+    if time is not None and (type(time) not in NUMBERS or not EARLIEST <= time <= LATEST):
+        return None
+    return title, artwork or "", math.nan if watched is None else watched, math.nan if time is None else time
+
+
+def _any_play(play: Any, where: str) -> tuple[str, str, float, float]:
+    """Ids of title and artwork, watched and the time in seconds since 1970, NaN where not known; RequestError otherwise."""
+    if type(play) is not dict:
+        raise RequestError(422, f"{where}={quoted(play)}: invalid play. Give an object with title.")
+    require_known_fields(play, PLAY, f"{where}.")
+    title, artwork = id_of(play, "title", f"{where}."), string_of(play, "artwork", f"{where}.")
+    watched, time = fraction_of(play.get("watched"), f"{where}.watched"), play.get("time")
+    return title, artwork, watched, math.nan if time is None else timestamp_of(time, f"{where}.time")
 
 
 def ids_by_kind(requests: Sequence[Request]) -> dict[str, tuple[int, int]]:
@@ -326,100 +348,15 @@ def inputs(requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], np.ndarr
 
 
 def _policy(fields_given: dict[str, Any], prefix: str, candidates: int, max_draws: int) -> ServingPolicy:
-    text = _string(fields_given, "policy", prefix, default="greedy")
+    text = string_of(fields_given, "policy", prefix, default="greedy")
     try:
         policy = ServingPolicy.parse(text)
     except UserError:
         forms = "greedy, epsilon:SHARE (0 .. 1), softmax:TEMPERATURE (above 0) or thompson:DRAWS:WIDTH:FLOOR"
-        raise RequestError(422, f"{prefix}policy={_quoted(text)}: unknown policy. Give {forms}.") from None
+        raise RequestError(422, f"{prefix}policy={quoted(text)}: unknown policy. Give {forms}.") from None
     most = min(max_draws, MAX_DRAWN // candidates)
     if policy.kind == "thompson" and policy.strength > most:
         raise RequestError(
             422, f"{prefix}policy={text}: too many draws for {candidates:,} candidates. Give thompson:{most}."
         )
     return policy
-
-
-def _require_known_fields(fields_given: dict[str, Any], fields: dict[str, Schema], prefix: str) -> None:
-    if fields_given.keys() <= fields.keys():
-        return
-    name = next(name for name in fields_given if name not in fields)
-    close_matches = get_close_matches(name[:40], fields, 1)
-    hint = f"Did you mean {close_matches[0]}?" if close_matches else f"Fields: {', '.join(fields)}."
-    raise RequestError(422, f"{prefix}{_quoted(name)}: unknown field. {hint}")
-
-
-def _string(fields_given: dict[str, Any], name: str, prefix: str, *, required: bool = False, default: str = "") -> str:
-    value = fields_given.get(name)
-    if type(value) is str:
-        return value
-    if value is None and not required:
-        return default
-    if name not in fields_given:
-        raise RequestError(422, f"{prefix}{name}: is missing. GET /docs shows a request.")
-    raise RequestError(422, f"{prefix}{name}={_quoted(value)}: must be a string. Put it in quotes.")
-
-
-def _id(fields_given: dict[str, Any], name: str, prefix: str) -> str:
-    """An id that must be there: a blank one is as good as null."""
-    value = _string(fields_given, name, prefix, required=True)
-    if is_blank(value):
-        raise RequestError(422, f"{prefix}{name}={_quoted(value)}: is blank. Give the id.")
-    return value
-
-
-def _integer(fields_given: dict[str, Any], name: str, prefix: str, minimum: int, maximum: int, default: int) -> int:
-    value = fields_given.get(name)
-    if value is None:
-        return default
-    if type(value) is float and value.is_integer():  # 1.0 is an integer of JSON Schema
-        value = int(value)
-    if type(value) is not int or not minimum <= value <= maximum:
-        raise RequestError(422, f"{prefix}{name}={_quoted(value)}: give a whole number, {minimum} .. {maximum:,}.")
-    return value
-
-
-def _fraction(value: Any, where: str) -> float:
-    """A fraction, 0 .. 1; NaN for null."""
-    if value is None:
-        return math.nan
-    if type(value) not in (int, float) or not 0 <= value <= 1:
-        raise RequestError(422, f"{where}={_quoted(value)}: give a fraction, 0 .. 1, or null where it is not known.")
-    return float(value)
-
-
-def _timestamp(value: Any, where: str) -> float:
-    """Seconds since 1970."""
-    seconds = math.nan
-    if type(value) in (int, float):
-        seconds = value
-    elif type(value) is str:
-        try:
-            parsed = datetime.fromisoformat(value)
-            seconds = (parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed).timestamp()
-        except ValueError:
-            pass
-    if not EARLIEST <= seconds <= LATEST:
-        raise RequestError(
-            422,
-            f"{where}={_quoted(value)}: invalid time, must lie in 1900 to 2100. Give ISO 8601, or seconds (not ms) since 1970.",
-        )
-    return seconds
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON; write null where a value is not known")
-
-
-_KINDS: dict[type, Callable[[Any], str]] = {
-    dict: lambda _: "an object",
-    list: lambda value: "[]" if not value else "a list",
-}
-
-
-def _quoted(value: Any) -> str:
-    """A value on one line, cut where it is long."""
-    if type(value) in _KINDS:
-        return _KINDS[type(value)](value)
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
