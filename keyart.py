@@ -310,6 +310,7 @@ def serve(
     sticky: str | None = None,
     token: Path | None = None,
     cors: list[str] | None = None,
+    log: Path | None = None,
     draws: int = 1024,
     deadline: float = 0.8,
     connections: int = 1024,
@@ -329,6 +330,7 @@ def serve(
         sticky: How long a member keeps the draw of a title where the policy is random, such as 12h or 7d; requests name the member.
         token: File with the token that requests must bring as `Authorization: Bearer TOKEN`, except /health and /ready.
         cors: Origin of web pages that may ask, such as https://example.org; * for all. A list for several.
+        log: File to which every choice is appended as a line of JSON: when, by which bundle, with which propensity.
         draws: Draws of Thompson sampling that a request may ask for, at most.
         deadline: Seconds within which a body is answered, or refused with 503.
         connections: Open connections, at most, each worker.
@@ -345,6 +347,7 @@ def serve(
         sticky_seconds=0.0 if sticky is None else duration("sticky", sticky),
         token="" if token is None else read_token(token),
         cors=tuple(cors or ()),
+        log=log,
         draws=draws,
         deadline=deadline,
         connections=connections,

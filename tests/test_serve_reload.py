@@ -17,8 +17,11 @@ from benchmarks.serve_attacks import Config, replaced_bundles
 from benchmarks.serve_load import Served, serving
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
+from serving.http.answers import ArtworkRanker
+from serving.http.choice_log import ChoiceLog
 from serving.http.config import ServeConfig
 from serving.http.generation import Generation
+from serving.http.requests import RequestReader
 from tests.served import GOOD, WITHOUT_TORCH, ask, ranked
 
 
@@ -41,12 +44,48 @@ def digest(at: Served) -> str:
 
 
 def test_no_answer_is_lost_or_mixed(bundle: Path, refreshed: Path, tmp_path: Path) -> None:
+    """And the log of choices, which is moved away meanwhile, has a line of each."""
     live = shutil.copytree(bundle, tmp_path / "live")
     generator = RequestGenerator(Bundle.open(bundle), 4)
-    with serving(command(live)) as at:
+    log = tmp_path / "choices.jsonl"
+    with serving(command(live, "--log", str(log))) as at:
+        ranked(at, GOOD | {"member": "m", "seed": 5, "policy": "epsilon:1"})
+        log.rename(tmp_path / "moved.jsonl")
         seen = asyncio.run(replaced_bundles(at, live, refreshed, generator, Config(reloads=3, clients=4)))
     assert (seen.reloads, seen.lost, seen.mixed) == (3, 0, 0)
     assert seen.answers > 20
+    lines = [
+        json.loads(line) for file in ("moved.jsonl", log.name) for line in (tmp_path / file).open(encoding="ascii")
+    ]
+    assert len(lines) >= 1 + seen.answers
+    assert {line["bundle"] for line in lines} == {Bundle.open(folder).digest for folder in (bundle, refreshed)}
+    expected = {
+        "member": "m",
+        "title": "t",
+        "candidates": ["a", "b"],
+        "propensity": 0.5,
+        "policy": "epsilon:1",
+        "seed": 5,
+    }
+    assert {name: lines[0][name] for name in expected} == expected
+    assert lines[0]["chosen"] in expected["candidates"]
+
+
+def test_a_log_that_cannot_be_written_is_named(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="log="):
+        ChoiceLog(tmp_path / "nowhere" / "log", print)
+    said: list[str] = []
+    log, opened = ChoiceLog(tmp_path / "log", said.append), Bundle.open(bundle)
+    requests, _ = RequestReader(opened).read(json.dumps(GOOD).encode(), 0)
+    answers = ArtworkRanker(opened).answer(requests)
+    log.file.close()
+    for _ in range(3):
+        log.add(requests, answers)
+    assert (log.lost, len(said)) == (3, 1)
+    log.path.unlink()
+    log.reopen()
+    log.add(requests, answers)
+    assert json.loads(log.path.read_text(encoding="ascii"))["chosen"] == answers[0]["chosen"]["artwork"]
 
 
 def test_workers_have_one_bundle_and_one_page_of_metrics(bundle: Path, refreshed: Path, tmp_path: Path) -> None:

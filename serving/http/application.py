@@ -27,6 +27,7 @@ from foundation.errors import UserError
 from serving.bundle.steady import identity
 from serving.http.answers import cost
 from serving.http.bodies import LARGE_BYTES, Bodies
+from serving.http.choice_log import ChoiceLog
 from serving.http.config import ServeConfig
 from serving.http.fields import RequestError
 from serving.http.generation import Generation
@@ -69,11 +70,14 @@ class Service:
         """What runs beside, while requests are answered."""
         self.all_metrics: Callable[[], Awaitable[ServiceMetrics]] | None = None
         """The metrics of all workers, where there are several."""
+        self.log = None if config.log is None else ChoiceLog(config.log, say)
         self.identity = identity(folder)
         self.switch(Generation.load(folder, config))
 
     def switch(self, generation: Generation) -> None:
         """Answer by another bundle from now on; what was read for the one before is answered by that one."""
+        if self.log is not None:
+            self.log.reopen()
         self.generation = generation
         self.service_metrics.info = generation.info
 
@@ -150,6 +154,8 @@ class Service:
         self._count_ids(requests)
         answers = await self.lanes.ask(requests, [cost(request) for request in requests], generation.ranker.answer)
         begin = time.perf_counter()
+        if self.log is not None:
+            self.log.add(requests, answers)
         text = json.dumps(answers if is_list else answers[0])
         stages["write"].add(time.perf_counter() - begin)
         return _json(text)
@@ -172,6 +178,7 @@ class Service:
         self.service_metrics.gauges = {
             "keyart_waiting_requests": (self.lanes.waiting, "Requests in the queues."),
             "keyart_connections": (len(self.connections.open), "Open connections."),
+            "keyart_log_lost_lines": (0 if self.log is None else self.log.lost, "Choices that the log lacks."),
             "keyart_workers": (1, "Processes that answer."),
         }
         return self.service_metrics

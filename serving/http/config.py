@@ -57,6 +57,8 @@ class ServeConfig:
     sticky_seconds: float = 0.0
     """Seconds for which a member keeps the draw of a title, where the policy is random and the request names the member; 0: a new
     draw each time."""
+    log: Path | None = None
+    """File to which a line of JSON is appended for every answered request."""
     reload_seconds: float = 0.0
     """Seconds between two looks at whether the bundle was replaced; 0: none, SIGHUP alone."""
 

@@ -78,6 +78,10 @@ class Request:
     """Categories of the context that are given."""
     left_out: int
     """Plays of the history that were later than the request."""
+    member: str | None
+    """Id of the member, where it was given."""
+    policy_text: str
+    """The policy as it was given."""
 
     @property
     def drawn(self) -> int:
@@ -168,8 +172,9 @@ class RequestReader:
         history_titles, history, left_out = self._history(plays or [], prefix, timestamp + MAX_CLOCK_SKEW)
         given_plays = len(plays or []) - left_out
         count = max(given_plays, integer_of(fields_given, "play_count", prefix, 0, MAX_PLAY_COUNT, 0))
+        policy_text = string_of(fields_given, "policy", prefix, default="greedy")
         policy, reward = (
-            _policy(fields_given, prefix, len(names), self.max_draws),
+            _policy(policy_text, prefix, len(names), self.max_draws),
             string_of(fields_given, "reward", prefix, default=REWARD_KINDS[0]),
         )
         if reward not in REWARD_KINDS:
@@ -208,6 +213,8 @@ class RequestReader:
             explain=bool(explain),
             title_name=title,
             left_out=left_out,
+            member=member or None,
+            policy_text=policy_text,
             categories=tuple(name for name in self.categories if fields_given.get(name) not in (None, "")),
         )
 
@@ -347,8 +354,7 @@ def inputs(requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], np.ndarr
     )
 
 
-def _policy(fields_given: dict[str, Any], prefix: str, candidates: int, max_draws: int) -> ServingPolicy:
-    text = string_of(fields_given, "policy", prefix, default="greedy")
+def _policy(text: str, prefix: str, candidates: int, max_draws: int) -> ServingPolicy:
     try:
         policy = ServingPolicy.parse(text)
     except UserError:

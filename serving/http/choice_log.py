@@ -1,0 +1,73 @@
+"""The log of choices: a line of JSON for every request that was answered, from which impressions can be made.
+
+A line has what the answer cannot repeat later: when, by which bundle, what was chosen with which propensity under which policy and
+seed. Whether it was clicked is known elsewhere; the two are joined by member, title and time.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from foundation.errors import UserError
+from serving.http.answers import Answer
+from serving.http.requests import Request
+
+
+class ChoiceLog:
+    """A file that lines are appended to; several processes may have the same."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        """`say`: prints one line, when the file cannot be written any longer and when it can again. UserError where it cannot be
+        opened."""
+        self.path, self.say = path, say
+        self.lost = 0
+        """Lines that could not be written."""
+        try:
+            self.file: TextIO = self._opened()
+        except OSError as error:
+            raise UserError(
+                f"log={path}: cannot be opened ({error.strerror}). Name a file in a folder that exists."
+            ) from None
+
+    def reopen(self) -> None:
+        """Go on in the file that has the name now: the one before may have been moved away."""
+        try:
+            file = self._opened()
+        except OSError as error:
+            self.say(f"serve: log={self.path}: cannot be opened again ({error.strerror}). The file before is written.")
+            return
+        self.file.close()
+        self.file = file
+
+    def add(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
+        """Append the choices of some answered requests. Where that fails, the answers are given all the same, and it is said."""
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        lines = "".join(
+            json.dumps(
+                {
+                    "at": at,
+                    "bundle": answer["bundle"],
+                    "member": request.member,
+                    "title": request.title_name,
+                    "candidates": request.names,
+                    "chosen": answer["chosen"]["artwork"],
+                    "propensity": answer["chosen"]["propensity"],
+                    "policy": request.policy_text,
+                    "seed": request.seed,
+                }
+            )
+            + "\n"
+            for request, answer in zip(requests, answers, strict=True)
+        )
+        try:
+            self.file.write(lines)
+            self.file.flush()
+        except (OSError, ValueError) as error:
+            if not self.lost:
+                self.say(f"serve: log={self.path}: cannot be written ({error}). Choices go on without it.")
+            self.lost += len(requests)
+
+    def _opened(self) -> TextIO:
+        return self.path.open("a", encoding="ascii", buffering=2**20)
