@@ -1,5 +1,6 @@
 """What several tests share: one tiny simulated service and what is made from it, each made once per session."""
 
+import fcntl
 import logging
 import os
 import shutil
@@ -8,7 +9,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each wou
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -64,77 +66,106 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+Once = Callable[[str, Callable[[Path], object]], Path]
+"""A folder's name and the function that writes it -> the folder, which the first process to need it has written."""
+
+
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """What all processes of the tests share. Each folder has a parent of its own, so that nobody's hidden files lie beside it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        parent = root / f"shared-{name}"
+        parent.mkdir(exist_ok=True)
+        with parent.with_name(f"{parent.name}.lock").open("w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (complete := parent.with_name(f"{parent.name}.complete")).exists():
+                make(parent / name)
+                complete.touch()
+        return parent / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def service(once: Once) -> Path:
     """A dataset by the contract with its truth. Read it, never write into it."""
-    out = tmp_path_factory.mktemp("simulated") / "service"
-    simulate(out, TINY)
-    return out
+    return once("service", lambda out: simulate(out, TINY))
 
 
 @pytest.fixture(scope="session")
-def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def simulated(once: Once) -> Path:
     """A service of a few hundred impressions. Read it, never write into it."""
-    out = tmp_path_factory.mktemp("simulated") / "dataset"
-    simulate(out, SimulateConfig(seed=2, members=60, titles=10, people=8, mean_plays=12, mean_impressions=12))
-    return out
+    config = SimulateConfig(seed=2, members=60, titles=10, people=8, mean_plays=12, mean_impressions=12)
+    return once("dataset", lambda out: simulate(out, config))
+
+
+def _embedded(dataset: Path, out: Path) -> None:
+    prepare(dataset, out)
+    embed(dataset, out, TINY_EMBEDDING)
 
 
 @pytest.fixture(scope="session")
-def shards(service: Path) -> Path:
+def shards(service: Path, once: Once) -> Path:
     """The service prepared and embedded. Read it, never write into it."""
-    out = service.parent / "shards"
-    prepare(service, out)
-    embed(service, out, TINY_EMBEDDING)
-    return out
+    return once("shards", partial(_embedded, service))
 
 
 @pytest.fixture(scope="session")
-def run(shards: Path) -> Path:
+def few_shards(simulated: Path, once: Once) -> Path:
+    """The same of `simulated`, a third of the images: for tests that embed again. Read it, never write into it."""
+    return once("few_shards", partial(_embedded, simulated))
+
+
+@pytest.fixture(scope="session")
+def run(shards: Path, once: Once) -> Path:
     """A finished run."""
-    out = shards.parent / "run"
-    fit(shards, out, TINY_FIT)
-    return out
+    return once("run", lambda out: fit(shards, out, TINY_FIT))
 
 
 @pytest.fixture(scope="session")
-def bundle(run: Path, shards: Path) -> Path:
+def bundle(run: Path, shards: Path, once: Once) -> Path:
     """The run's bundle, with the precisions that its gates let ship."""
-    out, opened = run.parent / "bundle", Run.open(run)
-    origin = RunOrigin(
-        fingerprint=opened.config["fingerprint"],
-        validation_from=opened.config["validation_from"],
-        test_from=opened.config["test_from"],
-    )
-    images, _ = embedded_artworks(run)
-    validation = Shards.open(shards)
-    export(opened.model, opened.vocabularies, out, origin=origin, images=images, validation=validation)
-    return out
+
+    def make(out: Path) -> None:
+        opened = Run.open(run)
+        origin = RunOrigin(
+            fingerprint=opened.config["fingerprint"],
+            validation_from=opened.config["validation_from"],
+            test_from=opened.config["test_from"],
+        )
+        images, _ = embedded_artworks(run)
+        validation = Shards.open(shards)
+        export(opened.model, opened.vocabularies, out, origin=origin, images=images, validation=validation)
+
+    return once("bundle", make)
 
 
 @pytest.fixture(scope="session")
-def scores(service: Path, bundle: Path) -> Path:
+def scores(service: Path, bundle: Path, once: Once) -> Path:
     """The test period scored greedily."""
-    out, opened = bundle.parent / "scores", Bundle.open(bundle)
-    score(opened, service, out, since=opened.test_from)
-    return out
+    opened = Bundle.open(bundle)
+    return once("scores", lambda out: score(opened, service, out, since=opened.test_from))
 
 
 @pytest.fixture(scope="session")
-def grown(service: Path) -> Path:
+def grown(service: Path, once: Once) -> Path:
     """The service's catalogue, with more titles and artworks. Read it, never write into it."""
-    out = service.parent / "grown"
-    grow(service, out)
-    return out
+    return once("grown", partial(grow, service))
 
 
 @pytest.fixture(scope="session")
-def refreshed(bundle: Path, grown: Path) -> Path:
+def refreshed(bundle: Path, grown: Path, once: Once) -> Path:
     """The bundle, refreshed with the new titles and artworks."""
-    folder = shutil.copytree(bundle, bundle.parent / "refreshed")
-    result = refresh(folder, grown, Console(quiet=True))
-    assert (result.titles, result.artworks) == (len(NEW_TITLES), len(NEW_ARTWORKS))
-    return folder
+
+    def make(out: Path) -> None:
+        result = refresh(shutil.copytree(bundle, out), grown, Console(quiet=True))
+        assert (result.titles, result.artworks) == (len(NEW_TITLES), len(NEW_ARTWORKS))
+
+    return once("refreshed", make)
 
 
 @pytest.fixture(scope="session")

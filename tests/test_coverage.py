@@ -134,9 +134,9 @@ FORMS: dict[str, Callable[[str], str]] = {
 
 
 @pytest.fixture(scope="module")
-def lettered(simulated: Path) -> Path:
+def lettered(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The service with titles `ab100`, `ab101`, ... and artworks likewise. Read it, never write into it."""
-    folder = shutil.copytree(simulated, simulated.parent / "lettered")
+    folder = shutil.copytree(simulated, tmp_path_factory.mktemp("coverage") / "lettered")
     for key, catalogue in (("title_id", "titles.parquet"), ("artwork_id", "artworks.parquet")):
         ids = sorted(pq.read_table(folder / catalogue)[key].to_pylist())
         names = {id_: f"ab{100 + index}" for index, id_ in enumerate(ids)}

@@ -46,11 +46,17 @@ def network(weights: dict[str, Tensor]) -> EfficientNetLite0:
     return network
 
 
+@pytest.fixture
+def own(few_shards: Path, tmp_path: Path) -> Path:
+    """Shards to write into."""
+    return shutil.copytree(few_shards, tmp_path / "own")
+
+
 @pytest.fixture(scope="module")
-def embedded(service: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def embedded(simulated: Path, few_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shards, embedded with the backbone and no other option."""
-    out = shutil.copytree(shards, tmp_path_factory.mktemp("efficientnet") / "shards")
-    embed(service, out, CONFIG)
+    out = shutil.copytree(few_shards, tmp_path_factory.mktemp("efficientnet") / "shards")
+    embed(simulated, out, CONFIG)
     return out
 
 
@@ -104,7 +110,7 @@ def test_convolutions_are_padded_as_tensorflow_pads() -> None:
 
 
 def test_the_weights_of_the_package_are_the_default(
-    embedded: Path, service: Path, weights: dict[str, Tensor], tmp_path: Path
+    embedded: Path, simulated: Path, weights: dict[str, Tensor], tmp_path: Path
 ) -> None:
     record = load_embedding(embedded)[1]
     assert record["weights"] == f"{EFFICIENTNET}, pretrained weights in the package {PACKAGE}"
@@ -115,18 +121,18 @@ def test_the_weights_of_the_package_are_the_default(
     state = backbone.state_dict()
     assert weights.keys() - state.keys() == {"_fc.weight", "_fc.bias"}
     assert all(torch.equal(value, weights[key]) for key, value in state.items())
-    assert embed(service, embedded, replace(CONFIG, weights="package")) == record, "another name of the same"
+    assert embed(simulated, embedded, replace(CONFIG, weights="package")) == record, "another name of the same"
 
 
-def test_other_weights_keep_their_meaning(embedded: Path, service: Path, shards: Path, tmp_path: Path) -> None:
-    old = load_embedding(shards)[1]
-    out = shutil.copytree(shards, tmp_path / "shards")
-    assert embed(service, out, replace(TINY_EMBEDDING, weights="train")) == old, "the default without a backbone"
+def test_other_weights_keep_their_meaning(embedded: Path, simulated: Path, few_shards: Path, tmp_path: Path) -> None:
+    old = load_embedding(few_shards)[1]
+    out = shutil.copytree(few_shards, tmp_path / "shards")
+    assert embed(simulated, out, replace(TINY_EMBEDDING, weights="train")) == old, "the default without a backbone"
     shutil.copy(FILE, tmp_path / "mine.pth")
-    record = embed(service, out, replace(CONFIG, weights=str(tmp_path / "mine.pth")))
+    record = embed(simulated, out, replace(CONFIG, weights=str(tmp_path / "mine.pth")))
     assert record["weights"] == f"{EFFICIENTNET}, weights of mine.pth"
     assert torch.equal(load_embedding(out)[0], load_embedding(embedded)[0])
-    trained = embed(service, out, replace(CONFIG, weights="train", views=64, batch=32))
+    trained = embed(simulated, out, replace(CONFIG, weights="train", views=64, batch=32))
     assert trained["weights"].startswith(f"{EFFICIENTNET}, trained here on")
     assert not torch.equal(load_embedding(out)[0], load_embedding(embedded)[0])
 
@@ -163,37 +169,37 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
 
 
 def test_a_package_that_is_not_installed_is_named(
-    service: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    simulated: Path, own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = (shards / EMBEDDING / EMBEDDING_RECORD).read_bytes()
+    before = (own / EMBEDDING / EMBEDDING_RECORD).read_bytes()
     monkeypatch.setitem(sys.modules, MODULE, None)
-    said = refused(capsys, service, shards)
+    said = refused(capsys, simulated, own)
     assert f"{PACKAGE}, which has its weights, is not installed" in said
     assert "uv sync --extra efficientnet" in said
-    assert (shards / EMBEDDING / EMBEDDING_RECORD).read_bytes() == before
+    assert (own / EMBEDDING / EMBEDDING_RECORD).read_bytes() == before
 
 
 def test_a_damaged_package_is_named(
-    service: Path, shards: Path, damaged: Path, capsys: pytest.CaptureFixture[str]
+    simulated: Path, own: Path, damaged: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     remedy = f"Install it anew: uv pip install --reinstall {PACKAGE}."
-    said = refused(capsys, service, shards)
+    said = refused(capsys, simulated, own)
     assert f"{damaged}: cannot be read as a state dict" in said
     assert remedy in said
     damaged.unlink()
-    said = refused(capsys, service, shards)
+    said = refused(capsys, simulated, own)
     assert f"{damaged}: is missing from {PACKAGE}. {remedy}" in said
 
 
 def test_a_file_without_tensors_is_refused(
-    service: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    simulated: Path, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for content in ([torch.zeros(3)], {1: torch.zeros(3)}):
         torch.save(content, tmp_path / "other.pth")
-        said = refused(capsys, service, shards, "--weights", tmp_path / "other.pth")
+        said = refused(capsys, simulated, own, "--weights", tmp_path / "other.pth")
         assert "other.pth: cannot be read as a state dict" in said
     torch.save({"head.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    assert f"do not fit {EFFICIENTNET}" in refused(capsys, service, shards, "--weights", tmp_path / "other.pth")
+    assert f"do not fit {EFFICIENTNET}" in refused(capsys, simulated, own, "--weights", tmp_path / "other.pth")
 
 
 @pytest.mark.parametrize(
@@ -209,8 +215,8 @@ def test_a_file_without_tensors_is_refused(
     ],
 )
 def test_weights_of_another_backbone_are_refused(
-    service: Path, shards: Path, backbone: str, weights: str, message: str
+    simulated: Path, own: Path, backbone: str, weights: str, message: str
 ) -> None:
     config = replace(CONFIG, weights=weights, encoder=replace(CONFIG.encoder, backbone=backbone))
     with pytest.raises(UserError, match=message):
-        embed(service, shards, config)
+        embed(simulated, own, config)

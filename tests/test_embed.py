@@ -37,10 +37,10 @@ SMALL = EmbedConfig(views=64, encoder=ImageEncoderConfig(backbone="resnet18", he
 
 
 @pytest.fixture
-def own(service: Path, shards: Path, tmp_path: Path) -> tuple[Path, Path]:
+def own(simulated: Path, few_shards: Path, tmp_path: Path) -> tuple[Path, Path]:
     """A dataset and shards to write into."""
-    shutil.copytree(service, tmp_path / "service")
-    shutil.copytree(shards, tmp_path / "shards")
+    shutil.copytree(simulated, tmp_path / "service")
+    shutil.copytree(few_shards, tmp_path / "shards")
     return tmp_path / "service", tmp_path / "shards"
 
 

@@ -27,19 +27,19 @@ from train.prior import PriorConfig
 from train.run import WEIGHTS, Run, content_of, sizes_of
 from train.task import RankerTask, losses
 
-RESNET = replace(TINY_EMBEDDING, encoder=replace(TINY_EMBEDDING.encoder, backbone="resnet18"))
+RESNET = replace(TINY_EMBEDDING, views=64, encoder=replace(TINY_EMBEDDING.encoder, backbone="resnet18"))
 FINETUNE = FineTuneConfig(learning_rate=1e-3, images=12)
-CONFIG = FitConfig(epochs=1, validations_per_epoch=2, batch=1024, patience=9, finetune=FINETUNE)
+CONFIG = FitConfig(epochs=1, validations_per_epoch=2, batch=128, patience=9, finetune=FINETUNE)
 
 
 @pytest.fixture(scope="module")
-def with_pixels(service: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def with_pixels(simulated: Path, few_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of their own: pixels are added to the very embedding that the others have."""
     out = tmp_path_factory.mktemp("pixels") / "shards"
-    shutil.copytree(shards, out)
-    embed(service, out, RESNET)
+    shutil.copytree(few_shards, out)
+    embed(simulated, out, RESNET)
     before = (out / EMBEDDING / "embedding.npy").read_bytes(), encoder_fingerprint(out)
-    embed(service, out, replace(RESNET, pixels=True))
+    embed(simulated, out, replace(RESNET, pixels=True))
     assert ((out / EMBEDDING / "embedding.npy").read_bytes(), encoder_fingerprint(out)) == before
     return out
 
@@ -61,7 +61,7 @@ def task_of(shards: Path, images: int = 10_000) -> tuple[RankerTask, Feed]:
     task = RankerTask(
         model, OptimiserConfig(), PriorConfig(), impressions=1000, total_steps=10, seed=0, cursor=Cursor(), tower=tower
     )
-    return task, Feed(opened.shards, TRAIN, reach=50, impressions=512, shuffle=True)
+    return task, Feed(opened.shards, TRAIN, reach=50, impressions=128, shuffle=True)
 
 
 def test_it_starts_at_the_shards_embedding(with_pixels: Path) -> None:
@@ -115,22 +115,21 @@ def test_gradients_reach_the_first_layer(with_pixels: Path) -> None:
     assert not any(m.training for m in task.tower.encoder.modules())
 
 
-def test_the_run_holds_what_it_was_trained_to(with_pixels: Path, tuned: Path, service: Path, tmp_path: Path) -> None:
+def test_the_run_holds_what_it_was_trained_to(with_pixels: Path, tuned: Path, simulated: Path, tmp_path: Path) -> None:
     before, after = load_file(with_pixels / EMBEDDING / ENCODER), load_file(tuned / ENCODER)
     assert before.keys() == after.keys()
     assert not torch.equal(before["encoder.backbone.conv1.weight"], after["encoder.backbone.conv1.weight"])
     assert torch.equal(before["encoder.backbone.bn1.running_mean"], after["encoder.backbone.bn1.running_mean"])
+    short = FitConfig(epochs=1, validations_per_epoch=1, batch=128)
     # a new day is embedded with it, and warm training takes the two together, but not with the encoder of before
-    prepare(service, tmp_path / "day", like=with_pixels)
+    prepare(simulated, tmp_path / "day", like=with_pixels)
     with pytest.raises(UserError, match="embedded by another encoder"):
-        embed(service, tmp_path / "day", TINY_EMBEDDING)
-        fit(
-            tmp_path / "day", tmp_path / "next", FitConfig(epochs=1, validations_per_epoch=1, batch=512), from_run=tuned
-        )
-    embed(service, tmp_path / "day", replace(RESNET, weights=str(tuned)))
+        embed(simulated, tmp_path / "day", TINY_EMBEDDING)
+        fit(tmp_path / "day", tmp_path / "next", short, from_run=tuned)
+    embed(simulated, tmp_path / "day", replace(RESNET, weights=str(tuned)))
     table = Run.open(tuned).model.artwork_image_AE
     torch.testing.assert_close(load_embedding(tmp_path / "day")[0], table, atol=1e-4, rtol=1e-4)
-    fit(tmp_path / "day", tmp_path / "next", FitConfig(epochs=1, validations_per_epoch=1, batch=512), from_run=tuned)
+    fit(tmp_path / "day", tmp_path / "next", short, from_run=tuned)
 
 
 def test_it_resumes_bit_for_bit(
@@ -153,19 +152,19 @@ def test_it_resumes_bit_for_bit(
         assert (tmp_path / "run" / name).read_bytes() == (tuned / name).read_bytes()
 
 
-def test_what_cannot_be_trained_is_named(shards: Path, tmp_path: Path) -> None:
-    assert not (shards / EMBEDDING / PIXELS).exists()
+def test_what_cannot_be_trained_is_named(few_shards: Path, tmp_path: Path) -> None:
+    assert not (few_shards / EMBEDDING / PIXELS).exists()
     with pytest.raises(UserError, match=r"holds no pixels.*keyart embed DATASET .* --pixels"):
-        fit(shards, tmp_path / "run", CONFIG)
+        fit(few_shards, tmp_path / "run", CONFIG)
     for name, value in (("learning_rate", -1.0), ("weight_decay", -1.0), ("images", 0)):
         with pytest.raises(UserError, match=f"finetune.{name}={value}"):
             FineTuneConfig(**{name: value})  # pyright: ignore[reportArgumentType]
 
 
-def test_without_a_backbone_nothing_is_trained(service: Path, shards: Path, tmp_path: Path) -> None:
+def test_without_a_backbone_nothing_is_trained(simulated: Path, few_shards: Path, tmp_path: Path) -> None:
 
-    own = shutil.copytree(shards, tmp_path / "shards")
-    embed(service, own, replace(TINY_EMBEDDING, pixels=True))
+    own = shutil.copytree(few_shards, tmp_path / "shards")
+    embed(simulated, own, replace(TINY_EMBEDDING, pixels=True))
     with pytest.raises(
         UserError, match=r"has no backbone, which finetune\.learning_rate=0\.001 trains\. Run keyart embed"
     ):

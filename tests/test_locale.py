@@ -1,4 +1,5 @@
-"""Everything keyart writes and reads is UTF-8 whatever the locale, and no character ends a command."""
+"""Everything keyart writes and reads is UTF-8 whatever the locale; names in any script, and with marks that libraries read as
+their own, go from the dataset to the report without a word, and no character ends a command."""
 
 import ast
 import codecs
@@ -6,19 +7,38 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from configs.terminal import plain_characters
 from datamodules.simulator.simulate import SimulateConfig, simulate
+from evaluation.report.charts import chart
 
 ROOT = Path(__file__).parents[1]
 LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-QUICK = ["--fit.passes", "1", "--fit.batch", "64", "--fit.slices", "1", "--embed.views", "64", "--embed.batch", "32"]
+UNWRITABLE = {"MPLCONFIGDIR": "/proc/nowhere"}
+QUICK = ["--fit.epochs", "1", "--fit.batch", "64", "--fit.validations_per_epoch", "1"]
+QUICK += ["--embed.views", "64", "--embed.batch", "32"]
+SUFFIXES = (
+    "电影",
+    "مسلسل",
+    "🎬",
+    "$5 a_b^{ $6",
+    "<b>&\"'",
+    "เรื่อง",
+    "हिन्दी",
+    "עברית",
+    "한국어",
+    "a\u0301\u202e",
+    "_x",
+    "é本",
+)
+TEXTS = {"impression_id", "member_id", "title_id", "artwork_id", "policy", "country", "device", "name"}
+LISTS = {"candidates", "genres", "cast", "depicts"}
 TEXT_MODES = {"r", "w", "a", "x", "r+", "w+", "a+", "rt", "wt", "at"}
 
 
@@ -63,32 +83,34 @@ def test_calls_without_encoding_are_seen(source: str, lines: list[int]) -> None:
     assert calls_without_encoding(source) == lines
 
 
-def accented(table: pa.Table) -> pa.Table:
-    """The table with an accent at the end of every id and every image's name."""
+def suffixed(word: str) -> str:
+    return f"{word} {SUFFIXES[sum(word.encode()) % len(SUFFIXES)]}"
 
-    def put(column: pa.ChunkedArray) -> pa.ChunkedArray:
-        return pc.binary_join_element_wise(column, "é本", "")  # pyright: ignore[reportAttributeAccessIssue]
 
-    for name in ("impression_id", "member_id", "title_id", "artwork_id"):
-        if name in table.column_names:
-            table = table.set_column(table.schema.get_field_index(name), name, put(table[name]))
-    if "candidates" in table.column_names:
-        lists = pa.array([[f"{value}é本" for value in row] for row in table["candidates"].to_pylist()])
-        table = table.set_column(table.schema.get_field_index("candidates"), "candidates", lists)
-    if "image" in table.column_names:
-        names = pa.array([name.replace("images/", "images/ü-") for name in table["image"].to_pylist()])
-        table = table.set_column(table.schema.get_field_index("image"), "image", names)
+def changed(table: pa.Table) -> pa.Table:
+    """The table with a suffix at the end of every id and name, and an accent in every image's."""
+    for index, name in enumerate(table.column_names):
+        values = table[name].to_pylist()
+        if name in TEXTS:
+            renamed: list = [value if value is None else suffixed(value) for value in values]
+        elif name in LISTS:
+            renamed = [words if words is None else [suffixed(word) for word in words] for words in values]
+        elif name == "image":
+            renamed = [value.replace("images/", "images/ü-") for value in values]
+        else:
+            continue
+        table = table.set_column(index, name, pa.array(renamed, table.schema.field(name).type))
     return table
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A simulated service whose ids and image names are not ASCII."""
+    """A simulated service whose names are in many scripts, and whose image names are not ASCII."""
     folder = tmp_path_factory.mktemp("locale") / "dataset"
-    simulate(folder, SimulateConfig(seed=1, members=60, titles=10, people=8, mean_plays=12, mean_impressions=12))
+    simulate(folder, SimulateConfig(seed=1, members=80, titles=10, people=8, mean_plays=12, mean_impressions=12))
     shutil.rmtree(folder / "truth")
     for path in folder.rglob("*.parquet"):
-        pq.write_table(accented(pq.read_table(path)), path)
+        pq.write_table(changed(pq.read_table(path)), path)
     for path in list((folder / "images").iterdir()):
         path.rename(path.with_name(f"ü-{path.name}"))
     return folder
@@ -103,11 +125,16 @@ def keyart(*words: object, locale: dict[str, str]) -> str:
     return said
 
 
-def test_the_same_bytes_under_any_locale(dataset: Path, tmp_path: Path) -> None:
+def test_the_same_bytes_under_any_locale_and_no_word_about_names(dataset: Path, tmp_path: Path) -> None:
+    """Where the charts' library can write no settings of its own, either."""
     utf8 = {"LC_ALL": "C.UTF-8"}
-    keyart(
-        "pipeline", dataset, tmp_path / "out", *QUICK, locale=LOCALE
-    )  # checks, prepares, embeds, fits, exports, evaluates
+    # checks, prepares, embeds, fits, exports, scores, evaluates
+    said = keyart("pipeline", dataset, tmp_path / "out", *QUICK, locale=LOCALE | UNWRITABLE)
+    said += keyart("value", dataset, tmp_path / "out/scores", tmp_path / "value", locale=LOCALE | UNWRITABLE)
+    for word in ("glyph", "font", "matplotlib", "Warning", "Traceback"):
+        assert word not in said, said
+    for page in (tmp_path / "out/report/report.html", tmp_path / "value/value.html"):
+        assert "<svg" in page.read_text(encoding="utf-8")
     bundle = tmp_path / "out/bundle"
     for name, locale in (("a", utf8), ("b", LOCALE)):
         keyart("score", bundle, dataset, tmp_path / name, locale=locale)
@@ -124,7 +151,8 @@ def test_the_same_bytes_under_any_locale(dataset: Path, tmp_path: Path) -> None:
 def test_a_name_that_the_terminal_cannot_show_is_escaped(dataset: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(dataset, tmp_path / "dataset")
     table = pq.read_table(folder / "artworks.parquet")
-    pq.write_table(table.slice(1), folder / "artworks.parquet")
+    without = table["artwork_id"].to_pylist().index(next(a for a in table["artwork_id"].to_pylist() if "é本" in a))
+    pq.write_table(pa.concat_tables([table[:without], table[without + 1 :]]), folder / "artworks.parquet")
     call = [sys.executable, "-m", "keyart", "check", str(folder)]
     done = subprocess.run(call, cwd=ROOT, env=os.environ | LOCALE, capture_output=True, check=False)
     assert done.returncode == 1
@@ -150,3 +178,19 @@ def test_a_folder_that_the_locale_cannot_name_is_refused(dataset: Path, tmp_path
     assert b"is not UTF-8" in line
     assert b"PYTHONUTF8=1" in line
     keyart("check", folder, locale=LOCALE | {"PYTHONUTF8": "1"})
+
+
+def labelled(labels: tuple[str, ...]) -> Callable:
+    def draw(axes) -> None:
+        axes.barh(range(len(labels)), range(len(labels)))
+        axes.set_yticks(range(len(labels)), labels)
+
+    return draw
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_chart_has_names_as_they_are() -> None:
+    drawn = chart(400, "names", labelled(SUFFIXES))
+    for name in SUFFIXES:
+        escaped = name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        assert f">{escaped}<" in drawn, name

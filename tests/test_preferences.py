@@ -30,12 +30,12 @@ def record(bundle: Path, service: Path, shards: Path) -> Preferences:
 
 
 def appeal_by_brute_force(
-    bundle: Bundle, shards: Path, title: str, artworks: list[str]
+    bundle: Bundle, service: Path, shards: Path, title: str, artworks: list[str]
 ) -> tuple[np.ndarray, list[str]]:
     """By rank_rows.onnx and plain loops: for every evaluated impression's member, appeal of a title's artworks (N, K), and the
     member's favourite genre."""
     opened = Shards.open(shards)
-    table = pq.read_table(shards.parent / "service" / "titles.parquet").to_pylist()
+    table = pq.read_table(service / "titles.parquet").to_pylist()
     genres_of = {row["title_id"]: row["genres"] or [] for row in table}
     names = opened.vocabularies["titles"].values
     artwork_rows = bundle.vocabularies["artworks"].rows(pa.array(artworks))
@@ -75,7 +75,7 @@ def test_preferred_artworks_are_those_of_the_ranking_graph(
     assert len(appeals) > 2
     assert next(iter(appeals)) == ""
     for title, of_title in titles.items():
-        appeal_NK, favourites = appeal_by_brute_force(opened, shards, title, of_title)
+        appeal_NK, favourites = appeal_by_brute_force(opened, service, shards, title, of_title)
         assert len(appeal_NK) == record["impressions"]
         mean_K = appeal_NK.mean(0)
         appeals[""] |= dict(zip(of_title, mean_K.tolist(), strict=True))

@@ -132,8 +132,13 @@ def code_and_error(capfd: pytest.CaptureFixture[str], *words: str | Path) -> tup
 
 
 def test_bad_words_end_in_one_line(
-    service: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    service: Path,
+    shards: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    own = shutil.copytree(shards, tmp_path_factory.mktemp("own") / "shards")
     cases: list[tuple[tuple[str | Path, ...], str]] = [
         (("evalute",), "evalute: unknown command. Did you mean evaluate?"),
         (("fit", shards), "required"),
@@ -142,7 +147,7 @@ def test_bad_words_end_in_one_line(
         (("prepare", tmp_path / "nowhere", tmp_path / "s"), "nowhere"),
         (("fit", tmp_path, tmp_path / "r"), "no manifest.json"),
         (("embed", service, tmp_path), "no manifest.json"),
-        (("embed", service, shards, "--weights", "no-such-file.pth"), "weights=no-such-file.pth: no such file"),
+        (("embed", service, own, "--weights", "no-such-file.pth"), "weights=no-such-file.pth: no such file"),
         (("export", tmp_path, tmp_path / "b"), "is not a run: config.yaml is missing"),
         (("score", tmp_path, service, tmp_path / "s"), "no bundle.json"),
         (("score", tmp_path, service, tmp_path / "s", "--since", "soon"), "since=soon"),

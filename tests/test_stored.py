@@ -159,17 +159,17 @@ def test_runs_that_do_not_say_whose_their_files_are_can_be_read(
 
 
 def test_an_embedding_without_fingerprints_is_used_and_named(
-    service: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    simulated: Path, few_shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As versions before fingerprints wrote it: embed and fit say so in one line, with the remedy, and go on."""
-    copied = shutil.copytree(shards, tmp_path / "shards")
+    copied = shutil.copytree(few_shards, tmp_path / "shards")
     path = copied / EMBEDDING / EMBEDDING_RECORD
     record = json.loads(path.read_text(encoding="utf-8"))
     del record["files"]
     path.write_text(json.dumps(record), encoding="utf-8")
     said = f"warning: {path}: an older keyart wrote it, without fingerprints of the files beside it"
     console = Console(stderr=True, width=1000)
-    embed(service, copied, TINY_EMBEDDING, console)
+    embed(simulated, copied, TINY_EMBEDDING, console)
     fit(copied, tmp_path / "run", replace(TINY_FIT, epochs=1), stop_after=1, console=console)
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(lines) == 2
@@ -206,19 +206,19 @@ def test_damaged_shards_are_not_trained_on(
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", [VECTORS, ENCODER, EMBEDDING_RECORD])
 def test_a_damaged_embedding_is_made_again(
-    service: Path, shards: Path, tmp_path: Path, name: str, damage: str, capfd: pytest.CaptureFixture[str]
+    simulated: Path, few_shards: Path, tmp_path: Path, name: str, damage: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """What fit advises helps: the call says that it is needed, and ends with the same numbers."""
-    copied = shutil.copytree(shards, tmp_path / "shards")
+    copied = shutil.copytree(few_shards, tmp_path / "shards")
     DAMAGES[damage](copied / EMBEDDING / name)
     if (name, damage) == (EMBEDDING_RECORD, "missing"):
         with pytest.raises(UserError, match=rf"{EMBEDDING}: holds files, but no {EMBEDDING_RECORD}"):
-            embed(service, copied, TINY_EMBEDDING)
+            embed(simulated, copied, TINY_EMBEDDING)
         return
-    embed(service, copied, TINY_EMBEDDING, Console(stderr=True, width=1000))
+    embed(simulated, copied, TINY_EMBEDDING, Console(stderr=True, width=1000))
     assert f"{name} is missing or damaged" in capfd.readouterr().err
-    assert (copied / EMBEDDING / VECTORS).read_bytes() == (shards / EMBEDDING / VECTORS).read_bytes()
-    assert load_embedding(copied)[1] == load_embedding(shards)[1]
+    assert (copied / EMBEDDING / VECTORS).read_bytes() == (few_shards / EMBEDDING / VECTORS).read_bytes()
+    assert load_embedding(copied)[1] == load_embedding(few_shards)[1]
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "overwritten", "list"])
