@@ -21,7 +21,10 @@ from datamodules.prepare.prepare import prepare
 from datamodules.shards.shard import Shards
 from datamodules.simulator.simulate import SimulateConfig, simulate
 from export.export import export
+from models.history import HistoryConfig
 from models.image_encoder import ImageEncoderConfig
+from models.linear_title_models import NextItemConfig
+from models.two_tower import TwoTowerConfig
 from pipeline import embedded_artworks
 from serving.bundle.bundle import Bundle
 from serving.bundle.metadata import RunOrigin
@@ -32,6 +35,7 @@ from tests.served import IMPATIENT, WITHOUT_TORCH
 from train.config import FitConfig
 from train.embed import EmbedConfig, embed
 from train.fit import fit
+from train.next_title import TitlesConfig
 from train.optimiser import OptimiserConfig
 from train.run import Run
 
@@ -47,12 +51,12 @@ TINY_FIT = FitConfig(
 )
 """How the fixture `run` trains on it."""
 
+LONGEST = ("engines", "locale", "recipes_and_commands", "prepare_faults", "faults", "vectors", "stored", "finetune")
+"""Files of a minute or more, the longest first; the first two need no `bundle` for a while, which one process makes for both."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked slow or benchmark unless they are requested.
-
-    If they are, their files come first, so that no process ends alone.
-    """
+    """Skip tests marked slow or benchmark unless they are requested. The longest files come first: no process ends alone."""
     if "KEYART_BENCHMARK" not in os.environ:
         for item in items:
             if item.get_closest_marker("benchmark"):
@@ -61,9 +65,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="takes a minute or more; KEYART_SLOW=1 runs it"))
-        return
-    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("spark")}
-    items.sort(key=lambda item: item.path not in slow)
+    order = {f"test_{name}.py": index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 Once = Callable[[str, Callable[[Path], object]], Path]
@@ -142,6 +145,25 @@ def bundle(run: Path, shards: Path, once: Once) -> Path:
         export(opened.model, opened.vocabularies, out, origin=origin, images=images, validation=validation)
 
     return once("bundle", make)
+
+
+@pytest.fixture(scope="session")
+def attending_run(shards: Path, once: Once) -> Path:
+    """A run whose ranker attends to the history, and learned titles beside clicks."""
+    history = HistoryConfig(encoder="attention", layers=2, span=6)
+    rank = NextItemConfig(rank=400)
+    model = TwoTowerConfig(width=16, dropout=0.0, id_dropout=0.0, next_item=rank, history=history)
+    titles = TitlesConfig(weight=0.05, negatives=10)
+    config = FitConfig(epochs=1, validations_per_epoch=1, batch=512, model=model, titles=titles)
+    return once("attending_run", lambda out: fit(shards, out, config))
+
+
+@pytest.fixture(scope="session")
+def attending(attending_run: Path, once: Once) -> Path:
+    """That run's bundle, without graphs for new artworks."""
+    opened = Run.open(attending_run)
+    assert opened.model.sequence_tower.next_bias.weight.any()
+    return once("attending", lambda out: export(opened.model, opened.vocabularies, out, origin={}))
 
 
 @pytest.fixture(scope="session")

@@ -55,10 +55,12 @@ spark_alone = [pytest.mark.spark, pytest.mark.skipif(bool(missing()), reason=mis
 
 @pytest.fixture(scope="module")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """One session for all tests: it takes seconds to start."""
-    config = EngineConfig(engine="pyspark", memory="2GB", spark=["spark.sql.shuffle.partitions=4"])
-    with open_engine(config, tmp_path_factory.mktemp("spark") / "spill") as engine:
-        yield engine
+    """One session for all tests: it takes seconds to start, and Java's second compiler would take more than it gives back."""
+    config = EngineConfig(engine="pyspark", memory="2GB", spark=["spark.sql.shuffle.partitions=2"])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+        with open_engine(config, tmp_path_factory.mktemp("spark") / "spill") as engine:
+            yield engine
 
 
 def assert_same(one: Path, other: Path) -> None:

@@ -5,18 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from datamodules.shards.shard import Shards
 from evaluation.evaluate import evaluate
-from export.export import export
-from models.history import HistoryConfig
-from models.two_tower import TwoTower, TwoTowerConfig
 from serving.bundle.bundle import Bundle
 from serving.scoring.explain import reasons, total
 from tests.test_evaluation import since_of
-from train.embed import load_embedding
-from train.run import content_of, sizes_of
 
 
 def request_of(bundle: Bundle, n: int = 40, plays: int = 20, candidates: int = 6) -> dict[str, np.ndarray]:
@@ -53,21 +46,9 @@ def test_the_terms_are_the_appeal(bundle: Path) -> None:
         assert np.abs(terms[name]).max() > 0
 
 
-def test_what_attention_reads_is_one_term(shards: Path, tmp_path: Path) -> None:
+def test_what_attention_reads_is_one_term(attending: Path) -> None:
     """Export holds the sum of the terms to the graph's appeal."""
-    torch.manual_seed(0)
-    opened = Shards.open(shards)
-    content = content_of(opened, load_embedding(shards)[0])
-    model = TwoTower(
-        TwoTowerConfig(width=16, history=HistoryConfig(encoder="attention", span=8)),
-        sizes_of(opened.vocabularies, opened.context),
-        content,
-    )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "bias" in name or "prior" in name:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    bundle = export(model, opened.vocabularies, tmp_path / "bundle", origin={})
+    bundle = Bundle.open(attending)
     assert bundle.metadata["explanations"]["largest_difference"] < 1e-5
     terms = bundle.explain(request_of(bundle))
     assert np.abs(terms["of_state"]).max() > 0

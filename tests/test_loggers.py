@@ -22,7 +22,7 @@ from train.config import FitConfig, run_fingerprint
 from train.fit import fit
 from train.plugins import ClassSpec
 
-SHORT = FitConfig(epochs=1, validations_per_epoch=3, batch=512, patience=9)
+SHORT = FitConfig(epochs=1, validations_per_epoch=3, batch=512, patience=9, evidence=False)
 METRICS = {"train_loss", "learning_rate", "impressions_per_second", "validation_log_loss"}
 
 
@@ -227,7 +227,8 @@ def test_what_cannot_be_used_ends_in_one_line(
     shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: str, named: str
 ) -> None:
     given = words.replace("FILE", str(tmp_path / "lines.jsonl")).split()
-    assert keyart.main(["fit", str(shards), str(tmp_path / "run"), "--epochs", "1", *given]) == 1
+    short = ["--epochs", "1", "--evidence", "false"]
+    assert keyart.main(["fit", str(shards), str(tmp_path / "run"), *short, *given]) == 1
     error = capfd.readouterr().err
     assert re.search(named, error.strip().splitlines()[-1]), error
     assert "Traceback" not in error

@@ -18,7 +18,7 @@ from train.config import FitConfig
 from train.fit import fit
 from train.run import WEIGHTS, Run
 
-SHORT = FitConfig(epochs=1, validations_per_epoch=1, batch=512)
+SHORT = FitConfig(epochs=1, validations_per_epoch=1, batch=512, evidence=False)
 NO_COMPILER = not any(shutil.which(name) for name in ("g++", "c++", "clang++"))
 
 

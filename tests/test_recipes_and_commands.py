@@ -335,9 +335,9 @@ def test_every_command_of_the_documents_runs(service: Path, tmp_path: Path, monk
         return [f"--{where}views=128", f"--{where}encoder.height=48", f"--{where}encoder.width=32"]
 
     short = {
-        "pipeline": ["--fit.epochs", "1", "--fit.batch", "256", *small("embed.")],
+        "pipeline": ["--fit.epochs", "1", "--fit.batch", "256", "--fit.evidence", "false", *small("embed.")],
         "embed": small(""),
-        "fit": ["--epochs", "1", "--batch", "256"],
+        "fit": ["--epochs", "1", "--batch", "256", "--evidence", "false"],
     }
     ran = []
     for words in (words for path in documents() for words in documented_commands(path)):

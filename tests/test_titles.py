@@ -19,14 +19,11 @@ from datamodules.feed.datamodule import Cursor
 from datamodules.feed.play_feed import PlaysFeed
 from datamodules.shards.shard import Shards
 from foundation.errors import UserError
-from models.history import HistoryConfig
 from models.linear_title_models import LowRankEase, LowRankEaseConfig, NextItemConfig, NextItemRegression
 from models.two_tower import TwoTower, TwoTowerConfig
 from serving.bundle.bundle import Bundle
 from serving.scoring.recommend import recommend
-from train.config import FitConfig
 from train.embed import load_embedding
-from train.fit import fit
 from train.next_title import (
     NextTitleLoss,
     TitlesConfig,
@@ -228,17 +225,9 @@ def test_without_title_ranking_its_weights_are_zero_in_the_average_too(shards: P
 
 
 @pytest.fixture(scope="module")
-def both(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def both(attending: Path) -> Bundle:
     """The bundle of a ranker that learned clicks and titles."""
-    from export.export import export
-
-    folder = tmp_path_factory.mktemp("titles")
-    model = replace(SMALL, history=HistoryConfig(encoder="attention", layers=2, span=6))
-    titles = TitlesConfig(weight=0.05, negatives=10)
-    fit(shards, folder / "run", FitConfig(epochs=1, validations_per_epoch=1, batch=512, model=model, titles=titles))
-    run = Run.open(folder / "run")
-    assert run.model.sequence_tower.next_bias.weight.any()
-    return export(run.model, run.vocabularies, folder / "bundle", origin={})
+    return Bundle.open(attending)
 
 
 def lists_of(folder: Path) -> dict[str, tuple[list[str], list[float]]]:
@@ -246,7 +235,7 @@ def lists_of(folder: Path) -> dict[str, tuple[list[str], list[float]]]:
     return {row["member_id"]: (row["titles"], row["scores"]) for table in tables for row in table}
 
 
-def test_lists_are_the_best_titles_not_played(both: Bundle, service: Path, tmp_path: Path) -> None:
+def test_lists_are_the_best_titles_not_played(both: Bundle, attending_run: Path, service: Path, tmp_path: Path) -> None:
     """By torch, member by member."""
     moment = datetime(2024, 8, 1, tzinfo=UTC)
     count = recommend(both, service, tmp_path / "lists", top=5, before=moment)
@@ -254,7 +243,7 @@ def test_lists_are_the_best_titles_not_played(both: Bundle, service: Path, tmp_p
     assert (
         count == len(lists) == json.loads((tmp_path / "lists" / "_titles.json").read_text(encoding="utf-8"))["members"]
     )
-    model, vocabulary = Run.open(both.folder.parent / "run").model, both.vocabularies["titles"]
+    model, vocabulary = Run.open(attending_run).model, both.vocabularies["titles"]
     plays = pq.read_table(service / "plays").to_pandas().sort_values(["member_id", "played_at"])
     plays = plays[plays["played_at"] < moment]
     rows, reach = torch.arange(len(vocabulary)), both.history_length

@@ -28,8 +28,9 @@ def test_the_period_is_that_of_the_shards_or_of_the_scores_own_record(
     own = tmp_path / "scores"
     shutil.copytree(scores, own)
 
-    def since_of(out: str, *words: str | Path) -> str:
-        assert code_and_error(capfd, service, own, tmp_path / out, *words)[0] == 0
+    def since_of(out: str, *words: str | Path, named: str = "") -> str:
+        code, error = code_and_error(capfd, service, own, tmp_path / out, *words)
+        assert (code, named in error) == (0, True), error
         return json.loads((tmp_path / out / "value.json").read_text(encoding="utf-8"))["since"]
 
     manifest = json.loads((shards / "manifest.json").read_text(encoding="utf-8"))
@@ -39,13 +40,10 @@ def test_the_period_is_that_of_the_shards_or_of_the_scores_own_record(
     (own / "_scores.json").write_text(
         json.dumps(record | {"test_from": later.isoformat(), "validation_from": None}), encoding="utf-8"
     )
-    assert since_of("own") == later.isoformat()
-    assert since_of("over", "--like", shards) == manifest["test_from"], "what the user names comes first"
-    for words, named in (
-        ((), f"from {later:%Y-%m-%d %H:%M:%S} UTC, by {own / '_scores.json'}"),
-        (("--like", shards), f"by the shards {shards}"),
-    ):
-        assert named in code_and_error(capfd, service, own, tmp_path / "named", *words)[1]
+    named = f"from {later:%Y-%m-%d %H:%M:%S} UTC, by {own / '_scores.json'}"
+    assert since_of("own", named=named) == later.isoformat()
+    over = since_of("over", "--like", shards, named=f"by the shards {shards}")
+    assert over == manifest["test_from"], "what the user names comes first"
     code, error = code_and_error(capfd, service, own, tmp_path / "no", "--period", "validation")
     assert (code, "does not say when validation began" in error, "--like SHARDS" in error) == (1, True, True), error
     (own / "_scores.json").unlink()
