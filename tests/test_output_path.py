@@ -41,7 +41,7 @@ def commands(service: Path, shards: Path, run: Path, bundle: Path, scores: Path)
     return {
         "simulate": words("simulate"),
         "prepare": words("prepare", service),
-        "fit": words("fit", shards, after=("--batch", "512", "--epochs", "1")),
+        "fit": words("fit", shards, after=("--batch", "512", "--epochs", "1", "--evidence", "false")),
         "export": words("export", run),
         "score": words("score", bundle, service),
         "recommend": words("recommend", bundle, service),
@@ -198,7 +198,7 @@ def another(out: Path, marker: str | None) -> Iterator[None]:
 def test_two_trainings_in_one_folder(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As two processes: the first one is not disturbed, and a killed one holds no lock."""
     run, output = tmp_path / "run", tmp_path / "said"
-    words = ["fit", str(shards), str(run), "--batch", "256", "--epochs", "3", "--patience", "99"]
+    words = ["fit", str(shards), str(run), "--batch", "256", "--epochs", "3", "--patience", "99", "--evidence", "false"]
     process = start(words, output)
     wait_for(run / CONFIG, 0, process)
     for second in (words, [*words, "--devices", "2"]):

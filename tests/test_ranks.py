@@ -98,7 +98,9 @@ def test_two_processes_train_as_one(shards: Path, tmp_path: Path) -> None:
 
 def test_ctrl_c_saves_and_two_processes_go_on_where_they_stood(shards: Path, tmp_path: Path) -> None:
     """With dropout: each rank's generator is restored."""
-    config = FitConfig(epochs=1, validations_per_epoch=2, batch=128, devices=2, patience=9, checkpoint_minutes=1e-9)
+    config = FitConfig(
+        epochs=1, validations_per_epoch=2, batch=128, devices=2, patience=9, checkpoint_minutes=1e-9, evidence=False
+    )
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     fit(shards, undisturbed, config)
 
