@@ -5,7 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from serving.bundle.bundle import BUNDLE_FILE, CARD, Bundle
 from serving.bundle.card import licence_terms
 from serving.bundle.contents import TENSOR_DESCRIPTIONS
 from serving.bundle.hard_links import file_checksums
-from serving.bundle.metadata import BUNDLE_VERSION
+from serving.bundle.metadata import BUNDLE_VERSION, BundleRecord
 from serving.bundle.record import record_verdict
 from serving.bundle.seal import write_record
 from serving.bundle.verdict import NOT_EVALUATED
@@ -233,7 +233,7 @@ def test_the_whole_way_records_and_then_rests(service: Path, tmp_path: Path) -> 
     # cut short after the report and before its verdict was kept
     metadata = record_of(out / "bundle")
     del metadata["evaluation"]
-    write_record(out / "bundle", metadata)
+    write_record(out / "bundle", cast(BundleRecord, metadata))
     run_pipeline(service, out, recipe, console)
     assert record_of(out / "bundle")["evaluation"] == kept
 

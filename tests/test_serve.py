@@ -147,7 +147,7 @@ def test_a_time_is_a_time_however_it_is_written(at: Served, bundle: Path) -> Non
 
 def test_times_are_the_order_of_plays_and_none_is_later_than_the_request(at: Served, bundle: Path) -> None:
     """As in training, which shows no play at or after an impression's time."""
-    given = RequestGenerator(Bundle.open(bundle), 7).request(9, 5) | {"time": 1_700_000_001}
+    given: dict[str, Any] = RequestGenerator(Bundle.open(bundle), 7).request(9, 5) | {"time": 1_700_000_001}
     expected = ranked(at, given)
     assert expected["history"] == {"plays": 9, "left_out": 0}
     assert ranked(at, given | {"history": given["history"][::-1]}) == expected
