@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.commands import COMMANDS
-from configs.evaluation_commands import plan, read_test, value
+from configs.evaluation_commands import drift, plan, read_test, value
 from configs.terminal import (
     answer_without_command,
     call_command,
@@ -369,7 +369,7 @@ def bench(*, json: Path | None = None, settings: Any) -> None:
 
 def command_function(name: str) -> Callable[..., Any]:
     """The function of a command in `COMMANDS`."""
-    elsewhere = {"import": import_, "value": value, "test": read_test, "plan": plan}
+    elsewhere = {"import": import_, "value": value, "test": read_test, "plan": plan, "drift": drift}
     return elsewhere.get(name) or globals()[name]
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "verify": ("every checksum of a bundle and every golden case", None),
     "refresh": ("new titles and artworks of a dataset into a bundle, without training", None),
     "score": ("a bundle over a dataset -> a table of click probabilities and policies", "engine"),
+    "drift": ("a bundle and a newer log -> what has changed since the bundle's validation period", None),
     "recommend": ("a bundle over a dataset -> the titles every member should see first", None),
     "serve": ("a bundle behind HTTP: ranked artworks, propensities and explanations", None),
     "bench": ("a benchmark's table, or all of them: ours beside what a user would pick instead", None),

@@ -1,4 +1,4 @@
-"""The commands that evaluate logs: `keyart value`, `test` and `plan`. Imports wait until a command runs, as in `keyart.py`."""
+"""The commands that judge logs: `keyart value`, `test`, `plan`, `drift`. Imports wait until a command runs, as in `keyart.py`."""
 
 from __future__ import annotations
 
@@ -88,3 +88,22 @@ def plan(log: Path, *, settings: PlanConfig) -> None:
     share = record["recommended"] or record["plans"][-1]["share"]
     command = ["keyart score BUNDLE", log, f"SCORES --policy epsilon:{share:g}"]
     print_next_command(f"{settings.out / 'plan.html'} and plan.json written", *command)
+
+
+def drift(bundle: Path, log: Path, *, since: str | None = None, json: Path | None = None) -> None:
+    """Compare a newer log with the bundle's validation period: click probabilities, history lengths, ranks of what was shown,
+    propensities, and shares of unknown ids. A change is a warning.
+
+    Args:
+        bundle: A bundle written by `keyart export`, where the run's shards were.
+        log: A dataset by the contract, valid by `keyart check`; its whole histories are read.
+        since: Only impressions shown at or after this date or time (ISO 8601, UTC); default: the begin of the bundle's test period.
+        json: File for the counts, indices and limits.
+    """
+    from foundation.times import parse_time
+    from serving.scoring.drift_log import drift_of_log, print_drift
+
+    moment = None if since is None else parse_time("since", since)
+    record = drift_of_log(bundle, log, moment, json, stderr_console())
+    print_drift(record, stdout_console())
+    print_next_command("" if json is None else f"{json} written", "keyart evaluate", bundle, log, "REPORT")

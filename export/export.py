@@ -25,6 +25,7 @@ from export.descriptions import describe_graph
 from export.explore_graph import explore_graph
 from export.graphs import IR_VERSION, OPSET, build_graphs, build_tower_graphs
 from export.parity import TOWER_BOUND, largest_tower_difference, trained_answer
+from export.reference import reference_of
 from export.variants import ship_variants
 from foundation.atomic import atomic_folder
 from foundation.context import HOURS, MAX_POSITION, ContextFeature, save_context
@@ -94,7 +95,8 @@ def export(
 
     `origin`: facts about the run, copied into `bundle.json`. `images`: how artworks were embedded; without it the bundle has
     neither artwork.onnx nor title.onnx, and cannot be refreshed. `validation`: the shards the run was trained on, on whose
-    validation impressions reduced-precision graphs are measured: see `serving.bundle.variants`.
+    validation impressions reduced-precision graphs are measured (see `serving.bundle.variants`) and the reference histograms of
+    `keyart drift` are counted; without them the bundle has neither.
     """
     console = console or Console(stderr=True)
     model = model.eval().cpu()
@@ -192,6 +194,11 @@ def export(
         record["explanations"] = {"largest_difference": unexplained, "bound": GOLDEN_BOUND}
         record["parity"] = {"largest_difference": difference, "bound": GOLDEN_BOUND, "requests": 256}
         record["precisions"] = ship_variants(folder, vocabularies, reach, golden, validation, console)
+        reference = None if validation is None else reference_of(bundle, validation)
+        if reference is None:
+            console.print(f"export: {out}: without reference histograms for keyart drift: no validation impressions")
+        else:
+            record["reference"] = reference
         record["files"] = describe_files(folder)
         record["sha256"] = bundle_checksums(folder)
         (folder / CARD).write_text(model_card(record, vocabularies), encoding="utf-8")

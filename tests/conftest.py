@@ -160,7 +160,7 @@ def attending_run(shards: Path, once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def attending(attending_run: Path, once: Once) -> Path:
-    """That run's bundle, without graphs for new artworks."""
+    """That run's bundle, without graphs for new artworks and without a reference for drift."""
     opened = Run.open(attending_run)
     assert opened.model.sequence_tower.next_bias.weight.any()
     return once("attending", lambda out: export(opened.model, opened.vocabularies, out, origin={}))

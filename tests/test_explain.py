@@ -49,6 +49,7 @@ def test_the_terms_are_the_appeal(bundle: Path) -> None:
 def test_what_attention_reads_is_one_term(attending: Path) -> None:
     """Export holds the sum of the terms to the graph's appeal."""
     bundle = Bundle.open(attending)
+    assert "reference" not in bundle.metadata, "made without a validation period"
     assert bundle.metadata["explanations"]["largest_difference"] < 1e-5
     terms = bundle.explain(request_of(bundle))
     assert np.abs(terms["of_state"]).max() > 0

@@ -64,7 +64,7 @@ INTO_A_FOLDER = ("fit", "pipeline", "demo", "import")
 OF_A_DATASET = ("prepare", "score", "recommend", "value", "evaluate", "pipeline", "test", "plan")
 REPLACING = ("embed", "refresh")
 """Commands that replace what they read."""
-WRITING_NOTHING = ("check", "verify", "serve")
+WRITING_NOTHING = ("check", "verify", "serve", "drift")
 MARKERS = {
     "simulate": "simulation.json",
     "prepare": MANIFEST,

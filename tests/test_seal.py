@@ -78,7 +78,7 @@ def test_a_thousand_changed_bytes_are_refused(own: Path) -> None:
         lambda text: json.dumps(json.loads(text), indent=1, sort_keys=True).encode(),
         lambda text: text.decode().encode("utf-16"),
         lambda text: text.replace(b"{", b'{\n "history_length": 1,', 1),
-        lambda text: text.replace(b'"schema_version": 9', b'"schema_version": 9.0'),
+        lambda text: text.replace(b'"schema_version": 10', b'"schema_version": 10.0'),
         lambda text: text.replace(b'"history_span"', b'"history\\u005fspan"'),
         lambda text: re.sub(rb'"digest": "(.)', lambda match: b'"digest": "' + match[1].upper() + b"x", text),
         lambda text: re.sub(rb'"bound": [^,\n]*', b'"bound": NaN', text, count=1),
@@ -105,6 +105,12 @@ def without(record: dict[str, Any], name: str) -> dict[str, Any]:
 
 def with_file(record: dict[str, Any], name: Any, checksum: Any = "0" * 64) -> dict[str, Any]:
     return record | {"sha256": {**record["sha256"], name: checksum}}
+
+
+def with_histogram(record: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    histograms = record["reference"]["histograms"]
+    histograms |= {"chosen_rank": {**histograms["chosen_rank"], **changed}}
+    return record
 
 
 @pytest.mark.parametrize(
@@ -136,6 +142,15 @@ def with_file(record: dict[str, Any], name: Any, checksum: Any = "0" * 64) -> di
             ),
             "the bound of the golden cases of fp16 is not in 0 .. 0.004",
         ),
+        (
+            lambda r: r | {"reference": {**r["reference"], "impressions": 0}},
+            "reference.impressions is not in 1 .. ",
+        ),
+        (lambda r: r | {"reference": {**r["reference"], "histograms": {}}}, "reference.histograms are not those of"),
+        (lambda r: with_histogram(r, bounds=[1.0]), "reference.histograms.chosen_rank.bounds are not those"),
+        (lambda r: with_histogram(r, counts=[-1] * 11), "counts are not 11 numbers of 0 or more"),
+        (lambda r: with_histogram(r, design_effect=0.5), "chosen_rank.design_effect is below 1"),
+        (lambda r: with_histogram(r, counts=["1"]), "reference.histograms.chosen_rank.counts[0] is '1'"),
         (lambda r: r | {"sha256": {}}, "has no checksum of rank.onnx"),
         (lambda r: r | {"sha256": None}, "sha256 is None, not an object"),
         (lambda r: with_file(r, "weights.bin", 7), "sha256.weights.bin is 7, not text"),
@@ -148,7 +163,7 @@ def with_file(record: dict[str, Any], name: Any, checksum: Any = "0" * 64) -> di
         (lambda r: with_file(r, ""), "which is no path of a file in the bundle"),
         (lambda r: with_file(r, BUNDLE_FILE), "which is no path of a file in the bundle"),
         (lambda r: r | {"contract_version": 7}, "contract version 7, and this keyart reads"),
-        (lambda r: r | {"schema_version": 8}, "schema version 8, and this keyart reads version 9"),
+        (lambda r: r | {"schema_version": 8}, "schema version 8, and this keyart reads version 10"),
     ],
 )
 def test_a_sealed_record_of_no_bundle_is_refused(

@@ -192,6 +192,8 @@ def test_metrics_add_up(at: Served) -> None:
     assert buckets == sorted(buckets)
     assert after["keyart_rank_seconds_count"] - before["keyart_rank_seconds_count"] == 4
     assert after["keyart_waiting_requests"] == 0
+    for name in ("click_probability", "history_length", "chosen_rank", "propensity"):
+        assert after[f"keyart_{name}_count"] - before[f"keyart_{name}_count"] == 2
 
 
 def counted(at: Served) -> dict[str, float]:

@@ -29,7 +29,7 @@ per 1,000 impressions above the log's, showing the most probable artwork.
 """
 LIMITS = """\
 - A probability is what the log's period would have shown. Markets, catalogues and pages change: measure calibration on new
-  impressions, and train again when it drifts.
+  impressions, compare them by `keyart drift`, and train again when they drift.
 - The logging policy chose what was shown; kinds of artworks that it never showed are ranked by similarity to others only.
 - Ids that training never saw share the unknown row: such titles and artworks are ranked by genres, people, year and image.
 - The model knows members only by their plays and by the context of a request, such as device, country and time.
@@ -111,6 +111,9 @@ def _measured(metadata: BundleRecord) -> list[str]:
     ):
         if measured is not None:
             rows[words] = f"{measured['largest_difference']:.1e} (refused above {measured['bound']})"
+    if "reference" in metadata:
+        counted, of = metadata["reference"]["impressions"], metadata["reference"]["sampled_from"]
+        rows["reference histograms for `keyart drift`"] = f"{counted:,} of {of:,} validation impressions"
     if not rows:
         return ["Nothing: this bundle was exported without a run's metrics."]
     for one in metadata.get("refreshed", []):

@@ -9,7 +9,7 @@ from typing import NotRequired, TypedDict
 from datamodules.shards.embedding_origin import EmbeddingOrigin
 
 BUNDLE_FILE = "bundle.json"
-BUNDLE_VERSION = 9
+BUNDLE_VERSION = 10
 """Raised when the bundle's files or its record change their meaning."""
 REQUIRED_FILES = (
     *("rank.onnx", "member.onnx", "choose.onnx", "choose_vectors.onnx", "titles.onnx", "explore.onnx"),
@@ -193,6 +193,31 @@ class Evaluation(TypedDict):
     refreshed_since: NotRequired[list[str]]
 
 
+class ReferenceHistogram(TypedDict):
+    """Counts of values by upper bound: `counts[i]` above `bounds[i - 1]` and up to `bounds[i]`, the last one above all of them.
+
+    `design_effect`, 1 or more, and `effect_spread`, 0 or more, say how values of one member resemble each other: see
+    `serving.scoring.drift_counts.Counted`.
+    """
+
+    bounds: list[float]
+    counts: list[int]
+    design_effect: float
+    effect_spread: float
+
+
+class Reference(TypedDict):
+    """What the bundle was asked in the validation period, by name of `serving.bundle.reference.BOUNDS`.
+
+    `impressions`: how many of the `sampled_from` validation impressions were counted, chosen by `seed`.
+    """
+
+    impressions: int
+    sampled_from: int
+    seed: int
+    histograms: dict[str, ReferenceHistogram]
+
+
 class RunOrigin(TypedDict, total=False):
     """Facts about the run that a bundle was made from."""
 
@@ -237,5 +262,7 @@ class BundleRecord(RunOrigin):
     golden_graphs: GoldenDifference
     explanations: Difference
     parity: ParityDifference
+    reference: NotRequired[Reference]
+    """Absent where the run was exported without its shards."""
     refreshed: NotRequired[list[Refreshed]]
     evaluation: NotRequired[Evaluation]

@@ -28,6 +28,7 @@ from serving.bundle.metadata import (
     BundleRecord,
 )
 from serving.bundle.precision_bounds import BOUNDS, FULL_PRECISION
+from serving.bundle.reference import faults_of_reference
 
 DIGEST = "digest"
 REMEDY = "Export the run again."
@@ -152,6 +153,8 @@ def _faults(record: BundleRecord) -> Iterator[str]:
             yield f"{name}.bound is {golden['bound']:g}, and differences above {largest:g} are refused"
     for row in record["precisions"]:
         yield from _faults_of_precision(record, row["precision"], row["ships"], row.get("bounds", {}))
+    if "reference" in record:
+        yield from faults_of_reference(record["reference"])
 
 
 def _faults_of_precision(record: BundleRecord, name: str, ships: bool, bounds: dict[str, float]) -> Iterator[str]:

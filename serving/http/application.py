@@ -29,6 +29,7 @@ from serving.http.answers import cost
 from serving.http.bodies import LARGE_BYTES, Bodies
 from serving.http.choice_log import ChoiceLog
 from serving.http.config import ServeConfig
+from serving.http.drift_metrics import DriftMetrics
 from serving.http.fields import RequestError
 from serving.http.generation import Generation
 from serving.http.interface import OTHER_PATHS
@@ -80,6 +81,7 @@ class Service:
             self.log.reopen()
         self.generation = generation
         self.service_metrics.info = generation.info
+        self.service_metrics.drift = DriftMetrics(generation.reference)
 
     async def reload(self) -> None:
         """Take the bundle that is in the folder now; where it cannot be read, say why: then the one before stays."""
@@ -153,6 +155,9 @@ class Service:
         stages["read"].add(time.perf_counter() - begin)
         self._count_ids(requests)
         answers = await self.lanes.ask(requests, [cost(request) for request in requests], generation.ranker.answer)
+        if generation is self.generation:  # else another bundle was taken meanwhile
+            for request, answer in zip(requests, answers, strict=True):
+                self.service_metrics.drift.add(len(request.history_titles), answer)
         begin = time.perf_counter()
         if self.log is not None:
             self.log.add(requests, answers)

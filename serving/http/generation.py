@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from serving.bundle.bundle import Bundle
+from serving.bundle.metadata import Reference
 from serving.bundle.steady import read_steadily
 from serving.http.answers import ArtworkRanker
 from serving.http.config import ServeConfig
@@ -26,6 +27,8 @@ class Generation:
     ranker: ArtworkRanker
     info: dict[str, str]
     """Digest, fingerprint and keyart's version."""
+    reference: Reference | None
+    """What the bundle was asked in validation, where it is recorded."""
     openapi: str
     docs: str
     curl: str
@@ -50,7 +53,8 @@ class Generation:
             "version": version("keyart"),
         }
         ranker.answer(reader.read(json.dumps(example(bundle)).encode(), time.time())[0])
-        return cls(bundle.digest, reader, ranker, info, json.dumps(spec), page(spec, curl), curl)
+        reference = bundle.metadata.get("reference")
+        return cls(bundle.digest, reader, ranker, info, reference, json.dumps(spec), page(spec, curl), curl)
 
 
 def example_command(bundle: Bundle, config: ServeConfig) -> str:

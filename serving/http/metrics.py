@@ -1,9 +1,11 @@
 """Metrics of the service, in Prometheus' text format 0.0.4; those of several workers are added up."""
 
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from serving.http.drift_metrics import DriftMetrics
+from serving.http.histogram import Histogram, header
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12)
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -26,27 +28,6 @@ _COUNTERS = {
 """By attribute: name, meaning, and labels in the order of its keys."""
 
 
-class Histogram:
-    """Cumulative counts of values by upper bound, and their sum."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
-
-    def add(self, value: float) -> None:
-        """One value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    def lines(self, name: str, labels: str = "") -> list[str]:
-        """The lines of the text format; `labels`: such as `stage="read"`."""
-        lines, below, comma = [], 0, "," if labels else ""
-        for bound, count in zip((*self.bounds, "+Inf"), self.counts, strict=True):
-            below += count
-            lines.append(f'{name}_bucket{{{labels}{comma}le="{bound}"}} {below}')
-        label = f"{{{labels}}}" if labels else ""
-        return [*lines, f"{name}_sum{label} {self.sum:.9g}", f"{name}_count{label} {below}"]
-
-
 class ServiceMetrics:
     """Metrics of one process, since it started."""
 
@@ -54,6 +35,8 @@ class ServiceMetrics:
         self.counters: dict[str, Counter[tuple[str, ...]]] = {name: Counter() for name in _COUNTERS}
         self.seconds, self.sizes = Histogram(SECONDS), Histogram(SIZES)
         self.stages = {stage: Histogram(SECONDS) for stage in STAGES}
+        self.drift = DriftMetrics()
+        """What the bundle was asked that is served now; another bundle begins anew."""
         self.info: dict[str, str] = {}
         """Labels of `keyart_bundle_info`."""
         self.gauges: dict[str, tuple[float, str]] = {}
@@ -74,54 +57,59 @@ class ServiceMetrics:
         return {
             "counters": {name: [[*key, n] for key, n in counter.items()] for name, counter in self.counters.items()},
             "histograms": {name: [*histogram.counts, histogram.sum] for name, histogram in self._histograms().items()},
+            "reference": self.drift.reference,
             "gauges": self.gauges,
             "info": self.info,
         }
 
     @classmethod
     def total(cls, states: Iterable[Mapping[str, Any]]) -> "ServiceMetrics":
-        """The metrics of several processes, added up; bundle and meanings of gauges are the first one's."""
+        """The metrics of several processes, added up; bundle and meanings of gauges are the first one's.
+
+        What another bundle was asked, while processes take a new one, is left out.
+        """
         total = cls()
-        for state in states:
+        for index, state in enumerate(states):
+            if not index:
+                total.drift, total.info = DriftMetrics(state["reference"]), dict(state["info"])
+            same_bundle = state["info"] == total.info
             for name, rows in state["counters"].items():
                 for *key, n in rows:
                     total.counters[name][tuple(key)] += n
             for name, (*counts, summed) in state["histograms"].items():
+                if name in total.drift.histograms and not same_bundle:
+                    continue
                 histogram = total._histograms()[name]
                 histogram.counts = [a + b for a, b in zip(histogram.counts, counts, strict=True)]
                 histogram.sum += summed
             for name, (value, meaning) in state["gauges"].items():
                 total.gauges[name] = (total.gauges.get(name, (0.0, ""))[0] + value, meaning)
-            total.info = total.info or dict(state["info"])
         return total
 
     def text(self) -> str:
         """The answer to GET /metrics."""
         lines = []
         for attribute, (name, meaning, labels) in _COUNTERS.items():
-            lines += _header(name, meaning, "counter")
+            lines += header(name, meaning, "counter")
             for key, n in sorted(self.counters[attribute].items()):
                 pairs = ",".join(f'{label}="{value}"' for label, value in zip(labels, key, strict=True))
                 lines.append(f"{name}{{{pairs}}} {n}")
-        lines += _header("keyart_rank_seconds", "From the head of POST /rank to the end of its answer.", "histogram")
+        lines += header("keyart_rank_seconds", "From the head of POST /rank to the end of its answer.", "histogram")
         lines += self.seconds.lines("keyart_rank_seconds")
-        lines += _header("keyart_stage_seconds", "Of that, by stage: read, queue, rank (by batch), write.", "histogram")
+        lines += header("keyart_stage_seconds", "Of that, by stage: read, queue, rank (by batch), write.", "histogram")
         for stage, histogram in self.stages.items():
             lines += histogram.lines("keyart_stage_seconds", f'stage="{stage}"')
-        lines += _header("keyart_batch_requests", "Requests answered in one batch.", "histogram")
+        lines += header("keyart_batch_requests", "Requests answered in one batch.", "histogram")
         lines += self.sizes.lines("keyart_batch_requests")
+        lines += self.drift.lines()
         for name, (value, meaning) in self.gauges.items():
-            lines += [*_header(name, meaning, "gauge"), f"{name} {value:g}"]
+            lines += [*header(name, meaning, "gauge"), f"{name} {value:g}"]
         pairs = ",".join(f'{label}="{value}"' for label, value in self.info.items())
         lines += [
-            *_header("keyart_bundle_info", "The bundle that is served.", "gauge"),
+            *header("keyart_bundle_info", "The bundle that is served.", "gauge"),
             f"keyart_bundle_info{{{pairs}}} 1",
         ]
         return "\n".join([*lines, ""])
 
     def _histograms(self) -> dict[str, Histogram]:
-        return {"seconds": self.seconds, "sizes": self.sizes} | self.stages
-
-
-def _header(name: str, meaning: str, kind: str) -> list[str]:
-    return [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}"]
+        return {"seconds": self.seconds, "sizes": self.sizes} | self.stages | self.drift.histograms
