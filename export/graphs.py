@@ -9,7 +9,7 @@ rows for bulk work.
     title.onnx    genres, cast and year -> a title's vectors
     titles.onnx   a member's vector for titles -> the best titles
     explore.onnx  candidates and rank.onnx's outputs for them -> Thompson sampling's choice: see `export.explore_graph`
-    rank_rows.onnx, member_rows.onnx   the first two over rows of the vocabularies
+    rank_rows.onnx, member_rows.onnx, choose_rows.onnx, titles_rows.onnx   the same over rows of the vocabularies
     explain_rows.onnx   as rank_rows.onnx -> the terms that appeal is the sum of: see `models.serving.Whole`
 
 No custom operator; requests, plays and candidates in any number; masks inside.
@@ -41,7 +41,16 @@ from models.content_towers import (
 )
 from models.ranking import HISTORY, OUTPUTS, Ranking
 from models.serving import CHOOSE_OUTPUTS, EXPLAIN_OUTPUTS, MEMBER_OUTPUTS, VECTORS, Choose, Whole
-from serving.bundle.bundle import ARTWORK_GRAPH, CONTEXT_PREFIX, EXPLAIN_ROWS, MEMBER_ROWS, RANK_ROWS, TITLE_GRAPH
+from serving.bundle.bundle import (
+    ARTWORK_GRAPH,
+    CHOOSE_ROWS,
+    CONTEXT_PREFIX,
+    EXPLAIN_ROWS,
+    MEMBER_ROWS,
+    RANK_ROWS,
+    TITLE_GRAPH,
+    TITLES_ROWS,
+)
 from serving.bundle.ids import ARTWORK_TABLE_PREFIXES, TITLE_TABLE_PREFIXES, add_id_encoders
 
 OPSET = 20
@@ -72,9 +81,10 @@ def build_graphs(ranking: Ranking, vocabularies: Vocabularies, example: dict[str
     rank, member = extract([*ranking.inputs], [*OUTPUTS]), extract([*HISTORY], [*MEMBER_OUTPUTS])
     explain = extract([*ranking.inputs], [*EXPLAIN_OUTPUTS])
     _any_people(explain)
-    graphs = {"rank.onnx": rank, "member.onnx": member, "choose.onnx": traces[1]}
-    graphs |= {"choose_vectors.onnx": _choose_vectors(traces[1]), "titles.onnx": _titles(ranking)}
-    by_rows = {RANK_ROWS: rank, MEMBER_ROWS: member, EXPLAIN_ROWS: explain}
+    choose, titles = traces[1], _titles(ranking)
+    graphs = {"rank.onnx": rank, "member.onnx": member, "choose.onnx": choose}
+    graphs |= {"choose_vectors.onnx": _choose_vectors(choose), "titles.onnx": titles}
+    by_rows = {RANK_ROWS: rank, MEMBER_ROWS: member, CHOOSE_ROWS: choose, TITLES_ROWS: titles, EXPLAIN_ROWS: explain}
     return {name: add_id_encoders(graph, vocabularies) for name, graph in graphs.items()} | by_rows
 
 

@@ -51,6 +51,8 @@ GRAPHS = (
     "title.onnx",
     "rank_rows.onnx",
     "member_rows.onnx",
+    "choose_rows.onnx",
+    "titles_rows.onnx",
     "explain_rows.onnx",
 )
 

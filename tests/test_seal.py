@@ -13,7 +13,7 @@ import pytest
 import keyart
 from foundation.errors import UserError
 from serving.bundle.bundle import BUNDLE_FILE, Bundle
-from serving.bundle.metadata import GOLDEN_BOUND
+from serving.bundle.metadata import BUNDLE_VERSION, GOLDEN_BOUND
 from serving.bundle.seal import digest_of, read_record, text_of
 
 
@@ -78,7 +78,7 @@ def test_a_thousand_changed_bytes_are_refused(own: Path) -> None:
         lambda text: json.dumps(json.loads(text), indent=1, sort_keys=True).encode(),
         lambda text: text.decode().encode("utf-16"),
         lambda text: text.replace(b"{", b'{\n "history_length": 1,', 1),
-        lambda text: text.replace(b'"schema_version": 10', b'"schema_version": 10.0'),
+        lambda text: text.replace(b'"schema_version": %d' % BUNDLE_VERSION, b'"schema_version": %d.0' % BUNDLE_VERSION),
         lambda text: text.replace(b'"history_span"', b'"history\\u005fspan"'),
         lambda text: re.sub(rb'"digest": "(.)', lambda match: b'"digest": "' + match[1].upper() + b"x", text),
         lambda text: re.sub(rb'"bound": [^,\n]*', b'"bound": NaN', text, count=1),
@@ -163,7 +163,7 @@ def with_histogram(record: dict[str, Any], **changed: Any) -> dict[str, Any]:
         (lambda r: with_file(r, ""), "which is no path of a file in the bundle"),
         (lambda r: with_file(r, BUNDLE_FILE), "which is no path of a file in the bundle"),
         (lambda r: r | {"contract_version": 7}, "contract version 7, and this keyart reads"),
-        (lambda r: r | {"schema_version": 8}, "schema version 8, and this keyart reads version 10"),
+        (lambda r: r | {"schema_version": 8}, f"schema version 8, and this keyart reads version {BUNDLE_VERSION}"),
     ],
 )
 def test_a_sealed_record_of_no_bundle_is_refused(

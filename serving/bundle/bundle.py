@@ -2,8 +2,8 @@
 
 The graphs over ids, for a serving team, and over rows, for bulk work here, are those of `export.graphs`; beside them
 some in fewer bytes (`serving.bundle.variants`), `vocabularies.json` (ids -> rows), golden cases, `example.py` and
-`example.mjs` that run them, `triton/`, `CARD.md`, and `bundle.json` (what every file, input and output is, what the model was
-made of, what was measured, each file's SHA-256 by its path from the folder, and a digest of all that).
+`example.mjs` that run them, `triton/` and `triton_gpu/`, `CARD.md`, and `bundle.json` (what every file, input and output is, what
+the model was made of, what was measured, each file's SHA-256 by its path from the folder, and a digest of all that).
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +29,7 @@ GOLDEN, GOLDEN_GRAPHS = "golden.jsonl", "golden_graphs.jsonl"
 EXAMPLE, EXAMPLE_IN_NODE = "example.py", "example.mjs"
 ARTWORK_GRAPH, TITLE_GRAPH = "artwork.onnx", "title.onnx"
 RANK_ROWS, MEMBER_ROWS, EXPLAIN_ROWS = "rank_rows.onnx", "member_rows.onnx", "explain_rows.onnx"
+CHOOSE_ROWS, TITLES_ROWS = "choose_rows.onnx", "titles_rows.onnx"
 TITLE_VECTORS, POSTERIOR = "titles.safetensors", "posterior.safetensors"
 EXPLAIN_TABLES = "explain.safetensors"
 CONTEXT_PREFIX = "context_"

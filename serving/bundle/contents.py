@@ -11,6 +11,7 @@ from foundation.context import CONTEXT_FILE
 from serving.bundle.bundle import (
     ARTWORK_GRAPH,
     CATALOGUE,
+    CHOOSE_ROWS,
     EXAMPLE,
     EXAMPLE_IN_NODE,
     EXPLAIN_ROWS,
@@ -23,12 +24,13 @@ from serving.bundle.bundle import (
     RANK_ROWS,
     TITLE_GRAPH,
     TITLE_VECTORS,
+    TITLES_ROWS,
     VECTOR_HASHES,
     VOCABULARIES,
 )
 from serving.bundle.ids import TOWER_WEIGHTS, WEIGHTS
 from serving.bundle.metadata import BundleRecord, FileDescription, TensorDescription
-from serving.bundle.triton import REPOSITORY
+from serving.bundle.triton import GPU_REPOSITORY, REPOSITORY
 
 FILE_DESCRIPTIONS = {
     "rank.onnx": "history, context, title and candidates, as ids -> probabilities and terms",
@@ -38,6 +40,8 @@ FILE_DESCRIPTIONS = {
     "explore.onnx": "candidates and rank.onnx's outputs for them -> a choice and its propensity",
     RANK_ROWS: "rank.onnx over rows of the vocabularies",
     MEMBER_ROWS: "member.onnx over rows of the vocabularies",
+    CHOOSE_ROWS: "choose.onnx over rows of the vocabularies",
+    TITLES_ROWS: "titles.onnx over rows of the vocabularies",
     EXPLAIN_ROWS: "inputs of rank_rows.onnx -> what each past play, person and context feature adds to a candidate's appeal",
     "choose_vectors.onnx": "as choose.onnx, of candidates given as vectors that artwork.onnx made",
     ARTWORK_GRAPH: "an image of any size, a vector of your own, or both, and what it depicts -> an artwork's vectors",
@@ -56,6 +60,7 @@ FILE_DESCRIPTIONS = {
     EXAMPLE: "runs the golden cases with numpy and onnxruntime alone",
     EXAMPLE_IN_NODE: "the same with onnxruntime-node",
     REPOSITORY: "a model repository for Triton: graphs, what each reads of the weights, and configurations",
+    GPU_REPOSITORY: "the same of graphs over rows, for GPUs",
     TITLE_VECTORS: "every title's vector, to rank titles by any vector index: the dot product with `title_query` is its score",
     EXPLAIN_TABLES: "every title's and artwork's vectors: appeal(k) = artwork_query . artwork_vector + "
     "content_query . artwork_content + artwork_bias - (artwork_query . mean_vector + content_query . mean_content + "

@@ -13,7 +13,7 @@ BUNDLE_VERSION = 10
 """Raised when the bundle's files or its record change their meaning."""
 REQUIRED_FILES = (
     *("rank.onnx", "member.onnx", "choose.onnx", "choose_vectors.onnx", "titles.onnx", "explore.onnx"),
-    *("rank_rows.onnx", "member_rows.onnx", "explain_rows.onnx", "weights.bin"),
+    *("rank_rows.onnx", "member_rows.onnx", "choose_rows.onnx", "titles_rows.onnx", "explain_rows.onnx", "weights.bin"),
     *(
         "titles.safetensors",
         "explain.safetensors",
