@@ -23,7 +23,7 @@ BENCHMARKS = {
     "cold": "artworks, titles and members that training never saw, beside a training that saw them",
     "explore": "a stream chosen by Thompson sampling, beside greedy, epsilon-greedy, LinUCB and uniform, by the truth",
     "titles": "titles ranked for members, beside popularity, item-kNN, EASE, and SASRec and HSTU of RecTools",
-    "serve": "a request's cost on one core, beside torch eager, torch.compile and torch-rechub's own export",
+    "serve": "a request's cost on one core, beside torch eager, torch.compile, OpenVINO and torch-rechub's own export",
     "load": "keyart serve under load and under generated invalid requests: requests a second, latency, memory",
     "attacks": "keyart serve under costly bodies, held connections and replaced bundles: what everybody else is given",
     "value": "off-policy estimates, beside Open Bandit Pipeline on the same arrays",

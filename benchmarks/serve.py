@@ -7,13 +7,18 @@ module. torch-rechub is its DSSM of equal width, exported by its own exporter, o
 for each candidate (it depends on the item only, so that with stored vectors only the member's tower is left), and their dot
 products. It reads the history's titles only, no time, position or engagement. `keyart, fp16` and `keyart, int8` are the
 reduced-precision graphs (`serving.bundle.precision`), over ids, measured whether or not a bundle of this run would ship them.
+OpenVINO runs rank_rows.onnx, in a process of its own, in the ways that `benchmarks.openvino_turns` names; by its defaults on all
+cores. `shapes vary`: calls of other numbers of plays and candidates in turn, as requests have them.
 """
 
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +26,8 @@ import onnxruntime as ort
 import torch
 from rich.console import Console
 
+from benchmarks.openvino_peer import NAME as OPENVINO
+from benchmarks.openvino_peer import OpenVino, openvino
 from benchmarks.side_by_side import PEER, PEER_VERSION
 from benchmarks.subprocess_usage import measure
 from benchmarks.table import OURS, Row
@@ -43,6 +50,8 @@ NAME = "serve"
 TOTAL_REQUESTS = 20_000_000
 """Requests a second of the whole service."""
 WARMUP_CALLS = 20
+SHAPES = 64
+"""Requests of other shapes that take turns."""
 CUDA = "CUDA"
 
 
@@ -65,7 +74,7 @@ class Config:
     compile: bool = True
     """Whether torch.compile is measured: a minute or two, needs a C++ compiler."""
     peer: bool = True
-    """Whether torch-rechub is measured, in an environment of its own."""
+    """Whether torch-rechub and OpenVINO are measured, each in an environment of its own."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -77,6 +86,8 @@ class Config:
 
 
 Call = Callable[[], object]
+Turn = Callable[[float], list[float]]
+"""A turn of so many seconds -> the seconds of every call in it."""
 
 
 def bench(config: Config, console: Console) -> list[Row]:
@@ -84,7 +95,7 @@ def bench(config: Config, console: Console) -> list[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with tempfile.TemporaryDirectory(prefix="keyart-bench-") as folder:
+        with tempfile.TemporaryDirectory(prefix="keyart-bench-") as folder, ExitStack() as stack:
             work = Path(folder)
             run = Run.open(Path(config.run) if config.run else trained(work, console))
             bundle = export(run.model, run.vocabularies, work / "bundle", origin={}, console=Console(quiet=True))
@@ -92,15 +103,23 @@ def bench(config: Config, console: Console) -> list[Row]:
                 write_variant(bundle.folder, kind)
             ranking = Ranking(run.model.eval()).eval()
             towers = _peer(run, work, config, console)
+            vino = _openvino(bundle.folder / RANK_ROWS, work, stack, config, console)
             if not _has_cuda():
                 console.print(f"bench {NAME}: {CUDA} left out: this ONNX Runtime has no such provider")
             rows: list[Row] = []
             for n in config.batches:
                 shape = (config.plays, n, config.plays, config.candidates)
                 requests = random_requests(run.vocabularies, run.model.sizes.context, *shape, seed=n, full=True)
-                subjects = _ours(bundle.folder, requests, run) | _torch(ranking, requests, config, console)
+                varied = _varied(run, n, config)
+                calls = _ours(bundle.folder, requests, varied, run) | _torch(ranking, requests, config, console)
                 if towers is not None:
-                    subjects[PEER, "whole"] = _towers(*towers, requests, run)
+                    calls[PEER, "whole"] = _towers(*towers, requests, run)
+                subjects = {key: turn_of(call) for key, call in calls.items()}
+                if vino is not None:
+                    expected = _outputs(_session(bundle.folder / RANK_ROWS), requests)
+                    of_vino, differences = _of_openvino(vino, requests, varied, expected, n)
+                    subjects |= of_vino
+                    rows += differences
                 rows += _timed(subjects, n, config)
             return rows + _cores(rows)
     finally:
@@ -129,20 +148,38 @@ def _session(path: Path, provider: str = "CPU") -> ort.InferenceSession:
     return ort.InferenceSession(path, options, providers=[f"{provider}ExecutionProvider"])
 
 
-def _call(session: ort.InferenceSession, request: dict[str, np.ndarray]) -> Call:
-    inputs = {part.name: request[part.name] for part in session.get_inputs()}
-    return lambda: session.run(None, inputs)
+def _call(session: ort.InferenceSession, *requests: Mapping[str, np.ndarray]) -> Call:
+    """A call that answers the next of the requests, which take turns."""
+    names = [part.name for part in session.get_inputs()]
+    inputs = cycle([{name: request[name] for name in names} for request in requests])
+    return lambda: session.run(None, next(inputs))
 
 
-def _ours(bundle: Path, rows: dict[str, np.ndarray], run: Run) -> dict[tuple[str, str], Call]:
+def _outputs(session: ort.InferenceSession, request: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    names = [part.name for part in session.get_outputs()]
+    return dict(zip(names, _call(session, request)(), strict=True))  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _varied(run: Run, n: int, config: Config) -> list[dict[str, np.ndarray]]:
+    """Requests of random numbers of plays and candidates, up to the configured ones."""
+    rng, context = np.random.default_rng(n), run.model.sizes.context
+    shapes = zip(rng.integers(1, config.plays + 1, SHAPES), rng.integers(1, config.candidates + 1, SHAPES), strict=True)
+    return [
+        random_requests(run.vocabularies, context, config.plays, n, int(plays), int(k), seed=seed, full=True)
+        for seed, (plays, k) in enumerate(shapes)
+    ]
+
+
+def _ours(
+    bundle: Path, rows: dict[str, np.ndarray], varied: list[dict[str, np.ndarray]], run: Run
+) -> dict[tuple[str, str], Call]:
     """Calls of keyart's graphs: whole requests over ids and over rows, in two steps, and in reduced precision."""
     ids = dict(rows)
     for name in rows:
         if (vocabulary := vocabulary_of(name, run.vocabularies)) is not None:
             ids[name] = np.array([UNKNOWN_ID, *vocabulary.values], object)[rows[name]]
     member, choose = _session(bundle / "member.onnx"), _session(bundle / "choose.onnx")
-    names = [part.name for part in member.get_outputs()]
-    ids |= dict(zip(names, _call(member, ids)(), strict=True))  # pyright: ignore[reportArgumentType, reportCallIssue]
+    ids |= _outputs(member, ids)
     ids["played_before"] = np.zeros(len(rows["title"]), bool)
     run_member, run_choose = _call(member, ids), _call(choose, ids)
     variants: dict[tuple[str, str], Call] = {}
@@ -156,6 +193,7 @@ def _ours(bundle: Path, rows: dict[str, np.ndarray], run: Run) -> dict[tuple[str
             (OURS, "member, then choose"): lambda: (run_member(), run_choose()),
             (OURS, "kept"): run_choose,
             (f"{OURS}, rows", "whole"): _call(_session(bundle / RANK_ROWS), rows),
+            (f"{OURS}, rows", "shapes vary"): _call(_session(bundle / RANK_ROWS), *varied),
         }
         | ({(f"{OURS}, {CUDA}", "whole"): _call(_session(bundle / RANK_ROWS, CUDA), rows)} if _has_cuda() else {})
     )
@@ -238,18 +276,69 @@ def _towers(
     return call
 
 
-def _timed(subjects: dict[tuple[str, str], Call], n: int, config: Config) -> list[Row]:
+def _openvino(graph: Path, work: Path, stack: ExitStack, config: Config, console: Console) -> OpenVino | None:
+    """OpenVINO with a graph, until the stack ends; None where it is left out."""
+    folder = work / "openvino"
+    folder.mkdir()
+    try:
+        if not config.peer:
+            raise UserError("peer=false")
+        vino = stack.enter_context(openvino(graph, folder))
+        vino.start()
+    except UserError as error:
+        console.print(f"bench {NAME}: {OPENVINO} left out: {error}")
+        return None
+    return vino
+
+
+def _of_openvino(
+    vino: OpenVino,
+    requests: dict[str, np.ndarray],
+    varied: list[dict[str, np.ndarray]],
+    expected: dict[str, np.ndarray],
+    n: int,
+) -> tuple[dict[tuple[str, str], Turn], list[Row]]:
+    """Its turns, and how far its click probabilities are from ONNX Runtime's."""
+    same, other = vino.write(f"same-{n}", [requests]), vino.write(f"other-{n}", varied)
+    turns: dict[tuple[str, str], Turn] = {}
+    rows: list[Row] = []
+    for subject, way in (
+        (OPENVINO, "tuned"),
+        (f"{OPENVINO}, fixed shapes", "fixed"),
+        (f"{OPENVINO}, defaults", "defaults"),
+    ):
+        probability = vino.answers(same, way)["click_probability"]
+        difference = float(np.abs(probability - expected["click_probability"]).max())
+        figure = f"click probability, {n} at once, from ONNX Runtime's"
+        rows.append(Row(benchmark=NAME, subject=subject, figure=figure, unit="largest difference", value=difference))
+        turns[subject, "whole"] = partial(vino.turn, same, way)
+    for subject, way in ((OPENVINO, "tuned"), (f"{OPENVINO}, defaults", "defaults")):
+        vino.turn(other, way, 0)  # to warm up
+        turns[subject, "shapes vary"] = partial(vino.turn, other, way)
+    return turns, rows
+
+
+def turn_of(call: Call) -> Turn:
+    """A turn of calls, which are warm."""
+    for _ in range(WARMUP_CALLS):
+        call()
+
+    def turn(duration: float) -> list[float]:
+        seconds, deadline = [], time.perf_counter() + duration
+        while (start := time.perf_counter()) < deadline:
+            call()
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    return turn
+
+
+def _timed(subjects: dict[tuple[str, str], Turn], n: int, config: Config) -> list[Row]:
     """Rows of microseconds per request at the median and the 99th percentile of calls, and requests per second."""
     calls: dict[tuple[str, str], list[float]] = {key: [] for key in subjects}
-    for call in subjects.values():
-        for _ in range(WARMUP_CALLS):
-            call()
     for _ in range(config.rounds):
-        for key, call in subjects.items():
-            deadline = time.perf_counter() + config.seconds
-            while (start := time.perf_counter()) < deadline:
-                call()
-                calls[key].append(time.perf_counter() - start)
+        for key, turn in subjects.items():
+            calls[key] += turn(config.seconds)
     rows = []
     for (subject, what), seconds in calls.items():
         microseconds = np.array(seconds) / n * 1e6

@@ -16,7 +16,7 @@ def test_every_subject_answers_at_every_size(run: Path) -> None:
         Config(run=str(run), batches=(1, 5), rounds=2, seconds=0.02, compile=False, peer=False), Console(quiet=True)
     )
     value_of = {(row.subject, row.figure): row.value for row in rows}
-    subjects = {OURS: ("whole", "member, then choose", "kept"), f"{OURS}, rows": ("whole",)}
+    subjects = {OURS: ("whole", "member, then choose", "kept"), f"{OURS}, rows": ("whole", "shapes vary")}
     subjects |= {f"{OURS}, {kind}": ("whole", "kept") for kind in ("fp16", "int8")}
     for subject, ways in subjects.items():
         for what in ways:

@@ -6,8 +6,10 @@ import numpy as np
 import onnx
 import pytest
 
+from benchmarks.openvino_peer import openvino
 from export.export import random_requests
-from serving.bundle.bundle import Bundle
+from foundation.errors import UserError
+from serving.bundle.bundle import RANK_ROWS, Bundle
 from serving.bundle.golden import rows_of
 from serving.bundle.ids import MIN_EXTERNAL_BYTES, vocabulary_of
 from tests.test_graphs import in_ids, run
@@ -48,6 +50,31 @@ def test_graphs_over_rows_answer_as_those_over_ids(folder: Path) -> None:
                 assert values.size
                 assert values.dtype == wanted.dtype
                 np.testing.assert_allclose(values, wanted, rtol=1e-6, atol=1e-6, err_msg=f"{name}: {output}")
+
+
+@pytest.mark.slow
+def test_openvino_answers_as_onnx_runtime(bundle: Path, tmp_path: Path) -> None:
+    """Every graph over rows, with shapes of its own or fixed ones; by OpenVINO's defaults bfloat16 is allowed."""
+    opened = Bundle.open(bundle)
+    rows = random_requests(opened.vocabularies, opened.context, opened.history_length, 6, 12, 9, 0)
+    rows |= {"played_before": np.zeros(6, bool), "top": np.array([7]), "played": np.ones((6, 2), np.int64)}
+    rows |= run(bundle, f"member{ROWS}", rows)
+    for graph in sorted(bundle.glob(f"*{ROWS}")):
+        folder, expected = tmp_path / graph.stem, run(bundle, graph.name, rows)
+        folder.mkdir()
+        with openvino(graph, folder) as vino:
+            requests = vino.write("requests", [rows])
+            for way in ("tuned", "fixed"):
+                answers = vino.answers(requests, way)
+                assert list(answers) == list(expected)
+                for output, values in answers.items():
+                    np.testing.assert_allclose(
+                        values, expected[output], rtol=1e-4, atol=1e-5, err_msg=f"{graph.name}, {way}: {output}"
+                    )
+                assert min(vino.turn(requests, way, 0.01)) > 0
+            if graph.name == RANK_ROWS:
+                with pytest.raises(UserError, match="OpenVINO: failed"):
+                    vino.turn(tmp_path / "missing.npz", "tuned", 0)
 
 
 def test_they_hold_no_ids_and_share_the_weights(bundle: Path) -> None:
