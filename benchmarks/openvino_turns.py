@@ -69,7 +69,7 @@ def main(graph: Path) -> None:
             calls[key] = compiled(graph, turn["way"], read_requests(Path(turn["requests"])))
             first = calls[key]()
             if "answers" in turn:
-                np.savez(turn["answers"], **first)
+                np.savez(turn["answers"], **first)  # pyright: ignore[reportArgumentType], its first option is no array
             for _ in range(WARMUP_CALLS):
                 calls[key]()
         call, seconds, deadline = calls[key], [], time.perf_counter() + turn["seconds"]
