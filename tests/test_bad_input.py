@@ -61,8 +61,15 @@ def test_a_year_that_only_the_validation_meets(own: Path, tmp_path: Path) -> Non
         (own / "catalogue" / "title_year.npy", years),
     ):
         np.save(path, values)
+    without_digests(own)
     with pytest.raises(UserError, match=r"run: log loss nan at validation 1, in training 0\.\d"):
         fit(own, tmp_path / "run", replace(SHORT, titles=TitlesConfig(weight=0)))  # which would draw the title
+
+
+def without_digests(shards: Path) -> None:
+    """Shards that were changed on purpose, as if they were of before files had digests."""
+    manifest = json.loads((shards / "manifest.json").read_text(encoding="utf-8"))
+    (shards / "manifest.json").write_text(json.dumps(manifest | {"files": {}}), encoding="utf-8")
 
 
 @pytest.mark.parametrize("kept", [None, 0.5])
@@ -72,8 +79,10 @@ def test_a_shard_file_that_is_missing_or_cut_short(own: Path, tmp_path: Path, ke
         path.unlink()
     else:
         os.truncate(path, int(path.stat().st_size * kept))
-    with pytest.raises(UserError, match=rf"{path}: cannot be mapped .*Run keyart prepare again"):
-        fit(own, tmp_path / "run", SHORT)
+    for message in ("is missing or is not the file that keyart prepare wrote", "cannot be mapped"):
+        with pytest.raises(UserError, match=rf"{path}: {message}.*Run keyart prepare again"):
+            fit(own, tmp_path / "run", SHORT)
+        without_digests(own)  # as older shards are
 
 
 def test_a_batch_or_slices_that_do_not_fit_say_what_would(shards: Path, tmp_path: Path) -> None:

@@ -82,6 +82,10 @@ def test_runs_that_do_not_fit_are_refused(shards: Path, short: FitConfig, undist
         Run.open(copied)
     shutil.copy(undisturbed / "config.yaml", copied / "config.yaml")
     (copied / "weights.safetensors").write_bytes(b"cut short")
+    with pytest.raises(UserError, match=r"weights\.safetensors: is missing or is not the file of this run"):
+        Run.open(copied)
+    # as of before files had digests
+    (copied / "config.yaml").write_text(yaml.safe_dump(config | {"files": {}}), encoding="utf-8")
     with pytest.raises(UserError, match="cannot be read"):
         Run.open(copied)
 
@@ -89,7 +93,7 @@ def test_runs_that_do_not_fit_are_refused(shards: Path, short: FitConfig, undist
 def test_a_run_of_before_the_history_encoder_lost_its_options(undisturbed: Path, tmp_path: Path) -> None:
     """The default's opens and is the same; one whose encoder is gone is refused by the names of what it has."""
     old = shutil.copytree(undisturbed, tmp_path / "old")
-    config = yaml.safe_load((old / "config.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load((old / "config.yaml").read_text(encoding="utf-8")) | {"files": {}}
     history = config["fit"]["model"]["history"]
 
     def written_with(**fields: object) -> None:

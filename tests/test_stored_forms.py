@@ -282,7 +282,7 @@ def test_only_clicks_or_none(shards: Path, tmp_path: Path, clicked: bool, says: 
         np.save(path, np.full_like(np.load(path), int(clicked)))
     for split in manifest["splits"].values():
         split["clicks"] = split["impressions"] * int(clicked)
-    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"files": {}}), encoding="utf-8")
     with pytest.raises(UserError, match=says):
         fit(folder, tmp_path / "run", FitConfig(), console=Console(quiet=True))
 
