@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 import sys
@@ -82,10 +83,12 @@ def test_a_log_that_cannot_be_written_is_named(bundle: Path, tmp_path: Path) -> 
     for _ in range(3):
         log.add(requests, answers)
     assert (log.lost, len(said)) == (3, 1)
+    assert "cannot be written" in said[0]
     log.path.unlink()
     log.reopen()
     log.add(requests, answers)
     assert json.loads(log.path.read_text(encoding="ascii"))["chosen"] == answers[0]["chosen"]["artwork"]
+    assert said[1:] == [f"serve: log={log.path}: is written again; 3 choices are not in it"]
 
 
 def test_workers_have_one_bundle_and_one_page_of_metrics(bundle: Path, refreshed: Path, tmp_path: Path) -> None:
@@ -108,6 +111,14 @@ def test_workers_have_one_bundle_and_one_page_of_metrics(bundle: Path, refreshed
         line = at.process.stdout.readline()
         assert "not reloaded" in line
         assert after[:12] in line
+        assert ranked(at, GOOD)["bundle"] == after
+        # beside a broken bundle a worker that was killed cannot be replaced, and the other goes on
+        children = Path(f"/proc/{at.process.pid}/task/{at.process.pid}/children").read_text(encoding="utf-8").split()
+        workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        assert "a worker ended with exit code -9" in at.process.stdout.readline()
+        assert "a worker does not start" in at.process.stdout.readline()
         assert ranked(at, GOOD)["bundle"] == after
         at.process.send_signal(signal.SIGTERM)
         began = time.monotonic()

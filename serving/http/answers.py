@@ -21,6 +21,8 @@ from serving.scoring.thompson import PosteriorDraws, Thompson
 OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity")
 MAX_BATCH_CANDIDATES = 16_384
 """Candidates ranked in one run of the graph, padding included; one request may have more."""
+FREE_PADDING = 64
+"""Padded candidates that cost less than another run of the graph."""
 RELEASE_MEMORY_ABOVE = 2048
 """Candidates of one run of the graph beyond which its memory is returned to the system: such runs are rare and differ in size."""
 BASE_SECONDS, CANDIDATE_SECONDS, PLAY_SECONDS = 6e-5, 4e-6, 1e-6
@@ -63,7 +65,7 @@ class ArtworkRanker:
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """The answer to each request, in order."""
         answers: list[Answer] = [{} for _ in requests]
-        for group in _groups(requests):
+        for group in groups_of_similar_width(requests):
             for index, answer in zip(group, self._answer_group([requests[index] for index in group]), strict=True):
                 answers[index] = answer
         return answers
@@ -170,13 +172,17 @@ class ArtworkRanker:
         return explanation
 
 
-def _groups(requests: Sequence[Request]) -> Iterator[list[int]]:
-    """Indices of requests that are ranked together: of similar width, so that few candidates are not padded to thousands."""
+def groups_of_similar_width(requests: Sequence[Request]) -> Iterator[list[int]]:
+    """Indices of requests that are ranked together: of similar width, so that padding at most doubles the work."""
     group: list[int] = []
+    candidates = 0
     for index in sorted(range(len(requests)), key=lambda index: len(requests[index].names)):
-        if group and (len(group) + 1) * len(requests[index].names) > MAX_BATCH_CANDIDATES:
+        width = len(requests[index].names)
+        padded = (len(group) + 1) * width
+        if group and (padded > MAX_BATCH_CANDIDATES or padded > 2 * (candidates + width) + FREE_PADDING):
             yield group
-            group = []
+            group, candidates = [], 0
         group.append(index)
+        candidates += width
     if group:
         yield group

@@ -118,7 +118,9 @@ class Service:
             Route("/", self.paths),
         ]
         refusals: Any = {RequestError: _request_error, HTTPException: _http_error, Exception: _internal_error}
-        app: ASGIApp = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=refusals)
+        starlette = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=refusals)
+        starlette.router.redirect_slashes = False  # to a host that the client names
+        app: ASGIApp = starlette
         app = _Guard(app, self.config.token)
         if self.config.cors:
             app = CORSMiddleware(
@@ -256,8 +258,9 @@ class _Guard:
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
         error = None
-        if scope["http_version"] == "1.1" and not headers.get(b"host"):
-            error = RequestError(400, "host: the header is missing. HTTP/1.1 requests name their host.")
+        hosts = sum(name == b"host" for name, _ in scope["headers"])
+        if hosts > 1 or (scope["http_version"] == "1.1" and not headers.get(b"host")):
+            error = RequestError(400, "host: HTTP/1.1 requests name their host, once. Send one header.")
         elif self.token and scope["path"] not in OPEN_PATHS and not self._is_known(headers.get(b"authorization", b"")):
             error = RequestError(401, "authorization: the token is missing or wrong. Send authorization: Bearer TOKEN.")
         if error is None:
@@ -310,7 +313,8 @@ async def _request_error(call: Call | None, error: RequestError) -> Response:
         415: {"connection": "close"},
         503: {"retry-after": "1"},
     }
-    return _json(json.dumps({"error": str(error)}), error.status, headers.get(error.status))
+    close = {"connection": "close"} if error.is_unread else {}
+    return _json(json.dumps({"error": str(error)}), error.status, headers.get(error.status, {}) | close)
 
 
 async def _http_error(call: Call, error: HTTPException) -> Response:

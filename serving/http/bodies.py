@@ -54,7 +54,9 @@ class Bodies:
                         parts.append(part)
                         self.held_bytes += len(part)
                         if self.held_bytes > self.config.bodies_bytes and size > LARGE_BYTES:
-                            raise RequestError(503, "body: too many large ones are waiting. Retry in a second.")
+                            raise RequestError(
+                                503, "body: too many large ones are waiting. Retry in a second.", is_unread=True
+                            )
                     elif size > DRAIN_FACTOR * max_bytes:
                         break
         except TimeoutError:

@@ -6,6 +6,7 @@ seed. Whether it was clicked is known elsewhere; the two are joined by member, t
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -24,6 +25,7 @@ class ChoiceLog:
         self.path, self.say = path, say
         self.lost = 0
         """Lines that could not be written."""
+        self.is_failing = False
         try:
             self.file: TextIO = self._opened()
         except OSError as error:
@@ -38,7 +40,8 @@ class ChoiceLog:
         except OSError as error:
             self.say(f"serve: log={self.path}: cannot be opened again ({error.strerror}). The file before is written.")
             return
-        self.file.close()
+        with suppress(OSError):  # what a full disk did not take was said and counted
+            self.file.close()
         self.file = file
 
     def add(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
@@ -65,9 +68,14 @@ class ChoiceLog:
             self.file.write(lines)
             self.file.flush()
         except (OSError, ValueError) as error:
-            if not self.lost:
+            if not self.is_failing:
                 self.say(f"serve: log={self.path}: cannot be written ({error}). Choices go on without it.")
             self.lost += len(requests)
+            self.is_failing = True
+        else:
+            if self.is_failing:
+                self.say(f"serve: log={self.path}: is written again; {self.lost:,} choices are not in it")
+            self.is_failing = False
 
     def _opened(self) -> TextIO:
         return self.path.open("a", encoding="ascii", buffering=2**20)

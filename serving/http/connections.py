@@ -9,7 +9,7 @@ import json
 import signal
 import socket
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -21,6 +21,8 @@ from serving.http.metrics import ServiceMetrics
 from serving.http.open_connections import PROBES, RESERVE, OpenConnections
 
 HEAD_BYTES, SEND_BUFFER_BYTES = 65_536, 2**17
+MAX_PIPELINE, MAX_TRAILERS = 16, 32
+"""Requests of a connection that wait for the answer to the one before, and headers behind a body, at most."""
 SHUTDOWN_SECONDS = 8
 """Seconds for requests in flight to be answered when the service stops."""
 OTHER_FILES = 64
@@ -106,6 +108,10 @@ class LimitedProtocol(HttpToolsProtocol):
     deadline: asyncio.TimerHandle | None = None
     size = 0
     """Bytes of the present head so far."""
+    head_is_complete = False
+    """Whether what comes now belongs to a body, or to the headers behind it."""
+    trailers = 0
+    """Headers behind the present body so far."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Admit the connection and start the deadline of its first head."""
@@ -125,9 +131,28 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.deadline is not None and self.size > HEAD_BYTES:
             self._refuse(431, "head: too large.")
 
+    def on_message_begin(self) -> None:
+        """A request begins; nothing more is read from a connection that ends."""
+        if self.transport.is_closing():
+            raise ConnectionAbortedError
+        if len(self.pipeline) >= MAX_PIPELINE:
+            self._end("too many requests are sent without awaiting their answers.")
+        self.head_is_complete, self.trailers = False, 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Read a header of the head; those behind a body are dropped, and only so many are read."""
+        if not self.head_is_complete:
+            super().on_header(name, value)
+            return
+        self.trailers += 1
+        if self.trailers > MAX_TRAILERS:
+            self._end("too many headers behind the body.")
+
     def on_headers_complete(self) -> None:
         """Stop the deadline of the head; where connections are full, only probes are answered."""
         self._cancel_header_deadline()
+        self.head_is_complete = True
         self.registry.asked(self)
         app = self.app
         if self.registry.full and self.url.partition(b"?")[0] not in PROBES:
@@ -166,6 +191,11 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.deadline is not None:
             self.deadline.cancel()
             self.deadline = None
+
+    def _end(self, message: str) -> NoReturn:
+        """Refuse and stop parsing: the parser passes the exception on as one of its own."""
+        self._refuse(431, message)
+        raise ConnectionAbortedError
 
     def _refuse(self, status: int, message: str) -> None:
         self._cancel_header_deadline()

@@ -14,9 +14,10 @@ from serving.http.schema import EARLIEST, LATEST, Schema
 class RequestError(Exception):
     """A request that is refused: an HTTP status and one line that names field, value and remedy."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, *, is_unread: bool = False) -> None:
+        """`is_unread`: whether the rest of the body was not read, so that the connection must end."""
         super().__init__(message)
-        self.status = status
+        self.status, self.is_unread = status, is_unread
 
 
 def require_known_fields(fields_given: dict[str, Any], fields: dict[str, Schema], prefix: str) -> None:

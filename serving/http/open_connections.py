@@ -55,6 +55,7 @@ class OpenConnections:
     def asked(self, connection: Connection) -> None:
         """A request's head has arrived."""
         self.idle.pop(connection, None)
+        self.sending.pop(connection, None)  # its next answer is counted anew
 
     def answered(self, connection: Connection) -> None:
         """An answer was written: the connection waits for the next request, or for its client to read."""

@@ -34,6 +34,10 @@ from serving.http.process import banner, prepare_process
 START_SECONDS, LOAD_SECONDS, METRICS_SECONDS = 120.0, 60.0, 1.0
 """Seconds for a worker to start, to load a bundle, and to give its metrics."""
 POLL_SECONDS = 0.1
+ASK_SECONDS, MAX_SILENT = 5.0, 3
+"""Seconds between two questions to every worker; one that is silent so often in a row is replaced."""
+RETRY_SECONDS = 10.0
+"""Seconds after which a worker that could not be started is tried again."""
 MAX_RESTARTS, RESTART_WINDOW = 5, 30.0
 """Workers that may end by themselves within so many seconds; more end the service."""
 Say = Callable[[str], None]
@@ -70,6 +74,8 @@ class _Worker:
     path: Path
     """Its Unix socket."""
     digest: str = ""
+    silent: int = 0
+    """How often in a row it did not answer."""
 
 
 @dataclass
@@ -102,6 +108,7 @@ class _Workers:
 
     def _supervise(self) -> None:
         ended: list[float] = []
+        missing_since = asked = time.monotonic()
         seen, looked = identity(self.folder), time.monotonic()
         while not {signal.SIGTERM, signal.SIGINT} & set(self.signals):
             time.sleep(POLL_SECONDS)
@@ -116,9 +123,13 @@ class _Workers:
                 self.say(f"serve: a worker ended with exit code {worker.process.exitcode}; another is started")
                 worker.path.unlink(missing_ok=True)
                 self.workers.remove(worker)
-                self.workers.append(self._start())
-                self._await_start(self.workers[-1])
-                self._require_one_bundle()
+                missing_since = now - RETRY_SECONDS
+            if len(self.workers) < self.config.workers and now - missing_since >= RETRY_SECONDS:
+                missing_since = now
+                self._add_worker()
+            if now - asked > ASK_SECONDS:
+                asked = now
+                self._end_silent_workers()
             watching = self.config.reload_seconds and now - looked > self.config.reload_seconds
             if watching:
                 looked = now
@@ -126,6 +137,29 @@ class _Workers:
                 self.signals = [number for number in self.signals if number != signal.SIGHUP]
                 seen = identity(self.folder)
                 self._reload()
+
+    def _add_worker(self) -> None:
+        """Start one more; where it cannot start, as beside a broken bundle, the others go on. UserError where there are none."""
+        worker = self._start()
+        try:
+            self._await_start(worker)
+        except UserError as error:
+            worker.process.kill()
+            if not self.workers:
+                raise
+            self.say(f"serve: a worker does not start: {error}  {len(self.workers)} go on; tried again in a while.")
+            return
+        self.workers.append(worker)
+        self._require_one_bundle()
+
+    def _end_silent_workers(self) -> None:
+        """Kill workers that have not answered several times: they are replaced as those that ended."""
+        for worker, reply in zip(self.workers, self._ask_all("metrics", METRICS_SECONDS), strict=True):
+            worker.silent = worker.silent + 1 if "error" in reply else 0
+            if worker.silent >= MAX_SILENT:
+                self.say("serve: a worker does not answer; it is killed")
+                worker.process.kill()
+                worker.process.join(1)
 
     def _start(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
@@ -169,13 +203,14 @@ class _Workers:
             reason = errors[0] if errors else "the workers read different bundles."
             self.say(f"serve: not reloaded: {reason}  Bundle {before[:12]} goes on answering.")
             return
-        self._ask_all("switch", LOAD_SECONDS)
-        for worker in self.workers:
-            worker.digest = replies[0]["digest"]
+        for worker, reply in zip(self.workers, self._ask_all("switch", LOAD_SECONDS), strict=True):
+            worker.digest = reply.get("digest", "")
+            if worker.digest != replies[0]["digest"]:  # nobody knows by which bundle it answers: it is replaced
+                worker.process.kill()
         self.say(f"serve: {self.folder}: bundle {replies[0]['digest'][:12]} after {before[:12]}")
 
     def _ask_all(self, command: str, seconds: float) -> list[dict[str, Any]]:
-        with ThreadPoolExecutor(len(self.workers)) as threads:
+        with ThreadPoolExecutor(max(1, len(self.workers))) as threads:
             return list(threads.map(lambda worker: _ask_blocking(worker.path, command, seconds), self.workers))
 
     def _stop(self) -> None:
@@ -207,9 +242,10 @@ def _serve_as_worker(folder: Path, config: ServeConfig, path: Path, pipe: Connec
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # its parent asks it
     prepare_process()
     try:
-        listening = listen(config, shared=True)
         said: list[str] = []
         service = Service(folder, config, said.append)
+        # only now: connections that wait for a process that ends are reset
+        listening = listen(config, shared=True)
     except UserError as error:
         pipe.send({"error": str(error)})
         return
@@ -260,9 +296,10 @@ class _Control:
             "switch": self._switch,
             "drop": self._drop,
         }
-        command = (await reader.readline()).decode().strip()
-        writer.write(json.dumps(await commands[command]()).encode() + b"\n")
-        await writer.drain()
+        with suppress(ConnectionError):  # who asked has given up
+            command = (await reader.readline()).decode().strip()
+            writer.write(json.dumps(await commands[command]()).encode() + b"\n")
+            await writer.drain()
         writer.close()
 
     async def _metrics(self) -> dict[str, Any]:
@@ -276,7 +313,7 @@ class _Control:
     async def _switch(self) -> dict[str, Any]:
         if self.loaded is not None:
             self.service.switch(self.loaded)
-        return await self._drop()
+        return await self._drop() | {"digest": self.service.generation.digest}
 
     async def _drop(self) -> dict[str, Any]:
         self.loaded = None
