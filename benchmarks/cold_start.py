@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from benchmarks.ranges import require_at_least
 from benchmarks.table import OURS, Row
 from configs.arguments import RECIPES, parse
 from datamodules.contract.tables import IMPRESSIONS, PLAYS
@@ -87,8 +88,7 @@ class Config:
         """Check the ranges."""
         if not 0 < self.held_out <= 0.5:
             raise UserError(f"held_out={self.held_out}: must lie in (0, 0.5].")
-        if self.seeds < 1:
-            raise UserError(f"seeds={self.seeds}: must be at least 1.")
+        require_at_least(self, seeds=1)
 
 
 def bench(config: Config, console: Console) -> list[Row]:

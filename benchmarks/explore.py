@@ -38,6 +38,7 @@ from safetensors.numpy import load_file
 from benchmarks.bandits import LinUCB, Thompson, epsilon_greedy, uniform
 from benchmarks.cold_start import Config as ColdConfig
 from benchmarks.cold_start import hold_out, read_recipe, sample_held_out, trained
+from benchmarks.ranges import require_at_least
 from benchmarks.stream import BanditPolicy, Stream
 from benchmarks.table import OURS, Row
 from datamodules.prepare.prepare import PrepareConfig, prepare
@@ -77,9 +78,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("rounds", "seeds"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
+        require_at_least(self, rounds=1, seeds=1)
         if not 0 < self.begin <= 0.6:
             raise UserError(f"begin={self.begin}: must lie in (0, 0.6].")
         if not 0 < self.width < float("inf"):

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from benchmarks.copy_members import copy_members
+from benchmarks.ranges import require_at_least
 from benchmarks.subprocess_usage import ProcessUsage, measure, python
 from benchmarks.table import OURS, Row
 from datamodules.contract.tables import IMPRESSIONS
@@ -46,8 +47,7 @@ class Config:
         """Check the ranges."""
         if not self.sizes or min(self.sizes) <= 0:
             raise UserError(f"sizes={self.sizes}: give millions of impressions, above 0, such as --sizes '[0.6, 6]'.")
-        if self.repeats < 1:
-            raise UserError(f"repeats={self.repeats}: must be at least 1.")
+        require_at_least(self, repeats=1)
 
 
 def bench(config: Config, console: Console) -> list[Row]:

@@ -28,6 +28,7 @@ from rich.console import Console
 
 from benchmarks.openvino_peer import NAME as OPENVINO
 from benchmarks.openvino_peer import OpenVino, openvino
+from benchmarks.ranges import require_at_least
 from benchmarks.side_by_side import PEER, PEER_VERSION
 from benchmarks.subprocess_usage import measure
 from benchmarks.table import OURS, Row
@@ -78,9 +79,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("plays", "candidates", "rounds"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
+        require_at_least(self, plays=1, candidates=1, rounds=1)
         if not self.batches or min(self.batches) < 1 or not self.seconds > 0:
             raise UserError(f"batches={self.batches}, seconds={self.seconds}: must be above 0.")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from benchmarks.ranges import require_at_least
 from benchmarks.request_generator import RequestGenerator
 from benchmarks.serve_load import Served, answered, demo_bundle, post, resident, serving
 from benchmarks.subprocess_usage import python
@@ -57,9 +58,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, least in (("seconds", 0.1), ("idle", 0), ("slow", 0), ("reloads", 0), ("clients", 1), ("seed", 0)):
-            if not getattr(self, name) >= least:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least {least}.")
+        require_at_least(self, seconds=0.1, idle=0, slow=0, reloads=0, clients=1, seed=0)
 
 
 def bench(config: Config, console: Console) -> list[Row]:

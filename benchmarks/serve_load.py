@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from benchmarks.ranges import require_at_least
 from benchmarks.request_generator import Case, RequestGenerator
 from benchmarks.subprocess_usage import python
 from benchmarks.table import OURS, Row
@@ -55,16 +56,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, least in (
-            ("plays", 0),
-            ("candidates", 1),
-            ("connections", 1),
-            ("fuzz", 0),
-            ("seed", 0),
-            ("seconds", 0),
-        ):
-            if not getattr(self, name) >= least:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least {least}.")
+        require_at_least(self, plays=0, candidates=1, connections=1, fuzz=0, seed=0, seconds=0)
 
 
 def bench(config: Config, console: Console) -> list[Row]:

@@ -15,6 +15,7 @@ from statistics import median
 from rich.console import Console
 
 from benchmarks.impression_rows import ImpressionRows, write_for_torch_rechub
+from benchmarks.ranges import require_at_least
 from benchmarks.subprocess_usage import ProcessUsage, measure
 from benchmarks.table import OURS, Row
 from datamodules.prepare.prepare import prepare
@@ -49,9 +50,7 @@ class SideBySideConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("batch", "plays", "width", "repeats", "impressions"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
+        require_at_least(self, batch=1, plays=1, width=1, repeats=1, impressions=1)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from benchmarks.ranges import require_at_least
 from benchmarks.subprocess_usage import measure
 from benchmarks.table import OURS, Row
 from benchmarks.title_baselines import RECENT, ease, item_knn, popularity, same_genres
@@ -77,9 +78,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, least in (("seeds", 1), ("epochs", 0), ("peer_seeds", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least {least}.")
+        require_at_least(self, seeds=1, epochs=0, peer_seeds=1)
 
 
 def bench(config: Config, console: Console) -> list[Row]:
