@@ -99,8 +99,8 @@ class TableFiles:
         similar = similar_names(dataset, table.source(dataset).name)
         others = [path for path in similar if holds_parquet(path)]
         in_other_formats = [path for path in similar if path.suffix.lower() in IMPORTED]
-        not_read = [_unread(dataset, unread)] if unread else []
-        not_read += [_in_another_format(dataset, in_folder)] if in_folder and paths else []
+        not_read = [_unread(dataset, unread, *UNREAD_PARQUET)] if unread else []
+        not_read += [_unread(dataset, in_folder, *UNREAD_FORMAT)] if in_folder and paths else []
         if not paths:
             remedy = f"Export it as Parquet files in {location}" if table.folder else "Export it as this one file"
             if in_folder:
@@ -218,24 +218,20 @@ def _misplaced(other: Path, table: Table, location: str) -> str:
     return f"{name} is there: call it {location}"
 
 
-def _unread(dataset: Path, paths: list[Path]) -> Violation:
-    return Violation(
-        where=location_of(dataset, paths),
-        rule="unread-file",
-        what="holds Parquet, but is not read: its name does not end in .parquet",
-        count=len(paths),
-        remedy="Let its name end so, decompressed, or move it out of the dataset",
-    )
+UNREAD_PARQUET = (
+    "holds Parquet, but is not read: its name does not end in .parquet",
+    "Let its name end so, decompressed, or move it out of the dataset",
+)
+UNREAD_FORMAT = (
+    "is not Parquet, and is not read, though it may hold rows of the table",
+    "Import it by keyart import into another dataset, or move it out of this one",
+)
+"""What is wrong with files beside a table that are not read, and the remedy."""
 
 
-def _in_another_format(dataset: Path, paths: list[Path]) -> Violation:
-    return Violation(
-        where=location_of(dataset, paths),
-        rule="unread-file",
-        what="is not Parquet, and is not read, though it may hold rows of the table",
-        count=len(paths),
-        remedy="Import it by keyart import into another dataset, or move it out of this one",
-    )
+def _unread(dataset: Path, paths: list[Path], what: str, remedy: str) -> Violation:
+    location = location_of(dataset, paths)
+    return Violation(where=location, rule="unread-file", what=what, count=len(paths), remedy=remedy)
 
 
 def _of_a_versioned_table(source: Path, location: str) -> list[Violation]:
