@@ -206,9 +206,27 @@ def test_a_client_that_does_not_await_its_answers_is_ended(at: Served) -> None:
                 read += part
         except ConnectionError:
             pass
-    assert read.count(b"HTTP/1.1 200") <= MAX_PIPELINE + 1
-    assert b"HTTP/1.1 431" in read
+    assert 1 <= read.count(b"HTTP/1.1 200") <= MAX_PIPELINE + 1, "what it had asked before is answered"
+    assert b"connection: close" in read
+    refused = re.findall(r'path="connection",status="431"\} (\d+)', ask(at, None, "/metrics")[1])
+    assert int(refused[0]) >= 1
     assert ask(at, GOOD)[0] == 200
+
+
+@pytest.mark.parametrize("cut", [0, 20, -3])
+def test_a_wish_for_another_protocol_is_not_heard(at: Served, cut: int) -> None:
+    """As Java's client sends with its first request; in one piece and in two."""
+    more = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\nhost"
+    message = post(json.dumps(GOOD).encode()).replace(b"host", more, 1)
+    with socket.create_connection((at.host, at.port), timeout=10) as connection:
+        for _ in range(2):
+            connection.sendall(message[:cut])
+            time.sleep(0.05)
+            connection.sendall(message[cut:])
+            read = b""
+            while answered(read) is None:
+                read += connection.recv(65_536)
+            assert answered(read) == 200
 
 
 def test_few_candidates_are_not_ranked_as_wide_as_many(good: Request) -> None:

@@ -5,6 +5,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -82,25 +83,44 @@ def test_an_idle_connection_makes_room(limited: Served) -> None:
 
 
 def test_probes_are_answered_where_all_connections_are_in_use(limited: Served) -> None:
-    """In use: each has sent the head of a request, and not its body."""
-    with ExitStack() as stack:
-        for _ in range(CONNECTIONS + 1):
-            stack.enter_context(connect(limited)).sendall(rank(GOOD)[:-1])
-        time.sleep(0.3)
+    """In use: each has sent a request that takes a while, and they are answered two at a time."""
+    long = rank({"title": "t", "artworks": [f"n{index}" for index in range(10_000)], "policy": "thompson:256"})
+    with ThreadPoolExecutor(CONNECTIONS) as threads:
+        busy = [threads.submit(asked, limited, long) for _ in range(CONNECTIONS)]
+        time.sleep(0.2)
         for path in ("/health", "/ready", "/metrics"):
             assert asked(limited, get(path))[0] == 200
         status, text = asked(limited, rank(GOOD))
         assert (status, b"connections: all are in use" in text) == (503, True)
         for _ in range(RESERVE):
-            stack.enter_context(connect(limited)).sendall(rank(GOOD)[:-1])
-        time.sleep(0.3)
-        assert asked(limited, get("/health"))[0] == 200, "what is refused leaves the reserve"
-    assert metric(limited, 'keyart_http_requests_total{path="connection",status="503"}') >= 2
+            assert asked(limited, rank(GOOD))[0] == 503, "what is refused leaves the reserve"
+        assert asked(limited, get("/health"))[0] == 200
+        assert [one.result()[0] for one in busy] == [200] * CONNECTIONS
+    assert metric(limited, 'keyart_http_requests_total{path="connection",status="503"}') >= 1 + RESERVE
     assert asked(limited, rank(GOOD))[0] == 200
+
+
+def test_bodies_that_do_not_arrive_take_nothing_from_others(limited: Served) -> None:
+    """More heads than connections, whose bodies do not come; then as many bytes of large bodies as are held, which stop."""
+    with ExitStack() as stack:
+        for _ in range(2 * CONNECTIONS):
+            stack.enter_context(connect(limited)).sendall(rank(GOOD)[:-1])
+        for _ in range(5):
+            assert asked(limited, rank(GOOD))[0] == 200
+    large = rank({"title": "t", "artworks": [f"n{index}" for index in range(4_000)]})
+    with ExitStack() as stack:
+        for _ in range(CONNECTIONS - 1):
+            stalled = stack.enter_context(connect(limited))
+            stalled.sendall(b"POST /rank HTTP/1.1\r\n%scontent-length: 1048570\r\n\r\n" % HEADERS + b" " * 1_040_000)
+        time.sleep(1.5)
+        assert len(large) > 2**15
+        for _ in range(3):
+            assert asked(limited, large)[0] == 200
 
 
 def test_answers_that_are_not_read_are_dropped(limited: Served) -> None:
     large = rank({"title": "t", "artworks": [f"n{index}" for index in range(10_000)]})
+    before = ended(limited)
     with ExitStack() as stack:
         for _ in range(4):
             connection = socket.socket()
@@ -110,16 +130,17 @@ def test_answers_that_are_not_read_are_dropped(limited: Served) -> None:
             connection.sendall(large)
         assert asked(limited, rank(GOOD))[0] == 200
         end = time.monotonic() + 20
-        closed = 0.0
-        while closed < 4 and time.monotonic() < end:
+        unsent = slow = 0.0
+        while unsent + slow < 4 and time.monotonic() < end:
             time.sleep(0.2)
-            closed = sum(
-                metric(limited, f'keyart_connections_closed_total{{reason="{reason}"}}')
-                for reason in ("unsent", "slow")
-            )
-        assert closed == 4
-        assert metric(limited, 'keyart_connections_closed_total{reason="unsent"}') >= 1
-        assert metric(limited, 'keyart_connections_closed_total{reason="slow"}') >= 1
+            unsent, slow = (now - then for now, then in zip(ended(limited), before, strict=True))
+        assert (unsent + slow, unsent >= 1, slow >= 1) == (4, True, True)
+
+
+def ended(to: Served) -> tuple[float, float]:
+    """Connections that were ended because all unread answers were too large, and because one was not read in time."""
+    name = "keyart_connections_closed_total"
+    return metric(to, f'{name}{{reason="unsent"}}'), metric(to, f'{name}{{reason="slow"}}')
 
 
 def test_a_token_is_wanted_and_a_page_of_another_origin_may_ask(limited: Served) -> None:

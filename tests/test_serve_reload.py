@@ -73,6 +73,9 @@ def test_no_answer_is_lost_or_mixed(bundle: Path, refreshed: Path, tmp_path: Pat
 
 
 def test_a_log_that_cannot_be_written_is_named(bundle: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is a pipe"):
+        ChoiceLog(tmp_path / "pipe", print)
     with pytest.raises(UserError, match="log="):
         ChoiceLog(tmp_path / "nowhere" / "log", print)
     said: list[str] = []

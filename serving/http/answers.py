@@ -128,9 +128,10 @@ class ArtworkRanker:
         chosen = int(policy_K.argmax())
         if policy_K[chosen] < 1:
             rng = np.random.default_rng(request.seed)
-            chosen = int(
-                np.searchsorted(policy_K.cumsum(), rng.random() * policy_K.sum(), side="right").clip(max=k - 1)
-            )
+            # in the order of their names, so that a seed's draw does not depend on the order that a client lists them in
+            by_name = np.array(sorted(range(k), key=request.names.__getitem__))
+            drawn = np.searchsorted(policy_K[by_name].cumsum(), rng.random() * policy_K.sum(), side="right")
+            chosen = int(by_name[drawn.clip(max=k - 1)])
         order = np.argsort(-graph_outputs["click_probability"][:k], kind="stable")
         columns = [graph_outputs[name][order].tolist() for name in OUTPUTS[:3]] + [policy_K[order].tolist()]
         ranked = [

@@ -41,6 +41,8 @@ from serving.http.requests import Request, ids_by_kind
 KNOWN_PATHS = {"/rank", *OTHER_PATHS}
 OPEN_PATHS = {"/health", "/ready"}
 """Paths that need no token."""
+RETRY_SECONDS = 10.0
+"""Seconds after which a bundle that could not be loaded is tried again, where the service looks by itself."""
 STUCK_SECONDS, DEAD_SECONDS = 5.0, 30.0
 """Seconds of one batch from which the service is not ready, and from which it is not healthy and should be restarted."""
 JSON_TYPES = ("application/json", "text/json")
@@ -72,6 +74,8 @@ class Service:
         self.all_metrics: Callable[[], Awaitable[ServiceMetrics]] | None = None
         """The metrics of all workers, where there are several."""
         self.log = None if config.log is None else ChoiceLog(config.log, say)
+        self.failure = self.said = ""
+        """Why the bundle that is in the folder could not be loaded, and the line that said so."""
         self.identity = identity(folder)
         self.switch(Generation.load(folder, config))
 
@@ -88,8 +92,12 @@ class Service:
         before = self.generation.digest[:12]
         generation = await self.load()
         if generation is None:
-            self.say(f"serve: not reloaded. Bundle {before} goes on answering.")
+            line = f"serve: not reloaded: {self.failure}  Bundle {before} goes on answering."
+            if line != self.said:
+                self.say(line)
+            self.said = line
         else:
+            self.said = ""
             self.switch(generation)
             self.say(f"serve: {self.folder}: bundle {generation.digest[:12]} after {before}")
 
@@ -101,7 +109,7 @@ class Service:
         except Exception as error:  # whatever is wrong with the new bundle, the old one goes on answering
             message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             self.service_metrics.count("reloads", "failed")
-            self.say(message)
+            self.failure = message
             return None
         self.service_metrics.count("reloads", "done")
         return generation
@@ -151,7 +159,10 @@ class Service:
 
     async def _ranked(self, body: bytes) -> Response:
         generation, stages, begin = self.generation, self.service_metrics.stages, time.perf_counter()
-        requests, is_list = generation.reader.read(body, time.time())
+        if len(body) > LARGE_BYTES:  # in a thread, so that the event loop goes on between two plays
+            requests, is_list = await asyncio.to_thread(generation.reader.read, body, time.time())
+        else:
+            requests, is_list = generation.reader.read(body, time.time())
         for request in requests:
             generation.ranker.require(request)
         stages["read"].add(time.perf_counter() - begin)
@@ -244,6 +255,9 @@ class Service:
             now = identity(self.folder)
             if now not in (None, self.identity):
                 await self.reload()
+                if self.said:  # a copy may not be complete yet
+                    self.identity = None
+                    await asyncio.sleep(RETRY_SECONDS)
 
 
 class _Guard:

@@ -10,6 +10,8 @@ from serving.http.fields import RequestError
 
 DRAIN_FACTOR = 16
 """Bodies of so many times the limit are read to their end and dropped, so that the client reads why it was refused."""
+SILENT_SECONDS = 1.0
+"""Seconds without a byte after which a body makes room for others, where room is needed."""
 LARGE_BYTES, LARGE_BODIES = 2**15, 2
 """Bodies of more bytes are parsed and answered so many at a time: what they become takes ten times their bytes, and parsing one
 takes the event loop several milliseconds."""
@@ -22,6 +24,8 @@ class Bodies:
         self.config = config
         self.held_bytes = 0
         """Bytes of bodies that are being received or answered."""
+        self.arrivals: dict[asyncio.Timeout, float] = {}
+        """When the last bytes of each body arrived that is being received, by its time limit."""
         self.large_bodies = asyncio.Semaphore(LARGE_BODIES)
 
     async def receive(self, call: Call) -> bytes:
@@ -46,24 +50,37 @@ class Bodies:
         length = call.headers.get("content-length", "0")
         if "expect" in call.headers and length.isdigit() and int(length) > max_bytes:
             raise too_large  # before the client is asked to continue
+        now = asyncio.get_running_loop().time
+        limit = asyncio.timeout(self.config.body_seconds)
         try:
-            async with asyncio.timeout(self.config.body_seconds):
+            async with limit:
+                self.arrivals[limit] = now()
                 async for part in call.stream():
                     size += len(part)
                     if size <= max_bytes:
                         parts.append(part)
                         self.held_bytes += len(part)
+                        self.arrivals[limit] = now()
                         if self.held_bytes > self.config.bodies_bytes and size > LARGE_BYTES:
-                            raise RequestError(
-                                503, "body: too many large ones are waiting. Retry in a second.", is_unread=True
-                            )
+                            self._make_room(limit, now())
                     elif size > DRAIN_FACTOR * max_bytes:
                         break
         except TimeoutError:
             raise RequestError(
-                408, f"body: incomplete after {self.config.body_seconds:g} s. Send it at once."
+                408, f"body: incomplete after {self.config.body_seconds:g} s, or too slow. Send it at once."
             ) from None
         except ClientDisconnect:
             raise RequestError(400, "body: ended early. Send all of it.") from None
+        finally:
+            self.arrivals.pop(limit, None)
         if size > max_bytes:
             raise too_large
+
+    def _make_room(self, limit: asyncio.Timeout, now: float) -> None:
+        """End the body that has been silent for longest; RequestError where all arrive, or are being answered."""
+        others = {other: arrived for other, arrived in self.arrivals.items() if other is not limit}
+        silent = min(others, key=others.__getitem__, default=None)
+        if silent is None or now - others[silent] < SILENT_SECONDS:
+            raise RequestError(503, "body: too many large ones are waiting. Retry in a second.", is_unread=True)
+        del self.arrivals[silent]
+        silent.reschedule(now)

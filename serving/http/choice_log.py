@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from foundation.errors import UserError
 from serving.http.answers import Answer
@@ -27,7 +27,11 @@ class ChoiceLog:
         """Lines that could not be written."""
         self.is_failing = False
         try:
-            self.file: TextIO = self._opened()
+            if path.is_fifo():
+                raise UserError(
+                    f"log={path}: is a pipe, which would stop the service where nobody reads it. Name a file."
+                )
+            self.file: BinaryIO = self._opened()
         except OSError as error:
             raise UserError(
                 f"log={path}: cannot be opened ({error.strerror}). Name a file in a folder that exists."
@@ -47,7 +51,7 @@ class ChoiceLog:
     def add(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
         """Append the choices of some answered requests. Where that fails, the answers are given all the same, and it is said."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        lines = "".join(
+        text = "".join(
             json.dumps(
                 {
                     "at": at,
@@ -64,9 +68,11 @@ class ChoiceLog:
             + "\n"
             for request, answer in zip(requests, answers, strict=True)
         )
+        lines = text.encode("ascii")
         try:
-            self.file.write(lines)
-            self.file.flush()
+            written = self.file.write(lines)  # at once, so that those of several processes do not mix
+            if written < len(lines):
+                raise OSError("the disk is full")
         except (OSError, ValueError) as error:
             if not self.is_failing:
                 self.say(f"serve: log={self.path}: cannot be written ({error}). Choices go on without it.")
@@ -77,5 +83,5 @@ class ChoiceLog:
                 self.say(f"serve: log={self.path}: is written again; {self.lost:,} choices are not in it")
             self.is_failing = False
 
-    def _opened(self) -> TextIO:
-        return self.path.open("a", encoding="ascii", buffering=2**20)
+    def _opened(self) -> BinaryIO:
+        return self.path.open("ab", buffering=0)

@@ -6,6 +6,7 @@ uvicorn limits neither the size of a request's head, nor the time that it takes,
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import sys
@@ -21,6 +22,8 @@ from serving.http.metrics import ServiceMetrics
 from serving.http.open_connections import PROBES, RESERVE, OpenConnections
 
 HEAD_BYTES, SEND_BUFFER_BYTES = 65_536, 2**17
+UPGRADE = re.compile(rb"^upgrade(?=[ \t]*:)", re.IGNORECASE | re.MULTILINE)
+"""The name of the header that asks for another protocol, such as h2c, which Java's client sends with every first request."""
 MAX_PIPELINE, MAX_TRAILERS = 16, 32
 """Requests of a connection that wait for the answer to the one before, and headers behind a body, at most."""
 SHUTDOWN_SECONDS = 8
@@ -99,6 +102,14 @@ async def refuse_connection(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+def without_upgrade(data: bytes) -> bytes:
+    """The beginning of a head, whose wish for another protocol is not heard: its body would be taken for that protocol's."""
+    if b"pgrade" not in data and b"PGRADE" not in data:
+        return data
+    head, blank, rest = data.partition(b"\r\n\r\n")
+    return UPGRADE.sub(b"ignored", head) + blank + rest
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """uvicorn's protocol, with limits on time and size of a request's head and on the connections of all clients."""
 
@@ -112,6 +123,8 @@ class LimitedProtocol(HttpToolsProtocol):
     """Whether what comes now belongs to a body, or to the headers behind it."""
     trailers = 0
     """Headers behind the present body so far."""
+    refused = False
+    """Whether the connection ends when the requests before the refused one are answered."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Admit the connection and start the deadline of its first head."""
@@ -125,8 +138,11 @@ class LimitedProtocol(HttpToolsProtocol):
         """Count the bytes of a head, not those of a body."""
         if self.deadline is None and (self.cycle is None or self.cycle.response_complete):
             self._start_header_deadline()
+        if self.refused:
+            return
         if self.deadline is not None:
             self.size += len(data)
+            data = without_upgrade(data)
         super().data_received(data)
         if self.deadline is not None and self.size > HEAD_BYTES:
             self._refuse(431, "head: too large.")
@@ -153,7 +169,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """Stop the deadline of the head; where connections are full, only probes are answered."""
         self._cancel_header_deadline()
         self.head_is_complete = True
-        self.registry.asked(self)
+        if self.parser is not None and self.parser.should_upgrade():
+            self._end("another protocol than HTTP/1.1 is not offered.", 400)
         app = self.app
         if self.registry.full and self.url.partition(b"?")[0] not in PROBES:
             self.metrics.count("responses", "connection", "503")
@@ -162,6 +179,11 @@ class LimitedProtocol(HttpToolsProtocol):
             super().on_headers_complete()
         finally:
             self.app = app
+
+    def on_message_complete(self) -> None:
+        """A request is here with its body; until then its connection counts as one that waits."""
+        self.registry.asked(self)
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Await the next request, or that the client reads its answer."""
@@ -192,16 +214,21 @@ class LimitedProtocol(HttpToolsProtocol):
             self.deadline.cancel()
             self.deadline = None
 
-    def _end(self, message: str) -> NoReturn:
+    def _end(self, message: str, status: int = 431) -> NoReturn:
         """Refuse and stop parsing: the parser passes the exception on as one of its own."""
-        self._refuse(431, message)
+        self._refuse(status, message)
         raise ConnectionAbortedError
 
     def _refuse(self, status: int, message: str) -> None:
         self._cancel_header_deadline()
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self.refused:
             return
         self.metrics.count("responses", "connection", str(status))
+        if self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete:
+            # requests before it are being answered: the connection ends behind the last of their answers
+            self.refused, self.cycle.keep_alive = True, False
+            self.flow.pause_reading()
+            return
         body = json.dumps({"error": message}).encode()
         reasons = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
         head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\nconnection: close\r\n" % (

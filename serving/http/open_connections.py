@@ -1,8 +1,8 @@
 """The open connections of a service, kept within limits of number, of time and of bytes that clients have not read.
 
-Nobody can occupy the service by holding connections: of those that wait for a request the one that has waited longest makes
-room for a new one; an answer that is not read in time ends its connection, and so do the slowest where all unread answers
-together are too large. Where every connection is being answered, a reserve of further ones is kept for probes.
+Nobody can occupy the service by holding connections: of those that wait for a request, or for the end of one, the one that has
+waited longest makes room for a new one; an answer that is not read in time ends its connection, and so do the slowest where all
+unread answers together are too large. Where every connection is being answered, further ones are kept for probes.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class OpenConnections:
         self.limit, self.write_seconds, self.unsent_bytes, self.on_end = limit, write_seconds, unsent_bytes, on_end
         self.open: set[Connection] = set()
         self.idle: OrderedDict[Connection, None] = OrderedDict()
-        """Those that wait for a request, the one that has waited longest first."""
+        """Those that wait for a request or for the rest of one, the one that has waited longest first."""
         self.sending: OrderedDict[Connection, float] = OrderedDict()
         """Those whose client has not read its answer, the slowest first, and when the answer was written."""
 
@@ -53,7 +53,7 @@ class OpenConnections:
         return True
 
     def asked(self, connection: Connection) -> None:
-        """A request's head has arrived."""
+        """A request has arrived, its body included."""
         self.idle.pop(connection, None)
         self.sending.pop(connection, None)  # its next answer is counted anew
 

@@ -33,11 +33,11 @@ TIME: Schema = {
 """A time in ISO 8601, seconds since 1970, or null. Pattern for what most clients send; 29 February is read as well."""
 ID: Schema = {"type": "string", "pattern": f"[^{BLANK_RANGES}]"}
 """An id: it has a character that can be seen."""
-_NUMBER = "([1-9][0-9]{0,2}|0)(\\.[0-9]{1,6})?"
-_SHARE = "(0(\\.[0-9]{1,6})?|1(\\.0{1,6})?)"
-_ABOVE_0 = "([1-9][0-9]{0,2}(\\.[0-9]{1,6})?|0\\.0{0,2}[1-9])"
+_SHARE = "(0?\\.[0-9]{1,6}|0|1(\\.0{1,6})?)"
+_SMALL = "0?\\.0{0,2}[1-9][0-9]{0,3}"
+_TEMPERATURE, _WIDTH = (f"([1-9][0-9]{{0,{digits}}}(\\.[0-9]{{1,6}})?|{_SMALL})" for digits in (2, 1))
 POLICY_PATTERN = (
-    f"^(greedy|epsilon:{_SHARE}|softmax:{_ABOVE_0}|thompson(:[1-9][0-9]{{0,1}}(:{_ABOVE_0}(:{_SHARE})?)?)?)$"
+    f"^(greedy|epsilon:{_SHARE}|softmax:{_TEMPERATURE}|thompson(:[1-9][0-9]{{0,2}}(:{_WIDTH}(:{_SHARE})?)?)?)$"
 )
 """What most clients send; longer numbers are read as well."""
 PLAY: dict[str, Schema] = {

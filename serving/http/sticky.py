@@ -2,8 +2,10 @@
 
 An exploring service that draws anew at every request shows a member a home page that flickers, and a log in which one member
 saw all artworks of a title. A seed made of member, title and period keeps the draw: it changes only where the policy itself
-changes. Over members the seeds are as good as random, so an artwork's propensity is what it was; a member's impressions of one
-period have one draw together, so that intervals must take members as their units, as `keyart value` does.
+changes. Over members the seeds are as good as random, so an artwork's propensity is what it was at the first impression of a
+period; a member's further impressions of that title share its draw. Intervals must take members as their units, as `keyart value`
+does; and a policy that reads which artwork the member clicked earlier in the period knows more of the draw than the propensity
+says: value such a policy on the first impression of member, title and period.
 """
 
 import math

@@ -11,17 +11,20 @@ import json
 import multiprocessing
 import signal
 import socket
+import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+from foundation.atomic import atomic_file
 from foundation.errors import UserError
 from serving.bundle.steady import identity
 from serving.http.application import Service
@@ -34,6 +37,10 @@ from serving.http.process import banner, prepare_process
 START_SECONDS, LOAD_SECONDS, METRICS_SECONDS = 120.0, 60.0, 1.0
 """Seconds for a worker to start, to load a bundle, and to give its metrics."""
 POLL_SECONDS = 0.1
+MAX_FOLDER = 60
+"""Letters of the folder for temporary files: the path of a Unix socket has 107 at most."""
+ENDED = "ended.json"
+"""The file with the metrics of workers that ended, beside the sockets."""
 ASK_SECONDS, MAX_SILENT = 5.0, 3
 """Seconds between two questions to every worker; one that is silent so often in a row is replaced."""
 RETRY_SECONDS = 10.0
@@ -45,8 +52,10 @@ Say = Callable[[str], None]
 
 def serve_by_workers(folder: Path, config: ServeConfig, say: Say) -> None:
     """Answer by several processes until SIGTERM or Ctrl-C. UserError where the system or the folder does not allow it."""
-    if not hasattr(socket, "SO_REUSEPORT") or not hasattr(socket, "AF_UNIX"):
-        raise UserError(f"workers={config.workers}: this system cannot share a port between processes. Give 1.")
+    if sys.platform != "linux":  # others have SO_REUSEPORT too, and give all connections to one process
+        raise UserError(f"workers={config.workers}: this system does not share a port between processes. Give 1.")
+    if len(tempfile.gettempdir()) > MAX_FOLDER:
+        raise UserError(f"TMPDIR={tempfile.gettempdir()}: is too long for sockets. Set TMPDIR=/tmp.")
     with tempfile.TemporaryDirectory(prefix="keyart-serve-") as sockets, _reserved_port(config) as reserved:
         config = replace(config, port=reserved.getsockname()[1])
         _Workers(folder, config, Path(sockets), say).serve()
@@ -76,6 +85,8 @@ class _Worker:
     digest: str = ""
     silent: int = 0
     """How often in a row it did not answer."""
+    metrics: dict[str, Any] | None = None
+    """Its last metrics."""
 
 
 @dataclass
@@ -90,6 +101,8 @@ class _Workers:
     started: int = 0
     """Workers started so far: the number in the next one's socket's name."""
     signals: list[int] = field(default_factory=list)
+    failure: str = ""
+    """The line that said why the last reload failed."""
 
     def serve(self) -> None:
         """Until a signal ends it."""
@@ -110,7 +123,7 @@ class _Workers:
         ended: list[float] = []
         missing_since = asked = time.monotonic()
         seen, looked = identity(self.folder), time.monotonic()
-        while not {signal.SIGTERM, signal.SIGINT} & set(self.signals):
+        while not self.is_ending:
             time.sleep(POLL_SECONDS)
             now = time.monotonic()
             for worker in [worker for worker in self.workers if not worker.process.is_alive()]:
@@ -123,6 +136,7 @@ class _Workers:
                 self.say(f"serve: a worker ended with exit code {worker.process.exitcode}; another is started")
                 worker.path.unlink(missing_ok=True)
                 self.workers.remove(worker)
+                self._keep_metrics(worker)
                 missing_since = now - RETRY_SECONDS
             if len(self.workers) < self.config.workers and now - missing_since >= RETRY_SECONDS:
                 missing_since = now
@@ -136,7 +150,8 @@ class _Workers:
             if signal.SIGHUP in self.signals or (watching and identity(self.folder) not in (None, seen)):
                 self.signals = [number for number in self.signals if number != signal.SIGHUP]
                 seen = identity(self.folder)
-                self._reload()
+                if not self._reload():  # a copy may not be complete yet
+                    seen, looked = None, now + RETRY_SECONDS
 
     def _add_worker(self) -> None:
         """Start one more; where it cannot start, as beside a broken bundle, the others go on. UserError where there are none."""
@@ -152,10 +167,21 @@ class _Workers:
         self.workers.append(worker)
         self._require_one_bundle()
 
+    def _keep_metrics(self, worker: _Worker) -> None:
+        """Add what a worker that ended had counted, when it was last asked, to the metrics of the service."""
+        if worker.metrics is None:
+            return
+        path = self.sockets / ENDED
+        states = [json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+        total = ServiceMetrics.total([*states, worker.metrics | {"gauges": {}}]).state()
+        with atomic_file(path) as file:
+            file.write_text(json.dumps(total), encoding="utf-8")
+
     def _end_silent_workers(self) -> None:
         """Kill workers that have not answered several times: they are replaced as those that ended."""
         for worker, reply in zip(self.workers, self._ask_all("metrics", METRICS_SECONDS), strict=True):
             worker.silent = worker.silent + 1 if "error" in reply else 0
+            worker.metrics = worker.metrics if "error" in reply else reply
             if worker.silent >= MAX_SILENT:
                 self.say("serve: a worker does not answer; it is killed")
                 worker.process.kill()
@@ -192,8 +218,8 @@ class _Workers:
         if len({worker.digest for worker in self.workers}) > 1:
             self._reload()
 
-    def _reload(self) -> None:
-        """Let all workers answer by the bundle that is in the folder now, or none."""
+    def _reload(self) -> bool:
+        """Let all workers answer by the bundle that is in the folder now, or none: then False, and why is said once."""
         before = self.workers[0].digest
         replies = self._ask_all("load", LOAD_SECONDS)
         digests = {reply.get("digest", "") for reply in replies}
@@ -201,17 +227,32 @@ class _Workers:
         if errors or len(digests) > 1:
             self._ask_all("drop", LOAD_SECONDS)
             reason = errors[0] if errors else "the workers read different bundles."
-            self.say(f"serve: not reloaded: {reason}  Bundle {before[:12]} goes on answering.")
-            return
+            line = f"serve: not reloaded: {reason}  Bundle {before[:12]} goes on answering."
+            if line != self.failure:
+                self.say(line)
+            self.failure = line
+            return False
+        self.failure = ""
         for worker, reply in zip(self.workers, self._ask_all("switch", LOAD_SECONDS), strict=True):
             worker.digest = reply.get("digest", "")
             if worker.digest != replies[0]["digest"]:  # nobody knows by which bundle it answers: it is replaced
                 worker.process.kill()
         self.say(f"serve: {self.folder}: bundle {replies[0]['digest'][:12]} after {before[:12]}")
+        return True
 
     def _ask_all(self, command: str, seconds: float) -> list[dict[str, Any]]:
-        with ThreadPoolExecutor(max(1, len(self.workers))) as threads:
-            return list(threads.map(lambda worker: _ask_blocking(worker.path, command, seconds), self.workers))
+        """The reply of every worker; where the service is to end meanwhile, those that are not there yet are errors."""
+        threads = ThreadPoolExecutor(max(1, len(self.workers)))
+        asked = [threads.submit(_ask_blocking, worker.path, command, seconds) for worker in self.workers]
+        threads.shutdown(wait=False)
+        while not all(one.done() for one in asked) and not self.is_ending:
+            wait(asked, POLL_SECONDS)
+        return [one.result() if one.done() else {"error": "workers: the service ends."} for one in asked]
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether a signal has asked for the end."""
+        return bool({signal.SIGTERM, signal.SIGINT} & set(self.signals))
 
     def _stop(self) -> None:
         for worker in self.workers:
@@ -242,14 +283,13 @@ def _serve_as_worker(folder: Path, config: ServeConfig, path: Path, pipe: Connec
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # its parent asks it
     prepare_process()
     try:
-        said: list[str] = []
-        service = Service(folder, config, said.append)
+        service = Service(folder, config, partial(print, flush=True))
         # only now: connections that wait for a process that ends are reset
         listening = listen(config, shared=True)
     except UserError as error:
         pipe.send({"error": str(error)})
         return
-    control = _Control(service, path, said)
+    control = _Control(service, path)
     service.background = [control.answer, lambda: _end_with_parent(pipe)]
     service.all_metrics = control.all_metrics
     control.on_start = lambda: pipe.send({"digest": service.generation.digest, "curl": service.generation.curl})
@@ -271,8 +311,6 @@ class _Control:
 
     service: Service
     path: Path
-    said: list[str]
-    """Lines that the service said, for the parent."""
     loaded: Generation | None = None
     on_start: Callable[[], None] = lambda: None
 
@@ -284,10 +322,14 @@ class _Control:
 
     async def all_metrics(self) -> ServiceMetrics:
         """Metrics of all workers that answer in time, added up."""
-        others: Sequence[Path] = [path for path in self.path.parent.iterdir() if path != self.path]
-        states = await asyncio.gather(*(_ask(path, "metrics") for path in others))
-        own = self.service.own_metrics().state()
-        return ServiceMetrics.total([own, *(state for state in states if "error" not in state)])
+        folder = self.path.parent
+        others = [path for path in folder.glob("worker-*") if path != self.path]
+        states = [
+            state for state in await asyncio.gather(*(_ask(path, "metrics") for path in others)) if "error" not in state
+        ]
+        if (ended := folder / ENDED).exists():
+            states.append(json.loads(ended.read_text(encoding="utf-8")))
+        return ServiceMetrics.total([self.service.own_metrics().state(), *states])
 
     async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         commands: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {
@@ -306,9 +348,8 @@ class _Control:
         return self.service.own_metrics().state()
 
     async def _load(self) -> dict[str, Any]:
-        self.said.clear()
         self.loaded = await self.service.load()
-        return {"error": self.said[-1]} if self.loaded is None else {"digest": self.loaded.digest}
+        return {"error": self.service.failure} if self.loaded is None else {"digest": self.loaded.digest}
 
     async def _switch(self) -> dict[str, Any]:
         if self.loaded is not None:
