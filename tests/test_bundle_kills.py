@@ -21,7 +21,9 @@ from serving.bundle.bundle import BUNDLE_FILE, TITLE_VECTORS, Bundle
 from serving.bundle.verify import verify
 
 ROOT = Path(__file__).parents[1]
-KILLS = 20
+MEASURES = "KEYART_BENCHMARK" in os.environ
+KILLS, LEAST_ALIVE = (20, 11) if MEASURES else (4, 1)
+"""Moments at which a writer is killed, and how many of them must meet it alive: 13 minutes with KEYART_BENCHMARK=1, else one."""
 
 
 def read_once(folder: Path) -> str:
@@ -76,7 +78,7 @@ def kill_at_a_moment(words: list[str], folder: Path, rng: random.Random, longest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["export", "refresh", "verify"])
+@pytest.mark.parametrize("command", [pytest.param("export", marks=pytest.mark.benchmark), "refresh", "verify"])
 def test_a_reader_meets_a_whole_bundle(command: str, run: Path, bundle: Path, grown: Path, tmp_path: Path) -> None:
     folder, rng = shutil.copytree(bundle, tmp_path / "bundle"), random.Random(command)
     words = {"export": [str(run), str(folder)], "refresh": [str(folder), str(grown)], "verify": [str(folder)]}[command]
@@ -93,4 +95,4 @@ def test_a_reader_meets_a_whole_bundle(command: str, run: Path, bundle: Path, gr
     print(f"{command}: {KILLS} moments, {alive} killed alive, {len(digests)} bundles, readers met {dict(met)}")
     assert set(met) <= {"whole", "told"}
     assert met["whole"] > KILLS
-    assert alive > KILLS / 2
+    assert alive >= LEAST_ALIVE

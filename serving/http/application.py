@@ -270,20 +270,19 @@ class _Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers: dict[bytes, bytes] = dict(scope["headers"])
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
         error = None
-        hosts = sum(name == b"host" for name, _ in scope["headers"])
-        if hosts > 1 or (scope["http_version"] == "1.1" and not headers.get(b"host")):
+        if len(hosts) > 1 or (scope["http_version"] == "1.1" and hosts in ([], [b""])):
             error = RequestError(400, "host: HTTP/1.1 requests name their host, once. Send one header.")
-        elif self.token and scope["path"] not in OPEN_PATHS and not self._is_known(headers.get(b"authorization", b"")):
+        elif self.token and scope["path"] not in OPEN_PATHS and not self._is_known(dict(scope["headers"])):
             error = RequestError(401, "authorization: the token is missing or wrong. Send authorization: Bearer TOKEN.")
         if error is None:
             await self.app(scope, receive, send)
         else:
             await (await _request_error(None, error))(scope, receive, send)
 
-    def _is_known(self, given: bytes) -> bool:
-        scheme, _, token = given.partition(b" ")
+    def _is_known(self, headers: dict[bytes, bytes]) -> bool:
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         return hmac.compare_digest(scheme.lower() + b" " + token.strip(), self.token)
 
 

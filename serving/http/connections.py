@@ -104,10 +104,11 @@ async def refuse_connection(scope: Scope, receive: Receive, send: Send) -> None:
 
 def without_upgrade(data: bytes) -> bytes:
     """The beginning of a head, whose wish for another protocol is not heard: its body would be taken for that protocol's."""
-    if b"pgrade" not in data and b"PGRADE" not in data:
+    end = data.find(b"\r\n\r\n")
+    head = data if end < 0 else data[:end]
+    if b"pgrade" not in head and b"PGRADE" not in head:
         return data
-    head, blank, rest = data.partition(b"\r\n\r\n")
-    return UPGRADE.sub(b"ignored", head) + blank + rest
+    return UPGRADE.sub(b"ignored", head) + data[len(head) :]
 
 
 class LimitedProtocol(HttpToolsProtocol):

@@ -26,7 +26,8 @@ from serving.http.requests import Request
 IDLE_TURNS = 4
 """Iterations of the event loop without a new request: from a socket to the queue takes one or two."""
 LIGHT_SECONDS, BATCH_SECONDS = 0.01, 0.02
-"""Cost of a body from which it waits in the lane of large ones, and the cost of a batch, beyond which no request is added."""
+"""Estimated cost of a body from which it waits in the lane of large ones, and of a batch, beyond which no request is added. Not
+corrected: batches cut short where the machine is busy overlap with the reading of others for ever after (docs/experiments.md)."""
 CORRECTION_WEIGHT = 0.1
 """Weight of the newest batch in the moving mean of real over estimated cost."""
 
@@ -141,7 +142,7 @@ class Lane:
         cost = 0.0
         while self.queue and len(batch) < self.max_batch:
             first = self.queue[0]
-            if batch and (first.answer != batch[0].answer or (cost + first.cost) * self.correction > BATCH_SECONDS):
+            if batch and (first.answer != batch[0].answer or cost + first.cost > BATCH_SECONDS):
                 break
             self.queue.popleft()
             self.queued_cost -= first.cost

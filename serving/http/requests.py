@@ -49,7 +49,7 @@ from serving.http.schema import (
 from serving.http.sticky import sticky_seed
 from serving.scoring.policies import MAX_DRAWS, ServingPolicy
 
-PLAY_FIELDS, NUMBERS = frozenset(PLAY), (int, float)
+NUMBERS = (int, float)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -264,42 +264,54 @@ class RequestReader:
 
         Where every play has a time, time is their order, else it is that of the list.
         """
-        timestamps: list[float] = []
-        history_titles: list[str] = []
-        artworks: list[int] = []
-        watched: list[float] = []
-        row_of = self.artworks.get
-        for index, play in enumerate(plays):
-            read = _common_play(play) or _any_play(play, f"{prefix}history[{index}]")
-            history_titles.append(read[0])
-            artworks.append(row_of(read[1], 0))
-            watched.append(read[2])
-            timestamps.append(read[3])
-        past = [index for index, timestamp in enumerate(timestamps) if not timestamp > end]
-        if not any(math.isnan(timestamps[index]) for index in past):
-            past.sort(key=lambda index: timestamps[index])
-        past, left_out = past[-self.history_length :], len(plays) - len(past)
-        history_titles = [history_titles[index] for index in past]
+        titles, artworks, watched, timestamps = _plays(plays, f"{prefix}history")
+        kept = len(plays)
+        known = not math.isnan(sum(timestamps))
+        if not (known and timestamps == sorted(timestamps) and timestamps[-1:] <= [end]):
+            past = [index for index, timestamp in enumerate(timestamps) if not timestamp > end]
+            if known:
+                past.sort(key=timestamps.__getitem__)
+            kept = len(past)
+            titles, artworks, watched = ([column[index] for index in past] for column in (titles, artworks, watched))
+        last = slice(-self.history_length, None)
+        history_titles, row_of_title, row_of_artwork = titles[last], self.titles.get, self.artworks.get
         columns = (
-            [self.titles.get(title, 0) for title in history_titles],
-            [artworks[index] for index in past],
-            [watched[index] for index in past],
+            [row_of_title(title, 0) for title in history_titles],
+            [row_of_artwork(artwork, 0) for artwork in artworks[last]],
+            watched[last],
         )
-        return history_titles, columns, left_out
+        return history_titles, columns, len(plays) - kept
 
 
-def _common_play(play: Any) -> tuple[str, str, float, float] | None:
-    """What `_any_play` returns, for a play as most clients send it; None for any other: requests hold hundreds of plays."""
-    if type(play) is not dict or not play.keys() <= PLAY_FIELDS:
-        return None
-    title, artwork, watched, time = play.get("title"), play.get("artwork"), play.get("watched"), play.get("time")
-    if type(title) is not str or not "!" <= title[:1] <= "~" or (artwork is not None and type(artwork) is not str):
-        return None
-    if watched is not None and (type(watched) is not float or not 0 <= watched <= 1):
-        return None
-    if time is not None and (type(time) not in NUMBERS or not EARLIEST <= time <= LATEST):
-        return None
-    return title, artwork or "", math.nan if watched is None else watched, math.nan if time is None else time
+def _plays(plays: list[Any], where: str) -> tuple[list[str], list[str], list[float], list[float]]:
+    """Columns of what `_any_play` returns. Plays as most clients send them are read here: requests hold hundreds."""
+    titles: list[str] = []
+    artworks: list[str] = []
+    watched: list[float] = []
+    times: list[float] = []
+    for index, play in enumerate(plays):
+        if type(play) is dict:
+            field = play.get
+            title, artwork, fraction, time = field("title"), field("artwork"), field("watched"), field("time")
+            if (
+                len(play) == 1 + (artwork is not None) + (fraction is not None) + (time is not None)  # no other field
+                and type(title) is str
+                and "!" <= title[:1] <= "~"
+                and (artwork is None or type(artwork) is str)
+                and (fraction is None or (type(fraction) is float and 0 <= fraction <= 1))
+                and (time is None or (type(time) in NUMBERS and EARLIEST <= time <= LATEST))
+            ):
+                titles.append(title)
+                artworks.append(artwork or "")
+                watched.append(math.nan if fraction is None else fraction)
+                times.append(math.nan if time is None else time)
+                continue
+        title, artwork, fraction, time = _any_play(play, f"{where}[{index}]")
+        titles.append(title)
+        artworks.append(artwork)
+        watched.append(fraction)
+        times.append(time)
+    return titles, artworks, watched, times
 
 
 def _any_play(play: Any, where: str) -> tuple[str, str, float, float]:
@@ -314,21 +326,14 @@ def _any_play(play: Any, where: str) -> tuple[str, str, float, float]:
 
 def ids_by_kind(requests: Sequence[Request]) -> dict[str, tuple[int, int]]:
     """By kind (title, artwork, play, and each category of the context): ids given, and of those unknown to the bundle."""
-    counts = {
-        "title": (len(requests), sum(not request.title for request in requests)),
-        "artwork": (
-            sum(len(request.artworks) for request in requests),
-            sum(request.artworks.count(0) for request in requests),
-        ),
-        "play": (
-            sum(len(request.history[0]) for request in requests),
-            sum(request.history[0].count(0) for request in requests),
-        ),
-    }
+    counts: dict[str, tuple[int, int]] = {}
     for request in requests:
-        for name in request.categories:
-            given, unknown = counts.get(name, (0, 0))
-            counts[name] = (given + 1, unknown + (not request.context[name]))
+        rows = {"title": [request.title], "artwork": request.artworks, "play": request.history[0]}
+        ids = {kind: (len(of_kind), of_kind.count(0)) for kind, of_kind in rows.items()}
+        ids |= {name: (1, int(not request.context[name])) for name in request.categories}
+        for kind, (given, unknown) in ids.items():
+            before = counts.get(kind, (0, 0))
+            counts[kind] = (before[0] + given, before[1] + unknown)
     return counts
 
 
