@@ -272,7 +272,8 @@ class RequestReader:
             if known:
                 past.sort(key=timestamps.__getitem__)
             kept = len(past)
-            titles, artworks, watched = ([column[index] for index in past] for column in (titles, artworks, watched))
+            titles, artworks = [titles[index] for index in past], [artworks[index] for index in past]
+            watched = [watched[index] for index in past]
         last = slice(-self.history_length, None)
         history_titles, row_of_title, row_of_artwork = titles[last], self.titles.get, self.artworks.get
         columns = (
