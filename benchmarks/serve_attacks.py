@@ -119,7 +119,12 @@ class Beside:
         rows += [
             _row(f"{attack}: attacker answered {status}", "requests", n) for status, n in sorted(self.statuses.items())
         ]
-        return [*rows, _row(f"{attack}: memory gained", "MB", (max(self.memory) - self.memory[0]) / 1e6)]
+        gained = [(sample - self.memory[0]) / 1e6 for sample in self.memory]
+        return [
+            *rows,
+            _row(f"{attack}: memory gained at most", "MB", max(gained)),
+            _row(f"{attack}: memory gained at the end", "MB", gained[-1]),
+        ]
 
 
 def costly(generator: RequestGenerator) -> dict[str, bytes]:

@@ -36,6 +36,7 @@ from serving.http.interface import OTHER_PATHS
 from serving.http.lanes import Lanes
 from serving.http.metrics import ServiceMetrics
 from serving.http.open_connections import OpenConnections
+from serving.http.process import return_free_memory
 from serving.http.requests import Request, ids_by_kind
 
 KNOWN_PATHS = {"/rank", *OTHER_PATHS}
@@ -230,6 +231,7 @@ class Service:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
         tasks = [loop.create_task(self.lanes.run()), loop.create_task(self.connections.sweep())]
+        tasks.append(loop.create_task(return_free_memory()))
         tasks += [loop.create_task(work()) for work in self.background]
         if self.config.reload_seconds and self.config.workers == 1:
             tasks.append(loop.create_task(self._watch()))

@@ -38,7 +38,7 @@ class ServeConfig:
     ones get 503, except for /health, /ready and /metrics."""
     body_bytes: int = 2**20
     """Bytes of a body, at most."""
-    bodies_bytes: int = 2**23
+    bodies_bytes: int = 2**22
     """Bytes of all bodies that are being received or answered, beyond which large ones are refused with 503."""
     body_seconds: float = 10.0
     """Seconds for a body to arrive, at most."""

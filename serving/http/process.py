@@ -1,5 +1,6 @@
 """What every process that serves sets, and prints."""
 
+import asyncio
 import ctypes
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from serving.http.config import ServeConfig
 
 M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES = -3, 2**20
 """mallopt's parameter for the size from which freed memory is returned to the system, and that size."""
+TRIM_SECONDS = 0.5
 SWITCH_SECONDS = 0.001
 """Seconds after which a thread that computes in Python lets the event loop go on."""
 
@@ -30,3 +32,11 @@ def _return_large_arrays() -> None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl lacks it, and keeps nothing
         if mallopt is not None:
             mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+
+
+async def return_free_memory() -> None:
+    """Return to the system what large requests took and glibc keeps, every half second (.15 ms), until cancelled."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    while trim is not None:
+        await asyncio.sleep(TRIM_SECONDS)
+        trim(0)
