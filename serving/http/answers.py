@@ -26,7 +26,7 @@ FREE_PADDING = 64
 RELEASE_MEMORY_ABOVE = 2048
 """Candidates of one run of the graph beyond which its memory is returned to the system: such runs are rare and differ in size."""
 BASE_SECONDS, CANDIDATE_SECONDS, PLAY_SECONDS = 6e-5, 4e-6, 1e-6
-DRAW_SECONDS, EXPLAIN_SECONDS, EXPLAIN_TERM_SECONDS = 6e-8, 1e-3, 1e-6
+DRAW_SECONDS, EXPLAIN_SECONDS, EXPLAIN_TERM_SECONDS = 1.5e-8, 1e-3, 1e-6
 """Seconds of one core that a request, a candidate, a play, a candidate's draw, an explanation and a candidate's play in it cost, in
 round numbers: `serving.http.lanes` corrects their sum by what batches take."""
 

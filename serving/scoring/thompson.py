@@ -19,8 +19,8 @@ from serving.scoring.policies import DEFAULT_DRAWS, mixed_with_uniform
 
 GOLDEN_RATIO, MIX_STEPS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 0))
 """Constants of splitmix64: its step, and the shifts and factors of its mixing."""
-MAX_APPEALS_HELD = 4_000_000
-"""Drawn appeals in memory at a time."""
+BLOCK_APPEALS, BLOCK_DRAWS = 2**16, 16
+"""Appeals that are drawn at a time, so that they stay in a core's cache, and the least number of draws of a block."""
 
 
 class PosteriorDraws:
@@ -71,7 +71,7 @@ class Thompson:
         """Shares of the draws won, mixed with the uniform policy by the floor, float32 (N, K), from a request and the graph's
         outputs for it; 0 in padding."""
         n, k = mask_NK.shape
-        rows = max(1, MAX_APPEALS_HELD // (k * self.draws))
+        rows = max(1, BLOCK_APPEALS // (k * BLOCK_DRAWS))
         parts = [
             self._shares(
                 *(
@@ -98,27 +98,44 @@ class Thompson:
         appeal_NK: np.ndarray,
         mask_NK: np.ndarray,
     ) -> np.ndarray:
-        drawn_NKS = self.sampled_appeals(artworks_NK, artwork_query_ND, content_query_NC, appeal_NK)
-        best_NS = np.where(mask_NK[..., None], drawn_NKS, -np.inf).argmax(1)
         n, k = mask_NK.shape
-        won_NK = np.bincount((best_NS + np.arange(n)[:, None] * k).ravel(), minlength=n * k).reshape(n, k)
-        return (won_NK / self.draws).astype(np.float32)
+        features_NKF = self._features(artworks_NK, artwork_query_ND, content_query_NC)
+        padded_NK = np.where(mask_NK, appeal_NK, -np.inf)
+        first_N = np.arange(n)[:, None] * k
+        won = np.zeros(n * k, np.int64)
+        block = max(BLOCK_DRAWS, BLOCK_APPEALS // (n * k))
+        for begin in range(0, self.draws, block):
+            drawn_NKS = self._drawn(artworks_NK, features_NKF, padded_NK, begin, min(begin + block, self.draws))
+            won += np.bincount((drawn_NKS.argmax(1) + first_N).ravel(), minlength=n * k)
+        return (won.reshape(n, k) / self.draws).astype(np.float32)
 
     def sampled_appeals(
         self, artworks_NK: np.ndarray, artwork_query_ND: np.ndarray, content_query_NC: np.ndarray, appeal_NK: np.ndarray
     ) -> np.ndarray:
         """Appeal by every draw, float32 (N, K, S)."""
+        features_NKF = self._features(artworks_NK, artwork_query_ND, content_query_NC)
+        return self._drawn(artworks_NK, features_NKF, appeal_NK, 0, self.draws)
+
+    def _features(
+        self, artworks_NK: np.ndarray, artwork_query_ND: np.ndarray, content_query_NC: np.ndarray
+    ) -> np.ndarray:
         likeness = self.content[artworks_NK] * content_query_NC[:, None]
         part_sums = sum_by_part(likeness, self.part_width)
-        features_NKF = np.concatenate([self.vector[artworks_NK] * artwork_query_ND[:, None], part_sums], axis=-1)
-        own_NKS = self.own[artworks_NK][..., None] * normals(artworks_NK, self.draws, self.seed)
-        return appeal_NK[..., None] + features_NKF @ self.weight_FS + own_NKS
+        return np.concatenate([self.vector[artworks_NK] * artwork_query_ND[:, None], part_sums], axis=-1)
+
+    def _drawn(
+        self, artworks_NK: np.ndarray, features_NKF: np.ndarray, appeal_NK: np.ndarray, begin: int, end: int
+    ) -> np.ndarray:
+        """Appeal by the draws from `begin` to before `end`."""
+        own_NKS = self.own[artworks_NK][..., None] * normals(artworks_NK, self.draws, self.seed, begin, end)
+        return appeal_NK[..., None] + features_NKF @ self.weight_FS[:, begin:end] + own_NKS
 
 
-def normals(rows: np.ndarray, draws: int, seed: int) -> np.ndarray:
+def normals(rows: np.ndarray, draws: int, seed: int, begin: int = 0, end: int | None = None) -> np.ndarray:
     """A standard normal for every (row, draw), float32 (..., S): a function of both and of the seed, so that no table of
-    them is stored. splitmix64 (Steele and others, 2014) and Box and Muller's transform (1958)."""
-    counter = rows.astype(np.uint64)[..., None] * np.uint64(draws) + np.arange(draws, dtype=np.uint64)
+    them is stored; of all draws those from `begin` to before `end` alone. splitmix64 (Steele and others, 2014) and Box and
+    Muller's transform (1958)."""
+    counter = rows.astype(np.uint64)[..., None] * np.uint64(draws) + np.arange(begin, end or draws, dtype=np.uint64)
     with np.errstate(over="ignore"):
         first = mix64(counter * np.uint64(2) + np.uint64((1 + seed * GOLDEN_RATIO) % 2**64))
         second = mix64(first + np.uint64(GOLDEN_RATIO))
