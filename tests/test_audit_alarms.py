@@ -18,6 +18,7 @@ from evaluation.audits.simultaneous import Spread, widen
 from evaluation.audits.stratified_gap import drift_by_time, stratified_gap, tail, time_strata
 from evaluation.off_policy.intervals import Z
 from evaluation.off_policy.student import largest_quantile
+from evaluation.off_policy.verdict import GrossDoubt
 from evaluation.record.rows import ExposureRow, LiftColumns
 
 
@@ -54,6 +55,32 @@ def test_the_worst_tag_is_listed_however_rarely_it_is_shown(tmp_path: Path) -> N
     for name, value in expected.items():
         assert row[name] == pytest.approx(value, rel=1e-6), name
     assert any("pairs of segment and tag were tested" in note for note in notes)
+
+
+def test_a_defect_of_the_log_moves_the_verdict_of_every_flag(tmp_path: Path) -> None:
+    """With a gross one nothing is flagged: weights that are not what was done cannot accuse an artwork."""
+    simulated = simulate_world(World(impressions=20_000, click_rate=0.2, faces=20, artworks_a_face=2), 1, tmp_path)
+    arguments = (tmp_path, simulated.log, simulated.member, simulated.weight_N)
+    doubt = ("the propensities are not what was done",)
+    verdicts, flags, tested = {}, {}, {}
+    for name, doubts in {"sound": (), "doubted": doubt, "gross": (GrossDoubt(doubt[0]),)}.items():
+        rows, _ = exposure(*arguments, doubts)
+        verdicts[name] = {row["engaged_verdict"] for row in rows}
+        flags[name] = sum(bool(row["flag"]) for row in rows)
+        assert {row["verdict"] for row in rows} == {"reliable"}, "what is shown is a property of the policy, not of weights"
+        assert all((row["engaged_gap"] is None) == (row["engaged_verdict"] == "unanswerable") for row in rows)
+        summary = clickbait(simulated.outcomes, str, doubts)
+        assert summary is not None
+        tested[name] = summary["verdict"], summary["tested"] > 0, {row["verdict"] for row in summary["artworks"]}
+    assert "reliable" in verdicts["sound"]
+    assert "weak" in verdicts["doubted"]
+    assert "reliable" not in verdicts["doubted"]
+    assert verdicts["gross"] == {"unanswerable"}
+    assert flags["sound"] == flags["doubted"] > 0
+    assert flags["gross"] == 0
+    assert tested["sound"][:2] == ("reliable", True)
+    assert tested["doubted"] == ("weak", True, {"weak"})
+    assert tested["gross"] == ("unanswerable", False, set())
 
 
 def straight_line(simulated: Simulated, dataset: Path, row: ExposureRow) -> dict[str, float]:

@@ -96,11 +96,11 @@ def audit(
     slices, notes = build_slices(audit_inputs.dataset, scored, attributes, audit_inputs.past)
     catalogue = read_artwork_labels(audit_inputs.dataset)
     outcomes = audit_inputs.outcomes
-    bait = None if outcomes is None else clickbait(outcomes, catalogue.name_of_artwork)
+    bait = None if outcomes is None else clickbait(outcomes, catalogue.name_of_artwork, doubts)
     if bait is None:
         notes.append(NO_ENGAGEMENT)
     shown, left_out = exposure(
-        audit_inputs.dataset, scored, attributes.member, weighted_log.policy_weights["scored"].weight_N
+        audit_inputs.dataset, scored, attributes.member, weighted_log.policy_weights["scored"].weight_N, doubts
     )
     return {
         "attribution": attribute_value(weighted_log, slices, doubts=doubts),

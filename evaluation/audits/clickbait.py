@@ -9,13 +9,14 @@ discoveries.
 Legend: N impressions, A artworks, T titles.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.audits.stratified_gap import Gap, drift_by_time, stratified_gap, time_strata
 from evaluation.logs.logged_impressions import Outcomes
+from evaluation.off_policy.verdict import assess_groups, verdict_of_log
 from evaluation.record.rows import Clickbait, ClickbaitRow
 
 FALSE_DISCOVERIES = 0.1
@@ -69,13 +70,13 @@ def benjamini_hochberg(p_value: NDArray[np.float64], share: float = FALSE_DISCOV
     return rejected
 
 
-def clickbait(outcomes: Outcomes, name_of: Callable[[str], str]) -> Clickbait | None:
+def clickbait(outcomes: Outcomes, name_of: Callable[[str], str], doubts: Sequence[str] = ()) -> Clickbait | None:
     """The artworks that are clicked more and watched less than their title's others, worst first, with counts; None where
     engagement is not known.
 
     An artwork is `clickbait` where its clicks are significantly above and its engagement significantly below that of the
     title's other artworks (the larger of the two one-sided P values is tested, as Berger, 1982); `misleading` where only
-    its engagement is below. `name_of` maps an artwork's id to a name.
+    its engagement is below. `name_of` maps an artwork's id to a name; `doubts`: defects of the log.
     """
     if outcomes.engaged is None:
         return None
@@ -100,7 +101,13 @@ def clickbait(outcomes: Outcomes, name_of: Callable[[str], str]) -> Clickbait | 
     clicked_A = np.bincount(outcomes.artwork[at], minlength=count)
     others_A = np.bincount(title_A, clicked_A)[title_A] - clicked_A
     enough_A = (clicked_A >= MIN_CLICKS) & (others_A >= MIN_CLICKS)
-    tested_A = enough_A & np.isfinite(engaged.gap_A) & np.isfinite(clicks.gap_A)
+    verdicts = assess_groups(
+        np.minimum(clicks.expected_rewarded_A, engaged.expected_rewarded_A),
+        np.minimum(clicks.members_A, engaged.members_A),
+        doubts,
+    )
+    answered_A = np.array(verdicts) != "unanswerable"
+    tested_A = enough_A & np.isfinite(engaged.gap_A) & np.isfinite(clicks.gap_A) & answered_A
     click_p_value_A, engaged_p_value_A = (
         np.where(tested_A, p_value_A, np.nan) for p_value_A in (clicks.p_value_A(True), engaged.p_value_A(False))
     )
@@ -128,6 +135,7 @@ def clickbait(outcomes: Outcomes, name_of: Callable[[str], str]) -> Clickbait | 
             "engaged_gap": float(below_A[a]),
             "chance": float(np.fmax(click_p_value_A[a], engaged_p_value_A[a])),
             "chance_of_engaged_gap": float(engaged_p_value_A[a]),
+            "verdict": verdicts[a],
         }
         for a in listed
     ]
@@ -138,5 +146,6 @@ def clickbait(outcomes: Outcomes, name_of: Callable[[str], str]) -> Clickbait | 
         "false_discoveries": FALSE_DISCOVERIES,
         "least_clicks": MIN_CLICKS,
         "impressions": len(outcomes.clicked),
+        "verdict": verdict_of_log(doubts),
         "artworks": rows,
     }

@@ -9,8 +9,10 @@ also tested together, because each is rare.
 Legend: N impressions, K candidates (padded), M members, A artworks, G tags, L levels of a segment, E pairs of impression and tag.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +24,8 @@ from evaluation.audits.stratified_gap import drift_by_time, stratified_gap, time
 from evaluation.logs.log_slices import read_segments, top_levels
 from evaluation.logs.scored_log import ScoredLog
 from evaluation.off_policy.intervals import Members, Sums, Z, normal_interval
-from evaluation.record.rows import ExposureRow, finite_or_none
+from evaluation.off_policy.verdict import assess_groups, assess_members
+from evaluation.record.rows import ExposureRow, Verdict, finite_or_none
 from foundation.lists import Lists
 
 MAX_TAGS = 30
@@ -51,6 +54,8 @@ class _Engagement:
     clicks_GL: NDArray[np.int64]
     share_GL: NDArray[np.float64]
     """Share of the scored policy's clicks in the segment."""
+    verdict_GL: NDArray[np.str_]
+    """The verdict on the gap."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +71,13 @@ class _Segment:
 
 
 def exposure(
-    dataset: Path, log: ScoredLog, member: pa.Array, weight_N: NDArray[np.floating]
+    dataset: Path, log: ScoredLog, member: pa.Array, weight_N: NDArray[np.floating], doubts: Sequence[str] = ()
 ) -> tuple[list[ExposureRow], list[str]]:
     """Rows of segment, level and depicted person or tag with its exposure; and notes on what is left out.
 
     Every tag is tested in every segment; rows are those of the tags shown most, of groups of people, and of the worst others.
-    `member`: the log's member ids; `weight_N`: the policy's weights; `log` must be ordered by member. UserError as
-    `read_depicted`.
+    `member`: the log's member ids; `weight_N`: the policy's weights; `log` must be ordered by member; `doubts`: defects of
+    the log. UserError as `read_depicted`.
     """
     depicted, notes = read_depicted(dataset, log.artworks)
     if depicted is None or not len(depicted.tags_AG.values_C):
@@ -93,7 +98,7 @@ def exposure(
                 levels=levels,
                 level_M=level_M,
                 shown_GL=_shown(log, depicted, level_N, len(levels)),
-                engagement=_engagement(log, depicted, level_N, len(levels), weight_N),
+                engagement=_engagement(log, depicted, level_N, len(levels), weight_N, doubts),
             )
         )
     tested, flagged = _flags([segment.engagement for segment in segments], depicted.groups)
@@ -131,7 +136,7 @@ def _shown(log: ScoredLog, depicted: Depicted, level_N: NDArray, levels: int) ->
 
 
 def _engagement(
-    log: ScoredLog, depicted: Depicted, level_N: NDArray, levels: int, weight_N: NDArray
+    log: ScoredLog, depicted: Depicted, level_N: NDArray, levels: int, weight_N: NDArray, doubts: Sequence[str]
 ) -> _Engagement | None:
     """Engagement after clicks on each tag in each level, against the same titles' other artworks; None where it is not known.
 
@@ -161,7 +166,9 @@ def _engagement(
     policy_n = np.asarray(weight_N, np.float64)[at]
     policy_GL = np.bincount(group_E, policy_n[row_E], count).reshape(-1, levels)
     of_level_L = np.bincount(level_n, policy_n, levels)
-    p_value_A = np.where(gap.expected_rewarded_A >= MIN_EXPECTED, gap.p_value_A(above=False), np.nan)
+    verdict_A = np.array(assess_groups(gap.expected_rewarded_A, gap.members_A, doubts))
+    tested_A = (gap.expected_rewarded_A >= MIN_EXPECTED) & (verdict_A != "unanswerable")
+    p_value_A = np.where(tested_A, gap.p_value_A(above=False), np.nan)
     shape = (-1, levels)
     return _Engagement(
         rate_GL=gap.rate_A.reshape(shape),
@@ -170,6 +177,7 @@ def _engagement(
         p_value_GL=p_value_A.reshape(shape),
         clicks_GL=np.bincount(group_E, minlength=count).reshape(shape),
         share_GL=policy_GL / np.maximum(of_level_L, 1e-300),
+        verdict_GL=verdict_A.reshape(shape),
     )
 
 
@@ -276,9 +284,11 @@ def _row(
     segment: _Segment, level: str, at: tuple[int, int], depicted: Depicted, scored: Sums, uniform: Sums
 ) -> ExposureRow:
     """The row of one segment's level and one tag, not flagged: exposure, and engagement after clicks on it."""
-    interval = normal_interval(scored.value, scored.influence_M)
+    verdict = assess_members(scored.denominator_TM[0])
+    known_M = 1.0 if verdict != "unanswerable" else np.nan
+    interval = normal_interval(scored.value, known_M * scored.influence_M)
     above = scored.value - uniform.value
-    apart = normal_interval(above, scored.influence_M - uniform.influence_M)
+    apart = normal_interval(above, known_M * (scored.influence_M - uniform.influence_M))
     row = ExposureRow(
         segment=segment.name,
         level=level,
@@ -292,12 +302,14 @@ def _row(
         above_uniform=above,
         above_low=finite_or_none(apart.low),
         above_high=finite_or_none(apart.high),
+        verdict=verdict,
         engaged_after_click=None,
         of_others=None,
         engaged_gap=None,
         engaged_low=None,
         engaged_high=None,
         chance=None,
+        engaged_verdict="unanswerable",
         members=scored.numerator_TM.shape[1],
         artworks=int(depicted.artworks_G[at[0]]),
         clicks=0,
@@ -315,6 +327,7 @@ def _row(
             row["engaged_gap"] = finite_or_none(gap)
             row["engaged_low"], row["engaged_high"] = finite_or_none(gap - half), finite_or_none(gap + half)
             row["chance"] = float(known.p_value_GL[at])
+            row["engaged_verdict"] = cast(Verdict, str(known.verdict_GL[at]))
     return row
 
 

@@ -35,6 +35,8 @@ class Gap:
     """The least by which the difference can change: one outcome's part."""
     expected_rewarded_A: NDArray[np.float64]
     """Effective number of rewarded impressions that a group would have at its titles' rates, (sum v p)^2 / sum v^2 p."""
+    members_A: NDArray[np.float64]
+    """Effective number of members of the group, (sum_m v_m)^2 / sum_m v_m^2 of their summed weights."""
 
     @property
     def expected_A(self) -> NDArray[np.float64]:
@@ -153,6 +155,7 @@ def stratified_gap(
             skew_A=third_A / (binomial_A + binomial_others_A) ** 1.5,
             step_A=square_A / own_A / compared_A,
             expected_rewarded_A=np.nan_to_num(expected_A**2 / expected_square_A),
+            members_A=np.nan_to_num(own_A**2 / _squares(weight_E, group_E, member_E, groups)),
         )
 
 

@@ -268,6 +268,27 @@ def assess_members(count_M: NDArray) -> Verdict:
     return "unanswerable" if members < MEMBERS_NONE else "weak" if members < MEMBERS_WEAK else "reliable"
 
 
+def assess_groups(rewarded_A: NDArray, members_A: NDArray, doubts: Sequence[str] = ()) -> list[Verdict]:
+    """The verdicts on differences of groups of impressions from others, each by its own sample.
+
+    `rewarded_A`: effective rewarded impressions, expected where nothing differs; `members_A`: effective members; `doubts`: defects
+    of the log, with a `GrossDoubt` nothing is answered.
+    """
+    at_most = verdict_of_log(doubts)
+    none_A = (rewarded_A < REWARDED_NONE) | (members_A < MEMBERS_NONE) | (at_most == "unanswerable")
+    weak_A = (rewarded_A < REWARDED_WEAK) | (members_A < MEMBERS_WEAK) | (at_most == "weak")
+    return [
+        "unanswerable" if none else "weak" if weak else "reliable"
+        for none, weak in zip(none_A.tolist(), weak_A.tolist(), strict=True)
+    ]
+
+
+def verdict_of_log(doubts: Sequence[str]) -> Verdict:
+    """The verdict that a log's defects allow at most."""
+    gross = any(isinstance(doubt, GrossDoubt) for doubt in doubts)
+    return "unanswerable" if gross else "weak" if doubts else "reliable"
+
+
 def weaker_verdict(one: Verdict, other: Verdict) -> Verdict:
     """The weaker of two verdicts: that of a comparison."""
     order: list[Verdict] = ["reliable", "weak", "unanswerable"]

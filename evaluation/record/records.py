@@ -37,8 +37,8 @@ from evaluation.record.selection_rows import Selection
 from foundation.preferences import Preferences
 from foundation.records import read_versioned
 
-VALUE_FILE, VALUE_VERSION = "value.json", 2
-REPORT_FILE, REPORT_VERSION = "report.json", 8
+VALUE_FILE, VALUE_VERSION = "value.json", 3
+REPORT_FILE, REPORT_VERSION = "report.json", 9
 """Schema versions, raised when fields change or change their meaning: older records must then be written again."""
 
 

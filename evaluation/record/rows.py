@@ -233,6 +233,7 @@ class ClickbaitRow(TypedDict):
     engaged_gap: float
     chance: float
     chance_of_engaged_gap: float
+    verdict: Verdict
 
 
 class Clickbait(TypedDict):
@@ -244,6 +245,8 @@ class Clickbait(TypedDict):
     false_discoveries: float
     least_clicks: int
     impressions: int
+    verdict: Verdict
+    """On the counts: weak where the log has defects, unanswerable, and then nothing was tested, where they are gross."""
     artworks: list[ClickbaitRow]
 
 
@@ -263,12 +266,16 @@ class ExposureRow(TypedDict):
     above_uniform: float
     above_low: float | None
     above_high: float | None
+    verdict: Verdict
+    """On the shares of impressions and their difference."""
     engaged_after_click: float | None
     of_others: float | None
     engaged_gap: float | None
     engaged_low: float | None
     engaged_high: float | None
     chance: float | None
+    engaged_verdict: Verdict
+    """On the gap of engagement; unanswerable where it was not tested."""
     members: int
     artworks: int
     clicks: int

@@ -17,16 +17,20 @@ def clickbait_section(summary: Clickbait | None, catalogue: ArtworkLabels) -> It
     if summary is None:
         return
     yield "<h2>Clicked, and not watched</h2>"
+    if summary["verdict"] == "unanswerable":
+        yield "<p>Unanswerable: what is wrong with the log does not allow to compare artworks.</p>"
+        return
+    weak = " The log has defects: all of this is weak." if summary["verdict"] == "weak" else ""
     yield (
         f"<p>Of {summary['tested']:,} artworks with {summary['least_clicks']} clicks or more, "
         f"{summary['clickbait']:,} are clicked more and watched less than their title’s others, and another "
         f"{summary['misleading']:,} are watched less; at most {summary['false_discoveries']:.0%} of either are expected "
         f"to be false discoveries. From {summary['impressions']:,} impressions, weighted as if shown to anybody and compared with "
-        "those of about the same time; gaps are shrunk by their sampling noise.</p>"
+        f"those of about the same time; gaps are shrunk by their sampling noise.{weak}</p>"
     )
     cards = []
     for row in summary["artworks"][:MAX_CARDS]:
-        flag = f"<b>{row['flag']}</b><br>" if row["flag"] else ""
+        flag = f"<b>{marked(row['flag'], row['verdict'])}</b><br>" if row["flag"] else ""
         cards.append(
             f'<div class="card">{picture(row["artwork"], catalogue, row["name"])}{flag}{escape(row["name"])}<br>'
             f"clicked {row['click_rate']:.1%}, others {row['click_rate_of_others']:.1%}<br>"
@@ -70,7 +74,9 @@ def exposure_section(rows: Sequence[ExposureRow]) -> Iterator[str]:
     # worst first: the viewings that the policy's clicks in the segment lose
     flagged = sorted((r for r in rows if r["flag"]), key=_lost_viewings)
     if not flagged:
-        yield "<p>Nothing depicted is watched less after a click than its titles’ other artworks.</p>"
+        tested = any(row["engaged_verdict"] != "unanswerable" for row in rows)
+        nothing = "Nothing depicted is watched less after a click than its titles’ other artworks."
+        yield f"<p>{nothing if tested else 'What is watched less after a click: unanswerable.'}</p>"
         return
     lines = [
         table_row(
@@ -81,7 +87,7 @@ def exposure_section(rows: Sequence[ExposureRow]) -> Iterator[str]:
                 f"{r['engaged_after_click']:.0%}",
                 f"{r['of_others']:.0%}",
                 _points(r),
-                escape(r["flag"]),
+                escape(marked(r["flag"], r["engaged_verdict"])),
             ]
         )
         for r in flagged[:MAX_FLAGGED]
