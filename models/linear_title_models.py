@@ -15,6 +15,7 @@ It knows no content; the towers do, and less about rare pairs. The order of play
 Legend: M members, T plays, D width, I titles, R rank, P plays of all members, B plays of a block.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -80,9 +81,12 @@ class LowRankEase(nn.Module):
         rows, index = torch.unique(title_P[known], return_inverse=True)
         pairs = torch.unique(torch.stack([member_P[known].long(), index]), dim=1)
         shape = (int(pairs[0].max()) + 1, len(rows))
-        played_MI = torch.sparse_coo_tensor(pairs, torch.ones(pairs.shape[1]), shape, check_invariants=False).coalesce()
         rank = min(self.config.rank, *shape)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # of torch 2.11, which does not read check_invariants
+            warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
+            ones = torch.ones(pairs.shape[1])
+            played_MI = torch.sparse_coo_tensor(pairs, ones, shape, check_invariants=False).coalesce()
             torch.manual_seed(seed)
             _, s_R, v_IR = torch.svd_lowrank(played_MI, min(rank + OVERSAMPLING, *shape), niter=POWER_ITERATIONS)
         shrinkage_R = s_R[:rank].square()

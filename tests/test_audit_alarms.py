@@ -67,7 +67,9 @@ def test_a_defect_of_the_log_moves_the_verdict_of_every_flag(tmp_path: Path) -> 
         rows, _ = exposure(*arguments, doubts)
         verdicts[name] = {row["engaged_verdict"] for row in rows}
         flags[name] = sum(bool(row["flag"]) for row in rows)
-        assert {row["verdict"] for row in rows} == {"reliable"}, "what is shown is a property of the policy, not of weights"
+        assert {row["verdict"] for row in rows} == {"reliable"}, (
+            "what is shown is a property of the policy, not of weights"
+        )
         assert all((row["engaged_gap"] is None) == (row["engaged_verdict"] == "unanswerable") for row in rows)
         summary = clickbait(simulated.outcomes, str, doubts)
         assert summary is not None

@@ -311,7 +311,7 @@ class TestSpark:
         (tmp_path / "without/serving.py").write_text(
             'raise ModuleNotFoundError("No module named serving")', encoding="utf-8"
         )
-        executable = tmp_path / "python"
+        executable = tmp_path / f"python-{len(python)}"  # Spark keeps a daemon for each path of an interpreter
         executable.write_text(python.format(without=tmp_path / "without", python=sys.executable), encoding="utf-8")
         executable.chmod(0o755)
         monkeypatch.setattr(spark.session.sparkContext, "pythonExec", str(executable))
@@ -323,7 +323,7 @@ class TestSpark:
             score(opened, service, tmp_path / "scores", policy="epsilon:0.5", since=late, engine=spark)
         assert "\n" not in str(raised.value)
         assert files_of(tmp_path / "scores") == kept
-        assert {path.name for path in tmp_path.iterdir()} == {"without", "python", "scores"}
+        assert {path.name for path in tmp_path.iterdir()} == {"without", executable.name, "scores"}
 
     def test_the_command(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         dataset = small_dataset.write(tmp_path)

@@ -4,8 +4,10 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,7 @@ from datamodules.contract.engines import EngineConfig, open_engine, spill_folder
 from datamodules.contract.tables import ARTWORKS as ARTWORKS_TABLE
 from datamodules.contract.tables import IMPRESSIONS, PLAYS
 from datamodules.prepare.prepare import PrepareConfig, prepare
+from datamodules.prepare.shard_size import in_parallel
 from datamodules.shards.shard import MANIFEST, Shard, Shards
 from foundation.errors import UserError
 from tests import small_dataset
@@ -252,6 +255,27 @@ def test_ended_by_a_signal_it_says_so_and_leaves_nothing(
     assert process.returncode == status, printed
     assert printed.splitlines()[-1] == f"keyart prepare: {word}; no partial output. Run the command again."
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_thread_writes_a_shard_after_a_signal_in_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal between a thread's start and the executor's note of it: the executor would not wait for that thread."""
+    begun, ended = [], []
+
+    def make(shard: int) -> Any:
+        begun.append(shard)
+        time.sleep(0.2)
+        ended.append(shard)
+
+    class Interrupted(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            time.sleep(0.05)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading, "Thread", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(in_parallel(make, 3, 2))
+    assert begun == ended == [0]
 
 
 @pytest.mark.parametrize("limit", [20_000, 400_000])

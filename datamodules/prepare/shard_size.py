@@ -3,6 +3,7 @@
 In: how large a log is, and the bytes that a command may use. Out: numbers of shards and rows; UserError where a shard does not fit.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -14,6 +15,8 @@ from foundation.machine import available_cores
 
 SHARD_BYTES = 50_000_000
 """About as much as a shard holds by default."""
+THREADS = "keyart-shards"
+"""How the names of the threads that make shards begin."""
 WORKING_COPIES = 5
 """Memory of a shard in progress as a multiple of its own bytes: rows as read, sorted, and the memory of sorting."""
 
@@ -50,15 +53,21 @@ def require_memory(size: LogSize, shards: int, memory: int) -> None:
 
 
 def in_parallel(make: Callable[[int], Shard], shards: int, at_once: int) -> Iterator[Shard]:
-    """The shards in order, `at_once` of them in progress."""
-    with ThreadPoolExecutor(at_once) as threads:
-        todo = iter(range(shards))
-        running = [threads.submit(make, s) for s in islice(todo, at_once)]
-        try:
-            while running:
-                shard = running.pop(0).result()
-                running += [threads.submit(make, s) for s in islice(todo, 1)]
-                yield shard
-        finally:
-            for future in running:
-                future.cancel()
+    """The shards in order, `at_once` of them in progress. When it ends, by an exception too, no thread writes any more."""
+    try:
+        with ThreadPoolExecutor(at_once, THREADS) as threads:
+            todo = iter(range(shards))
+            running = [threads.submit(make, s) for s in islice(todo, at_once)]
+            try:
+                while running:
+                    shard = running.pop(0).result()
+                    running += [threads.submit(make, s) for s in islice(todo, 1)]
+                    yield shard
+            finally:
+                for future in running:
+                    future.cancel()
+    finally:
+        # the executor does not wait for a thread in whose start a signal arrived
+        for thread in threading.enumerate():
+            if thread.name.startswith(THREADS):
+                thread.join()
