@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -19,14 +19,14 @@ from serving.http.open_connections import RESERVE
 from serving.http.sticky import sticky_seed
 from tests.served import GOOD, WITHOUT_TORCH
 
-CONNECTIONS, TOKEN, ORIGIN = 8, "a-token", "https://example.org"
+CONNECTIONS, MANY, TOKEN, ORIGIN = 8, 6, "a-token", "https://example.org"
 LIMITED = """
 from pathlib import Path
 from rich.console import Console
 from serving.http.config import ServeConfig
 from serving.http.serve import serve
 serve(Path({folder!r}), ServeConfig(port=0, connections={connections}, write_seconds=2, unsent_bytes=2**19, head_seconds=30,
-      deadline=20, token={token!r}, cors=({origin!r},), sticky_seconds=7 * 86400), Console())
+      deadline=20, draws=50_000, token={token!r}, cors=({origin!r},), sticky_seconds=7 * 86400), Console())
 """
 HEADERS = f"host: a\r\nauthorization: bearer {TOKEN}\r\n".encode()
 
@@ -67,6 +67,16 @@ def get(path: str, headers: bytes = HEADERS) -> bytes:
     return b"GET %s HTTP/1.1\r\n%s\r\n" % (path.encode(), headers)
 
 
+def answered_next(answers: BinaryIO) -> int:
+    """The status of the next answer on a connection, which is read whole."""
+    status, length = int(answers.readline().split()[1]), 0
+    while (line := answers.readline()) not in (b"\r\n", b""):
+        name, _, value = line.partition(b":")
+        length = int(value) if name.lower() == b"content-length" else length
+    answers.read(length)
+    return status
+
+
 def metric(to: Served, name: str) -> float:
     lines = asked(to, get("/metrics"))[1].decode().splitlines()
     return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)), 0.0)
@@ -83,10 +93,17 @@ def test_an_idle_connection_makes_room(limited: Served) -> None:
 
 
 def test_probes_are_answered_where_all_connections_are_in_use(limited: Served) -> None:
-    """In use: each has sent a request that takes a while, and they are answered two at a time."""
-    long = rank({"title": "t", "artworks": [f"n{index}" for index in range(10_000)], "policy": "thompson:256"})
+    """In use: each has sent several requests that take a while, and they are answered one at a time."""
+    long = rank({"title": "t", "artworks": [f"n{index}" for index in range(50)], "policy": "thompson:50000"})
+
+    def statuses() -> list[int]:
+        with connect(limited) as connection:
+            connection.sendall(long * MANY)
+            answers = connection.makefile("rb")
+            return [answered_next(answers) for _ in range(MANY)]
+
     with ThreadPoolExecutor(CONNECTIONS) as threads:
-        busy = [threads.submit(asked, limited, long) for _ in range(CONNECTIONS)]
+        busy = [threads.submit(statuses) for _ in range(CONNECTIONS)]
         time.sleep(0.2)
         for path in ("/health", "/ready", "/metrics"):
             assert asked(limited, get(path))[0] == 200
@@ -95,7 +112,7 @@ def test_probes_are_answered_where_all_connections_are_in_use(limited: Served) -
         for _ in range(RESERVE):
             assert asked(limited, rank(GOOD))[0] == 503, "what is refused leaves the reserve"
         assert asked(limited, get("/health"))[0] == 200
-        assert [one.result()[0] for one in busy] == [200] * CONNECTIONS
+        assert [one.result() for one in busy] == [[200] * MANY] * CONNECTIONS
     assert metric(limited, 'keyart_http_requests_total{path="connection",status="503"}') >= 1 + RESERVE
     assert asked(limited, rank(GOOD))[0] == 200
 
