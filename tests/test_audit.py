@@ -255,27 +255,6 @@ def test_exposure_by_hand(
     assert {r["segment"] for r in record["exposure"]} == {"all members", "age_band", "tenure"}
 
 
-def test_every_interval_has_a_verdict(record: dict[str, Any]) -> None:
-    """A row with the ends of an interval has a verdict of its own sample, or shares one with an estimate of `verdicts`."""
-    named = {(row["policy"], row["reward"], row["estimator"]) for row in record["verdicts"]}
-    bare = set()
-
-    def visit(value: Any, name: str) -> None:
-        if isinstance(value, list):
-            for item in value:
-                visit(item, name)
-        elif isinstance(value, dict):
-            ends = any(key == "low" or key.endswith("_low") for key in value)
-            key = tuple(value.get(part) for part in ("policy", "reward", "estimator"))
-            if ends and not any(field.endswith("verdict") for field in value) and key not in named:
-                bare.add(name)
-            for field, item in value.items():
-                visit(item, field)
-
-    visit(record, "record")
-    assert bare == {"weight_histogram", "overlap"}, "bounds of a bin, and what verdicts are made of"
-
-
 def test_how_clicks_hold_by_hand(log: ScoredLog, record: dict[str, Any]) -> None:
     row = next(r for r in record["holds"] if (r["segment"], r["policy"]) == ("all members", "scored"))
     assert log.engaged is not None

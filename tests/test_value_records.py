@@ -1,17 +1,19 @@
-"""What `keyart value` takes its period from, and which records are read."""
+"""What `keyart value` takes its period from, which records are read, and that each of their intervals has a verdict."""
 
 import json
 import re
 import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import keyart
 from datamodules.prepare.prepare import PrepareConfig, prepare
 from evaluation.audits.audit import AuditInputs
 from evaluation.period import newest_shares, split_times
-from evaluation.record.records import REPORT_VERSION, VALUE_VERSION, read_report, read_value
+from evaluation.record.records import REPORT_VERSION, VALUE_FILE, VALUE_VERSION, read_report, read_value
 from foundation.errors import UserError
 from tests.test_value import code_and_error
 
@@ -83,3 +85,26 @@ def test_records_of_another_version_are_refused_by_name(tmp_path: Path, record: 
         assert "\n" not in text
         (tmp_path / name).write_text(json.dumps({"schema_version": version, "impressions": 3}), encoding="utf-8")
         assert read(tmp_path)["impressions"] == 3
+
+
+def test_every_interval_has_a_verdict(service: Path, scores: Path, tmp_path: Path) -> None:
+    """A row with the ends of an interval has a verdict of its own sample, or shares one with an estimate of `verdicts`."""
+    assert keyart.main(["value", str(service), str(scores), str(tmp_path / "value")]) == 0
+    record = json.loads((tmp_path / "value" / VALUE_FILE).read_text(encoding="utf-8"))
+    named = {(row["policy"], row["reward"], row["estimator"]) for row in record["verdicts"]}
+    bare = set()
+
+    def visit(value: Any, name: str) -> None:
+        if isinstance(value, list):
+            for item in value:
+                visit(item, name)
+        elif isinstance(value, dict):
+            ends = any(key == "low" or key.endswith("_low") for key in value)
+            key = tuple(value.get(part) for part in ("policy", "reward", "estimator"))
+            if ends and not any(field.endswith("verdict") for field in value) and key not in named:
+                bare.add(name)
+            for field, item in value.items():
+                visit(item, field)
+
+    visit(record, "record")
+    assert bare == {"weight_histogram", "overlap"}, "bounds of a bin, and what verdicts are made of"
