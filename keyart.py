@@ -336,7 +336,8 @@ def serve(
         connections: Open connections, at most, each worker.
         body_bytes: Bytes of a body, at most.
     """
-    from serving.http.config import RELOAD_SECONDS, ServeConfig, duration, read_token
+    from foundation.times import duration
+    from serving.http.config import RELOAD_SECONDS, ServeConfig, read_token
     from serving.http.serve import serve as serve_bundle
 
     config = ServeConfig(

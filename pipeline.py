@@ -186,6 +186,8 @@ def export_run(
     )
     if "validation_from" in config:  # older runs do not record it
         origin["validation_from"] = config["validation_from"]
+    if "outcome_delay" in config:
+        origin["outcome_delay"] = config["outcome_delay"]
     validation = shards_of(opened, console) if reduced else None
     return export_bundle(
         opened.model, opened.vocabularies, out, origin=origin, images=images, validation=validation, console=console

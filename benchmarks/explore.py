@@ -137,7 +137,7 @@ def read_stream(bundle: Bundle, shards: Path, truth: Path, new: pa.Array) -> Str
         row_of = pc.index_in(request_table["impression_id"], value_set=known["impression_id"].combine_chunks())
         lists = known["p_click"].combine_chunks().take(row_of.combine_chunks())
         begin = 0
-        for request, mask_NK in shard_requests(shard, bundle.history_length):
+        for request, mask_NK in shard_requests(shard, bundle.request_lengths):
             results, n = bundle.rank(request), len(mask_NK)
             truth_NK = np.zeros(mask_NK.shape)
             truth_NK[mask_NK] = np.asarray(lists.slice(begin, n).flatten())

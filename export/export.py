@@ -19,6 +19,7 @@ from torch import Tensor
 from datamodules.contract.tables import CONTRACT_VERSION
 from datamodules.shards.artwork_images import HEIGHT, WIDTH
 from datamodules.shards.catalogue import MAX_GENRES, MAX_PEOPLE
+from datamodules.shards.padding import MAX_PAST
 from datamodules.shards.shard import Shards
 from datamodules.shards.vocabulary import Vocabularies, save_vocabularies
 from export.descriptions import describe_graph
@@ -110,6 +111,8 @@ def export(
             "opset": OPSET,
             "history_length": reach,
             "history_span": model.config.history.span,
+            "past_length": MAX_PAST if ranking.reads_past else 0,
+            "fatigue_half_life_hours": float(model.own_taste.half_life),
             "graphs": {},
             "rows": "an id's row is its index in vocabularies.json plus 1; 0 is the unknown row",
             "files": {},
@@ -123,7 +126,7 @@ def export(
             "parity": {"largest_difference": float("inf"), "bound": GOLDEN_BOUND, "requests": 0},
             **origin,
         }
-        tables = explanation_tables(ranking) | {"artwork_title": title_of_artworks(model)}
+        tables = explanation_tables(ranking) | {"artwork_title": model.artwork_title_A.to(torch.int32)}
         save_file(tables, folder / EXPLAIN_TABLES)
         save_file(posterior_tensors(model), folder / POSTERIOR)
         features = model.sizes.context
@@ -193,7 +196,7 @@ def export(
         }
         record["explanations"] = {"largest_difference": unexplained, "bound": GOLDEN_BOUND}
         record["parity"] = {"largest_difference": difference, "bound": GOLDEN_BOUND, "requests": 256}
-        record["precisions"] = ship_variants(folder, vocabularies, reach, golden, validation, console)
+        record["precisions"] = ship_variants(folder, vocabularies, bundle.request_lengths, golden, validation, console)
         reference = None if validation is None else reference_of(bundle, validation)
         if reference is None:
             console.print(f"export: {out}: without reference histograms for keyart drift: no validation impressions")
@@ -227,18 +230,12 @@ def explanation_tables(ranking: Ranking) -> dict[str, Tensor]:
     names = ("play_content", "play_mean_image", "play_coplay", "artwork_vector", "artwork_content", "artwork_bias")
     names += ("mean_vector", "mean_content", "mean_bias")
     tables = {name: ranking.get_buffer(name) for name in names}
-    tables |= {name: tables[name].squeeze(1) for name in ("artwork_bias", "mean_bias")}
+    if ranking.reads_past:
+        tables["artwork_expected"] = ranking.get_buffer("artwork_expected")
+    one_number = [name for name in ("artwork_bias", "mean_bias", "artwork_expected") if name in tables]
+    tables |= {name: tables[name].squeeze(1) for name in one_number}
     tables["artwork_people"] = ranking.artwork_people.int()
     return {name: value.contiguous().clone() for name, value in tables.items()}
-
-
-def title_of_artworks(model: TwoTower) -> Tensor:
-    """The title row of each artwork row, int32 (A,); 0 where it is not known."""
-    title_I1 = torch.arange(len(model.title_artworks_IL), dtype=torch.int32)[:, None]
-    titles = torch.zeros(len(model.artwork_image_AE), dtype=torch.int32)
-    titles[model.title_artworks_IL] = title_I1.expand_as(model.title_artworks_IL)
-    titles[0] = 0
-    return titles
 
 
 def posterior_tensors(model: TwoTower) -> dict[str, Tensor]:
@@ -277,7 +274,7 @@ def random_requests(
             return np.where(rng.random(n) < 0.1, np.nan, values).astype(np.float32)
         return rng.integers(-1, HOURS if feature.kind == "hour" else MAX_POSITION + 8, n)
 
-    plays = min(plays, reach)
+    plays, past = min(plays, reach), min(plays, MAX_PAST)
     lengths = np.full(n, plays) if full else rng.integers(0, plays + 1, n)
     total = int(lengths.sum())
     flat_plays = {
@@ -293,6 +290,11 @@ def random_requests(
         rows("titles", n),
         rows("artworks", n * candidates),
         Runs.of([candidates] * n),
+        {
+            "past_artwork": rows("artworks", n, past),
+            "past_clicked": (rng.random((n, past)) < 0.2).astype(np.float32),
+            "past_hours": np.where(rng.random((n, past)) < 0.1, np.nan, 500 * rng.random((n, past))).astype(np.float32),
+        },
     )[0]
 
 

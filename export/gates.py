@@ -12,6 +12,7 @@ import onnxruntime as ort
 from datamodules.shards.shard import VALIDATION, Shards
 from serving.bundle.metadata import Figures
 from serving.bundle.precision_bounds import FULL_PRECISION
+from serving.bundle.requests import RequestLengths
 from serving.bundle.variants import finite_or_none
 from serving.scoring.scorer import shard_requests
 
@@ -35,7 +36,7 @@ def newest_validation(shards: Shards, most: int = MAX_IMPRESSIONS) -> list[np.nd
 
 
 def measure(
-    graphs: dict[str, ort.InferenceSession], shards: Shards, history_length: int, most: int = MAX_IMPRESSIONS
+    graphs: dict[str, ort.InferenceSession], shards: Shards, lengths: RequestLengths, most: int = MAX_IMPRESSIONS
 ) -> dict[str, Figures]:
     """The figures of every precision, float32 included, on the newest validation impressions; empty where there are none.
 
@@ -49,7 +50,7 @@ def measure(
         for name in ("clicked", "shown", "propensity"):
             log[name].append(getattr(shard, name)[indices])
         begin = 0
-        for request, mask_NK in shard_requests(shard, history_length, indices):
+        for request, mask_NK in shard_requests(shard, lengths, indices):
             shown_N = shard.shown[indices[begin : begin + len(mask_NK)]].astype(np.int64)[:, None]
             begin += len(mask_NK)
             answers = {name: _probabilities(session, request) for name, session in graphs.items()}

@@ -3,6 +3,7 @@ rows for bulk work.
 
     rank.onnx     history, context, title, candidates -> probabilities and terms, in one go
     member.onnx   history -> the member's vectors, to be kept until the member plays again
+    update.onnx   a member's vector and an impression's outcome -> the member's vector after it, where past impressions are read
     choose.onnx   a member's vector, context, title, candidates -> as rank.onnx
     choose_vectors.onnx   the same of candidates that are given as vectors
     artwork.onnx  an image of any size, a vector of the user's own, or both, and what it depicts -> an artwork's vectors
@@ -39,8 +40,8 @@ from models.content_towers import (
     ArtworkVectors,
     TitleVectors,
 )
-from models.ranking import HISTORY, OUTPUTS, Ranking
-from models.serving import CHOOSE_OUTPUTS, EXPLAIN_OUTPUTS, MEMBER_OUTPUTS, VECTORS, Choose, Whole
+from models.ranking import OUTPUTS, PAST, Ranking
+from models.serving import CHOOSE_OUTPUTS, MEMBER_OUTPUTS, VECTORS, Choose, Update, Whole
 from serving.bundle.bundle import (
     ARTWORK_GRAPH,
     CHOOSE_ROWS,
@@ -71,19 +72,24 @@ def build_graphs(ranking: Ranking, vocabularies: Vocabularies, example: dict[str
     with torch.no_grad():
         outputs = dict(zip(whole.outputs, whole(*(parts[name] for name in whole.inputs)), strict=True))
     parts |= {"member": outputs["member"], "played_before": torch.zeros(len(parts["title"]), dtype=torch.bool)}
+    parts |= {"artwork": parts["title"], "clicked": torch.zeros(len(parts["title"]))}
     with marked(ranking) as marks:
         traces = [traced(whole, whole.inputs, whole.outputs, parts)]
         traces.append(traced(choose, choose.inputs, CHOOSE_OUTPUTS, parts))
+        if ranking.reads_past:
+            traces.append(traced(Update(ranking), Update.inputs, ("updated",), parts))
     for model in traces:
         name_tables(model, marks)
-    _read_shapes_from(traces[0], ("history_length", "history_title"))
+    _read_shapes_from(traces[0], ("history_length", "history_title", *PAST[:1]))
     extract = Extractor(traces[0]).extract_model
-    rank, member = extract([*ranking.inputs], [*OUTPUTS]), extract([*HISTORY], [*MEMBER_OUTPUTS])
-    explain = extract([*ranking.inputs], [*EXPLAIN_OUTPUTS])
+    rank, member = extract([*ranking.inputs], [*OUTPUTS]), extract([*ranking.history], [*MEMBER_OUTPUTS])
+    explain = extract([*ranking.inputs], [*whole.terms, "appeal"])
     _any_people(explain)
     choose, titles = traces[1], _titles(ranking)
     graphs = {"rank.onnx": rank, "member.onnx": member, "choose.onnx": choose}
     graphs |= {"choose_vectors.onnx": _choose_vectors(choose), "titles.onnx": titles}
+    if ranking.reads_past:
+        graphs["update.onnx"] = traces[2]
     by_rows = {RANK_ROWS: rank, MEMBER_ROWS: member, CHOOSE_ROWS: choose, TITLES_ROWS: titles, EXPLAIN_ROWS: explain}
     return {name: add_id_encoders(graph, vocabularies) for name, graph in graphs.items()} | by_rows
 
@@ -92,7 +98,12 @@ def _read_shapes_from(model: ModelProto, names: Sequence[str]) -> None:
     """Let lengths of axes that nodes take from inputs be those of the values `names`, so that a part without these inputs has
     them; the tracer takes each from any input that has the axis."""
     shape_of = {part.name: part.type.tensor_type.shape.dim for part in (*model.graph.input, *model.graph.value_info)}
-    axis_of = {dim.dim_param: (name, axis) for name in reversed(names) for axis, dim in enumerate(shape_of[name])}
+    axis_of = {
+        dim.dim_param: (name, axis)
+        for name in reversed(names)
+        if name in shape_of
+        for axis, dim in enumerate(shape_of[name])
+    }
     inputs = {part.name for part in model.graph.input}
     for node in model.graph.node:
         if node.op_type == "Shape" and node.input[0] in inputs:
@@ -111,7 +122,9 @@ def _choose_vectors(choose: ModelProto) -> ModelProto:
     without = ModelProto()
     without.CopyFrom(choose)
     _read_shapes_from(without, ("member", *given))
-    inputs = [part.name for part in without.graph.input if part.name != "artworks"]
+    # fatigue compares ids, 0 for an artwork that is not in the tables
+    fatigues = any(part.name == PAST[0] for part in without.graph.input)
+    inputs = [part.name for part in without.graph.input if fatigues or part.name != "artworks"]
     extracted = Extractor(without).extract_model([*inputs, *given], [*CHOOSE_OUTPUTS])
     graph, columns = extracted.graph, []
     for part in graph.input:
@@ -210,6 +223,8 @@ def traced(
     n, t, k = torch.export.Dim("requests"), torch.export.Dim("plays", max=4096), torch.export.Dim("candidates")
     shapes: dict[str, Any] = {name: {0: n} for name in inputs}
     shapes |= {name: {0: n, 1: t} for name in BY_PLAY if name in inputs}
+    j = torch.export.Dim("past")
+    shapes |= {name: {0: n, 1: j} for name in PAST if name in inputs}
     shapes |= {name: {0: n, 1: k} for name in inputs if name == "artworks"}
     # of two lists each has a length of its own
     shapes |= {

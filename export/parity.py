@@ -20,6 +20,7 @@ from foundation.errors import UserError
 from models.content_towers import ARTWORK_OUTPUTS, TITLE_OUTPUTS, ArtworkVectors, TitleVectors
 from models.context import zero_context
 from models.history import given_plays, is_rewatch
+from models.own_taste import Past
 from models.ranking import OUTPUTS
 from models.two_tower import TwoTower
 from models.types import ArtworkEncoding, States, TitleEncoding
@@ -46,7 +47,9 @@ def compare(model: TwoTower, shards: Path, scores: Path) -> float:
         if not (ids[index] == expected_ids).all():
             raise UserError(f"{scores}: lacks impressions of the test period. Score the dataset again.")
         plays = (batch.play_title, batch.play_artwork, batch.play_watched)
-        terms = model(*plays, batch.member, batch.position, batch.context, batch.title, batch.artworks)
+        past = Past(batch.past_artwork, batch.past_clicked, batch.past_hours)
+        given = (batch.member, batch.position, batch.context, batch.title, batch.artworks)
+        terms = model(*plays, *given, past=past)
         ours = model.probabilities(terms)[0].numpy()
         column = np.arange(ours.shape[1])
         mask = column < width[index][:, None]
@@ -68,7 +71,11 @@ def trained_answer(model: TwoTower, request: dict[str, np.ndarray]) -> dict[str,
     states = model.states(*history)
     state = model.state_at(states, member_N, length_N)
     rewatch_N = is_rewatch(history[0], length_N, title_N, model.config.history.span)
-    terms = model.rank(state, given, title_N, given["artworks"], rewatch_N)
+    past = None
+    if model.own_taste.is_read:
+        past = Past(given["past_artwork"], given["past_clicked"], given["past_hours"])
+        state = state._replace(evidence=model.evidence(past))
+    terms = model.rank(state, given, title_N, given["artworks"], rewatch_N, past=past)
     siblings_NL = model.title_artworks_IL[title_N]
     mask_NL = (siblings_NL > 0).float()
     shared_NL = model.rank(state, given, title_N, siblings_NL, rewatch_N).appeal_NK * mask_NL
@@ -168,4 +175,6 @@ def _shown(model: TwoTower, artworks: ArtworkEncoding) -> tuple[torch.Tensor, ..
     shown = ArtworkEncoding(*(part.expand(MEMBERS, *part.shape[1:]).unsqueeze(1) for part in artworks))
     title = TitleEncoding(*(part.expand(MEMBERS, *part.shape[1:]) for part in model.titles(zeros_N[:1])))
     rewatch = torch.zeros(MEMBERS, dtype=torch.bool)
-    return model.probabilities(model.rank_vectors(States(learned, recent, coplay), context, title, shown, rewatch))
+    return model.probabilities(
+        model.rank_vectors(States(learned, recent, coplay, learned[:, :0]), context, title, shown, rewatch)
+    )

@@ -15,13 +15,14 @@ from serving.bundle.bundle import RANK_ROWS
 from serving.bundle.example import largest_golden_difference
 from serving.bundle.metadata import PrecisionRow
 from serving.bundle.precision_bounds import BOUNDS, FULL_PRECISION, PRECISIONS, Precision
+from serving.bundle.requests import RequestLengths
 from serving.bundle.variants import finite_or_none, served_bytes, write_variant
 
 
 def ship_variants(
     folder: Path,
     vocabularies: Vocabularies,
-    history_length: int,
+    lengths: RequestLengths,
     golden: float,
     validation: Shards | None,
     console: Console,
@@ -48,7 +49,7 @@ def ship_variants(
     written: dict[Precision, Path] = {precision: write_variant(folder, precision) for precision in PRECISIONS}
     graphs = {FULL_PRECISION: _session(folder / RANK_ROWS)}
     graphs |= {str(precision): _session(graphs_folder / RANK_ROWS) for precision, graphs_folder in written.items()}
-    figures = measure(graphs, validation, history_length)
+    figures = measure(graphs, validation, lengths)
     rows: list[PrecisionRow] = [{**full, **figures[FULL_PRECISION]} if figures else full]
     for precision, graphs_folder in written.items():
         (graphs_folder / RANK_ROWS).unlink()  # its weights are all rank.onnx's

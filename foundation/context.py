@@ -41,6 +41,9 @@ RESERVED = frozenset(
         *(
             "member",
             "played_before",
+            "artwork",
+            "impressions",
+            "updated",
             "played",
             "top",
             "choice",
@@ -63,12 +66,16 @@ RESERVED = frozenset(
             "of_artwork",
             "of_state",
             "of_title",
+            "by_past",
+            "of_past",
+            "by_fatigue",
         ),
     }
 )
 """Reserved names: columns of the contract, fields of a request, inputs and outputs of the graphs."""
 RESERVED_PREFIXES = (
     "history_",
+    "past_",
     "play_",
     "title_",
     "artwork_",

@@ -25,12 +25,14 @@ from models.context import Context, lookup
 from models.history import given_plays
 from models.layers import repeated
 from models.linear_title_models import COARSE_RANK
+from models.own_taste import Past
 from models.presentation import PLAY_COUNT_BINS
 from models.two_tower import MEANS, ArtworkEncoding, States, TwoTower
 
 OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity", "artwork_query", "content_query")
 HISTORY = ("history_title", "history_artwork", "history_watched", "history_length")
-"""What a member's vectors are made of."""
+"""What a member's vectors are made of, and `PAST` where past impressions are read."""
+PAST = ("past_artwork", "past_clicked", "past_hours")
 EXCLUDED_LOGIT = -1e9
 """Logit of a play that does not count."""
 MIN_NORM = 1e-6
@@ -75,6 +77,17 @@ class Queries(NamedTuple):
     """Meets artwork vectors in engagement."""
     levels_N12: Tensor
     """What the context adds to the logits of a click and of engagement."""
+    own_N1D: Tensor
+    """What the member's own clicks add to the artwork query; this and the next of length 0 where past impressions are not read."""
+    own_level_N11: Tensor
+    """What they add to affinity."""
+
+
+class Fatigue(NamedTuple):
+    """What past impressions that were not clicked add."""
+
+    appeal_NK: Tensor
+    affinity_N11: Tensor
 
 
 class Ranking(nn.Module):
@@ -106,8 +119,12 @@ class Ranking(nn.Module):
         self.features = model.sizes.context
         self.context = (*(feature.name for feature in self.features), "play_count")
         """Inputs that are the context."""
-        history = (name for name in HISTORY if self.reads_learned_state or name != "history_watched")
-        self.inputs = (*history, *self.context, "title", "artworks")
+        history = [name for name in HISTORY if self.reads_learned_state or name != "history_watched"]
+        self.reads_past = model.own_taste.is_read
+        """Whether past impressions change anything."""
+        self.history = (*HISTORY, *PAST) if self.reads_past else HISTORY
+        """Inputs that a member's vectors are made of."""
+        self.inputs = (*history, *(PAST if self.reads_past else ()), *self.context, "title", "artworks")
         """Inputs of `forward`, in order."""
         self.vector_width = model.config.width + model.own_preferences.width
         """D + P: length of an artwork's vector."""
@@ -134,6 +151,9 @@ class Ranking(nn.Module):
         for part, values in tables["artwork"]._asdict().items():
             self.register_buffer(f"mean_{part}", _in_rows(_mean_by_title(values, model.title_artworks_IL)))
         self.register_buffer("artwork_people", model.artwork_people_AL.clone())
+        if self.reads_past:
+            self.register_buffer("artwork_expected", _in_rows(model.own_taste.expected(artworks)))
+            self.register_buffer("artwork_title", _in_rows(model.artwork_title_A).clone())
 
     def _stack_weights(self) -> None:
         """Weights that are read together side by side, and tables of whole numbers."""
@@ -194,7 +214,8 @@ class Ranking(nn.Module):
         in_affinity, shared, click, engagement = torch.tensor(
             [[1.0, by_affinity, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 0]]
         )
-        gains = [model.rewatch_gain[None], torch.ones(3)]
+        gains = [torch.ones(1)] if self.reads_past else []
+        gains += [model.rewatch_gain[None], torch.ones(3)]
         if model.coplay is not None:
             patterns_R2 = torch.ones(model.coplay.config.rank, 2)
             patterns_R2[COARSE_RANK:, 0] = 0
@@ -216,8 +237,10 @@ class Ranking(nn.Module):
         """Rank the candidates of N requests, given by `inputs`.
 
         `history_*`: (N, T), the last plays, oldest first, padded on the right; `history_length`: (N,), 0 for a member
-        without history, clamped to 0 .. T; `artworks`: (N, K) rows, padded with 0.
-        All int64 but `history_watched` and numbers of the context, float32, NaN where not known. Returns click and engaged
+        without history, clamped to 0 .. T; `past_*`: (N, J), past impressions, padded with artwork row 0; `artworks`: (N, K) rows,
+        padded with 0.
+        All int64 but `history_watched`, `past_clicked`, `past_hours` and numbers of the context, float32, NaN where not known.
+        Returns click and engaged
         probabilities (N, K), appeal (N, K) and affinity (N,) as logits, and the two vectors that meet artworks, (N, D + P) and
         (N, C).
         """
@@ -225,7 +248,8 @@ class Ranking(nn.Module):
         plays, state = self.read(given)
         queries, candidates = self.queries(state, given), self.candidates(given["artworks"])
         rewatch_N11, title_N1 = self.rewatch(plays, given), given["title"].unsqueeze(1)
-        return self.ranked(state, queries, given["play_count"], title_N1, candidates, rewatch_N11)
+        fatigue = self.fatigue(given) if self.reads_past else None
+        return self.ranked(state, queries, given["play_count"], title_N1, candidates, rewatch_N11, fatigue)
 
     def rows(self, name: str, index: Tensor) -> Tensor:
         """Rows of a table, (..., D)."""
@@ -273,7 +297,34 @@ class Ranking(nn.Module):
         learned_N1D = recent_N1C[..., :0]
         if self.reads_learned_state:
             learned_N1D = self.learned_state(plays, title_NT, given["history_watched"], length_N).unsqueeze(1)
-        return plays, States(learned_N1D, recent_N1C, coplay_N1R)
+        evidence_N1x = self.evidence(given).unsqueeze(1) if self.reads_past else recent_N1C[..., :0]
+        return plays, States(learned_N1D, recent_N1C, coplay_N1R, evidence_N1x)
+
+    def past_features(self, given: Mapping[str, Tensor]) -> Tensor:
+        """Components of the artworks of past impressions, (N, J, S)."""
+        vectors_NJD = self.rows("artwork_vector", given["past_artwork"])[..., : self.model.config.width]
+        return self.model.own_taste.features(vectors_NJD)
+
+    def residual(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """By how much each past impression was clicked more than expected, and what it tells, (N, J); 0 for unknown artworks."""
+        expected_NJ = self.rows("artwork_expected", given["past_artwork"]).squeeze(2)
+        known_NJ = (given["past_artwork"] > 0).to(expected_NJ.dtype)
+        return (given["past_clicked"] - expected_NJ) * known_NJ, expected_NJ * (1 - expected_NJ) * known_NJ
+
+    def evidence(self, given: Mapping[str, Tensor]) -> Tensor:
+        """What past impressions sum up to, (N, S + 1): see `models.own_taste`."""
+        residual_NJ, information_NJ = self.residual(given)
+        by_component_NS = (residual_NJ.unsqueeze(1) @ self.past_features(given)).squeeze(1)
+        return torch.cat([by_component_NS, information_NJ.sum(1, keepdim=True)], dim=1)
+
+    def fatigue(self, given: Mapping[str, Tensor]) -> Fatigue:
+        """What past impressions that were not clicked add to the candidates."""
+        past = Past(*(given[name] for name in PAST))
+        past_title_NJ = self.rows("artwork_title", given["past_artwork"]).squeeze(2)
+        by_artwork_NK, by_title_N1 = self.model.own_taste.fatigue(
+            past, past_title_NJ, given["title"], given["artworks"]
+        )
+        return Fatigue(by_artwork_NK, by_title_N1.unsqueeze(2))
 
     def rewatch(self, plays: Plays, given: Mapping[str, Tensor]) -> Tensor:
         """1 where a recent play was of the very title, else 0, (N, 1, 1); an unknown title, row 0, is no other's."""
@@ -294,7 +345,13 @@ class Ranking(nn.Module):
             first, *others = (self.feature_rows(feature, context) for feature in self.features)
             rest_N1 = rest_N1 + sum(others, start=first).unsqueeze(1)
         artwork_N1D, levels_N12 = rest_N1.split([wide, 2], dim=2)
-        return Queries(title_N1D, artwork_N1D, state.recent * self.similarity_gain, engagement_N1D, levels_N12)
+        own_level_N11 = levels_N12[..., :0]
+        own_N1D = artwork_N1D[..., :0]
+        if self.reads_past:
+            own_N1D, own_level_N11 = self.model.own_taste.query(state.evidence, artwork_N1D[..., :width])
+            artwork_N1D = artwork_N1D + F.pad(own_N1D, (0, wide - width))
+        content_N1C = state.recent * self.similarity_gain
+        return Queries(title_N1D, artwork_N1D, content_N1C, engagement_N1D, levels_N12, own_N1D, own_level_N11)
 
     def feature_rows(self, feature: ContextFeature, context: Context) -> Tensor:
         """What a feature adds to the artwork query and to both logits, (N, D + P + 2)."""
@@ -329,11 +386,13 @@ class Ranking(nn.Module):
         title_N1: Tensor,
         candidates: Candidates,
         rewatch_N11: Tensor,
+        fatigue: Fatigue | None = None,
     ) -> tuple[Tensor, ...]:
         """The outputs from a member's state (N, 1, ...) and queries; `rewatch_N11`: 1 where a recent play was of the title."""
         width = self.model.config.width
         engagement_N1D, level_N11 = self.rows("title_engaged", title_N1).split([self.vector_width, 1], dim=2)
-        parts = [rewatch_N11, *self.affinity(queries, state, play_count_N, title_N1)]
+        own = [] if fatigue is None else [queries.own_level_N11 + fatigue.affinity_N11]
+        parts = [*own, rewatch_N11, *self.affinity(queries, state, play_count_N, title_N1)]
         parts += [*self.title_share(queries, title_N1), queries.levels_N12, level_N11]
         sums_N14 = torch.cat(parts, dim=2) @ self.request_sums
         levels_N12, shared_N11, affinity_N11 = sums_N14.split([2, 1, 1], dim=2)
@@ -344,6 +403,8 @@ class Ranking(nn.Module):
         by_vector_N2D = torch.cat([queries.artwork_N1D, queries.engagement_N1D + engagement_N1D], dim=1)
         by_content_N2C = torch.cat([queries.content_N1C, fits_N1C], dim=1)
         terms_NK2 = vector_NKD @ by_vector_N2D.mT + content_NKC @ by_content_N2C.mT + own_NK2
+        if fatigue is not None:
+            terms_NK2 = terms_NK2 + F.pad(fatigue.appeal_NK.unsqueeze(2), (0, 1))
         probability_NK2 = torch.sigmoid(self._calibrated(terms_NK2 @ self.candidate_sums + levels_N12))
         click_NK, appeal_NK = probability_NK2[..., 0], terms_NK2[..., 0] - shared_N11.squeeze(2)
         terms = (click_NK, click_NK * probability_NK2[..., 1], appeal_NK, affinity_N11.squeeze((1, 2)))

@@ -10,9 +10,10 @@ appeal, L people on an artwork.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.history import given_plays
-from models.ranking import HISTORY, OUTPUTS, Candidates, Plays, Queries, Ranking, coplay_norm
+from models.ranking import HISTORY, OUTPUTS, PAST, Candidates, Fatigue, Plays, Queries, Ranking, coplay_norm
 from models.types import States
 
 MEMBER_OUTPUTS = ("member", "title_query")
@@ -20,7 +21,8 @@ CHOOSE_OUTPUTS = OUTPUTS[:4]
 VECTORS = ("artwork_vector", "artwork_content", "artwork_bias", "artwork_engaged")
 PLAY_TERMS = ("by_play", "by_image", "by_people", "by_genres")
 TERMS = (*PLAY_TERMS, "by_person", "by_context", "of_artwork", "of_state", "of_title")
-EXPLAIN_OUTPUTS = (*TERMS, "appeal")
+PAST_TERMS = ("by_past", "of_past", "by_fatigue")
+"""Terms where past impressions are read."""
 
 
 class Whole(nn.Module):
@@ -37,16 +39,20 @@ class Whole(nn.Module):
     play. by_person shares out the sum of by_people by whom the candidate shows. of_state is what a history encoder that
     attends adds and cannot be shared out by play; zero where the encoder is the mean. of_title takes out what the mean of the
     title's artworks has for this member, which is the title's and not the artwork's.
-    """
 
-    outputs = (*OUTPUTS, *MEMBER_OUTPUTS, *TERMS)
-    """Names of what `forward` returns, in order."""
+    Where past impressions are read, by_past(j, k) is what impression j adds by the member's own taste, of_past(k) what own taste
+    takes back of the shared query, which past clicks have confirmed or not, and by_fatigue(k) is fatigue.
+    """
 
     def __init__(self, ranking: Ranking) -> None:
         super().__init__()
         self.ranking = ranking
-        self.inputs = (*HISTORY, *ranking.context, "title", "artworks")
+        self.inputs = (*ranking.history, *ranking.context, "title", "artworks")
         """Inputs of `forward`, in order; `Ranking` describes them."""
+        self.terms = (*TERMS, *(PAST_TERMS if ranking.reads_past else ()))
+        """Names of the terms of appeal."""
+        self.outputs = (*OUTPUTS, *MEMBER_OUTPUTS, *self.terms)
+        """Names of what `forward` returns, in order."""
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """`outputs`: of `Ranking`, the member's vectors, and of the terms those of plays (N, T, K), of people (N, K, L), of the
@@ -56,17 +62,36 @@ class Whole(nn.Module):
         title_N1, candidates = given["title"].unsqueeze(1), ranking.candidates(given["artworks"])
         queries = ranking.queries(state, given)
         rewatch_N11 = ranking.rewatch(plays, given)
-        ranked = ranking.ranked(state, queries, given["play_count"], title_N1, candidates, rewatch_N11)
+        fatigue = ranking.fatigue(given) if ranking.reads_past else None
+        ranked = ranking.ranked(state, queries, given["play_count"], title_N1, candidates, rewatch_N11, fatigue)
         history_title, _, history_watched, history_length = (given[name] for name in HISTORY)
         length_N = given_plays(history_length, history_title)
         if ranking.reads_learned_state:
             learned_ND = state.learned.squeeze(1)
         else:
             learned_ND = ranking.learned_state(plays, history_title, history_watched, length_N)
-        # the learned state is of length 0 where no click reads it
-        member_NS = torch.cat([state.recent, state.coplay, state.learned], dim=2).squeeze(1)
+        # the learned state and the evidence are of length 0 where no click reads them
+        member_NS = torch.cat([state.recent, state.coplay, state.learned, state.evidence], dim=2).squeeze(1)
         title_query_NW = ranking.model.member_vectors(learned_ND, history_title, length_N)
-        return *ranked, member_NS, title_query_NW, *self._terms(given, plays, state, queries, candidates)
+        terms = self._terms(given, plays, state, queries, candidates)
+        if fatigue is not None:
+            terms += self._past_terms(given, state, queries, candidates, fatigue)
+        return *ranked, member_NS, title_query_NW, *terms
+
+    def _past_terms(
+        self, given: dict[str, Tensor], state: States, queries: Queries, candidates: Candidates, fatigue: Fatigue
+    ) -> tuple[Tensor, ...]:
+        """`PAST_TERMS`."""
+        ranking, taste = self.ranking, self.ranking.model.own_taste
+        width = ranking.model.config.width
+        vector_NKD = candidates.vector_NKD[..., :width]
+        information_N11 = state.evidence[..., -1:]
+        gain_N1S = taste.variance_S / (1 + taste.variance_S * information_N11 * taste.spread_S)
+        residual_NJ, _ = ranking.residual(given)
+        by_component_NJS = residual_NJ.unsqueeze(2) * ranking.past_features(given) * gain_N1S
+        by_past_NJK = (by_component_NJS[..., :-1] @ taste.basis_DR.T) @ vector_NKD.mT
+        of_past_NK = (vector_NKD @ queries.own_N1D.mT).squeeze(2) - by_past_NJK.sum(1)
+        return by_past_NJK, of_past_NK, fatigue.appeal_NK
 
     def _terms(
         self, given: dict[str, Tensor], plays: Plays, state: States, queries: Queries, candidates: Candidates
@@ -108,23 +133,45 @@ class Choose(nn.Module):
     def __init__(self, ranking: Ranking) -> None:
         super().__init__()
         self.ranking = ranking
-        self.inputs = ("member", *ranking.context, "title", "played_before", "artworks")
+        past = PAST if ranking.reads_past else ()
+        self.inputs = ("member", *past, *ranking.context, "title", "played_before", "artworks")
         """Inputs of `forward`, in order."""
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The outputs of `Ranking` without its two artwork queries; the arguments are those that `inputs` names.
 
         `member`: (N, S) of `Whole`; `played_before`: bool (N,), whether the title is among the last plays, as many as the
-        history encoder's span.
+        history encoder's span; `past_*`: (N, J), past impressions of which fatigue alone is read: the member's vector has the rest.
         """
         given, ranking = dict(zip(self.inputs, inputs, strict=True)), self.ranking
         model, member = ranking.model, given["member"].unsqueeze(1)
         content, rank = sum(model.content_widths()), model.config.coplay.rank
-        recent, coplay, learned = member.split([content, rank, member.shape[2] - content - rank], dim=2)
+        evidence = len(model.own_taste.variance_S) + 1 if ranking.reads_past else 0
+        learned = member.shape[2] - content - rank - evidence
+        recent, coplay, learned, evidence = member.split([content, rank, learned, evidence], dim=2)
         # as in a whole request, an unknown title is no other's
         rewatch_N = given["played_before"] & (given["title"] > 0)
         rewatch_N11 = rewatch_N.to(member.dtype).unsqueeze(1).unsqueeze(2)
-        state, title_N1 = States(learned, recent, coplay), given["title"].unsqueeze(1)
+        state, title_N1 = States(learned, recent, coplay, evidence), given["title"].unsqueeze(1)
         queries, candidates = ranking.queries(state, given), ranking.candidates(given["artworks"])
-        ranked = ranking.ranked(state, queries, given["play_count"], title_N1, candidates, rewatch_N11)
+        fatigue = ranking.fatigue(given) if ranking.reads_past else None
+        ranked = ranking.ranked(state, queries, given["play_count"], title_N1, candidates, rewatch_N11, fatigue)
         return ranked[: len(CHOOSE_OUTPUTS)]
+
+
+class Update(nn.Module):
+    """A member's vector after one more impression whose outcome is known."""
+
+    inputs = ("member", "artwork", "clicked")
+
+    def __init__(self, ranking: Ranking) -> None:
+        super().__init__()
+        self.ranking = ranking
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """(N, S) of the arguments that `inputs` names: the evidence alone changes, a sum over past impressions. An unknown artwork
+        adds nothing."""
+        member_NS, artwork_N, clicked_N = inputs
+        given = {PAST[0]: artwork_N.unsqueeze(1), PAST[1]: clicked_N.unsqueeze(1)}
+        evidence_Nx = self.ranking.evidence(given)
+        return member_NS + F.pad(evidence_Nx, (member_NS.shape[1] - evidence_Nx.shape[1], 0))

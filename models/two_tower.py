@@ -22,6 +22,7 @@ from models.history import RecentMean, is_rewatch
 from models.layers import dots, gather_rows, mean_of_known, mean_of_rows, repeated, scaled_linear, sums_of_last, table
 from models.linear_title_models import LowRankEase, NextItemRegression
 from models.own_preferences import OwnPreferences
+from models.own_taste import OwnTaste, Past
 from models.presentation import PlayCount, Presentation
 from models.sequence_tower import SequenceTower
 from models.two_tower_config import TwoTowerConfig
@@ -48,6 +49,15 @@ LINEAR_STD = 0.05
 """Standard deviation of the initial weights from member features to the artwork and title queries."""
 
 
+def title_of_artworks(title_artworks_IL: Tensor, artworks: int) -> Tensor:
+    """The title row of each artwork row, int64 (A,); 0 where it is not known."""
+    title_I1 = torch.arange(len(title_artworks_IL))[:, None]
+    titles = torch.zeros(artworks, dtype=torch.int64)
+    titles[title_artworks_IL.long()] = title_I1.expand_as(title_artworks_IL)
+    titles[0] = 0
+    return titles
+
+
 class TwoTower(nn.Module):
     """The ranker. `content` gives the catalogue, `sizes` the trained rows; ids past those count as unknown."""
 
@@ -67,6 +77,7 @@ class TwoTower(nn.Module):
     calibration: Tensor
     posterior_FF: Tensor
     posterior_own_A: Tensor
+    artwork_title_A: Tensor
 
     def __init__(self, config: TwoTowerConfig, sizes: Sizes, content: Content) -> None:
         super().__init__()
@@ -79,6 +90,9 @@ class TwoTower(nn.Module):
         self.register_buffer("posterior_FF", torch.zeros(config.width + 3, config.width + 3))
         self.register_buffer("posterior_own_A", torch.zeros(sizes.artworks))
         self._normalise_content(content)
+        self.register_buffer(
+            "artwork_title_A", title_of_artworks(self.title_artworks_IL, len(self.artwork_image_AE)), persistent=False
+        )
 
         self.person = table(sizes.people, width, PERSON_STD)
         self.image = scaled_linear(image_width, width, PERSON_STD / 2 / IMAGE_NORM, bias=False)
@@ -97,6 +111,7 @@ class TwoTower(nn.Module):
         self.artwork_content_bias = scaled_linear(artwork_features, 1, 0.0)
         self.artwork_bias = table(sizes.artworks, 1, 0.0)
         self.own_preferences = OwnPreferences(sizes)
+        self.own_taste = OwnTaste(sizes.artworks, width)
         title_features = sizes.genres + width + 1
         self.title_vector = scaled_linear(title_features, width, LINEAR_STD)
         self.title_content_bias = scaled_linear(title_features, 1, 0.0)
@@ -248,7 +263,8 @@ class TwoTower(nn.Module):
             learned = self.sequence_tower(plays.token, image_MTD, watched_MT)
         else:
             learned = torch.zeros(*recent.shape[:2], self.config.width, device=recent.device)
-        return States(learned, recent, sums_of_last(plays.coplay, self.config.history.span))
+        coplay = sums_of_last(plays.coplay, self.config.history.span)
+        return States(learned, recent, coplay, recent[..., :0])
 
     def member_vectors(self, state_MD: Tensor, play_title_MT: Tensor, length_M: Tensor) -> Tensor:
         """Title queries of members after the first `length_M` plays, without any context: (M, D + R + 1).
@@ -284,19 +300,23 @@ class TwoTower(nn.Module):
         artworks_NK: Tensor,
         rewatch_N: Tensor,
         engagement_rows_n: Tensor | None = None,
+        past: Past | None = None,
     ) -> LogitTerms:
         """The terms of every candidate, from the member's state (N, ...) at the impression.
 
         `rewatch_N`: whether a recent play was of the same title, bool; `engagement_rows_n`: indices of the impressions whose
-        engagement is computed; None: all.
+        engagement is computed; None: all. `past`: the past impressions that fatigue reads; the state has their evidence.
         """
         titles, title_of = torch.unique(title_N, return_inverse=True)
         artworks, artwork_of = torch.unique(artworks_NK, return_inverse=True)
         title, artwork = self.titles(titles), self.artworks(artworks)
         titles_N = TitleEncoding(*gather_rows(title, title_of))
-        return self.rank_vectors(
-            state, context, titles_N, ArtworkEncoding(*gather_rows(artwork, artwork_of)), rewatch_N, engagement_rows_n
-        )
+        fatigue = None
+        if past is not None:
+            past_title_NJ = self.artwork_title_A[past.artwork_NJ]
+            fatigue = self.own_taste.fatigue(past, past_title_NJ, title_N, artworks_NK)
+        artworks_NKx = ArtworkEncoding(*gather_rows(artwork, artwork_of))
+        return self.rank_vectors(state, context, titles_N, artworks_NKx, rewatch_N, engagement_rows_n, fatigue)
 
     def rank_vectors(
         self,
@@ -306,11 +326,15 @@ class TwoTower(nn.Module):
         artwork: ArtworkEncoding,
         rewatch_N: Tensor,
         engagement_rows_n: Tensor | None = None,
+        fatigue: tuple[Tensor, Tensor] | None = None,
     ) -> LogitTerms:
-        """The terms from the towers' outputs, `title` of shape (N, ...) and `artwork` of shape (N, K, ...)."""
-        affinity_N = self.affinity(state, context, title, rewatch_N)
-        artwork_query_ND, content_query_NC = self.appeal_queries(state, context)
+        """The terms from the towers' outputs, `title` of shape (N, ...) and `artwork` of shape (N, K, ...), and from what fatigue
+        adds to appeal, (N, K), and to affinity, (N, 1)."""
+        artwork_query_ND, content_query_NC, level_N1 = self.queries(state, context)
+        affinity_N = self.affinity(state, context, title, rewatch_N) + level_N1.squeeze(1)
         appeal_NK = dots(artwork.vector, artwork_query_ND) + dots(artwork.content, content_query_NC) + artwork.bias
+        if fatigue is not None:
+            appeal_NK, affinity_N = appeal_NK + fatigue[0], affinity_N + fatigue[1].squeeze(1)
         terms = LogitTerms(affinity_N, appeal_NK, self.presentation(context), appeal_NK)
         if engagement_rows_n is None:
             return terms._replace(engaged_NK=self.engaged(state, context, title, artwork, terms))
@@ -344,11 +368,25 @@ class TwoTower(nn.Module):
 
     def appeal_queries(self, state: States, context: Context) -> tuple[Tensor, Tensor]:
         """Queries for an artwork's vector, (N, D + P), and for its content, (N, C): appeal is the two dot products and a bias."""
+        return self.queries(state, context)[:2]
+
+    def queries(self, state: States, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Both queries of appeal, and what the member's own clicks say of the logit of a click on any artwork, (N, 1)."""
         artwork_query_ND = self.artwork_query(self.member_features(state)) + self.artwork_query_context(context)
         if self.artwork_query_state is not None:
             artwork_query_ND = artwork_query_ND + self.artwork_query_state(state.learned)
+        level_N1 = torch.zeros_like(artwork_query_ND[..., :1])
+        if state.evidence.shape[-1]:
+            own_ND, level_N1 = self.own_taste.query(state.evidence, artwork_query_ND)
+            artwork_query_ND = artwork_query_ND + own_ND
         artwork_query_ND = torch.cat([artwork_query_ND, self.own_preferences.indicators(context)], dim=-1)
-        return artwork_query_ND, state.recent * repeated(self.similarity_gain, self.content_widths())
+        return artwork_query_ND, state.recent * repeated(self.similarity_gain, self.content_widths()), level_N1
+
+    def evidence(self, past: Past) -> Tensor:
+        """What past impressions sum up to, (N, S + 1)."""
+        artworks, artwork_of = torch.unique(past.artwork_NJ, return_inverse=True)
+        features = self.own_taste.features(self.artworks(artworks).vector[..., : self.config.width])
+        return self.own_taste.evidence(past, F.embedding(artwork_of, features))
 
     def engaged(
         self, state: States, context: Context, title: TitleEncoding, artwork: ArtworkEncoding, terms: LogitTerms
@@ -368,24 +406,28 @@ class TwoTower(nn.Module):
         artworks_NK: Tensor,
         engagement_rows_n: Tensor | None = None,
         states: States | None = None,
+        past: Past | None = None,
     ) -> LogitTerms:
         """Encode each member once and rank every impression that points into it, as in `datamodules.feed.impression_feed.Batch`.
 
-        `states`: the result of the method `states` for these plays, where it is known already.
+        `states`: the result of the method `states` for these plays, where it is known already. `past`: past impressions, which
+        training does not read.
         """
         if states is None:
             states = self.states(play_title_MT, play_artwork_MT, play_watched_MT)
         rewatch_N = is_rewatch(F.embedding(member_N, play_title_MT), position_N, title_N, self.config.history.span)
-        return self.rank(
-            self.state_at(states, member_N, position_N), context, title_N, artworks_NK, rewatch_N, engagement_rows_n
-        )
+        state = self.state_at(states, member_N, position_N)
+        if past is not None:
+            state = state._replace(evidence=self.evidence(past))
+        return self.rank(state, context, title_N, artworks_NK, rewatch_N, engagement_rows_n, past)
 
     def state_at(self, states: States, member_N: Tensor, position_N: Tensor) -> States:
-        """The states (N, ...) of some members after some numbers of plays, from those of all, (M, T + 1, ...)."""
+        """The states (N, ...) of some members after some numbers of plays, from those of all, (M, T + 1, ...), without evidence."""
         # F.embedding, here and above, instead of indexing: on a CPU the gradient of an index is summed in any order, that
         # of an embedding always in the same, and a resumed run must end with the same weights
         index_N = member_N * states.learned.shape[1] + position_N
-        return States(*(F.embedding(index_N, part.flatten(0, 1)) for part in states))
+        parts = [F.embedding(index_N, part.flatten(0, 1)) for part in states[:3]]
+        return States(*parts, evidence=parts[1][:, :0])
 
     def probabilities(self, terms: LogitTerms) -> tuple[Tensor, Tensor]:
         """Calibrated probabilities (N, K) of a click, and of a click that leads to a real viewing."""

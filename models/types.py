@@ -49,6 +49,8 @@ class States(NamedTuple):
     """(..., 2 D + G): mean of the recent plays' images, people and genres."""
     coplay: Tensor
     """(..., R): sum of the recent plays' co-play vectors."""
+    evidence: Tensor
+    """(..., S + 1): what past impressions sum up to, E and then W of `models.own_taste`; (..., 0) where none are read."""
 
 
 class LogitTerms(NamedTuple):

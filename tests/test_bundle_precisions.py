@@ -33,6 +33,7 @@ from serving.bundle.ids import MIN_EXTERNAL_BYTES, WEIGHTS
 from serving.bundle.precision import reduce_graph
 from serving.bundle.precision_bounds import BOUNDS, PRECISIONS, Precision
 from serving.bundle.refresh import refresh
+from serving.bundle.requests import RequestLengths
 from serving.bundle.seal import write_record
 from serving.bundle.variants import SERVED_GRAPHS, precision_table
 from serving.bundle.verify import verify
@@ -145,7 +146,7 @@ def test_float32_is_what_training_measured(bundle: Path, run: Path, shards: Path
     """The log loss over requests as served equals that over members in torch."""
     opened, session = Shards.open(shards), session_of(rank_rows)
     history = Bundle.open(bundle).history_length
-    measured = measure({"fp32": session}, opened, history)["fp32"]
+    measured = measure({"fp32": session}, opened, RequestLengths(history, 0))["fp32"]
     model, losses = Run.open(run).model, []
     for batch in Feed(opened.shards, VALIDATION, reach=model.config.history.reach, impressions=500, shuffle=False):
         with torch.no_grad():
@@ -155,7 +156,7 @@ def test_float32_is_what_training_measured(bundle: Path, run: Path, shards: Path
     assert measured["log_loss"] == pytest.approx(float(torch.cat(losses).mean()), abs=1e-5)
     assert measured["impressions"] == sum((shard.split == VALIDATION).sum() for shard in opened.shards)
     assert measured["same_choice"] == measured["captured_lift"] == 1
-    assert measure({"fp32": session}, opened, history, most=200)["fp32"]["impressions"] == 200
+    assert measure({"fp32": session}, opened, RequestLengths(history, 0), most=200)["fp32"]["impressions"] == 200
     times = np.concatenate([shard.shown_at[shard.split == VALIDATION] for shard in opened.shards])
     taken = zip(opened.shards, newest_validation(opened, 200), strict=True)
     assert np.sort(np.concatenate([shard.shown_at[rows] for shard, rows in taken])).tolist() == sorted(times)[-200:]

@@ -46,7 +46,7 @@ def appeal_by_brute_force(
             n for n in range(shard.impressions)
             if shard.shown_at[n] >= since and shard.candidate_start[n + 1] - shard.candidate_start[n] > 1
         ])  # fmt: skip
-        for request, _ in shard_requests(shard, bundle.history_length, rows):
+        for request, _ in shard_requests(shard, bundle.request_lengths, rows):
             count = len(request["title"])
             request["title"] = np.full(count, bundle.vocabularies["titles"].row(title))
             request["artworks"] = np.tile(artwork_rows.astype(np.int64), (count, 1))

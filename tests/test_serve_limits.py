@@ -14,7 +14,8 @@ import pytest
 
 from benchmarks.serve_load import Served, answered, post, serving
 from foundation.errors import UserError
-from serving.http.config import ServeConfig, duration, read_token
+from foundation.times import duration
+from serving.http.config import ServeConfig, read_token
 from serving.http.open_connections import RESERVE
 from serving.http.sticky import sticky_seed
 from tests.served import GOOD, WITHOUT_TORCH

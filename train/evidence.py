@@ -127,7 +127,9 @@ def _sample(model: TwoTower, shards: Shards, reach: int, batch: int) -> Sample:
     stride = max(1, -(-total // MAX_IMPRESSIONS))
     features, artworks, clicked, titles, context = [], [], [], [], []
     lookups = [f for f in model.sizes.context if f.kind != "number" and "presentation" in f.read_by]
-    for index, b in enumerate(Feed(shards.shards, TRAIN, reach=reach, impressions=2 * batch, shuffle=False)):
+    for index, b in enumerate(
+        Feed(shards.shards, TRAIN, reach=reach, impressions=2 * batch, past=False, shuffle=False)
+    ):
         if index % stride:
             continue
         states = model.states(b.play_title, b.play_artwork, b.play_watched)

@@ -42,6 +42,7 @@ from train.embed_config import EMBEDDING_RECORD, ENCODER
 from train.evidence import scale_by_evidence
 from train.finetune import ImageTower
 from train.next_title import NextTitleLoss
+from train.own_taste import fit_own_taste
 from train.plugins import construct, faults_named
 from train.posterior import calibrate_with_posterior
 from train.progress_callback import ProgressCallback, TensorBoardEvents, silence_lightning
@@ -273,6 +274,7 @@ class _Fit:
             "shards": str(self.shards.resolve()),
             "shards_fingerprint": opened.fingerprint,
             "log_fingerprint": opened.manifest["log_fingerprint"],
+            "outcome_delay": opened.manifest["outcome_delay"],
             "validation_from": opened.manifest["validation_from"],
             "test_from": opened.manifest["test_from"],
             "embedding": describe_sources(embedding_record),
@@ -373,7 +375,9 @@ class _Fit:
         run, config = self.run, self.config
         model.load_state_dict(load_best(run))
         model, reach = model.to(self.device).eval(), config.model.history.reach
+        past = fit_own_taste(model, opened, reach, config.batch, self.device, self.console)
         metrics = {
+            "past_impressions": past,
             **calibrate_with_posterior(model, opened, reach, config.batch, self.device),
             "best_validation": checkpoints.best_validation,
             "validations": self.cursor.validations,

@@ -31,6 +31,7 @@ from foundation.shell import shell_word
 from foundation.stored import FILES, changed_file, files_beside, read_json, reading, warn_unverified
 from models.history import HistoryConfig
 from models.linear_title_models import LowRankEaseConfig, NextItemConfig
+from models.own_taste import OWN_TASTE_BUFFERS
 from models.two_tower import Content, Sizes, TwoTower, TwoTowerConfig
 from train.embed_config import EMBEDDING_RECORD, ENCODER
 
@@ -209,8 +210,9 @@ class Run:
         with reading(folder / WEIGHTS, REMEDY):
             content = Content(**{name: state[name] for name in Content._fields})
         model = TwoTower(shape, sizes_of(vocabularies, load_context(folder, REMEDY)), content)
-        # runs from before own preferences have none
-        state.setdefault("own_preferences.weight_AP", model.own_preferences.weight_AP)
+        # runs from before own preferences and own taste have none
+        for name in ("own_preferences.weight_AP", *OWN_TASTE_BUFFERS):
+            state.setdefault(name, model.get_buffer(name))
         try:
             model.load_state_dict(state)
         except RuntimeError as error:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from datamodules.feed.datamodule import Cursor
 from datamodules.feed.impression_feed import Batch
+from models.own_taste import Past
 from models.two_tower import Content, LogitTerms, States, TwoTower
 from train.ema import ExponentialMovingAverage
 from train.finetune import ImageTower
@@ -40,9 +41,9 @@ def rank_batch(model: TwoTower, batch: Batch, *, everything: bool = True, states
     """
     plays = (batch.play_title, batch.play_artwork, batch.play_watched)
     engagement_known = None if everything else batch.engagement_known
-    return model(
-        *plays, batch.member, batch.position, batch.context, batch.title, batch.artworks, engagement_known, states
-    )
+    given = (batch.member, batch.position, batch.context, batch.title, batch.artworks)
+    past = Past(batch.past_artwork, batch.past_clicked, batch.past_hours) if model.own_taste.is_read else None
+    return model(*plays, *given, engagement_known, states, past)
 
 
 def losses(model: TwoTower, batch: Batch, states: States | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,12 +13,13 @@ from datamodules.shards.shard import Shards
 from foundation.context import categories_of
 from foundation.errors import UserError
 from foundation.shell import shell_word
+from models.own_taste import OWN_TASTE_BUFFERS
 from models.two_tower import Content, TwoTower, TwoTowerConfig
 from train.run import Run
 
 GROWING = ("titles", "artworks")
 """Vocabularies that may have untrained values at their end; the model's tables end with the trained ones."""
-POST_HOC_BUFFERS = ("calibration", "posterior_FF", "posterior_own_A", "own_preferences.weight_AP")
+POST_HOC_BUFFERS = ("calibration", "posterior_FF", "posterior_own_A", "own_preferences.weight_AP", *OWN_TASTE_BUFFERS)
 """Buffers that are fitted after the training."""
 FIXED = ("people", "genres")
 """Vocabularies with a table row for every value, as those of context features are."""

@@ -52,6 +52,12 @@ class Batch:
     """float32 (N,): NaN where not logged."""
     shown: Tensor
     """int64 (N,): index of the shown artwork in `artworks`."""
+    past_artwork: Tensor
+    """int64 (N, J): artwork rows of the member's past impressions, J = 0 in a feed without them."""
+    past_clicked: Tensor
+    """float32 (N, J)."""
+    past_hours: Tensor
+    """float32 (N, J): hours from a past impression to this one."""
     shard: int
     """Index of the impressions' shard."""
     engagement_known: Tensor
@@ -117,19 +123,20 @@ class Feed:
         window: int = 128,
         shuffle: bool,
         candidates: bool = False,
+        past: bool = True,
         seed: int = 0,
         pin: bool = False,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
         """`reach`: plays a state depends on; `impressions`: about how many a batch has; `window`: impressions per window, at
-        most.
+        most; `past`: whether batches hold past impressions, which training does not read.
 
         With several `ranks`, each gets every `ranks`-th window of every batch: together they yield the batches of a single
         rank, and a batch of fewer windows than ranks is empty for some.
         """
         self.shards, self.reach, self.impressions = shards, reach, impressions
-        self.shuffle, self.candidates, self.seed, self.pin = shuffle, candidates, seed, pin
+        self.shuffle, self.candidates, self.past, self.seed, self.pin = shuffle, candidates, past, seed, pin
         self.selected: list[np.ndarray] = []
         self.windows: list[_Windows] = []
         for shard in shards:
@@ -261,6 +268,8 @@ class Feed:
         else:
             artworks, shown = shard.candidate[start + shown][:, None], np.zeros_like(shown)
 
+        past = shard.past_impressions(rows) if self.past else shard.past_impressions(rows, most=0)
+
         def to_int64(values: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values, np.int64))
 
@@ -278,6 +287,7 @@ class Feed:
             clicked=torch.from_numpy(clicked.astype(np.float32)),
             engaged=torch.from_numpy(np.where(engaged < 0, np.nan, engaged).astype(np.float32)),
             shown=to_int64(shown),
+            **{name: torch.from_numpy(values) for name, values in past.items()},
             shard=s,
             engagement_known=to_int64(np.flatnonzero((clicked > 0) & (engaged >= 0))),
             index=to_int64(rows),

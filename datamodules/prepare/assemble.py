@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.shards.shard import CONTEXT_PREFIX, TEST, TRAIN, VALIDATION, Shard
+from datamodules.shards.shard import CONTEXT_PREFIX, MICROSECONDS_AN_HOUR, TEST, TRAIN, VALIDATION, Shard
 from foundation.context import ContextFeature
 
 INT64_MAX = 2**63 - 1
@@ -43,16 +43,22 @@ IMPRESSION_COLUMNS = pa.schema(
 )
 
 
+EARLIER_COLUMNS = pa.schema({"member_id": pa.string(), "time": pa.int64(), "artwork": pa.int32(), "clicked": pa.int8()})
+
+
 def assemble(
     plays: pa.Table | None,
     impressions: pa.Table | None,
     split_times: tuple[int, int],
     features: tuple[ContextFeature, ...],
+    outcome_delay: int = MICROSECONDS_AN_HOUR,
+    earlier: pa.Table | None = None,
 ) -> tuple[Shard, np.ndarray]:
     """A shard, and the row of each of its impressions in the table `impressions`, int64 (N,).
 
     `plays`, `impressions`: rows as `datamodules.prepare.shard_spill` encodes them; None for an empty table. `split_times`:
-    first instants of validation and of test. `features`: the context features.
+    first instants of validation and of test. `features`: the context features. `outcome_delay`: microseconds until an
+    impression's outcome is known. `earlier`: impressions that are history alone, for they were shown before all others.
     """
     plays = plays if plays is not None else PLAY_COLUMNS.empty_table()
     stored = {feature.name: feature.stored_dtype for feature in features if not feature.from_time}
@@ -60,7 +66,10 @@ def assemble(
         context_columns = [pa.field(f"{CONTEXT_PREFIX}{name}", pa.from_numpy_dtype(t)) for name, t in stored.items()]
         impressions = pa.schema([*IMPRESSION_COLUMNS, *context_columns]).empty_table()
     shown = impressions
-    play_member, shown_member, members = _member_codes(_contiguous(plays, "member_id"), _contiguous(shown, "member_id"))
+    earlier = earlier if earlier is not None else EARLIER_COLUMNS.empty_table()
+    (play_member, shown_member, earlier_member), members = _member_codes(
+        [_contiguous(table, "member_id") for table in (plays, shown, earlier)]
+    )
 
     time, title, artwork, watched = (
         np.asarray(_contiguous(plays, name)) for name in ("time", "title", "artwork", "watched")
@@ -87,10 +96,25 @@ def assemble(
     candidates = _contiguous(shown, "candidate")
     start, source_indices = _ragged(candidates.offsets.to_numpy(), order)
     id_bytes, id_start = _concatenated_bytes(ids.take(pa.array(order)))
+    candidate, clicked = np.asarray(candidates.values)[source_indices], np.asarray(_contiguous(shown, "clicked"))[order]
+    past = _past_impressions(
+        np.concatenate([earlier_member, shown_member[order]]),
+        np.concatenate([np.asarray(_contiguous(earlier, "time")), shown_at]),
+        np.concatenate(
+            [
+                np.asarray(_contiguous(earlier, "artwork")),
+                candidate[start[:-1] + np.asarray(_contiguous(shown, "shown"))[order]],
+            ]
+        ),
+        np.concatenate([np.asarray(_contiguous(earlier, "clicked")), clicked]),
+    )
+    member_past = _offsets(np.concatenate([earlier_member, shown_member]), members)
+    # strictly before, also where outcomes are known at once
+    known_at = shown_at - max(outcome_delay - 1, 0)
     split = np.full(len(order), TRAIN, np.int8)
     split[shown_at >= split_times[0]] = VALIDATION
     split[shown_at >= split_times[1]] = TEST
-    copied_columns = ("title", "shown", "propensity", "policy", "clicked", "engaged")
+    copied_columns = ("title", "shown", "propensity", "policy", "engaged")
     shard = Shard(
         **play_columns,
         **{name: np.asarray(_contiguous(shown, name))[order] for name in copied_columns},
@@ -101,9 +125,13 @@ def assemble(
         impression_id_start=id_start,
         history_start=np.repeat(member_plays[:-1], np.diff(member_impressions)),
         history_end=history_end,
+        **past,
+        past_start=np.repeat(member_past[:-1], np.diff(member_impressions)),
+        past_end=_history_ends(past["past_time"], member_past, known_at, member_impressions),
         shown_at=shown_at,
+        clicked=clicked,
         candidate_start=start,
-        candidate=np.asarray(candidates.values)[source_indices],
+        candidate=candidate,
         candidate_propensity=np.asarray(_contiguous(shown, "candidate_propensity").values)[source_indices],
         split=split,
     )
@@ -129,12 +157,20 @@ def member_time_order(
     return order
 
 
-def _member_codes(first_ids: pa.Array, other: pa.Array) -> tuple[np.ndarray, np.ndarray, int]:
-    """Two columns of ids as ranks in the order of the ids' bytes, and the number of different ids."""
-    encoded = pa.chunked_array([first_ids, other], pa.string()).combine_chunks().dictionary_encode()
+def _past_impressions(
+    member: np.ndarray, time: np.ndarray, artwork: np.ndarray, clicked: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Columns of past impressions by (member, time), from rows in any order."""
+    order = member_time_order(member, time, lambda rows: (artwork[rows], clicked[rows]))
+    return {"past_artwork": artwork[order], "past_clicked": clicked[order], "past_time": time[order]}
+
+
+def _member_codes(columns: list[pa.Array]) -> tuple[list[np.ndarray], int]:
+    """Columns of ids as ranks in the order of the ids' bytes, and the number of different ids."""
+    encoded = pa.chunked_array(columns, pa.string()).combine_chunks().dictionary_encode()
     rank = _ranks(encoded.dictionary)
     code = rank[np.asarray(encoded.indices)] if len(encoded) else np.zeros(0, np.int64)
-    return code[: len(first_ids)], code[len(first_ids) :], len(rank)
+    return np.split(code, np.cumsum([len(column) for column in columns])[:-1]), len(rank)
 
 
 def _ranks(strings: pa.Array) -> np.ndarray:

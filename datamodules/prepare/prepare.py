@@ -28,6 +28,7 @@ from datamodules.prepare.relations import (
     MAX_SHARDS,
     DatasetTables,
     LogSize,
+    earlier_rows,
     impression_rows,
     measure_log,
     period_counts,
@@ -38,7 +39,7 @@ from datamodules.prepare.relations import (
     with_number_statistics,
 )
 from datamodules.prepare.shard_size import in_parallel, parallel_shards, require_memory, rows_at_once, shard_count
-from datamodules.prepare.shard_spill import ShardSpill, encoder_of_impressions, encoder_of_plays
+from datamodules.prepare.shard_spill import ShardSpill, encoder_of_earlier, encoder_of_impressions, encoder_of_plays
 from datamodules.shards.catalogue import build_catalogue
 from datamodules.shards.shard import EMBEDDING, MANIFEST, REQUESTS, SPLITS, Shard, Shards
 from datamodules.shards.vocabulary import Vocabularies, save_vocabularies
@@ -48,9 +49,9 @@ from foundation.errors import UserError
 from foundation.fingerprint import fingerprint
 from foundation.progress import progress_bar
 from foundation.stored import FILES, files_beside
-from foundation.times import parse_time
+from foundation.times import duration, parse_time
 
-SHARDS_VERSION = 3
+SHARDS_VERSION = 4
 """Raised when the arrays change their meaning: older shards are then prepared again."""
 SPILL = "spill"
 
@@ -69,6 +70,9 @@ class PrepareConfig:
     """Date or time at which test begins."""
     shards: int = 0
     """How many shards; 0: from the log's size."""
+    outcome_delay: str = "1h"
+    """After which time the outcome of an impression is known, such as 90s, 30m or 1h: from then on it is history of the member's
+    later impressions."""
     context: list[ContextFeature] = field(default_factory=list)
     """Further columns of impressions/ that are context features, such as [{name: language, kind: category}]."""
     drop_invalid: bool = False
@@ -81,6 +85,7 @@ class PrepareConfig:
                 f"validation={self.validation}, test={self.test}: both must lie in (0, 1) and leave a share for training."
             )
         context_features(self.context)
+        duration("outcome_delay", self.outcome_delay)
         if not 0 <= self.shards <= MAX_SHARDS:
             raise UserError(f"shards={self.shards}: must lie in 0 .. {MAX_SHARDS} (0: from the log's size).")
         if bool(self.validation_from) != bool(self.test_from):
@@ -151,6 +156,7 @@ def prepare(
             vocabularies = vocabularies_of(log, split_times[0], features)
             features = with_number_statistics(log, split_times[0], features)
             warn_of_rounding(features, console)
+        outcome_delay = round(duration("outcome_delay", config.outcome_delay) * 1_000_000)
         shards = config.shards or shard_count(size)
         require_memory(size, shards, working.memory)
         at_once = rows_at_once(size, working.memory)
@@ -171,12 +177,17 @@ def prepare(
                 lambda n: progress.advance(task, n),
             )
             _require_complete(size, plays.rows, impression_spill.rows, out)
+            earlier = ShardSpill(folder / SPILL / "earlier.arrow", shards)
+            if since is not None:
+                every = working.engine if isinstance(working, RecentEngine) else working
+                rows = earlier_rows(every, dataset, since, log, shards)
+                earlier.fill(working.batches(rows, at_once), encoder_of_earlier(vocabularies), lambda n: None)
             task = progress.add_task("prepare: shards", total=shards)
             shard_counts = ShardCounts(vocabularies)
 
             def make(s: int) -> Shard:
                 rows = impression_spill.read(s)
-                shard, order = assemble(plays.read(s), rows, split_times, features)
+                shard, order = assemble(plays.read(s), rows, split_times, features, outcome_delay, earlier.read(s))
                 target = folder / f"shard-{s:05d}"
                 shard.save(target)
                 if keep_requests:
@@ -206,6 +217,7 @@ def prepare(
                 "shards": shards,
                 "since": None if since is None else since.isoformat(),
                 "like": None if model is None else model.fingerprint,
+                "outcome_delay": config.outcome_delay,
                 "validation_from": _instant(split_times[0]),
                 "test_from": _instant(split_times[1]),
                 **counted,

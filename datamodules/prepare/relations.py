@@ -8,7 +8,7 @@ times, and the vocabularies of the training period.
 # Ibis columns get the methods of their type, and pyarrow its compute functions, at run time: no checker sees them.
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ ROUNDED_SHARE = 1e-5
 PREPARED_TABLES = (TITLES, ARTWORKS, IMPRESSIONS, PLAYS)
 """The tables that are read. Rows may refer to earlier tables, and are dropped where the row they refer to was; and an
 engine that is narrowed to some impressions reads only their members' plays."""
+
+EARLIER = ("member_id", "artwork_id", "shown_at", "clicked")
+"""Columns that are read of impressions that are history alone."""
 
 Dropped = dict[str, dict[str, int]]
 """By table, by reason: rows that were left out."""
@@ -322,3 +325,15 @@ def impression_rows(log: DatasetTables, shards: int) -> Relation:
     shown = log.impressions
     index = shown.candidates.index(shown.artwork_id).cast("int32")
     return shown.mutate(**{SHARD: _shard(shown.member_id, shards), SHOWN: index}).drop("artwork_id")
+
+
+def earlier_rows(engine: Engine, dataset: Path, since: datetime, log: DatasetTables, shards: int) -> Relation:
+    """The impressions before `since` of the members who have later ones, with the shard of their member: history alone, of
+    which member, artwork, time and click are read; rows that lack one of them are left out."""
+    columns = tuple(column for column in IMPRESSIONS.columns if column.name in EARLIER)
+    table = replace(IMPRESSIONS, columns=columns)
+    rows = typed(engine, table.files(dataset), table)
+    members = log.impressions.select(keyart_member=log.impressions.member_id).distinct()
+    rows = rows.filter(rows.shown_at < ibis.timestamp(since)).drop_null()
+    rows = rows.semi_join(members, rows.member_id == members.keyart_member)
+    return rows.mutate(**{SHARD: _shard(rows.member_id, shards)})

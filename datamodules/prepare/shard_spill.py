@@ -123,6 +123,22 @@ def encoder_of_plays(vocabularies: Vocabularies) -> Encode:
     return encode
 
 
+def encoder_of_earlier(vocabularies: Vocabularies) -> Encode:
+    """Earlier impressions as the engine sends them -> member_id, time, artwork, clicked."""
+
+    def encode(batch: pa.RecordBatch) -> pa.RecordBatch:
+        return pa.record_batch(
+            {
+                "member_id": _strings(batch["member_id"]),
+                "time": microseconds(batch["shown_at"]),
+                "artwork": vocabularies["artworks"].rows(batch["artwork_id"]),
+                "clicked": _filled(batch["clicked"], 0, np.int8),
+            }
+        )
+
+    return encode
+
+
 def encoder_of_impressions(
     vocabularies: Vocabularies, features: tuple[ContextFeature, ...], *, keep_requests: bool
 ) -> Encode:

@@ -3,7 +3,8 @@
 `SHARDS/manifest.json` (contract version, counts, split dates, fingerprint), `vocabularies.json`, `catalogue/*.npy` and
 one folder `shard-00000/` of `.npy` columns per shard. In a shard, plays are sorted by (member, played_at) and
 impressions by (member, shown_at); an impression's history is `plays[history_start:history_end]`: exactly the member's
-plays strictly before it was shown.
+plays strictly before it was shown. Its past impressions are `past[past_start:past_end]`: those of the member whose outcome was
+known by then.
 """
 
 import mmap
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from datamodules.contract.tables import CONTRACT_VERSION
 from datamodules.shards.catalogue import Catalogue
-from datamodules.shards.padding import PLAY_FILLS, padded_plays
+from datamodules.shards.padding import MAX_PAST, PAST_FILLS, PLAY_FILLS, padded_past, padded_plays
 from datamodules.shards.vocabulary import Vocabularies, load_vocabularies
 from foundation.context import HOURS, ContextFeature, load_context
 from foundation.errors import UserError
@@ -34,7 +35,7 @@ REMEDY = "Run keyart prepare again."
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One shard's columns. `M` members, `P` plays, `N` impressions, `C` candidates of all impressions together."""
+    """One shard's columns. `M` members, `P` plays, `N` impressions, `J` past ones, `C` candidates of all impressions together."""
 
     member_plays: np.ndarray
     """int64 (M + 1,): member m's plays are rows [m], up to [m + 1]."""
@@ -56,6 +57,17 @@ class Shard:
     """int64 (N,): the member's first play."""
     history_end: np.ndarray
     """int64 (N,): one past the last play strictly before `shown_at`."""
+    past_artwork: np.ndarray
+    """int32 (J,): row of the artwork shown by each of the members' impressions, those before the log's first included, by
+    (member, time): what past impressions are positions in."""
+    past_clicked: np.ndarray
+    """int8 (J,)."""
+    past_time: np.ndarray
+    """int64 (J,): microseconds since 1970, UTC."""
+    past_start: np.ndarray
+    """int64 (N,): the member's first past impression."""
+    past_end: np.ndarray
+    """int64 (N,): one past the last whose outcome was known at `shown_at`: shown strictly before, by the outcome delay or more."""
     shown_at: np.ndarray
     """int64 (N,): microseconds since 1970, UTC."""
     title: np.ndarray
@@ -104,6 +116,14 @@ class Shard:
         `play_title` and `play_artwork` int64, padded with 0, `play_watched` float32, with NaN.
         """
         return padded_plays({name: getattr(self, name) for name in PLAY_FILLS}, start, length)
+
+    def past_impressions(self, rows: np.ndarray, most: int = MAX_PAST) -> dict[str, np.ndarray]:
+        """The last `most` past impressions of some impressions, padded on the right with artwork row 0: `past_artwork` int64,
+        `past_clicked` float32 and `past_hours` float32, hours from each to the impression, (N, J)."""
+        end = self.past_end[rows]
+        start = np.maximum(self.past_start[rows], end - most)
+        columns = {name: getattr(self, name) for name in PAST_FILLS}
+        return padded_past(columns, self.shown_at[rows], start, end - start)
 
     def context_at(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Context of some impressions by feature, in the order and types of a graph's inputs, each (N,)."""

@@ -21,6 +21,7 @@ from foundation.context import ContextFeature, load_context
 from foundation.errors import UserError
 from serving.bundle.hard_links import Inode, file_checksums, sha256
 from serving.bundle.metadata import BUNDLE_FILE, BundleRecord
+from serving.bundle.requests import RequestLengths
 from serving.bundle.seal import DIGEST, read_record
 from serving.bundle.steady import Identity, T, identity, read_steadily
 
@@ -154,6 +155,21 @@ class Bundle:
     def history_length(self) -> int:
         """Plays of a request's history, at most: the last ones."""
         return int(self.metadata["history_length"])
+
+    @property
+    def past_length(self) -> int:
+        """Past impressions that a request reads, at most: the last ones; 0 where the bundle reads none."""
+        return int(self.metadata["past_length"])
+
+    @property
+    def request_lengths(self) -> RequestLengths:
+        """Plays and past impressions of a request, at most."""
+        return RequestLengths(self.history_length, self.past_length)
+
+    @property
+    def outcome_delay(self) -> str:
+        """After which time an impression's outcome counts as known, such as 1h."""
+        return str(self.metadata.get("outcome_delay", "1h"))
 
     @property
     def history_span(self) -> int:

@@ -85,6 +85,10 @@ TENSOR_DESCRIPTIONS = {
         ),
         "artwork_bias": ("A", "by artwork row: what it adds for everybody"),
         "artwork_title": ("A", "by artwork row: the row of its title, 0: not known"),
+        "artwork_expected": (
+            "A",
+            "by artwork row: click rate that is expected of it, which past clicks are compared with",
+        ),
         "artwork_people": ("A L", "by artwork row: rows of the people it shows, padded with 0"),
         "mean_vector": ("I D+O", "by title row: mean of artwork_vector over the title's artworks"),
         "mean_content": ("I C", "by title row: mean of artwork_content over the title's artworks"),

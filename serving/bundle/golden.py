@@ -22,6 +22,9 @@ AnswerFunction = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 CASES = 240
 UNKNOWN_ID = "known to nobody"
+FRACTIONS = ("history_watched", "past_clicked", "past_hours")
+"""Lists of numbers that are no ids."""
+PAST = (0, 2, 50, 0, 7, 1, 20)
 PLAYS = (0, 1, 3, 20, 50)
 CANDIDATES = (1, 2, 4, 5, 7, 20, 40)
 
@@ -85,12 +88,16 @@ def _request(
         value = (feature.mean or 0.0) + (feature.std or 1.0) * float(rng.uniform(-3, 3))
         return None if case % 8 == 7 else float(np.float32(value))
 
+    past = PAST[case % len(PAST)]
     watched = [None if share < 0.2 else round(float(share), 4) for share in rng.random(plays)]
     return {
         "history_title": ids("titles", plays),
         "history_artwork": ids("artworks", plays, 0.4),
         "history_watched": watched,
         "history_length": plays,
+        "past_artwork": ids("artworks", past),
+        "past_clicked": [float(share < 0.2) for share in rng.random(past)],
+        "past_hours": [None if share < 0.1 else round(500 * float(share), 2) for share in rng.random(past)],
         **{feature.name: context_value(feature) for feature in features},
         "play_count": plays + int(rng.integers(0, 500)) * (case % 3),
         "title": ids("titles", 1)[0],
@@ -102,7 +109,7 @@ def _dtypes(request: dict[str, Any], vocabularies: Vocabularies) -> dict[str, st
     """string, float32 or int64 by the input's name."""
     ids = {name: "string" for name in request if vocabulary_of(name, vocabularies) is not None}
     fractions = {name: "float32" for name, value in request.items() if value is None or isinstance(value, float)}
-    return dict.fromkeys(request, "int64") | fractions | ids | {"history_watched": "float32"}
+    return dict.fromkeys(request, "int64") | fractions | ids | dict.fromkeys(FRACTIONS, "float32")
 
 
 def rows_of(values: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:

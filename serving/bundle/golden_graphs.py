@@ -67,6 +67,7 @@ def _inputs(
     played_before = np.array([request["title"][0] in request["history_title"][0]])
     given = request | run_graph(sessions["rank.onnx"], request) | run_graph(sessions["member.onnx"], request)
     given |= {"played_before": played_before, "played": request["history_title"], "top": np.array([5])}
+    given |= {"artwork": request["artworks"][:, 0], "clicked": np.array([seed % 2], np.float32)}
     given |= {"candidates": np.array([request["artworks"].shape[1]]), "seed": np.array([seed])}
     for part in (part for session in sessions.values() for part in session.get_inputs()):
         if part.name in given:

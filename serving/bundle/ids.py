@@ -21,6 +21,8 @@ WEIGHTS, TOWER_WEIGHTS = "weights.bin", "artwork.bin"
 VOCABULARY_OF = {
     "history_title": "titles",
     "history_artwork": "artworks",
+    "past_artwork": "artworks",
+    "artwork": "artworks",
     "title": "titles",
     "artworks": "artworks",
     "played": "titles",

@@ -9,7 +9,7 @@ from typing import NotRequired, TypedDict
 from datamodules.shards.embedding_origin import EmbeddingOrigin
 
 BUNDLE_FILE = "bundle.json"
-BUNDLE_VERSION = 10
+BUNDLE_VERSION = 11
 """Raised when the bundle's files or its record change their meaning."""
 REQUIRED_FILES = (
     *("rank.onnx", "member.onnx", "choose.onnx", "choose_vectors.onnx", "titles.onnx", "explore.onnx"),
@@ -222,6 +222,7 @@ class RunOrigin(TypedDict, total=False):
     """Facts about the run that a bundle was made from."""
 
     fingerprint: str
+    outcome_delay: str
     validation_from: str
     test_from: str
     log_fingerprint: str
@@ -251,6 +252,11 @@ class BundleRecord(RunOrigin):
     opset: int
     history_length: int
     history_span: int
+    past_length: int
+    """Past impressions that a request reads, at most; 0: none change anything, and no graph has them as inputs."""
+    fatigue_half_life_hours: float
+    outcome_delay: NotRequired[str]
+    """After which time an impression's outcome counts as known."""
     graphs: dict[str, GraphDescription]
     rows: str
     files: dict[str, FileDescription]

@@ -136,6 +136,8 @@ def refresh(folder: Path, dataset: Path, console: Console, withdraw: str | None 
         rows = of_artworks | _title_rows(bundle, titles, artworks, of_artworks)
         firsts = _first_artwork_means(bundle, artworks, of_artworks)
         rows["artwork_title"] = more["titles"].rows(artworks["title_id"])
+        if "artwork_expected" in bundle.tables:
+            rows["artwork_expected"] = np.full(artworks.num_rows, bundle.tables["artwork_expected"][0], np.float32)
         change = CatalogueChange(titles.num_rows, artworks.num_rows, rows, *firsts, withdrawn)
         content = without_rows(merged_content(content, catalogue, more, vocabularies), withdrawn)
         for name, table in (("titles", titles), ("artworks", artworks)):

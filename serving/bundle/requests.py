@@ -8,6 +8,7 @@ Legend: N requests, T plays, K candidates.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,14 @@ GRAPH_NAMES = {
     "play_watched": "history_watched",
 }
 """Inputs of a graph by the columns of plays they are made from."""
+
+
+class RequestLengths(NamedTuple):
+    """How much of a member's past a request holds, at most: the last ones."""
+
+    plays: int
+    past: int
+    """Past impressions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +55,27 @@ def ranking_inputs(
     title: np.ndarray,
     candidates: np.ndarray,
     candidate_runs: Runs,
+    past: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The graph's inputs by name, in their order, and which entries of `artworks` are candidates, bool (N, K).
 
     `plays`: columns of `datamodules.shards.padding.PLAY_FILLS`, of which `history` are runs, oldest play
-    first; `context`: by feature, (N,); `candidates`: artwork rows, of which `candidate_runs` are runs.
+    first; `past`: past impressions by `datamodules.shards.padding.padded_past`, None: none; `context`: by feature, (N,);
+    `candidates`: artwork rows, of which `candidate_runs` are runs.
     """
-    past = {GRAPH_NAMES[name]: values for name, values in padded_plays(plays, history.start, history.length).items()}
+    played = {GRAPH_NAMES[name]: values for name, values in padded_plays(plays, history.start, history.length).items()}
+    past = past if past is not None else no_past(len(title))
     artworks_NK, mask_NK = padded(candidates, candidate_runs.start, candidate_runs.length)
     scalars = {"play_count": play_count, "title": title}
-    inputs = past | {"history_length": history.length.astype(np.int64), **context}
+    inputs = played | {"history_length": history.length.astype(np.int64), **past, **context}
     inputs |= {name: values.astype(np.int64, copy=False) for name, values in scalars.items()}
     return inputs | {"artworks": artworks_NK}, mask_NK
+
+
+def no_past(requests: int) -> dict[str, np.ndarray]:
+    """The inputs of requests without past impressions, each (N, 0)."""
+    dtypes = {"past_artwork": np.int64, "past_clicked": np.float32, "past_hours": np.float32}
+    return {name: np.zeros((requests, 0), dtype) for name, dtype in dtypes.items()}
 
 
 def reference_context(

@@ -140,9 +140,11 @@ def _faults(record: BundleRecord) -> Iterator[str]:
     for name in (*record["graphs"], *REQUIRED_FILES):
         if name not in record["sha256"]:
             yield f"has no checksum of {name}"
-    for name in ("history_length", "history_span"):
-        if record[name] < 1:
-            yield f"{name} is {record[name]}, below 1"
+    for name, least in (("history_length", 1), ("history_span", 1), ("past_length", 0)):
+        if record[name] < least:
+            yield f"{name} is {record[name]}, below {least}"
+    if not record["fatigue_half_life_hours"] > 0:
+        yield f"fatigue_half_life_hours is {record['fatigue_half_life_hours']}, not above 0"
     for name, golden, largest in (
         ("golden", record["golden"], GOLDEN_BOUND),
         ("golden_graphs", record["golden_graphs"], GRAPHS_BOUND),

@@ -6,7 +6,6 @@ from pathlib import Path
 from foundation.errors import UserError
 from serving.scoring.policies import MAX_DRAWS
 
-SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 """Seconds by the letter of a unit."""
 MAX_WORKERS = 256
 RELOAD_SECONDS = 1.0
@@ -79,18 +78,6 @@ class ServeConfig:
     def url(self) -> str:
         """The service's URL without a path."""
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
-
-
-def duration(name: str, text: str) -> float:
-    """Seconds from a text like `90s`, `30m`, `12h` or `7d`; UserError with the option's name otherwise."""
-    number, unit = text[:-1], text[-1:]
-    try:
-        seconds = float(number) * SECONDS_OF[unit]
-    except (ValueError, KeyError):
-        seconds = float("nan")
-    if not 0 < seconds < 1e9:
-        raise UserError(f"{name}={text}: give a duration above 0 like 90s, 30m, 12h or 7d.")
-    return seconds
 
 
 def read_token(path: Path) -> str:

@@ -122,7 +122,7 @@ def observe(bundle: Bundle, shards: Sequence[Shard], rows: Sequence[np.ndarray])
 def _observed(bundle: Bundle, shard: Shard, indices: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
     """Bins (N, B) by name, for some impressions after the others."""
     begin = 0
-    for request, mask_NK in shard_requests(shard, bundle.history_length, indices):
+    for request, mask_NK in shard_requests(shard, bundle.request_lengths, indices):
         here = indices[begin : begin + len(mask_NK)]
         begin += len(mask_NK)
         click_NK = np.where(mask_NK, bundle.rank(request, ["click_probability"])["click_probability"], -np.inf)

@@ -7,7 +7,7 @@ differences between candidates, never the terms by themselves.
 Legend: N requests, T plays, K candidates, L people on an artwork, C = 2 D + G: an image, people and genres.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,8 @@ def context_features(bundle: Bundle) -> list[ContextFeature]:
 def total(terms: dict[str, np.ndarray]) -> np.ndarray:
     """The sum of the terms, (N, K): appeal, but for rounding."""
     plays = sum(terms[name].sum(1) for name in PLAY_TERMS)
-    return plays + terms["by_context"].sum(-1) + terms["of_artwork"] + terms["of_title"] + terms["of_state"]
+    past = terms["by_past"].sum(1) + terms["of_past"] + terms["by_fatigue"] if "by_past" in terms else 0.0
+    return plays + past + terms["by_context"].sum(-1) + terms["of_artwork"] + terms["of_title"] + terms["of_state"]
 
 
 def content_widths(width: int) -> tuple[slice, slice, slice]:
@@ -45,7 +46,8 @@ def reasons(
 ) -> list[dict[str, Any]]:
     """For each request, the chosen candidate's click logit minus the mean of the others', split into contributions.
 
-    Rows of artwork (its id), appeal, itself, context, context_features (its parts), state, plays (the `max_plays` largest:
+    Rows of artwork (its id), appeal, itself, context, context_features (its parts), state, where the bundle reads past impressions
+    own_clicks and fatigue, plays (the `max_plays` largest:
     title, its position in the history,
     learned, image, people, genres) and people (name, likeness; of the chosen one only). ValueError where a request has one
     candidate.
@@ -75,6 +77,7 @@ def reasons(
                     for feature, value in zip(features, contrast(terms["by_context"][n].T), strict=True)
                 },
                 "state": float(contrast(terms["of_state"][n])),
+                **_past_reasons(terms, n, contrast),
                 "plays": [
                     {"title": _id(vocabularies["titles"].values, titles[t]), "place": t}
                     | dict(zip(("learned", "image", "people", "genres"), map(float, plays_T4[t]), strict=True))
@@ -89,6 +92,16 @@ def reasons(
             }
         )
     return explanations
+
+
+def _past_reasons(
+    terms: dict[str, np.ndarray], n: int, contrast: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, float]:
+    """What the member's own past impressions add; nothing where the bundle reads none."""
+    if "by_past" not in terms:
+        return {}
+    own = contrast(terms["by_past"][n]).sum() + contrast(terms["of_past"][n])
+    return {"own_clicks": float(own), "fatigue": float(contrast(terms["by_fatigue"][n]))}
 
 
 def _id(values: Sequence[str], row: int) -> str:

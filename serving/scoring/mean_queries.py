@@ -76,7 +76,7 @@ def sample_queries(
     for shard, rows_N in zip(shards, rows_by_shard, strict=True):
         sampled_S = rows_N[-offset % step :: step]
         offset += len(rows_N)
-        for request, _ in shard_requests(shard, bundle.history_length, sampled_S):
+        for request, _ in shard_requests(shard, bundle.request_lengths, sampled_S):
             outputs = bundle.rank(request, QUERIES)
             for name in QUERIES:
                 queries[name].append(outputs[name])

@@ -61,7 +61,10 @@ def score(
     the bundle knows next to none of the dataset's titles or artworks, unless `allow_unknown`. `keep_shards`: where to leave the
     impressions' shards, which are otherwise deleted.
     """
-    from datamodules.prepare.prepare import prepare  # here: executors load this module, and need no engine
+    from datamodules.prepare.prepare import (  # here: executors load this module, and need no engine
+        PrepareConfig,
+        prepare,
+    )
     from serving.scoring.unknown_ids import count_unknown, require_known
 
     console = console or Console(stderr=True)
@@ -74,6 +77,7 @@ def score(
         manifest = prepare(
             dataset,
             work,
+            PrepareConfig(outcome_delay=bundle.outcome_delay),
             vocabularies=bundle.vocabularies,
             features=bundle.context,
             since=since,

@@ -20,7 +20,7 @@ from datamodules.shards.padding import PLAY_FILLS
 from datamodules.shards.shard import REQUESTS, Shard
 from foundation.errors import UserError
 from serving.bundle.bundle import Bundle
-from serving.bundle.requests import Runs, ranking_inputs
+from serving.bundle.requests import RequestLengths, Runs, ranking_inputs
 from serving.scoring.explain import reasons
 from serving.scoring.policies import ServingPolicy
 from serving.scoring.thompson import Thompson
@@ -77,7 +77,7 @@ class Scorer:
         """A shard's requests in order, with mask and answer: threads rank some while the next are gathered."""
         with ThreadPoolExecutor(self.threads) as pool:
             waiting: deque[tuple[dict[str, np.ndarray], np.ndarray, Future[dict[str, np.ndarray]]]] = deque()
-            for request, mask_NK in shard_requests(shard, self.bundle.history_length):
+            for request, mask_NK in shard_requests(shard, self.bundle.request_lengths):
                 waiting.append((request, mask_NK, pool.submit(self.bundle.rank, request)))
                 if len(waiting) > self.threads:
                     request, mask_NK, answer = waiting.popleft()
@@ -109,7 +109,7 @@ def _reasons(
 
 
 def shard_requests(
-    shard: Shard, history_length: int, rows_wanted: np.ndarray | None = None
+    shard: Shard, lengths: RequestLengths, rows_wanted: np.ndarray | None = None
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """A shard's impressions as the graph's inputs, in order, with the mask of candidates: bool (N, K).
 
@@ -120,7 +120,7 @@ def shard_requests(
     for begin in range(0, len(rows_wanted), REQUESTS_AT_ONCE):
         rows = rows_wanted[begin : begin + REQUESTS_AT_ONCE]
         end = shard.history_end[rows]
-        start = np.maximum(shard.history_start[rows], end - history_length)
+        start = np.maximum(shard.history_start[rows], end - lengths.plays)
         first = shard.candidate_start[rows]
         yield ranking_inputs(
             plays,
@@ -130,6 +130,7 @@ def shard_requests(
             shard.title[rows],
             shard.candidate,
             Runs(start=first, length=shard.candidate_start[rows + 1] - first),
+            shard.past_impressions(rows, lengths.past),
         )
 
 
