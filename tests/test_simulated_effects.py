@@ -52,7 +52,7 @@ def unprompted(plays: pa.Table) -> pa.Table:
 
 
 def logits(dataset: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Of a click on every candidate of every impression, without the base, and the impression of each."""
+    """The logits of a click on every candidate of every impression, without the base, and the impression of each."""
     p_click = table(dataset, "truth").p_click
     p = np.concatenate(p_click.to_list()).astype(np.float64)
     base = json.loads((dataset / "simulation.json").read_text(encoding="utf-8"))["law"]["base"]

@@ -156,7 +156,7 @@ class TrueTerms:
     """What the law says of every candidate where no member is tired of anything, (N, K)."""
 
     logit_NK: np.ndarray
-    """Of a click, with the base."""
+    """Logits of a click, with the base."""
     engaged_NK: np.ndarray
     """p(engaged | click)."""
     mask_NK: np.ndarray
