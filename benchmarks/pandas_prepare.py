@@ -2,7 +2,8 @@
 
 Called as a process: `python -m benchmarks.pandas_prepare DATASET OUT`. It does the same work and no more: ids as codes
 of the training period's vocabularies, for every impression how many of its member's plays lie strictly before it, the
-split by time, candidates as codes, all written as Parquet. No check of the log, no bound on memory.
+split by time, candidates as codes, ratings centred by member where there are any, all written as Parquet. No check of the
+log, no bound on memory.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
@@ -41,6 +42,15 @@ def main(dataset: Path, out: Path) -> None:
     plays = plays.sort_values(["played_at", "member_id"])
     shown = shown.sort_values(["shown_at", "member_id"])
     plays["before"] = plays.groupby("member_id").cumcount() + 1
+    kept = ["member_id", "title", "played_at", "watched"]
+    if "rating" in plays:
+        known = plays["rating"][plays["played_at"] < validation_from]
+        low, high = (-1, 1) if known.min() < 0 else (known.min(), known.max())
+        scaled = (plays["rating"] - known.mean()) / ((high - low) / 2)
+        of_member = scaled.groupby(plays["member_id"])
+        rated = scaled.notna().groupby(plays["member_id"]).cumsum()
+        plays["rating"] = scaled - of_member.cumsum() / (rated + 5)
+        kept.append("rating")
     shown = pd.merge_asof(
         shown,
         plays[["member_id", "played_at", "before"]],
@@ -51,9 +61,7 @@ def main(dataset: Path, out: Path) -> None:
     )
     shown["history_length"] = shown["before"].fillna(0).astype(np.int64)
     out.mkdir(parents=True, exist_ok=True)
-    plays.sort_values(["member_id", "played_at"])[["member_id", "title", "played_at", "watched"]].to_parquet(
-        out / "plays.parquet"
-    )
+    plays.sort_values(["member_id", "played_at"])[kept].to_parquet(out / "plays.parquet")
     left_out = ["title_id", "artwork_id", "candidates", "before", "played_at"]
     shown.sort_values(["member_id", "shown_at"]).drop(columns=left_out).to_parquet(out / "impressions.parquet")
 

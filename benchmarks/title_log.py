@@ -155,6 +155,7 @@ def as_shard(log: TitleLog, vocabularies: Vocabularies) -> Shard:
         "title": title_rows(log, vocabularies)[log.title].astype(np.int32),
         "artwork": np.zeros(len(log.time), np.int32),
         "watched": np.full(len(log.time), np.nan, np.float32),
+        "rating": np.full(len(log.time), np.nan, np.float32),
     }
     return assemble(pa.table(columns, schema=PLAY_COLUMNS), None, (0, 0), ())[0]
 

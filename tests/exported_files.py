@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,7 +42,8 @@ def write_movielens(service: Path, folder: Path) -> None:
     """ratings.csv and movies.csv as MovieLens has them: other names, seconds since 1970, genres between bars."""
     plays = frame(service, "plays")
     seconds = plays["played_at"].astype("datetime64[s, UTC]").astype("int64")
-    ratings = {"userId": plays["member_id"], "movieId": plays["title_id"], "rating": 4.0, "timestamp": seconds}
+    stars = np.arange(len(plays)) % 10 / 2 + 0.5
+    ratings = {"userId": plays["member_id"], "movieId": plays["title_id"], "rating": stars, "timestamp": seconds}
     pd.DataFrame(ratings).to_csv(folder / "ratings.csv", index=False)
     titles = frame(service, "titles.parquet")
     genres = ["|".join(words) for words in titles["genres"]]

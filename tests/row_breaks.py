@@ -280,4 +280,12 @@ ROW_BREAKS = (
         first=("m0, watched 87.0",),
         by=lambda d: put(d / "plays/part-0.parquet", 1, watched=87.0),
     ),
+    Break(
+        rule="rating-finite",
+        where="plays/part-0.parquet",
+        count=2,
+        first=("m0, rating nan", "m0, rating inf"),
+        by=lambda d: add(d / "plays/part-0.parquet", "rating", pa.array([float("nan"), float("inf"), 4.0])),
+        says="2 rows whose rating is no finite number (first: m0, rating nan; m0, rating inf). Write null where a play is not",
+    ),
 )

@@ -252,6 +252,21 @@ SCHEMA_BREAKS = (
     ),
     Break(
         rule="wrong-type",
+        where="plays/part-0.parquet",
+        by=lambda d: add(d / "plays/part-0.parquet", "rating", pa.array(["5", "PG-13", None])),
+        says="Write rating as a float, an integer",
+    ),
+    Break(
+        rule="schema-mismatch",
+        where="plays/part-1.parquet",
+        by=lambda d: (
+            shutil.copy(d / "plays/part-0.parquet", d / "plays/part-1.parquet"),
+            add(d / "plays/part-1.parquet", "rating", pa.array([1.0, -1.0, None])),
+        ),
+        says="has a column rating, part-0.parquet has none",
+    ),
+    Break(
+        rule="wrong-type",
         where="artworks.parquet",
         by=lambda d: add(d / "artworks.parquet", "depicts", pa.array([[1]] * 5)),
         says="has type list of int64. Write depicts as list of string",

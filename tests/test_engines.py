@@ -129,6 +129,23 @@ class TestSpark:
         prepare(service, tmp_path / "pyspark", config, engine=spark)
         assert_same(tmp_path / "duckdb", tmp_path / "pyspark")
 
+    def test_the_same_ratings(self, simulated: Path, spark: Engine, tmp_path: Path) -> None:
+        """Stars that no power of two divides, and ratings that are no numbers."""
+        rng = np.random.default_rng(1)
+        dataset = shutil.copytree(simulated, tmp_path / "rated")
+        for path in sorted((dataset / "plays").glob("*.parquet")):
+            plays = pq.read_table(path)
+            stars = 0.1 * rng.integers(1, 101, len(plays))
+            rating = pa.array(np.where(rng.random(len(plays)) < 0.02, np.nan, stars), mask=rng.random(len(plays)) < 0.3)
+            pq.write_table(plays.append_column("rating", rating), path)
+        (one,), (other,) = (check(dataset, images=False, engine=engine).violations for engine in (None, spark))
+        assert one.count == other.count
+        config = PrepareConfig(shards=3, drop_invalid=True)
+        prepare(dataset, tmp_path / "duckdb", config)
+        manifest = prepare(dataset, tmp_path / "pyspark", config, engine=spark)
+        assert manifest["rating_scale"]["mean"] == pytest.approx(5, abs=1)
+        assert_same(tmp_path / "duckdb", tmp_path / "pyspark")
+
     def test_the_same_new_day(self, service: Path, shards: Path, spark: Engine, tmp_path: Path) -> None:
         since = datetime.fromisoformat(Shards.open(shards).manifest["test_from"])
         assert check(service, images=False, engine=RecentEngine.of(spark, since)).ok

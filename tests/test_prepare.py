@@ -133,7 +133,7 @@ def arrays(shards: Shards) -> dict[str, dict[str, object]]:
             columns: dict[str, object] = {f.name: getattr(shard, f.name)[n].item() for f in of_impressions}
             columns |= {name: values[n].item() for name, values in shard.context.items()}
             history = slice(shard.history_start[n], shard.history_end[n])
-            for name in ("play_title", "play_artwork", "play_watched", "play_time"):
+            for name in ("play_title", "play_artwork", "play_watched", "play_rating", "play_time"):
                 columns[name] = getattr(shard, name)[history].tobytes()
             for name in ("candidate", "candidate_propensity"):
                 columns[name] = getattr(shard, name)[start[n] : start[n + 1]].tobytes()
@@ -156,6 +156,7 @@ OTHERWISE = {
     "play_title",
     "play_artwork",
     "play_watched",
+    "play_rating",
     "play_time",
 }
 """Columns that are compared as what they point to, or that are not of impressions."""

@@ -4,7 +4,6 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,11 +19,7 @@ from datamodules.simulator.opposite_histories import HISTORY_LENGTHS, draw_oppos
 from datamodules.simulator.simulate import SimulateConfig, simulate
 from foundation.errors import UserError
 from tests.conftest import TINY
-
-
-def _rows(frame: pd.DataFrame) -> list[SimpleNamespace]:
-    return [SimpleNamespace(**row) for row in frame.to_dict("records")]
-
+from tests.restated_law import assert_truth_follows_the_law, rows_of
 
 KINDS = {
     "string": pa.types.is_string,
@@ -52,10 +47,8 @@ def test_columns_are_those_of_the_contract(service: Path) -> None:
         for file in files:
             schema = pq.read_schema(file)
             for column in table.columns:
-                if column.name not in (
-                    "propensity",
-                    "embedding",
-                ):  # all candidates have propensities and images
+                # all candidates have propensities and images; ratings are written where there are some
+                if column.name not in ("propensity", "embedding", "rating"):
                     assert KINDS[column.kind](schema.field(column.name).type), (file.name, column.name)
             rows = pq.read_table(file)
             assert rows.num_rows
@@ -91,7 +84,7 @@ def test_ids_refer_and_time_runs(tables: dict[str, pd.DataFrame]) -> None:
 def test_propensities_are_probabilities_and_explore_is_uniform(tables: dict[str, pd.DataFrame]) -> None:
     impressions = tables["impressions"]
     chosen, mean = [], []
-    for row in _rows(impressions):
+    for row in rows_of(impressions):
         propensities = np.asarray(row.propensities)
         assert len(propensities) == len(row.candidates) >= 2
         assert abs(propensities.astype(np.float64).sum() - 1) < 1e-6
@@ -110,7 +103,7 @@ def test_truth_is_aligned_and_clicks_follow_it(tables: dict[str, pd.DataFrame]) 
     impressions, truth = tables["impressions"], tables["truth"]
     assert (truth.impression_id == impressions.impression_id).all()
     probabilities = []
-    for true, row in zip(_rows(truth), _rows(impressions), strict=True):
+    for true, row in zip(rows_of(truth), rows_of(impressions), strict=True):
         assert list(true.candidates) == list(row.candidates)
         index = list(row.candidates).index(row.artwork_id)
         assert (true.p_engaged > 0).all()
@@ -125,41 +118,8 @@ def test_truth_is_aligned_and_clicks_follow_it(tables: dict[str, pd.DataFrame]) 
     assert 0.06 < p_click.mean() < 0.12
 
 
-def test_the_law_restated(service: Path, tables: dict[str, pd.DataFrame]) -> None:
-    """The formula of the module, one row at a time, from the tables and the hidden tastes."""
-    record = json.loads((service / "simulation.json").read_text(encoding="utf-8"))
-    s, law = record["config"]["strengths"], record["law"]
-    hidden = {**np.load(service / "hidden" / "members.npz"), **np.load(service / "hidden" / "artworks.npz")}
-    people = (service / "hidden" / "people.txt").read_text(encoding="utf-8").split("\n")
-    genres = list(MOODS)
-    billing = (1.0, 0.7, 0.45, 0.12)
-    artworks = tables["artworks"].reset_index().set_index("artwork_id")
-    titles = tables["titles"].set_index("title_id")
-    truth = tables["truth"].set_index("impression_id")
-    for row in _rows(tables["impressions"].sample(60, random_state=1)):
-        member, title = int(row.member_id[1:]), titles.loc[row.title_id]
-        taste = dict(zip(genres, hidden["taste_MG"][member], strict=True))
-        fandom = dict(zip(people, hidden["fandom_MP"][member], strict=True))
-        match = sum(taste[g] for g in title.genres) / len(title.genres)
-        match += sum(weight * fandom[p] for weight, p in zip(billing, title.cast, strict=False))
-        hour = row.shown_at.hour
-        presentation = law["row"] * math.log(1 + row.row) + law["column"] * math.log(1 + row.column)
-        presentation += law["place"][row.device] + law["evening"] * math.cos(2 * math.pi * (hour - 21) / 24)
-        for artwork, p_click, p_engaged in zip(
-            row.candidates, *truth.loc[row.impression_id, ["p_click", "p_engaged"]], strict=True
-        ):
-            index, depicts = artworks.loc[artwork, "index"], list(artworks.loc[artwork, "depicts"])
-            shown, mood = depicts[:-1], depicts[-1]
-            appeal = s["mood"] * taste[mood] + s["person"] * sum(fandom[p] for p in shown) / len(shown)
-            appeal += s["quality"] * hidden["quality_A"][index]
-            appeal += s["framing"] * hidden["close_A"][index] * law["side"][row.device]
-            logit = law["base"] + s["affinity"] * match + appeal + s["presentation"] * presentation
-            tiny = len(shown) == 1 and shown[0] in list(title.cast)[3:]
-            misleads = mood not in title.genres or tiny
-            after = s["engaged"] + s["match"] * match - s["misled"] * misleads
-            expected = 1 / (1 + math.exp(-logit))
-            assert p_click == pytest.approx(expected, rel=1e-5)
-            assert p_engaged == pytest.approx(expected / (1 + math.exp(-after)), rel=1e-5)
+def test_the_law_restated(service: Path) -> None:
+    assert_truth_follows_the_law(service, impressions=60)
 
 
 def test_values_are_those_of_the_truth(service: Path, tables: dict[str, pd.DataFrame]) -> None:

@@ -24,6 +24,7 @@ from datamodules.contract.coverage import Coverage, coverage_findings, measure_c
 from datamodules.contract.engines import FILE, Engine, EngineConfig, open_engine, to_arrow
 from datamodules.contract.id_forms import likely_ids
 from datamodules.contract.image_files import OFFENDERS, check_images
+from datamodules.contract.rating_rules import RATING, Ratings, measure_ratings, rating_findings
 from datamodules.contract.row_rule import Relations, RowRule, id_value
 from datamodules.contract.row_rules import row_rules, with_foreign_candidate
 from datamodules.contract.tables import (
@@ -73,6 +74,8 @@ class CheckReport:
     """The missing tables of a dataset that is one of `PARTS`: all but one command refuse it."""
     coverage: Coverage | None = None
     """How many ids of one table are known to the others; None where that could not be counted."""
+    ratings: Ratings | None = None
+    """The ratings of plays; None where there are none."""
 
     def notices(self) -> list[Text]:
         """Warnings and remarks, a line each."""
@@ -130,6 +133,8 @@ def check(
                     listed = _listed_images(relations) if images else []
                     coverage, counted = measure_coverage(relations), count_candidates(relations)
                     of_coverage, warnings = coverage_findings(coverage, relations) if coverage else ([], [])
+                    has_ratings = any(RATING in files.columns for files in sound if files.table.name == PLAYS.name)
+                    ratings = measure_ratings(relations) if has_ratings else None
                 break
             except failures as error:
                 # the footers were fine, so damage is in the pages: name those files, then check the others
@@ -142,6 +147,10 @@ def check(
                 violations += [violation for file_violations in damage for violation in file_violations]
                 sound = [files for files, file_violations in zip(sound, damage, strict=True) if not file_violations]
         violations += row_violations
+        if ratings:
+            broken, doubtful = rating_findings(ratings)
+            violations += broken
+            warnings += doubtful
         of_images, image_remarks, unreadable = check_images(dataset, listed, progress)
         violations += [*of_coverage, *of_images]
         if counted:
@@ -162,6 +171,7 @@ def check(
         remarks=(*(remark for files in present for remark in files.remarks), *image_remarks),
         absent=absent,
         coverage=coverage,
+        ratings=ratings,
     )
 
 
@@ -208,6 +218,8 @@ def print_check_report(check_report: CheckReport, console: Console) -> None:
         console.print(table)
     if check_report.coverage:
         console.print(Text(f"{check_report.coverage.line()}."))
+    if check_report.ratings:
+        console.print(Text(f"{check_report.ratings.line()}."))
     for line in check_report.notices():
         console.print(line)
     if check_report.ok:

@@ -78,7 +78,7 @@ def repeat_findings(
                 plays.mutate(at=_second(plays)),
                 count=repeated.near_plays,
                 rows=rows,
-                are="of the same member, title and second as another, and differ in watched, artwork_id or parts of that second",
+                are="of the same member, title and second as another, and differ in another column or in parts of that second",
                 remedy="Export every play once, with the largest share watched: a history holds a play for every row",
             )
         )

@@ -15,6 +15,7 @@ from ibis.expr.types import Table as Relation
 
 from datamodules.contract.embedding_rules import EMBEDDING_RULES
 from datamodules.contract.propensity_rules import PROPENSITY_RULES, outside_unit
+from datamodules.contract.rating_rules import RATING_RULES
 from datamodules.contract.row_rule import Relations, RowRule, id_value, labelled, typed_column
 from datamodules.contract.stored_types import ID_COLUMNS, PLACEHOLDERS
 from datamodules.contract.tables import ARTWORKS, IMPRESSIONS, MEMBERS, PLAYS, TABLES, TITLES, Column, Table
@@ -256,6 +257,7 @@ RULES: tuple[RowRule, ...] = (
         remedy="Divide by the title's running time and clip, or write null where it is not known",
         offending_value=lambda rows: labelled("watched", rows["watched"]),
     ),
+    *RATING_RULES,
     _unique(IMPRESSIONS),
     _known_title(IMPRESSIONS),
     RowRule(

@@ -111,6 +111,7 @@ PLAYS = Table(
         Column(name="title_id", kind="string"),
         Column(name="played_at", kind="timestamp"),
         Column(name="watched", kind="float", required=False, nullable=True),
+        Column(name="rating", kind="number", required=False, nullable=True),
         Column(name="artwork_id", kind="string", required=False, nullable=True),
     ),
 )

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datamodules.shards.ratings import RatingScale, centred_ratings
 from datamodules.shards.shard import CONTEXT_PREFIX, MICROSECONDS_AN_HOUR, TEST, TRAIN, VALIDATION, Shard
 from foundation.context import ContextFeature
 
@@ -24,6 +25,7 @@ PLAY_COLUMNS = pa.schema(
         "title": pa.int32(),
         "artwork": pa.int32(),
         "watched": pa.float32(),
+        "rating": pa.float32(),
     }
 )
 IMPRESSION_COLUMNS = pa.schema(
@@ -51,14 +53,16 @@ def assemble(
     impressions: pa.Table | None,
     split_times: tuple[int, int],
     features: tuple[ContextFeature, ...],
+    rating_scale: RatingScale | None = None,
     outcome_delay: int = MICROSECONDS_AN_HOUR,
     earlier: pa.Table | None = None,
 ) -> tuple[Shard, np.ndarray]:
     """A shard, and the row of each of its impressions in the table `impressions`, int64 (N,).
 
     `plays`, `impressions`: rows as `datamodules.prepare.shard_spill` encodes them; None for an empty table. `split_times`:
-    first instants of validation and of test. `features`: the context features. `outcome_delay`: microseconds until an
-    impression's outcome is known. `earlier`: impressions that are history alone, for they were shown before all others.
+    first instants of validation and of test. `features`: the context features. `rating_scale`: None where ratings count as not
+    given. `outcome_delay`: microseconds until an impression's outcome is known. `earlier`: impressions that are history alone,
+    for they were shown before all others.
     """
     plays = plays if plays is not None else PLAY_COLUMNS.empty_table()
     stored = {feature.name: feature.stored_dtype for feature in features if not feature.from_time}
@@ -71,18 +75,24 @@ def assemble(
         [_contiguous(table, "member_id") for table in (plays, shown, earlier)]
     )
 
-    time, title, artwork, watched = (
-        np.asarray(_contiguous(plays, name)) for name in ("time", "title", "artwork", "watched")
+    time, title, artwork, watched, rating = (
+        np.asarray(_contiguous(plays, name)) for name in ("time", "title", "artwork", "watched", "rating")
     )
     order = member_time_order(
-        play_member, time, lambda rows: (title[rows], artwork[rows], watched[rows].view(np.int32))
+        play_member,
+        time,
+        lambda rows: (title[rows], artwork[rows], watched[rows].view(np.int32), rating[rows].view(np.int32)),
     )
+    member_plays = _offsets(play_member, members)
     play_columns = {
         "play_title": title[order],
         "play_artwork": artwork[order],
         "play_watched": watched[order],
+        "play_rating": np.full(len(order), np.nan, np.float32)
+        if rating_scale is None
+        else centred_ratings(rating[order], member_plays, rating_scale),
         "play_time": time[order],
-        "member_plays": _offsets(play_member, members),
+        "member_plays": member_plays,
     }
 
     ids = _contiguous(shown, "impression_id")
@@ -90,7 +100,6 @@ def assemble(
     order = member_time_order(shown_member, shown_at, lambda rows: (_ranks(ids.take(pa.array(rows))),))
     shown_at = shown_at[order]
     member_impressions = _offsets(shown_member, members)
-    member_plays = play_columns["member_plays"]
     history_end = _history_ends(play_columns["play_time"], member_plays, shown_at, member_impressions)
 
     candidates = _contiguous(shown, "candidate")

@@ -30,7 +30,7 @@ class ShardCounts:
         self.vocabularies = vocabularies
         self.splits = np.zeros((len(SPLITS), 4), np.int64)
         """By split: impressions, clicks, randomised, of one candidate."""
-        self.plays = self.members = self.candidates = 0
+        self.plays = self.rated = self.members = self.candidates = 0
         self.lengths = np.zeros(1, np.int64)
         """Number of impressions by length of the history."""
         self.unknown: dict[str, int] = dict.fromkeys(UNKNOWNS, 0)
@@ -42,6 +42,7 @@ class ShardCounts:
             rows = shard.split if which is None else shard.split[which]
             self.splits[:, column] += np.bincount(rows, minlength=len(SPLITS))
         self.plays += len(shard.play_title)
+        self.rated += int((~np.isnan(shard.play_rating)).sum())
         self.members += len(shard.member_plays) - 1
         self.candidates += len(shard.candidate)
         lengths = np.bincount(shard.history_end - shard.history_start)
@@ -67,6 +68,7 @@ class ShardCounts:
         return {
             "impressions": impressions,
             "plays": self.plays,
+            "rated": self.rated,
             "members": self.members,
             "candidates": self.candidates,
             "one_candidate": int(self.splits[:, 3].sum()),
@@ -125,6 +127,11 @@ def print_counts(manifest: dict[str, Any], console: Console) -> None:
     lines = [f"{manifest['members']:,} members in {manifest['shards']:,} {_plural('shard', manifest['shards'])}"]
     lengths = ", ".join(f"{n:,} at {float(q):.0%}" for q, n in manifest["history_length_quantiles"].items())
     lines.append(f"plays before an impression: {lengths}")
+    if scale := manifest["rating_scale"]:
+        lines.append(
+            f"rated plays: {manifest['rated']:,}, on a scale from {scale['low']:g} to {scale['high']:g} whose mean in the training "
+            f"period is {scale['mean']:.3g}"
+        )
     single_candidate = manifest["one_candidate"]
     lines.append(
         f"impressions with one candidate: {single_candidate:,}; they teach clicks and say nothing about policies"

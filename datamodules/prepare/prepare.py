@@ -33,6 +33,7 @@ from datamodules.prepare.relations import (
     measure_log,
     period_counts,
     play_rows,
+    rating_scale_of,
     times_at_ranks,
     vocabularies_of,
     warn_of_rounding,
@@ -41,6 +42,7 @@ from datamodules.prepare.relations import (
 from datamodules.prepare.shard_size import in_parallel, parallel_shards, require_memory, rows_at_once, shard_count
 from datamodules.prepare.shard_spill import ShardSpill, encoder_of_earlier, encoder_of_impressions, encoder_of_plays
 from datamodules.shards.catalogue import build_catalogue
+from datamodules.shards.ratings import RatingScale
 from datamodules.shards.shard import EMBEDDING, MANIFEST, REQUESTS, SPLITS, Shard, Shards
 from datamodules.shards.vocabulary import Vocabularies, save_vocabularies
 from foundation.atomic import atomic_folder, claimed_output
@@ -111,6 +113,7 @@ def prepare(
     like: Path | None = None,
     vocabularies: Vocabularies | None = None,
     features: tuple[ContextFeature, ...] | None = None,
+    rating_scale: RatingScale | None = None,
     since: datetime | None = None,
     keep_requests: bool = False,
     engine: Engine | None = None,
@@ -118,11 +121,11 @@ def prepare(
 ) -> dict[str, Any]:
     """Write the shards of a valid dataset and return their manifest.
 
-    With `like`, the vocabularies of those shards are used, new titles and artworks appended, and their image encoder and
-    context features are copied; with `vocabularies` and `features`, only those are used. With `since`, only impressions
-    shown at or after that moment are kept, with their members' whole histories, and the splits are shares of
-    them. With `keep_requests`, each shard also keeps impression_id and candidates as they were logged, in
-    `requests.parquet`.
+    With `like`, the vocabularies of those shards are used, new titles and artworks appended, and their image encoder, context
+    features and scale of ratings are copied; with `vocabularies`, `features` and `rating_scale`, only those are used, and without
+    a scale ratings count as not given. With `since`, only impressions shown at or after that moment are kept, with their members'
+    whole histories, and the splits are shares of them. With `keep_requests`, each shard also keeps impression_id and candidates as
+    they were logged, in `requests.parquet`.
     The dataset is read, never written to; `out` appears when it is complete, and keeps an embedding that it had.
     """
     config, console = config or PrepareConfig(), console or Console(stderr=True)
@@ -149,10 +152,12 @@ def prepare(
             _require_splits(log, split_times, config, dataset)
         titles, artworks = to_arrow(log.titles), to_arrow(log.artworks)
         if model is not None:
+            rating_scale = model.rating_scale
             vocabularies = dict(model.vocabularies)
             for name, table in (("titles", titles), ("artworks", artworks)):
                 vocabularies[name] = vocabularies[name].extended(table[f"{name[:-1]}_id"].to_pylist())
         elif vocabularies is None:
+            rating_scale = rating_scale_of(log, split_times[0])
             vocabularies = vocabularies_of(log, split_times[0], features)
             features = with_number_statistics(log, split_times[0], features)
             warn_of_rounding(features, console)
@@ -187,7 +192,9 @@ def prepare(
 
             def make(s: int) -> Shard:
                 rows = impression_spill.read(s)
-                shard, order = assemble(plays.read(s), rows, split_times, features, outcome_delay, earlier.read(s))
+                shard, order = assemble(
+                    plays.read(s), rows, split_times, features, rating_scale, outcome_delay, earlier.read(s)
+                )
                 target = folder / f"shard-{s:05d}"
                 shard.save(target)
                 if keep_requests:
@@ -220,6 +227,7 @@ def prepare(
                 "outcome_delay": config.outcome_delay,
                 "validation_from": _instant(split_times[0]),
                 "test_from": _instant(split_times[1]),
+                "rating_scale": None if rating_scale is None else asdict(rating_scale),
                 **counted,
                 "rows": _rows(
                     log, {"plays": counted["plays"], "impressions": counted["impressions"]}, since is not None

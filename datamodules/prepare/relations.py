@@ -23,11 +23,13 @@ from ibis.expr.types import Table as Relation
 from rich.console import Console
 
 from datamodules.contract.engines import Engine, to_arrow
+from datamodules.contract.rating_rules import MIXED_REMEDY, are_mixed
 from datamodules.contract.repeated_rows import REPEATED_PLAY
 from datamodules.contract.row_rule import id_value
 from datamodules.contract.row_rules import row_rules, with_foreign_candidate
 from datamodules.contract.tables import ARTWORKS, ENGINE_TYPES, IMPRESSIONS, PLAYS, TITLES, Table, impressions_table
 from datamodules.prepare.shard_spill import SHARD, SHOWN, require_few_values
+from datamodules.shards.ratings import RatingScale
 from datamodules.shards.vocabulary import VOCABULARY_NAMES, Vocabularies, Vocabulary
 from foundation.context import BUILT_IN, SMALLEST_FLOAT, ContextFeature, with_statistics
 from foundation.errors import UserError
@@ -304,6 +306,29 @@ def vocabularies_of(
         require_few_values(name, to_arrow(impressions.aggregate(values=column.nunique()))["values"][0].as_py())
         vocabularies[name] = Vocabulary.of(distinct(impressions, column).to_pylist())
     return vocabularies
+
+
+def rating_scale_of(log: DatasetTables, training_ends: int) -> RatingScale | None:
+    """The scale of the ratings of the training period; None where it has none. UserError where they are of two scales.
+
+    A rating below 0 is a thumb down: the scale is then -1 .. 1. Else it reaches from the least to the greatest.
+    """
+    end = ibis.timestamp(datetime.fromtimestamp(training_ends / 1e6, UTC))
+    known = log.plays.filter((log.plays.played_at < end) & log.plays.rating.notnull())
+    rated: Any = known.select(rating=known.rating.cast("float32").cast("float64"))  # as they are stored
+    rated = rated.filter(~rated.rating.isnan())
+    sums = rated.aggregate(rated=rated.count(), low=rated.rating.min(), high=rated.rating.max())
+    (row,) = to_arrow(sums).to_pylist()
+    low, high = row["low"], row["high"]
+    if not row["rated"]:
+        return None
+    if are_mixed(low, high):
+        raise UserError(f"plays: ratings from {low:g} to {high:g} are of two scales. {MIXED_REMEDY}.")
+    # whole numbers of a power of two, whose sum is exact in any order and thus the same for every engine
+    unit = 2.0 ** (20 - int(np.frexp(max(abs(low), abs(high)))[1]))
+    units = (rated.rating * unit + 0.5).floor().cast("float64")
+    (total,) = to_arrow(rated.aggregate(total=units.sum()))["total"].to_pylist()
+    return RatingScale(low=-1.0 if low < 0 else low, high=1.0 if low < 0 else high, mean=total / row["rated"] / unit)
 
 
 def _shard(member_id: Any, shards: int) -> Any:

@@ -29,7 +29,7 @@ def rows_at_once(size: LogSize, memory: int) -> int:
 
 def _bytes(size: LogSize) -> int:
     """Approximate bytes of a log's arrays."""
-    return 100 * size.impressions + 8 * size.candidates + 30 * size.plays
+    return 100 * size.impressions + 8 * size.candidates + 34 * size.plays
 
 
 def shard_count(size: LogSize) -> int:

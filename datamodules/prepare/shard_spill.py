@@ -107,7 +107,7 @@ def _ahead(batches: Iterator[pa.RecordBatch], depth: int = 2) -> Generator[pa.Re
 
 
 def encoder_of_plays(vocabularies: Vocabularies) -> Encode:
-    """Plays as the engine sends them -> member_id, time, title, artwork, watched."""
+    """Plays as the engine sends them -> member_id, time, title, artwork, watched, rating as it was given."""
 
     def encode(batch: pa.RecordBatch) -> pa.RecordBatch:
         return pa.record_batch(
@@ -117,6 +117,7 @@ def encoder_of_plays(vocabularies: Vocabularies) -> Encode:
                 "title": vocabularies["titles"].rows(batch["title_id"]),
                 "artwork": vocabularies["artworks"].rows(batch["artwork_id"]),
                 "watched": pc.fill_null(batch["watched"].cast(pa.float32()), np.nan),
+                "rating": pc.fill_null(batch["rating"].cast(pa.float32()), np.nan),
             }
         )
 

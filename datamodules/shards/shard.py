@@ -19,6 +19,7 @@ from rich.console import Console
 from datamodules.contract.tables import CONTRACT_VERSION
 from datamodules.shards.catalogue import Catalogue
 from datamodules.shards.padding import MAX_PAST, PAST_FILLS, PLAY_FILLS, padded_past, padded_plays
+from datamodules.shards.ratings import RatingScale
 from datamodules.shards.vocabulary import Vocabularies, load_vocabularies
 from foundation.context import HOURS, ContextFeature, load_context
 from foundation.errors import UserError
@@ -28,8 +29,8 @@ MANIFEST, REQUESTS, EMBEDDING = "manifest.json", "requests.parquet", "embedding"
 TRAIN, VALIDATION, TEST = 0, 1, 2
 MICROSECONDS, MICROSECONDS_AN_HOUR = 1_000_000, 3_600_000_000
 SPLITS = ("train", "validation", "test")
-FIELDS = ("fingerprint", "log_fingerprint", "shards", "splits", "validation_from", "test_from")
-"""What every manifest has."""
+FIELDS = ("fingerprint", "log_fingerprint", "shards", "splits", "validation_from", "test_from", "rating_scale")
+"""What every manifest has; shards of older versions have no ratings, nor this record of their scale."""
 REMEDY = "Run keyart prepare again."
 
 
@@ -47,6 +48,8 @@ class Shard:
     """int32 (P,): row of the artwork it was clicked through, 0 where not logged."""
     play_watched: np.ndarray
     """float32 (P,): fraction watched, NaN where not logged."""
+    play_rating: np.ndarray
+    """float32 (P,): the rating, centred by member as `datamodules.shards.ratings` says, NaN where not rated."""
     play_time: np.ndarray
     """int64 (P,): microseconds since 1970, UTC."""
     impression_id: np.ndarray
@@ -221,6 +224,12 @@ class Shards:
     def context(self) -> tuple[ContextFeature, ...]:
         """The context features, in the order of a graph's inputs."""
         return load_context(self.folder, REMEDY)
+
+    @property
+    def rating_scale(self) -> RatingScale | None:
+        """The scale of ratings; None where no play of the training period is rated."""
+        record = self.manifest["rating_scale"]
+        return None if record is None else RatingScale(**record)
 
     @cached_property
     def catalogue(self) -> Catalogue:

@@ -13,13 +13,17 @@ from rich.progress import Progress
 
 from datamodules.simulator.click_law import (
     DEVICES,
+    FIT,
+    STEEPNESS,
     EffectSizes,
     SimulatedCatalogue,
     SimulatedImpressions,
     SimulatedMembers,
     match,
-    true_probabilities,
+    sigmoid,
+    true_terms,
 )
+from datamodules.simulator.fatigue import tired_clicks
 from datamodules.simulator.population import COUNTRIES
 
 _DAY = 86_400_000_000  # microseconds
@@ -60,6 +64,8 @@ class SimulatedPlays:
     """The artwork it was clicked through, -1 for other plays."""
     watched_N: np.ndarray
     """By impression, the fraction watched of the play that its click started; 0 without a click."""
+    rating_J: np.ndarray | None
+    """1 or -1, NaN where not rated; None where plays have no ratings."""
 
 
 def draw_log(
@@ -95,15 +101,24 @@ def draw_log(
         row_N=np.minimum(rng.exponential(row_scale_N), 11).astype(np.int16),
         column_N=np.minimum(rng.exponential(1.6, rows), np.array([2, 5, 4])[device_N]).astype(np.int16),
     )
-    p_click_NK, p_engaged_NK, base = true_probabilities(strengths, members, catalogue, shown, click_rate)
+    terms = true_terms(strengths, members, catalogue, shown, click_rate)
 
     explore_N = rng.random(rows) < explore
     propensities_NK = _propensities(rng, strengths, catalogue, members, shown, explore_N)
     reached_NK = np.cumsum(propensities_NK, 1, dtype=np.float64)
     # a draw in (0, sum]: never a candidate of propensity 0, never one past the last
     chosen_N = (reached_NK < (1.0 - rng.random(rows))[:, None] * reached_NK[:, -1:]).sum(1)
-    click_N = p_click_NK[np.arange(rows), chosen_N]
-    clicked_N = rng.random(rows) < click_N
+    draw_N = rng.random(rows)
+    if strengths.fatigue:
+        fatigue_NK, clicked_N = tired_clicks(
+            strengths.fatigue, terms, catalogue, shown, time_N, chosen_N=chosen_N, draw_N=draw_N
+        )
+        p_click_NK, p_engaged_NK = terms.probabilities(fatigue_NK)
+        click_N = p_click_NK[np.arange(rows), chosen_N]
+    else:
+        p_click_NK, p_engaged_NK = terms.probabilities()
+        click_N = p_click_NK[np.arange(rows), chosen_N]
+        clicked_N = draw_N < click_N
     engaged_N = clicked_N & (rng.random(rows) < p_engaged_NK[np.arange(rows), chosen_N] / click_N)
     return SimulatedLog(
         shown=shown,
@@ -115,7 +130,7 @@ def draw_log(
         engaged_N=engaged_N,
         p_click_NK=p_click_NK,
         p_engaged_NK=p_engaged_NK,
-        base=base,
+        base=terms.base,
     )
 
 
@@ -202,10 +217,14 @@ def draw_plays(
     *,
     days: int,
     mean_plays: float,
+    strengths: EffectSizes,
+    rated_rng: np.random.Generator,
+    abandoned_rng: np.random.Generator,
 ) -> SimulatedPlays:
     """Draw plays without an impression, and those that follow a click.
 
-    A title is seldom played twice by one member: every tenth repetition stays.
+    A title is seldom played twice by one member: every tenth repetition stays. `rated_rng`, `abandoned_rng`: of ratings, and of
+    what is left early.
     """
     play_count_M = rng.poisson(mean_plays * rng.gamma(2.5, 0.4, len(members.joined_M)))
     play_count_M[rng.random(len(members.joined_M)) < 0.05] = 0
@@ -222,21 +241,35 @@ def draw_plays(
         1 + np.exp(-match(members, catalogue, member_J, title_J) - rng.normal(0, 0.8, len(member_J)))
     )
 
+    if strengths.abandoned:
+        misfit_J = sigmoid(-STEEPNESS * (match(members, catalogue, member_J, title_J) - FIT))
+        left_J = abandoned_rng.random(len(member_J)) < strengths.abandoned * misfit_J
+        watched_J = np.where(left_J, abandoned_rng.uniform(0.01, 0.1, len(member_J)), watched_J)
+
     clicks = np.flatnonzero(log.clicked_N)
     engaged = log.engaged_N[clicks]
     watched = np.where(engaged, rng.uniform(0.35, 1.0, len(clicks)), rng.uniform(0.01, 0.15, len(clicks)))
     delay = rng.integers(2_000_000, 60_000_000, len(clicks))  # strictly after the impression it follows
     member_J = np.concatenate([member_J, log.shown.member_N[clicks]])
     time_J = np.concatenate([time_J, log.time_N[clicks] + delay])
+    title_J = np.concatenate([title_J, log.shown.title_N[clicks]])
     artworks = log.shown.candidates_NK[clicks, log.chosen_N[clicks]]
+    artwork_J = np.concatenate([np.full(len(title_J) - len(clicks), -1), artworks])
     order = np.lexsort((time_J, member_J))
     watched_N = np.zeros(len(log.clicked_N))
     watched_N[clicks] = watched
+    member_J, title_J = member_J[order], title_J[order]
+    rating_J = None
+    if strengths.rated:
+        rated_J = rated_rng.random(len(order)) < strengths.rated
+        fit_J = sigmoid(STEEPNESS * (match(members, catalogue, member_J, title_J) - FIT))
+        rating_J = np.where(rated_J, np.where(rated_rng.random(len(order)) < fit_J, 1.0, -1.0), np.nan)
     return SimulatedPlays(
-        member_J=member_J[order],
-        title_J=np.concatenate([title_J, log.shown.title_N[clicks]])[order],
+        member_J=member_J,
+        title_J=title_J,
         time_J=time_J[order],
         watched_J=np.concatenate([watched_J, watched])[order],
-        artwork_J=np.concatenate([np.full(len(title_J), -1), artworks])[order],
+        artwork_J=artwork_J[order],
         watched_N=watched_N,
+        rating_J=rating_J,
     )

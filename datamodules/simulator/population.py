@@ -9,7 +9,7 @@ Legend as in `click_law`.
 
 import numpy as np
 
-from datamodules.simulator.click_law import DEVICES, SimulatedCatalogue, SimulatedMembers
+from datamodules.simulator.click_law import DEVICES, SimulatedCatalogue, SimulatedMembers, visible_attributes
 from datamodules.simulator.draw_artworks import MOODS
 
 GENRES = tuple(MOODS)
@@ -121,6 +121,17 @@ def simulate_members(rng: np.random.Generator, *, members: int, people: int, day
         age_M=age_M,
         joined_M=joined_M,
     )
+
+
+def draw_own_tastes(rng: np.random.Generator, catalogue: SimulatedCatalogue, members: int) -> np.ndarray:
+    """Normal weights of what artworks show, of shape (M, V), by which the candidates of a title differ by 1, root mean square."""
+    visible_AV, titles = visible_attributes(catalogue), len(catalogue.title_names)
+    count_I = np.bincount(catalogue.title_A, minlength=titles)
+    mean_IV = np.zeros((titles, visible_AV.shape[1]))
+    np.add.at(mean_IV, catalogue.title_A, visible_AV)
+    apart_A = ((visible_AV - (mean_IV / count_I[:, None])[catalogue.title_A]) ** 2).sum(1)
+    variance_I = np.bincount(catalogue.title_A, apart_A, titles) / count_I
+    return rng.normal(0.0, variance_I.mean() ** -0.5, (members, visible_AV.shape[1]))
 
 
 def _draw_genres(rng: np.random.Generator, first: int) -> list[int]:

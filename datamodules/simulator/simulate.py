@@ -11,13 +11,17 @@ Clicks follow the law of `click_law`. Plays follow taste, popularity and time; a
 with the artwork it was clicked through. 30 % of the impressions explore uniformly; the rest are shown by an older model
 that knows each country's average taste and a noisy idea of every artwork's quality.
 
+Four effects are off by default (`--strengths.own`, `fatigue`, `rated`, `abandoned`), and then change nothing: not a byte of the
+dataset. Where they are on, truth includes them, and values are those of an impression after what the log showed before it.
+
 Legend as in `click_law`, with J plays.
 """
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -31,13 +35,19 @@ from datamodules.simulator.click_law import (
     DEVICES,
     EVENING,
     EVENING_HOUR,
+    FIT,
+    KNOWN_HOURS,
+    OFF_BY_DEFAULT,
     ROW,
+    SHARES,
+    STEEPNESS,
+    TIRED_DAYS,
     EffectSizes,
     SimulatedCatalogue,
 )
 from datamodules.simulator.draw_artworks import MAX_LOOKS, Picture, draw_artwork
 from datamodules.simulator.events import SimulatedLog, draw_log, draw_plays
-from datamodules.simulator.population import GENRES, simulate_catalogue, simulate_members
+from datamodules.simulator.population import GENRES, draw_own_tastes, simulate_catalogue, simulate_members
 from datamodules.simulator.write_tables import write_tables
 from foundation.atomic import atomic_folder
 from foundation.fingerprint import fingerprint
@@ -101,9 +111,12 @@ def simulate(out: Path, config: SimulateConfig) -> dict:
     """
     with atomic_folder(out, MARKER) as folder, progress_bar(Console(stderr=True)) as progress:
         # one generator per part: a longer log leaves the catalogue as it is
-        catalogue_rng, member_rng, log_rng, play_rng = np.random.default_rng(config.seed).spawn(4)
+        parts = np.random.default_rng(config.seed).spawn(7)
+        catalogue_rng, member_rng, log_rng, play_rng, own_rng, rated_rng, abandoned_rng = parts
         catalogue = simulate_catalogue(catalogue_rng, titles=config.titles, people=config.people, days=config.days)
         members = simulate_members(member_rng, members=config.members, people=config.people, days=config.days)
+        if config.strengths.own:
+            members = replace(members, own_MV=draw_own_tastes(own_rng, catalogue, config.members))
         _draw_images(folder, catalogue, config.seed, progress)
         log = draw_log(
             log_rng,
@@ -116,7 +129,18 @@ def simulate(out: Path, config: SimulateConfig) -> dict:
             click_rate=config.click_rate,
             strengths=config.strengths,
         )
-        plays = draw_plays(play_rng, catalogue, members, log, progress, days=config.days, mean_plays=config.mean_plays)
+        plays = draw_plays(
+            play_rng,
+            catalogue,
+            members,
+            log,
+            progress,
+            days=config.days,
+            mean_plays=config.mean_plays,
+            strengths=config.strengths,
+            rated_rng=rated_rng,
+            abandoned_rng=abandoned_rng,
+        )
         write_tables(folder, catalogue, members, log, plays, progress)
         summary = {
             "counts": {
@@ -134,7 +158,7 @@ def simulate(out: Path, config: SimulateConfig) -> dict:
         }
         record = {
             "contract_version": CONTRACT_VERSION,
-            "config": asdict(config),
+            "config": _recorded(config),
             "law": {
                 "base": log.base,
                 "side": dict(zip(DEVICES, DEVICE_FRAMING, strict=True)),
@@ -143,6 +167,7 @@ def simulate(out: Path, config: SimulateConfig) -> dict:
                 "column": COLUMN,
                 "evening": EVENING,
                 "evening_hour": EVENING_HOUR,
+                **_constants_of(config.strengths),
             },
             **summary,
         }
@@ -154,11 +179,25 @@ def simulate_once(out: Path, config: SimulateConfig, console: Console) -> None:
     """`simulate`, unless `out` holds what it would write."""
     record = out / MARKER
     remedy = f"Remove {shell_word(out)}."
-    if record.is_file() and read_json(record, remedy).get("config") == json.loads(json.dumps(asdict(config))):
+    if record.is_file() and read_json(record, remedy).get("config") == json.loads(json.dumps(_recorded(config))):
         console.print(f"simulate: {out} is up to date")
     else:
         simulate(out, config)
         console.print(f"simulate: {out}, seed {config.seed} ({fingerprint(config)})")
+
+
+def _recorded(config: SimulateConfig) -> dict[str, Any]:
+    """A config as JSON values, without effects that are off: the record of a service is the same as before there were any."""
+    record = asdict(config)
+    strengths = record["strengths"]
+    return record | {"strengths": {k: v for k, v in strengths.items() if v or k not in OFF_BY_DEFAULT}}
+
+
+def _constants_of(strengths: EffectSizes) -> dict[str, float]:
+    """The constants of the law that effects which are on have."""
+    of_fatigue = {"tired_days": TIRED_DAYS, "known_hours": KNOWN_HOURS} if strengths.fatigue else {}
+    of_plays = {"fit": FIT, "steepness": STEEPNESS} if any(getattr(strengths, name) for name in SHARES) else {}
+    return of_fatigue | of_plays
 
 
 def _draw_images(folder: Path, catalogue: SimulatedCatalogue, seed: int, progress: Progress) -> None:

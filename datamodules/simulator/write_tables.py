@@ -122,15 +122,17 @@ def _plays(
     plays: SimulatedPlays, rows: np.ndarray, member_ids: pa.Array, title_ids: pa.Array, artwork_ids: pa.Array
 ) -> pa.Table:
     artwork = plays.artwork_J[rows]
-    return pa.table(
-        {
-            "member_id": member_ids.take(pa.array(plays.member_J[rows])),
-            "title_id": title_ids.take(pa.array(plays.title_J[rows])),
-            "played_at": _times(plays.time_J[rows]),
-            "watched": pa.array(plays.watched_J[rows].astype(np.float32)),
-            "artwork_id": artwork_ids.take(pa.array(artwork, mask=artwork < 0)),
-        }
-    )
+    columns = {
+        "member_id": member_ids.take(pa.array(plays.member_J[rows])),
+        "title_id": title_ids.take(pa.array(plays.title_J[rows])),
+        "played_at": _times(plays.time_J[rows]),
+        "watched": pa.array(plays.watched_J[rows].astype(np.float32)),
+        "artwork_id": artwork_ids.take(pa.array(artwork, mask=artwork < 0)),
+    }
+    if plays.rating_J is not None:
+        rating = plays.rating_J[rows]
+        columns["rating"] = pa.array(rating, pa.float32(), mask=np.isnan(rating))
+    return pa.table(columns)
 
 
 def _times(microseconds: np.ndarray) -> pa.Array:
@@ -186,7 +188,10 @@ def _impressions(
 def _write_hidden(folder: Path, catalogue: SimulatedCatalogue, members: SimulatedMembers) -> None:
     """Write the inputs of the law that no log has; rows in the order of the tables."""
     folder.mkdir()
-    np.savez(folder / "members.npz", taste_MG=members.taste_MG, fandom_MP=members.fandom_MP)
+    tastes = {"taste_MG": members.taste_MG, "fandom_MP": members.fandom_MP}
+    if members.own_MV is not None:
+        tastes["own_MV"] = members.own_MV
+    np.savez(folder / "members.npz", **tastes)  # pyright: ignore[reportArgumentType]
     np.savez(
         folder / "artworks.npz",
         quality_A=catalogue.quality_A,
