@@ -61,7 +61,7 @@ from serving.bundle.golden_graphs import write_graph_cases
 from serving.bundle.hard_links import disk_size, sha256
 from serving.bundle.ids import TOWER_WEIGHTS, add_id_encoders, write_graphs
 from serving.bundle.metadata import BUNDLE_FILE, BUNDLE_VERSION, GOLDEN_BOUND, GRAPHS_BOUND, BundleRecord, RunOrigin
-from serving.bundle.requests import Runs, ranking_inputs
+from serving.bundle.requests import RequestLengths, Runs, ranking_inputs
 from serving.bundle.seal import write_draft, write_record
 from serving.bundle.triton import write_triton
 from serving.scoring.explain import total
@@ -149,7 +149,9 @@ def export(
                 if hashes:
                     (folder / name).write_text(json.dumps(list(hashes)), encoding="utf-8")
         answer = partial(_torch_answer, model)
-        cases = write_golden(golden_cases(answer, vocabularies, features, reach), folder / GOLDEN)
+        cases = write_golden(
+            golden_cases(answer, vocabularies, features, RequestLengths(reach, record["past_length"])), folder / GOLDEN
+        )
         record["graphs"] = {name: describe_graph(graph, features) for name, graph in graphs.items()}
         of_graphs = write_graph_cases(folder, record, vocabularies)
         write_triton(folder)

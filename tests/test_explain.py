@@ -27,6 +27,11 @@ def request_of(bundle: Bundle, n: int = 40, plays: int = 20, candidates: int = 6
     }
     request |= {name: np.zeros(n, np.int64) for name in ("row", "column")}
     request["play_count"] = rng.integers(0, 3000, n)
+    request |= {
+        "past_artwork": rng.integers(0, len(words["artworks"]), (n, plays)),
+        "past_clicked": (rng.random((n, plays)) < 0.2).astype(np.float32),
+        "past_hours": np.where(rng.random((n, plays)) < 0.1, np.nan, 500 * rng.random((n, plays))).astype(np.float32),
+    }
     request["history_length"][:2] = 0
     request["history_watched"][:, ::3] = np.nan
     return request

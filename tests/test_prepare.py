@@ -135,6 +135,9 @@ def arrays(shards: Shards) -> dict[str, dict[str, object]]:
             history = slice(shard.history_start[n], shard.history_end[n])
             for name in ("play_title", "play_artwork", "play_watched", "play_rating", "play_time"):
                 columns[name] = getattr(shard, name)[history].tobytes()
+            past = slice(shard.past_start[n], shard.past_end[n])
+            for name in ("past_artwork", "past_clicked", "past_time"):
+                columns[name] = getattr(shard, name)[past].tobytes()
             for name in ("candidate", "candidate_propensity"):
                 columns[name] = getattr(shard, name)[start[n] : start[n + 1]].tobytes()
             stored[impression.decode()] = columns
@@ -149,6 +152,8 @@ OTHERWISE = {
     "impression_id",
     "impression_id_start",
     "history_start",
+    "past_start",
+    "past_end",
     "history_end",
     "candidate_start",
     "candidate",

@@ -16,6 +16,7 @@ from datamodules.shards.vocabulary import Vocabularies, Vocabulary
 from foundation.context import HOURS, MAX_POSITION, ContextFeature
 from serving.bundle.example import to_arrays
 from serving.bundle.ids import vocabulary_of
+from serving.bundle.requests import RequestLengths
 
 AnswerFunction = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 """A request over rows -> the bundle's outputs, each of batch 1."""
@@ -33,18 +34,21 @@ def golden_cases(
     answer: AnswerFunction,
     vocabularies: Vocabularies,
     features: Sequence[ContextFeature],
-    longest: int,
+    lengths: RequestLengths,
     *,
     sampled_from: Vocabularies | None = None,
     cases: int = CASES,
     seed: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Every case, answered from the rows of its ids. `sampled_from`: the ids that requests are made of; default: all."""
+    """Every case, answered from the rows of its ids. `lengths`: the longest history, and past impressions, which requests have
+    where it is above 0. `sampled_from`: the ids that requests are made of; default: all."""
     rng = np.random.default_rng(seed)
     for case in range(cases):
-        plays = longest if case % 12 == 5 else PLAYS[case % len(PLAYS)]
+        plays = lengths.plays if case % 12 == 5 else PLAYS[case % len(PLAYS)]
         drawn_from = sampled_from or vocabularies
         request = _request(rng, drawn_from, features, plays, CANDIDATES[case % len(CANDIDATES)], case)
+        if lengths.past:
+            request |= _past(rng, drawn_from, PAST[case % len(PAST)])
         yield make_case(request, answer, vocabularies)
 
 
@@ -88,20 +92,26 @@ def _request(
         value = (feature.mean or 0.0) + (feature.std or 1.0) * float(rng.uniform(-3, 3))
         return None if case % 8 == 7 else float(np.float32(value))
 
-    past = PAST[case % len(PAST)]
     watched = [None if share < 0.2 else round(float(share), 4) for share in rng.random(plays)]
     return {
         "history_title": ids("titles", plays),
         "history_artwork": ids("artworks", plays, 0.4),
         "history_watched": watched,
         "history_length": plays,
-        "past_artwork": ids("artworks", past),
-        "past_clicked": [float(share < 0.2) for share in rng.random(past)],
-        "past_hours": [None if share < 0.1 else round(500 * float(share), 2) for share in rng.random(past)],
         **{feature.name: context_value(feature) for feature in features},
         "play_count": plays + int(rng.integers(0, 500)) * (case % 3),
         "title": ids("titles", 1)[0],
         "artworks": ids("artworks", candidates),
+    }
+
+
+def _past(rng: np.random.Generator, vocabularies: Vocabularies, past: int) -> dict[str, Any]:
+    """Past impressions in plain values, some of unknown artworks and of times that are not known."""
+    values = [*vocabularies["artworks"].values, UNKNOWN_ID]
+    return {
+        "past_artwork": [values[index] for index in rng.integers(0, len(values), past)],
+        "past_clicked": [float(share < 0.2) for share in rng.random(past)],
+        "past_hours": [None if share < 0.1 else round(500 * float(share), 2) for share in rng.random(past)],
     }
 
 

@@ -327,7 +327,7 @@ def _change_cases(
             answer,
             vocabularies,
             bundle.context,
-            bundle.history_length,
+            bundle.request_lengths,
             sampled_from=new_vocabularies,
             cases=CASES,
             seed=len(cases),
@@ -345,4 +345,5 @@ def _without_ids(request: dict[str, Any], gone: dict[str, set[str]]) -> dict[str
         return UNKNOWN_ID if value in ids else value
 
     kinds = {"history_title": "titles", "title": "titles", "history_artwork": "artworks", "artworks": "artworks"}
+    kinds |= {"past_artwork": "artworks"}
     return {name: kept(value, gone[kinds[name]]) if name in kinds else value for name, value in request.items()}

@@ -153,6 +153,7 @@ class ArtworkRanker:
             "artworks": ranked,
             "title": title,
             "history": {"plays": len(request.history_titles), "left_out": request.left_out},
+            "impressions": {"read": len(request.past[0]), "left_out": request.past_left_out},
             "affinity": affinity,
             "bundle": self.digest,
         }, chosen

@@ -5,7 +5,7 @@ from typing import Any
 
 from foundation.context import categories_of
 from serving.bundle.bundle import Bundle
-from serving.http.schema import MAX_REQUESTS, PLAY, REQUIRED, RULES, request_schema
+from serving.http.schema import IMPRESSION, MAX_REQUESTS, PLAY, REQUIRED, RULES, request_schema
 
 Spec = dict[str, Any]
 
@@ -33,6 +33,13 @@ HISTORY: dict[str, Spec] = {
         "description": "plays that were later than the request's time, which no model is shown",
     },
 }
+IMPRESSIONS: dict[str, Spec] = {
+    "read": {"type": "integer", "description": "past impressions that were read: 0 where the bundle reads none"},
+    "left_out": {
+        "type": "integer",
+        "description": "those that were later than the request's time, or whose outcome was not known yet",
+    },
+}
 CHOSEN: dict[str, Spec] = {
     "artwork": {"type": "string", "description": "the one to show"},
     "propensity": _NUMBER | {"description": "with which it was chosen: log it beside what the member does"},
@@ -50,7 +57,12 @@ EXPLANATION: dict[str, Spec] = {
         "description": "those that contribute most: title, ago (1: the last), and by part: learned, image, people, genres",
     },
     "people": {"type": "array", "items": {"type": "object"}, "description": "people it shows: name, likeness"},
+    "own_clicks": _NUMBER
+    | {"description": "what the member's own clicks add, where the bundle reads past impressions"},
+    "fatigue": _NUMBER | {"description": "what it loses by being shown and not clicked, likewise"},
 }
+OF_PAST = ("own_clicks", "fatigue")
+"""Parts of an explanation that bundles have which read past impressions."""
 ANSWER: dict[str, Spec] = {
     "chosen": {"$ref": "#/components/schemas/Chosen"},
     "artworks": {
@@ -60,6 +72,7 @@ ANSWER: dict[str, Spec] = {
     },
     "title": {"$ref": "#/components/schemas/Title"},
     "history": {"$ref": "#/components/schemas/History"},
+    "impressions": {"$ref": "#/components/schemas/Impressions"},
     "bundle": {"type": "string", "description": "digest of the bundle that answered: log it beside the propensity"},
     "affinity": _NUMBER | {"description": "what the title adds to the click logit, for this member"},
     "explanation": {
@@ -141,12 +154,14 @@ def openapi(bundle: Bundle, version: str, *, secured: bool = False) -> Spec:
             "schemas": {
                 "Request": _object(fields, REQUIRED) | {"allOf": RULES},
                 "Play": _object(PLAY, ("title",)),
+                "Impression": _object(IMPRESSION, ("artwork",)),
                 "Answer": _object(ANSWER, tuple(name for name in ANSWER if name != "explanation")),
                 "Title": _object(TITLE, tuple(TITLE)),
                 "History": _object(HISTORY, tuple(HISTORY)),
+                "Impressions": _object(IMPRESSIONS, tuple(IMPRESSIONS)),
                 "Chosen": _object(CHOSEN, tuple(CHOSEN)),
                 "Ranked": _object(RANKED, tuple(RANKED)),
-                "Explanation": _object(EXPLANATION, tuple(EXPLANATION)),
+                "Explanation": _object(EXPLANATION, tuple(name for name in EXPLANATION if name not in OF_PAST)),
                 "Refusal": _object({"error": {"type": "string", "description": "one line"}}, ("error",)),
             }
         },

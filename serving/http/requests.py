@@ -19,6 +19,7 @@ from datamodules.contract.stored_types import is_blank
 from datamodules.shards.padding import PLAY_FILLS
 from foundation.context import HOURS, LARGEST_FLOAT, ContextFeature, categories_of, category_text
 from foundation.errors import UserError
+from foundation.times import duration
 from serving.bundle.bundle import Bundle
 from serving.bundle.requests import Runs, ranking_inputs
 from serving.http.fields import (
@@ -32,6 +33,7 @@ from serving.http.fields import (
     string_of,
     timestamp_of,
 )
+from serving.http.past_impressions import Past, PastReader, padded_past
 from serving.http.schema import (
     EARLIEST,
     LATEST,
@@ -63,6 +65,8 @@ class Request:
     """Titles of the history, as they were given: the last plays, oldest first."""
     history: tuple[list[int], list[int], list[float]]
     """Columns of those plays: rows of titles and artworks, and watched (NaN: not known)."""
+    past: Past
+    """Columns of past impressions: rows of artworks, clicked (1 or 0), and hours ago (NaN: not known)."""
     context: dict[str, int | float]
     """By feature: row of a category, number (float), hour or position."""
     title: int
@@ -78,6 +82,8 @@ class Request:
     """Categories of the context that are given."""
     left_out: int
     """Plays of the history that were later than the request."""
+    past_left_out: int
+    """Past impressions whose outcome was not known at the request."""
     member: str | None
     """Id of the member, where it was given."""
     policy_text: str
@@ -104,7 +110,8 @@ class RequestReader:
         self.rows = {k: {value: row for row, value in enumerate(bundle.vocabularies[k].values, 1)} for k in kinds}
         self.titles, self.artworks = self.rows["titles"], self.rows["artworks"]
         self.title_names, self.categories = bundle.vocabularies["titles"].values, categories_of(self.features)
-        self.history_length = bundle.history_length
+        self.history_length, past_length = bundle.request_lengths
+        self.past = PastReader(self.artworks, past_length, duration("outcome_delay", bundle.outcome_delay))
 
     def read(self, body: bytes, now: float) -> tuple[list[Request], bool]:
         """The requests of a body, and whether it is a list; `now`: seconds since 1970. RequestError where any is invalid."""
@@ -170,6 +177,7 @@ class RequestReader:
                 422, f"{prefix}history={quoted(plays)}: must be a list. Give the plays, oldest first, or []."
             )
         history_titles, history, left_out = self._history(plays or [], prefix, timestamp + MAX_CLOCK_SKEW)
+        past, past_left_out = self.past.read(fields_given.get("impressions"), prefix, timestamp)
         given_plays = len(plays or []) - left_out
         count = max(given_plays, integer_of(fields_given, "play_count", prefix, 0, MAX_PLAY_COUNT, 0))
         policy_text = string_of(fields_given, "policy", prefix, default="greedy")
@@ -204,6 +212,8 @@ class RequestReader:
             names=names,
             history_titles=history_titles,
             history=history,
+            past=past,
+            past_left_out=past_left_out,
             context=context,
             title=title_row,
             play_count=count,
@@ -330,6 +340,7 @@ def ids_by_kind(requests: Sequence[Request]) -> dict[str, tuple[int, int]]:
     counts: dict[str, tuple[int, int]] = {}
     for request in requests:
         rows = {"title": [request.title], "artwork": request.artworks, "play": request.history[0]}
+        rows |= {"impression": request.past[0]} if request.past[0] else {}
         ids = {kind: (len(of_kind), of_kind.count(0)) for kind, of_kind in rows.items()}
         ids |= {name: (1, int(not request.context[name])) for name in request.categories}
         for kind, (given, unknown) in ids.items():
@@ -357,6 +368,7 @@ def inputs(requests: Sequence[Request]) -> tuple[dict[str, np.ndarray], np.ndarr
         np.array([request.title for request in requests]),
         np.array([row for request in requests for row in request.artworks]),
         Runs.of([len(request.artworks) for request in requests]),
+        padded_past([request.past for request in requests]),
     )
 
 

@@ -50,6 +50,11 @@ PLAY: dict[str, Schema] = {
         "order; a play later than the request is left out, and counted in the answer"
     },
 }
+IMPRESSION: dict[str, Schema] = {
+    "artwork": ID | {"description": "id of the artwork that was shown"},
+    "clicked": {"type": ["boolean", "null"], "description": "whether the member clicked; default: false"},
+    "time": TIME | {"description": "when it was shown, as a play's"},
+}
 REQUEST: dict[str, Schema] = {
     "title": ID | {"description": "id of the title whose artwork is chosen"},
     "artworks": {
@@ -69,6 +74,13 @@ REQUEST: dict[str, Schema] = {
         "items": {"$ref": "#/components/schemas/Play"},
         "description": "the member's plays, oldest first or each with its time; of more than the bundle reads, the last "
         "count",
+    },
+    "impressions": {
+        "type": ["array", "null"],
+        "items": {"$ref": "#/components/schemas/Impression"},
+        "description": "the member's past impressions, oldest first or each with its time; of more than the bundle reads, the "
+        "last count. Those later than the request, or so short before it that their outcome is not known yet, are left out, and "
+        "counted in the answer",
     },
     "time": TIME | {"description": "when the artwork is shown, as a play's; default: now. Not beside hour"},
     "play_count": {
