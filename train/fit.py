@@ -375,9 +375,8 @@ class _Fit:
         run, config = self.run, self.config
         model.load_state_dict(load_best(run))
         model, reach = model.to(self.device).eval(), config.model.history.reach
-        past = fit_own_taste(model, opened, reach, config.batch, self.device, self.console)
         metrics = {
-            "past_impressions": past,
+            "past_impressions": fit_own_taste(model, opened, reach, config.batch, self.device, self.console),
             **calibrate_with_posterior(model, opened, reach, config.batch, self.device),
             "best_validation": checkpoints.best_validation,
             "validations": self.cursor.validations,
