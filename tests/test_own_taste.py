@@ -17,6 +17,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import keyart
 from datamodules.prepare.prepare import PrepareConfig, prepare
 from datamodules.shards.shard import TEST, Shards
 from datamodules.simulator.click_law import EffectSizes
@@ -184,9 +185,9 @@ def test_choices_follow_own_clicks(own_service: Path, own_bundle: Path, tmp_path
             for n, mask_K in enumerate(mask_NK):
                 p_K = truth[ids[begin + n].decode()]
                 for name, click_NK in answers.items():
-                    values[name].append(p_K[click_NK[n, mask_K].argmax()])
-                values["uniform"].append(p_K.mean())
-                values["best"].append(p_K.max())
+                    values[name].append(float(p_K[click_NK[n, mask_K].argmax()]))
+                values["uniform"].append(float(p_K.mean()))
+                values["best"].append(float(p_K.max()))
             begin += len(mask_NK)
     mean = {name: np.mean(of_all) for name, of_all in values.items()}
     captured = {name: (mean[name] - mean["uniform"]) / (mean["best"] - mean["uniform"]) for name in ("with", "without")}
@@ -326,3 +327,8 @@ def test_new_artworks_have_a_past_too(own_service: Path, own_bundle: Path, tmp_p
         for past in (request, no_past(1))
     ]
     assert np.abs(vectors[0] - vectors[1]).max() > 0.1
+
+
+def test_titles_are_recommended_from_plays_alone(own_service: Path, own_bundle: Path, tmp_path: Path) -> None:
+    assert keyart.main(["recommend", str(own_bundle), str(own_service), str(tmp_path / "titles"), "--top", "3"]) == 0
+    assert pq.read_table(tmp_path / "titles").num_rows > 100

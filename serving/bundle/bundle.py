@@ -21,7 +21,7 @@ from foundation.context import ContextFeature, load_context
 from foundation.errors import UserError
 from serving.bundle.hard_links import Inode, file_checksums, sha256
 from serving.bundle.metadata import BUNDLE_FILE, BundleRecord
-from serving.bundle.requests import RequestLengths
+from serving.bundle.requests import RequestLengths, no_past
 from serving.bundle.seal import DIGEST, read_record
 from serving.bundle.steady import Identity, T, identity, read_steadily
 
@@ -187,8 +187,8 @@ class Bundle:
         return dict(zip(names, _run(self.session, request, names, release_memory), strict=True))
 
     def members(self, history: dict[str, np.ndarray]) -> np.ndarray:
-        """Title queries, float32 (N, W), from the inputs `history_*` of a request."""
-        return _run(self.member_session, history, ["title_query"])[0]
+        """Title queries, float32 (N, W), from the inputs `history_*` of a request: past impressions tell nothing of titles."""
+        return _run(self.member_session, no_past(len(history["history_length"])) | history, ["title_query"])[0]
 
     def explain(self, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The terms of appeal by name, from the inputs of `rank`."""
