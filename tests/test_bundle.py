@@ -55,7 +55,9 @@ def test_an_empty_history_is_the_learned_state(bundle: Path, run: Path) -> None:
         zero = torch.zeros(1, dtype=torch.int64)
         content = sum(model.content_widths())
         coplay = torch.zeros(1, model.config.coplay.rank)
-        state = States(model.sequence_tower.history.no_history_D[None], torch.zeros(1, content), coplay)
+        state = States(
+            model.sequence_tower.history.no_history_D[None], torch.zeros(1, content), coplay, torch.zeros(1, 0)
+        )
         nowhere, again = zero_context(model.sizes.context, 1), torch.zeros(1, dtype=torch.bool)
         terms = model.rank(state, nowhere, zero, torch.arange(1, 5)[None], again)
         expected = model.probabilities(terms)[0].numpy()

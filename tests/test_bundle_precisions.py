@@ -33,7 +33,6 @@ from serving.bundle.ids import MIN_EXTERNAL_BYTES, WEIGHTS
 from serving.bundle.precision import reduce_graph
 from serving.bundle.precision_bounds import BOUNDS, PRECISIONS, Precision
 from serving.bundle.refresh import refresh
-from serving.bundle.requests import RequestLengths
 from serving.bundle.seal import write_record
 from serving.bundle.variants import SERVED_GRAPHS, precision_table
 from serving.bundle.verify import verify
@@ -71,7 +70,7 @@ def shipped(bundle: Path, folder: Path, validation: Shards | None, console: Cons
     shutil.copytree(bundle, folder)
     opened = Bundle.open(folder)
     metadata = opened.metadata
-    arguments = (opened.vocabularies, opened.history_length, metadata["golden"]["largest_difference"], validation)
+    arguments = (opened.vocabularies, opened.request_lengths, metadata["golden"]["largest_difference"], validation)
     metadata["precisions"] = ship_variants(folder, *arguments, console or Console(quiet=True))
     metadata["sha256"] = bundle_checksums(folder)
     write_record(folder, metadata)
@@ -145,8 +144,8 @@ def test_what_would_be_no_number_stays_float32() -> None:
 def test_float32_is_what_training_measured(bundle: Path, run: Path, shards: Path, rank_rows: ModelProto) -> None:
     """The log loss over requests as served equals that over members in torch."""
     opened, session = Shards.open(shards), session_of(rank_rows)
-    history = Bundle.open(bundle).history_length
-    measured = measure({"fp32": session}, opened, RequestLengths(history, 0))["fp32"]
+    lengths = Bundle.open(bundle).request_lengths
+    measured = measure({"fp32": session}, opened, lengths)["fp32"]
     model, losses = Run.open(run).model, []
     for batch in Feed(opened.shards, VALIDATION, reach=model.config.history.reach, impressions=500, shuffle=False):
         with torch.no_grad():
@@ -156,7 +155,7 @@ def test_float32_is_what_training_measured(bundle: Path, run: Path, shards: Path
     assert measured["log_loss"] == pytest.approx(float(torch.cat(losses).mean()), abs=1e-5)
     assert measured["impressions"] == sum((shard.split == VALIDATION).sum() for shard in opened.shards)
     assert measured["same_choice"] == measured["captured_lift"] == 1
-    assert measure({"fp32": session}, opened, RequestLengths(history, 0), most=200)["fp32"]["impressions"] == 200
+    assert measure({"fp32": session}, opened, lengths, most=200)["fp32"]["impressions"] == 200
     times = np.concatenate([shard.shown_at[shard.split == VALIDATION] for shard in opened.shards])
     taken = zip(opened.shards, newest_validation(opened, 200), strict=True)
     assert np.sort(np.concatenate([shard.shown_at[rows] for shard, rows in taken])).tolist() == sorted(times)[-200:]

@@ -119,6 +119,7 @@ def openapi(bundle: Bundle, version: str, *, secured: bool = False) -> Spec:
         {"$ref": "#/components/schemas/Answer"},
     )
     fields = request_schema(bundle.context)
+    explanation = {name: spec for name, spec in EXPLANATION.items() if bundle.past_length or name not in OF_PAST}
     unauthorised = {401: "the token is missing or wrong"} if secured else {}
     rank = {
         "summary": "Rank a title's artworks for a member and choose one; a list of requests is answered by a list.",
@@ -161,7 +162,7 @@ def openapi(bundle: Bundle, version: str, *, secured: bool = False) -> Spec:
                 "Impressions": _object(IMPRESSIONS, tuple(IMPRESSIONS)),
                 "Chosen": _object(CHOSEN, tuple(CHOSEN)),
                 "Ranked": _object(RANKED, tuple(RANKED)),
-                "Explanation": _object(EXPLANATION, tuple(name for name in EXPLANATION if name not in OF_PAST)),
+                "Explanation": _object(explanation, tuple(explanation)),
                 "Refusal": _object({"error": {"type": "string", "description": "one line"}}, ("error",)),
             }
         },
