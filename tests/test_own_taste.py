@@ -153,15 +153,15 @@ def test_own_taste_is_the_posterior_of_a_linear_model() -> None:
 
 
 def test_what_is_known_of_members_and_what_is_not(own_run: Path, run: Path) -> None:
-    """Both terms are found where they are, and own taste is small where no member has any."""
-    found = Run.open(own_run).metrics["past_impressions"]
-    losses = found["validation_log_loss"]
-    assert found["taken"] == "own taste and fatigue"
+    """Both terms are metrics where they are, and own taste is small where no member has any."""
+    metrics = Run.open(own_run).metrics["past_impressions"]
+    losses = metrics["validation_log_loss"]
+    assert metrics["taken"] == "own taste and fatigue"
     assert losses["own taste and fatigue"] < losses["own taste"] < losses["none"] - 0.003
-    assert found["own_taste_std"] > 0.4
-    assert 0.2 < found["fatigue_of_artwork"] < 1.4, "0.8 by the law"
+    assert metrics["own_taste_std"] > 0.4
+    assert 0.2 < metrics["fatigue_of_artwork"] < 1.4, "0.8 by the law"
     without = Run.open(run).metrics["past_impressions"]
-    assert without["taken"] == "none" or without["own_taste_std"] < found["own_taste_std"] / 2
+    assert without["taken"] == "none" or without["own_taste_std"] < metrics["own_taste_std"] / 2
 
 
 def test_choices_follow_own_clicks(own_service: Path, own_bundle: Path, tmp_path: Path) -> None:
