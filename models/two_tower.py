@@ -337,7 +337,8 @@ class TwoTower(nn.Module):
             appeal_NK, affinity_N = appeal_NK + fatigue[0], affinity_N + fatigue[1].squeeze(1)
         terms = LogitTerms(affinity_N, appeal_NK, self.presentation(context), appeal_NK)
         if engagement_rows_n is None:
-            return terms._replace(engaged_NK=self.engaged(state, context, title, artwork, terms))
+            # not `_replace`, which torch 2.11 cannot compile
+            return LogitTerms(*terms[:-1], self.engaged(state, context, title, artwork, terms))
         # distinct rows, so that the gradient of an index has one order of summing
         engaged_nK = self.engaged(
             States(*(part[engagement_rows_n] for part in state)),
@@ -346,7 +347,7 @@ class TwoTower(nn.Module):
             ArtworkEncoding(*(part[engagement_rows_n] for part in artwork)),
             LogitTerms(*(part[engagement_rows_n] for part in terms)),
         )
-        return terms._replace(engaged_NK=engaged_nK)
+        return LogitTerms(*terms[:-1], engaged_nK)
 
     def affinity(self, state: States, context: Context, title: TitleEncoding, rewatch_N: Tensor) -> Tensor:
         """What the title adds to the click logit for this member, (N,), the effect of the member's number of plays included."""

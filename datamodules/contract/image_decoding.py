@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
 
 BACKGROUND = (0, 0, 0)
 """RGB that shows through transparent parts: black, as the page of a streaming service; `artwork.onnx` does the same."""
@@ -78,6 +78,8 @@ def decode_image(path: Path, *, at_least: int | None = None) -> tuple[Image.Imag
             image.draft(
                 image.mode, (at_least, at_least)
             )  # in its own mode: what is CMYK stays so until its profile is read
+        if image.format == "TIFF":
+            _read_luma_and_chroma(image)
         image.load()
         colours, alpha = _without_alpha(image)
         if colours.mode in DEEP_GREY:
@@ -91,6 +93,18 @@ def decode_image(path: Path, *, at_least: int | None = None) -> tuple[Image.Imag
             picture = Image.composite(picture, Image.new("RGB", picture.size, BACKGROUND), alpha)
         turn = TURNS.get(_orientation(image))
     return picture if turn is None else picture.transpose(turn), tuple(remarks)
+
+
+def _read_luma_and_chroma(image: ImageFile.ImageFile) -> None:
+    """Have uncompressed YCbCr of a TIFF read as it is stored, which Pillow before 13 reads as 4 bytes a pixel: wrong colours, or
+    "truncated". Refused where Pillow would mix up its samples: chroma of fewer pixels (TIFF 6.0, section 21) or in planes."""
+    tags = getattr(image, "tag_v2")  # noqa: B009
+    if tags.get(262) != 6 or any(tile.codec_name != "raw" for tile in image.tile):  # PhotometricInterpretation: YCbCr
+        return
+    if tuple(tags.get(530, (2, 2))) != (1, 1) or tags.get(284, 1) != 1:  # YCbCrSubSampling, PlanarConfiguration
+        raise ImageRefused("has uncompressed YCbCr that is subsampled or in planes: save it as RGB")
+    image._mode = "YCbCr"
+    image.tile = [tile._replace(args=("YCbCr", *tile.args[1:])) for tile in image.tile if isinstance(tile.args, tuple)]
 
 
 def _orientation(image: Image.Image) -> int:

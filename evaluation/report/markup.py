@@ -140,9 +140,18 @@ def grey_picture(artwork: str, catalogue: ArtworkLabels, words: str, shapes: str
 WIDTH, QUALITY = 150, 60
 
 
-@lru_cache(maxsize=2048)
 def thumbnail(path: Path) -> str | None:
     """An image file as a JPEG data URI of at most `WIDTH` by 3/2 of that; None where it cannot be read."""
+    try:
+        state = path.stat()
+    except (OSError, ValueError):
+        return None
+    return _thumbnail(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=2048)
+def _thumbnail(path: Path, _changed: int, _size: int) -> str | None:
+    """`thumbnail` of the file as it was changed last: a later report of the same process shows what replaced it."""
     small = small_image(path)
     return None if small is None else _data_uri(small)
 
