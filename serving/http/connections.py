@@ -200,11 +200,22 @@ class LimitedProtocol(HttpToolsProtocol):
         """Refuse what is not HTTP."""
         self._refuse(400, f"head: {msg.rstrip('.')}.")
 
+    def shutdown(self) -> None:
+        """The service stops: the connection ends, behind an answer where one is due."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._say_close()
+        super().shutdown()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop any deadline."""
         self._cancel_header_deadline()
         self.registry.lost(self)
         super().connection_lost(exc)
+
+    def _say_close(self) -> None:
+        """Have the last answer's head say that the connection ends, which uvicorn 0.34 leaves out."""
+        assert self.cycle is not None
+        self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
 
     def _start_header_deadline(self) -> None:
         self.size = 0
@@ -228,6 +239,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete:
             # requests before it are being answered: the connection ends behind the last of their answers
             self.refused, self.cycle.keep_alive = True, False
+            self._say_close()
             self.flow.pause_reading()
             return
         body = json.dumps({"error": message}).encode()
