@@ -45,6 +45,7 @@ from datamodules.feed.play_feed import PlaysFeed
 from datamodules.simulator.simulate import SimulateConfig, simulate
 from foundation.errors import UserError
 from foundation.progress import progress_bar
+from models.retrieval import member_vectors, title_vectors
 from models.two_tower import Content, TwoTower
 from train.config import FitConfig
 from train.next_title import fit_titles
@@ -202,7 +203,7 @@ def trained(recipe: FitConfig, known: TitleLog, history: TitleLog, seed: int, co
 @torch.no_grad()
 def _scores(model: TwoTower, history: TitleLog, vocabularies: dict) -> np.ndarray:
     shard, rows = as_shard(history, vocabularies), torch.from_numpy(title_rows(history, vocabularies))
-    title_IW, width = model.title_vectors(rows), model.config.width
+    title_IW, width = title_vectors(model, rows), model.config.width
     reach = max(model.config.history.reach, model.config.history.span)
     end = shard.member_plays[1:]
     length = np.minimum(end - shard.member_plays[:-1], reach)
@@ -214,7 +215,7 @@ def _scores(model: TwoTower, history: TitleLog, vocabularies: dict) -> np.ndarra
         ]
         count = torch.from_numpy(length[chunk])
         state = model.states(*plays).learned[torch.arange(len(count)), count]
-        member_MW = model.member_vectors(state, plays[0], count)
+        member_MW = member_vectors(model, state, plays[0], count)
         next_item_scores = member_MW[:, width:-1] @ title_IW[:, width:-1].T
         results[1, chunk] = next_item_scores.numpy()
         results[0, chunk] = (member_MW @ title_IW.T - next_item_scores).numpy()

@@ -33,6 +33,7 @@ from foundation.context import HOURS, MAX_POSITION, ContextFeature, save_context
 from foundation.errors import UserError
 from models.content_towers import ArtworkEmbedding, artwork_vectors
 from models.ranking import Ranking
+from models.retrieval import title_vectors
 from models.serving import CHOOSE_OUTPUTS
 from models.two_tower import TwoTower
 from models.types import Content
@@ -162,7 +163,7 @@ def export(
         save_context(features, folder)
         with torch.no_grad():
             save_file(
-                {"title_vector": model.title_vectors(torch.arange(len(model.title_year_I)))}, folder / TITLE_VECTORS
+                {"title_vector": title_vectors(model, torch.arange(len(model.title_year_I)))}, folder / TITLE_VECTORS
             )
         write_draft(folder, record)  # the golden cases read it
         bundle = Bundle(folder, record)

@@ -41,6 +41,7 @@ from models.content_towers import (
     TitleVectors,
 )
 from models.ranking import OUTPUTS, PAST, Ranking
+from models.retrieval import title_vectors
 from models.serving import CHOOSE_OUTPUTS, MEMBER_OUTPUTS, VECTORS, Choose, Update, Whole
 from serving.bundle.bundle import (
     ARTWORK_GRAPH,
@@ -296,7 +297,7 @@ def _titles(ranking: Ranking) -> ModelProto:
     """
     model = ranking.model
     with torch.no_grad():
-        vectors_WI = model.title_vectors(torch.arange(len(model.title_year_I))).T.contiguous().numpy()
+        vectors_WI = title_vectors(model, torch.arange(len(model.title_year_I))).T.contiguous().numpy()
     constants = {
         "title_vectors": vectors_WI,
         "nothing": np.array(-np.inf, np.float32),

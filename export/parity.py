@@ -22,6 +22,7 @@ from models.context import zero_context
 from models.history import given_plays, is_rewatch
 from models.own_taste import Past
 from models.ranking import OUTPUTS
+from models.retrieval import member_vectors
 from models.two_tower import TwoTower
 from models.types import ArtworkEncoding, States, TitleEncoding
 from serving.bundle.bundle import ARTWORK_GRAPH, TITLE_GRAPH
@@ -81,7 +82,8 @@ def trained_answer(model: TwoTower, request: dict[str, np.ndarray]) -> dict[str,
     shared_NL = model.rank(state, given, title_N, siblings_NL, rewatch_N).appeal_NK * mask_NL
     shared_N = shared_NL.sum(1) / mask_NL.sum(1).clamp(min=1)
     parts = (*model.probabilities(terms), terms.appeal_NK - shared_N[:, None], terms.affinity_N + shared_N)
-    parts = (*parts, *model.appeal_queries(state, given), model.member_vectors(state.learned, history[0], length_N))
+    queries = model.appeal_queries(state, given)[:2]
+    parts = (*parts, *queries, member_vectors(model, state.learned, history[0], length_N))
     return {name: values.numpy() for name, values in zip((*OUTPUTS, "title_query"), parts, strict=True)}
 
 

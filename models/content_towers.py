@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models.image_encoder import ImageEncoder, Projection
 from models.layers import mean_of_known
 from models.resizing import resize_like_pillow
+from models.retrieval import retrieval_vector
 from models.serving import VECTORS
 from models.two_tower import TwoTower
 from models.types import TitleFeatures
@@ -133,7 +134,7 @@ class TitleVectors(nn.Module):
         title = model.encode_titles(title_features)
         play = model.encode_plays(title_features, torch.zeros_like(people))
         title_parts = (title.vector, title.content, title.bias, title.engaged)
-        return *title_parts, play.token, play.content, model.retrieval_vector(title_features)
+        return *title_parts, play.token, play.content, retrieval_vector(model, title_features)
 
 
 def _first_known(rows_NL: Tensor, limit: int) -> Tensor:

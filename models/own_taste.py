@@ -107,12 +107,7 @@ class OwnTaste(nn.Module):
 
     def evidence(self, past: Past, features_NJS: Tensor) -> Tensor:
         """What past impressions sum up to, E and then W, (N, S + 1), with the features of their artworks."""
-        expected_NJ = self.expected(past.artwork_NJ)
-        known_NJ = (past.artwork_NJ > 0).to(expected_NJ.dtype)
-        residual_NJ = (past.clicked_NJ - expected_NJ) * known_NJ
-        information_NJ = expected_NJ * (1 - expected_NJ) * known_NJ
-        by_component_NS = (residual_NJ.unsqueeze(1) @ features_NJS).squeeze(1)
-        return torch.cat([by_component_NS, information_NJ.sum(1, keepdim=True)], dim=1)
+        return evidence(*residuals(past.artwork_NJ, past.clicked_NJ, self.expected(past.artwork_NJ)), features_NJS)
 
     def query(self, evidence: Tensor, artwork_query_ND: Tensor) -> tuple[Tensor, Tensor]:
         """What is added to the artwork query, (..., D), and to the logit of a click whichever the artwork, (..., 1)."""
@@ -120,24 +115,41 @@ class OwnTaste(nn.Module):
         own_ND = own_NS[..., :-1] @ self.basis_DR.T
         return own_ND, own_NS[..., -1:] - (own_ND * self.centre_D).sum(-1, keepdim=True) + self.shift
 
-    def components(self, evidence: Tensor, artwork_query_ND: Tensor) -> Tensor:
-        """u, (..., S)."""
-        by_component_NS, information_N1 = evidence[..., :-1], evidence[..., -1:]
-        shared_NS = F.pad(artwork_query_ND @ self.basis_DR - self.mean_query_R, (0, 1))
-        known_NS = information_N1 * self.spread_S
-        return self.variance_S * (by_component_NS - known_NS * shared_NS) / (1 + self.variance_S * known_NS)
-
-    def unclicked(self, past: Past) -> Tensor:
-        """What each past impression counts in fatigue, (N, J)."""
-        weight_NJ = torch.exp2(-past.hours_NJ / self.half_life)
-        return torch.where(past.hours_NJ.isnan(), 0.0, weight_NJ) * (1 - past.clicked_NJ)
+    def components(self, evidence_Nx: Tensor, artwork_query_ND: Tensor) -> Tensor:
+        """u, (..., S), of evidence E and W, (..., S + 1), and the shared query, (..., D)."""
+        query_NR = artwork_query_ND @ self.basis_DR - self.mean_query_R
+        return own_components(evidence_Nx, query_NR, self.variance_S, self.spread_S)
 
     def fatigue(self, past: Past, past_title_NJ: Tensor, title_N: Tensor, artworks_NK: Tensor) -> tuple[Tensor, Tensor]:
         """What fatigue adds to appeal, (N, K), and to affinity, (N, 1)."""
         by_artwork_NK, by_title_N1 = unclicked_counts(
-            self.unclicked(past), past.artwork_NJ, past_title_NJ, title_N, artworks_NK
+            unclicked_weights(past, self.half_life), past.artwork_NJ, past_title_NJ, title_N, artworks_NK
         )
         return -self.fatigue_2[0] * by_artwork_NK.log1p(), -self.fatigue_2[1] * by_title_N1.log1p()
+
+
+def residuals(artwork_NJ: Tensor, clicked_NJ: Tensor, expected_NJ: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much each past impression was clicked more than expected, and p (1 - p), (N, J); 0 for unknown artworks."""
+    known_NJ = (artwork_NJ > 0).to(expected_NJ.dtype)
+    return (clicked_NJ - expected_NJ) * known_NJ, expected_NJ * (1 - expected_NJ) * known_NJ
+
+
+def evidence(residual_NJ: Tensor, information_NJ: Tensor, features_NJS: Tensor) -> Tensor:
+    """E and then W, (N, S + 1)."""
+    by_component_NS = (residual_NJ.unsqueeze(1) @ features_NJS).squeeze(1)
+    return torch.cat([by_component_NS, information_NJ.sum(1, keepdim=True)], dim=1)
+
+
+def own_components(evidence_Nx: Tensor, query_NR: Tensor, variance_S: Tensor, spread_S: Tensor) -> Tensor:
+    """u, (..., S), by the formula above; `query_NR`: the shared query in the components, minus its mean."""
+    known_NS = evidence_Nx[..., -1:] * spread_S
+    return variance_S * (evidence_Nx[..., :-1] - known_NS * F.pad(query_NR, (0, 1))) / (1 + variance_S * known_NS)
+
+
+def unclicked_weights(past: Past, half_life: Tensor | float) -> Tensor:
+    """What each past impression counts in fatigue, (N, J)."""
+    weight_NJ = torch.exp2(-past.hours_NJ / half_life)
+    return torch.where(past.hours_NJ.isnan(), 0.0, weight_NJ) * (1 - past.clicked_NJ)
 
 
 def unclicked_counts(
@@ -146,7 +158,16 @@ def unclicked_counts(
     """k of each candidate, (N, K), and of the title, (N, 1); an unknown artwork or title, row 0, is no other's."""
     same_NJK = (artwork_NJ.unsqueeze(2) == artworks_NK.unsqueeze(1)) & (artworks_NK > 0).unsqueeze(1)
     same_NJ1 = ((title_NJ == title_N.unsqueeze(1)) & (title_NJ > 0)).unsqueeze(2)
-    weight_N1J = weight_NJ.unsqueeze(1)
-    return (weight_N1J @ same_NJK.to(weight_NJ.dtype)).squeeze(1), (weight_N1J @ same_NJ1.to(weight_NJ.dtype)).squeeze(
-        1
+    by_artwork_NK, by_title_N1 = (
+        (weight_NJ.unsqueeze(1) @ same.to(weight_NJ.dtype)).squeeze(1) for same in (same_NJK, same_NJ1)
     )
+    return by_artwork_NK, by_title_N1
+
+
+def title_of_artworks(title_artworks_IL: Tensor, artworks: int) -> Tensor:
+    """The title row of each artwork row, int64 (A,); 0 where it is not known."""
+    title_I1 = torch.arange(len(title_artworks_IL))[:, None]
+    titles = torch.zeros(artworks, dtype=torch.int64)
+    titles[title_artworks_IL.long()] = title_I1.expand_as(title_artworks_IL)
+    titles[0] = 0
+    return titles

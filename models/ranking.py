@@ -14,7 +14,6 @@ I titles, A artworks, S span; 1: an axis of length 1, which saves reshaping.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +24,10 @@ from models.context import Context, lookup
 from models.history import given_plays
 from models.layers import repeated
 from models.linear_title_models import COARSE_RANK
-from models.own_taste import Past
+from models.own_taste import Past, evidence, residuals
 from models.presentation import PLAY_COUNT_BINS
 from models.two_tower import MEANS, ArtworkEncoding, States, TwoTower
+from models.types import Candidates, Fatigue, Plays, Queries
 
 OUTPUTS = ("click_probability", "engaged_probability", "appeal", "affinity", "artwork_query", "content_query")
 HISTORY = ("history_title", "history_artwork", "history_watched", "history_length")
@@ -37,57 +37,6 @@ EXCLUDED_LOGIT = -1e9
 """Logit of a play that does not count."""
 MIN_NORM = 1e-6
 """Norm of a sum of co-play vectors below which it has no direction."""
-
-
-class Plays(NamedTuple):
-    """What is kept of the plays of a history, and what each counts."""
-
-    image_NTD: Tensor
-    """The image that was clicked; 0 where it is not known."""
-    mean_image_NTD: Tensor
-    """The mean of the title's images, where the one clicked is not known; else 0."""
-    content_NT: Tensor
-    """(N, T, D + G): people and genres."""
-    coplay_NTR: Tensor
-    weight_N1T: Tensor
-    """The play's weight in the mean: see `models.history.RecentMean.last`."""
-    counts_N1T: Tensor
-    """1 for the last `span` plays, else 0."""
-
-
-class Candidates(NamedTuple):
-    """What is kept of the artworks to choose from."""
-
-    vector_NKD: Tensor
-    content_NKC: Tensor
-    own_NK2: Tensor
-    """What each adds for everybody to appeal, and to engagement."""
-
-
-class Queries(NamedTuple):
-    """What a member in a context looks for."""
-
-    title_N1D: Tensor
-    """Meets title vectors in affinity."""
-    artwork_N1D: Tensor
-    """Meets artwork vectors in appeal."""
-    content_N1C: Tensor
-    """Meets artworks' content in appeal."""
-    engagement_N1D: Tensor
-    """Meets artwork vectors in engagement."""
-    levels_N12: Tensor
-    """What the context adds to the logits of a click and of engagement."""
-    own_N1D: Tensor
-    """What the member's own clicks add to the artwork query; this and the next of length 0 where past impressions are not read."""
-    own_level_N11: Tensor
-    """What they add to affinity."""
-
-
-class Fatigue(NamedTuple):
-    """What past impressions that were not clicked add."""
-
-    appeal_NK: Tensor
-    affinity_N11: Tensor
 
 
 class Ranking(nn.Module):
@@ -305,17 +254,14 @@ class Ranking(nn.Module):
         vectors_NJD = self.rows("artwork_vector", given["past_artwork"])[..., : self.model.config.width]
         return self.model.own_taste.features(vectors_NJD)
 
-    def residual(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """By how much each past impression was clicked more than expected, and what it tells, (N, J); 0 for unknown artworks."""
-        expected_NJ = self.rows("artwork_expected", given["past_artwork"]).squeeze(2)
-        known_NJ = (given["past_artwork"] > 0).to(expected_NJ.dtype)
-        return (given["past_clicked"] - expected_NJ) * known_NJ, expected_NJ * (1 - expected_NJ) * known_NJ
+    def residuals(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """`models.own_taste.residuals` of past impressions."""
+        artwork_NJ = given["past_artwork"]
+        return residuals(artwork_NJ, given["past_clicked"], self.rows("artwork_expected", artwork_NJ).squeeze(2))
 
     def evidence(self, given: Mapping[str, Tensor]) -> Tensor:
         """What past impressions sum up to, (N, S + 1): see `models.own_taste`."""
-        residual_NJ, information_NJ = self.residual(given)
-        by_component_NS = (residual_NJ.unsqueeze(1) @ self.past_features(given)).squeeze(1)
-        return torch.cat([by_component_NS, information_NJ.sum(1, keepdim=True)], dim=1)
+        return evidence(*self.residuals(given), self.past_features(given))
 
     def fatigue(self, given: Mapping[str, Tensor]) -> Fatigue:
         """What past impressions that were not clicked add to the candidates."""

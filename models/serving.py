@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.history import given_plays
-from models.ranking import HISTORY, OUTPUTS, PAST, Candidates, Fatigue, Plays, Queries, Ranking, coplay_norm
-from models.types import States
+from models.ranking import HISTORY, OUTPUTS, PAST, Ranking, coplay_norm
+from models.retrieval import member_vectors
+from models.types import Candidates, Fatigue, Plays, Queries, States
 
 MEMBER_OUTPUTS = ("member", "title_query")
 CHOOSE_OUTPUTS = OUTPUTS[:4]
@@ -28,7 +29,7 @@ PAST_TERMS = ("by_past", "of_past", "by_fatigue")
 class Whole(nn.Module):
     """All that a bundle says of whole requests, so that graphs with some of it are parts of one trace.
 
-    `MEMBER_OUTPUTS`: the vector that `Choose` reads, (N, S), and the title query of `TwoTower.member_vectors`, (N, W).
+    `MEMBER_OUTPUTS`: the vector that `Choose` reads, (N, S), and the title query of `models.retrieval.member_vectors`, (N, W).
     `TERMS` share out appeal over what it is made of, exactly: it is a sum and dot products.
 
         appeal(k) = of_artwork(k) + of_state(k) + of_title + sum_c by_context(k, c)
@@ -72,7 +73,7 @@ class Whole(nn.Module):
             learned_ND = ranking.learned_state(plays, history_title, history_watched, length_N)
         # the learned state and the evidence are of length 0 where no click reads them
         member_NS = torch.cat([state.recent, state.coplay, state.learned, state.evidence], dim=2).squeeze(1)
-        title_query_NW = ranking.model.member_vectors(learned_ND, history_title, length_N)
+        title_query_NW = member_vectors(ranking.model, learned_ND, history_title, length_N)
         terms = self._terms(given, plays, state, queries, candidates)
         if fatigue is not None:
             terms += self._past_terms(given, state, queries, candidates, fatigue)
@@ -87,7 +88,7 @@ class Whole(nn.Module):
         vector_NKD = candidates.vector_NKD[..., :width]
         information_N11 = state.evidence[..., -1:]
         gain_N1S = taste.variance_S / (1 + taste.variance_S * information_N11 * taste.spread_S)
-        residual_NJ, _ = ranking.residual(given)
+        residual_NJ, _ = ranking.residuals(given)
         by_component_NJS = residual_NJ.unsqueeze(2) * ranking.past_features(given) * gain_N1S
         by_past_NJK = (by_component_NJS[..., :-1] @ taste.basis_DR.T) @ vector_NKD.mT
         of_past_NK = (vector_NKD @ queries.own_N1D.mT).squeeze(2) - by_past_NJK.sum(1)

@@ -22,7 +22,7 @@ from models.history import RecentMean, is_rewatch
 from models.layers import dots, gather_rows, mean_of_known, mean_of_rows, repeated, scaled_linear, sums_of_last, table
 from models.linear_title_models import LowRankEase, NextItemRegression
 from models.own_preferences import OwnPreferences
-from models.own_taste import OwnTaste, Past
+from models.own_taste import OwnTaste, Past, title_of_artworks
 from models.presentation import PlayCount, Presentation
 from models.sequence_tower import SequenceTower
 from models.two_tower_config import TwoTowerConfig
@@ -47,15 +47,6 @@ MEANS = 5.0
 """Factor of the means over histories, which lie about a fifth as far apart as the plays' own features."""
 LINEAR_STD = 0.05
 """Standard deviation of the initial weights from member features to the artwork and title queries."""
-
-
-def title_of_artworks(title_artworks_IL: Tensor, artworks: int) -> Tensor:
-    """The title row of each artwork row, int64 (A,); 0 where it is not known."""
-    title_I1 = torch.arange(len(title_artworks_IL))[:, None]
-    titles = torch.zeros(artworks, dtype=torch.int64)
-    titles[title_artworks_IL.long()] = title_I1.expand_as(title_artworks_IL)
-    titles[0] = 0
-    return titles
 
 
 class TwoTower(nn.Module):
@@ -198,7 +189,7 @@ class TwoTower(nn.Module):
 
     def titles(self, rows: Tensor) -> TitleEncoding:
         """Encodings of titles by the title tower, for rows of any shape."""
-        return self.encode_titles(self._title_features(rows))
+        return self.encode_titles(self.title_features_of(rows))
 
     def encode_titles(self, title_features: TitleFeatures) -> TitleEncoding:
         """Encodings of titles from their features."""
@@ -214,7 +205,7 @@ class TwoTower(nn.Module):
         """Equal shares of a list's genres, (..., L) -> (..., G); zero for an empty list."""
         return mean_of_rows(self.genre_identity_GG, genres_xL)
 
-    def _title_features(self, rows: Tensor) -> TitleFeatures:
+    def title_features_of(self, rows: Tensor) -> TitleFeatures:
         """Features of the catalogue's titles, for rows of any shape."""
         people = mean_of_known(self.person, self.title_people_IL[rows])
         return TitleFeatures(rows, people, self.title_genres_IL[rows], self.title_year_I[rows])
@@ -224,7 +215,7 @@ class TwoTower(nn.Module):
         artworks_xL = self.title_artworks_IL[rows]
         mask_x1 = (artworks_xL > 0).any(-1, keepdim=True).to(self.image_scale_E.dtype)
         picture = mean_of_rows(self.artwork_image_AE, artworks_xL) - self.image_mean_E
-        return self.encode_plays(self._title_features(rows), self.image(picture * self.image_scale_E * mask_x1))
+        return self.encode_plays(self.title_features_of(rows), self.image(picture * self.image_scale_E * mask_x1))
 
     def encode_plays(self, title_features: TitleFeatures, mean_image: Tensor) -> PlayEncoding:
         """Encodings of plays from their titles' features and the projected mean of the titles' artwork images (..., D)."""
@@ -266,31 +257,9 @@ class TwoTower(nn.Module):
         coplay = sums_of_last(plays.coplay, self.config.history.span)
         return States(learned, recent, coplay, recent[..., :0])
 
-    def member_vectors(self, state_MD: Tensor, play_title_MT: Tensor, length_M: Tensor) -> Tensor:
-        """Title queries of members after the first `length_M` plays, without any context: (M, D + R + 1).
-
-        `state_MD`: the learned state at that position. The dot product with a title's retrieval vector is the title's score;
-        R is the rank of the next-item regression, and the last column, 1, multiplies the title's bias.
-        """
-        parts = [self.sequence_tower.member_next(state_MD)]
-        if self.next_item is not None:
-            parts.append(self.next_item.states(play_title_MT, length_M, self.config.history.reach))
-        return torch.cat([*parts, torch.ones_like(parts[0][:, :1])], dim=-1)
-
-    def title_vectors(self, rows: Tensor) -> Tensor:
-        """Retrieval vectors of titles, (...,) -> (..., D + R + 1), the last column the title's bias."""
-        return self.retrieval_vector(self._title_features(rows))
-
-    def retrieval_vector(self, title_features: TitleFeatures) -> Tensor:
-        """Retrieval vectors of titles from their features."""
-        parts = [*self.sequence_tower.next_titles(*title_features)]
-        if self.next_item is not None:
-            parts.insert(1, self.next_item.targets(title_features.rows))
-        return torch.cat(parts, dim=-1)
-
     def next_titles(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (..., D) and biases (..., 1) that score titles as the next play, without the next-item regression."""
-        return self.sequence_tower.next_titles(*self._title_features(rows))
+        return self.sequence_tower.next_titles(*self.title_features_of(rows))
 
     def rank(
         self,
@@ -311,10 +280,8 @@ class TwoTower(nn.Module):
         artworks, artwork_of = torch.unique(artworks_NK, return_inverse=True)
         title, artwork = self.titles(titles), self.artworks(artworks)
         titles_N = TitleEncoding(*gather_rows(title, title_of))
-        fatigue = None
-        if past is not None:
-            past_title_NJ = self.artwork_title_A[past.artwork_NJ]
-            fatigue = self.own_taste.fatigue(past, past_title_NJ, title_N, artworks_NK)
+        title_A = self.artwork_title_A
+        fatigue = None if past is None else self.own_taste.fatigue(past, title_A[past.artwork_NJ], title_N, artworks_NK)
         artworks_NKx = ArtworkEncoding(*gather_rows(artwork, artwork_of))
         return self.rank_vectors(state, context, titles_N, artworks_NKx, rewatch_N, engagement_rows_n, fatigue)
 
@@ -330,7 +297,7 @@ class TwoTower(nn.Module):
     ) -> LogitTerms:
         """The terms from the towers' outputs, `title` of shape (N, ...) and `artwork` of shape (N, K, ...), and from what fatigue
         adds to appeal, (N, K), and to affinity, (N, 1)."""
-        artwork_query_ND, content_query_NC, level_N1 = self.queries(state, context)
+        artwork_query_ND, content_query_NC, level_N1 = self.appeal_queries(state, context)
         affinity_N = self.affinity(state, context, title, rewatch_N) + level_N1.squeeze(1)
         appeal_NK = dots(artwork.vector, artwork_query_ND) + dots(artwork.content, content_query_NC) + artwork.bias
         if fatigue is not None:
@@ -367,12 +334,9 @@ class TwoTower(nn.Module):
         """The member features that the towers are linear in, (N, C + R): the means, and the normalised co-play vector."""
         return torch.cat([state.recent * MEANS, F.normalize(state.coplay, dim=-1, eps=1e-6)], dim=-1)
 
-    def appeal_queries(self, state: States, context: Context) -> tuple[Tensor, Tensor]:
-        """Queries for an artwork's vector, (N, D + P), and for its content, (N, C): appeal is the two dot products and a bias."""
-        return self.queries(state, context)[:2]
-
-    def queries(self, state: States, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Both queries of appeal, and what the member's own clicks say of the logit of a click on any artwork, (N, 1)."""
+    def appeal_queries(self, state: States, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries for an artwork's vector, (N, D + P), and for its content, (N, C), whose dot products with a bias are appeal; and
+        what the member's own clicks add to affinity, (N, 1)."""
         artwork_query_ND = self.artwork_query(self.member_features(state)) + self.artwork_query_context(context)
         if self.artwork_query_state is not None:
             artwork_query_ND = artwork_query_ND + self.artwork_query_state(state.learned)

@@ -121,6 +121,57 @@ class PlayEncoding(NamedTuple):
     """(..., R): the title's co-play vector."""
 
 
+class Plays(NamedTuple):
+    """What is kept of the plays of a history, and what each counts."""
+
+    image_NTD: Tensor
+    """The image that was clicked; 0 where it is not known."""
+    mean_image_NTD: Tensor
+    """The mean of the title's images, where the one clicked is not known; else 0."""
+    content_NT: Tensor
+    """(N, T, D + G): people and genres."""
+    coplay_NTR: Tensor
+    weight_N1T: Tensor
+    """The play's weight in the mean: see `models.history.RecentMean.last`."""
+    counts_N1T: Tensor
+    """1 for the last `span` plays, else 0."""
+
+
+class Candidates(NamedTuple):
+    """What is kept of the artworks to choose from."""
+
+    vector_NKD: Tensor
+    content_NKC: Tensor
+    own_NK2: Tensor
+    """What each adds for everybody to appeal, and to engagement."""
+
+
+class Queries(NamedTuple):
+    """What a member in a context looks for."""
+
+    title_N1D: Tensor
+    """Meets title vectors in affinity."""
+    artwork_N1D: Tensor
+    """Meets artwork vectors in appeal."""
+    content_N1C: Tensor
+    """Meets artworks' content in appeal."""
+    engagement_N1D: Tensor
+    """Meets artwork vectors in engagement."""
+    levels_N12: Tensor
+    """What the context adds to the logits of a click and of engagement."""
+    own_N1D: Tensor
+    """What the member's own clicks add to the artwork query; this and the next of length 0 where past impressions are not read."""
+    own_level_N11: Tensor
+    """What they add to affinity."""
+
+
+class Fatigue(NamedTuple):
+    """What past impressions that were not clicked add."""
+
+    appeal_NK: Tensor
+    affinity_N11: Tensor
+
+
 def piecewise_linear_calibration(logit: Tensor, line: Tensor) -> Tensor:
     """A calibrated logit: scale * logit + shift + sum_k bend_k max(0, logit - knot_k).
 

@@ -18,10 +18,12 @@ import torch
 from rich.console import Console
 
 import keyart
+from datamodules.feed.impression_feed import Feed
 from datamodules.prepare.prepare import PrepareConfig, prepare
-from datamodules.shards.shard import TEST, Shards
+from datamodules.shards.shard import TEST, VALIDATION, Shards
 from datamodules.simulator.click_law import EffectSizes
 from datamodules.simulator.simulate import simulate
+from evaluation.report.artwork_sections import reason_in_words
 from export.export import export
 from models.own_taste import OwnTaste, Past
 from pipeline import embedded_artworks
@@ -38,7 +40,9 @@ from tests.conftest import TINY, TINY_EMBEDDING, TINY_FIT, Once
 from tests.grown_catalogue import grow
 from train.embed import embed
 from train.fit import fit
+from train.posterior import appeal_features
 from train.run import Run
+from train.task import impression_states
 
 HOUR = 3_600_000_000
 OWN = replace(TINY, members=500, mean_impressions=70, strengths=EffectSizes(own=1.5, fatigue=0.8, mood=0.2, person=0.2))
@@ -162,6 +166,25 @@ def test_what_is_known_of_members_and_what_is_not(own_run: Path, run: Path) -> N
     assert 0.2 < metrics["fatigue_of_artwork"] < 1.4, "0.8 by the law"
     without = Run.open(run).metrics["past_impressions"]
     assert without["taken"] == "none" or without["own_taste_std"] < metrics["own_taste_std"] / 2
+
+
+def test_the_posterior_is_of_the_appeal_that_is_served(own_run: Path, own_shards: Path) -> None:
+    """Its features sum up to appeal with own taste, so that Thompson sampling draws around it."""
+    model, shards = Run.open(own_run).model, Shards.open(own_shards)
+    feed = Feed(shards.shards, VALIDATION, reach=model.config.history.reach, impressions=300, shuffle=False)
+    with torch.no_grad():
+        for b in feed:
+            states = model.states(b.play_title, b.play_artwork, b.play_watched)
+            state, artwork = impression_states(model, b, states), model.artworks(b.artworks)
+            queries = model.appeal_queries(state, b.context)[:2]
+            features_NK = appeal_features(model, *queries, artwork).sum(-1) + artwork.bias
+            preferences_N = (model.own_preferences(b.artworks)[:, 0] * model.own_preferences.indicators(b.context)).sum(
+                1
+            )
+            rewatch_N = torch.zeros(len(b.title), dtype=torch.bool)
+            appeal_NK = model.rank(state, b.context, b.title, b.artworks, rewatch_N).appeal_NK
+            torch.testing.assert_close(features_NK[:, 0] + preferences_N, appeal_NK[:, 0], atol=1e-4, rtol=1e-4)
+            assert state.evidence.abs().sum() > 0
 
 
 def test_choices_follow_own_clicks(own_service: Path, own_bundle: Path, tmp_path: Path) -> None:
@@ -288,6 +311,9 @@ def test_a_request_over_http(own_bundle: Path) -> None:
     assert {"own_clicks", "fatigue"} <= explanation.keys()
     parts = [explanation[name] for name in ("itself", "context", "state", "own_clicks", "fatigue")]
     assert abs(sum(parts) - explanation["appeal"]) < 1e-4, "without plays"
+    words = reason_in_words(explanation)
+    assert f"what the member clicked and left before {explanation['own_clicks']:+.2f}" in words
+    assert "all other plays +0.00" in words.replace("-0.00", "+0.00")
     for wrong, words in (
         ("x", 'impressions="x"'),
         ([3], "impressions[0]"),

@@ -65,7 +65,7 @@ def features_of(model: TwoTower, shards: Shards) -> tuple[np.ndarray, np.ndarray
             states = model.states(b.play_title, b.play_artwork, b.play_watched)
             state = model.state_at(states, b.member, b.position)
             artwork = model.artworks(b.artworks)
-            meet = model.appeal_queries(state, b.context)
+            meet = model.appeal_queries(state, b.context)[:2]
             again = torch.zeros(len(b.title), dtype=torch.bool)
             for n, (member, position, title) in enumerate(zip(b.member, b.position, b.title, strict=True)):
                 recent = b.play_title[member, max(0, position - model.config.history.span) : position]

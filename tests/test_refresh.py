@@ -22,6 +22,7 @@ from datamodules.shards.catalogue import build_catalogue
 from export.export import explanation_tables, random_requests
 from export.parity import TOWER_BOUND
 from models.ranking import OUTPUTS, Ranking
+from models.retrieval import title_vectors
 from models.two_tower import TwoTower
 from models.types import Content
 from serving.bundle.bundle import (
@@ -81,7 +82,7 @@ def test_what_is_new_is_placed_as_torch_places_it(run: Path, grown: Path, refres
         np.testing.assert_allclose(ours[new:], torchs[new:], atol=2e-3, err_msg=name)
     vectors = load_file(refreshed / TITLE_VECTORS)["title_vector"]
     with torch.no_grad():
-        expected = ranking.model.title_vectors(torch.arange(len(words["titles"]))).numpy()
+        expected = title_vectors(ranking.model, torch.arange(len(words["titles"]))).numpy()
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
     # requests with new titles and artworks as title, history and candidates
     request = random_requests(words, opened.context, opened.history_length, 60, 20, 5, seed=4)

@@ -20,6 +20,7 @@ from datamodules.feed.play_feed import PlaysFeed
 from datamodules.shards.shard import Shards
 from foundation.errors import UserError
 from models.linear_title_models import LowRankEase, LowRankEaseConfig, NextItemConfig, NextItemRegression
+from models.retrieval import member_vectors, title_vectors
 from models.two_tower import TwoTower, TwoTowerConfig
 from serving.bundle.bundle import Bundle
 from serving.scoring.recommend import recommend
@@ -250,7 +251,7 @@ def test_lists_are_the_best_titles_not_played(both: Bundle, attending_run: Path,
     artworks = {value: row for row, value in enumerate(both.vocabularies["artworks"].values, 1)}
     checked = 0
     with torch.no_grad():
-        vectors = model.title_vectors(rows)
+        vectors = title_vectors(model, rows)
         for member, own in list(plays.groupby("member_id"))[:40]:
             if own["played_at"].duplicated().any():
                 continue
@@ -267,7 +268,7 @@ def test_lists_are_the_best_titles_not_played(both: Bundle, attending_run: Path,
             request = (history[-reach:], torch.tensor(clicked), torch.tensor(watched))
             request = tuple(part[None] for part in request)
             state = model.states(*request).learned[:, -1]
-            score = (model.member_vectors(state, request[0], torch.tensor([len(last)])) @ vectors.T)[0]
+            score = (member_vectors(model, state, request[0], torch.tensor([len(last)])) @ vectors.T)[0]
             score[0] = score[history] = -torch.inf
             best = score.topk(5)
             assert lists[member][0] == [vocabulary.values[row - 1] for row in best.indices.tolist()]

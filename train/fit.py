@@ -93,9 +93,8 @@ def fit(
     if world.size == 1 and config.devices > 1:
         require_folder(run)
         run_on_ranks(config.devices, fit_on_rank, shards, run, config, from_run, restart, stop_after)
-        return (
-            read_json(run / METRICS, f"Remove {shell_word(run)} and train again.") if (run / METRICS).is_file() else {}
-        )
+        metrics = run / METRICS
+        return read_json(metrics, f"Remove {shell_word(run)} and train again.") if metrics.is_file() else {}
     with Signals() as signals, world.process_group(), ExitStack() as claim:
         signals.deferred = world.size > 1  # a process that left during the start would leave the others waiting
         try:
@@ -274,9 +273,7 @@ class _Fit:
             "shards": str(self.shards.resolve()),
             "shards_fingerprint": opened.fingerprint,
             "log_fingerprint": opened.manifest["log_fingerprint"],
-            "outcome_delay": opened.manifest["outcome_delay"],
-            "validation_from": opened.manifest["validation_from"],
-            "test_from": opened.manifest["test_from"],
+            **{name: opened.manifest[name] for name in ("outcome_delay", "validation_from", "test_from")},
             "embedding": describe_sources(embedding_record),
             "image_encoder": describe_origin(embedding_record),
             "image_encoder_fingerprint": encoder_fingerprint(self.shards),

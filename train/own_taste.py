@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from datamodules.feed.impression_feed import Batch, Feed
 from datamodules.shards.shard import TRAIN, VALIDATION, Shards
-from models.own_taste import HALF_LIVES, Past, unclicked_counts
+from models.own_taste import HALF_LIVES, own_components, unclicked_counts, unclicked_weights
 from models.two_tower import TwoTower
-from train.task import rank_batch
+from train.task import past_of, rank_batch
 
 MAX_IMPRESSIONS = 600_000
 """Impressions that are read at most: some 20 numbers are fitted."""
@@ -45,7 +45,7 @@ class Sample:
     evidence_Nx: Tensor
     """(N, S + 1): see `models.types.States`."""
     query_NR: Tensor
-    """The shared query in the components, minus its mean."""
+    """The shared query in the components."""
     features_NS: Tensor
     """Those of the artwork shown."""
     unclicked_NH2: Tensor
@@ -70,18 +70,18 @@ def fit_own_taste(
     taste.spread_S.copy_(spread_S)
     validation = _sample(model, shards, VALIDATION, reach, batch, device)
     mean_R = taste.mean_query_R.to(training.query_NR)
-    fits = {"none": _Fit.none(spread_S)}
-    fits["own taste"] = _fitted(training, spread_S, mean_R, half_life=None)
-    candidates = [_fitted(training, spread_S, mean_R, half_life=index) for index in range(len(HALF_LIVES))]
-    fits["own taste and fatigue"] = min(candidates, key=lambda fit: fit.loss)
-    taken, losses = "none", {}
-    taken_N = torch.empty(0)
-    for name, fit in fits.items():
-        loss_N = _losses(validation, fit, spread_S, mean_R)
-        losses[name] = float(loss_N.mean())
-        gain_N = taken_N - loss_N if len(taken_N) else loss_N
-        if not len(taken_N) or gain_N.mean() > gain_N.std() / len(gain_N) ** 0.5:
-            taken, taken_N = name, loss_N
+    by_half_life = [_fitted(training, spread_S, mean_R, half_life=index) for index in range(len(HALF_LIVES))]
+    fits = {
+        "none": _Fit.none(spread_S),
+        "own taste": _fitted(training, spread_S, mean_R, half_life=None),
+        "own taste and fatigue": min(by_half_life, key=lambda fit: fit.loss),
+    }
+    loss_of = {name: _losses(validation, fit, spread_S, mean_R) for name, fit in fits.items()}
+    taken = "none"
+    for name in fits:
+        gain_N = loss_of[taken] - loss_of[name]
+        if gain_N.mean() > gain_N.std() / len(gain_N) ** 0.5:
+            taken = name
     fit = fits[taken]
     taste.variance_S.copy_(fit.variance_S)
     taste.fatigue_2.copy_(fit.fatigue_2)
@@ -94,7 +94,7 @@ def fit_own_taste(
     )
     return {
         "taken": taken,
-        "validation_log_loss": losses,
+        "validation_log_loss": {name: float(loss_N.mean()) for name, loss_N in loss_of.items()},
         "own_taste_std": spread,
         "fatigue_of_artwork": float(fit.fatigue_2[0]),
         "fatigue_of_title": float(fit.fatigue_2[1]),
@@ -157,17 +157,16 @@ def _sample(model: TwoTower, shards: Shards, split: int, reach: int, batch: int,
 def _of_batch(model: TwoTower, b: Batch) -> tuple[Tensor, ...]:
     taste, width = model.own_taste, model.config.width
     states = model.states(b.play_title, b.play_artwork, b.play_watched)
-    past = Past(b.past_artwork, b.past_clicked, b.past_hours)
+    past = past_of(b)
     logit_N = rank_batch(model, b, everything=False, states=states).click_NK().squeeze(1)
     query_ND = model.appeal_queries(model.state_at(states, b.member, b.position), b.context)[0][:, :width]
     features_NS = taste.features(model.artworks(b.artworks.squeeze(1)).vector[:, :width])
     past_title_NJ = model.artwork_title_A[past.artwork_NJ]
     counts = []
     for hours in HALF_LIVES:
-        weight_NJ = torch.exp2(-past.hours_NJ / hours) * (1 - past.clicked_NJ)
-        counts.append(
-            torch.cat(unclicked_counts(weight_NJ, past.artwork_NJ, past_title_NJ, b.title, b.artworks), dim=1)
-        )
+        weight_NJ = unclicked_weights(past, hours)
+        of_both = unclicked_counts(weight_NJ, past.artwork_NJ, past_title_NJ, b.title, b.artworks)
+        counts.append(torch.cat(of_both, dim=1))
     return (
         logit_N.cpu(),
         b.clicked.cpu(),
@@ -181,10 +180,8 @@ def _of_batch(model: TwoTower, b: Batch) -> tuple[Tensor, ...]:
 def _logits(
     sample: Sample, variance_S: Tensor, fatigue_2: Tensor, half_life: int | None, spread_S: Tensor, mean_R: Tensor
 ) -> Tensor:
-    """The logits with own taste and fatigue, without the shift: `models.own_taste.OwnTaste.components`, in the sample's terms."""
-    known_NS = sample.evidence_Nx[:, -1:] * spread_S
-    shared_NS = F.pad(sample.query_NR - mean_R, (0, 1))
-    own_NS = variance_S * (sample.evidence_Nx[:, :-1] - known_NS * shared_NS) / (1 + variance_S * known_NS)
+    """The logits with own taste and fatigue, without the shift."""
+    own_NS = own_components(sample.evidence_Nx, sample.query_NR - mean_R, variance_S, spread_S)
     logit_N = sample.logit_N + (own_NS * sample.features_NS).sum(1)
     return logit_N if half_life is None else logit_N - sample.unclicked_NH2[:, half_life] @ fatigue_2
 

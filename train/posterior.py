@@ -30,7 +30,7 @@ from models.own_preferences import OwnPreferences
 from models.two_tower import TwoTower
 from models.types import ArtworkEncoding
 from train.calibration import calibrate, validation_losses
-from train.task import rank_batch
+from train.task import impression_states, rank_batch
 
 MIN_BIAS_STD = 0.01
 """Lower bound of the standard deviation of artworks' biases, as logits, for logs in which sampling noise explains everything."""
@@ -72,9 +72,9 @@ def posterior_moments(
     for item in Feed(shards.shards, split, reach=reach, impressions=2 * batch, shuffle=False):
         b = item.to(device)
         states = model.states(b.play_title, b.play_artwork, b.play_watched)
-        state = model.state_at(states, b.member, b.position)
+        state = impression_states(model, b, states)
         artwork = model.artworks(b.artworks)
-        features_NF = appeal_features(model, *model.appeal_queries(state, b.context), artwork).squeeze(1)
+        features_NF = appeal_features(model, *model.appeal_queries(state, b.context)[:2], artwork).squeeze(1)
         logit_N = rank_batch(model, b, states=states).click_NK().squeeze(1)
         rows_N = torch.where(b.artworks < model.sizes.artworks, b.artworks, 0).squeeze(1)
         root_N1 = _variance(logit_N).sqrt().unsqueeze(1)

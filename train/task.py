@@ -42,8 +42,18 @@ def rank_batch(model: TwoTower, batch: Batch, *, everything: bool = True, states
     plays = (batch.play_title, batch.play_artwork, batch.play_watched)
     engagement_known = None if everything else batch.engagement_known
     given = (batch.member, batch.position, batch.context, batch.title, batch.artworks)
-    past = Past(batch.past_artwork, batch.past_clicked, batch.past_hours) if model.own_taste.is_read else None
-    return model(*plays, *given, engagement_known, states, past)
+    return model(*plays, *given, engagement_known, states, past_of(batch) if model.own_taste.is_read else None)
+
+
+def past_of(batch: Batch) -> Past:
+    """The past impressions of a batch's impressions."""
+    return Past(batch.past_artwork, batch.past_clicked, batch.past_hours)
+
+
+def impression_states(model: TwoTower, batch: Batch, states: States) -> States:
+    """The states (N, ...) at a batch's impressions, with the evidence of past ones where they are read, from those of its plays."""
+    state = model.state_at(states, batch.member, batch.position)
+    return state._replace(evidence=model.evidence(past_of(batch))) if model.own_taste.is_read else state
 
 
 def losses(model: TwoTower, batch: Batch, states: States | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -333,6 +333,9 @@ class Reason(TypedDict):
     itself: float
     context: float
     state: float
+    own_clicks: NotRequired[float]
+    """What the member's own clicks add, and below fatigue: where the bundle reads past impressions."""
+    fatigue: NotRequired[float]
     plays: list[ReasonPlay]
     people: list[Likeness]
 

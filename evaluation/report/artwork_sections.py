@@ -129,19 +129,24 @@ def stability_section(rows: Sequence[StabilityRow]) -> Iterator[str]:
     yield table(["", *days], lines)
 
 
-def _why(why: Reason) -> str:
+def reason_in_words(why: Reason) -> str:
     """The framed artwork's click logit minus the mean of the others', in words: exact contributions that add up."""
     clauses = []
     for play in why["plays"]:
         parts = {part: play[part] for part in ("learned", "image", "people", "genres")}
         largest = max(parts, key=lambda part: abs(parts[part]))
         clauses.append(f"{play.get('name') or 'an unknown title'} {sum(parts.values()):+.2f} (mostly {WORDS[largest]})")
-    rest = why["appeal"] - why["itself"] - why["context"] - why["state"]
+    own_clicks, fatigue = why.get("own_clicks", 0.0), why.get("fatigue", 0.0)
+    rest = why["appeal"] - why["itself"] - why["context"] - why["state"] - own_clicks - fatigue
     rest -= sum(play[part] for play in why["plays"] for part in ("learned", "image", "people", "genres"))
     clauses.append(f"all other plays {rest:+.2f}")
     clauses.append(f"the artwork itself, for anybody, {why['itself']:+.2f}")
     of_context = ", ".join(f"{name} {value:+.2f}" for name, value in why.get("context_features", {}).items())
     clauses.append(f"the context {why['context']:+.2f}" + (f" ({of_context})" if of_context else ""))
+    if own_clicks:
+        clauses.append(f"what the member clicked and left before {own_clicks:+.2f}")
+    if fatigue:
+        clauses.append(f"that it was shown before and left {fatigue:+.2f}")
     if abs(why["state"]) > 1e-3:
         clauses.append(f"the attention state of the plays {why['state']:+.2f}")
     people = [f"{person['name']} ({person['likeness']:+.2f})" for person in why["people"] if person["name"]]
@@ -187,6 +192,6 @@ def examples(rows: Sequence[ExampleMember], catalogue: ArtworkLabels) -> Iterato
                 )
             yield f'<p>{escape(shown["name"] + genres)}</p><div class="strip">{"".join(cells)}</div>'
             if shown["why"] is not None:
-                yield _why(shown["why"])
+                yield reason_in_words(shown["why"])
         yield "</div>"
     yield "</div>"
