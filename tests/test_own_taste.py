@@ -25,6 +25,7 @@ from datamodules.simulator.click_law import EffectSizes
 from datamodules.simulator.simulate import simulate
 from evaluation.report.artwork_sections import reason_in_words
 from export.export import export
+from foundation.errors import UserError
 from models.own_taste import OwnTaste, Past
 from pipeline import embedded_artworks
 from serving.bundle.bundle import Bundle
@@ -123,6 +124,18 @@ def test_impressions_of_one_moment_are_no_history_of_each_other(own_service: Pat
         last = np.where(shard.past_end > shard.past_start, shard.past_time[np.maximum(shard.past_end - 1, 0)], -1)
         assert (last < shard.shown_at).all()
         assert (shard.past_end > shard.past_start).any()
+
+
+def test_shards_like_others_have_their_outcome_delay(own_service: Path, tmp_path: Path) -> None:
+    """What was known of an impression in training is what is known of new ones."""
+    prepare(own_service, tmp_path / "old", PrepareConfig(outcome_delay="3d"))
+    prepare(own_service, tmp_path / "new", like=tmp_path / "old")
+    old, new = (Shards.open(tmp_path / name) for name in ("old", "new"))
+    assert new.manifest["outcome_delay"] == "3d"
+    for one, other in zip(old.shards, new.shards, strict=True):
+        np.testing.assert_array_equal(one.past_end, other.past_end)
+    with pytest.raises(UserError, match=r"outcome_delay=2h: .*prepared with 3d.*Leave --outcome-delay out"):
+        prepare(own_service, tmp_path / "other", PrepareConfig(outcome_delay="2h"), like=tmp_path / "old")
 
 
 def _utc(values: np.ndarray) -> Any:

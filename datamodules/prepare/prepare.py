@@ -24,6 +24,7 @@ from datamodules.contract.engines import Engine, EngineConfig, RecentEngine, ope
 from datamodules.contract.tables import CONTRACT_VERSION, dataset_fingerprint, tables_with
 from datamodules.prepare.assemble import assemble
 from datamodules.prepare.counts import ShardCounts
+from datamodules.prepare.like import OUTCOME_DELAY, outcome_delay_of, require_same_context
 from datamodules.prepare.relations import (
     MAX_SHARDS,
     DatasetTables,
@@ -72,7 +73,7 @@ class PrepareConfig:
     """Date or time at which test begins."""
     shards: int = 0
     """How many shards; 0: from the log's size."""
-    outcome_delay: str = "1h"
+    outcome_delay: str = OUTCOME_DELAY
     """After which time the outcome of an impression is known, such as 90s, 30m or 1h: from then on it is history of the member's
     later impressions."""
     context: list[ContextFeature] = field(default_factory=list)
@@ -122,17 +123,17 @@ def prepare(
     """Write the shards of a valid dataset and return their manifest.
 
     With `like`, the vocabularies of those shards are used, new titles and artworks appended, and their image encoder, context
-    features and scale of ratings are copied; with `vocabularies`, `features` and `rating_scale`, only those are used, and without
-    a scale ratings count as not given. With `since`, only impressions shown at or after that moment are kept, with their members'
-    whole histories, and the splits are shares of them. With `keep_requests`, each shard also keeps impression_id and candidates as
-    they were logged, in `requests.parquet`.
+    features, scale of ratings and outcome delay are copied; with `vocabularies`, `features` and `rating_scale`, only those are
+    used, and without a scale ratings count as not given. With `since`, only impressions shown at or after that moment are kept,
+    with their members' whole histories, and the splits are shares of them. With `keep_requests`, each shard also keeps
+    impression_id and candidates as they were logged, in `requests.parquet`.
     The dataset is read, never written to; `out` appears when it is complete, and keeps an embedding that it had.
     """
     config, console = config or PrepareConfig(), console or Console(stderr=True)
     log_fingerprint = dataset_fingerprint(dataset)
     model = None if like is None else Shards.open(like)
     if model is not None:
-        _require_same_context(model, config)
+        require_same_context(model, config.context)
         features = model.context
     features = features or context_features(config.context)
     tables = tables_with(features)
@@ -161,7 +162,8 @@ def prepare(
             vocabularies = vocabularies_of(log, split_times[0], features)
             features = with_number_statistics(log, split_times[0], features)
             warn_of_rounding(features, console)
-        outcome_delay = round(duration("outcome_delay", config.outcome_delay) * 1_000_000)
+        delay_text = outcome_delay_of(model, config.outcome_delay)
+        outcome_delay = round(duration("outcome_delay", delay_text) * 1_000_000)
         shards = config.shards or shard_count(size)
         require_memory(size, shards, working.memory)
         at_once = rows_at_once(size, working.memory)
@@ -224,7 +226,7 @@ def prepare(
                 "shards": shards,
                 "since": None if since is None else since.isoformat(),
                 "like": None if model is None else model.fingerprint,
-                "outcome_delay": config.outcome_delay,
+                "outcome_delay": delay_text,
                 "validation_from": _instant(split_times[0]),
                 "test_from": _instant(split_times[1]),
                 "rating_scale": None if rating_scale is None else asdict(rating_scale),
@@ -273,27 +275,6 @@ def check_and_prepare(
         if checked.coverage:
             console.print(f"prepare: {checked.coverage.line()}", markup=False, soft_wrap=True)
         return manifest
-
-
-def _require_same_context(model: Shards, config: PrepareConfig) -> None:
-    """UserError where the config declares other context features than those of the shards it shall be like."""
-    of_model = {feature.name: feature for feature in model.context}
-    declared = {feature.name: feature for feature in context_features(config.context)}
-    remedy = "Leave --context out: shards like others have their features."
-    if config.context and declared.keys() != of_model.keys():
-        raise UserError(
-            f"context={sorted(declared.keys() - of_model) or sorted(of_model.keys() - declared)}: {model.folder} has the context "
-            f"features {', '.join(sorted(of_model))}. {remedy}"
-        )
-    for feature in config.context:
-        other = of_model[feature.name]
-        for field_name in ("kind", "source", "read_by", "crossed_with", "prior", "reference", "mean", "std"):
-            own, theirs = getattr(feature, field_name), getattr(other, field_name)
-            if own is not None and own != theirs:
-                option = {"source": "column", "read_by": "terms"}.get(field_name, field_name)
-                raise UserError(
-                    f"context feature {feature.name!r}: {option}={own!r}, and in {model.folder} it is {theirs!r}. {remedy}"
-                )
 
 
 def _require_own_manifest(out: Path) -> None:

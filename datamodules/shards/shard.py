@@ -29,8 +29,9 @@ MANIFEST, REQUESTS, EMBEDDING = "manifest.json", "requests.parquet", "embedding"
 TRAIN, VALIDATION, TEST = 0, 1, 2
 MICROSECONDS, MICROSECONDS_AN_HOUR = 1_000_000, 3_600_000_000
 SPLITS = ("train", "validation", "test")
-FIELDS = ("fingerprint", "log_fingerprint", "shards", "splits", "validation_from", "test_from", "rating_scale")
-"""What every manifest has; shards of older versions have no ratings, nor this record of their scale."""
+FIELDS = ("fingerprint", "log_fingerprint", "shards", "splits", "validation_from", "test_from")
+FIELDS += ("rating_scale", "outcome_delay")
+"""What every manifest has; shards of older versions lack the last two."""
 REMEDY = "Run keyart prepare again."
 
 
